@@ -1,0 +1,29 @@
+"""Adapts the shipped tiny backbone to hard synthetic speakers, all in one run.
+
+    python -m hra_jax.train --config quickstart --workdir runs/quickstart
+
+(or `make quickstart`, which also makes the environment). The audio is rendered into `data.dir` first.
+"""
+
+from ml_collections import ConfigDict
+
+from hra_jax import config as configs
+
+
+def get_config() -> ConfigDict:
+    """Returns what differs from `base`."""
+    config = configs.load("base")
+    config.steps = 400
+    config.data.dir = "runs/data/hard"
+    config.data.synthetic = "hard"
+    config.data.sources = (("hard", "{dir}/train.jsonl", 1.0),)
+    config.batch.seconds = 64.0
+    config.batch.max_tasks = 16
+    config.batch.buckets = (2.0, 4.0, 6.0)
+    config.optimizer.warmup_steps = 50
+    config.checkpoint.every_steps = 100
+    config.eval.every_steps = 100
+    config.eval.suite = "hard"
+    config.eval.select_suite = "hard_validation"
+    config.export["from"] = "best"
+    return config

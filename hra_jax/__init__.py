@@ -1,0 +1,18 @@
+"""Hierarchical recurrent adapters for frozen speech encoders, in JAX.
+
+backbone = hra_jax.load_backbone("builtin:tiny")
+model = hra_jax.load_adapter("W/adapter", backbone)
+texts = model.transcribe(waveforms, sample_rate=8000, tasks=["nicolas", "__base__"])
+"""
+
+import importlib
+
+_FROM_API = ("Backbone", "Model", "load_adapter", "load_backbone")
+__all__ = ["Backbone", "Model", "load_adapter", "load_backbone"]
+
+
+def __getattr__(name: str):
+    # Late, so that commands which only read files do not wait for JAX.
+    if name in _FROM_API:
+        return getattr(importlib.import_module("hra_jax.api"), name)
+    raise AttributeError(f"module 'hra_jax' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Adaptation methods behind one protocol, and the bank of per-task rows."""

@@ -1,0 +1,47 @@
+"""The task bank: one row per task in every leaf, and the rows that one step touches.
+
+Letters: A tasks in the bank, K tasks that a step may touch, B batch.
+"""
+
+import jax
+import jax.numpy as jnp
+
+BASE = "__base__"  # the reserved task name for "no adapter"
+NO_TASK = -1  # its number in a batch
+
+
+def init_bank(adapter, rng, encoder, tasks: int):
+    """The rows of `tasks` new tasks: leaves `[A, ...]`, each row drawn from its own key."""
+    # fold_in per row, so that row i does not depend on how many rows there are.
+    keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(tasks))
+    return jax.vmap(lambda key: adapter.init_task(key, encoder))(keys)
+
+
+def active_rows(task, size: int, tasks: int):
+    """The tasks of a global batch.
+
+    Args:
+      task: int32 `[B]`, -1 for `__base__`.
+      size: K, at least the number of distinct tasks in the batch.
+      tasks: A.
+
+    Returns:
+      ids: int32 `[K]`, ascending and distinct; places beyond the tasks present hold A, which is no row.
+      index: int32 `[B]`, the place of each utterance's task among `ids`; K for `__base__`.
+    """
+    task = jnp.where(task < 0, tasks, task).astype(jnp.int32)
+    ids = jnp.unique(task, size=size, fill_value=tasks).astype(jnp.int32)
+    index = jnp.searchsorted(ids, task).astype(jnp.int32)
+    return ids, jnp.where(task == tasks, size, index)
+
+
+def gather(bank, ids):
+    """Rows `ids` `[K]` of every leaf `[A, ...]`; a place that is no row gives zeros, never row 0."""
+    return jax.tree.map(lambda leaf: jnp.take(leaf, ids, axis=0, mode="fill", fill_value=0), bank)
+
+
+def scatter(bank, ids, rows):
+    """Writes `rows` `[K, ...]` back; a place that is no row is dropped."""
+    return jax.tree.map(
+        lambda leaf, new: leaf.at[ids].set(new.astype(leaf.dtype), mode="drop", unique_indices=False), bank, rows
+    )

@@ -1,0 +1,103 @@
+"""The model card of an exported adapter, and how rates and names are written for people."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+
+from hra_jax.config import BASE_TASK
+
+_DESCRIPTIONS = {"hra": "the hierarchical recurrent adapter of arXiv 2403.19709"}
+_MOST_LISTED = 50  # task names
+
+
+def percent(rate: float | None) -> str:
+    """A rate for people: one decimal, or `-` where there is none."""
+    return "-" if rate is None else f"{rate:.1%}"
+
+
+def bounds(scores: Mapping) -> str:
+    """The 95% interval of the word error rate in a part of the results, for people; `-` where there is none."""
+    return "-" if scores["wer_low"] is None else f"{percent(scores['wer_low'])} to {percent(scores['wer_high'])}"
+
+
+def markdown_cell(text: str) -> str:
+    """A text that neither ends a cell of a Markdown table nor starts markup in it."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def model_card(config: Mapping, names: list[str], results: Mapping | None) -> str:
+    """The README.md of an adapter folder.
+
+    Args:
+      config: the content of adapter_config.json.
+      names: the tasks in the order of their rows.
+      results: what `hra_jax.evaluation.report.evaluate_results` returned, or None.
+
+    Returns:
+      Markdown.
+    """
+    account, backbone = config["accounting"], config["backbone"]["name"]
+    shared, per_task, whole = (account[f] for f in ("shared_parameters", "parameters_per_task", "backbone_parameters"))
+    total = shared + len(names) * per_task
+    method = config["method"]["name"]
+    listed = ", ".join(markdown_cell(name) for name in names[:_MOST_LISTED])
+    more = f" and {len(names) - _MOST_LISTED} more (tasks.json)" if len(names) > _MOST_LISTED else ""
+    example = names[0] if names else BASE_TASK
+    lines = [
+        f"# Adapter `{method}` for {len(names)} tasks on `{backbone}`",
+        "",
+        f"Small trained parts for a frozen speech encoder, made with hra_jax: {_DESCRIPTIONS[method]}.",
+        "",
+        f"- Backbone: `{backbone}`, fingerprint `{config['backbone']['fingerprint']}`",
+        f"- Method: `{json.dumps(config['method'], sort_keys=True)}`",
+        f"- Tasks: {listed}{more}",
+        f"- Parameters: {shared:,} shared + {len(names):,} tasks x {per_task:,} = {total:,}, {total / whole:.2%} of "
+        f"the backbone's {whole:,}",
+        "",
+        *(_error_rate_lines(results) if results else ()),
+        "## Use",
+        "",
+        f"Give the backbone's own folder in place of `{backbone}` where it is not a built-in one.",
+        "",
+        "```python",
+        "import hra_jax",
+        "import soundfile",
+        "",
+        f"backbone = hra_jax.load_backbone({backbone!r})",
+        'model = hra_jax.load_adapter("ADAPTER_FOLDER", backbone)',
+        'waveform, sample_rate = soundfile.read("a.wav", dtype="float32")',
+        f"print(model.transcribe([waveform], sample_rate=sample_rate, tasks=[{example!r}]))",
+        "```",
+        "",
+        "```sh",
+        f"python -m hra_jax.transcribe --adapter ADAPTER_FOLDER --backbone {shlex.quote(backbone)} "
+        f"--task {shlex.quote(example)} a.wav",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _error_rate_lines(results: Mapping) -> list[str]:
+    """The part of a model card that holds error rates."""
+    lines = [
+        f"## Error rates on the suite `{results['suite']}`",
+        "",
+        "| task | adapter | WER without adapter | WER | 95% interval | CER | words |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, task in results["tasks"].items():
+        cells = (
+            markdown_cell(name),
+            markdown_cell(task["adapter_task"]),
+            percent(task["base_wer"]),
+            percent(task["wer"]),
+            bounds(task),
+            percent(task["cer"]),
+            f"{task['words']:,}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    means = f"{percent(results['wer_macro'])} (without adapter {percent(results['base_wer_macro'])})"
+    normalizer = f"Texts were compared after the normalizer `{results['normalizer']}`."
+    return [*lines, "", f"Mean over tasks: {means}. {normalizer}", ""]

@@ -1,0 +1,240 @@
+"""Recognition from Python: a backbone, and an adapter on it.
+
+Letters: B utterances, S samples, T encoder frames, V vocabulary.
+"""
+
+import dataclasses
+import difflib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hra_jax.adapters import bank, methods
+from hra_jax.adapters import export as exports
+from hra_jax.adapters.base import Adapter, bind, no_parameters, unbound
+from hra_jax.data.audio import resample
+from hra_jax.data.text import Vocabulary, vocabulary_from_json
+from hra_jax.errors import UserError
+from hra_jax.models import backbone as backbones
+from hra_jax.models import ctc
+from hra_jax.models.asr import AsrModel
+
+CHUNK_SECONDS, OVERLAP_SECONDS = 20.0, 4.0  # long audio is recognised in chunks that overlap
+
+
+def padded_size(size: int, least: int) -> int:
+    """The smallest of 1, 1.5, 2, 3, 4, 6, 8, ... times `least` that holds `size`: few compiled shapes."""
+    padded = least
+    while padded < size:
+        if padded + padded // 2 >= size:
+            return padded + padded // 2
+        padded *= 2
+    return padded
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A frozen speech encoder with its CTC head, on the device."""
+
+    files: backbones.BackboneFiles
+    params: dict
+    dtype: jnp.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights, the feature settings and the vocabulary; adapters refuse any other."""
+        return self.files.fingerprint
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the CTC head."""
+        return vocabulary_from_json(self.files.vocabulary)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz, of the features; audio at any other rate is resampled."""
+        return self.files.features.sample_rate
+
+    def log_probs(self, waveforms, *, sample_rate: int):
+        """Log-probabilities without an adapter.
+
+        Args:
+          waveforms: a list of 1-D float arrays, mono, any lengths.
+          sample_rate: their rate, Hz.
+
+        Returns:
+          float32 numpy `[B, T, V]` and int32 `[B]`: the valid encoder frames of each.
+        """
+        return Model(self, Adapter(), {}, {}, ()).log_probs(waveforms, sample_rate=sample_rate)
+
+    def transcribe(self, waveforms, *, sample_rate: int) -> list[str]:
+        """Texts without an adapter; as `Model.transcribe`."""
+        return Model(self, Adapter(), {}, {}, ()).transcribe(waveforms, sample_rate=sample_rate)
+
+
+def load_backbone(location: str, *, dtype: str = "auto", verify: bool = False) -> Backbone:
+    """Loads a backbone.
+
+    Args:
+      location: a folder, or `builtin:NAME`.
+      dtype: 'float32', 'bfloat16', or 'auto' (float32 on a CPU, else bfloat16).
+      verify: hash every tensor again.
+
+    Raises:
+      UserError: no such backbone, or a damaged one.
+    """
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"dtype = {dtype!r}: allowed are 'auto', 'float32', 'bfloat16'")
+    files = backbones.load(location, verify=verify)
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), files.params)
+    return Backbone(files, params, jnp.dtype(dtype))
+
+
+def load_adapter(folder, backbone: Backbone) -> "Model":
+    """Loads an exported adapter onto a backbone.
+
+    Raises:
+      UserError: not an adapter folder, a damaged one, or one that was trained on another backbone.
+    """
+    exported = exports.read_adapter(folder)
+    trained_on = exported.config["backbone"]
+    if trained_on["fingerprint"] != backbone.fingerprint:
+        raise UserError(
+            f"{folder}: trained on the backbone {trained_on['name']!r} ({trained_on['fingerprint'][:12]}), "
+            f"but {backbone.files.info['name']!r} has the fingerprint {backbone.fingerprint[:12]}"
+        )
+    adapter = methods.from_settings(exported.config["method"])
+    names = tuple(exported.tasks)
+    rows = [no_parameters() | tree for tree in exported.tasks.values()]
+    tasks = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *rows)
+    shared = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), no_parameters() | exported.shared)
+    return Model(backbone, adapter, shared, tasks, names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A backbone with an adapter: every utterance of a batch may belong to another task."""
+
+    backbone: Backbone
+    adapter: Adapter
+    shared: dict
+    rows: dict  # the task bank, leaves [A, ...]
+    tasks: tuple[str, ...]
+
+    def vocabulary(self, task: str) -> Vocabulary:
+        """The vocabulary in which `task` writes."""
+        self._task_ids([task])
+        return self.backbone.vocabulary
+
+    def _task_ids(self, tasks) -> np.ndarray:
+        ids = {name: index for index, name in enumerate(self.tasks)} | {bank.BASE: bank.NO_TASK}
+        for name in tasks:
+            if name not in ids:
+                near = difflib.get_close_matches(str(name), ids, n=3, cutoff=0.5)
+                hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(ids)}"
+                raise UserError(f"unknown task {name!r}; {hint}")
+        return np.array([ids[name] for name in tasks], np.int32)
+
+    def log_probs(self, waveforms, *, sample_rate: int, tasks=None):
+        """Log-probabilities of utterances, each through the adapter of its task.
+
+        Args:
+          waveforms: a list of 1-D float arrays, mono, any lengths.
+          sample_rate: their rate, Hz; resampled to the backbone's.
+          tasks: a task name per waveform, `__base__` for no adapter; None means `__base__` for all.
+
+        Returns:
+          float32 numpy `[B, T, V]` and int32 `[B]`: the valid encoder frames of each.
+
+        Raises:
+          UserError: an unknown task, or a waveform that is not 1-D, empty, or not finite.
+        """
+        tasks = [bank.BASE] * len(waveforms) if tasks is None else list(tasks)
+        if len(tasks) != len(waveforms):
+            raise UserError(f"{len(tasks)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
+        ids = self._task_ids(tasks)
+        return self._run([self._prepare(waveform, sample_rate) for waveform in waveforms], ids)
+
+    def _prepare(self, waveform, sample_rate: int) -> np.ndarray:
+        waveform = np.asarray(waveform, np.float32)
+        if waveform.ndim != 1 or not waveform.size:
+            raise UserError(f"a waveform has shape {waveform.shape}; allowed is 1-D (mono) and not empty")
+        if not np.isfinite(waveform).all():
+            raise UserError("a waveform holds NaN or infinite samples")
+        return resample(waveform, sample_rate, self.backbone.sample_rate)
+
+    def _run(self, waveforms, ids):
+        if not waveforms:
+            return np.zeros((0, 0, self.backbone.vocabulary.size), np.float32), np.zeros(0, np.int32)
+        count = len(waveforms)
+        rows = padded_size(count, 1)
+        samples = padded_size(max(len(waveform) for waveform in waveforms), self.backbone.sample_rate)
+        batch = np.zeros((rows, samples), np.float32)
+        for row, waveform in enumerate(waveforms):
+            batch[row, : len(waveform)] = waveform
+        lengths = np.array([len(waveform) for waveform in waveforms] + [0] * (rows - count), np.int32)
+        index = np.full(rows, bank.NO_TASK, np.int32)
+        index[:count] = ids
+        model = AsrModel(
+            self.backbone.files.features, self.backbone.files.encoder, adapter=self.adapter, dtype=self.backbone.dtype
+        )
+        log_probs, frames = _apply(model, self.backbone.params, self.shared, self.rows, batch, lengths, index)
+        frames = np.asarray(frames)[:count]
+        return np.asarray(log_probs)[:count, : max(int(frames.max()), 1)], frames
+
+    def transcribe(self, waveforms, *, sample_rate: int, tasks=None) -> list[str]:
+        """Texts of utterances, each through the adapter of its task; long audio in overlapping chunks.
+
+        Args and errors are those of `log_probs`.
+        """
+        tasks = [bank.BASE] * len(waveforms) if tasks is None else list(tasks)
+        if len(tasks) != len(waveforms):
+            raise UserError(f"{len(tasks)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
+        ids = self._task_ids(tasks)
+        prepared = [self._prepare(waveform, sample_rate) for waveform in waveforms]
+        short = [i for i, waveform in enumerate(prepared) if len(waveform) <= CHUNK_SECONDS * self.backbone.sample_rate]
+        vocabulary, texts = self.backbone.vocabulary, [""] * len(prepared)
+        # Utterances of like length run together, a few at a time: little padding, bounded memory.
+        short.sort(key=lambda i: len(prepared[i]))
+        for start in range(0, len(short), 16):
+            part = short[start : start + 16]
+            log_probs, lengths = self._run([prepared[i] for i in part], ids[part])
+            for i, labels in zip(part, ctc.greedy_decode(log_probs, lengths, vocabulary.blank_id), strict=True):
+                texts[i] = vocabulary.decode(labels)
+        for i in sorted(set(range(len(prepared))) - set(short)):
+            path = self._long_path(prepared[i], ids[i])
+            (labels,) = ctc.greedy_decode(path[None], [len(path)], vocabulary.blank_id)
+            texts[i] = vocabulary.decode(labels)
+        return texts
+
+    def _long_path(self, waveform, task_id) -> np.ndarray:
+        """The best label per frame of long audio: of two overlapping chunks each keeps its half of the overlap."""
+        rate = self.backbone.sample_rate
+        hop = self.backbone.files.features.hop_samples * self.backbone.files.encoder.subsampling
+        size, step = (int(seconds * rate) // hop * hop for seconds in (CHUNK_SECONDS, CHUNK_SECONDS - OVERLAP_SECONDS))
+        margin = (size - step) // 2 // hop
+        starts = list(range(0, max(len(waveform) - (size - step), 1), step))
+        paths = []
+        for start in starts:
+            log_probs, lengths = self._run([waveform[start : start + size]], np.array([task_id]))
+            path = log_probs[0, : lengths[0]].argmax(axis=-1)
+            first = margin if start else 0
+            last = len(path) if start == starts[-1] else step // hop + margin
+            paths.append(path[first:last])
+        return np.concatenate(paths)
+
+
+def _apply_model(model, params, shared, rows, waveform, num_samples, task):
+    if not rows:
+        bound = unbound()
+    else:
+        count = jax.tree.leaves(rows)[0].shape[0]
+        # Straight from the bank by id; what is no task lies beyond its end and gets no adapter.
+        bound = bind(shared, rows, jnp.where(task < 0, count, task))
+    return model.apply({"params": params}, waveform, num_samples, bound)
+
+
+_apply = jax.jit(_apply_model, static_argnums=0)

@@ -1,0 +1,98 @@
+"""From a configuration to the objects of a run: backbone, model, optimizer settings."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hra_jax.adapters import methods
+from hra_jax.adapters.base import Adapter, unbound
+from hra_jax.data.text import CharacterVocabulary, SentencePieceVocabulary, Vocabulary, vocabulary_from_json
+from hra_jax.models import backbone as backbones
+from hra_jax.models.asr import AsrModel
+from hra_jax.models.augment import AugmentConfig
+from hra_jax.models.config import EncoderConfig, FeatureConfig, named_size
+from hra_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Foundation:
+    """What an encoder is built on: geometry, features, vocabulary, and the backbone's weights where there are any."""
+
+    features: FeatureConfig
+    encoder: EncoderConfig
+    vocabulary: Vocabulary
+    name: str
+    fingerprint: str  # '' before there are weights
+    params: dict | None  # numpy, storage dtype; None for pre-training
+
+    def output_length(self, num_samples):
+        """Encoder frames of `num_samples` samples."""
+        return self.encoder.output_length(self.features, num_samples)
+
+
+def vocabulary_of_texts(config, texts) -> Vocabulary:
+    """The vocabulary that `config.pretrain` asks for, learnt from normalised training texts."""
+    if config.pretrain.vocabulary == "sentencepiece":
+        return SentencePieceVocabulary.train(texts, config.pretrain.sentencepiece_size)
+    return CharacterVocabulary(sorted({character for text in texts for character in text} | {" "}))
+
+
+def foundation(config, training_texts=()) -> Foundation:
+    """Reads the backbone of a configuration, or lays out a new one for `method='pretrain'`.
+
+    Args:
+      config: the run's configuration.
+      training_texts: normalised texts that a new vocabulary is learnt from; used for pre-training only.
+
+    Raises:
+      UserError: no such backbone or size, or a damaged folder.
+    """
+    if config.method == "pretrain":
+        vocabulary = vocabulary_of_texts(config, training_texts)
+        features, encoder = named_size(config.pretrain.size, vocabulary.size)
+        return Foundation(features, encoder, vocabulary, config.pretrain.size, "", None)
+    files = backbones.load(config.backbone)
+    vocabulary = vocabulary_from_json(files.vocabulary)
+    name = files.info["name"]
+    return Foundation(files.features, files.encoder, vocabulary, name, files.fingerprint, files.params)
+
+
+def compute_dtype(config):
+    """The dtype of frozen weights and activations: `config.backbone_dtype`, 'auto' by the kind of device."""
+    if config.backbone_dtype == "auto":
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    return jnp.dtype(config.backbone_dtype)
+
+
+def adapter_method(config) -> Adapter:
+    """The adaptation method of a configuration; the identity unless `method='adapter'`."""
+    return methods.from_settings(config.adapter) if config.method == "adapter" else Adapter()
+
+
+def model(config, base: Foundation, *, constrain=lambda x: x) -> AsrModel:
+    """The model that a run trains, with augmentation and dropout (they act only where keys are given)."""
+    return AsrModel(
+        features=base.features,
+        encoder=base.encoder,
+        adapter=adapter_method(config),
+        augment=AugmentConfig(**config.augment),
+        dropout=config.dropout,
+        remat=config.remat,
+        dtype=compute_dtype(config),
+        constrain=constrain,
+    )
+
+
+def optimizer_settings(config) -> OptimizerConfig:
+    """The optimizer settings of a configuration."""
+    return OptimizerConfig(steps=config.steps, **config.optimizer)
+
+
+def random_backbone(base: Foundation, seed: int):
+    """New backbone weights, float32."""
+    init = AsrModel(base.features, base.encoder).init
+    samples = jnp.zeros((1, 8 * base.features.hop_samples))
+    lengths = jnp.full((1,), samples.shape[1], jnp.int32)
+    return nn.unbox(jax.jit(lambda key: init(key, samples, lengths, unbound()))(jax.random.key(seed)))["params"]

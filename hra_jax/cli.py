@@ -1,0 +1,237 @@
+"""How every command starts: flags, configurations, and errors of one line.
+
+A command is a module with a function `main(argv)`:
+
+    def define_flags():
+        flags.DEFINE_string("workdir", None, "Work directory.", required=True)
+
+    def main(argv):
+        config, workdir = FLAGS.config, FLAGS.workdir
+        ...
+
+    if __name__ == "__main__":
+        cli.run(main, define_flags=define_flags, config_flag=True)
+
+Flags are defined when the command starts and not when its module is imported, so that commands can import each other
+and may have flags of the same name. Exit statuses: what `main` returns (None is 0), 2 for an error of the user's, 130
+after Ctrl-C.
+"""
+
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from keyword import iskeyword
+
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import config_flags
+
+from hra_jax import config as configs
+from hra_jax.errors import UserError
+
+# The C++ libraries read these once, when jax or TensorFlow is imported. What the user has set stays.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+FLAGS = flags.FLAGS
+
+USER_ERROR = 2  # exit status
+INTERRUPTED = 130  # exit status: 128 + SIGINT
+_HELP = {"help", "helpshort", "helpfull", "helpxml", "?"}
+_CONFIG_HELP = (
+    "Configuration: a ready-made name (such as quickstart) or the path of a file. Any of its keys can be overridden: "
+    "--config.key=value."
+)
+# Storage trouble that is the user's to mend. TensorStore reports the same as plain text in other exceptions.
+_STORAGE_ERRNOS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
+_STORAGE_TEXTS = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS))
+
+
+def run(
+    main: Callable[[list[str]], int | None],
+    *,
+    config_flag: bool = False,
+    define_flags: Callable[[], None] | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parses the command line, calls `main` and exits the process.
+
+    Args:
+      main: takes what is left of the command line (the program's name, then the positional arguments) and returns an
+        exit status; None is 0.
+      config_flag: whether the command takes `--config NAME|PATH` with overrides `--config.key=value`. `FLAGS.config` is
+        then the validated, locked ConfigDict.
+      define_flags: defines the command's own flags.
+      argv: the command line, program name included; `sys.argv` where None.
+
+    Raises:
+      SystemExit: at the end of every command, unless `main` raises what is not the user's error. Status 2 after a
+        UserError, a wrong flag or configuration, and storage that is full or not writable, with one line on stderr,
+        `error: ...` (`--traceback` shows where it came from); 130 after Ctrl-C.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    try:
+        flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
+        if define_flags is not None:
+            define_flags()
+        if config_flag:
+            argv = _define_config(argv)
+        app.run(main, argv=argv, flags_parser=_parse_flags)
+    except KeyboardInterrupt:
+        _fail("interrupted", status=INTERRUPTED, argv=argv)
+    except flags.Error as error:
+        _fail(str(error), status=USER_ERROR, argv=argv)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error) if isinstance(error, UserError) else _storage_trouble(error)
+        if reason is None:
+            raise
+        _fail(reason, status=USER_ERROR, argv=argv)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        rest = FLAGS(argv)
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_illegal_value(str(error))) from error
+    except SystemExit as stop:
+        # absl ends with status 1 after it has printed the help that was asked for.
+        raise SystemExit(0 if _flag_names(argv) & _HELP else stop.code) from None
+    if FLAGS["verbosity"].using_default_value:
+        # absl would show every INFO line of every library from here on.
+        FLAGS.verbosity = logging.WARNING
+    if "config" in FLAGS and isinstance(FLAGS.config, configs.ConfigDict):
+        configs.validate(FLAGS.config)
+    return rest
+
+
+def _illegal_value(message: str) -> str:
+    """absl's message; for a configuration key, what is allowed in place of the parser's reason."""
+    match = re.match(r"flag --config\.(.+?)=(.*?): ", message, flags=re.DOTALL)
+    key = re.sub(r'\["(\w+)"\]', r".\1", match[1]) if match else ""
+    if key not in configs.RULES:
+        return message
+    return f"config.{key} is {match[2]!r}; allowed: {configs.RULES[key].describe()}"
+
+
+def _fail(message: str, *, status: int, argv: list[str]) -> None:
+    """Prints one line (with the traceback where it is asked for) and exits."""
+    # The flags themselves may be what is wrong, so the command line is read here as text.
+    if any(re.fullmatch(r"--?traceback(=(true|1|yes))?", arg, re.IGNORECASE) for arg in argv):
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+def _flag_names(argv: Sequence[str]) -> set[str]:
+    """The names of all flags on the command line, as typed and without their values."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return {arg.lstrip("-").split("=", 1)[0] for arg in argv[1:end] if arg.startswith("-")}
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _storage_trouble(error: BaseException) -> str | None:
+    """What to tell the user where a full or unwritable disk is behind the error; None where it is not."""
+    for link in _chain(error):
+        if isinstance(link, OSError) and link.errno in _STORAGE_ERRNOS:
+            where = f": {link.filename!r}" if link.filename else ""
+            return f"{link.strerror}{where}; allowed: a folder that can be written, with free space"
+        for text in _STORAGE_TEXTS:
+            if text in str(link):
+                return f"{text}: {' '.join(str(link).split())[:300]}"
+    return None
+
+
+# --- The configuration flag -------------------------------------------------------------------------------------------
+
+
+def _define_config(argv: list[str]) -> list[str]:
+    """Defines `--config` from what stands on the command line; returns the command line without it."""
+    if _flag_names(argv) & _HELP:
+        flags.DEFINE_string("config", None, _CONFIG_HELP)
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS["config"])
+        return argv
+    name, rest = _take_config(argv)
+    if name is None:
+        raise UserError(f"--config is missing; allowed: a path, or one of {', '.join(configs.names())}")
+    config = configs.load(name)
+    rest = [_check_override(arg, config) for arg in rest]
+    try:
+        config_flags.DEFINE_config_dict("config", config, _CONFIG_HELP, sys_argv=rest)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"--config: {error}") from error
+    return rest
+
+
+def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """Splits `--config NAME` or `--config=NAME` off; the last one counts."""
+    name, rest = None, []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word in ("--config", "-config"):
+            name = next(words, None)
+        elif word.startswith(("--config=", "-config=")):
+            name = word.split("=", 1)[1]
+        else:
+            rest.append(word)
+    return name, rest
+
+
+def _check_override(word: str, config: configs.ConfigDict) -> str:
+    """Refuses an unknown key in `--config.key=value`; returns the word as config_flags wants it."""
+    match = re.match(r"(--?(?:no)?config\.)([^=]*)(.*)", word, flags=re.DOTALL)
+    if match is None:
+        return word
+    start, key, value = match.groups()
+    known = configs.flatten(config)
+    if key not in known:
+        inside = tuple(name for name in known if name.startswith(f"{key}."))
+        hint = f"it is a group, set one of {', '.join(inside)}" if inside else configs.near_key(key)
+        raise UserError(f"unknown config key {key!r}; {hint}")
+    # config_flags parses the key as Python, where `export.from` is a syntax error but `export["from"]` is not.
+    first, *others = key.split(".")
+    return start + first + "".join(f'["{part}"]' if iskeyword(part) else f".{part}" for part in others) + value
+
+
+# --- Start of JAX -----------------------------------------------------------------------------------------------------
+
+
+def setup_jax(compile_cache: str | None = None) -> str | None:
+    """Turns JAX's persistent compile cache on.
+
+    Args:
+      compile_cache: folder (`gs://` too). None: the environment's JAX_COMPILATION_CACHE_DIR, else ~/.cache/hra_jax/jax.
+
+    Returns:
+      The folder in use, or None where it cannot be written: then programs are compiled anew in every process.
+    """
+    import jax  # late, so that commands which only read files start fast
+
+    folder = epath.Path(
+        compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR") or epath.Path("~/.cache/hra_jax/jax").expanduser()
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logging.warning("no compile cache: %s", error)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return str(folder)

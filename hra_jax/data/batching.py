@@ -1,0 +1,209 @@
+"""Length buckets: references become batches of one static shape per bucket.
+
+Which rows form a batch follows from the references, their durations and tasks alone. Devices, hosts and threads have
+no part in it, so a position (what has been read, what waits) is valid for any number of them.
+"""
+
+import bisect
+import heapq
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hra_jax.errors import UserError
+
+LABEL_MULTIPLE = 8
+# How many rows may wait in a bucket, beyond a batch of them, for a batch with room for their task. It bounds the size
+# of a position; past it a batch goes out with rows unfilled.
+WAITING_LIMIT = 4096
+
+
+class BatchPlan(NamedTuple):
+    """The rows of one global batch.
+
+    Attributes:
+      bucket: index of the length bucket.
+      rows: (source, row) of each; fewer than the bucket's rows where too many tasks compete (see `Batcher`).
+    """
+
+    bucket: int
+    rows: tuple[tuple[int, int], ...]
+
+
+def check_buckets(buckets: Sequence[float]) -> tuple[float, ...]:
+    """The buckets (seconds) as floats; UserError unless they are positive and ascending."""
+    seconds = tuple(float(bucket) for bucket in buckets)
+    rising = all(low < high for low, high in zip(seconds, seconds[1:], strict=False))
+    if not seconds or not rising or seconds[0] <= 0 or not math.isfinite(seconds[-1]):
+        raise UserError(f"buckets {list(buckets)} must be positive seconds in ascending order, at least one")
+    return seconds
+
+
+def bucket_rows(buckets: Sequence[float], *, batch_seconds: float, multiple: int) -> tuple[int, ...]:
+    """Rows of a batch of each bucket: as many as fit in `batch_seconds`, rounded down to a multiple.
+
+    Args:
+      buckets: the longest utterance of each bucket, seconds, ascending.
+      batch_seconds: audio of a global batch, padding included, seconds.
+      multiple: the rows of every batch divide by it.
+
+    Raises:
+      UserError: the buckets are not ascending, or one of them has no row.
+    """
+    buckets = check_buckets(buckets)
+    if multiple < 1:
+        raise UserError(f"batch multiple {multiple} must be at least 1")
+    rows = []
+    for seconds in buckets:
+        # The small term keeps 1.2 s in buckets of 0.4 s at 3 rows.
+        fit = math.floor(batch_seconds / seconds + 1e-6)
+        if fit < multiple:
+            raise UserError(
+                f"{batch_seconds:g} s of audio per batch hold {max(fit, 0)} rows of the {seconds:g} s bucket, fewer"
+                f" than the batch multiple {multiple}: at least {multiple * seconds:g} s are needed"
+            )
+        rows.append(fit // multiple * multiple)
+    return tuple(rows)
+
+
+def bucket_of(durations, buckets: Sequence[float]) -> np.ndarray:
+    """Index of the shortest bucket that holds each duration; `len(buckets)` where none does.
+
+    Args:
+      durations: seconds, a scalar or an array.
+      buckets: seconds, ascending.
+
+    Returns:
+      int64, in the shape of `durations`.
+    """
+    return np.searchsorted(np.asarray(buckets, np.float64), np.asarray(durations, np.float64), side="left")
+
+
+def label_capacities(bucket_ids: np.ndarray, label_lengths: np.ndarray, *, buckets: int) -> tuple[int, ...]:
+    """U of each bucket: its longest label sequence, rounded up to a multiple of LABEL_MULTIPLE (at least one multiple).
+
+    Args:
+      bucket_ids: int [N], the bucket of each utterance.
+      label_lengths: int [N], its number of labels.
+      buckets: how many buckets there are.
+    """
+    longest = np.ones(buckets, np.int64)
+    np.maximum.at(longest, bucket_ids, label_lengths)
+    return tuple(int(n) for n in -(-longest // LABEL_MULTIPLE) * LABEL_MULTIPLE)
+
+
+class _Waiting:
+    """What waits in one bucket: rows in order of arrival, grouped by task."""
+
+    def __init__(self):
+        self.by_task: dict[int, list[tuple[int, tuple[int, int]]]] = {}  # arrival number and row
+        self.count = 0
+        # No batch is possible while fewer wait than this: each row that comes fills at most one place of a batch that
+        # lacked so many. Most calls of `take` end here, without a search.
+        self._promising = 0
+
+    def add(self, arrival: int, row: tuple[int, int], task: int) -> None:
+        self.by_task.setdefault(task, []).append((arrival, row))
+        self.count += 1
+
+    def arrivals(self) -> list[tuple[int, tuple[int, int]]]:
+        return sorted(entry for rows in self.by_task.values() for entry in rows)
+
+    def take(self, wanted: int, *, max_tasks: int, limit: int) -> list[tuple[int, int]] | None:
+        """Removes and returns `wanted` rows of at most `max_tasks` tasks; fewer once `limit` rows wait, else None."""
+        if self.count < limit and self.count < max(wanted, self._promising):
+            return None
+        tasks = list(self.by_task)
+        if len(tasks) > max_tasks:
+            # The oldest row goes, so that none waits for ever; the other places go to the tasks with the most rows,
+            # and among equals to the one whose first row is older.
+            oldest = min(tasks, key=lambda task: self.by_task[task][0])
+            others = [(len(rows), -rows[0][0], task) for task, rows in self.by_task.items() if task != oldest]
+            tasks = [oldest, *(task for *_, task in heapq.nlargest(max_tasks - 1, others))]
+            lacking = wanted - sum(len(self.by_task[task]) for task in tasks)
+            if lacking > 0 and self.count < limit:
+                self._promising = self.count + lacking
+                return None
+        taken = sorted(entry for task in tasks for entry in self.by_task[task])[:wanted]
+        for task in tasks:
+            left = [entry for entry in self.by_task[task] if entry > taken[-1]]
+            if left:
+                self.by_task[task] = left
+            else:
+                del self.by_task[task]
+        self.count -= len(taken)
+        self._promising = 0
+        return [row for _, row in taken]
+
+
+class Batcher:
+    """Collects references in length buckets and gives a batch when a bucket has one.
+
+    A batch holds at most `max_tasks` distinct tasks: that of the row that has waited longest, then those with the most
+    rows waiting. All other rows stay, in order. With more tasks than `max_tasks` a bucket may hold WAITING_LIMIT rows
+    beyond a batch; then the batch goes out with fewer rows than the bucket has, and nothing is lost.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[float],
+        *,
+        rows: Sequence[int],
+        max_tasks: int,
+        lookup: Callable[[int, int], tuple[float, int]],
+    ):
+        """Starts with nothing waiting.
+
+        Args:
+          buckets: the longest utterance of each bucket, seconds, ascending.
+          rows: rows of a batch of each bucket (`bucket_rows`).
+          max_tasks: most distinct tasks in a batch.
+          lookup: gives the duration (seconds) and the task (any int) of a (source, row).
+
+        Raises:
+          UserError: `max_tasks` below 1, or buckets that are not ascending.
+        """
+        if max_tasks < 1:
+            raise UserError(f"batch max_tasks {max_tasks} must be at least 1")
+        self._buckets = check_buckets(buckets)
+        self._rows = tuple(rows)
+        self._max_tasks = max_tasks
+        self._lookup = lookup
+        self._waiting = [_Waiting() for _ in self._buckets]
+        self._arrivals = 0
+
+    def add(self, source: int, row: int) -> None:
+        """Takes one reference. ValueError if it is longer than the last bucket: such rows must not be fed."""
+        duration, task = self._lookup(source, row)
+        bucket = bisect.bisect_left(self._buckets, duration)
+        if bucket == len(self._buckets):
+            raise ValueError(
+                f"row {row} of source {source} has {duration} s; the last bucket ends at {self._buckets[-1]} s"
+            )
+        self._waiting[bucket].add(self._arrivals, (source, row), task)
+        self._arrivals += 1
+
+    def pop(self) -> BatchPlan | None:
+        """The next batch, or None while no bucket has one. Call it until None before each `add`."""
+        for bucket, waiting in enumerate(self._waiting):
+            wanted = self._rows[bucket]
+            taken = waiting.take(wanted, max_tasks=self._max_tasks, limit=wanted + WAITING_LIMIT)
+            if taken:
+                return BatchPlan(bucket, tuple(taken))
+        return None
+
+    def waiting(self) -> dict[str, list[list[int]]]:
+        """What waits, for JSON: {bucket: [[source, row], ...] in order of arrival}, buckets with nothing left out."""
+        return {
+            str(bucket): [list(row) for _, row in waiting.arrivals()]
+            for bucket, waiting in enumerate(self._waiting)
+            if waiting.count
+        }
+
+    def restore(self, waiting: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        """Takes back what `waiting` gave; the batches that follow are those that would have followed then."""
+        for bucket in sorted(waiting, key=int):
+            for source, row in waiting[bucket]:
+                self.add(int(source), int(row))

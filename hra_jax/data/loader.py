@@ -1,0 +1,365 @@
+"""From references to batches of arrays, for training (endless, restorable) and for evaluation (each utterance once).
+
+Every host forms the same global batches and decodes its own rows of them, in threads, a few batches ahead. A batch is
+a dict of numpy arrays; B is this host's rows, S the samples of the bucket, U its label capacity:
+
+    waveform       float32 [B, S], full scale 1, zeros behind num_samples
+    num_samples    int32 [B]
+    labels         int32 [B, U], zeros behind label_lengths
+    label_lengths  int32 [B]
+    task           int32 [B], row of the adapter bank; -1 is `__base__` (no adapter)
+    weight         float32 [B], 1; 0 for padding and for audio that could not be used
+    utterance      int64 [B], index into the table; -1 is padding
+
+A row of weight 0 has task -1, no samples and no labels; where audio failed, `utterance` still says whose it was.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from hra_jax.data import audio, batching, mixtures
+from hra_jax.data.report import DataReport
+from hra_jax.data.table import BASE_ID, BASE_TASK, TableSource, UtteranceTable, read_sources
+from hra_jax.errors import UserError
+
+__all__ = ["BASE_ID", "BASE_TASK", "TableSource", "TrainLoader", "UtteranceTable", "eval_batches", "read_sources"]
+
+Batch = dict[str, np.ndarray]
+PADDING = -1
+# By how much decoded audio may be longer than its bucket, seconds: it is cut there. Manifests and resampling round.
+_SLACK_SECONDS = 0.02
+# So many different utterances failing in a row mean that the data is not there, long before a large epoch is over.
+_HOPELESS = 1000
+
+
+class _Job(NamedTuple):
+    """A batch in the making."""
+
+    batch: Batch
+    futures: list[Future]
+    position: dict | None
+
+    def result(self) -> Batch:
+        for future in self.futures:
+            future.result()
+        return self.batch
+
+
+class _Assembler:
+    """Fills the arrays of this host's rows in a thread pool. Which thread does what changes nothing in a batch."""
+
+    def __init__(
+        self,
+        table: UtteranceTable,
+        *,
+        buckets: Sequence[float],
+        rows: Sequence[int],
+        capacities: Sequence[int],
+        threads: int,
+        report: DataReport,
+        host_index: int,
+        host_count: int,
+    ):
+        if threads < 1:
+            raise UserError(f"data threads {threads} must be at least 1")
+        if not 0 <= host_index < host_count:
+            raise UserError(f"host {host_index} is not one of {host_count} hosts")
+        for number in rows:
+            if number % host_count:
+                raise UserError(f"{number} rows of a batch do not divide by {host_count} hosts; raise batch.multiple")
+        if table.duration.max() > buckets[-1]:
+            longest = f"{table.duration.max():g} s"
+            raise UserError(f"the longest utterance allowed has {longest}, the last bucket ends at {buckets[-1]:g} s")
+        self._table, self._report, self._capacities = table, report, capacities
+        self._samples = [round(seconds * table.sample_rate) for seconds in buckets]
+        self._slack = round(_SLACK_SECONDS * table.sample_rate)
+        self._rows, self._host_index, self._host_count = rows, host_index, host_count
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    def submit(self, bucket: int, indices: Sequence[int], *, position: dict | None = None) -> _Job:
+        """Starts on the global batch of these utterances, padded to the bucket's rows."""
+        share = self._rows[bucket] // self._host_count
+        mine = np.full(self._rows[bucket], PADDING, np.int64)
+        mine[: len(indices)] = indices
+        mine = mine[self._host_index * share :][:share]
+        batch = {
+            "waveform": np.zeros((share, self._samples[bucket]), np.float32),
+            "num_samples": np.zeros(share, np.int32),
+            "labels": np.zeros((share, self._capacities[bucket]), np.int32),
+            "label_lengths": np.zeros(share, np.int32),
+            "task": np.full(share, BASE_ID, np.int32),
+            "weight": np.zeros(share, np.float32),
+            "utterance": mine,
+        }
+        futures = [self._pool.submit(self._fill, batch, row) for row in np.flatnonzero(mine != PADDING)]
+        return _Job(batch, futures, position)
+
+    def _fill(self, batch: Batch, row: int) -> None:
+        """Decodes one row in place; audio that fails leaves it as padding is, and is reported."""
+        index = int(batch["utterance"][row])
+        try:
+            samples = self._samples_of(index, limit=batch["waveform"].shape[1])
+        except audio.AudioError as error:
+            self._report.add(error.kind, self._table.name(index), error.detail)
+            return
+        labels = self._table.labels(index)
+        batch["waveform"][row, : samples.size] = samples
+        batch["num_samples"][row] = samples.size
+        batch["labels"][row, : labels.size] = labels
+        batch["label_lengths"][row] = labels.size
+        batch["task"][row] = self._table.task[index]
+        batch["weight"][row] = 1.0
+
+    def _samples_of(self, index: int, *, limit: int) -> np.ndarray:
+        """float32 [S], S at most `limit`; AudioError if the audio is bad or not as long as its manifest promised."""
+        table = self._table
+        samples = audio.decode(table.utterances[index], table.sample_rate)
+        if samples.size > limit + self._slack:
+            seconds, allowed = samples.size / table.sample_rate, limit / table.sample_rate
+            raise audio.AudioError("too_long", f"{seconds:g} s of audio; its bucket ends at {allowed:g} s")
+        samples = samples[:limit]
+        frames, needed = int(table.output_length(samples.size)), int(table.frames_needed[index])
+        if table.for_training and frames < needed:
+            raise audio.AudioError("too_short", f"{frames} frames of audio; its labels need {needed}")
+        return samples
+
+    def close(self) -> None:
+        """Stops the threads; what they have not begun is dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _capacities(table: UtteranceTable, buckets: Sequence[float]) -> tuple[int, ...]:
+    inside = batching.bucket_of(table.duration, buckets)
+    kept = inside < len(buckets)
+    return batching.label_capacities(inside[kept], table.label_lengths[kept], buckets=len(buckets))
+
+
+class TrainLoader(Iterator[Batch]):
+    """Endless training batches of this host's rows; the same global batches for any number of hosts and threads.
+
+    Every epoch of a source covers each of its usable utterances once. Use it as a context manager, or call `close`.
+
+    Attributes:
+      wait_seconds: time spent inside `next` so far: what training waited for its input.
+    """
+
+    def __init__(
+        self,
+        table: UtteranceTable,
+        *,
+        seed: int,
+        batch_seconds: float,
+        buckets: Sequence[float],
+        multiple: int,
+        max_tasks: int,
+        threads: int,
+        prefetch: int,
+        report: DataReport,
+        position: Mapping | None = None,
+        host_index: int = 0,
+        host_count: int = 1,
+    ):
+        """Starts at the beginning, or at a position.
+
+        Args:
+          table: the training utterances.
+          seed: decides permutations and mixing.
+          batch_seconds: audio of a global batch, padding included, seconds.
+          buckets: the longest utterance of each bucket, seconds, ascending.
+          multiple: the rows of every global batch divide by it.
+          max_tasks: most distinct tasks in a global batch.
+          threads: decoding threads.
+          prefetch: batches decoded ahead of the one handed out.
+          report: names audio that fails.
+          position: what `position()` of an earlier loader gave, from any number of hosts.
+          host_index, host_count: this host decodes rows [host_index * B / host_count, ...) of a global batch of B.
+
+        Raises:
+          UserError: settings that do not fit together or with the table, a source without a usable utterance, or a
+            position made with other data.
+        """
+        if prefetch < 0:
+            raise UserError(f"data prefetch {prefetch} must be at least 0")
+        rows = batching.bucket_rows(buckets, batch_seconds=batch_seconds, multiple=multiple)
+        self._table, self._report, self._prefetch = table, report, prefetch
+        specs = table.specs()
+        self._usable_rows = {spec.name: spec.rows for spec in specs}
+        self._position = self._checked(position)
+        self._batcher = batching.Batcher(buckets, rows=rows, max_tasks=max_tasks, lookup=table.lookup)
+        self._batcher.restore(self._position["waiting"])
+        self._stream = mixtures.ReferenceStream(specs, seed=seed, start=self._position["consumed"])
+        self._assembler = _Assembler(
+            table,
+            buckets=buckets,
+            rows=rows,
+            capacities=_capacities(table, buckets),
+            threads=threads,
+            report=report,
+            host_index=host_index,
+            host_count=host_count,
+        )
+        self._jobs: deque[_Job] = deque()
+        self._failed: set[int] = set()  # utterances that failed since one last succeeded
+        self._hopeless = min(_HOPELESS, -(-len(table) // host_count))
+        self._closed = False
+        self.wait_seconds = 0.0
+
+    def _checked(self, position: Mapping | None) -> dict:
+        if position is None:
+            return {"consumed": 0, "waiting": {}, "rows": self._usable_rows}
+        missing = [key for key in ("consumed", "waiting", "rows") if key not in position]
+        if missing:
+            raise UserError(f"the data position lacks {missing[0]!r}; it holds {sorted(position)}")
+        if position["rows"] != self._usable_rows:
+            raise UserError(
+                f"the data position was made with the usable utterances {position['rows']}, now there are"
+                f" {self._usable_rows}: restore the manifests, or start in another work directory"
+            )
+        return dict(position)
+
+    def _plan(self) -> tuple[batching.BatchPlan, dict]:
+        """The next global batch, and the position behind it."""
+        plan = self._batcher.pop()
+        while plan is None:
+            reference = next(self._stream)
+            self._batcher.add(reference.source, reference.row)
+            plan = self._batcher.pop()
+        waiting = self._batcher.waiting()
+        return plan, {"consumed": self._stream.consumed, "waiting": waiting, "rows": self._usable_rows}
+
+    def __next__(self) -> Batch:
+        """The next batch of this host's rows.
+
+        Raises:
+          UserError: audio failed for every utterance of an epoch, or for a thousand different ones, without a single
+            success; or anything was bad while the report is strict.
+          ValueError: the loader is closed.
+        """
+        if self._closed:
+            raise ValueError("the loader is closed")
+        started = time.perf_counter()
+        while len(self._jobs) <= self._prefetch:
+            plan, position = self._plan()
+            indices = [self._table.index(source, row) for source, row in plan.rows]
+            self._jobs.append(self._assembler.submit(plan.bucket, indices, position=position))
+        job = self._jobs.popleft()
+        batch = job.result()
+        self._watch(batch)
+        self._position = job.position
+        self.wait_seconds += time.perf_counter() - started
+        return batch
+
+    def _watch(self, batch: Batch) -> None:
+        """Raises UserError once it is plain that no audio can be had."""
+        if batch["weight"].any():
+            self._failed.clear()
+            return
+        self._failed.update(batch["utterance"][batch["utterance"] != PADDING].tolist())
+        if len(self._failed) >= self._hopeless:
+            raise UserError(
+                f"no usable audio: {len(self._failed)} utterances in a row failed, of {len(self._table)} in the"
+                f" training sources ({self._report.summary()})"
+            )
+
+    def position(self) -> dict:
+        """Where to go on behind the batch last handed out: small, JSON-able, valid for any number of hosts.
+
+        Returns:
+          {"consumed": references read, "waiting": {bucket: [[source, row], ...]}, "rows": {source: usable utterances}}.
+        """
+        return self._position
+
+    def close(self) -> None:
+        """Stops the decoding threads; batches not handed out are dropped."""
+        self._closed = True
+        self._jobs.clear()
+        self._assembler.close()
+
+    def __enter__(self) -> "TrainLoader":
+        """The loader itself."""
+        return self
+
+    def __exit__(self, *unused) -> None:
+        """Closes the loader."""
+        self.close()
+
+
+def _eval_plans(table: UtteranceTable, buckets: Sequence[float], rows: Sequence[int]) -> list[tuple[int, np.ndarray]]:
+    """Every utterance once: (bucket, indices), by bucket, then by length, then as in the table."""
+    bucket_ids = batching.bucket_of(table.duration, buckets)
+    order = np.lexsort((np.arange(len(table)), table.duration, bucket_ids))
+    plans = []
+    for bucket, count in enumerate(rows):
+        inside = order[bucket_ids[order] == bucket]
+        plans += [(bucket, inside[first : first + count]) for first in range(0, len(inside), count)]
+    return plans
+
+
+def eval_batches(
+    table: UtteranceTable,
+    *,
+    batch_seconds: float,
+    buckets: Sequence[float],
+    multiple: int,
+    threads: int,
+    report: DataReport,
+    prefetch: int = 2,
+    label_capacities: Sequence[int] | None = None,
+    host_index: int = 0,
+    host_count: int = 1,
+) -> Iterator[Batch]:
+    """Batches that hold every utterance of the table exactly once over all hosts, short and similar ones together.
+
+    The last batch of a bucket is padded with rows of weight 0 and utterance -1, so all batches of a bucket have one
+    shape. Every host gets the same number of batches.
+
+    Args:
+      table: what to evaluate; its `for_training` should be False.
+      batch_seconds: audio of a global batch, padding included, seconds.
+      buckets: the longest utterance of each bucket, seconds, ascending.
+      multiple: the rows of every global batch divide by it.
+      threads: decoding threads.
+      report: names audio that fails (weight 0, `utterance` kept).
+      prefetch: batches decoded ahead.
+      label_capacities: U of each bucket; None takes the longest of the table. Give the same to several tables, and
+        they have the same shapes.
+      host_index, host_count: as for TrainLoader.
+
+    Raises:
+      UserError: settings that do not fit together or with the table; while iterating, anything bad if the report is
+        strict.
+    """
+    rows = batching.bucket_rows(buckets, batch_seconds=batch_seconds, multiple=multiple)
+    needed = _capacities(table, buckets)
+    capacities = needed if label_capacities is None else tuple(label_capacities)
+    if len(capacities) != len(needed) or any(have < need for have, need in zip(capacities, needed, strict=True)):
+        raise UserError(f"label capacities {list(capacities)} do not hold the labels, which need {list(needed)}")
+    assembler = _Assembler(
+        table,
+        buckets=buckets,
+        rows=rows,
+        capacities=capacities,
+        threads=threads,
+        report=report,
+        host_index=host_index,
+        host_count=host_count,
+    )
+    return _run(assembler, _eval_plans(table, buckets, rows), prefetch=prefetch)
+
+
+def _run(assembler: _Assembler, plans: Sequence[tuple[int, np.ndarray]], *, prefetch: int) -> Iterator[Batch]:
+    jobs: deque[_Job] = deque()
+    try:
+        for bucket, indices in plans:
+            jobs.append(assembler.submit(bucket, indices))
+            if len(jobs) > prefetch:
+                yield jobs.popleft().result()
+        while jobs:
+            yield jobs.popleft().result()
+    finally:
+        assembler.close()

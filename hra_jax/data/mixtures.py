@@ -1,0 +1,260 @@
+"""The stream of references to utterances: seqio Tasks and a seqio Mixture that carry (source, row, epoch), never audio.
+
+A seqio Task is one source, usually one manifest, whatever the number of adapter tasks in it; the Mixture sets how
+often each source is drawn. What the stream gives depends on the sources, the rates and the seed alone, so every host
+reads the same references, and a position in it is one integer.
+
+Two seqio behaviours are avoided on purpose. It would repeat, then preprocess, then shuffle through a buffer, which
+breaks up epochs and puts audio in the buffer: here every source is already an endless, permuted stream and seqio is
+asked not to shuffle. And it would cache a small source in memory, which never ends on an endless one.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from hra_jax.errors import UserError
+
+PROPORTIONAL = "proportional"
+_SPLIT = "train"
+_FIELDS = ("source", "row", "epoch")
+# References that cross from TensorFlow to Python at a time: one by one costs more than everything else here.
+_CHUNK = 1024
+# Draws of the mixing made at a time.
+_BLOCK = 1 << 16
+
+
+class Reference(NamedTuple):
+    """One utterance of the stream, by number.
+
+    Attributes:
+      source: index into the list of sources.
+      row: row of that source, in [0, rows).
+      epoch: how many times the source had been gone through before.
+    """
+
+    source: int
+    row: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """One source of the mixture.
+
+    Attributes:
+      name: what errors call it; unique in a stream. Other names give other permutations.
+      rows: number of utterances.
+      rate: how often the source is drawn relative to the others: a positive number, or 'proportional' (its rows).
+    """
+
+    name: str
+    rows: int
+    rate: float | str = PROPORTIONAL
+
+    @property
+    def weight(self) -> float:
+        """The rate as a number."""
+        return float(self.rows if self.rate == PROPORTIONAL else self.rate)
+
+
+def _check(sources: Sequence[SourceSpec]) -> None:
+    if not sources:
+        raise UserError("no data source given; at least one is needed")
+    seen = set()
+    for source in sources:
+        if source.name in seen:
+            raise UserError(f"source name {source.name!r} is given twice; names must be unique")
+        seen.add(source.name)
+        if source.rows < 1:
+            raise UserError(f"source {source.name!r} has no usable utterance")
+        number = isinstance(source.rate, int | float) and not isinstance(source.rate, bool)
+        if source.rate != PROPORTIONAL and not (number and math.isfinite(source.rate) and source.rate > 0):
+            raise UserError(
+                f"rate {source.rate!r} of source {source.name!r} must be a positive number or 'proportional'"
+            )
+
+
+def _libraries():
+    """TensorFlow and seqio, imported on first use (it takes seconds) and kept off the accelerators."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import seqio
+    import tensorflow as tf
+
+    for kind in ("GPU", "TPU"):
+        try:
+            tf.config.set_visible_devices([], kind)
+        except RuntimeError:
+            # The caller's own TensorFlow code has initialised the devices: too late to hide them, and not ours to.
+            continue
+    return tf, seqio
+
+
+def _folded(seed: int, name: str) -> int:
+    """31 bits from a seed and a name: the same on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
+
+
+def _permuted_epochs(tf, index: int, source: SourceSpec, *, key: int, given: int):
+    """Endless tf.data.Dataset of one source's references: epoch e is a permutation of the rows by (key, e).
+
+    The first `given` references are left out, whole epochs of them without walking through them.
+    """
+    rows = source.rows
+
+    def epoch_references(epoch):
+        # Sorted Philox words, whose definition is fixed, rather than `stateless_shuffle`, which may change between
+        # versions of TensorFlow. Pure TensorFlow operations: a Python function would make a pipeline that TensorFlow
+        # refuses to checkpoint.
+        words = tf.random.stateless_uniform(
+            [rows],
+            seed=tf.stack([tf.constant(key, tf.int64), epoch]),
+            minval=None,
+            maxval=None,
+            dtype=tf.int64,
+            alg="philox",
+        )
+        order = tf.argsort(words, stable=True)
+        return tf.data.Dataset.from_tensor_slices(
+            {
+                "source": tf.fill([rows], tf.constant(index, tf.int64)),
+                "row": tf.cast(order, tf.int64),
+                "epoch": tf.fill([rows], epoch),
+            }
+        )
+
+    epochs = tf.data.Dataset.counter(start=given // rows, step=1, dtype=tf.int64)
+    return epochs.flat_map(epoch_references).skip(given % rows)
+
+
+class _Draws:
+    """Which source each reference of the mixture comes from: draw n depends on (key, n) and the rates alone.
+
+    seqio hands the mixing to a function of ours, because tf.data's own sampling can only be skipped draw by draw.
+    """
+
+    def __init__(self, tf, rates: Sequence[float], *, key: int):
+        self._tf = tf
+        shares = np.cumsum(np.asarray(rates, np.float64))
+        self._bounds = shares[:-1] / shares[-1]
+        self._key = key
+
+    def block(self, number):
+        """[_BLOCK] int64: the sources of the draws from number * _BLOCK on; `number` is an int64 scalar."""
+        tf = self._tf
+        seed = tf.stack([tf.constant(self._key, tf.int64), number])
+        points = tf.random.stateless_uniform([_BLOCK], seed=seed, dtype=tf.float64, alg="philox")
+        return tf.searchsorted(tf.constant(self._bounds, tf.float64), points, side="right", out_type=tf.int64)
+
+    def counts(self, start: int) -> np.ndarray:
+        """[sources] int64: how often each source is drawn in the first `start` draws."""
+        if not len(self._bounds):
+            return np.asarray([start])
+        counts = np.zeros(len(self._bounds) + 1, np.int64)
+        for number in range(-(-start // _BLOCK)):
+            drawn = self.block(self._tf.constant(number, self._tf.int64)).numpy()[: start - number * _BLOCK]
+            counts += np.bincount(drawn, minlength=len(counts))
+        return counts
+
+    def mixed(self, datasets, start: int):
+        """The datasets, each already at its own place, interleaved from draw `start` on."""
+        blocks = self._tf.data.Dataset.counter(start=start // _BLOCK, step=1, dtype=self._tf.int64)
+        draws = blocks.map(self.block).unbatch().skip(start % _BLOCK)
+        return self._tf.data.Dataset.choose_from_datasets(datasets, draws)
+
+
+def _task(tf, seqio, source: SourceSpec, *, index: int, key: int, given: int):
+    """The seqio Task of one source, which leaves its first `given` references out."""
+
+    def dataset_fn(split, shuffle_files, seed=None):
+        del split, shuffle_files, seed  # one split; the permutation is ours
+        return _permuted_epochs(tf, index, source, key=key, given=given)
+
+    feature = seqio.Feature(seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=tf.int64, rank=0)
+    return seqio.Task(
+        # A Mixture sorts its Tasks by name, hence the index. Tasks are not registered: nothing looks one up by name,
+        # and a registry would make a second stream of the same sources an error.
+        f"source_{index:05d}",
+        source=seqio.FunctionDataSource(dataset_fn, splits=[_SPLIT], num_input_examples={_SPLIT: source.rows}),
+        output_features=dict.fromkeys(_FIELDS, feature),
+        preprocessors=[],
+    )
+
+
+def reference_dataset(sources: Sequence[SourceSpec], *, seed: int, start: int = 0):
+    """The endless, checkpointable tf.data.Dataset behind `ReferenceStream`.
+
+    Args:
+      sources: what is mixed.
+      seed: any int; decides the permutations and the mixing.
+      start: how many references to leave out at the beginning.
+
+    Returns:
+      A tf.data.Dataset of {"source", "row", "epoch"}, each an int64 scalar.
+
+    Raises:
+      UserError: no source, a source without rows, a name given twice, or a rate that is none.
+    """
+    _check(sources)
+    tf, seqio = _libraries()
+    draws = _Draws(tf, [source.weight for source in sources], key=_folded(seed, "mixture"))
+    given = draws.counts(start)
+    tasks = [
+        _task(tf, seqio, source, index=i, key=_folded(seed, f"source/{source.name}"), given=int(given[i]))
+        for i, source in enumerate(sources)
+    ]
+    mixture = seqio.Mixture(
+        "references",
+        [(task, source.weight) for task, source in zip(tasks, sources, strict=True)],
+        sample_fn=lambda datasets, rates, seed: draws.mixed(datasets, start),
+    )
+    dataset = mixture.get_dataset(
+        sequence_length={},
+        split=_SPLIT,
+        shuffle=False,
+        num_epochs=1,
+        trim_output_features=False,
+        try_in_mem_cache=False,
+    )
+    options = tf.data.Options()
+    options.deterministic = True
+    # With autotuning, every draw costs several times as much.
+    options.autotune.enabled = False
+    # The cores belong to the decoders.
+    options.threading.private_threadpool_size = 1
+    options.threading.max_intra_op_parallelism = 1
+    return dataset.with_options(options)
+
+
+class ReferenceStream(Iterator[Reference]):
+    """Endless iterator over the references of a mixture, the same for the same arguments on every machine.
+
+    Every epoch of a source covers each of its rows once. `consumed` counts the references given so far, those before
+    `start` included, so `ReferenceStream(sources, seed=seed, start=stream.consumed)` goes on where `stream` stands.
+    """
+
+    def __init__(self, sources: Sequence[SourceSpec], *, seed: int, start: int = 0):
+        """Takes the sources, the seed, and the number of references to skip (millions cost little).
+
+        Raises:
+          UserError: no source, a source without rows, a name given twice, or a rate that is none.
+        """
+        self.consumed = int(start)
+        dataset = reference_dataset(sources, seed=seed, start=self.consumed)
+        self._chunks = dataset.batch(_CHUNK).as_numpy_iterator()
+        self._pending: Iterator[tuple[int, int, int]] = iter(())
+
+    def __next__(self) -> Reference:
+        """The next reference; never raises StopIteration."""
+        values = next(self._pending, None)
+        if values is None:
+            chunk = next(self._chunks)
+            self._pending = zip(*(chunk[name].tolist() for name in _FIELDS), strict=True)
+            values = next(self._pending)
+        self.consumed += 1
+        return Reference(*values)

@@ -1,0 +1,85 @@
+"""What was wrong with the data: counted by kind, named, and written once."""
+
+import json
+import threading
+
+from etils import epath
+
+from hra_jax.errors import UserError
+
+KINDS = (
+    "bad_json",  # a line of a manifest is not a JSON object
+    "missing_field",  # a line lacks a field, or its value is of the wrong type
+    "missing_file",  # the audio file is not there
+    "empty_audio",  # no samples
+    "undecodable_audio",  # not audio, truncated, or not readable
+    "nan_samples",  # NaN or infinity among the samples
+    "too_short",  # fewer frames than CTC needs for the transcript
+    "too_long",  # longer than the limit
+    "unknown_text",  # a warning: characters outside the vocabulary were dropped, the utterance is kept
+)
+
+
+class DataReport:
+    """Collects bad utterances; safe to use from several threads.
+
+    Args:
+      strict: whether anything bad is an error at once.
+    """
+
+    def __init__(self, *, strict: bool = False):
+        self.strict = strict
+        self._lock = threading.Lock()
+        self._details: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
+
+    def add(self, kind: str, name: str, detail: str = "") -> None:
+        """Notes one bad utterance; the same kind and name again (a later epoch, another thread) changes nothing.
+
+        Args:
+          kind: one of KINDS.
+          name: of the utterance or the line of a manifest.
+          detail: one line that says what is wrong.
+
+        Raises:
+          ValueError: no such kind.
+          UserError: the report is strict.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind of bad data {kind!r}; allowed: {', '.join(KINDS)}")
+        with self._lock:
+            self._details[kind].setdefault(name, detail)
+        if self.strict:
+            raise UserError(f"{kind}: {name}: {detail} (bad data is an error here, because data.strict is on)")
+
+    def counts(self) -> dict[str, int]:
+        """Number of distinct names by kind, every kind of KINDS included."""
+        with self._lock:
+            return {kind: len(names) for kind, names in self._details.items()}
+
+    def to_json(self) -> dict:
+        """`{"counts": {kind: n}, "utterances": {kind: [{"name", "detail"}, ...]}}`: sorted names, no empty kinds."""
+        with self._lock:
+            utterances = {
+                kind: [{"name": name, "detail": names[name]} for name in sorted(names)]
+                for kind, names in self._details.items()
+                if names
+            }
+        return {"counts": {kind: len(rows) for kind, rows in utterances.items()}, "utterances": utterances}
+
+    def write(self, path: epath.PathLike) -> None:
+        """Writes `to_json` to a file."""
+        epath.Path(path).write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+
+    def merge(self, content: dict) -> None:
+        """Adds what another report's `to_json` holds (another host's, or an earlier run's), strict or not."""
+        with self._lock:
+            for kind, rows in content["utterances"].items():
+                for row in rows:
+                    self._details[kind].setdefault(row["name"], row["detail"])
+
+    def summary(self) -> str:
+        """One line: how many of each kind, with an example of each; "no bad data" if there is none."""
+        parts = []
+        for kind, rows in self.to_json()["utterances"].items():
+            parts.append(f"{len(rows)} {kind} (such as {rows[0]['name']})")
+        return "; ".join(parts) if parts else "no bad data"

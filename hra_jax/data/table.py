@@ -1,0 +1,235 @@
+"""The table of usable utterances: tasks, labels and lengths as columns, and what was left out, named."""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from etils import epath
+
+from hra_jax.data import manifest, mixtures, text
+from hra_jax.data.report import DataReport
+from hra_jax.errors import UserError
+from hra_jax.models.ctc import augmented_length
+
+BASE_TASK = "__base__"
+BASE_ID = -1
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """One manifest's utterances.
+
+    Attributes:
+      name: what errors and the data report call it; unique in a table.
+      utterances: as `manifest.load_manifest` gives them.
+      rate: how often training draws it: a positive number, or 'proportional' (to its usable utterances).
+      task: the adapter task of all of them, `__base__` included; None takes each one's from its tag.
+    """
+
+    name: str
+    utterances: Sequence[manifest.Utterance]
+    rate: float | str = mixtures.PROPORTIONAL
+    task: str | None = None
+
+
+def read_sources(
+    entries: Iterable[tuple[str, epath.PathLike, float | str]], *, report: DataReport
+) -> list[TableSource]:
+    """Reads the manifests of (name, path, rate) entries; bad lines go to the report.
+
+    Raises:
+      UserError: a manifest cannot be read, or a line is bad and the report strict.
+    """
+    return [TableSource(name, manifest.load_manifest(path, report=report), rate) for name, path, rate in entries]
+
+
+def _unknown_task(name: str, known: Sequence[str], *, where: str) -> UserError:
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {', '.join(map(repr, near))}? " if near else ""
+    shown = ", ".join(known[:10]) + (f", ... ({len(known)} in all)" if len(known) > 10 else "")
+    return UserError(f"task {name!r} is not {where}; {hint}allowed: {shown or 'none'}")
+
+
+def _check_unique(names: Sequence[str], what: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise UserError(f"{what} {twice[0]!r} is given twice; names must be unique")
+
+
+def _task_names(
+    sources: Sequence[TableSource], task_tag: str, tasks: Sequence[str], *, for_training: bool
+) -> tuple[str, ...]:
+    """The tasks in the order of their ids, checked against what the sources hold."""
+    fixed = {source.task for source in sources if source.task is not None} - {BASE_TASK}
+    tagged = [source for source in sources if source.task is None and task_tag]
+    values = {str(row.tags[task_tag]) for source in tagged for row in source.utterances if task_tag in row.tags}
+    if BASE_TASK in values or BASE_TASK in tasks:
+        raise UserError(f"task name {BASE_TASK!r} is reserved for 'no adapter'; allowed: any other name")
+    if not tasks:
+        return tuple(sorted(values | fixed))
+    _check_unique(list(tasks), "task")
+    if for_training:
+        for name in tasks:
+            if name not in values | fixed:
+                where = f"a value of the tag {task_tag!r} in the training sources"
+                raise _unknown_task(name, sorted(values | fixed), where=where)
+    for name in sorted(fixed):
+        if name not in tasks:
+            raise _unknown_task(name, [*tasks, BASE_TASK], where="a task of the adapter")
+    return tuple(tasks)
+
+
+class UtteranceTable:
+    """The usable utterances of some sources as columns, and the names of those left out in the report.
+
+    Attributes (N utterances, source after source, in the order of the manifests):
+      sources: tuple of TableSource.
+      task_names: tuple of str; an utterance's task is an index into it.
+      utterances: list [N] of manifest.Utterance.
+      texts: list [N] of normalised transcripts.
+      source: int32 [N], index into `sources`.
+      starts: int64 [sources + 1]; source s has the utterances starts[s] to starts[s + 1].
+      duration: float64 [N], seconds.
+      task: int32 [N], -1 for `__base__`.
+      frames_needed: int32 [N], the fewest encoder frames that CTC can align the labels to.
+      label_lengths: int32 [N].
+      unselected: utterances left out because their task is not among `tasks`: a choice, so not in the report.
+      sample_rate, output_length, for_training: as given.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[TableSource],
+        *,
+        vocabulary: text.Vocabulary,
+        normalizer: str,
+        task_tag: str,
+        tasks: Sequence[str] = (),
+        max_seconds: float,
+        sample_rate: int,
+        output_length: Callable[[np.ndarray], np.ndarray],
+        report: DataReport,
+        for_training: bool = True,
+    ):
+        """Normalises, tokenises and filters once, without opening any audio.
+
+        Args:
+          sources: what the table holds.
+          vocabulary: makes the labels; characters outside it are dropped and reported as unknown_text.
+          normalizer: a name of text.NORMALIZERS.
+          task_tag: the manifest tag that names an utterance's adapter task; '' puts everything on `__base__`.
+          tasks: names of the adapter tasks in the order of their ids; () takes every value of the tag, sorted.
+          max_seconds: longer utterances are left out (too_long).
+          sample_rate: Hz of the decoded audio.
+          output_length: encoder frames of a number of samples, elementwise over an int array.
+          report: names what is left out, as 'source: key'.
+          for_training: requires every one of `tasks` to occur, and leaves out what CTC cannot learn from (fewer frames
+            than the labels need: too_short; no label left: unknown_text). Evaluation keeps those utterances: without
+            them the score would improve.
+
+        Raises:
+          UserError: an unknown normalizer or task (near matches are named), a reserved task name, a name given twice,
+            nothing usable left, or anything bad while the report is strict.
+        """
+        self.sources = tuple(sources)
+        self.sample_rate, self.output_length, self.for_training = sample_rate, output_length, for_training
+        self._vocabulary, self._normalizer, self._report = vocabulary, normalizer, report
+        self._max_seconds = max_seconds
+        _check_unique([source.name for source in self.sources], "source name")
+        self.task_names = _task_names(self.sources, task_tag, tuple(tasks), for_training=for_training)
+        self.unselected = 0
+        self.utterances: list[manifest.Utterance] = []
+        self.texts: list[str] = []
+        self._columns: list[tuple[int, float, int, int]] = []  # source, duration, task, frames needed
+        self._rows_of_labels: list[np.ndarray] = []
+        for index in range(len(self.sources)):
+            self._read(index, task_tag)
+        if not self.utterances:
+            read = sum(len(source.utterances) for source in self.sources)
+            chosen = f", {self.unselected} of other tasks" if self.unselected else ""
+            raise UserError(f"no usable utterance: all {read} were left out ({report.summary()}{chosen})")
+        self._finish()
+
+    def _read(self, index: int, task_tag: str) -> None:
+        """Adds the usable utterances of one source."""
+        source = self.sources[index]
+        ids = {name: i for i, name in enumerate(self.task_names)} | {BASE_TASK: BASE_ID}
+        seconds = np.asarray([row.duration for row in source.utterances], np.float64)
+        frames = np.asarray(self.output_length(np.rint(seconds * self.sample_rate).astype(np.int64)))
+        for row, row_frames in zip(source.utterances, frames.tolist(), strict=True):
+            if source.task is None and task_tag and task_tag not in row.tags:
+                self._report.add("missing_field", f"{source.name}: {row.key}", f"there is no tag {task_tag!r}")
+                continue
+            task = source.task
+            if task is None:
+                task = str(row.tags[task_tag]) if task_tag else BASE_TASK
+            if task not in ids:
+                self.unselected += 1
+                continue
+            words = text.normalize_text(row.text, self._normalizer)
+            labels = self._usable_labels(row, f"{source.name}: {row.key}", words=words, frames=row_frames)
+            if labels is not None:
+                self.utterances.append(row)
+                self.texts.append(words)
+                self._rows_of_labels.append(labels)
+                self._columns.append((index, row.duration, ids[task], augmented_length(labels)))
+
+    def _usable_labels(self, row: manifest.Utterance, name: str, *, words: str, frames: int) -> np.ndarray | None:
+        """The labels of an utterance, int32 [U]; None (and an entry in the report) if it cannot be used."""
+        if row.duration > self._max_seconds:
+            self._report.add("too_long", name, f"{row.duration:g} s; the limit is {self._max_seconds:g} s")
+            return None
+        labels = np.asarray(self._vocabulary.encode(words), np.int32)
+        unknown = self._vocabulary.unknown_characters(words)
+        details = [f"dropped {' '.join(map(repr, sorted(unknown)))}"] if unknown else []
+        if not labels.size:
+            details.append(f"nothing is left of {row.text[:80]!r}")
+        if details:
+            self._report.add("unknown_text", name, "; ".join(details))
+        if not self.for_training:
+            return labels
+        needed = augmented_length(labels)
+        if frames < needed:
+            self._report.add("too_short", name, f"{frames} frames of {row.duration:g} s; its labels need {needed}")
+            return None
+        return labels if labels.size else None
+
+    def _finish(self) -> None:
+        """Turns what was collected into columns."""
+        source, duration, task, needed = zip(*self._columns, strict=True)
+        self.source = np.asarray(source, np.int32)
+        self.starts = np.searchsorted(self.source, np.arange(len(self.sources) + 1)).astype(np.int64)
+        self.duration = np.asarray(duration, np.float64)
+        self.task = np.asarray(task, np.int32)
+        self.frames_needed = np.asarray(needed, np.int32)
+        self.label_lengths = np.asarray([len(row) for row in self._rows_of_labels], np.int32)
+        self._label_starts = np.concatenate([[0], np.cumsum(self.label_lengths, dtype=np.int64)])
+        self._labels = np.concatenate(self._rows_of_labels)
+        del self._columns, self._rows_of_labels
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.utterances)
+
+    def labels(self, index: int) -> np.ndarray:
+        """int32 [U]: the labels of an utterance."""
+        return self._labels[self._label_starts[index] : self._label_starts[index + 1]]
+
+    def name(self, index: int) -> str:
+        """What the data report calls an utterance: 'source: key'."""
+        return f"{self.sources[self.source[index]].name}: {self.utterances[index].key}"
+
+    def index(self, source: int, row: int) -> int:
+        """The utterance that is row `row` of the usable utterances of a source."""
+        return int(self.starts[source]) + row
+
+    def lookup(self, source: int, row: int) -> tuple[float, int]:
+        """Duration (seconds) and task of an utterance by source and row."""
+        index = self.index(source, row)
+        return float(self.duration[index]), int(self.task[index])
+
+    def specs(self) -> list[mixtures.SourceSpec]:
+        """The sources for a ReferenceStream, rows being their usable utterances."""
+        rows = np.diff(self.starts).tolist()
+        return [mixtures.SourceSpec(s.name, n, s.rate) for s, n in zip(self.sources, rows, strict=True)]

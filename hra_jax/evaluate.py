@@ -1,0 +1,78 @@
+"""Scores a checkpoint of a run on a task suite.
+
+python -m hra_jax.evaluate --workdir runs/quickstart --suite hard --step best
+"""
+
+import sys
+
+from absl import flags
+from etils import epath
+
+from hra_jax import cli
+from hra_jax import config as configs
+from hra_jax.errors import UserError
+from hra_jax.run import prepare, score
+from hra_jax.training.checkpoints import Checkpoints
+
+FLAGS = flags.FLAGS
+
+
+def evaluate(workdir, suite: str, *, step: str | int = "last", data_dir: str | None = None) -> dict:
+    """Scores a checkpoint; writes W/eval/<suite>/ and prints the table.
+
+    Args:
+      workdir: the work directory of a run.
+      suite: name or path of a suite; it must share no utterance with the training data.
+      step: 'last', 'best', or the number of a checkpoint.
+      data_dir: what `{dir}` in the suite's manifests stands for; None means the run's own `data.dir`.
+
+    Returns:
+      The results, as in results.json.
+
+    Raises:
+      UserError: no run there, an unknown suite or step, or an adapter that does nothing.
+    """
+    workdir = epath.Path(workdir)
+    if not (workdir / "config.json").exists():
+        raise UserError(f"workdir = {str(workdir)!r}: holds no config.json, so no run was started there")
+    config = configs.from_json((workdir / "config.json").read_text())
+    with config.unlocked():
+        config.eval.suite = suite
+        # The selection suite may itself be scored; it is then no data that the suite must differ from.
+        config.eval.select_suite = ""
+        config.export["from"] = "last"
+    configs.validate(config)
+    run = prepare(config, workdir, suite_dir=data_dir)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        keep_latest=config.checkpoint.keep_latest,
+        keep_best=config.checkpoint.keep_best,
+        every_steps=config.checkpoint.every_steps,
+        fingerprint=run.fingerprint,
+        read_only=True,
+    )
+    with checkpoints:
+        number = checkpoints.resolve(int(step) if str(step).isdigit() else step)
+        trainable = checkpoints.restore_part(number, {"trainable": run.state.trainable})["trainable"]
+    return score(run, trainable, number)
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    flags.DEFINE_string("workdir", None, "Work directory of the run.", required=True)
+    flags.DEFINE_string("suite", None, "Name or path of a suite.", required=True)
+    flags.DEFINE_string("step", "last", "Which checkpoint: last, best, or its number.")
+    flags.DEFINE_string(
+        "data_dir", None, "What {dir} in the suite's manifests stands for; default: the run's data.dir."
+    )
+
+
+def main(argv) -> None:
+    """Entry point."""
+    del argv
+    cli.setup_jax()
+    evaluate(FLAGS.workdir, FLAGS.suite, step=FLAGS.step, data_dir=FLAGS.data_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, define_flags=define_flags))

@@ -1,0 +1,1 @@
+"""Suites, error rates, reports."""

@@ -1,0 +1,151 @@
+"""Word and character error rates: counts that add up, and bootstrap intervals over utterances.
+
+Rates are fractions, not percent: 0.05 is five errors in a hundred reference words. Insertions can take them past 1.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import kaldialign
+import numpy as np
+
+from hra_jax.data.text import normalize_text
+from hra_jax.errors import UserError
+
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorCounts:
+    """Errors of one or more utterances; `+` adds two of them, so parts of a test set can be counted anywhere.
+
+    Attributes:
+      substitutions: reference units that were recognised as another one.
+      deletions: reference units that are missing.
+      insertions: recognised units that the reference does not have.
+      words: reference units: words for a word error rate, characters for a character error rate.
+      utterances: the number of utterances counted.
+    """
+
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    words: int = 0
+    utterances: int = 0
+
+    def __add__(self, other: "ErrorCounts") -> "ErrorCounts":
+        if not isinstance(other, ErrorCounts):
+            return NotImplemented
+        fields = (field.name for field in dataclasses.fields(self))
+        return ErrorCounts(**{name: getattr(self, name) + getattr(other, name) for name in fields})
+
+    @property
+    def errors(self) -> int:
+        """Substitutions, deletions and insertions together."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Errors per reference unit.
+
+        Raises:
+          UserError: the references have no units, so that there is no rate.
+        """
+        if not self.words:
+            raise UserError(
+                f"no error rate: the references of {self.utterances} utterances hold 0 words; need 1 or more"
+            )
+        return self.errors / self.words
+
+
+def total(counts: Iterable[ErrorCounts]) -> ErrorCounts:
+    """The sum of counts; of none, zeros."""
+    return sum(counts, ErrorCounts())
+
+
+def _count(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
+    found = kaldialign.edit_distance(reference, hypothesis)
+    return ErrorCounts(
+        substitutions=found["sub"],
+        deletions=found["del"],
+        insertions=found["ins"],
+        words=len(reference),
+        utterances=1,
+    )
+
+
+def words(text: str, normalizer: str) -> list[str]:
+    """The words of a text as they are compared: normalised, then split at white space."""
+    return normalize_text(text, normalizer).split()
+
+
+def word_errors(reference: str, hypothesis: str, *, normalizer: str) -> ErrorCounts:
+    """Counts of a least-errors word alignment of one utterance.
+
+    Args:
+      reference: what was said.
+      hypothesis: what was recognised.
+      normalizer: a name of `hra_jax.data.text.NORMALIZERS`, applied to both texts.
+
+    Raises:
+      UserError: an unknown normalizer.
+    """
+    return _count(words(reference, normalizer), words(hypothesis, normalizer))
+
+
+def character_errors(reference: str, hypothesis: str, *, normalizer: str) -> ErrorCounts:
+    """As `word_errors`, over characters; one space stands between two words and counts as a character."""
+    return _count(list(" ".join(words(reference, normalizer))), list(" ".join(words(hypothesis, normalizer))))
+
+
+def macro_rate(tasks: Iterable[ErrorCounts]) -> float:
+    """The mean over tasks of each task's own rate: every task weighs the same, whatever its size.
+
+    Raises:
+      UserError: no task, or a task without reference words.
+    """
+    rates = [counts.rate for counts in tasks]
+    if not rates:
+        raise UserError("no macro error rate: 0 tasks were scored; need 1 or more")
+    return sum(rates) / len(rates)
+
+
+def bootstrap_rates(utterances: Sequence[ErrorCounts], *, samples: int, seed: int = 0) -> np.ndarray:
+    """Error rates of test sets drawn from the given utterances with replacement (Bisani and Ney, ICASSP 2004).
+
+    A resample of U utterances holds each distinct pair (errors, words) a multinomial number of times, so the draw is
+    made over the distinct pairs: the same distribution, a cost that does not grow with U, and a result that does not
+    depend on the order of the utterances.
+
+    Args:
+      utterances: the counts of single utterances.
+      samples: the number of resamples, 1 or more.
+      seed: the same seed gives the same rates.
+
+    Returns:
+      [samples] float64 rates; resamples in which no word is left (all references empty) are dropped.
+
+    Raises:
+      UserError: no reference words at all, or fewer than 1 sample.
+    """
+    if samples < 1:
+        raise UserError(f"bootstrap samples must be 1 or more; got {samples}")
+    if not total(utterances).words:
+        raise UserError(f"no bootstrap: the references of {len(utterances)} utterances hold 0 words; need 1 or more")
+    pairs = np.array([(counts.errors, counts.words) for counts in utterances], np.int64)
+    distinct, times = np.unique(pairs, axis=0, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(pairs), times / len(pairs), size=samples)
+    errors, reference_words = (draws @ distinct).T
+    kept = reference_words > 0
+    return errors[kept] / reference_words[kept]
+
+
+def interval(rates: np.ndarray, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The (low, high) percentiles of bootstrap rates [samples] that hold the middle `confidence` of them."""
+    low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_interval(utterances: Sequence[ErrorCounts], *, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval (low, high) of the rate of these utterances; see `bootstrap_rates` for arguments and errors."""
+    return interval(bootstrap_rates(utterances, samples=samples, seed=seed))

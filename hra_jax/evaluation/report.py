@@ -1,0 +1,399 @@
+"""Results of an evaluation: the numbers, and what people read of them (table, Markdown, HTML, plot).
+
+`evaluate_results` counts errors and is pure; `write_report` and `print_table` present what it returned.
+"""
+
+import base64
+import dataclasses
+import html
+import importlib.metadata
+import io
+import json
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+import kaldialign
+import rich.console
+import rich.table
+import rich.text
+from etils import epath
+from matplotlib.figure import Figure
+
+from hra_jax.adapters.export import json_text, task_file_names, write_file
+from hra_jax.adapters.model_card import bounds, markdown_cell, percent
+from hra_jax.config import BASE_TASK
+from hra_jax.errors import UserError
+from hra_jax.evaluation import error_rates
+from hra_jax.evaluation.error_rates import ErrorCounts
+from hra_jax.evaluation.suites import MEAN_TASK, Suite
+
+ACCOUNTING = (
+    "trainable_parameters",
+    "shared_parameters",
+    "parameters_per_task",
+    "backbone_parameters",
+    "backbone_fingerprint",
+)
+_MOST_PLOTTED = 30  # tasks; the bars of more would be too thin to read
+_MOST_WORST = 30  # utterances listed in a report
+
+
+@dataclasses.dataclass(frozen=True)
+class UtteranceResult:
+    """What was recognised in one utterance of one evaluation task.
+
+    Attributes:
+      task: the evaluation task.
+      key: the key of the utterance.
+      reference: its transcript, not normalised.
+      hypothesis: what the model recognised with the adapter of the task.
+      base_hypothesis: what the backbone recognised without an adapter; None where it was not run.
+      duration: seconds of audio.
+    """
+
+    task: str
+    key: str
+    reference: str
+    hypothesis: str
+    base_hypothesis: str | None
+    duration: float
+
+
+def evaluate_results(
+    rows: Sequence[UtteranceResult],
+    suite: Suite,
+    *,
+    accounting: Mapping,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    run: Mapping | None = None,
+) -> dict:
+    """The content of results.json.
+
+    Args:
+      rows: the scored utterances of all tasks of the suite, in any order.
+      suite: its tasks give the order of the results.
+      accounting: the fields of `ACCOUNTING`: parameters that are trained, shared by all tasks, of one task, and of the
+        whole backbone (integers), and the backbone's fingerprint. More fields are kept.
+      bootstrap: resamples of the 95% intervals; 0 for none (the bounds are None then).
+      seed: of the resamples.
+      run: further top-level fields, such as the step, the seed of the run, versions.
+
+    Returns:
+      A dict of JSON values, rates as fractions. What depends on the base is None where a row has no `base_hypothesis`.
+
+    Raises:
+      UserError: a task without scored utterances or without reference words.
+      ValueError: a row of a task that the suite does not have, or a missing or clashing field.
+    """
+    by_task: dict[str, list[UtteranceResult]] = {task.name: [] for task in suite.tasks}
+    for row in rows:
+        if row.task not in by_task:
+            raise ValueError(f"utterance {row.key!r} belongs to {row.task!r}, no task of the suite {suite.name!r}")
+        by_task[row.task].append(row)
+    for name, task_rows in by_task.items():
+        if not task_rows:
+            raise UserError(
+                f"suite {suite.name!r}: no utterance of the task {name!r} could be scored; 1 or more needed"
+            )
+    missing = [field for field in ACCOUNTING if field not in accounting]
+    if missing:
+        raise ValueError(f"the accounting lacks {missing[0]!r}; needed: {', '.join(ACCOUNTING)}")
+    tasks = {}
+    for task in suite.tasks:
+        scores = _scores(by_task[task.name], suite.normalizer, bootstrap=bootstrap, seed=seed)
+        no_own_parameters = task.adapter_task in (BASE_TASK, MEAN_TASK)
+        tasks[task.name] = {
+            "adapter_task": task.adapter_task,
+            "parameters": 0 if no_own_parameters else accounting["parameters_per_task"],
+            **scores,
+        }
+    macro = {f"{field}_macro": _mean([task[field] for task in tasks.values()]) for field in ("wer", "base_wer", "cer")}
+    results = {
+        "suite": suite.name,
+        "normalizer": suite.normalizer,
+        "tasks": tasks,
+        **_scores(rows, suite.normalizer, bootstrap=bootstrap, seed=seed),
+        **macro,
+        "bootstrap": {"samples": bootstrap, "confidence": error_rates.CONFIDENCE, "seed": seed},
+    }
+    for name, value in {**accounting, **(run or {})}.items():
+        if name in results:
+            raise ValueError(f"the field {name!r} is already one of the results")
+        results[name] = value
+    return results
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else sum(values) / len(values)
+
+
+def _scores(rows: Sequence[UtteranceResult], normalizer: str, *, bootstrap: int, seed: int) -> dict:
+    """Counts, rates and intervals of some utterances together, of the hypotheses and of the base's."""
+    counts = [error_rates.word_errors(row.reference, row.hypothesis, normalizer=normalizer) for row in rows]
+    characters = error_rates.total(
+        error_rates.character_errors(row.reference, row.hypothesis, normalizer=normalizer) for row in rows
+    )
+    total = error_rates.total(counts)
+    scores = {
+        "wer": total.rate,
+        "cer": characters.rate,
+        "substitutions": total.substitutions,
+        "deletions": total.deletions,
+        "insertions": total.insertions,
+        "words": total.words,
+        "utterances": total.utterances,
+        **_interval("wer", counts, bootstrap=bootstrap, seed=seed),
+    }
+    base = [_base_errors(row, normalizer) for row in rows]
+    if None in base:
+        return {**scores, "base_wer": None, "base_wer_low": None, "base_wer_high": None}
+    base_interval = _interval("base_wer", base, bootstrap=bootstrap, seed=seed)
+    return {**scores, "base_wer": error_rates.total(base).rate, **base_interval}
+
+
+def _interval(field: str, counts: Sequence[ErrorCounts], *, bootstrap: int, seed: int) -> dict:
+    low, high = error_rates.bootstrap_interval(counts, samples=bootstrap, seed=seed) if bootstrap else (None, None)
+    return {f"{field}_low": low, f"{field}_high": high}
+
+
+def _base_errors(row: UtteranceResult, normalizer: str) -> ErrorCounts | None:
+    if row.base_hypothesis is None:
+        return None
+    return error_rates.word_errors(row.reference, row.base_hypothesis, normalizer=normalizer)
+
+
+def software_versions() -> dict[str, str]:
+    """The versions that results depend on, by package; a package that is not installed as one is left out."""
+    versions = {"python": platform.python_version()}
+    for package in ("hra_jax", "jax", "jaxlib", "flax", "numpy", "kaldialign"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+# --- For the terminal -------------------------------------------------------------------------------------------------
+
+_HEADER = ("task", "base WER", "adapted WER", "95% interval", "CER", "words", "parameters")
+
+
+def _table_rows(results: Mapping) -> list[tuple[str, ...]]:
+    """The cells of every task, then of the mean over tasks, as text."""
+    rows = [
+        (
+            name,
+            percent(task["base_wer"]),
+            percent(task["wer"]),
+            bounds(task),
+            percent(task["cer"]),
+            f"{task['words']:,}",
+            f"{task['parameters']:,}",
+        )
+        for name, task in results["tasks"].items()
+    ]
+    means = (percent(results[f"{field}_macro"]) for field in ("base_wer", "wer", "cer"))
+    base, adapted, characters = means
+    rows.append(("mean of the tasks", base, adapted, "", characters, f"{results['words']:,}", ""))
+    corpus = (percent(results["base_wer"]), percent(results["wer"]), bounds(results), percent(results["cer"]))
+    rows.append(("all utterances", *corpus, f"{results['words']:,}", ""))
+    return rows
+
+
+def _parameter_line(results: Mapping) -> str:
+    total, whole = results["trainable_parameters"], results["backbone_parameters"]
+    return (
+        f"trained parameters: {results['shared_parameters']:,} shared, {results['parameters_per_task']:,} per task, "
+        f"{total:,} in total: {total / whole:.2%} of the backbone's {whole:,}"
+    )
+
+
+def print_table(results: Mapping, *, console: rich.console.Console | None = None) -> None:
+    """Prints the results: a line for every task, the means, and what is trained; to standard output by default."""
+    # Where there is no terminal the default of 80 columns would break the lines of a log.
+    console = console or rich.console.Console(width=None if sys.stdout.isatty() else 110)
+    table = rich.table.Table(title=f"suite {results['suite']}", title_justify="left")
+    for index, name in enumerate(_HEADER):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    rows = _table_rows(results)
+    for row in rows[:-2]:
+        table.add_row(*map(rich.text.Text, row))
+    table.add_section()
+    for row in rows[-2:]:
+        table.add_row(*map(rich.text.Text, row))
+    console.print(table)
+    console.print(rich.text.Text(_parameter_line(results)))
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def write_report(folder: epath.PathLike, results: Mapping, rows: Sequence[UtteranceResult]) -> None:
+    """Writes results.json, predictions_<task>.jsonl, report.md, report.html and wer.png, each whole or not at all.
+
+    Predictions that an earlier report left in the folder for other tasks are deleted.
+
+    Args:
+      folder: `W/eval/<suite>`; made where absent.
+      results: what `evaluate_results` returned for `rows`.
+      rows: the scored utterances.
+    """
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions = _predictions(results, rows)
+    for old in folder.glob("predictions_*.jsonl"):
+        if old.name not in predictions:
+            old.unlink()
+    for name, text in predictions.items():
+        write_file(folder / name, text)
+    plot, worst = wer_plot(results), _worst(rows, results["normalizer"])
+    write_file(folder / "wer.png", plot)
+    write_file(folder / "report.md", _markdown(results, worst))
+    write_file(folder / "report.html", _html(results, worst, plot))
+    # The last one: who finds it finds the others.
+    write_file(folder / "results.json", json_text(results))
+
+
+def _predictions(results: Mapping, rows: Sequence[UtteranceResult]) -> dict[str, str]:
+    """JSON Lines by file name, one file for every task."""
+    names = task_file_names(results["tasks"])
+    lines: dict[str, list[str]] = {name: [] for name in results["tasks"]}
+    for row in rows:
+        counts = error_rates.word_errors(row.reference, row.hypothesis, normalizer=results["normalizer"])
+        base = _base_errors(row, results["normalizer"])
+        line = dataclasses.asdict(row) | {
+            "words": counts.words,
+            "errors": counts.errors,
+            "base_errors": None if base is None else base.errors,
+        }
+        lines[row.task].append(json.dumps(line, ensure_ascii=False) + "\n")
+    return {f"predictions_{names[task]}.jsonl": "".join(text) for task, text in lines.items()}
+
+
+def _worst(rows: Sequence[UtteranceResult], normalizer: str) -> list[UtteranceResult]:
+    """The utterances with the most word errors; of as many errors, the higher rate first."""
+
+    def order(row: UtteranceResult) -> tuple:
+        counts = error_rates.word_errors(row.reference, row.hypothesis, normalizer=normalizer)
+        return -counts.errors, counts.words, row.task, row.key
+
+    wrong = [row for row in rows if order(row)[0]]
+    return sorted(wrong, key=order)[:_MOST_WORST]
+
+
+def wer_plot(results: Mapping) -> bytes:
+    """A PNG: for each task a bar of the base's and of the adapted word error rate, with their 95% intervals."""
+    chosen = sorted(results["tasks"], key=lambda name: -results["tasks"][name]["wer"])[:_MOST_PLOTTED]
+    chosen = [name for name in results["tasks"] if name in chosen]
+    figure = Figure(figsize=(max(5.0, 1.5 + 0.7 * len(chosen)), 4.0), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for prefix, label, shift, color in (("base_", "base", -0.2, "#b3b3b3"), ("", "adapted", 0.2, "#2f6db3")):
+        bars = [(at + shift, results["tasks"][name]) for at, name in enumerate(chosen)]
+        bars = [(at, task) for at, task in bars if task[f"{prefix}wer"] is not None]
+        heights = [100 * task[f"{prefix}wer"] for _, task in bars]
+        axes.bar([at for at, _ in bars], heights, 0.4, color=color, label=label if bars else None)
+        for at, task in bars:
+            if task[f"{prefix}wer_low"] is not None:
+                axes.vlines(at, 100 * task[f"{prefix}wer_low"], 100 * task[f"{prefix}wer_high"], color="black", lw=1)
+    # A `$` would start mathematics in a label.
+    labels = [_shortened(name).replace("$", r"\$") for name in chosen]
+    axes.set_xticks(
+        range(len(chosen)), labels, rotation=30 if len(chosen) > 4 else 0, ha="right" if len(chosen) > 4 else "center"
+    )
+    axes.set_ylabel("word error rate (%)")
+    of = "" if len(chosen) == len(results["tasks"]) else f", the worst {len(chosen)} of {len(results['tasks'])} tasks"
+    axes.set_title(f"suite {results['suite']}{of}")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
+
+
+def _shortened(name: str, most: int = 24) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _markdown(results: Mapping, worst: Sequence[UtteranceResult]) -> str:
+    """The content of report.md."""
+    lines = [f"# Suite {markdown_cell(results['suite'])}", "", f"| {' | '.join(_HEADER)} |", "|---" + "|---:" * 6 + "|"]
+    lines += [f"| {' | '.join(map(markdown_cell, row))} |" for row in _table_rows(results)]
+    lines += ["", _parameter_line(results), "", "![Word error rates by task](wer.png)", "", "## Worst utterances", ""]
+    lines += ["| task | utterance | reference | adapted | base |", "|---|---|---|---|---|"]
+    for row in worst:
+        cells = (row.task, row.key, row.reference, row.hypothesis, row.base_hypothesis or "")
+        lines.append(f"| {' | '.join(map(markdown_cell, cells))} |")
+    return "\n".join([*lines, "", _footnote(results), ""])
+
+
+def _footnote(results: Mapping) -> str:
+    samples = results["bootstrap"]["samples"]
+    intervals = f"intervals hold 95% of {samples:,} resamples of the utterances" if samples else "no intervals"
+    return f"Texts were compared after the normalizer {results['normalizer']}; {intervals}."
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70em; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; margin: 1em 0; }
+th, td { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
+.numbers td:not(:first-child), .numbers th:not(:first-child) { text-align: right; font-variant-numeric: tabular-nums; }
+.numbers tr:nth-last-child(2) td { border-top: 2px solid #888; }
+del { color: #a33; background: #fdeaea; } ins { color: #176; background: #e6f6ef; text-decoration: none; }
+img { max-width: 100%; } .key, footer { color: #777; font-size: 90%; }
+"""
+
+
+def _html(results: Mapping, worst: Sequence[UtteranceResult], plot: bytes) -> str:
+    """The content of report.html: one file that needs no other."""
+    title = f"suite {html.escape(results['suite'])}"
+    numbers = "\n".join(_html_row(map(html.escape, row)) for row in _table_rows(results))
+    utterances = "\n".join(_html_utterance(row, results["normalizer"]) for row in worst)
+    image = base64.b64encode(plot).decode("ascii")
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>
+<body>
+<h1>{title}</h1>
+<table class="numbers">
+{_html_row(_HEADER, tag="th")}
+{numbers}
+</table>
+<p>{html.escape(_parameter_line(results))}</p>
+<p><img alt="Word error rates by task" src="data:image/png;base64,{image}"></p>
+<h2>Worst utterances</h2>
+<p><del>Struck out</del>: said but not recognised. <ins>Green</ins>: recognised but not said.</p>
+<table>
+{_html_row(("task", "adapted", "base"), tag="th")}
+{utterances}
+</table>
+<footer>{html.escape(_footnote(results))}</footer>
+</body>
+</html>
+"""
+
+
+def _html_row(cells: Iterable[str], *, tag: str = "td") -> str:
+    return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _html_utterance(row: UtteranceResult, normalizer: str) -> str:
+    task = f'{html.escape(row.task)}<br><span class="key">{html.escape(row.key)}</span>'
+    reference = error_rates.words(row.reference, normalizer)
+    hypotheses = [text for text in (row.hypothesis, row.base_hypothesis) if text is not None]
+    marked = [_marked(reference, error_rates.words(text, normalizer)) for text in hypotheses]
+    return _html_row([task, *marked])
+
+
+def _marked(reference: Sequence[str], hypothesis: Sequence[str]) -> str:
+    """The words of both texts in one line of HTML, those of one text alone marked."""
+    pieces = []
+    # No word is empty, so the empty string can stand for "nothing here".
+    for said, recognised in kaldialign.align(reference, hypothesis, ""):
+        if said == recognised:
+            pieces.append(html.escape(said))
+        else:
+            pieces += [f"<del>{html.escape(said)}</del>"] * bool(said)
+            pieces += [f"<ins>{html.escape(recognised)}</ins>"] * bool(recognised)
+    return " ".join(pieces)

@@ -1,0 +1,135 @@
+"""Runs a suite: every utterance once, through the adapter of its task and through the base beside it.
+
+Each process decodes its own rows; the outputs are replicated, so every process sees every row and counts the same.
+"""
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from hra_jax.adapters.bank import BASE
+from hra_jax.data.loader import eval_batches
+from hra_jax.data.table import TableSource, UtteranceTable
+from hra_jax.errors import UserError
+from hra_jax.evaluation.report import UtteranceResult
+from hra_jax.evaluation.suites import MEAN_TASK, Suite
+from hra_jax.models import ctc
+from hra_jax.training import sharding
+
+
+def with_mean_row(trainable: dict) -> dict:
+    """An adapter whose bank has one row more: the mean of all rows, which `__mean__` stands for."""
+    tasks = jax.tree.map(
+        lambda leaf: jax.numpy.concatenate([leaf, leaf.mean(axis=0, keepdims=True)]), trainable["tasks"]
+    )
+    return {**trainable, "tasks": tasks}
+
+
+class SuiteRunner:
+    """A suite with its utterances looked up once, to be run on any number of checkpoints.
+
+    Args:
+      suite: what to score.
+      base: the foundation (`build.Foundation`): vocabulary, features, lengths.
+      tasks: names of the adapter's rows, in order; () where there is no bank (`full`, `pretrain`).
+      config: the run's configuration; `eval`, `batch.buckets`, `batch.multiple` and `data` are read.
+      mesh: the device mesh.
+      report: where unusable utterances go.
+    """
+
+    def __init__(self, suite: Suite, *, base, tasks, config, mesh, report):
+        self.suite, self._base, self._config, self._mesh, self._report = suite, base, config, mesh, report
+        self._has_bank = bool(tasks)
+        self._table = UtteranceTable(
+            [
+                TableSource(task.name, task.utterances, task=task.adapter_task if tasks else BASE)
+                for task in suite.tasks
+            ],
+            vocabulary=base.vocabulary,
+            normalizer=config.data.normalizer,
+            task_tag="",
+            tasks=(*tasks, MEAN_TASK) if tasks else (),
+            max_seconds=config.batch.buckets[-1],
+            sample_rate=base.features.sample_rate,
+            output_length=base.output_length,
+            report=report,
+            for_training=False,
+        )
+
+    def run(self, evaluation_step, trainable: dict, frozen, *, progress: bool = False):
+        """Scores the suite.
+
+        Args:
+          evaluation_step: the compiled step of `training.step.make_evaluation_step`.
+          trainable: what a run trains.
+          frozen: the backbone's weights; the base that results are compared with.
+          progress: whether to show a bar.
+
+        Returns:
+          A list of `UtteranceResult`, the mean loss, and {task: largest difference of its log-probabilities from the
+          base's}.
+
+        Raises:
+          UserError: no utterance of the suite could be read.
+        """
+        config, vocabulary = self._config, self._base.vocabulary
+        if self._has_bank:
+            trainable = with_mean_row(trainable)
+        batches = eval_batches(
+            self._table,
+            batch_seconds=config.eval.batch_seconds,
+            buckets=config.batch.buckets,
+            multiple=config.batch.multiple,
+            threads=config.data.threads,
+            report=self._report,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+        )
+        results, losses, differences = [], [], {task.name: 0.0 for task in self.suite.tasks}
+        shown = progress and jax.process_index() == 0
+        bar = tqdm(total=len(self._table), desc=f"evaluating {self.suite.name}", unit="utterance", disable=not shown)
+        with bar:
+            for batch in batches:
+                outputs = evaluation_step(trainable, frozen, sharding.shard_batch(batch, self._mesh))
+                outputs = {name: np.asarray(value) for name, value in outputs.items()}
+                texts, base_texts = (
+                    [vocabulary.decode(ids) for ids in ctc.greedy_decode(outputs[name], outputs["lengths"], 0)]
+                    for name in ("paths", "base_paths")
+                )
+                scored = np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0))
+                for row in scored:
+                    number = int(outputs["utterance"][row])
+                    owner = self.suite.tasks[self._table.source[number]].name
+                    utterance = self._table.utterances[number]
+                    differences[owner] = max(differences[owner], float(outputs["difference"][row]))
+                    losses.append(float(outputs["loss"][row]))
+                    results.append(
+                        UtteranceResult(
+                            task=owner,
+                            key=utterance.key,
+                            reference=utterance.text,
+                            hypothesis=texts[row],
+                            base_hypothesis=base_texts[row],
+                            duration=utterance.duration,
+                        )
+                    )
+                bar.update(len(scored))
+        if not results:
+            raise UserError(
+                f"suite {self.suite.name!r}: none of its utterances could be read; {self._report.summary()}"
+            )
+        return results, float(np.mean(losses)), differences
+
+
+def check_adapter_acts(suite: Suite, differences: dict) -> None:
+    """Checks that every task's adapter changes the log-probabilities.
+
+    Raises:
+      UserError: the adapter of a task is loaded and does nothing.
+    """
+    for task in suite.tasks:
+        if task.adapter_task != BASE and differences[task.name] == 0.0:
+            raise UserError(
+                f"task {task.name!r}: the log-probabilities with the adapter {task.adapter_task!r} equal the base's "
+                "exactly; the adapter does nothing"
+            )

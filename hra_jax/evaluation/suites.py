@@ -1,0 +1,245 @@
+"""Task suites: which utterances are scored as which task, and with which adapter.
+
+A suite file (`configs/suites/x.py`) has a `get_config()` that returns a ConfigDict with three keys:
+
+  name: the name of the suite, which is also the folder of its results, `W/eval/<name>/`.
+  normalizer: a name of `hra_jax.data.text.NORMALIZERS`, applied to references and hypotheses alike.
+  tasks: rows (task, manifest, tag filter, adapter task), each a tuple of four strings:
+    task: the name of the evaluation task.
+    manifest: its path; `{dir}` stands for `data.dir`.
+    tag filter: '' for the whole manifest, 'tag=value' for the utterances with that tag, or 'tag=*' for a task for every
+      value of the tag; `*` in the task and in the adapter task then stands for the value.
+    adapter task: the adapter that the utterances are recognised with: the name of a task, `__base__` (no adapter), or
+      `__mean__` (the mean of all heads).
+
+So `('*', '{dir}/test.jsonl', 'speaker=*', '*')` scores every speaker of a manifest with the adapter of that speaker.
+"""
+
+import collections
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Iterable
+
+import ml_collections
+
+from hra_jax import config as configs
+from hra_jax.config import BASE_TASK
+from hra_jax.data.manifest import Utterance, load_manifest
+from hra_jax.data.report import DataReport
+from hra_jax.data.text import NORMALIZERS
+from hra_jax.errors import UserError
+
+MEAN_TASK = "__mean__"
+WILDCARD = "*"
+_KEYS = ("name", "normalizer", "tasks")
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteTask:
+    """One evaluation task.
+
+    Attributes:
+      name: the name that results are reported under, unique in the suite.
+      manifest: the path of the manifest, `{dir}` filled in.
+      tag: the tag that picks utterances of the manifest; '' picks all.
+      tag_value: the value that the tag must have; '' where there is no tag.
+      adapter_task: the adapter to recognise with: a task, `__base__` or `__mean__`.
+      utterances: what is scored, in the order of the manifest.
+    """
+
+    name: str
+    manifest: str
+    tag: str
+    tag_value: str
+    adapter_task: str
+    utterances: tuple[Utterance, ...] = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Evaluation tasks that are reported together, and the normalizer of their texts."""
+
+    name: str
+    normalizer: str
+    tasks: tuple[SuiteTask, ...]
+
+    @property
+    def utterances(self) -> tuple[Utterance, ...]:
+        """Every utterance of every task; one that several tasks score occurs several times."""
+        return tuple(utterance for task in self.tasks for utterance in task.utterances)
+
+
+def load_suite(suite: str, *, data_dir: str, report: DataReport) -> Suite:
+    """The suite of a file, its manifests read.
+
+    Args:
+      suite: a path of a suite file, or the name of one in `configs/suites`.
+      data_dir: what `{dir}` in a manifest path stands for.
+      report: where bad manifest lines go, and utterances without the tag that a row of the suite asks for.
+
+    Raises:
+      UserError: an unknown suite, normalizer, manifest, tag or tag value; a row that is not four strings; two tasks of
+        one name; a task without utterances.
+    """
+    return build_suite(configs.load(suite, kind="suites"), data_dir=data_dir, report=report)
+
+
+def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: DataReport) -> Suite:
+    """As `load_suite`, from the config that a suite file returns (keys: see the top of this module)."""
+    _check_config(config)
+    manifests: dict[str, list[Utterance]] = {}
+    tasks: list[SuiteTask] = []
+    for row in config.tasks:
+        _check_row(row, config.name)
+        path = _manifest_path(row[1], data_dir, config.name)
+        if path not in manifests:
+            manifests[path] = load_manifest(path, report=report)
+        tasks += _row_tasks((row[0], path, *row[2:]), manifests[path], suite=config.name, report=report)
+    _check_task_names([task.name for task in tasks], config.name)
+    return Suite(config.name, config.normalizer, tuple(tasks))
+
+
+def _check_config(config: ml_collections.ConfigDict) -> None:
+    for key in config:
+        if key not in _KEYS:
+            raise UserError(f"a suite has no key {key!r}; allowed: {', '.join(_KEYS)}")
+    for key in _KEYS:
+        if key not in config:
+            raise UserError(f"a suite needs the key {key!r}; this one has: {', '.join(config) or 'none'}")
+    if not isinstance(config.name, str) or not re.fullmatch(r"[\w-]+", config.name):
+        raise UserError(f"the name of a suite is {config.name!r}; allowed: letters, digits, '_' and '-'")
+    if config.normalizer not in NORMALIZERS:
+        raise UserError(
+            f"suite {config.name!r}: normalizer {config.normalizer!r} is unknown; allowed: {', '.join(NORMALIZERS)}"
+        )
+    if not isinstance(config.tasks, tuple | list) or not config.tasks:
+        raise UserError(f"suite {config.name!r}: tasks must be a tuple of rows; got {config.tasks!r}")
+
+
+def _check_row(row: object, suite: str) -> None:
+    if not isinstance(row, tuple | list) or len(row) != 4 or not all(isinstance(item, str) for item in row):
+        raise UserError(
+            f"suite {suite!r}: a row of tasks is (task, manifest, tag filter, adapter task), four strings; got {row!r}"
+        )
+    name, _, tag_filter, adapter_task = row
+    tag, equals, value = tag_filter.partition("=")
+    if tag_filter and not (tag and equals and value):
+        raise UserError(f"suite {suite!r}: tag filter {tag_filter!r} must be '', 'tag=value' or 'tag={WILDCARD}'")
+    if value == WILDCARD and WILDCARD not in name:
+        raise UserError(f"suite {suite!r}: {tag_filter!r} gives many tasks; the task {name!r} needs a {WILDCARD!r}")
+    if value != WILDCARD and WILDCARD in name + adapter_task:
+        raise UserError(
+            f"suite {suite!r}: {WILDCARD!r} in {name!r} or {adapter_task!r} needs the tag filter 'tag={WILDCARD}'; "
+            f"got {tag_filter!r}"
+        )
+
+
+def _manifest_path(manifest: str, data_dir: str, suite: str) -> str:
+    if "{dir}" in manifest and not data_dir:
+        raise UserError(
+            f"suite {suite!r}: the manifest {manifest!r} needs data.dir, which is ''; give --config.data.dir"
+        )
+    return manifest.replace("{dir}", data_dir)
+
+
+def _row_tasks(
+    row: tuple[str, str, str, str], utterances: list[Utterance], *, suite: str, report: DataReport
+) -> list[SuiteTask]:
+    """The tasks of one row of a suite, whose manifest holds the given utterances."""
+    name, path, tag_filter, adapter_task = row
+    tag, _, wanted = tag_filter.partition("=")
+    groups: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        if not tag:
+            groups.setdefault("", []).append(utterance)
+        elif tag in utterance.tags and utterance.tags[tag] is not None:
+            groups.setdefault(str(utterance.tags[tag]), []).append(utterance)
+        elif wanted == WILDCARD:
+            report.add("missing_field", f"{path}:{utterance.line}", f"no tag {tag!r}, which suite {suite!r} needs")
+    values = sorted(groups) if wanted == WILDCARD else [wanted]
+    if not values or not all(value in groups for value in values):
+        found = f"values of {tag!r} there: {_listed(groups)}" if tag else "it has no usable line"
+        raise UserError(f"suite {suite!r}, task {name!r}: no utterance of {path} has {tag_filter!r}; {found}")
+    return [
+        SuiteTask(
+            name=name.replace(WILDCARD, value) if wanted == WILDCARD else name,
+            manifest=path,
+            tag=tag,
+            tag_value=value,
+            adapter_task=adapter_task.replace(WILDCARD, value) if wanted == WILDCARD else adapter_task,
+            utterances=tuple(groups[value]),
+        )
+        for value in values
+    ]
+
+
+def _listed(names: Iterable[str], *, most: int = 8) -> str:
+    """Names for an error message: the first few, sorted, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(name) for name in names[:most]) + more if names else "none"
+
+
+def _check_task_names(names: list[str], suite: str) -> None:
+    for name, times in collections.Counter(names).items():
+        if times > 1:
+            raise UserError(f"suite {suite!r} has {times} tasks named {name!r}; each needs a name of its own")
+        if name in ("", BASE_TASK, MEAN_TASK):
+            raise UserError(
+                f"suite {suite!r} has a task named {name!r}, which cannot be the name of an evaluation task"
+            )
+
+
+def check_adapter_tasks(suite: Suite, adapter_tasks: Iterable[str]) -> None:
+    """Checks that every task of the suite has its adapter among `adapter_tasks`, `__base__` and `__mean__`.
+
+    Raises:
+      UserError: an adapter task that does not exist; the message lists near matches.
+    """
+    known = {*adapter_tasks, BASE_TASK, MEAN_TASK}
+    for task in suite.tasks:
+        if task.adapter_task not in known:
+            hint = configs.near(task.adapter_task, sorted(known))
+            raise UserError(f"suite {suite.name!r}: task {task.name!r} needs the adapter {task.adapter_task!r}; {hint}")
+
+
+@functools.lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _recording(utterance: Utterance) -> tuple[str, float]:
+    """The audio file, links in its folder resolved, and the offset in seconds to a tenth of a millisecond."""
+    path = utterance.audio_filepath
+    if "://" not in path:
+        path = os.path.join(_real_folder(os.path.dirname(path)), os.path.basename(path))
+    return path, round(utterance.offset, 4)
+
+
+def check_disjoint(
+    suite_utterances: Iterable[Utterance], other_utterances: Iterable[Utterance], *, suite: str, other: str = "training"
+) -> None:
+    """Checks that no utterance of a suite is also among other utterances: the same audio file at the same offset.
+
+    Keys are not compared: they are relative to the manifest, and two corpora may both have an `audio/1.wav`. Nor are
+    texts: the same words said twice are no leak.
+
+    Args:
+      suite_utterances: what is scored.
+      other_utterances: what training or selection reads.
+      suite: the name of the suite, for the message.
+      other: what the others are, for the message.
+
+    Raises:
+      UserError: they share utterances; the message has their number and names the first few.
+    """
+    taken = {_recording(utterance) for utterance in other_utterances}
+    scored = {_recording(utterance): utterance.key for utterance in suite_utterances}
+    shared = [key for recording, key in scored.items() if recording in taken]
+    if shared:
+        raise UserError(
+            f"suite {suite!r} shares {len(shared)} utterances with {other} data, such as {_listed(shared, most=3)}; "
+            "an utterance may be on one side only"
+        )

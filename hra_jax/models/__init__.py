@@ -1,0 +1,1 @@
+"""Speech encoders in Flax: features, subsampling, Conformer layers, CTC."""

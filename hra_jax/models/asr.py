@@ -1,0 +1,70 @@
+"""From waveforms to log-probabilities: features, subsampling, encoder, CTC head.
+
+Letters: B batch, S samples, T encoder frames, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hra_jax.adapters.base import Adapter, Bound
+from hra_jax.models import augment as augmentation
+from hra_jax.models.config import EncoderConfig, FeatureConfig
+from hra_jax.models.conformer import Conformer
+from hra_jax.models.frontend import log_mel
+from hra_jax.models.layers import Projection
+from hra_jax.models.subsampling import ConvSubsampling
+
+
+class AsrModel(nn.Module):
+    """A speech encoder with a CTC head; its Flax parameters are the backbone, and nothing else."""
+
+    features: FeatureConfig
+    encoder: EncoderConfig
+    adapter: Adapter = Adapter()
+    augment: augmentation.AugmentConfig = augmentation.AugmentConfig()
+    dropout: float = 0.0  # on the residual branches of the encoder; acts only with a 'dropout' key
+    remat: str = "none"
+    dtype: jnp.dtype = jnp.float32  # of the activations
+    constrain: Callable = lambda x: x
+
+    @nn.compact
+    def __call__(self, waveform, num_samples, bound: Bound):
+        """Log-probabilities of a padded batch.
+
+        Augmentation runs where an 'augment' key is given, dropout where a 'dropout' key is given.
+
+        Args:
+          waveform: float `[B, S]`, mono, at `features.sample_rate`; anything may lie behind `num_samples`.
+          num_samples: int32 `[B]`.
+          bound: the adapter's parameters for the rows of this batch.
+
+        Returns:
+          float32 `[B, T, V]` and int32 `[B]` lengths in encoder frames.
+        """
+        x, lengths = self._features(waveform, num_samples)
+        width, channels = self.encoder.d_model, self.encoder.subsampling_channels
+        subsample = ConvSubsampling(width, channels, self.encoder.subsampling_layers, name="subsampling")
+        x, lengths = subsample(x.astype(self.dtype), lengths)
+        encoder = Conformer(
+            self.encoder, self.adapter, dropout=self.dropout, remat=self.remat, constrain=self.constrain, name="encoder"
+        )
+        x = self.constrain(encoder(self.constrain(x), lengths, bound))
+        logits = Projection(self.encoder.vocab_size, axes=("embed", "vocab"), name="output")(x)
+        logits = self.adapter.after_projection(
+            (bound.all_layers, bound.per_layer), "output", x, logits, rng=lambda: None
+        )
+        return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), lengths
+
+    def _features(self, waveform, num_samples):
+        config = self.augment
+        if not self.has_rng("augment"):
+            return log_mel(waveform, num_samples, self.features)
+        noise_rng, warp_rng, mask_rng = jax.random.split(self.make_rng("augment"), 3)
+        if config.noise_probability:
+            waveform = augmentation.add_noise(noise_rng, waveform, num_samples, config)
+        x, lengths = log_mel(waveform, num_samples, self.features)
+        x, lengths = augmentation.warp(warp_rng, x, lengths, config)
+        return augmentation.spec_augment(mask_rng, x, lengths, config), lengths

@@ -1,0 +1,102 @@
+"""Augmentation on the device, in training only: noise, speed and vocal-tract warping, SpecAugment.
+
+Letters: B batch, S samples, T feature frames, F mel bins.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from hra_jax.models import padding
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Strengths; the defaults do nothing."""
+
+    noise_probability: float = 0.0  # share of utterances that get noise
+    noise_snr_db: tuple[float, float] = (10.0, 40.0)  # range of the signal-to-noise ratio
+    speed: float = 0.0  # speeds are drawn from 1 - speed to 1 + speed
+    warp: float = 0.0  # frequency factors are drawn from 1 - warp to 1 + warp (vocal-tract length)
+    time_masks: int = 0
+    time_mask_fraction: float = 0.1  # longest time mask, as a fraction of the utterance
+    freq_masks: int = 0
+    freq_mask_bins: int = 8  # widest frequency mask
+
+
+def add_noise(rng, waveform, num_samples, config: AugmentConfig):
+    """Adds noise with a random spectral tilt at a random signal-to-noise ratio; `[B, S]` -> `[B, S]` float32."""
+    draw, tilt, ratio, choose = jax.random.split(rng, 4)
+    batch = waveform.shape[0]
+    valid = padding.valid_mask(num_samples, waveform.shape[1])
+    waveform = padding.zero_invalid(waveform.astype(jnp.float32), valid)
+    noise = jax.random.normal(draw, waveform.shape)
+    slope = jax.random.uniform(tilt, (batch, 1), minval=-0.95, maxval=0.95)
+    noise = (noise + slope * jnp.roll(noise, 1, axis=1)) * jax.lax.rsqrt(1 + slope**2)
+    low, high = config.noise_snr_db
+    snr_db = jax.random.uniform(ratio, (batch, 1), minval=low, maxval=high)
+    power = jnp.square(waveform).sum(axis=1, keepdims=True) / jnp.maximum(num_samples, 1)[:, None]
+    noise = noise * jnp.sqrt(power) * 10.0 ** (-snr_db / 20.0)
+    chosen = jax.random.uniform(choose, (batch, 1)) < config.noise_probability
+    return waveform + jnp.where(chosen & valid, noise, 0.0)
+
+
+def _interpolation(positions, size: int):
+    """Linear interpolation at `positions` `[B, P]` in places 0 .. size - 1, as a matrix `[B, P, size]`."""
+    positions = jnp.clip(positions, 0, size - 1)[:, :, None]
+    return jnp.maximum(0.0, 1.0 - jnp.abs(positions - jnp.arange(size, dtype=jnp.float32)[None, None, :]))
+
+
+def warp(rng, features, lengths, config: AugmentConfig):
+    """Stretches time and frequency.
+
+    Args:
+      rng: key.
+      features: `[B, T, F]`.
+      lengths: int32 `[B]`, feature frames.
+      config: `speed` and `warp`.
+
+    Returns:
+      The warped features and their lengths, at most T.
+    """
+    batch, frames, bins = features.shape
+    speed_rng, warp_rng = jax.random.split(rng)
+    if config.speed:
+        speed = jax.random.uniform(speed_rng, (batch,), minval=1 - config.speed, maxval=1 + config.speed)
+        # Slower speech must still fit: an utterance that fills its bucket cannot get longer.
+        speed = jnp.maximum(speed, lengths / frames)
+        matrix = _interpolation(jnp.arange(frames, dtype=jnp.float32)[None, :] * speed[:, None], frames)
+        lengths = jnp.minimum(jnp.floor(lengths / speed).astype(jnp.int32), frames)
+        features = jnp.einsum("bpt,btf->bpf", matrix, features)
+        features = padding.zero_invalid(features, padding.valid_mask(lengths, frames))
+    if config.warp:
+        factor = jax.random.uniform(warp_rng, (batch, 1), minval=1 - config.warp, maxval=1 + config.warp)
+        matrix = _interpolation(jnp.arange(bins, dtype=jnp.float32)[None, :] * factor, bins)
+        features = jnp.einsum("bgf,btf->btg", matrix, features)
+    return features, lengths
+
+
+def _spans(rng, count: int, widest, size: int, extent):
+    """Union of `count` random spans per row: bool `[B, size]`; `widest` and `extent` are float `[B]`."""
+    width_rng, start_rng = jax.random.split(rng)
+    shape = (widest.shape[0], count)
+    width = jax.random.uniform(width_rng, shape) * widest[:, None]
+    start = jax.random.uniform(start_rng, shape) * jnp.maximum(extent[:, None] - width, 0.0)
+    # A place is hidden where its middle is: by its left edge, the first place would never be.
+    places = jnp.arange(size, dtype=jnp.float32)[None, None, :] + 0.5
+    return ((places >= start[:, :, None]) & (places < (start + width)[:, :, None])).any(axis=1)
+
+
+def spec_augment(rng, features, lengths, config: AugmentConfig):
+    """Masks random spans of time and frequency with zero, the mean (arXiv 1904.08779): `[B, T, F]` -> the same."""
+    batch, frames, bins = features.shape
+    time_rng, freq_rng = jax.random.split(rng)
+    masked = jnp.zeros((batch, frames, bins), bool)
+    if config.time_masks:
+        extent = lengths.astype(jnp.float32)
+        masked |= _spans(time_rng, config.time_masks, extent * config.time_mask_fraction, frames, extent)[:, :, None]
+    if config.freq_masks:
+        widest, extent = (jnp.full((batch,), value, jnp.float32) for value in (config.freq_mask_bins, bins))
+        masked |= _spans(freq_rng, config.freq_masks, widest, bins, extent)[:, None, :]
+    return jnp.where(masked, jnp.zeros((), features.dtype), features)

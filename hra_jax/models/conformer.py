@@ -1,0 +1,162 @@
+"""The Conformer encoder: one block, scanned over layers.
+
+Letters: B batch, T frames, D width, L layers.
+
+The parameters of the blocks are stacked on a leading `layers` axis. What an adapter adds comes in as an explicit tree
+(`adapters.base.Bound`), not as Flax variables: a sub-module handed to a scanned layer is silently not shared.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hra_jax.adapters.base import Adapter, Bound
+from hra_jax.errors import UserError
+from hra_jax.models import padding
+from hra_jax.models.attention import Attention, context_mask
+from hra_jax.models.config import EncoderConfig
+from hra_jax.models.layers import DepthwiseConvolution, LayerNorm, Projection
+
+# What the backward pass keeps of a block; the rest is computed again.
+REMAT_POLICIES = {
+    "none": None,  # keep everything
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the outputs of the projections
+    "full": jax.checkpoint_policies.nothing_saveable,  # keep the input of each block only
+}
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, projection to `d_ff`, SiLU, projection back."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x, hook):
+        """`[B, T, D]` -> `[B, T, D]`."""
+        config = self.config
+        x = LayerNorm(config.norm_eps, name="norm")(x)
+        y = Projection(config.d_ff, axes=("embed", "mlp"), name="up")(x)
+        x = nn.silu(hook(f"{self.name}.up", x, y))
+        y = Projection(config.d_model, axes=("mlp", "embed"), name="down")(x)
+        return hook(f"{self.name}.down", x, y)
+
+
+class ConvolutionModule(nn.Module):
+    """LayerNorm, gated pointwise convolution, depthwise convolution, norm, SiLU, pointwise convolution."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x, valid, hook):
+        """`[B, T, D]` and bool `[B, T]` -> `[B, T, D]`."""
+        config = self.config
+        x = LayerNorm(config.norm_eps, name="norm")(x)
+        if config.conv_mask == "pre_pointwise":
+            x = padding.zero_invalid(x, valid)
+        project = Projection(2 * config.d_model, axes=("embed", "mlp"), use_bias=config.conv_bias, name="gated")
+        value, gate = jnp.split(hook("convolution.gated", x, project(x)), 2, axis=-1)
+        x = value * jax.nn.sigmoid(gate)
+        if config.conv_mask == "post_glu":
+            x = padding.zero_invalid(x, valid)
+        causal = config.conv_padding == "causal"
+        x = DepthwiseConvolution(config.kernel, causal=causal, use_bias=config.conv_bias, name="depthwise")(x)
+        if config.conv_norm == "layer":
+            x = LayerNorm(config.norm_eps, name="depthwise_norm")(x)
+        x = nn.silu(x)
+        project = Projection(config.d_model, axes=("mlp", "embed"), use_bias=config.conv_bias, name="output")
+        return hook("convolution.output", x, project(x))
+
+
+class ConformerLayer(nn.Module):
+    """One block, with the adapter's hooks: after each projection, and after the block."""
+
+    config: EncoderConfig
+    adapter: Adapter
+    dropout: float = 0.0
+    constrain: Callable = lambda x: x
+
+    @nn.compact
+    def __call__(self, carry, per_layer, all_layers, valid, mask):
+        """Applies the block.
+
+        Args:
+          carry: x `[B, T, D]` and the adapter's carry.
+          per_layer: what the adapter has for this layer alone.
+          all_layers: what the adapter has for every layer.
+          valid: bool `[B, T]`.
+          mask: bool `[B, 1, T, T]`.
+
+        Returns:
+          The new carry, and nothing per layer (the form that `nn.scan` asks for).
+        """
+        x, state = carry
+        config, adapter, params = self.config, self.adapter, (all_layers, per_layer)
+
+        def rng():
+            return self.make_rng("dropout") if self.has_rng("dropout") else None
+
+        def hook(name, inputs, outputs):
+            return adapter.after_projection(params, name, inputs, outputs, rng=rng)
+
+        def drop(y):
+            return nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(y)
+
+        (keep, add), (keep_conv, add_conv) = config.ff_residual, config.conv_residual
+        x = self.constrain(x)
+        x = keep * x + add * drop(FeedForward(config, name="ff1")(x, hook))
+        y = LayerNorm(config.norm_eps, name="attention_norm")(x)
+        x = x + drop(Attention(config, name="attention")(y, mask, hook))
+        x = keep_conv * x + add_conv * drop(ConvolutionModule(config, name="convolution")(x, valid, hook))
+        x = keep * x + add * drop(FeedForward(config, name="ff2")(x, hook))
+        x = LayerNorm(config.norm_eps, name="final_norm")(x)
+        return adapter.after_layer(params, x, state, rng=rng), None
+
+
+class Conformer(nn.Module):
+    """L blocks under one scan.
+
+    `constrain` places the sharding constraint on `[B, T, D]` activations at block boundaries.
+    """
+
+    config: EncoderConfig
+    adapter: Adapter = Adapter()
+    dropout: float = 0.0
+    remat: str = "none"
+    constrain: Callable = lambda x: x
+
+    @nn.compact
+    def __call__(self, x, lengths, bound: Bound):
+        """Encodes.
+
+        Args:
+          x: `[B, T, D]`, after subsampling.
+          lengths: int32 `[B]`, frames.
+          bound: the adapter's parameters, gathered for the rows of this batch.
+
+        Returns:
+          `[B, T, D]`.
+        """
+        config = self.config
+        valid = padding.valid_mask(lengths, x.shape[1])
+        mask = valid[:, None, None, :] & context_mask(x.shape[1], config)[None, None]
+        x = padding.zero_invalid(x * config.input_scale, valid)
+        if self.remat not in REMAT_POLICIES:
+            raise UserError(f"remat = {self.remat!r}: allowed are {', '.join(map(repr, REMAT_POLICIES))}")
+        block = ConformerLayer
+        if self.remat != "none":
+            # Inside a scan there is nothing to share with, so the barrier against it (prevent_cse) only costs.
+            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=config.n_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        state = self.adapter.initial_carry(x)
+        layers = layers(config, self.adapter, self.dropout, self.constrain, name="layers")
+        (x, _), _ = layers((x, state), bound.per_layer, bound.all_layers, valid, mask)
+        return LayerNorm(config.norm_eps, name="final_norm")(x) if config.final_norm else x

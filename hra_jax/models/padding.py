@@ -1,0 +1,39 @@
+"""The one place that knows about padding.
+
+Utterances are padded on the right. `lengths` are int32 `[B]`, in whatever unit the tensor beside them has; a mask is
+True where a position is valid. Masking is by `where`, never by multiplying: NaN times zero is NaN.
+"""
+
+import jax.numpy as jnp
+
+
+def valid_mask(lengths, size: int):
+    """`[B]` lengths -> bool `[B, size]`, True where valid."""
+    return jnp.arange(size)[None, :] < lengths[:, None]
+
+
+def zero_invalid(x, valid):
+    """Zeroes the invalid positions of `x` `[B, T, ...]`; `valid` is bool `[B, T]`."""
+    shape = valid.shape + (1,) * (x.ndim - 2)
+    return jnp.where(valid.reshape(shape), x, jnp.zeros((), x.dtype))
+
+
+def strided_length(length, *, kernel: int, stride: int, pad: int):
+    """Length after a strided convolution with `pad` zeros on both sides (int or integer array)."""
+    return (length + 2 * pad - kernel) // stride + 1
+
+
+def masked_mean_variance(x, valid):
+    """Mean and (biased) variance over the valid positions of axis 1.
+
+    Args:
+      x: float `[B, T, F]`.
+      valid: bool `[B, T]`.
+
+    Returns:
+      Two float `[B, 1, F]`; zero where a row has no valid position.
+    """
+    count = jnp.maximum(valid.sum(axis=1), 1)[:, None, None]
+    mean = zero_invalid(x, valid).sum(axis=1, keepdims=True) / count
+    squares = zero_invalid(jnp.square(x - mean), valid)
+    return mean, squares.sum(axis=1, keepdims=True) / count

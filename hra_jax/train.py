@@ -1,0 +1,273 @@
+"""Trains an adapter, fine-tunes a backbone, or pre-trains one; the same command again resumes.
+
+python -m hra_jax.train --config quickstart --workdir runs/quickstart
+"""
+
+import json
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+
+from hra_jax import build, cli
+from hra_jax import config as configs
+from hra_jax.adapters import export as exports
+from hra_jax.adapters import methods
+from hra_jax.data.loader import TrainLoader
+from hra_jax.errors import UserError
+from hra_jax.evaluation import report as reports
+from hra_jax.models import backbone as backbones
+from hra_jax.run import Run, accounting, base_weights, prepare, score
+from hra_jax.training import sharding
+from hra_jax.training import state as states
+from hra_jax.training.checkpoints import METRIC, Checkpoints
+from hra_jax.training.metrics import MetricWriter
+from hra_jax.training.preemption import PREEMPTED, PreemptionGuard
+from hra_jax.training.progress import Progress
+
+FLAGS = flags.FLAGS
+
+
+def train(config, workdir) -> int:
+    """Trains as a configuration says, then evaluates, exports and prints the table.
+
+    Args:
+      config: a configuration as `hra_jax.config.load` gives it.
+      workdir: the work directory; one that holds checkpoints of the same configuration is continued.
+
+    Returns:
+      The exit status: 0, or 75 after SIGTERM, with everything saved.
+
+    Raises:
+      UserError: a wrong configuration, bad data, or a work directory of another run.
+    """
+    configs.validate(config)
+    workdir = epath.Path(workdir)
+    _claim_workdir(config, workdir)
+    run = prepare(config, workdir)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        keep_latest=config.checkpoint.keep_latest,
+        keep_best=config.checkpoint.keep_best,
+        every_steps=config.checkpoint.every_steps,
+        fingerprint=run.fingerprint,
+    )
+    with checkpoints:
+        if not _loop(run, checkpoints):
+            return PREEMPTED
+        finish(run, checkpoints)
+    return 0
+
+
+# ======================================================================================================================
+# Before the first step
+# ======================================================================================================================
+
+
+def _claim_workdir(config, workdir: epath.Path) -> None:
+    """Writes W/config.json, or compares it with the one that is there."""
+    path = workdir / "config.json"
+    if path.exists():
+        changed = configs.difference(configs.from_json(path.read_text()), config)
+        if changed:
+            raise UserError(f"{workdir} belongs to a run with another configuration: {'; '.join(changed)}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        path.write_text(configs.to_json(config))
+
+
+# ======================================================================================================================
+# The loop
+# ======================================================================================================================
+
+
+def _loop(run: Run, checkpoints: Checkpoints) -> bool:
+    """Trains to the last step; False after SIGTERM. What was restored and trained is left in `run.state`."""
+    config = run.config
+
+    # ------------------------------------------------------------------------------------------------ restore or start
+    position, best, start = None, {}, 0
+    if checkpoints.latest_step() is not None:
+        run.state, position, best = checkpoints.restore("last", run.state)
+        start = int(run.state.step)
+    _announce(run, start)
+    if start >= config.steps:
+        return True
+    report_path = run.workdir / "data_report.json"
+    if start and report_path.exists():
+        run.report.merge(json.loads(report_path.read_text()))
+
+    loader = TrainLoader(
+        run.table,
+        seed=config.seed,
+        batch_seconds=config.batch.seconds,
+        buckets=config.batch.buckets,
+        multiple=config.batch.multiple,
+        max_tasks=config.batch.max_tasks,
+        position=position,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        report=run.report,
+    )
+    writer = MetricWriter(run.workdir, resume_step=start)
+    with loader, writer, Progress(config.steps, start_step=start) as progress, PreemptionGuard() as guard:
+        since, waited = time.monotonic(), 0.0
+        for step in range(start + 1, config.steps + 1):
+            # ------------------------------------------------------------------------------------------------ one step
+            batch = next(loader)
+            audio_seconds = float(batch["num_samples"].sum()) / run.base.features.sample_rate * jax.process_count()
+            run.state, metrics = run.train_step(run.state, run.frozen, sharding.shard_batch(batch, run.mesh))
+
+            # ------------------------------------------------------------------------------------------------ metrics
+            loss = None
+            if step == start + 1 or step % config.log.every_steps == 0 or step == config.steps:
+                metrics = {name: float(value) for name, value in metrics.items()}
+                loss, now = metrics["loss"], time.monotonic()
+                metrics["input_wait_share"] = (loader.wait_seconds - waited) / max(now - since, 1e-9)
+                since, waited = now, loader.wait_seconds
+                writer.write(step, {f"train/{name}": value for name, value in metrics.items()})
+                if not np.isfinite(loss):
+                    raise UserError(
+                        f"step {step}: the loss is {loss}; lower optimizer.learning_rate, or check the data"
+                    )
+            progress.update(step, audio_seconds=audio_seconds, loss=loss)
+
+            # ---------------------------------------------------------------------------------------------- validation
+            scores = None
+            if run.select and (step % config.eval.every_steps == 0 or step == config.steps):
+                scores = _validate(run, step, best, writer)
+                progress.note(f"step {step}: {run.select.suite.name} macro WER {scores[METRIC]:.2%}")
+
+            # --------------------------------------------------------------------------------------------- checkpoints
+            stop = guard.requested(step)
+            force = stop or scores is not None or step == config.steps
+            if force or checkpoints.due(step):
+                checkpoints.save(step, run.state, position=loader.position(), best=best, metrics=scores, force=force)
+                if jax.process_index() == 0:
+                    run.report.write(report_path)
+            if stop:
+                checkpoints.wait()
+                progress.note(f"stopped by {guard.reason or 'another process'} at step {step}; everything is saved")
+                return False
+            if step == start + 1:
+                since, waited = time.monotonic(), loader.wait_seconds  # the first step is mostly compilation
+    if jax.process_index() == 0:
+        run.report.write(report_path)
+        print(f"data: {run.report.summary()}", flush=True)
+    return True
+
+
+def _announce(run: Run, start: int) -> None:
+    """Prints what is trained, by name and number, at start and at resume."""
+    if jax.process_index() != 0:
+        return
+    numbers = run.accounting
+    print(f"{'resuming at step ' + str(start) if start else 'starting'}: method {run.config.method}", flush=True)
+    for line in states.describe(run.state.trainable):
+        print(f"  trained  {line}")
+    frozen = 0 if run.frozen is None else numbers["backbone_parameters"]
+    print(
+        f"  trained {numbers['trainable_parameters']:,} parameters "
+        f"(shared {numbers['shared_parameters']:,} + {numbers['tasks']} tasks x {numbers['parameters_per_task']:,}), "
+        f"frozen {frozen:,} ({run.base.name}, {run.base.fingerprint[:12] or 'new'})"
+    )
+    rows = len(run.table)
+    print(f"  data: {rows:,} utterances, {run.table.duration.sum() / 3600:.2f} h; {run.report.summary()}", flush=True)
+
+
+def _validate(run: Run, step: int, best: dict, writer) -> dict:
+    """Scores the selection suite, and keeps the best macro WER and the best per task in `best`."""
+    rows, loss, _ = run.select.run(run.evaluation_step, run.state.trainable, base_weights(run))
+    results = reports.evaluate_results(rows, run.select.suite, accounting=accounting(run), bootstrap=0)
+    values = {"": results["wer_macro"]} | {name: task["wer"] for name, task in results["tasks"].items()}
+    for name, wer in values.items():
+        found = best.setdefault("tasks", {}).get(name) if name else best.get("macro")
+        if found is None or wer < found["wer"]:
+            entry = {"wer": wer, "step": step}
+            best["tasks"].update({name: entry}) if name else best.update(macro=entry)
+    suite = run.select.suite.name
+    scalars = {f"{suite}/wer_macro": values.pop(""), f"{suite}/loss": loss}
+    writer.write(step, scalars | {f"{suite}/wer/{name}": wer for name, wer in values.items()})
+    return {METRIC: results["wer_macro"]}
+
+
+# ======================================================================================================================
+# After the last step
+# ======================================================================================================================
+
+
+def finish(run: Run, checkpoints: Checkpoints) -> dict | None:
+    """Scores the test suite on what is exported, exports it, and prints the table.
+
+    Returns:
+      The results, or None without a test suite.
+    """
+    config = run.config
+    step = checkpoints.resolve(config.export["from"])
+    if step != int(run.state.step):
+        run.state, _, _ = checkpoints.restore(step, run.state)
+    trainable, results = run.state.trainable, None
+    if run.test:
+        stored = trainable
+        if "backbone" in trainable:
+            # What is scored is what is stored.
+            dtype = config.export.dtype
+            stored = {
+                "backbone": jax.tree.map(lambda leaf: leaf.astype(dtype).astype(leaf.dtype), trainable["backbone"])
+            }
+        results = score(run, stored, step)
+    if jax.process_index() == 0:
+        _export(run, jax.tree.map(np.asarray, trainable), step, results)
+    return results
+
+
+def _export(run: Run, trainable: dict, step: int, results: dict | None) -> None:
+    config, vocabulary = run.config, run.base.vocabulary.to_json()
+    if config.method == "adapter":
+        folder = run.workdir / "adapter"
+        exports.write_adapter(
+            folder,
+            method=methods.settings(build.adapter_method(config)),
+            trainable=trainable,
+            tasks=[{"name": name, "row": row, "step": step} for row, name in enumerate(run.tasks)],
+            backbone={"name": run.base.name, "fingerprint": run.base.fingerprint},
+            vocabulary=vocabulary,
+            accounting=accounting(run),
+            results=results,
+            per_task_files=config.export.per_task_files,
+        )
+    else:
+        folder = run.workdir / "backbone"
+        wer = None if results is None else {run.test.suite.name: results["wer"]}
+        made_by = {"method": config.method, "config": json.loads(configs.to_json(config)), "step": step}
+        backbones.save(
+            folder,
+            trainable["backbone"],
+            features=run.base.features,
+            encoder=run.base.encoder,
+            vocabulary=vocabulary,
+            dtype=config.export.dtype,
+            info={"name": run.base.name, "source": made_by, "license": config.export.license, "wer": wer},
+        )
+    print(f"exported step {step} to {folder}", flush=True)
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    flags.DEFINE_string("workdir", None, "Work directory: checkpoints, metrics, exports, results.", required=True)
+
+
+def main(argv) -> int:
+    """Entry point."""
+    del argv
+    cli.setup_jax()
+    return train(FLAGS.config, FLAGS.workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, define_flags=define_flags, config_flag=True))

@@ -1,0 +1,381 @@
+"""Checkpoints of a run. The only module that knows Orbax.
+
+    DIRECTORY/<step>/state     the state tree: trainable, optimizer state, step
+                     position  JSON: where the data stream stands
+                     best      JSON: the best-so-far table
+                     run       JSON: what the run must agree on (the fingerprint)
+                     metrics   JSON: {'wer_macro': ...}, where the step was evaluated
+
+A step directory appears under its name only when everything in it is written, so a process killed at any moment leaves
+the last complete checkpoint as the last one. The frozen backbone is never in a checkpoint: the fingerprint names it.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+from hra_jax.errors import UserError
+from hra_jax.training.sharding import leaf_name
+
+METRIC = "wer_macro"  # the lower the better
+
+# What Orbax and TensorStore raise when storage fails; TensorStore reports I/O errors as ValueError.
+_STORAGE_ERRORS = (OSError, ValueError, RuntimeError)
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        # Orbax also asks from its background thread, with the older step that it is writing. That would turn back the
+        # step counter on which the processes agree where to stop (training/preemption.py). Here only the guard asks.
+        return False
+
+
+class _AlreadyRaised(logging.Filter):
+    """Drops what Orbax logs about things that reach the caller anyway, or that are as they should be."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if f"{os.sep}orbax{os.sep}" not in record.pathname:
+            return True
+        # A failed save is logged as up to three tracebacks before it is raised. Most steps have no metric.
+        return not record.exc_info and "tracked_metric" not in str(record.msg)
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every process of the run makes one and calls the same methods in the same order.
+
+    Saves are asynchronous: `save` returns when the arrays are copied off the devices, so they may be donated at once.
+    Trouble with a save is raised by the next `save`, `wait` or `close`.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        keep_latest: int,
+        keep_best: int,
+        every_steps: int,
+        fingerprint: Mapping | None = None,
+        read_only: bool = False,
+    ):
+        """Opens the directory, makes it if need be, and clears away what a killed process left half-written.
+
+        Args:
+          directory: any path that epath takes, `gs://` included.
+          keep_latest: number of newest checkpoints to keep, at least 1.
+          keep_best: number of checkpoints of lowest `wer_macro` to keep besides, at least 0.
+          every_steps: steps from one checkpoint to the next, at least 1.
+          fingerprint: what a checkpoint and this run must agree on, JSON: stored with each checkpoint and compared
+            before anything is restored. None stores an empty one and compares nothing.
+          read_only: for who looks on while a run may be writing (evaluation): nothing is made, cleared or deleted.
+
+        Raises:
+          UserError: a number out of range; the directory cannot be made; with `read_only`, it does not exist.
+        """
+        for name, value, least in (("keep_latest", keep_latest, 1), ("keep_best", keep_best, 0)):
+            if value < least:
+                raise UserError(f"checkpoint.{name} = {value}: must be at least {least}")
+        if every_steps < 1:
+            raise UserError(f"checkpoint.every_steps = {every_steps}: must be at least 1")
+        path = epath.Path(directory)
+        # epath's resolve() would take gs:// for a relative path; TensorStore wants local paths absolute.
+        self.directory = path if path.is_absolute() else path.resolve()
+        self._every = every_steps
+        self._fingerprint = None if fingerprint is None else _plain(fingerprint, "fingerprint")
+        self._read_only = read_only
+        self._writing: int | None = None
+        if read_only and not self.directory.is_dir():
+            raise UserError(f"{self.directory}: no such directory of checkpoints")
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"{self.directory}: checkpoints cannot be kept here, it is a file")
+        logger = absl_logging.get_absl_logger()
+        if not any(isinstance(known, _AlreadyRaised) for known in logger.filters):
+            logger.addFilter(_AlreadyRaised())
+        try:
+            self._manager = _Manager(
+                self.directory,
+                options=_options(keep_latest, keep_best, read_only=read_only),
+                handler_registry=_handlers(),
+            )
+        except OSError as error:
+            raise UserError(f"{self.directory}: checkpoints cannot be kept here: {_reason(error)}") from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self.close()
+        except UserError as trouble:
+            if error is None:
+                raise
+            # What is already on its way up is the cause.
+            absl_logging.error("%s", trouble)
+
+    def due(self, step: int) -> bool:
+        """Whether `save` saves this step unforced: step 1, so that storage trouble shows at once, then every N."""
+        return step == 1 or step % self._every == 0
+
+    def save(
+        self,
+        step: int,
+        state,
+        *,
+        position: Mapping,
+        best: Mapping,
+        metrics: Mapping[str, float] | None = None,
+        force: bool = False,
+    ) -> bool:
+        """Starts to save a step, if it is due and not saved yet.
+
+        Args:
+          step: steps done.
+          state: tree of jax.Array.
+          position: data position, JSON.
+          best: best-so-far table, JSON.
+          metrics: {'wer_macro': x} if the state of this step was evaluated: the lowest are kept, of equal ones the
+            newer. A number that is not finite counts as not evaluated.
+          force: saves a step that is not due.
+
+        Returns:
+          Whether a save was started.
+
+        Raises:
+          UserError: this save or the one before could not be written. Complete checkpoints are still there.
+        """
+        if not (force or self.due(step)) or step in self.all_steps():
+            return False
+        score = None if metrics is None else float(metrics[METRIC])
+        items = {"position": position, "best": best, "run": self._fingerprint or {}}
+        # Orbax writes JSON in the background: a copy, so that the caller may go on changing its own.
+        items = {name: ocp.args.JsonSave(_plain(item, name)) for name, item in items.items()}
+        self.wait()
+        self._writing = step
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), **items),
+                metrics={METRIC: score} if score is not None and math.isfinite(score) else None,
+                force=True,
+            )
+        except _STORAGE_ERRORS as error:
+            raise self._failure(error) from error
+        return True
+
+    def restore(self, step: int | str, abstract_state) -> tuple:
+        """Restores a checkpoint, bit for bit, on whatever mesh.
+
+        Args:
+          step: a number, 'last' or 'best'.
+          abstract_state: the state's tree with `jax.ShapeDtypeStruct` leaves that carry shardings (or arrays, whose
+            shapes and shardings are taken). A leaf without a sharding goes to the first local device.
+
+        Returns:
+          (state, position, best): state has the structure of `abstract_state`; position and best as JSON gives them
+          back (tuples are lists, keys are strings).
+
+        Raises:
+          UserError: there is no such checkpoint, its fingerprint or a leaf's shape or dtype differs, or it is damaged.
+        """
+        number = self.resolve(step)
+        self._check_fingerprint(number)
+        self._check_leaves(number, abstract_state, whole=True)
+        restored = self._read(
+            number,
+            state=_restore_args(abstract_state),
+            position=ocp.args.JsonRestore(),
+            best=ocp.args.JsonRestore(),
+        )
+        return restored.state, restored.position, restored.best
+
+    def restore_part(self, step: int | str, abstract_part):
+        """Restores some leaves only, such as `{'trainable': ...}` for an evaluation without the optimizer state.
+
+        `abstract_part` is a tree of dicts with leaves as for `restore`; the result has its structure. Raises UserError
+        like `restore`.
+        """
+        number = self.resolve(step)
+        self._check_fingerprint(number)
+        self._check_leaves(number, abstract_part, whole=False)
+        return self._read(number, state=_restore_args(abstract_part, partial=True)).state
+
+    def fingerprint(self, step: int | str) -> dict:
+        """The fingerprint that was stored with a checkpoint."""
+        return self._read(self.resolve(step), run=ocp.args.JsonRestore()).run
+
+    def resolve(self, step: int | str) -> int:
+        """The number of a checkpoint that exists; `step` is a number, 'last' or 'best'.
+
+        Raises:
+          UserError: there is none; the message lists those that there are.
+        """
+        if self._read_only:
+            self._manager.reload()  # the run may have gone on
+        else:
+            self.wait()
+        steps = self.all_steps()
+        if not steps:
+            raise UserError(f"{self.directory}: there is no checkpoint")
+        if step == "last":
+            return steps[-1]
+        if step == "best":
+            number = self.best_step()
+            if number is None:
+                raise UserError(f"{self.directory}: no checkpoint was evaluated, so none is the best one")
+            return number
+        if step not in steps:
+            known = ", ".join(map(str, steps))
+            raise UserError(f"{self.directory}: there is no checkpoint {step!r}; allowed are last, best, {known}")
+        return int(step)
+
+    def latest_step(self) -> int | None:
+        """The newest checkpoint, one being written included; None if there is none."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The checkpoint of lowest `wer_macro`; None if none was evaluated."""
+        return self._manager.best_step()
+
+    def all_steps(self) -> list[int]:
+        """Steps of all checkpoints, one being written included, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def metrics(self, step: int) -> dict | None:
+        """What `save` was given as metrics for a step; None if it was not evaluated."""
+        return self._manager.metrics(step)
+
+    def wait(self) -> None:
+        """Blocks until the save in flight is complete.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except _STORAGE_ERRORS as error:
+            raise self._failure(error) from error
+        self._writing = None
+
+    def close(self) -> None:
+        """Completes the save in flight and lets go of all threads. Raises UserError like `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _failure(self, error: Exception) -> UserError:
+        """What to tell about a save that failed."""
+        step, self._writing = self._writing, None
+        latest = None
+        if self.directory.is_dir():
+            # Orbax has already forgotten the older checkpoints that this save would have replaced; they still exist.
+            self._manager.reload()
+            latest = self.latest_step()
+        left = "there is no earlier one" if latest is None else f"the last complete one is {latest}"
+        return UserError(f"{self.directory}: checkpoint {step} could not be written ({_reason(error)}); {left}")
+
+    def _read(self, step: int, **args):
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except (*_STORAGE_ERRORS, KeyError) as error:
+            raise UserError(f"{self.directory}: checkpoint {step} cannot be read: {_reason(error)}") from error
+
+    def _check_fingerprint(self, step: int) -> None:
+        if self._fingerprint is None:
+            return
+        stored = self.fingerprint(step)
+        for name in sorted(stored.keys() | self._fingerprint.keys()):
+            there, here = (json.dumps(side[name]) if name in side else "absent" for side in (stored, self._fingerprint))
+            if there != here:
+                raise UserError(f"{self.directory}: {name} is {there} in checkpoint {step}, but {here} in this run")
+
+    def _check_leaves(self, step: int, abstract, *, whole: bool) -> None:
+        """Compares names, shapes and dtypes first: Orbax would cast dtypes without a word."""
+        try:
+            stored = _leaves(self._manager.item_metadata(step)["state"].tree)
+        except (*_STORAGE_ERRORS, KeyError, AttributeError) as error:
+            raise UserError(f"{self.directory}: checkpoint {step} cannot be read: {_reason(error)}") from error
+        wanted = _leaves(abstract)
+        names = list(wanted) + ([name for name in stored if name not in wanted] if whole else [])
+        for name in names:
+            there, here = stored.get(name, "absent"), wanted.get(name, "absent")
+            if there != here:
+                raise UserError(
+                    f"{self.directory}: checkpoint {step} is of another run: {name} is {there} there, but {here} here"
+                )
+
+
+def _options(keep_latest: int, keep_best: int, *, read_only: bool) -> ocp.CheckpointManagerOptions:
+    # Orbax's own best_fn with max_to_keep deletes the newest checkpoints when the metric worsens, and keeps checkpoints
+    # without a metric for ever unless told otherwise. best_fn is set all the same: without it no metric is written.
+    def score(metrics: Mapping[str, float]) -> float:
+        return metrics[METRIC]
+
+    best = policies.BestN(get_metric_fn=score, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
+    return ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_latest), best]),
+        best_fn=score,
+        best_mode="min",
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
+        save_interval_steps=0 if read_only else 1,
+        enable_async_checkpointing=True,
+    )
+
+
+def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    tree, text = ocp.PyTreeCheckpointHandler(), ocp.JsonCheckpointHandler()
+    for args in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
+        registry.add("state", args, tree)
+    for name in ("position", "best", "run"):
+        for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
+            registry.add(name, args, text)
+    return registry
+
+
+def _restore_args(abstract, *, partial: bool = False) -> ocp.args.PyTreeRestore:
+    def struct(leaf):
+        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    item = jax.tree.map(struct, abstract)
+    args = ocp.checkpoint_utils.construct_restore_args(item)
+    return ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=partial)
+
+
+def _leaves(tree) -> dict[str, str]:
+    """{'trainable/tasks/kernel': 'float32[6, 64, 144]'} of a tree of arrays, shapes or Orbax's metadata."""
+    # Orbax gives dicts and lists for whatever containers were saved; the names along the path stay the same.
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {leaf_name(path): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _plain(value: Mapping, name: str) -> dict:
+    """A copy through JSON."""
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError as error:
+        raise TypeError(f"{name} must be JSON: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The cause of a storage error in a few words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    # TensorStore nests paths and operations around the one thing that helps.
+    number = re.search(r"os_error_code='(\d+)'", text)
+    if number:
+        return os.strerror(int(number.group(1)))
+    return (text.splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,193 @@
+"""Where numbers go during training: TensorBoard event files, and the same as JSON Lines.
+
+    WORKDIR/metrics.jsonl  {"step": 10, "train/loss": 1.5, ...}, one object a line
+    WORKDIR/metrics/       events.out.tfevents.*
+
+The event files are written with TensorBoard's own record writer and protocol buffers. Its EventFileWriter, and with it
+every wrapper around it, imports TensorFlow where TensorFlow is installed; these two modules do not.
+"""
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+import jax
+from etils import epath
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from hra_jax.errors import UserError
+
+_REMOTE_SECONDS = 60.0  # between two uploads of a growing remote file
+
+
+class MetricWriter:
+    """Writes scalars by step; process 0 writes, in the others nothing happens.
+
+    A run that resumes from step s goes on as if the steps after s had never been: metrics.jsonl is cut back, and the
+    event files are told to forget them. So all numbers of a step must be written before its checkpoint is saved.
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, resume_step: int):
+        """Opens both files and drops what is newer than `resume_step`.
+
+        Args:
+          workdir: any path that epath takes.
+          resume_step: step of the restored checkpoint; 0 for a run from the start.
+
+        Raises:
+          UserError: the directory cannot be written.
+        """
+        self._workdir = epath.Path(workdir)
+        self._files: list[_GrowingFile] = []
+        if jax.process_index() != 0:
+            return
+        try:
+            events = self._workdir / "metrics"
+            events.mkdir(parents=True, exist_ok=True)
+            kept = cut_back(self._workdir / "metrics.jsonl", resume_step)
+            self._lines = _GrowingFile(self._workdir / "metrics.jsonl", content=kept)
+            self._files.append(self._lines)
+            name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+            event_file = _GrowingFile(events / name, content=b"")
+            self._files.append(event_file)
+            self._records = RecordWriter(event_file)
+            self._event(file_version="brain.Event:2")
+            # START at a step makes TensorBoard discard all events of that step and later from earlier files.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._event(step=resume_step + 1, session_log=start)
+            self.flush()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes the numbers of a step.
+
+        Args:
+          step: steps done.
+          scalars: Python, numpy or jax scalars by name; `train/loss` puts `loss` into TensorBoard's group `train`. In
+            metrics.jsonl a number that is not finite is the string "nan", "inf" or "-inf", for JSON has no such number.
+
+        Raises:
+          UserError: the disk is full, or the file cannot be written.
+        """
+        if not self._files:
+            return
+        if "step" in scalars:
+            raise ValueError("a metric cannot be called 'step'")
+        numbers = {name: _number(value) for name, value in scalars.items()}
+        values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        line = json.dumps({"step": int(step)} | {name: _json(value) for name, value in numbers.items()})
+        try:
+            self._lines.write(line.encode() + b"\n")
+            self._event(step=int(step), summary=summary_pb2.Summary(value=values))
+            for file in self._files:
+                file.flush_if_cheap()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def flush(self) -> None:
+        """Makes everything written so far visible to readers."""
+        try:
+            for file in self._files:
+                file.flush()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        """Flushes and closes. May be called twice."""
+        files, self._files = self._files, []
+        try:
+            for file in files:
+                file.close()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _event(self, **fields) -> None:
+        self._records.write(event_pb2.Event(wall_time=time.time(), **fields).SerializeToString())
+
+    def _failure(self, error: OSError) -> UserError:
+        return UserError(f"{self._workdir}: metrics could not be written ({error.strerror or error})")
+
+
+class _GrowingFile:
+    """A file that only grows. Object stores cannot append: there the content is kept here and uploaded whole."""
+
+    def __init__(self, path: epath.Path, *, content: bytes):
+        """The file at `path` holds `content` already, or does not exist."""
+        self._path = path
+        self._remote = "://" in str(path)
+        self._content = bytearray(content) if self._remote else bytearray()
+        self._uploaded = time.monotonic()
+        self._handle = None if self._remote else path.open("ab")
+
+    def write(self, data: bytes) -> None:
+        if self._remote:
+            self._content += data
+        else:
+            self._handle.write(data)
+
+    def flush(self) -> None:
+        if self._remote:
+            self._path.write_bytes(bytes(self._content))
+            self._uploaded = time.monotonic()
+        else:
+            self._handle.flush()
+
+    def flush_if_cheap(self) -> None:
+        if not self._remote or time.monotonic() - self._uploaded > _REMOTE_SECONDS:
+            self.flush()
+
+    def close(self) -> None:
+        if self._remote:
+            self.flush()
+        else:
+            self._handle.close()
+
+
+def cut_back(path: epath.Path, step: int) -> bytes:
+    """Removes from a metrics.jsonl the lines of later steps than `step`, and a line that was never finished.
+
+    The file is replaced in one go: a process killed here leaves either the old file or the new one.
+
+    Returns:
+      What is left.
+    """
+    if not path.exists():
+        return b""
+    old = path.read_bytes()
+    kept = b"".join(line for line in old.splitlines(keepends=True) if _step_of(line) <= step)
+    if kept != old:
+        fresh = path.parent / (path.name + ".new")
+        fresh.write_bytes(kept)
+        fresh.replace(path)
+    return kept
+
+
+def _step_of(line: bytes) -> float:
+    """Step of a line; infinity for a line that is not whole."""
+    if not line.endswith(b"\n"):
+        return math.inf
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _number(value) -> int | float:
+    """A Python number; fetched from the device if need be."""
+    number = value.item() if hasattr(value, "item") else value
+    return number if isinstance(number, int) and not isinstance(number, bool) else float(number)
+
+
+def _json(number: int | float) -> int | float | str:
+    return number if math.isfinite(number) else str(number)

@@ -1,0 +1,130 @@
+"""AdamW twice: dense for what all tasks share, and per row for the task bank.
+
+Letters: A tasks in the bank, K rows that a step touches.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hra_jax.adapters import bank
+from hra_jax.errors import UserError
+
+SCHEDULES = ("cosine", "constant")
+# Biases, norm scales and recurrent weights are not decayed.
+NOT_DECAYED = ("bias", "scale", "recurrent", "content_bias", "position_bias", "hidden_bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (arXiv 1711.05101) with linear warm-up and one decay; clipping norms of 0 clip nothing."""
+
+    steps: int  # of the whole run
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    schedule: str = "cosine"
+    final_fraction: float = 0.0  # of the peak learning rate, at the last step
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0  # global norm of the backbone's gradient (full, pretrain)
+    clip_controller: float = 1.0  # global norm of the shared tree's gradient
+    clip_row: float = 1.0  # norm of each task's own gradient
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"optimizer.schedule = {self.schedule!r}: allowed are {', '.join(map(repr, SCHEDULES))}")
+
+
+def learning_rate(config: OptimizerConfig):
+    """The schedule: global step (0-based) -> learning rate."""
+    warmup = max(1, min(config.warmup_steps, config.steps))
+    if config.schedule == "constant":
+        decay = optax.constant_schedule(config.learning_rate)
+    else:
+        decay = optax.cosine_decay_schedule(
+            config.learning_rate, max(1, config.steps - warmup), alpha=config.final_fraction
+        )
+    # The first step already moves: (step + 1) / warmup of the peak.
+    start = config.learning_rate / warmup
+    return optax.join_schedules([optax.linear_schedule(start, config.learning_rate, warmup - 1), decay], [warmup - 1])
+
+
+def decay_mask(tree):
+    """True at the leaves that weight decay reaches, by the last name of their path."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in NOT_DECAYED, tree)
+
+
+def dense(config: OptimizerConfig, clip: float) -> optax.GradientTransformation:
+    """AdamW for a tree that takes part in every step, clipped by its own global norm."""
+    adamw = optax.adamw(
+        learning_rate(config),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+    )
+    return optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw
+
+
+def init_rows(tasks):
+    """Optimizer state of a bank: first and second moments like the bank, and a step count per row `[A]`."""
+    leaves = jax.tree.leaves(tasks)
+    count = jnp.zeros((leaves[0].shape[0] if leaves else 0,), jnp.int32)
+    return {"mu": jax.tree.map(jnp.zeros_like, tasks), "nu": jax.tree.map(jnp.zeros_like, tasks), "count": count}
+
+
+def row_norms(rows):
+    """Norm of each row over all leaves `[K, ...]`: float32 `[K]`."""
+    squares = [jnp.square(leaf).reshape(leaf.shape[0], -1).sum(axis=1) for leaf in jax.tree.leaves(rows)]
+    return jnp.sqrt(sum(squares))
+
+
+def _per_row(values, leaf):
+    return values.reshape((-1,) + (1,) * (leaf.ndim - 1))
+
+
+def update_rows(grads, ids, state, tasks, step, config: OptimizerConfig):
+    """One AdamW step on the rows that are present; every other row, its moments and its count stay as they are.
+
+    Each row is clipped by its own norm and has its own count for the bias correction; the learning rate follows the
+    global step.
+
+    Args:
+      grads: gradients of the gathered rows, leaves `[K, ...]`.
+      ids: int32 `[K]`, their places in the bank; a place that is no row is dropped.
+      state: as `init_rows` gives it.
+      tasks: the bank, leaves `[A, ...]`.
+      step: int32 scalar, the global step (0-based).
+      config: the settings.
+
+    Returns:
+      The new bank, the new state, and the norms of the rows' gradients `[K]` before clipping.
+    """
+    norms = row_norms(grads)
+    if config.clip_row:
+        # As optax.clip_by_global_norm: only what exceeds the limit is scaled.
+        factor = jnp.where(norms < config.clip_row, 1.0, config.clip_row / jnp.maximum(norms, 1e-30))
+        grads = jax.tree.map(lambda g: g * _per_row(factor, g), grads)
+    rows, mu, nu = (bank.gather(tree, ids) for tree in (tasks, state["mu"], state["nu"]))
+    count = bank.gather(state["count"], ids) + 1
+    mu = jax.tree.map(lambda m, g: config.b1 * m + (1 - config.b1) * g, mu, grads)
+    nu = jax.tree.map(lambda n, g: config.b2 * n + (1 - config.b2) * jnp.square(g), nu, grads)
+    rate = learning_rate(config)(step)
+    first, second = 1 - config.b1 ** count.astype(jnp.float32), 1 - config.b2 ** count.astype(jnp.float32)
+
+    def move(row, m, n, decayed):
+        update = (m / _per_row(first, m)) / (jnp.sqrt(n / _per_row(second, n)) + config.eps)
+        return row - rate * (update + config.weight_decay * row if decayed else update)
+
+    rows = jax.tree.map(move, rows, mu, nu, decay_mask(rows))
+    state = {
+        "mu": bank.scatter(state["mu"], ids, mu),
+        "nu": bank.scatter(state["nu"], ids, nu),
+        "count": bank.scatter(state["count"], ids, count),
+    }
+    return bank.scatter(tasks, ids, rows), state, norms

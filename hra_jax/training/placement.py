@@ -1,0 +1,50 @@
+"""Where the frozen weights and the training state live on the mesh."""
+
+import flax.linen as nn
+import jax
+
+from hra_jax.models import backbone as backbones
+from hra_jax.training import sharding
+
+
+def backbone_axes(features, encoder):
+    """Logical axes of every backbone weight, as a tree of PartitionSpec, and the tree of shapes."""
+    boxed = backbones.abstract_params(features, encoder)
+    return nn.get_partition_spec(boxed), nn.unbox(boxed)
+
+
+def backbone_shardings(mesh, features, encoder):
+    """Shardings of the backbone's weights."""
+    return sharding.tree_shardings(mesh, *backbone_axes(features, encoder))
+
+
+def _keys(path) -> tuple[str, ...]:
+    return tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)
+
+
+def state_shardings(mesh, state, features, encoder):
+    """Shardings of a TrainState (arrays or shapes).
+
+    A weight of the backbone goes where the rules put its logical axes; a bank is split along `task`; what the optimizer
+    keeps for a weight lies where the weight lies; everything else is copied.
+    """
+    weights = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.trainable.get("tasks", {})):
+        axes = ("task",) + (None,) * (leaf.ndim - 1)
+        weights[("tasks", *_keys(path))] = sharding.sharding_for(mesh, axes, shape=leaf.shape)
+    if "backbone" in state.trainable:
+        placed = backbone_shardings(mesh, features, encoder)
+        for path, place in jax.tree_util.tree_leaves_with_path(placed):
+            weights[("backbone", *_keys(path))] = place
+
+    def place(path, leaf):
+        keys = _keys(path)
+        if keys[-2:] == ("tasks", "count"):
+            return sharding.sharding_for(mesh, ("task",), shape=leaf.shape)
+        # optimizer/tasks/mu/<path> and optimizer/backbone/0/mu/<path> hold one value per weight.
+        for name, found in weights.items():
+            if keys[1:2] == name[:1] and keys[-len(name) + 1 :] == name[1:] and leaf.ndim:
+                return found
+        return sharding.replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, state)

@@ -1,0 +1,73 @@
+"""Stopping when asked to: a run that is about to be evicted saves a checkpoint and exits with status PREEMPTED."""
+
+import signal
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+PREEMPTED = 75  # exit status (EX_TEMPFAIL): the run was told to stop, and has saved; the same command resumes it
+
+
+class PreemptionGuard:
+    """Notes SIGTERM and the first Ctrl-C instead of dying from them.
+
+        with PreemptionGuard() as guard:
+            for step in ...:
+                train(...)
+                if guard.requested(step):
+                    save(...)
+                    sys.exit(PREEMPTED)
+
+    A second Ctrl-C raises KeyboardInterrupt, for who cannot wait. On exit the earlier handlers are put back.
+
+    Where `jax.distributed` is initialised, its own handler keeps SIGTERM (ours would take the signal away from it), and
+    the processes agree on one step, soon after, at which `requested` is True in all of them. That handler cannot be
+    removed: later SIGTERMs have no effect in such a process. Ctrl-C in any process starts the same agreement.
+
+    Python handles signals between two bytecodes: a long compilation is finished first. Only the main thread can install
+    handlers; elsewhere the guard notes nothing by itself.
+    """
+
+    def __init__(self):
+        self._earlier = {}
+        self._received: signal.Signals | None = None
+        self._distributed = False
+
+    def __enter__(self) -> "PreemptionGuard":
+        self._distributed = jax.distributed.is_initialized()
+        self._received = None
+        if threading.current_thread() is threading.main_thread():
+            if not self._distributed:
+                self._earlier[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._note)
+            self._earlier[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        while self._earlier:
+            number, handler = self._earlier.popitem()
+            # None: the handler was not installed by Python, and Python cannot put it back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    @property
+    def reason(self) -> str:
+        """Name of the signal that the guard saw; '' if jax.distributed or another process took it, or none came."""
+        return self._received.name if self._received else ""
+
+    def requested(self, step: int) -> bool:
+        """Whether to save and stop after this step.
+
+        Args:
+          step: the step just done. With several processes, every process must ask at every step, and once: the answer
+            is True at the agreed step only.
+        """
+        if self._distributed:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received is not None
+
+    def _note(self, number, frame) -> None:
+        if number == signal.SIGINT and self._received is not None:
+            raise KeyboardInterrupt
+        self._received = signal.Signals(number)
+        if self._distributed:
+            signal.raise_signal(signal.SIGTERM)

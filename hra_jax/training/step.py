@@ -1,0 +1,170 @@
+"""The train step and the evaluation step, as pure functions of (trainable, frozen, batch).
+
+A batch is a dict of arrays: waveform `[B, S]`, num_samples, label_lengths, task `[B]` int32, labels `[B, U]` int32,
+weight `[B]` float32 (0 for a row that does not count).
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hra_jax.adapters import bank
+from hra_jax.adapters.base import bind, unbound
+from hra_jax.errors import UserError
+from hra_jax.models import ctc
+from hra_jax.models.asr import AsrModel
+from hra_jax.training import optimizer as optim
+from hra_jax.training.state import TrainState
+
+
+def forward(model: AsrModel, backbone, shared, rows, index, batch, *, rngs=None):
+    """Log-probabilities `[B, T, V]` and lengths `[B]` of a batch whose task rows are already gathered.
+
+    `index` `[B]` is each utterance's place among `rows`; K or beyond means `__base__`. With `shared` None there is no
+    adapter at all.
+    """
+    bound = unbound() if shared is None else bind(shared, rows, index)
+    return model.apply({"params": backbone}, batch["waveform"], batch["num_samples"], bound, rngs=rngs)
+
+
+def _loss_sums(model, backbone, shared, rows, index, batch, blank_id, rngs):
+    """Sum of losses, and (utterances that counted, infeasible utterances)."""
+    log_probs, lengths = forward(model, backbone, shared, rows, index, batch, rngs=rngs)
+    loss, feasible = ctc.ctc_loss(log_probs, lengths, batch["labels"], batch["label_lengths"], blank_id)
+    counted = batch["weight"] * feasible
+    return (loss * counted).sum(), (counted.sum(), (batch["weight"] * ~feasible).sum())
+
+
+def _rngs(model, seed: int, step, part):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), part)
+    augment_key, dropout_key = jax.random.split(key)
+    dropout = model.dropout or getattr(model.adapter, "dropout", 0.0)
+    return {"augment": augment_key} | ({"dropout": dropout_key} if dropout else {})
+
+
+def _gradients(model, learned, frozen, index, batch, blank_id, seed, step, accumulate):
+    """Gradient of the mean loss over the utterances of the global batch, in `accumulate` parts."""
+
+    def loss_fn(learned, part, part_index, number):
+        if "backbone" in learned:
+            args = (learned["backbone"], None, None)
+        else:
+            args = (frozen, learned["shared"], learned["rows"])
+        return _loss_sums(model, *args, part_index, part, blank_id, _rngs(model, seed, step, number))
+
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        (loss, (counted, infeasible)), grads = value_and_grad(learned, batch, index, 0)
+    else:
+        # Part i takes rows i, i + accumulate, ...: each device splits the rows that it already holds.
+        def split(leaf):
+            return jnp.moveaxis(leaf.reshape(-1, accumulate, *leaf.shape[1:]), 1, 0)
+
+        parts = jax.tree.map(split, (batch, index))
+
+        def body(sums, part):
+            number, (part_batch, part_index) = part
+            (loss, aux), grads = value_and_grad(learned, part_batch, part_index, number)
+            return jax.tree.map(jnp.add, sums, (loss, aux, grads)), None
+
+        zero = jnp.zeros((), jnp.float32)
+        start = (zero, (zero, zero), jax.tree.map(jnp.zeros_like, learned))
+        (loss, (counted, infeasible), grads), _ = jax.lax.scan(body, start, (jnp.arange(accumulate), parts))
+    scale = 1.0 / jnp.maximum(counted, 1.0)
+    grads = jax.tree.map(lambda g: g * scale, grads)
+    return loss * scale, counted, infeasible, grads
+
+
+def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id, seed, max_tasks=1, accumulate=1):
+    """Builds `train_step(state, frozen, batch) -> (state, metrics)`.
+
+    Args:
+      model: the encoder, with its adapter method and augmentation.
+      config: optimizer settings.
+      blank_id: id of the blank.
+      seed: randomness is `fold_in(seed, step)`, so none is kept in the state.
+      max_tasks: K, the most distinct tasks in a global batch.
+      accumulate: parts in which the gradient of a batch is computed.
+    """
+
+    def train_step(state: TrainState, frozen, batch):
+        trainable = state.trainable
+        if batch["waveform"].shape[0] % accumulate:
+            raise UserError(f"accumulate = {accumulate}: must divide the batch of {batch['waveform'].shape[0]} rows")
+        if "backbone" in trainable:
+            ids, index, learned = None, jnp.zeros_like(batch["task"]), {"backbone": trainable["backbone"]}
+        else:
+            # A row without weight is not present: its task must not advance.
+            task = jnp.where(batch["weight"] > 0, batch["task"], bank.NO_TASK)
+            size = state.optimizer["tasks"]["count"].shape[0]
+            ids, index = bank.active_rows(task, max_tasks, size)
+            learned = {"shared": trainable["shared"], "rows": bank.gather(trainable["tasks"], ids)}
+        loss, counted, infeasible, grads = _gradients(
+            model, learned, frozen, index, batch, blank_id, seed, state.step, accumulate
+        )
+        metrics = {
+            "loss": loss,
+            "utterances": counted,
+            "infeasible": infeasible,
+            "learning_rate": optim.learning_rate(config)(state.step),
+        }
+        if ids is None:
+            transform = optim.dense(config, config.clip_norm)
+            moves, moments = transform.update(grads["backbone"], state.optimizer["backbone"], trainable["backbone"])
+            trainable = {"backbone": optax.apply_updates(trainable["backbone"], moves)}
+            optimizer = {"backbone": moments}
+            metrics["gradient_norm"] = optax.global_norm(grads["backbone"])
+        else:
+            transform = optim.dense(config, config.clip_controller)
+            moves, moments = transform.update(grads["shared"], state.optimizer["shared"], trainable["shared"])
+            tasks, rows, norms = optim.update_rows(
+                grads["rows"], ids, state.optimizer["tasks"], trainable["tasks"], state.step, config
+            )
+            trainable = {"shared": optax.apply_updates(trainable["shared"], moves), "tasks": tasks}
+            optimizer = {"shared": moments, "tasks": rows}
+            present = ids < size
+            metrics["controller_gradient_norm"] = optax.global_norm(grads["shared"])
+            metrics["row_gradient_norm"] = jnp.where(present, norms, 0.0).sum() / jnp.maximum(present.sum(), 1)
+            metrics["tasks_present"] = present.sum().astype(jnp.float32)
+        return TrainState(step=state.step + 1, trainable=trainable, optimizer=optimizer), metrics
+
+    return train_step
+
+
+def make_evaluation_step(model: AsrModel, *, blank_id):
+    """Builds `evaluation_step(trainable, frozen, batch)`.
+
+    The batch's tasks are looked up in the bank of `trainable`, and the same utterances also run without any adapter
+    (for `full`: through `frozen`, which is then the untouched backbone).
+
+    It returns a dict: 'paths' and 'base_paths' int32 `[B, T]` (best label per frame), 'lengths' int32 `[B]`, 'loss'
+    float32 `[B]`, 'difference' float32 `[B]`: the largest absolute difference of the log-probabilities in valid
+    frames; 'utterance' and 'weight' as in the batch.
+    """
+
+    def evaluation_step(trainable, frozen, batch):
+        none = jnp.zeros_like(batch["task"])
+        if "backbone" in trainable:
+            log_probs, lengths = forward(model, trainable["backbone"], None, None, none, batch)
+            base, _ = forward(model, frozen, None, None, none, batch)
+        else:
+            size = jax.tree.leaves(trainable["tasks"])[0].shape[0]
+            rows_most = batch["task"].shape[0]
+            ids, index = bank.active_rows(batch["task"], rows_most, size)
+            rows = bank.gather(trainable["tasks"], ids)
+            log_probs, lengths = forward(model, frozen, trainable["shared"], rows, index, batch)
+            base, _ = forward(model, frozen, trainable["shared"], rows, jnp.full_like(index, rows_most), batch)
+        loss, _ = ctc.ctc_loss(log_probs, lengths, batch["labels"], batch["label_lengths"], blank_id)
+        valid = jnp.arange(log_probs.shape[1])[None, :] < lengths[:, None]
+        difference = jnp.where(valid, jnp.abs(log_probs - base).max(axis=-1), 0.0).max(axis=1)
+        return {
+            "paths": log_probs.argmax(axis=-1).astype(jnp.int32),
+            "base_paths": base.argmax(axis=-1).astype(jnp.int32),
+            "lengths": lengths,
+            "loss": loss,
+            "difference": difference,
+            "utterance": batch["utterance"],
+            "weight": batch["weight"],
+        }
+
+    return evaluation_step

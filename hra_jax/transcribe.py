@@ -1,0 +1,80 @@
+"""Audio files to text, through the adapter of a task.
+
+python -m hra_jax.transcribe --adapter runs/quickstart/adapter --task whisper a.wav b.flac
+"""
+
+import json
+import sys
+
+from absl import flags
+
+from hra_jax import cli
+from hra_jax.adapters.bank import BASE
+from hra_jax.api import load_adapter, load_backbone
+from hra_jax.data import audio
+from hra_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+_TOGETHER = 16  # files decoded and recognised at a time
+
+
+def transcribe(files, *, adapter: str | None, backbone: str, task: str):
+    """Yields (file, text, error) for each audio file; of text and error one is None.
+
+    Args:
+      files: paths of audio files, any rate and number of channels.
+      adapter: folder of an exported adapter; None for the backbone alone.
+      backbone: folder of the backbone, or `builtin:NAME`.
+      task: a task of the adapter, or `__base__`.
+
+    Raises:
+      UserError: an unknown task, or an adapter of another backbone; before any file is read.
+    """
+    base = load_backbone(backbone)
+    model = base if adapter is None else load_adapter(adapter, base)
+    if adapter is None and task != BASE:
+        raise UserError(f"task = {task!r} needs --adapter; without one only {BASE!r} is there")
+    if adapter is not None:
+        model.vocabulary(task)  # an unknown task fails now
+    for start in range(0, len(files), _TOGETHER):
+        part, waveforms, errors = files[start : start + _TOGETHER], [], {}
+        for file in part:
+            try:
+                waveforms.append(audio.decode_file(file, base.sample_rate))
+            except audio.AudioError as error:
+                errors[file] = str(error)
+        chosen = {} if adapter is None else {"tasks": [task] * len(waveforms)}
+        texts = iter(model.transcribe(waveforms, sample_rate=base.sample_rate, **chosen))
+        for file in part:
+            yield file, (None if file in errors else next(texts)), errors.get(file)
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    flags.DEFINE_string("adapter", None, "Folder of an exported adapter; without it the backbone alone is used.")
+    flags.DEFINE_string("backbone", "builtin:tiny", "Folder of the backbone, or builtin:NAME.")
+    flags.DEFINE_string("task", BASE, "Task of the adapter; __base__ for none.")
+    flags.DEFINE_bool("json", False, "JSON Lines on stdout: audio_filepath, text, task; or error.")
+
+
+def main(argv) -> int:
+    """Entry point: 2 if any file could not be read, after all others are done."""
+    files = argv[1:]
+    if not files:
+        raise UserError("no audio file given; usage: --adapter DIR --task NAME a.wav b.flac ...")
+    cli.setup_jax()
+    failed = 0
+    for file, text, error in transcribe(files, adapter=FLAGS.adapter, backbone=FLAGS.backbone, task=FLAGS.task):
+        failed += error is not None
+        if FLAGS.json:
+            found = {"text": text, "task": FLAGS.task} if error is None else {"error": error}
+            print(json.dumps({"audio_filepath": file, **found}, ensure_ascii=False), flush=True)
+        elif error is None:
+            print(f"{file}\t{text}", flush=True)
+        if error is not None:
+            print(f"error: {file}: {error}", file=sys.stderr, flush=True)
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, define_flags=define_flags))

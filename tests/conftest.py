@@ -1,0 +1,70 @@
+"""What all tests share: eight fake devices, strict rank promotion, a compile cache, real speech, a log of what ran."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# JAX reads these when it is imported, so they are set before any test module is.
+_DEVICES = "--xla_force_host_platform_device_count=8"
+_ONLY_HERE = ("XLA_FLAGS", "JAX_NUMPY_RANK_PROMOTION")
+_OUTSIDE = {name: os.environ[name] for name in _ONLY_HERE if name in os.environ}
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+# .ci/run interrupts the slow tests when their time is over. A shell that runs it in the background would have SIGINT
+# ignored, and pytest would then not close with its summary.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def fsdd_dir() -> Path:
+    """The Free Spoken Digit Dataset with its manifests; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("HRA_FSDD") or REPOSITORY.parent / "shared" / "data" / "fsdd")
+    if not (folder / "train.jsonl").exists():
+        pytest.skip(f"no Free Spoken Digit Dataset in {folder}: set HRA_FSDD to the folder that has train.jsonl")
+    return folder
+
+
+@pytest.fixture
+def command_env() -> dict[str, str]:
+    """The environment of a command in its own process: one CPU device, as users have it; the tests' compile cache."""
+    env = {name: value for name, value in os.environ.items() if name not in _ONLY_HERE}
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    return env | _OUTSIDE | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+# --- The log that .ci/run reads when the time was over: the files `collected` and `outcomes` in HRA_TEST_LOG ----------
+
+_LOG = os.environ.pop("HRA_TEST_LOG", "")  # popped: a test that runs pytest itself must not write there
+_failed: set[str] = set()
+_skipped: set[str] = set()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Writes the ids of the tests that are going to run."""
+    if _LOG:
+        (Path(_LOG) / "collected").write_text("".join(f"{item.nodeid}\n" for item in session.items))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Notes whether any phase of a test failed or was skipped."""
+    if report.failed:
+        _failed.add(report.nodeid)
+    elif report.skipped:
+        _skipped.add(report.nodeid)
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """Writes the outcome of a test that is through."""
+    if _LOG:
+        outcome = "failed" if nodeid in _failed else "skipped" if nodeid in _skipped else "passed"
+        with (Path(_LOG) / "outcomes").open("a") as file:
+            file.write(f"{outcome} {nodeid}\n")

@@ -1,0 +1,177 @@
+"""Manifests: what is read, made and checked, and what happens to what is bad."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from hra_jax.data import manifest
+from hra_jax.data.report import DataReport
+from hra_jax.errors import UserError
+
+GOOD = {"audio_filepath": "a.wav", "duration": 1.0, "text": "one"}
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _write(path, *lines):
+    encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    path.write_bytes(b"\n".join(encoded) + b"\n")
+    return path
+
+
+def _sound(path, *, seconds=0.5):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, int(seconds * 8000)).astype(np.float32)
+    soundfile.write(path, samples, 8000, subtype="FLOAT" if path.suffix == ".wav" else None)
+
+
+def test_fields_tags_and_keys_survive_and_paths_are_resolved(tmp_path):
+    segment = {**GOOD, "audio_filepath": "sub/b.flac", "offset": 2.5, "speaker": "anna", "age": 30}
+    remote = {**GOOD, "audio_filepath": "gs://bucket/c.wav"}
+    file = _write(tmp_path / "m.jsonl", GOOD, b"", segment, remote)
+    first, second, third = manifest.load_manifest(file, report=DataReport(strict=True))
+    assert first.audio_filepath == str(tmp_path / "a.wav")
+    assert (first.key, first.offset, first.tags, first.line, first.source) == ("a.wav", 0.0, {}, 1, str(file))
+    assert second.audio_filepath == str(tmp_path / "sub/b.flac")
+    assert (second.key, second.offset, second.line) == ("sub/b.flac@2.5+1", 2.5, 3)
+    assert second.tags == {"speaker": "anna", "age": 30}
+    assert third.audio_filepath == third.key == "gs://bucket/c.wav"
+
+
+def test_keys_do_not_depend_on_where_the_data_lies(tmp_path):
+    keys = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        file = _write(tmp_path / name / "m.jsonl", GOOD, {**GOOD, "offset": 1.0})
+        keys.append([utterance.key for utterance in manifest.load_manifest(file, report=DataReport())])
+    assert keys[0] == keys[1]
+    assert len(set(keys[0])) == 2
+
+
+BAD_LINES = {
+    "cut short": (b'{"audio_filepath": "a.wav", "dur', "bad_json"),
+    "a list": (b"[1, 2]", "bad_json"),
+    "not utf-8": (b'{"audio_filepath": "\xff\xfe", "duration": 1.0, "text": "one"}', "bad_json"),
+    "no text": ({"audio_filepath": "a.wav", "duration": 1.0}, "missing_field"),
+    "no path": ({"duration": 1.0, "text": "one"}, "missing_field"),
+    "no duration": ({"audio_filepath": "a.wav", "text": "one"}, "missing_field"),
+    "text is a number": ({**GOOD, "text": 5}, "missing_field"),
+    "path is empty": ({**GOOD, "audio_filepath": ""}, "missing_field"),
+    "duration is a text": ({**GOOD, "duration": "1"}, "missing_field"),
+    "duration is below 0": ({**GOOD, "duration": -1}, "missing_field"),
+    "duration is NaN": ({**GOOD, "duration": float("nan")}, "missing_field"),
+    "offset is null": ({**GOOD, "offset": None}, "missing_field"),
+    "duration is 0": ({**GOOD, "duration": 0}, "empty_audio"),
+}
+
+
+def test_every_kind_of_bad_line_is_counted_and_named_and_the_rest_goes_on(tmp_path):
+    lines = [line for line, _ in BAD_LINES.values()]
+    file = _write(tmp_path / "m.jsonl", GOOD, *lines, GOOD)
+    report = DataReport()
+    utterances = manifest.load_manifest(file, report=report)
+    assert [utterance.line for utterance in utterances] == [1, len(lines) + 2]
+    found = {row["name"]: kind for kind, rows in report.to_json()["utterances"].items() for row in rows}
+    assert found == {f"{file}:{i}": kind for i, (_, kind) in enumerate(BAD_LINES.values(), start=2)}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_strict_makes_each_bad_line_an_error_of_one_line(tmp_path, name):
+    line, kind = BAD_LINES[name]
+    file = _write(tmp_path / "m.jsonl", GOOD, line)
+    with pytest.raises(UserError, match=f"^{kind}: .*m.jsonl:2") as error:
+        manifest.load_manifest(file, report=DataReport(strict=True))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_manifest_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(UserError, match=r"no manifest at .*none\.jsonl"):
+        manifest.load_manifest(tmp_path / "none.jsonl", report=DataReport())
+    with pytest.raises(UserError, match="cannot be read"):
+        manifest.load_manifest(tmp_path, report=DataReport())
+
+
+def test_make_reads_transcripts_beside_the_audio(tmp_path):
+    _sound(tmp_path / "rec" / "anna" / "1.wav", seconds=0.5)
+    _sound(tmp_path / "rec" / "bob" / "2.flac", seconds=1.0)
+    _sound(tmp_path / "rec" / "bob" / "silent.wav")
+    (tmp_path / "rec" / "anna" / "1.txt").write_text("hello  there\n")
+    (tmp_path / "rec" / "bob" / "2.txt").write_text("good morning")
+    (tmp_path / "rec" / "bob" / "broken.wav").write_text("no audio")
+    (tmp_path / "rec" / "bob" / "broken.txt").write_text("broken")
+    output = tmp_path / "lists" / "m.jsonl"
+    count, silent, report = manifest.make(tmp_path / "rec", output)
+    assert (count, silent) == (2, ["bob/silent.wav"])
+    assert report.to_json()["utterances"]["undecodable_audio"][0]["name"] == "bob/broken.wav"
+    good, checked = manifest.check(output, sample_rate=8000)
+    assert [(u.text, u.duration, u.tags["speaker"]) for u in good] == [
+        ("hello there", 0.5, "anna"),
+        ("good morning", 1.0, "bob"),
+    ]
+    assert not sum(checked.counts().values())
+    shutil.move(tmp_path, f"{tmp_path}-moved")  # a manifest moves with its audio
+    assert len(manifest.check(f"{tmp_path}-moved/lists/m.jsonl", sample_rate=8000)[0]) == 2
+
+
+@pytest.mark.parametrize(("name", "separator"), [("transcripts.tsv", "\t"), ("transcripts.csv", ",")])
+@pytest.mark.parametrize("header", [True, False])
+def test_make_reads_a_table_of_transcripts(tmp_path, name, separator, header):
+    _sound(tmp_path / "a.wav")
+    _sound(tmp_path / "sub" / "b.wav")
+    _sound(tmp_path / "c.wav")
+    rows = [("file", "text")] if header else []
+    rows += [("a.wav", "one"), ("sub/b", "two")]
+    (tmp_path / name).write_text("".join(f"{separator.join(row)}\n" for row in rows))
+    count, silent, _ = manifest.make(tmp_path, tmp_path / "m.jsonl", speaker_from="none")
+    assert (count, silent) == (2, ["c.wav"])
+    utterances = manifest.load_manifest(tmp_path / "m.jsonl", report=DataReport(strict=True))
+    assert [(u.key, u.text, u.tags) for u in utterances] == [("a.wav", "one", {}), ("sub/b.wav", "two", {})]
+
+
+def test_make_says_when_there_is_nothing_to_make(tmp_path):
+    with pytest.raises(UserError, match="no folder at"):
+        manifest.make(tmp_path / "none", tmp_path / "m.jsonl")
+    with pytest.raises(UserError, match=r"no audio in .*\.flac"):
+        manifest.make(tmp_path, tmp_path / "m.jsonl")
+    _sound(tmp_path / "a.wav")
+    with pytest.raises(UserError, match="1 without text"):
+        manifest.make(tmp_path, tmp_path / "m.jsonl")
+    with pytest.raises(UserError, match=r"'typo'.*parent"):
+        manifest.make(tmp_path, tmp_path / "m.jsonl", speaker_from="typo")
+
+
+def test_check_names_every_kind_of_bad_audio_and_strict_exits_with_2(tmp_path):
+    _sound(tmp_path / "good.wav", seconds=1.0)
+    samples = np.zeros(8000, np.float32)
+    samples[7] = np.nan
+    soundfile.write(tmp_path / "nan.wav", samples, 8000, subtype="FLOAT")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "text.wav").write_text("no audio")
+    _sound(tmp_path / "cut.flac", seconds=1.0)
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[:4000])
+    names = ("good.wav", "nan.wav", "empty.wav", "text.wav", "cut.flac", "none.wav")
+    file = _write(tmp_path / "m.jsonl", b"{", *({**GOOD, "audio_filepath": name, "speaker": "anna"} for name in names))
+    command = [sys.executable, "-m", "hra_jax.data.manifest", "check", str(file), "--sample_rate=8000"]
+    command.append(f"--report={tmp_path / 'report.json'}")
+    relaxed, strict = (
+        subprocess.run([*command, *more], cwd=REPOSITORY, env=os.environ, capture_output=True, text=True)
+        for more in ([], ["--strict"])
+    )
+    assert (relaxed.returncode, strict.returncode) == (0, 2), relaxed.stderr + strict.stderr
+    found = json.loads((tmp_path / "report.json").read_text())["utterances"]
+    assert {kind: [row["name"] for row in rows] for kind, rows in found.items()} == {
+        "bad_json": [f"{file}:1"],
+        "missing_file": ["none.wav"],
+        "empty_audio": ["empty.wav"],
+        "undecodable_audio": ["cut.flac", "text.wav"],
+        "nan_samples": ["nan.wav"],
+    }
+    assert "1 good, 6 bad" in relaxed.stdout
+    for name in names[1:]:
+        assert name in relaxed.stdout

@@ -1,0 +1,177 @@
+"""Suites: their files, the tasks that they give, and what keeps them apart from training data."""
+
+import json
+import os
+
+import pytest
+from ml_collections import ConfigDict
+
+from hra_jax import config as configs
+from hra_jax.data.manifest import Utterance
+from hra_jax.data.report import DataReport
+from hra_jax.errors import UserError
+from hra_jax.evaluation import suites
+
+SPEAKERS = ["jackson", "george", "jackson", "theo"]
+
+
+def write_manifest(folder, name="test.jsonl", speakers=SPEAKERS, **more):
+    rows = [
+        {"audio_filepath": f"audio/{i}.flac", "duration": 1.0, "text": f"text {i}", "speaker": speaker, **more}
+        for i, speaker in enumerate(speakers)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def build(folder, *tasks, report=None, **changes):
+    config = ConfigDict({"name": "digits", "normalizer": "basic", "tasks": tasks} | changes)
+    return suites.build_suite(config, data_dir=str(folder), report=report or DataReport())
+
+
+def utterance(path, offset=0.0, key=None):
+    return Utterance(audio_filepath=path, duration=1.0, text="one", offset=offset, key=key or path, line=1)
+
+
+BY_SPEAKER = ("*", "{dir}/test.jsonl", "speaker=*", "*")
+
+
+def test_one_row_by_tag_makes_every_value_a_task_with_its_own_adapter(tmp_path):
+    write_manifest(tmp_path)
+    suite = build(tmp_path, BY_SPEAKER)
+    assert [(task.name, task.adapter_task) for task in suite.tasks] == [(name,) * 2 for name in sorted(set(SPEAKERS))]
+    for task in suite.tasks:
+        assert [u.tags["speaker"] for u in task.utterances] == [task.name] * SPEAKERS.count(task.name)
+        assert task.manifest == f"{tmp_path}/test.jsonl"
+        assert (task.tag, task.tag_value) == ("speaker", task.name)
+    assert len(suite.utterances) == len(SPEAKERS)
+
+
+def test_rows_map_tasks_to_the_base_to_the_mean_and_to_other_adapters(tmp_path):
+    write_manifest(tmp_path)
+    suite = build(
+        tmp_path,
+        ("all", "{dir}/test.jsonl", "", "__base__"),
+        ("mean *", "{dir}/test.jsonl", "speaker=*", "__mean__"),
+        ("george as theo", "{dir}/test.jsonl", "speaker=george", "theo"),
+        ("* noisy", "{dir}/test.jsonl", "speaker=*", "* v2"),
+    )
+    found = {task.name: (task.adapter_task, len(task.utterances)) for task in suite.tasks}
+    assert found["all"] == ("__base__", 4)
+    assert found["mean jackson"] == ("__mean__", 2)
+    assert found["george as theo"] == ("theo", 1)
+    assert found["theo noisy"] == ("theo v2", 1)
+
+
+def test_ready_made_suites_load_and_have_the_name_of_their_file(tmp_path):
+    for split in ("test", "validation"):
+        write_manifest(tmp_path, f"{split}.jsonl")
+    names = configs.names(kind="suites")
+    assert set(names) >= {"fsdd", "fsdd_validation", "hard", "hard_validation", "plain", "plain_validation"}
+    for name in names:
+        suite = suites.load_suite(name, data_dir=str(tmp_path), report=DataReport())
+        assert suite.name == name
+        assert {os.path.basename(task.manifest) for task in suite.tasks} == {
+            "validation.jsonl" if name.endswith("_validation") else "test.jsonl"
+        }
+        adapters = ["__base__"] if name.startswith("plain") else sorted(set(SPEAKERS))
+        assert [task.adapter_task for task in suite.tasks] == adapters
+
+
+def test_a_suite_file_is_found_by_path(tmp_path):
+    write_manifest(tmp_path)
+    rows = "((' one', '{dir}/test.jsonl', 'speaker=theo', 'theo'),)"
+    config = f"ConfigDict(dict(name='mine', normalizer='none', tasks={rows}))"
+    (tmp_path / "mine.py").write_text(
+        f"from ml_collections import ConfigDict\n\ndef get_config():\n    return {config}\n"
+    )
+    suite = suites.load_suite(str(tmp_path / "mine.py"), data_dir=str(tmp_path), report=DataReport())
+    assert (suite.name, suite.normalizer, len(suite.utterances)) == ("mine", "none", 1)
+    with pytest.raises(UserError, match="'fsd'.*'fsdd'"):
+        suites.load_suite("fsd", data_dir=str(tmp_path), report=DataReport())
+
+
+@pytest.mark.parametrize(
+    ("tasks", "changes", "message"),
+    [
+        ((BY_SPEAKER,), {"normalizer": "loud"}, "'loud' is unknown; allowed: none, lower, basic"),
+        ((BY_SPEAKER,), {"name": "../up"}, "'../up'; allowed: letters"),
+        ((BY_SPEAKER,), {"colour": 1}, "no key 'colour'; allowed: name, normalizer, tasks"),
+        ((), {}, "must be a tuple of rows"),
+        ((("a", "{dir}/test.jsonl", ""),), {}, "four strings; got"),
+        ((("a", "{dir}/gone.jsonl", "", "a"),), {}, "gone.jsonl"),
+        ((("a", "{dir}/test.jsonl", "speaker", "a"),), {}, "'speaker' must be '', 'tag=value' or"),
+        ((("a", "{dir}/test.jsonl", "speaker=*", "*"),), {}, "gives many tasks"),
+        ((("*", "{dir}/test.jsonl", "", "a"),), {}, "needs the tag filter"),
+        ((("a", "{dir}/test.jsonl", "speaker=nobody", "a"),), {}, "values of 'speaker' there: 'george', 'jackson'"),
+        ((("*", "{dir}/test.jsonl", "accent=*", "*"),), {}, "values of 'accent' there: none"),
+        ((BY_SPEAKER, BY_SPEAKER), {}, "2 tasks named 'george'"),
+        ((("__base__", "{dir}/test.jsonl", "", "__base__"),), {}, "'__base__', which cannot be the name"),
+    ],
+)
+def test_a_wrong_suite_is_one_clear_line(tmp_path, tasks, changes, message):
+    write_manifest(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        build(tmp_path, *tasks, **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_a_missing_folder_and_an_empty_manifest_are_errors(tmp_path):
+    write_manifest(tmp_path)
+    with pytest.raises(UserError, match="needs the key 'tasks'"):
+        config = ConfigDict({"name": "digits", "normalizer": "basic"})
+        suites.build_suite(config, data_dir=str(tmp_path), report=DataReport())
+    with pytest.raises(UserError, match="give --config.data.dir"):
+        build("", BY_SPEAKER)
+    write_manifest(tmp_path, "empty.jsonl", [])
+    for row in (("a", "{dir}/empty.jsonl", "", "a"), ("*", "{dir}/empty.jsonl", "speaker=*", "*")):
+        with pytest.raises(UserError, match="empty.jsonl"):
+            build(tmp_path, row)
+
+
+def test_lines_without_the_tag_are_reported_and_the_others_scored(tmp_path):
+    write_manifest(tmp_path)
+    with (tmp_path / "test.jsonl").open("a") as file:
+        file.write(json.dumps({"audio_filepath": "x.flac", "duration": 1.0, "text": "x"}) + "\n")
+    report = DataReport()
+    assert len(build(tmp_path, BY_SPEAKER, report=report).utterances) == len(SPEAKERS)
+    assert report.counts()["missing_field"] == 1
+    with pytest.raises(UserError, match="test.jsonl:5"):
+        build(tmp_path, BY_SPEAKER, report=DataReport(strict=True))
+
+
+def test_an_unknown_adapter_task_is_an_error_with_near_matches(tmp_path):
+    write_manifest(tmp_path)
+    suite = build(tmp_path, BY_SPEAKER, ("all", "{dir}/test.jsonl", "", "__base__"))
+    suites.check_adapter_tasks(suite, ["theo", "george", "jackson", "unused"])
+    with pytest.raises(UserError, match="'jackson'; did you mean 'jacksen'"):
+        suites.check_adapter_tasks(suite, ["theo", "george", "jacksen"])
+    with pytest.raises(UserError, match="allowed: .*'?__base__"):
+        suites.check_adapter_tasks(suite, [])
+
+
+def test_a_shared_recording_is_an_error_that_names_it():
+    training = [utterance(f"/d/audio/{i}.wav") for i in range(10)]
+    suites.check_disjoint([utterance("/d/audio/10.wav")], training, suite="digits")
+    scored = [utterance(f"/d/audio/{i}.wav", key=f"audio/{i}.wav") for i in (1, 12, 3, 5, 7)]
+    with pytest.raises(UserError, match=r"shares 4 utterances with training data, such as 'audio/1.wav'.* and 1 more"):
+        suites.check_disjoint(scored, training, suite="digits")
+    with pytest.raises(UserError, match="with selection data"):
+        suites.check_disjoint(scored, training, suite="digits", other="selection")
+
+
+def test_other_parts_of_a_recording_and_equal_names_elsewhere_are_not_shared():
+    training = [utterance("/a/audio/1.wav", offset=0.0, key="audio/1.wav")]
+    suites.check_disjoint([utterance("/a/audio/1.wav", offset=5.0)], training, suite="digits")
+    suites.check_disjoint([utterance("/b/audio/1.wav", key="audio/1.wav")], training, suite="digits")
+    suites.check_disjoint([utterance("gs://a/audio/1.wav", key="audio/1.wav")], training, suite="digits")
+
+
+def test_a_recording_is_the_same_through_another_path(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    training = [utterance(str(tmp_path / "real" / "1.wav"))]
+    for path in (tmp_path / "link" / "1.wav", tmp_path / "real" / ".." / "link" / "1.wav"):
+        with pytest.raises(UserError, match="shares 1 utterance"):
+            suites.check_disjoint([utterance(str(path))], training, suite="digits")

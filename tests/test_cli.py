@@ -1,0 +1,161 @@
+"""The command line: exit statuses and error lines, each from a small command in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = '''
+"""A command for the test."""
+import errno
+import sys
+
+from absl import flags
+
+from hra_jax import cli
+from hra_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+    flags.DEFINE_string("workdir", None, "Work directory.", required=True)
+    flags.DEFINE_string("do", "print", "What to do.")
+
+
+def main(argv):
+    if FLAGS.do == "75":
+        return 75
+    if FLAGS.do == "user":
+        raise UserError("rate is 3;\\n allowed: 4")
+    if FLAGS.do == "full":
+        raise OSError(errno.ENOSPC, "No space left on device", "W/checkpoints/7")
+    if FLAGS.do == "tensorstore":
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing W/checkpoints/7: No space left on device [source=...]")
+    if FLAGS.do == "denied":
+        try:
+            raise OSError(errno.EACCES, "Permission denied", "W/config.json")
+        except OSError as error:
+            raise RuntimeError("the checkpointer stopped") from error
+    if FLAGS.do == "bug":
+        raise ValueError("a bug")
+    if FLAGS.do == "interrupt":
+        raise KeyboardInterrupt
+    config = FLAGS.config
+    print(argv[1:], config.steps, config.data.strict, config.export["from"], config.batch.buckets, config.data.sources)
+    return None
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags=define_flags, config_flag="--do" not in " ".join(sys.argv))
+'''
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    path = tmp_path_factory.mktemp("command") / "command_for_the_test.py"
+    path.write_text(COMMAND)
+    return path
+
+
+@pytest.fixture
+def call(command, command_env):
+    def run(*args: str) -> subprocess.CompletedProcess:
+        arguments = [sys.executable, str(command), *args]
+        return subprocess.run(arguments, env=command_env, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def check_user_error(done: subprocess.CompletedProcess, *told: str) -> None:
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for words in told:
+        assert words in lines[0]
+
+
+def test_overrides_of_every_type_reach_the_command_with_positional_arguments(call):
+    done = call(
+        *("--config", "base", "--workdir=w", "a.wav", "--config.steps=3", "--config.data.strict", "b.wav"),
+        *("--config.export.from", "last", "--config.batch.buckets=(1.5, 4)"),
+        "--config.data.sources=(('a', '{dir}/m.jsonl', 2.0),)",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['a.wav', 'b.wav'] 3 True last (1.5, 4) (('a', '{dir}/m.jsonl', 2.0),)\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--config=quickstrat"], ["'quickstrat'", "did you mean 'quickstart'"]),
+        (["--config=base", "--config.stpes=3"], ["'stpes'", "did you mean 'steps'"]),
+        (["--config=base", "--config.learning_rate=3"], ["did you mean 'optimizer.learning_rate'"]),
+        (["--config=base", "--config.batch=3"], ["'batch'", "batch.seconds"]),
+        (["--config=base", "--config.steps=many"], ["config.steps is 'many'", "an integer"]),
+        (["--config=base", "--config.export.from=first"], ["config.export.from is 'first'", "'best'"]),
+        (["--config=base", "--wrkdir=w"], ["wrkdir", "workdir"]),
+        ([], ["--config", "quickstart"]),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_names_it_and_status_2(call, args, told):
+    check_user_error(call("--workdir=w", *args), *told)
+
+
+def test_a_missing_required_flag_is_named(call):
+    check_user_error(call("--config=base"), "--workdir")
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("user", ["error: rate is 3; allowed: 4"]),
+        ("full", ["No space left on device", "W/checkpoints/7"]),
+        ("tensorstore", ["No space left on device", "W/checkpoints/7"]),
+        ("denied", ["Permission denied", "W/config.json"]),
+    ],
+)
+def test_an_error_of_the_users_is_one_line_and_status_2(call, what, told):
+    check_user_error(call("--workdir=w", f"--do={what}"), *told)
+
+
+def test_the_traceback_is_shown_where_it_is_asked_for(call):
+    done = call("--workdir=w", "--do=user", "--traceback")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr and done.stderr.splitlines()[-1] == "error: rate is 3; allowed: 4"
+
+
+def test_a_bug_keeps_its_traceback_and_is_no_user_error(call):
+    done = call("--workdir=w", "--do=bug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "ValueError: a bug" in done.stderr
+
+
+@pytest.mark.parametrize(("what", "status"), [("75", 75), ("interrupt", 130)])
+def test_other_statuses_pass_through(call, what, status):
+    assert call("--workdir=w", f"--do={what}").returncode == status
+
+
+def test_help_lists_the_flags_and_is_no_error(call):
+    done = call("--help")
+    assert done.returncode == 0
+    assert "--workdir" in done.stdout and "--config" in done.stdout
+
+
+def test_the_compile_cache_is_where_the_environment_says_and_no_folder_is_no_error(tmp_path, command_env):
+    script = "from hra_jax import cli; print(cli.setup_jax()); import jax; print(jax.config.jax_compilation_cache_dir)"
+
+    def folders(cache: str, home: str) -> list[str]:
+        env = command_env | {"HOME": home, "JAX_COMPILATION_CACHE_DIR": cache}
+        if not cache:
+            del env["JAX_COMPILATION_CACHE_DIR"]
+        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    (tmp_path / "a_file").touch()
+    assert folders(str(tmp_path / "cache"), str(tmp_path)) == [str(tmp_path / "cache")] * 2
+    assert folders("", str(tmp_path)) == [os.path.join(str(tmp_path), ".cache", "hra_jax", "jax")] * 2
+    assert folders("", str(tmp_path / "a_file"))[0] == "None"

@@ -1,0 +1,157 @@
+"""The rules of the house that a machine can check."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LIBRARY = sorted((REPOSITORY / "hra_jax").rglob("*.py"))
+TREES = {path.relative_to(REPOSITORY): ast.parse(path.read_text()) for path in LIBRARY}
+PURE = ("models", "adapters", "training")  # these take arrays, and run where TensorFlow is absent
+TEXTS = {".py", ".md", ".toml", ".sh", ".ipynb", ".json", ".txt", ".in", ".cfg", ".yaml", ".yml", ""}
+
+
+def repository_files() -> list[Path]:
+    """The files that git tracks or would add; all but hidden folders and environments where this is no checkout."""
+    if (REPOSITORY / ".git").exists() and shutil.which("git"):
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+        paths = [REPOSITORY / line for line in listed.splitlines()]
+    else:
+        inside = [path.relative_to(REPOSITORY) for path in REPOSITORY.rglob("*")]
+        kept = [path for path in inside if not any(part.startswith(".") or part == "runs" for part in path.parts)]
+        paths = [REPOSITORY / path for path in kept]
+    return [path for path in paths if path.is_file()]
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+
+
+def is_broad(handler: ast.ExceptHandler) -> bool:
+    names = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(name is None or getattr(name, "id", "") in ("Exception", "BaseException") for name in names)
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["format", "--check"]], ids=["check", "format"])
+def test_ruff_finds_nothing(arguments):
+    command = [sys.executable, "-m", "ruff", *arguments, "."]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_models_adapters_and_training_import_no_tensorflow():
+    banned = {"tensorflow", "tensorflow_datasets", "seqio", "tensorflow_text"}
+    found = [
+        f"{path} imports {name}"
+        for path, tree in TREES.items()
+        if path.parts[1] in PURE
+        for name in imported(tree)
+        if name.split(".")[0] in banned or name.startswith("hra_jax.data")
+    ]
+    assert found == []
+
+
+def test_no_except_is_broad():
+    found = [
+        f"{path}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler) and is_broad(node)
+    ]
+    assert found == []
+
+
+def test_no_configuration_key_has_a_second_default():
+    found = [
+        f"{path}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "get"
+        and len(node.args) + len(node.keywords) == 2
+        and re.match(r"(self\.)?_?config\b", ast.unparse(node.func.value))
+    ]
+    assert found == []
+
+
+def test_files_and_functions_are_short():
+    files = [str(path) for path in TREES if len((REPOSITORY / path).read_text().splitlines()) >= 450]
+    functions = [
+        f"{path}:{node.lineno} {node.name}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno > 90
+    ]
+    assert (files, functions) == ([], [])
+
+
+def test_every_public_name_has_a_docstring():
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    found = [f"{path}:1" for path, tree in TREES.items() if not ast.get_docstring(tree)]
+    for path, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, kinds) and not node.name.startswith("_") and not ast.get_docstring(node):
+                found.append(f"{path}:{node.lineno} {node.name}")
+    assert found == []
+
+
+def test_no_stub_and_no_name_that_says_nothing():
+    empty = {"utils", "util", "helpers", "common", "misc"}
+    stub = re.compile(r"NotImplementedError|\bTODO\b|\bFIXME\b|\bXXX\b")
+    found = [str(path) for path in TREES if path.stem in empty or stub.search((REPOSITORY / path).read_text())]
+    assert found == []
+
+
+def test_no_file_names_a_path_of_one_machine():
+    machine = re.compile(r"(?<![\w.}])/(work|farm|root|home|Users)/\w")
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{number}"
+        for path in repository_files()
+        if path.suffix in TEXTS and path.stat().st_size < 500_000
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1)
+        if machine.search(line)
+    ]
+    assert found == []
+
+
+def documents() -> list[Path]:
+    return [path for path in repository_files() if path.suffix in (".md", ".ipynb", ".sh") or "configs" in path.parts]
+
+
+def test_every_documented_module_exists():
+    missing = []
+    for path in documents():
+        for name in sorted(set(re.findall(r"-m (hra_jax[\w.]*\w)", path.read_text(errors="replace")))):
+            module = REPOSITORY / name.replace(".", "/")
+            if not (module.with_suffix(".py").exists() or (module / "__main__.py").exists()):
+                missing.append(f"{path.relative_to(REPOSITORY)}: {name}")
+    assert missing == []
+
+
+def test_every_file_that_the_readme_names_exists():
+    readme = REPOSITORY / "README.md"
+    if not readme.exists():
+        pytest.skip("no README.md")
+    named = set(re.findall(r"\b((?:configs|launch|notebooks|benchmarks)/[\w./-]+\.\w+)", readme.read_text()))
+    assert [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []
+
+
+def test_notebooks_carry_no_outputs():
+    found = [
+        path.name
+        for path in repository_files()
+        if path.suffix == ".ipynb" and re.search(r'"outputs": \[\s*\{', path.read_text())
+    ]
+    assert found == []
