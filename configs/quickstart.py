@@ -14,13 +14,20 @@ def get_config() -> ConfigDict:
     """Returns what differs from `base`."""
     config = configs.load("base")
     config.steps = 400
+    config.remat = "dots"
     config.data.dir = "runs/data/hard"
     config.data.synthetic = "hard"
     config.data.sources = (("hard", "{dir}/train.jsonl", 1.0),)
-    config.batch.seconds = 64.0
-    config.batch.max_tasks = 16
-    config.batch.buckets = (2.0, 4.0, 6.0)
-    config.optimizer.warmup_steps = 50
+    config.data.threads = 2
+    config.adapter.width = 128
+    config.batch.seconds = 48.0
+    config.batch.max_tasks = 8
+    config.batch.buckets = (1.5, 2.5, 5.0)
+    config.augment.noise_probability = 0.3
+    config.augment.speed = 0.1
+    config.augment.time_mask_fraction = 0.05
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.warmup_steps = 40
     config.checkpoint.every_steps = 100
     config.eval.every_steps = 100
     config.eval.suite = "hard"

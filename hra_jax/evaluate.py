@@ -11,7 +11,7 @@ from etils import epath
 from hra_jax import cli
 from hra_jax import config as configs
 from hra_jax.errors import UserError
-from hra_jax.run import prepare, score
+from hra_jax.run import data_report, prepare, score
 from hra_jax.training.checkpoints import Checkpoints
 
 FLAGS = flags.FLAGS
@@ -42,19 +42,20 @@ def evaluate(workdir, suite: str, *, step: str | int = "last", data_dir: str | N
         config.eval.select_suite = ""
         config.export["from"] = "last"
     configs.validate(config)
-    run = prepare(config, workdir, suite_dir=data_dir)
-    checkpoints = Checkpoints(
-        workdir / "checkpoints",
-        keep_latest=config.checkpoint.keep_latest,
-        keep_best=config.checkpoint.keep_best,
-        every_steps=config.checkpoint.every_steps,
-        fingerprint=run.fingerprint,
-        read_only=True,
-    )
-    with checkpoints:
-        number = checkpoints.resolve(int(step) if str(step).isdigit() else step)
-        trainable = checkpoints.restore_part(number, {"trainable": run.state.trainable})["trainable"]
-    return score(run, trainable, number)
+    with data_report(config, workdir, keep=True) as report:
+        run = prepare(config, workdir, report, suite_dir=data_dir)
+        checkpoints = Checkpoints(
+            workdir / "checkpoints",
+            keep_latest=config.checkpoint.keep_latest,
+            keep_best=config.checkpoint.keep_best,
+            every_steps=config.checkpoint.every_steps,
+            fingerprint=run.fingerprint,
+            read_only=True,
+        )
+        with checkpoints:
+            number = checkpoints.resolve(int(step) if str(step).isdigit() else step)
+            trainable = checkpoints.restore_part(number, {"trainable": run.state.trainable})["trainable"]
+        return score(run, trainable, number)
 
 
 def define_flags() -> None:

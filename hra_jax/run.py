@@ -4,7 +4,10 @@ Training and evaluation start from the same layout. Whatever is wrong with a con
 before anything is compiled.
 """
 
+import contextlib
 import dataclasses
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from hra_jax import build
-from hra_jax.data import synthesize
+from hra_jax.data import batching, synthesize
 from hra_jax.data.report import DataReport
 from hra_jax.data.table import TableSource, UtteranceTable, read_sources
 from hra_jax.data.text import normalize_text
@@ -23,6 +26,8 @@ from hra_jax.evaluation import suites
 from hra_jax.training import placement, sharding
 from hra_jax.training import state as states
 from hra_jax.training import step as steps
+
+DATA_REPORT = "data_report.json"  # in the work directory
 
 
 @dataclasses.dataclass
@@ -50,12 +55,36 @@ class Run:
         return {"method": self.config.method, "backbone": self.base.fingerprint, "tasks": list(self.tasks)}
 
 
-def prepare(config, workdir, *, suite_dir: str | None = None) -> Run:
+@contextlib.contextmanager
+def data_report(config, workdir, *, keep: bool) -> Iterator[DataReport]:
+    """The report of unusable data, in W/data_report.json also when a user's error ends the run.
+
+    Args:
+      config: a validated configuration.
+      workdir: the work directory, which must be there.
+      keep: whether what the file names already stays in it.
+    """
+    path = epath.Path(workdir) / DATA_REPORT
+    report = DataReport(strict=config.data.strict)
+    if keep and path.exists():
+        report.merge(json.loads(path.read_text()))
+    try:
+        yield report
+    except UserError:
+        # The full disk that may be the error is not worth a second one.
+        with contextlib.suppress(OSError):
+            if jax.process_index() == 0:
+                report.write(path)
+        raise
+
+
+def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None) -> Run:
     """Reads data and backbone, and lays out state and mesh.
 
     Args:
       config: a validated configuration.
       workdir: the work directory.
+      report: where unusable data goes.
       suite_dir: what `{dir}` in the manifests of suites stands for; None means `data.dir`.
 
     Raises:
@@ -64,11 +93,11 @@ def prepare(config, workdir, *, suite_dir: str | None = None) -> Run:
     workdir = epath.Path(workdir)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, tensor=config.mesh.tensor, slices=config.mesh.slices)
     sharding.check_batch_multiple(mesh, config.batch.multiple)
+    _check_rows(config, sharding.batch_shards(mesh))
     if config.data.synthetic:
         if not config.data.dir:
             raise UserError(f"data.synthetic = {config.data.synthetic!r} needs data.dir, the folder to render into")
         synthesize.render(config.data.synthetic, config.data.dir)
-    report = DataReport(strict=config.data.strict)
     sources = _sources(config, report)
     base = build.foundation(config, _texts(config, sources) if config.method == "pretrain" else ())
     table = UtteranceTable(
@@ -76,7 +105,7 @@ def prepare(config, workdir, *, suite_dir: str | None = None) -> Run:
         vocabulary=base.vocabulary,
         normalizer=config.data.normalizer,
         task_tag=config.data.task_tag if config.method == "adapter" else "",
-        tasks=config.data.tasks,
+        tasks=config.data.tasks if config.method == "adapter" else (),
         output_length=base.output_length,
         sample_rate=base.features.sample_rate,
         max_seconds=config.data.max_seconds or config.batch.buckets[-1],
@@ -91,6 +120,7 @@ def prepare(config, workdir, *, suite_dir: str | None = None) -> Run:
         suites.check_disjoint(
             test.suite.utterances, select.suite.utterances, suite=test.suite.name, other=select.suite.name
         )
+        running.share_shapes(test, select)
     model = build.model(config, base, constrain=_Constraint(mesh))
     state, frozen, accounting = _place(config, base, tasks, mesh)
     train_step = steps.make_train_step(
@@ -121,6 +151,21 @@ def prepare(config, workdir, *, suite_dir: str | None = None) -> Run:
         select=select,
         test=test,
     )
+
+
+def _check_rows(config, shards: int) -> None:
+    """Checks that every bucket has rows, in training and in evaluation, and that `accumulate` divides them."""
+    batch = config.batch
+    rows = batching.bucket_rows(batch.buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
+    for seconds, count in zip(batch.buckets, rows, strict=True):
+        if count // shards % config.accumulate:
+            each = f" on each of {shards} devices" if shards > 1 else ""
+            raise UserError(
+                f"accumulate = {config.accumulate}: must divide the {count // shards} rows of the {seconds:g} s "
+                f"bucket{each}; change batch.seconds or batch.multiple"
+            )
+    if config.eval.suite or config.eval.select_suite:
+        batching.bucket_rows(batch.buckets, batch_seconds=config.eval.batch_seconds, multiple=batch.multiple)
 
 
 def _sources(config, report) -> list[TableSource]:
@@ -223,7 +268,7 @@ def score(run: Run, trainable: dict, step: int) -> dict:
     if jax.process_index() == 0:
         reports.write_report(run.workdir / "eval" / suite.name, results, rows)
         reports.print_table(results)
-        run.report.write(run.workdir / "data_report.json")
+        run.report.write(run.workdir / DATA_REPORT)
     if method != "pretrain":
         running.check_adapter_acts(suite, differences)
     return results

@@ -20,12 +20,13 @@ from hra_jax.data.loader import TrainLoader
 from hra_jax.errors import UserError
 from hra_jax.evaluation import report as reports
 from hra_jax.models import backbone as backbones
-from hra_jax.run import Run, accounting, base_weights, prepare, score
+from hra_jax.run import DATA_REPORT, Run, accounting, base_weights, data_report, prepare, score
 from hra_jax.training import sharding
 from hra_jax.training import state as states
 from hra_jax.training.checkpoints import METRIC, Checkpoints
 from hra_jax.training.metrics import MetricWriter
 from hra_jax.training.preemption import PREEMPTED, PreemptionGuard
+from hra_jax.training.profiling import Profiler
 from hra_jax.training.progress import Progress
 
 FLAGS = flags.FLAGS
@@ -46,19 +47,20 @@ def train(config, workdir) -> int:
     """
     configs.validate(config)
     workdir = epath.Path(workdir)
-    _claim_workdir(config, workdir)
-    run = prepare(config, workdir)
-    checkpoints = Checkpoints(
-        workdir / "checkpoints",
-        keep_latest=config.checkpoint.keep_latest,
-        keep_best=config.checkpoint.keep_best,
-        every_steps=config.checkpoint.every_steps,
-        fingerprint=run.fingerprint,
-    )
-    with checkpoints:
-        if not _loop(run, checkpoints):
-            return PREEMPTED
-        finish(run, checkpoints)
+    resumed = _claim_workdir(config, workdir)
+    with data_report(config, workdir, keep=resumed) as report:
+        run = prepare(config, workdir, report)
+        checkpoints = Checkpoints(
+            workdir / "checkpoints",
+            keep_latest=config.checkpoint.keep_latest,
+            keep_best=config.checkpoint.keep_best,
+            every_steps=config.checkpoint.every_steps,
+            fingerprint=run.fingerprint,
+        )
+        with checkpoints:
+            if not _loop(run, checkpoints):
+                return PREEMPTED
+            finish(run, checkpoints)
     return 0
 
 
@@ -67,16 +69,22 @@ def train(config, workdir) -> int:
 # ======================================================================================================================
 
 
-def _claim_workdir(config, workdir: epath.Path) -> None:
-    """Writes W/config.json, or compares it with the one that is there."""
-    path = workdir / "config.json"
-    if path.exists():
-        changed = configs.difference(configs.from_json(path.read_text()), config)
-        if changed:
-            raise UserError(f"{workdir} belongs to a run with another configuration: {'; '.join(changed)}")
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        path.write_text(configs.to_json(config))
+def _claim_workdir(config, workdir: epath.Path) -> bool:
+    """Writes W/config.json; returns whether W has checkpoints, which must then be of the same configuration."""
+    path, folder = workdir / "config.json", workdir / "checkpoints"
+    try:
+        # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
+        resumed = folder.exists() and any(entry.name.isdigit() for entry in folder.iterdir())
+        if resumed and path.exists():
+            changed = configs.difference(configs.from_json(path.read_text()), config)
+            if changed:
+                raise UserError(f"{workdir} belongs to a run with another configuration: {'; '.join(changed)}")
+        workdir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            exports.write_file(path, configs.to_json(config))
+    except OSError as error:
+        raise UserError(f"workdir = {str(workdir)!r}: cannot be written ({error.strerror or error})") from error
+    return resumed
 
 
 # ======================================================================================================================
@@ -96,9 +104,6 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
     _announce(run, start)
     if start >= config.steps:
         return True
-    report_path = run.workdir / "data_report.json"
-    if start and report_path.exists():
-        run.report.merge(json.loads(report_path.read_text()))
 
     loader = TrainLoader(
         run.table,
@@ -115,10 +120,13 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
         report=run.report,
     )
     writer = MetricWriter(run.workdir, resume_step=start)
-    with loader, writer, Progress(config.steps, start_step=start) as progress, PreemptionGuard() as guard:
+    progress = Progress(config.steps, start_step=start)
+    profiler = Profiler(run.workdir / "profile", **config.profile)
+    with loader, writer, progress, profiler, PreemptionGuard() as guard:
         since, waited = time.monotonic(), 0.0
         for step in range(start + 1, config.steps + 1):
             # ------------------------------------------------------------------------------------------------ one step
+            profiler.before(step, run.state)
             batch = next(loader)
             audio_seconds = float(batch["num_samples"].sum()) / run.base.features.sample_rate * jax.process_count()
             run.state, metrics = run.train_step(run.state, run.frozen, sharding.shard_batch(batch, run.mesh))
@@ -149,7 +157,7 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
             if force or checkpoints.due(step):
                 checkpoints.save(step, run.state, position=loader.position(), best=best, metrics=scores, force=force)
                 if jax.process_index() == 0:
-                    run.report.write(report_path)
+                    run.report.write(run.workdir / DATA_REPORT)
             if stop:
                 checkpoints.wait()
                 progress.note(f"stopped by {guard.reason or 'another process'} at step {step}; everything is saved")
@@ -157,7 +165,7 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
             if step == start + 1:
                 since, waited = time.monotonic(), loader.wait_seconds  # the first step is mostly compilation
     if jax.process_index() == 0:
-        run.report.write(report_path)
+        run.report.write(run.workdir / DATA_REPORT)
         print(f"data: {run.report.summary()}", flush=True)
     return True
 

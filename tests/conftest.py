@@ -33,6 +33,28 @@ def fsdd_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory):
+    """A backbone of random weights, the data of three speakers, and suites, all tiny; see reference/micro.py."""
+    from reference import micro as world  # it imports JAX
+
+    return world.make(tmp_path_factory.mktemp("micro"))
+
+
+@pytest.fixture(scope="session")
+def trained(micro, tmp_path_factory):
+    """A finished run of 4 steps: an adapter, validated at steps 2 and 4, checkpoints 1, 2, 4. To be read only."""
+    from reference import micro as world
+
+    config = micro.config(
+        eval__suite=micro.suite("test"),
+        eval__select_suite=micro.suite("validation"),
+        eval__every_steps=2,
+        checkpoint__keep_latest=4,
+    )
+    return world.train(config, tmp_path_factory.mktemp("trained") / "W")
+
+
 @pytest.fixture
 def command_env() -> dict[str, str]:
     """The environment of a command in its own process: one CPU device, as users have it; the tests' compile cache."""

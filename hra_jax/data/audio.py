@@ -81,8 +81,7 @@ def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 def decode_file(path: str, sample_rate: int) -> np.ndarray:
     """A whole audio file as `decode` gives an utterance."""
     with open_sound(path) as sound:
-        duration = sound.frames / sound.samplerate
-    return decode(Utterance(audio_filepath=path, duration=duration, text=""), sample_rate)
+        return _read(sound, start=0, count=sound.frames, sample_rate=sample_rate)
 
 
 def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
@@ -101,18 +100,24 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
     """
     with open_sound(utterance.audio_filepath) as sound:
         start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)
-        rate = sound.samplerate
-        try:
-            sound.seek(start)
-            samples = sound.read(count, dtype="float32", always_2d=True)
-        except (OSError, soundfile.SoundFileError) as error:
-            raise AudioError("undecodable_audio", _one_line(error)) from error
+        return _read(sound, start=start, count=count, sample_rate=sample_rate)
+
+
+def _read(sound: soundfile.SoundFile, *, start: int, count: int, sample_rate: int) -> np.ndarray:
+    """Frames [start, start + count) of an open file as `decode` gives them."""
+    if count == 0:
+        raise AudioError("empty_audio", "the file has no samples")
+    try:
+        sound.seek(start)
+        samples = sound.read(count, dtype="float32", always_2d=True)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise AudioError("undecodable_audio", _one_line(error)) from error
     if len(samples) < count:  # libsndfile stops at a broken frame without an error
         raise AudioError("undecodable_audio", f"truncated: {len(samples)} of {count} samples could be read")
     if not np.isfinite(samples).all():
         raise AudioError("nan_samples", f"{np.sum(~np.isfinite(samples))} samples are NaN or infinite")
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    mono = resample(mono, rate, sample_rate)
+    mono = resample(mono, sound.samplerate, sample_rate)
     if not mono.size:
-        raise AudioError("empty_audio", f"{count} samples at {rate} Hz are none at {sample_rate} Hz")
+        raise AudioError("empty_audio", f"{count} samples at {sound.samplerate} Hz are none at {sample_rate} Hz")
     return np.ascontiguousarray(mono, dtype=np.float32)

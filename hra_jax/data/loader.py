@@ -24,10 +24,8 @@ import numpy as np
 
 from hra_jax.data import audio, batching, mixtures
 from hra_jax.data.report import DataReport
-from hra_jax.data.table import BASE_ID, BASE_TASK, TableSource, UtteranceTable, read_sources
+from hra_jax.data.table import BASE_ID, UtteranceTable
 from hra_jax.errors import UserError
-
-__all__ = ["BASE_ID", "BASE_TASK", "TableSource", "TrainLoader", "UtteranceTable", "eval_batches", "read_sources"]
 
 Batch = dict[str, np.ndarray]
 PADDING = -1

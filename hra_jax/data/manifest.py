@@ -10,6 +10,7 @@ optionally `offset` (s); every other field (`speaker`, `lang`, ...) is kept as a
 import concurrent.futures
 import csv
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -173,14 +174,15 @@ def _transcript(path: epath.Path, *, relative: str, table: dict[str, str] | None
 
 
 def make(
-    folder: epath.PathLike, output: epath.PathLike, *, speaker_from: str = "parent"
+    folder: epath.PathLike, output: epath.PathLike, *, speaker_from: str = "parent", split: bool = False
 ) -> tuple[int, list[str], DataReport]:
-    """Writes a manifest of a folder of recordings.
+    """Writes a manifest of a folder of recordings, or three: train, validation and test.
 
     Args:
       folder: searched with its sub-folders for audio; transcripts are in `transcripts.tsv` or `transcripts.csv` (file,
         text) in it, or in a `.txt` of the same name beside each file.
-      output: the manifest to write; paths in it are relative to it.
+      output: the manifest to write; with `split` the folder for train.jsonl, validation.jsonl and test.jsonl. Paths in
+        a manifest are relative to it.
       speaker_from: "parent" (the tag `speaker` is the name of the folder that the file is in) or "none" (no such tag).
 
     Returns:
@@ -197,7 +199,8 @@ def make(
     found = sorted(path for path in _files_below(root) if path.suffix.lower() in AUDIO_SUFFIXES)
     if not found:
         raise UserError(f"no audio in {folder}; looked for {', '.join(AUDIO_SUFFIXES)}")
-    table, report, lines, silent = _transcript_table(root), DataReport(), [], []
+    manifest = epath.Path(output) / "train.jsonl" if split else epath.Path(output)
+    table, report, rows, silent = _transcript_table(root), DataReport(), [], []
     for path in tqdm.tqdm(found, desc="reading", unit="file", disable=None):
         relative = os.path.relpath(path, root)
         text = _transcript(path, relative=relative, table=table)
@@ -213,17 +216,35 @@ def make(
         if duration == 0:
             report.add("empty_audio", relative, "the file has no samples")
             continue
-        row = {"audio_filepath": _relative_to(path, epath.Path(output)), "duration": round(duration, 6), "text": text}
+        row = {"audio_filepath": _relative_to(path, manifest), "duration": round(duration, 6), "text": text}
         if speaker_from == "parent":
             row["speaker"] = path.parent.name
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    if not lines:
+        rows.append(row)
+    if not rows:
         raise UserError(
             f"no usable audio with a transcript in {folder}: {len(silent)} without text; {report.summary()}"
         )
-    epath.Path(output).parent.mkdir(parents=True, exist_ok=True)
-    epath.Path(output).write_text("".join(lines))
-    return len(lines), silent, report
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    for name, part in (_split(rows) if split else {manifest.name: rows}).items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
+        (manifest.parent / name).write_text("".join(lines))
+    return len(rows), silent, report
+
+
+def _split(rows: list[dict]) -> dict[str, list[dict]]:
+    """Rows by manifest name; UserError for a speaker with fewer than three recordings."""
+    speakers: dict[str, list[dict]] = {}
+    for row in rows:
+        speakers.setdefault(row.get("speaker", ""), []).append(row)
+    parts: dict[str, list[dict]] = {"train.jsonl": [], "validation.jsonl": [], "test.jsonl": []}
+    for speaker, own in speakers.items():
+        if len(own) < 3:
+            raise UserError(f"speaker {speaker!r} has {len(own)} recordings; a split needs at least 3 of each speaker")
+        own = sorted(own, key=lambda row: hashlib.sha256(row["audio_filepath"].encode()).hexdigest())
+        tenth = max(1, len(own) // 10)
+        for name, part in zip(parts, (own[2 * tenth :], own[:tenth], own[tenth : 2 * tenth]), strict=True):
+            parts[name] += sorted(part, key=lambda row: row["audio_filepath"])
+    return parts
 
 
 def _relative_to(path: epath.Path, manifest: epath.Path) -> str:
@@ -297,7 +318,8 @@ def _print_speakers(utterances: list[Utterance], tag: str) -> None:
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("output", None, "make: the manifest to write.")
+    flags.DEFINE_string("output", None, "make: the manifest to write; with --split a folder.")
+    flags.DEFINE_bool("split", False, "make: write train.jsonl, validation.jsonl and test.jsonl.")
     flags.DEFINE_enum("speaker_from", "parent", _SPEAKER_FROM, "make: where the tag `speaker` comes from.")
     flags.DEFINE_integer("sample_rate", 16000, "check: the rate to decode to, Hz.")
     flags.DEFINE_string("tag", "speaker", "check: the tag to count by.")
@@ -315,7 +337,7 @@ def main(argv: list[str]) -> int:
     if argv[1] == "make":
         if not values.output:
             raise UserError("make needs --output MANIFEST")
-        count, silent, report = make(argv[2], values.output, speaker_from=values.speaker_from)
+        count, silent, report = make(argv[2], values.output, speaker_from=values.speaker_from, split=values.split)
         _print_bad(report)
         if silent:
             print(f"{len(silent)} files without a transcript were left out, such as {silent[0]}")

@@ -9,9 +9,14 @@ breaks up epochs and puts audio in the buffer: here every source is already an e
 asked not to shuffle. And it would cache a small source in memory, which never ends on an endless one.
 """
 
+import contextlib
+import functools
 import hashlib
 import math
 import os
+import re
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -80,9 +85,38 @@ def _check(sources: Sequence[SourceSpec]) -> None:
             )
 
 
+_CHATTER = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} ")
+
+
+@contextlib.contextmanager
+def _without_chatter():
+    """Keeps what TensorFlow's C++ code says of its own start (no GPU found, ...) off the user's screen.
+
+    It writes past Python and past its log level. Every other line that comes meanwhile is shown afterwards.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            lines = file.read().decode(errors="replace").splitlines(keepends=True)
+            sys.stderr.writelines(line for line in lines if not _CHATTER.match(line))
+
+
+@functools.cache
 def _libraries():
     """TensorFlow and seqio, imported on first use (it takes seconds) and kept off the accelerators."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with _without_chatter():
+        return _imported()
+
+
+def _imported():
     import seqio
     import tensorflow as tf
 

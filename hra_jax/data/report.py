@@ -67,8 +67,11 @@ class DataReport:
         return {"counts": {kind: len(rows) for kind, rows in utterances.items()}, "utterances": utterances}
 
     def write(self, path: epath.PathLike) -> None:
-        """Writes `to_json` to a file."""
-        epath.Path(path).write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+        """Writes `to_json` to a file; a process killed meanwhile leaves the old content or the new, never a part."""
+        path = epath.Path(path)
+        fresh = path.parent / f".{path.name}.new"
+        fresh.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+        fresh.replace(path)
 
     def merge(self, content: dict) -> None:
         """Adds what another report's `to_json` holds (another host's, or an earlier run's), strict or not."""

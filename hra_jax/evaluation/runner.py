@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hra_jax.adapters.bank import BASE
+from hra_jax.data import batching
 from hra_jax.data.loader import eval_batches
 from hra_jax.data.table import TableSource, UtteranceTable
 from hra_jax.errors import UserError
@@ -56,6 +57,13 @@ class SuiteRunner:
             for_training=False,
         )
 
+        lengths = batching.label_capacities(
+            batching.bucket_of(self._table.duration, config.batch.buckets),
+            self._table.label_lengths,
+            buckets=len(config.batch.buckets),
+        )
+        self.label_capacities = tuple(lengths)
+
     def run(self, evaluation_step, trainable: dict, frozen, *, progress: bool = False):
         """Scores the suite.
 
@@ -82,6 +90,7 @@ class SuiteRunner:
             multiple=config.batch.multiple,
             threads=config.data.threads,
             report=self._report,
+            label_capacities=self.label_capacities,
             host_index=jax.process_index(),
             host_count=jax.process_count(),
         )
@@ -119,6 +128,13 @@ class SuiteRunner:
                 f"suite {self.suite.name!r}: none of its utterances could be read; {self._report.summary()}"
             )
         return results, float(np.mean(losses)), differences
+
+
+def share_shapes(*runners: SuiteRunner) -> None:
+    """Gives runners of one configuration batches of the same shapes, so that they share their compiled programs."""
+    most = tuple(map(max, zip(*(runner.label_capacities for runner in runners), strict=True)))
+    for runner in runners:
+        runner.label_capacities = most
 
 
 def check_adapter_acts(suite: Suite, differences: dict) -> None:

@@ -13,8 +13,8 @@ from hra_jax.adapters import bank
 from hra_jax.errors import UserError
 
 SCHEDULES = ("cosine", "constant")
-# Biases, norm scales and recurrent weights are not decayed.
-NOT_DECAYED = ("bias", "scale", "recurrent", "content_bias", "position_bias", "hidden_bias")
+# Biases, norm scales and recurrent weights, by the end of their names, are not decayed.
+NOT_DECAYED = ("bias", "scale", "recurrent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def learning_rate(config: OptimizerConfig):
 
 def decay_mask(tree):
     """True at the leaves that weight decay reaches, by the last name of their path."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in NOT_DECAYED, tree)
+    return jax.tree_util.tree_map_with_path(lambda path, _: not path[-1].key.endswith(NOT_DECAYED), tree)
 
 
 def dense(config: OptimizerConfig, clip: float) -> optax.GradientTransformation:

@@ -91,6 +91,8 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
         trainable = state.trainable
         if batch["waveform"].shape[0] % accumulate:
             raise UserError(f"accumulate = {accumulate}: must divide the batch of {batch['waveform'].shape[0]} rows")
+        # A row without weight has no sound: whatever its samples hold (NaN too), 0 x loss would not keep it out.
+        batch = batch | {"num_samples": jnp.where(batch["weight"] > 0, batch["num_samples"], 0)}
         if "backbone" in trainable:
             ids, index, learned = None, jnp.zeros_like(batch["task"]), {"backbone": trainable["backbone"]}
         else:

@@ -1,0 +1,255 @@
+"""Recognition from Python: lists of waveforms of any length, each through the adapter of its task."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+import soxr
+from reference import micro as world
+
+import hra_jax
+from hra_jax import api
+from hra_jax.errors import UserError
+
+TEXTS = ("fad cab", "b", "dead", "abcdefabc")
+LENGTHS = (6720, 960, 3840, 8640)  # samples; 7, 1, 4 and 9 letters of 0.12 s at 8 kHz
+
+
+@pytest.fixture(scope="module")
+def backbone(micro):
+    return hra_jax.load_backbone(micro.backbone)
+
+
+@pytest.fixture(scope="module")
+def model(trained, backbone):
+    return hra_jax.load_adapter(trained.workdir / "adapter", backbone)
+
+
+@pytest.fixture(scope="module")
+def waveforms():
+    found = [world.tones(text, pitch=1.1, seed=number) for number, text in enumerate(TEXTS)]
+    assert tuple(map(len, found)) == LENGTHS
+    return found
+
+
+TASKS = ["cy", "__base__", "ann", "cy"]
+
+
+# --- Log-probabilities ------------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_ragged_waveforms_gives_what_each_gives_alone(model, waveforms):
+    log_probs, frames = model.log_probs(waveforms, sample_rate=8000, tasks=TASKS)
+    assert log_probs.dtype == np.float32 and log_probs.shape == (4, max(frames), model.vocabulary("ann").size)
+    # A feature frame for each whole 10 ms, an encoder frame for every two of them begun.
+    assert frames.tolist() == [-(-(samples // 80) // 2) for samples in LENGTHS]
+    for row, (waveform, task) in enumerate(zip(waveforms, TASKS, strict=True)):
+        alone, (length,) = model.log_probs([waveform], sample_rate=8000, tasks=[task])
+        assert length == frames[row]
+        np.testing.assert_allclose(log_probs[row, :length], alone[0, :length], rtol=1e-5, atol=1e-5)
+
+
+def test_each_row_of_a_mixed_batch_is_bit_identical_to_the_batch_of_its_task(model, waveforms):
+    mixed, frames = model.log_probs(waveforms, sample_rate=8000, tasks=TASKS)
+    for task in set(TASKS):
+        pure, _ = model.log_probs(waveforms, sample_rate=8000, tasks=[task] * 4)
+        for row in np.flatnonzero(np.array(TASKS) == task):
+            np.testing.assert_array_equal(mixed[row, : frames[row]], pure[row, : frames[row]])
+        other = TASKS.index(next(name for name in TASKS if name != task))
+        assert not np.array_equal(mixed[other], pure[other])
+
+
+def test_permuted_rows_are_bit_identical(model, waveforms):
+    order = [2, 0, 3, 1]
+    found, frames = model.log_probs(waveforms, sample_rate=8000, tasks=TASKS)
+    permuted, _ = model.log_probs(
+        [waveforms[row] for row in order], sample_rate=8000, tasks=[TASKS[row] for row in order]
+    )
+    for place, row in enumerate(order):
+        np.testing.assert_array_equal(permuted[place, : frames[row]], found[row, : frames[row]])
+
+
+def test_the_base_is_the_backbone_without_an_adapter(model, backbone, waveforms):
+    alone, frames = backbone.log_probs(waveforms, sample_rate=8000)
+    default, _ = model.log_probs(waveforms, sample_rate=8000)
+    named, _ = model.log_probs(waveforms, sample_rate=8000, tasks=["__base__"] * 4)
+    np.testing.assert_array_equal(default, named)
+    for row, length in enumerate(frames):
+        np.testing.assert_allclose(named[row, :length], alone[row, :length], rtol=1e-5, atol=1e-5)
+
+
+def test_other_sample_rates_are_resampled(model, waveforms):
+    high = [soxr.resample(waveform, 8000, 22050, quality="HQ") for waveform in waveforms]
+    down = [soxr.resample(waveform, 22050, 8000, quality="HQ") for waveform in high]
+    found, frames = model.log_probs(high, sample_rate=22050, tasks=TASKS)
+    expected, lengths = model.log_probs(down, sample_rate=8000, tasks=TASKS)
+    np.testing.assert_array_equal(found, expected)
+    assert frames.tolist() == lengths.tolist()
+
+
+def test_loudness_and_integer_samples_do_not_matter(model, waveforms):
+    loud, _ = model.log_probs([(20000 * waveforms[0]).astype(np.int16)], sample_rate=8000, tasks=["ann"])
+    quiet, _ = model.log_probs([(20000 * waveforms[0]).astype(np.int16) / 32768], sample_rate=8000, tasks=["ann"])
+    np.testing.assert_allclose(loud, quiet, rtol=1e-3, atol=1e-3)
+
+
+def test_an_empty_list_gives_empty_results(model, backbone):
+    log_probs, frames = model.log_probs([], sample_rate=8000, tasks=[])
+    assert log_probs.shape == (0, 0, model.vocabulary("ann").size) and frames.shape == (0,)
+    assert model.transcribe([], sample_rate=8000, tasks=[]) == backbone.transcribe([], sample_rate=8000) == []
+
+
+def test_audio_shorter_than_a_frame_has_no_frames_and_an_empty_text(model, waveforms):
+    short = waveforms[1][:70]
+    log_probs, frames = model.log_probs([short, waveforms[0]], sample_rate=8000, tasks=["ann", "ann"])
+    assert frames[0] == 0 and frames[1] > 0 and np.isfinite(log_probs).all()
+    assert model.transcribe([short], sample_rate=8000, tasks=["ann"]) == [""]
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("waveform", "told"),
+    [
+        (np.array([0.1, np.nan] * 400), "NaN or infinite"),
+        (np.array([0.1, np.inf] * 400), "NaN or infinite"),
+        (np.zeros((2, 800)), r"shape \(2, 800\); allowed is 1-D"),
+        (np.zeros(0), r"shape \(0,\); allowed is 1-D .* not empty"),
+    ],
+)
+def test_a_waveform_that_is_none_is_one_line(model, waveform, told):
+    for call in (model.log_probs, model.transcribe):
+        with pytest.raises(UserError, match=told):
+            call([waveform], sample_rate=8000, tasks=["ann"])
+
+
+def test_an_unknown_task_is_named_with_near_matches(model, waveforms):
+    for call in (model.log_probs, model.transcribe):
+        with pytest.raises(UserError, match="unknown task 'bop'; did you mean 'bob'"):
+            call(waveforms[:1], sample_rate=8000, tasks=["bop"])
+    with pytest.raises(UserError, match="unknown task 'zzz'; known are ann, bob, cy, __base__"):
+        model.vocabulary("zzz")
+    with pytest.raises(UserError, match="2 tasks for 1 waveforms"):
+        model.transcribe(waveforms[:1], sample_rate=8000, tasks=["ann", "bob"])
+
+
+def test_an_adapter_of_another_backbone_is_refused_by_fingerprint(trained, micro, tmp_path):
+    other = world.make_backbone(tmp_path / "other", seed=1)
+    with pytest.raises(UserError) as caught:
+        hra_jax.load_adapter(trained.workdir / "adapter", hra_jax.load_backbone(str(tmp_path / "other")))
+    line = str(caught.value)
+    assert micro.fingerprint[:12] in line and other[:12] in line and "'micro'" in line and "\n" not in line
+
+
+def test_what_is_no_backbone_adapter_or_dtype_is_one_line(micro, backbone, tmp_path):
+    with pytest.raises(UserError, match="holds backbone.json"):
+        hra_jax.load_backbone(str(tmp_path))
+    with pytest.raises(UserError, match="builtin:nothing"):
+        hra_jax.load_backbone("builtin:nothing")
+    with pytest.raises(UserError, match="adapter_config.json"):
+        hra_jax.load_adapter(tmp_path, backbone)
+    with pytest.raises(UserError, match="dtype = 'float64': allowed are 'auto', 'float32', 'bfloat16'"):
+        hra_jax.load_backbone(micro.backbone, dtype="float64")
+
+
+# --- Texts ------------------------------------------------------------------------------------------------------------
+
+
+def collapsed(path, vocabulary) -> str:
+    """Repeats merged, blanks dropped."""
+    kept = [label for place, label in enumerate(path) if label != 0 and (place == 0 or path[place - 1] != label)]
+    return vocabulary.decode(kept)
+
+
+def test_the_text_is_the_best_path_of_the_log_probabilities(model, waveforms):
+    log_probs, frames = model.log_probs(waveforms, sample_rate=8000, tasks=TASKS)
+    expected = [
+        collapsed(log_probs[row, :length].argmax(axis=-1), model.vocabulary(task))
+        for row, (length, task) in enumerate(zip(frames, TASKS, strict=True))
+    ]
+    assert model.transcribe(waveforms, sample_rate=8000, tasks=TASKS) == expected
+    assert len(set(expected)) > 1
+
+
+SECOND = 8000
+CHUNK, STEP = 20 * SECOND, 16 * SECOND
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        CHUNK + 1,
+        CHUNK + 79,
+        CHUNK + 80,
+        CHUNK + 161,
+        CHUNK + STEP - 1,
+        CHUNK + STEP,
+        CHUNK + STEP + 1,
+        4 * CHUNK + 12345,
+    ],
+)
+def test_chunks_of_long_audio_lose_and_repeat_no_frame(model, backbone, monkeypatch, samples):
+    """Each sample holds its own number, so each chunk can say which frames of the whole it saw."""
+    total = int(backbone.files.encoder.output_length(backbone.files.features, samples))
+    longest = []
+
+    def frames_of_the_whole(self, chunks, ids):
+        (chunk,) = chunks
+        longest.append(len(chunk))
+        frames = int(backbone.files.encoder.output_length(backbone.files.features, len(chunk)))
+        first, rest = divmod(int(chunk[0]), 160)  # samples of an encoder frame
+        assert rest == 0
+        path = np.arange(first, first + frames)
+        return np.eye(total + 2 * frames, dtype=np.float32)[path][None], np.array([frames])
+
+    monkeypatch.setattr(api.Model, "_run", frames_of_the_whole)
+    path = model._long_path(np.arange(samples, dtype=np.float32), 0)
+    assert path.tolist() == list(range(total))
+    assert max(longest) == CHUNK and len(longest) >= 2
+
+
+def test_long_and_short_audio_of_several_tasks_come_back_in_order(model, waveforms, monkeypatch):
+    monkeypatch.setattr(api, "CHUNK_SECONDS", 0.8)
+    monkeypatch.setattr(api, "OVERLAP_SECONDS", 0.32)
+    together = model.transcribe(waveforms, sample_rate=8000, tasks=TASKS)
+    alone = [
+        model.transcribe([waveform], sample_rate=8000, tasks=[task])[0]
+        for waveform, task in zip(waveforms, TASKS, strict=True)
+    ]
+    assert together == alone
+    log_probs = [
+        model.log_probs([part], sample_rate=8000, tasks=["cy"])[0][0]
+        for part in (waveforms[3][:6400], waveforms[3][3840:])
+    ]
+    # 40 and 30 frames, 16 in common: of those each keeps 8.
+    path = [*log_probs[0][:32].argmax(axis=-1), *log_probs[1][8:].argmax(axis=-1)]
+    assert together[3] == collapsed(path, model.vocabulary("cy"))
+
+
+# --- Shapes -----------------------------------------------------------------------------------------------------------
+
+
+def test_few_shapes_hold_any_size():
+    sizes = {api.padded_size(size, 8) for size in range(1, 1025)}
+    assert sizes == {8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024}
+    assert all(size <= api.padded_size(size, 8) <= max(8, 1.5 * size) for size in range(1, 1025))
+
+
+def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(micro, backbone, waveforms):
+    half = hra_jax.load_backbone(micro.backbone, dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half.params)} == {"bfloat16"}
+    assert half.fingerprint == backbone.fingerprint
+    found, frames = half.log_probs(waveforms, sample_rate=8000)
+    exact, _ = backbone.log_probs(waveforms, sample_rate=8000)
+    assert found.dtype == np.float32
+    errors = [np.abs(found[row, :length] - exact[row, :length]).mean() for row, length in enumerate(frames)]
+    assert 0 < max(errors) < 0.3
+
+
+def test_the_package_offers_what_notebooks_import():
+    assert re.fullmatch(r"[\w.]+", hra_jax.load_backbone.__module__)
+    assert hra_jax.Model is api.Model and hra_jax.Backbone is api.Backbone
+    with pytest.raises(AttributeError, match="no attribute 'load_backbones'"):
+        _ = hra_jax.load_backbones

@@ -1,0 +1,282 @@
+"""The train and evaluation steps: what moves, what must not, and that parts and devices add up to the whole."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from reference import tiny
+
+from hra_jax.errors import UserError
+from hra_jax.models.asr import AsrModel
+from hra_jax.models.augment import AugmentConfig
+from hra_jax.training import state as state_lib
+from hra_jax.training import step as step_lib
+from hra_jax.training.optimizer import OptimizerConfig
+
+ENCODER = dataclasses.replace(tiny.ENCODER, n_layers=2)
+# A large eps: a first move is then a smooth function of the gradient and not its sign, so that trees can be compared.
+OPTIMIZER = OptimizerConfig(
+    steps=10, learning_rate=0.01, warmup_steps=1, schedule="constant", eps=0.1, clip_norm=5.0, clip_controller=5.0
+)
+SAMPLES = [240, 133, 64, 200, 240, 90, 170, 40]
+TASKS = [3, -1, 0, 3, 4, 0, -1, 3]
+
+
+def model_of(method="adapter", *, head="linear", augment=None, constrain=lambda x: x):
+    adapter = {"adapter": tiny.ADAPTERS[head]} if method == "adapter" else {}
+    return AsrModel(tiny.FEATURES, ENCODER, augment=augment or AugmentConfig(), constrain=constrain, **adapter)
+
+
+@functools.lru_cache(maxsize=16)
+def compiled_step(method="adapter", accumulate=1, augment=None, config=OPTIMIZER):
+    model = model_of(method, augment=augment)
+    return jax.jit(step_lib.make_train_step(model, config, blank_id=0, seed=5, max_tasks=6, accumulate=accumulate))
+
+
+@functools.lru_cache(maxsize=1)
+def compiled_evaluation():
+    return jax.jit(step_lib.make_evaluation_step(model_of(), blank_id=0))
+
+
+@functools.lru_cache(maxsize=1)
+def backbone():
+    return tiny.random_params(tiny.FEATURES, ENCODER)
+
+
+def adapter_state(seed=1):
+    trainable = jax.tree.map(jnp.asarray, tiny.random_trainable(tiny.ADAPTERS["linear"], ENCODER, seed=seed))
+    return state_lib.create(trainable, OPTIMIZER)
+
+
+def batch_of(tasks=TASKS, seed=2):
+    """Eight utterances; `utterance` says which of a table they are."""
+    return tiny.random_batch(SAMPLES, size=240, tasks=tasks, labels=2, seed=seed)
+
+
+def chosen(mask, a, b):
+    """Rows of batch `a` where the mask says so, of `b` elsewhere."""
+    return {name: np.where(mask.reshape(-1, *(1,) * (a[name].ndim - 1)), a[name], b[name]) for name in a}
+
+
+def assert_close(a, b, atol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+def assert_same_bytes(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def rows(tree, places):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[np.asarray(places)], tree)
+
+
+def moved(before, after):
+    """Whether each row of a bank has changed anywhere."""
+    changes = [
+        (np.asarray(a) != np.asarray(b)).reshape(len(a), -1).any(axis=1)
+        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    ]
+    return np.any(changes, axis=0)
+
+
+def test_frozen_weights_keep_every_byte_and_only_trainable_leaves_move():
+    frozen = jax.tree.map(jnp.asarray, backbone())
+    state = adapter_state()
+    for number in range(3):
+        before = state
+        state, metrics = compiled_step()(state, frozen, batch_of(seed=number))
+        assert np.isfinite(metrics["loss"]) and metrics["controller_gradient_norm"] > 0
+    assert_same_bytes(frozen, backbone())
+    assert int(state.step) == 3
+    assert jax.tree.structure(state) == jax.tree.structure(before)
+    everything = jax.tree.leaves((before.trainable, state.trainable))
+    assert len(everything) == 2 * (3 + 2)  # controller kernel, recurrent, bias; head kernel, bias
+    assert all((np.asarray(a) != np.asarray(b)).any() for a, b in zip(everything[:5], everything[5:], strict=True))
+
+
+def test_the_gradient_tree_has_only_trainable_leaves():
+    """Nothing that the step computes for the optimizer has the size of the frozen weights."""
+    model, batch = model_of(), batch_of()
+    learned = {"shared": adapter_state().trainable["shared"], "rows": adapter_state().trainable["tasks"]}
+    _, _, _, grads = jax.eval_shape(
+        lambda learned: step_lib._gradients(model, learned, backbone(), batch["task"], batch, 0, 0, 0, 1), learned
+    )
+    assert jax.tree.structure(grads) == jax.tree.structure(learned)
+    assert state_lib.count(grads) == state_lib.count(learned)
+    state = adapter_state()
+    # Two moments per trained number, and counts; nothing for the backbone.
+    kept = sum(leaf.size for leaf in jax.tree.leaves(state.optimizer) if leaf.dtype == jnp.float32)
+    assert kept == 2 * state_lib.count(state.trainable)
+
+
+def test_only_the_rows_of_the_tasks_present_move():
+    state = adapter_state()
+    after, metrics = compiled_step()(state, backbone(), batch_of())
+    present = np.isin(np.arange(tiny.TASKS), [0, 3, 4])
+    np.testing.assert_array_equal(moved(state.trainable["tasks"], after.trainable["tasks"]), present)
+    np.testing.assert_array_equal(after.optimizer["tasks"]["count"], present.astype(int))
+    for moment in ("mu", "nu"):
+        np.testing.assert_array_equal(
+            moved(state.optimizer["tasks"][moment], after.optimizer["tasks"][moment]), present
+        )
+    assert metrics["tasks_present"] == 3 and metrics["utterances"] == 8
+
+
+def test_a_batch_of_base_and_unknown_tasks_moves_no_row_and_no_controller_by_gradient():
+    state = adapter_state()
+    after, metrics = compiled_step()(state, backbone(), batch_of([-1, 5, -1, 99, -1, -7, -1, 10**9]))
+    assert not moved(state.trainable["tasks"], after.trainable["tasks"]).any()
+    assert not np.asarray(after.optimizer["tasks"]["count"]).any()
+    assert metrics["controller_gradient_norm"] == 0 and metrics["tasks_present"] == 0
+
+
+def test_a_rows_update_does_not_depend_on_the_other_tasks_in_the_batch():
+    state = adapter_state()
+    batch, other = batch_of(), batch_of([3, 1, 2, 3, -1, 1, 2, 3], seed=9)
+    mine = np.array(TASKS) == 3
+    other = chosen(mine, batch, other)
+    first, _ = compiled_step()(state, backbone(), batch)
+    second, _ = compiled_step()(state, backbone(), other)
+    own = [rows((s.trainable["tasks"], s.optimizer["tasks"]), [3]) for s in (first, second)]
+    assert_close(*own, atol=1e-7)
+    assert moved(first.trainable["tasks"], second.trainable["tasks"]).tolist() == [True, True, True, False, True]
+
+
+def test_rows_without_weight_change_nothing():
+    state, batch = adapter_state(), batch_of()
+    weight = np.array([1, 0, 1, 1, 0, 1, 0, 0], np.float32)
+    batch["weight"] = weight
+    expected = compiled_step()(state, backbone(), batch)
+    assert expected[1]["utterances"] == 4 and expected[1]["infeasible"] == 0 and expected[1]["tasks_present"] == 2
+    for seed, filler in [(3, 0.0), (4, 1e4), (5, np.nan)]:
+        other = batch_of([1, 2, 4, 1, 2, 4, 1, 2], seed=seed)
+        other["waveform"][:] += filler
+        other["labels"][:] = 3
+        other["weight"] = weight
+        mixed = chosen(weight > 0, batch, other)
+        assert_same_bytes(compiled_step()(state, backbone(), mixed), expected)
+    # The mean is over the utterances that count.
+    losses = np.asarray(compiled_evaluation()(state.trainable, backbone(), batch)["loss"])
+    np.testing.assert_allclose(expected[1]["loss"], losses[weight > 0].mean(), rtol=1e-6)
+
+
+def test_a_batch_without_any_utterance_gives_zero_loss_and_no_nan():
+    state, batch = adapter_state(), batch_of()
+    batch["weight"][:] = 0
+    after, metrics = compiled_step()(state, backbone(), batch)
+    assert metrics["loss"] == 0 and metrics["utterances"] == 0 and metrics["tasks_present"] == 0
+    assert_same_bytes(after.trainable["tasks"], state.trainable["tasks"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+
+
+def test_infeasible_utterances_are_counted_and_leave_the_mean_alone():
+    state, batch = adapter_state(), batch_of()
+    batch["labels"] = np.ones_like(batch["labels"])
+    batch["label_lengths"][:] = [2, 2, 2, 2, 2, 2, 2, 2]  # two equal labels need three frames
+    batch["num_samples"][[2, 7]] = [40, 20]  # two frames, and one
+    _, metrics = compiled_step()(state, backbone(), batch)
+    assert metrics["infeasible"] == 2 and metrics["utterances"] == 6
+    batch["weight"][[2, 7]] = 0
+    _, without = compiled_step()(state, backbone(), batch)
+    np.testing.assert_allclose(metrics["loss"], without["loss"], rtol=1e-6)
+    assert without["infeasible"] == 0
+
+
+def test_gradient_accumulation_equals_one_big_batch():
+    state, batch = adapter_state(), batch_of()
+    batch["weight"][[1, 4]] = 0  # unequal parts
+    batch["labels"][2], batch["label_lengths"][2], batch["num_samples"][2] = 1, 2, 40  # infeasible
+    whole, metrics = compiled_step()(state, backbone(), batch)
+    parts, part_metrics = compiled_step(accumulate=2)(state, backbone(), batch)
+    for name in metrics:
+        np.testing.assert_allclose(part_metrics[name], metrics[name], rtol=1e-5)
+    assert metrics["utterances"] == 5 and metrics["infeasible"] == 1
+    assert_close(parts.trainable, whole.trainable, atol=2e-6)
+    leaves = zip(*map(jax.tree.leaves, (whole.trainable, state.trainable)), strict=True)
+    assert any(np.abs(np.asarray(a) - np.asarray(b)).max() > 1e-3 for a, b in leaves)
+
+
+def test_a_batch_that_accumulate_does_not_divide_is_an_error():
+    step = step_lib.make_train_step(model_of(), OPTIMIZER, blank_id=0, seed=0, max_tasks=6, accumulate=3)
+    with pytest.raises(UserError, match="accumulate = 3: must divide the batch of 8 rows"):
+        jax.eval_shape(step, adapter_state(), backbone(), batch_of())
+
+
+def test_full_fine_tuning_starts_at_the_base_as_a_new_adapter_does_and_moves_every_weight():
+    new = state_lib.create(tiny.new_trainable(tiny.ADAPTERS["linear"], ENCODER), OPTIMIZER)
+    full = state_lib.create({"backbone": jax.tree.map(jnp.asarray, backbone())}, OPTIMIZER)
+    _, adapter_metrics = compiled_step()(new, backbone(), batch_of())
+    after, metrics = compiled_step("full")(full, None, batch_of())
+    np.testing.assert_allclose(metrics["loss"], adapter_metrics["loss"], rtol=1e-6)
+    for before, leaf in zip(*map(jax.tree.leaves, (full.trainable, after.trainable)), strict=True):
+        assert (np.asarray(before) != np.asarray(leaf)).any()
+    _, later = compiled_step("full")(after, None, batch_of())
+    assert later["loss"] < metrics["loss"]
+
+
+def test_randomness_is_decided_by_seed_and_step():
+    augment = AugmentConfig(noise_probability=1.0, time_masks=1, freq_masks=1)
+    step, batch = compiled_step(augment=augment), batch_of()
+    state = adapter_state()
+    once, again = (step(state, backbone(), batch) for _ in range(2))
+    assert_same_bytes(once, again)
+    later = step(state.replace(step=state.step + 1), backbone(), batch)
+    assert float(later[1]["loss"]) != float(once[1]["loss"])
+    _, clean = compiled_step()(state, backbone(), batch)
+    assert float(clean["loss"]) != float(once[1]["loss"])
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 fake devices (XLA_FLAGS of tests/conftest.py)")
+def test_data_parallel_training_on_eight_devices_equals_one_device():
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    split, copied = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    model = model_of(constrain=lambda x: jax.lax.with_sharding_constraint(x, split))
+    step = jax.jit(step_lib.make_train_step(model, OPTIMIZER, blank_id=0, seed=5, max_tasks=6), out_shardings=copied)
+    state = jax.device_put(adapter_state(), copied)
+    frozen = jax.device_put(backbone(), copied)
+    batch = jax.device_put(batch_of(), split)
+    compiled = step.lower(state, frozen, batch).compile()
+    text = compiled.as_text()
+    # Each device works on its own utterance: no buffer holds the whole batch's sound or features; sums cross devices.
+    assert "all-reduce" in text and "f32[1,12,16]" in text
+    assert "f32[8,240]" not in text and "f32[8,12,16]" not in text
+    one_state, one_batch = adapter_state(), batch_of()
+    for number in range(3):
+        state, metrics = compiled(state, frozen, batch)
+        one_state, one_metrics = compiled_step()(one_state, backbone(), one_batch)
+        np.testing.assert_allclose(metrics["loss"], one_metrics["loss"], rtol=1e-5 if number == 0 else 1e-4)
+        assert metrics["utterances"] == one_metrics["utterances"]
+    assert_close(state.trainable, one_state.trainable, atol=1e-5)
+    np.testing.assert_array_equal(state.optimizer["tasks"]["count"], one_state.optimizer["tasks"]["count"])
+
+
+def test_evaluation_runs_the_adapter_and_the_base_and_tells_them_apart():
+    evaluate = compiled_evaluation()
+    batch = batch_of([3, -1, 0, 3, 4, 77, 2, 1])
+    new = tiny.new_trainable(tiny.ADAPTERS["linear"], ENCODER)
+    out = evaluate(new, backbone(), batch)
+    assert not np.asarray(out["difference"]).any()
+    np.testing.assert_array_equal(out["paths"], out["base_paths"])
+    trained = tiny.random_trainable(tiny.ADAPTERS["linear"], ENCODER)
+    adapted = evaluate(trained, backbone(), batch)
+    np.testing.assert_array_equal(adapted["base_paths"], out["base_paths"])
+    np.testing.assert_array_equal(adapted["lengths"], ENCODER.output_length(tiny.FEATURES, np.array(SAMPLES)))
+    none = np.array([1, 5])
+    assert not np.asarray(adapted["difference"])[none].any()
+    assert (np.delete(np.asarray(adapted["difference"]), none) > 0.01).all()
+    log_probs, _ = tiny.compiled_forward(ENCODER)(backbone(), trained, batch)
+    np.testing.assert_array_equal(adapted["paths"], np.asarray(log_probs).argmax(axis=-1))
+    np.testing.assert_array_equal(np.asarray(adapted["loss"])[none], np.asarray(out["loss"])[none])
+
+
+def test_the_description_names_every_trained_leaf_up_to_a_limit():
+    trainable = tiny.new_trainable(tiny.ADAPTERS["ffn"], ENCODER)
+    lines = state_lib.describe(trainable)
+    assert "shared.all_layers.controller.kernel  (16, 6)  96" in lines
+    assert "tasks.all_layers.head.output.bias  (5, 16)  80" in lines
+    assert len(lines) == len(jax.tree.leaves(trainable))
+    assert state_lib.describe(trainable, most=2)[2] == "... and 5 more leaves"
