@@ -17,6 +17,10 @@ INSTALL := $(RUN) -m pip install --disable-pip-version-check
 
 quickstart: $(VENV)/.installed
 	$(RUN) -m hra_jax.train --config quickstart --workdir $(WORKDIR)
+	@echo
+	@echo 'Your own recordings, a folder of audio and .txt files for each speaker:'
+	@echo '  $(RUN) -m hra_jax.data.manifest make FOLDER --split --output FOLDER'
+	@echo '  $(RUN) -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own'
 
 test: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m "not slow" --durations=10

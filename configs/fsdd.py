@@ -14,10 +14,19 @@ def get_config() -> ConfigDict:
     """Returns what differs from `base`."""
     config = configs.load("base")
     config.steps = 1500
+    config.remat = "dots"
     config.data.sources = (("fsdd", "{dir}/train.jsonl", 1.0),)
+    config.data.threads = 2
+    config.adapter.width = 128
     config.batch.seconds = 32.0
     config.batch.max_tasks = 6
-    config.batch.buckets = (0.6, 1.0, 2.5)
+    config.batch.buckets = (0.5, 0.8, 2.5)
+    config.augment.noise_probability = 0.5
+    config.augment.speed = 0.15
+    config.augment.warp = 0.1
+    config.augment.time_mask_fraction = 0.06
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.weight_decay = 1e-2
     config.eval.suite = "fsdd"
     config.eval.select_suite = "fsdd_validation"
     config.export["from"] = "best"

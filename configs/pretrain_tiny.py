@@ -11,7 +11,7 @@ from hra_jax import config as configs
 def get_config() -> ConfigDict:
     """Returns what differs from `base`."""
     config = configs.load("base")
-    config.steps = 2200
+    config.steps = 1400
     config.method = "pretrain"
     config.remat = "dots"
     config.data.dir = "runs/data/plain"
@@ -25,13 +25,13 @@ def get_config() -> ConfigDict:
     config.augment.speed = 0.1
     config.augment.warp = 0.1
     config.augment.time_mask_fraction = 0.06
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup_steps = 300
+    config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.warmup_steps = 100
     config.optimizer.final_fraction = 0.0
     config.optimizer.weight_decay = 1e-2
     config.checkpoint.every_steps = 100
     config.checkpoint.keep_best = 0
-    config.eval.every_steps = 500
+    config.eval.every_steps = 200
     config.eval.suite = "plain"
     config.eval.select_suite = "plain_validation"
     config.export.dtype = "bfloat16"

@@ -261,13 +261,17 @@ def score(run: Run, trainable: dict, step: int) -> dict:
     if method == "pretrain":
         # There is no base beside it: it is the base.
         rows = [dataclasses.replace(row, base_hypothesis=None) for row in rows]
-    facts = {"step": step, "seed": run.config.seed, "method": method}
+    # Too long or unreadable ones are in the data report; here is how many the rates leave out.
+    unscored = len(suite.utterances) - len(rows)
+    facts = {"step": step, "seed": run.config.seed, "method": method, "utterances_not_scored": unscored}
     results = reports.evaluate_results(
         rows, suite, accounting=accounting(run), bootstrap=run.config.eval.bootstrap, run=facts
     )
     if jax.process_index() == 0:
         reports.write_report(run.workdir / "eval" / suite.name, results, rows)
         reports.print_table(results)
+        if unscored:
+            print(f"{unscored} of {len(suite.utterances)} utterances were not scored; see {DATA_REPORT}", flush=True)
         run.report.write(run.workdir / DATA_REPORT)
     if method != "pretrain":
         running.check_adapter_acts(suite, differences)

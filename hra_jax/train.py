@@ -102,7 +102,9 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
         run.state, position, best = checkpoints.restore("last", run.state)
         start = int(run.state.step)
     _announce(run, start)
-    if start >= config.steps:
+    if start > config.steps:
+        raise UserError(f"steps = {config.steps}: the run is already at step {start}; allowed is {start} or more")
+    if start == config.steps:
         return True
 
     loader = TrainLoader(

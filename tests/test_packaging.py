@@ -137,9 +137,8 @@ def test_make_installs_once_and_again_only_when_setup_py_changed(tmp_path):
     assert "-m venv" in fresh and "pip install" in fresh and "pytest" in fresh
     fake_environment(tmp_path)
     os.utime(tmp_path / "setup.py", (0, 0))
-    assert make(tmp_path, "-n", "quickstart").splitlines() == [
-        ".venv/bin/python -m hra_jax.train --config quickstart --workdir runs/quickstart"
-    ]
+    (training,) = (line for line in make(tmp_path, "-n", "quickstart").splitlines() if not line.startswith("echo"))
+    assert training == ".venv/bin/python -m hra_jax.train --config quickstart --workdir runs/quickstart"
     assert "pip install" not in make(tmp_path, "-n", "test")
     newer = (tmp_path / ".venv" / ".installed").stat().st_mtime + 10
     os.utime(tmp_path / "setup.py", (newer, newer))

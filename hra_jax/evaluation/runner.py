@@ -108,8 +108,8 @@ class SuiteRunner:
                 scored = np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0))
                 for row in scored:
                     number = int(outputs["utterance"][row])
-                    owner = self.suite.tasks[self._table.source[number]].name
-                    utterance = self._table.utterances[number]
+                    task = self.suite.tasks[self._table.source[number]]
+                    owner, utterance = task.name, self._table.utterances[number]
                     differences[owner] = max(differences[owner], float(outputs["difference"][row]))
                     losses.append(float(outputs["loss"][row]))
                     results.append(
@@ -117,7 +117,8 @@ class SuiteRunner:
                             task=owner,
                             key=utterance.key,
                             reference=utterance.text,
-                            hypothesis=texts[row],
+                            # `__base__` is the backbone, also beside a fine-tuned one.
+                            hypothesis=base_texts[row] if task.adapter_task == BASE else texts[row],
                             base_hypothesis=base_texts[row],
                             duration=utterance.duration,
                         )

@@ -95,7 +95,8 @@ class Attention(nn.Module):
         logits = jnp.where(mask, logits * config.d_head**-0.5, jnp.finfo(jnp.float32).min)
         shares = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
         y = jnp.swapaxes(jnp.einsum("bnij,bnjh->bnih", shares, value), 1, 2).reshape(x.shape)
-        return hook("attention.output", y, Projection(config.d_model, axes=("heads", "embed"), name="output")(y))
+        output = Projection(config.d_model, axes=("heads", "embed"), gain=config.residual_gain, name="output")
+        return hook("attention.output", y, output(y))
 
     def _xl_logits(self, query, key):
         """(q_i + u) k_j + (q_i + v) W_pos p(i - j) (arXiv 1901.02860, section 3.3).

@@ -120,6 +120,15 @@ class EncoderConfig:
         return self.d_model // self.n_heads
 
     @property
+    def residual_gain(self) -> float:
+        """Initial gain of the last projection of each residual branch (there are four in a layer).
+
+        Every block ends in a LayerNorm. With branches of full strength a deep encoder forgets its input before it has
+        learnt anything, and CTC training stays on its plateau.
+        """
+        return (4 * self.n_layers) ** -0.5
+
+    @property
     def subsampling_layers(self) -> int:
         """Number of stride-2 convolutions."""
         return int(math.log2(self.subsampling))

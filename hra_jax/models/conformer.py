@@ -39,7 +39,7 @@ class FeedForward(nn.Module):
         x = LayerNorm(config.norm_eps, name="norm")(x)
         y = Projection(config.d_ff, axes=("embed", "mlp"), name="up")(x)
         x = nn.silu(hook(f"{self.name}.up", x, y))
-        y = Projection(config.d_model, axes=("mlp", "embed"), name="down")(x)
+        y = Projection(config.d_model, axes=("mlp", "embed"), gain=config.residual_gain, name="down")(x)
         return hook(f"{self.name}.down", x, y)
 
 
@@ -65,7 +65,9 @@ class ConvolutionModule(nn.Module):
         if config.conv_norm == "layer":
             x = LayerNorm(config.norm_eps, name="depthwise_norm")(x)
         x = nn.silu(x)
-        project = Projection(config.d_model, axes=("mlp", "embed"), use_bias=config.conv_bias, name="output")
+        project = Projection(
+            config.d_model, axes=("mlp", "embed"), use_bias=config.conv_bias, gain=config.residual_gain, name="output"
+        )
         return hook("convolution.output", x, project(x))
 
 

@@ -23,17 +23,19 @@ def along_last(vector, y):
 class Projection(nn.Module):
     """y = x W + b with W `[in, out]`.
 
-    `axes` are the logical names of the two axes of W.
+    `axes` are the logical names of the two axes of W; `gain` scales its initial values.
     """
 
     width: int
     axes: tuple[str, str] = ("embed", "embed_out")
     use_bias: bool = True
+    gain: float = 1.0
 
     @nn.compact
     def __call__(self, x):
         """`[..., in]` -> `[..., width]`, in the dtype of x."""
-        kernel = weight(self, "kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width), self.axes)
+        initial = nn.initializers.variance_scaling(self.gain**2, "fan_in", "truncated_normal")
+        kernel = weight(self, "kernel", initial, (x.shape[-1], self.width), self.axes)
         y = jnp.einsum("...i,io->...o", x, kernel.astype(x.dtype))
         if self.use_bias:
             y = y + along_last(weight(self, "bias", nn.initializers.zeros, (self.width,), self.axes[1:]), y)

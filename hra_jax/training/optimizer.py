@@ -78,6 +78,11 @@ def init_rows(tasks):
     return {"mu": jax.tree.map(jnp.zeros_like, tasks), "nu": jax.tree.map(jnp.zeros_like, tasks), "count": count}
 
 
+def global_norm(tree):
+    """Norm over all leaves: float32 scalar."""
+    return jnp.sqrt(sum(jnp.square(leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(tree)))
+
+
 def row_norms(rows):
     """Norm of each row over all leaves `[K, ...]`: float32 `[K]`."""
     squares = [jnp.square(leaf).reshape(leaf.shape[0], -1).sum(axis=1) for leaf in jax.tree.leaves(rows)]

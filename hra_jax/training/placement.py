@@ -37,12 +37,15 @@ def state_shardings(mesh, state, features, encoder):
         for path, place in jax.tree_util.tree_leaves_with_path(placed):
             weights[("backbone", *_keys(path))] = place
 
+    # The longest path first: `a/output/kernel` must not take the place of `output/kernel`.
+    longest_first = sorted(weights.items(), key=lambda item: -len(item[0]))
+
     def place(path, leaf):
         keys = _keys(path)
         if keys[-2:] == ("tasks", "count"):
             return sharding.sharding_for(mesh, ("task",), shape=leaf.shape)
         # optimizer/tasks/mu/<path> and optimizer/backbone/0/mu/<path> hold one value per weight.
-        for name, found in weights.items():
+        for name, found in longest_first:
             if keys[1:2] == name[:1] and keys[-len(name) + 1 :] == name[1:] and leaf.ndim:
                 return found
         return sharding.replicated(mesh)

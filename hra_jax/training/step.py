@@ -115,7 +115,7 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
             moves, moments = transform.update(grads["backbone"], state.optimizer["backbone"], trainable["backbone"])
             trainable = {"backbone": optax.apply_updates(trainable["backbone"], moves)}
             optimizer = {"backbone": moments}
-            metrics["gradient_norm"] = optax.global_norm(grads["backbone"])
+            metrics["gradient_norm"] = optim.global_norm(grads["backbone"])
         else:
             transform = optim.dense(config, config.clip_controller)
             moves, moments = transform.update(grads["shared"], state.optimizer["shared"], trainable["shared"])
@@ -125,7 +125,7 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
             trainable = {"shared": optax.apply_updates(trainable["shared"], moves), "tasks": tasks}
             optimizer = {"shared": moments, "tasks": rows}
             present = ids < size
-            metrics["controller_gradient_norm"] = optax.global_norm(grads["shared"])
+            metrics["controller_gradient_norm"] = optim.global_norm(grads["shared"])
             metrics["row_gradient_norm"] = jnp.where(present, norms, 0.0).sum() / jnp.maximum(present.sum(), 1)
             metrics["tasks_present"] = present.sum().astype(jnp.float32)
         return TrainState(step=state.step + 1, trainable=trainable, optimizer=optimizer), metrics

@@ -19,12 +19,11 @@ LENGTHS, SIZE = [240, 133, 64], 240  # 24, 13 and 6 feature frames
 # Every option of the encoder's settings has a value other than its default in at least one row.
 COMBINATIONS = {
     "plain": dict(position="none", subsampling=2),
-    "xl, window, causal": dict(
+    "xl, window, masked before": dict(
         position="xl",
         context="window",
         left_context=3,
         right_context=1,
-        conv_padding="causal",
         kernel=4,
         conv_mask="pre_pointwise",
         conv_bias=False,
@@ -33,7 +32,7 @@ COMBINATIONS = {
         final_norm=True,
         norm_eps=1e-3,
     ),
-    "rotary, chunks, x4": dict(
+    "rotary, chunks, causal, x4": dict(
         position="rope_qk",
         rope_base=100.0,
         context="chunk",
@@ -41,6 +40,7 @@ COMBINATIONS = {
         left_context=1,
         subsampling=4,
         subsampling_channels=3,
+        conv_padding="causal",
         kernel=6,
         conv_norm="none",
         input_scale=4.0,

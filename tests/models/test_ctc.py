@@ -85,7 +85,8 @@ def test_loss_and_gradient_equal_float64_recurrences_on_long_ragged_rows():
     for row, length in enumerate(lengths):
         expected, slope = ctc_numpy.loss_and_gradient(np.asarray(logits[row, :length], np.float64), rows[row], 0)
         np.testing.assert_allclose(loss[row], expected, rtol=1e-5)
-        np.testing.assert_allclose(gradient[row, :length], slope, atol=2e-5)
+        # exp of a float32 log-likelihood of about 150: 1.5e-5 is one unit in its last place.
+        np.testing.assert_allclose(gradient[row, :length], slope, atol=1e-4)
         assert not gradient[row, length:].any()
 
 
