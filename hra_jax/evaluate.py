@@ -12,7 +12,6 @@ from hra_jax import cli
 from hra_jax import config as configs
 from hra_jax.errors import UserError
 from hra_jax.run import data_report, prepare, score
-from hra_jax.training.checkpoints import Checkpoints
 
 FLAGS = flags.FLAGS
 
@@ -44,15 +43,7 @@ def evaluate(workdir, suite: str, *, step: str | int = "last", data_dir: str | N
     configs.validate(config)
     with data_report(config, workdir, keep=True) as report:
         run = prepare(config, workdir, report, suite_dir=data_dir)
-        checkpoints = Checkpoints(
-            workdir / "checkpoints",
-            keep_latest=config.checkpoint.keep_latest,
-            keep_best=config.checkpoint.keep_best,
-            every_steps=config.checkpoint.every_steps,
-            fingerprint=run.fingerprint,
-            read_only=True,
-        )
-        with checkpoints:
+        with run.checkpoints(read_only=True) as checkpoints:
             number = checkpoints.resolve(int(step) if str(step).isdigit() else step)
             trainable = checkpoints.restore_part(number, {"trainable": run.state.trainable})["trainable"]
         return score(run, trainable, number)

@@ -26,6 +26,7 @@ from hra_jax.evaluation import suites
 from hra_jax.training import placement, sharding
 from hra_jax.training import state as states
 from hra_jax.training import step as steps
+from hra_jax.training.checkpoints import Checkpoints
 
 DATA_REPORT = "data_report.json"  # in the work directory
 
@@ -53,6 +54,18 @@ class Run:
     def fingerprint(self) -> dict:
         """What a checkpoint and this run must agree on."""
         return {"method": self.config.method, "backbone": self.base.fingerprint, "tasks": list(self.tasks)}
+
+    def checkpoints(self, *, read_only: bool = False) -> Checkpoints:
+        """Opens W/checkpoints; `read_only` is for who looks on while a run may be writing."""
+        settings = self.config.checkpoint
+        return Checkpoints(
+            self.workdir / "checkpoints",
+            keep_latest=settings.keep_latest,
+            keep_best=settings.keep_best,
+            every_steps=settings.every_steps,
+            fingerprint=self.fingerprint,
+            read_only=read_only,
+        )
 
 
 @contextlib.contextmanager

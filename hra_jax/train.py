@@ -50,14 +50,7 @@ def train(config, workdir) -> int:
     resumed = _claim_workdir(config, workdir)
     with data_report(config, workdir, keep=resumed) as report:
         run = prepare(config, workdir, report)
-        checkpoints = Checkpoints(
-            workdir / "checkpoints",
-            keep_latest=config.checkpoint.keep_latest,
-            keep_best=config.checkpoint.keep_best,
-            every_steps=config.checkpoint.every_steps,
-            fingerprint=run.fingerprint,
-        )
-        with checkpoints:
+        with run.checkpoints() as checkpoints:
             if not _loop(run, checkpoints):
                 return PREEMPTED
             finish(run, checkpoints)
