@@ -28,6 +28,7 @@ from hra_jax.training.metrics import MetricWriter
 from hra_jax.training.preemption import PREEMPTED, PreemptionGuard
 from hra_jax.training.profiling import Profiler
 from hra_jax.training.progress import Progress
+from hra_jax.training.step import LOST
 
 FLAGS = flags.FLAGS
 
@@ -137,6 +138,11 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
                 if not np.isfinite(loss):
                     raise UserError(
                         f"step {step}: the loss is {loss}; lower optimizer.learning_rate, or check the data"
+                    )
+                if metrics.get(LOST):
+                    raise UserError(
+                        f"step {step}: {metrics[LOST]:.0f} utterances name a task that is not among the {len(run.tasks)} "
+                        f"of the bank or beyond batch.max_tasks = {config.batch.max_tasks} of one batch"
                     )
             progress.update(step, audio_seconds=audio_seconds, loss=loss)
 

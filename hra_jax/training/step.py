@@ -16,6 +16,8 @@ from hra_jax.models.asr import AsrModel
 from hra_jax.training import optimizer as optim
 from hra_jax.training.state import TrainState
 
+LOST = "utterances_without_task"  # metric: how many name a task that is not in the bank, or one beyond `max_tasks`
+
 
 def forward(model: AsrModel, backbone, shared, rows, index, batch, *, rngs=None):
     """Log-probabilities `[B, T, V]` and lengths `[B]` of a batch whose task rows are already gathered.
@@ -83,7 +85,8 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
       config: optimizer settings.
       blank_id: id of the blank.
       seed: randomness is `fold_in(seed, step)`, so none is kept in the state.
-      max_tasks: K, the most distinct tasks in a global batch.
+      max_tasks: K, the most distinct tasks in a global batch. Utterances of tasks beyond it, and of tasks that are not
+        in the bank, weigh nothing and are counted in the metric `LOST`; the batcher makes no such batch.
       accumulate: parts in which the gradient of a batch is computed.
     """
 
@@ -91,8 +94,6 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
         trainable = state.trainable
         if batch["waveform"].shape[0] % accumulate:
             raise UserError(f"accumulate = {accumulate}: must divide the batch of {batch['waveform'].shape[0]} rows")
-        # A row without weight has no sound: whatever its samples hold (NaN too), 0 x loss would not keep it out.
-        batch = batch | {"num_samples": jnp.where(batch["weight"] > 0, batch["num_samples"], 0)}
         if "backbone" in trainable:
             ids, index, learned = None, jnp.zeros_like(batch["task"]), {"backbone": trainable["backbone"]}
         else:
@@ -101,6 +102,11 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
             size = state.optimizer["tasks"]["count"].shape[0]
             ids, index = bank.active_rows(task, max_tasks, size)
             learned = {"shared": trainable["shared"], "rows": bank.gather(trainable["tasks"], ids)}
+            # An utterance whose task found no place must not train the controller as if it were `__base__`.
+            lost = (task < bank.NO_TASK) | (task >= size) | ((task >= 0) & (index >= max_tasks))
+            batch = batch | {"weight": jnp.where(lost, 0.0, batch["weight"])}
+        # A row without weight has no sound: whatever its samples hold (NaN too), 0 x loss would not keep it out.
+        batch = batch | {"num_samples": jnp.where(batch["weight"] > 0, batch["num_samples"], 0)}
         loss, counted, infeasible, grads = _gradients(
             model, learned, frozen, index, batch, blank_id, seed, state.step, accumulate
         )
@@ -128,6 +134,7 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
             metrics["controller_gradient_norm"] = optim.global_norm(grads["shared"])
             metrics["row_gradient_norm"] = jnp.where(present, norms, 0.0).sum() / jnp.maximum(present.sum(), 1)
             metrics["tasks_present"] = present.sum().astype(jnp.float32)
+            metrics[LOST] = lost.sum().astype(jnp.float32)
         return TrainState(step=state.step + 1, trainable=trainable, optimizer=optimizer), metrics
 
     return train_step

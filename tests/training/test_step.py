@@ -32,9 +32,11 @@ def model_of(method="adapter", *, head="linear", augment=None, constrain=lambda 
 
 
 @functools.lru_cache(maxsize=16)
-def compiled_step(method="adapter", accumulate=1, augment=None, config=OPTIMIZER):
+def compiled_step(method="adapter", accumulate=1, augment=None, config=OPTIMIZER, max_tasks=6):
     model = model_of(method, augment=augment)
-    return jax.jit(step_lib.make_train_step(model, config, blank_id=0, seed=5, max_tasks=6, accumulate=accumulate))
+    return jax.jit(
+        step_lib.make_train_step(model, config, blank_id=0, seed=5, max_tasks=max_tasks, accumulate=accumulate)
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -123,7 +125,7 @@ def test_only_the_rows_of_the_tasks_present_move():
         np.testing.assert_array_equal(
             moved(state.optimizer["tasks"][moment], after.optimizer["tasks"][moment]), present
         )
-    assert metrics["tasks_present"] == 3 and metrics["utterances"] == 8
+    assert metrics["tasks_present"] == 3 and metrics["utterances"] == 8 and metrics[step_lib.LOST] == 0
 
 
 def test_a_batch_of_base_and_unknown_tasks_moves_no_row_and_no_controller_by_gradient():
@@ -132,6 +134,17 @@ def test_a_batch_of_base_and_unknown_tasks_moves_no_row_and_no_controller_by_gra
     assert not moved(state.trainable["tasks"], after.trainable["tasks"]).any()
     assert not np.asarray(after.optimizer["tasks"]["count"]).any()
     assert metrics["controller_gradient_norm"] == 0 and metrics["tasks_present"] == 0
+    assert metrics[step_lib.LOST] == 4 and metrics["utterances"] == 4
+
+
+def test_utterances_of_more_tasks_than_a_step_may_touch_are_counted_and_train_nothing():
+    state, batch = adapter_state(), batch_of()
+    after, metrics = compiled_step(max_tasks=2)(state, backbone(), batch)
+    assert metrics[step_lib.LOST] == 1 and metrics["utterances"] == 7  # tasks 0 and 3 fit, 4 does not
+    batch["weight"] = np.where(np.array(TASKS) == 4, 0, batch["weight"]).astype(np.float32)
+    expected, counted = compiled_step(max_tasks=2)(state, backbone(), batch)
+    assert counted[step_lib.LOST] == 0
+    assert_same_bytes(after, expected)
 
 
 def test_a_rows_update_does_not_depend_on_the_other_tasks_in_the_batch():
