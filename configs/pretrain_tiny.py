@@ -11,7 +11,7 @@ from hra_jax import config as configs
 def get_config() -> ConfigDict:
     """Returns what differs from `base`."""
     config = configs.load("base")
-    config.steps = 7500
+    config.steps = 6000
     config.method = "pretrain"
     config.remat = "dots"
     config.data.dir = "runs/data/plain"

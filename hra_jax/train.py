@@ -25,7 +25,7 @@ from hra_jax.training import sharding
 from hra_jax.training import state as states
 from hra_jax.training.checkpoints import METRIC, Checkpoints
 from hra_jax.training.metrics import MetricWriter
-from hra_jax.training.preemption import PREEMPTED, PreemptionGuard
+from hra_jax.training.preemption import PREEMPTED, PreemptionGuard, stops_at_once
 from hra_jax.training.profiling import Profiler
 from hra_jax.training.progress import Progress
 from hra_jax.training.step import LOST
@@ -44,6 +44,7 @@ def train(config, workdir) -> int:
       The exit status: 0, or 75 after SIGTERM, with everything saved.
 
     Raises:
+      SystemExit: SIGTERM came after the last step; the status is 75.
       UserError: a wrong configuration, bad data, or a work directory of another run.
     """
     configs.validate(config)
@@ -54,7 +55,8 @@ def train(config, workdir) -> int:
         with run.checkpoints() as checkpoints:
             if not _loop(run, checkpoints):
                 return PREEMPTED
-            finish(run, checkpoints)
+            with stops_at_once("stopped by SIGTERM after the last step; the same command evaluates and exports"):
+                finish(run, checkpoints)
     return 0
 
 
@@ -141,8 +143,8 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
                     )
                 if metrics.get(LOST):
                     raise UserError(
-                        f"step {step}: {metrics[LOST]:.0f} utterances name a task that is not among the {len(run.tasks)} "
-                        f"of the bank or beyond batch.max_tasks = {config.batch.max_tasks} of one batch"
+                        f"step {step}: {metrics[LOST]:.0f} utterances name a task that is not one of the bank's "
+                        f"{len(run.tasks)}, or is beyond batch.max_tasks = {config.batch.max_tasks} of one batch"
                     )
             progress.update(step, audio_seconds=audio_seconds, loss=loss)
 

@@ -14,6 +14,7 @@ import pytest
 from reference import micro as world
 
 from hra_jax import config as configs
+from hra_jax import train as train_lib
 from hra_jax.errors import UserError
 from hra_jax.training.preemption import PREEMPTED
 
@@ -248,3 +249,17 @@ def test_sigterm_ends_the_command_with_status_75_and_the_same_command_finishes(c
     assert not (tmp_path / "W" / "adapter").exists()
     assert command(tmp_path / "W").wait(300) == 0
     assert len(world.losses(tmp_path / "W")) == 40 and (tmp_path / "W" / "adapter").exists()
+
+
+def test_sigterm_after_the_last_step_ends_with_status_75_and_the_same_command_exports(micro, tmp_path, monkeypatch):
+    config, write = micro.config(steps=2), train_lib.exports.write_adapter
+
+    def stopped(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr(train_lib.exports, "write_adapter", stopped)
+        world.train(config, tmp_path / "W")
+    assert caught.value.code == PREEMPTED and not (tmp_path / "W" / "adapter").exists()
+    assert world.train(config, tmp_path / "W").status == 0 and (tmp_path / "W" / "adapter").exists()

@@ -214,7 +214,7 @@ def custom_set(speakers: tuple[Speaker, ...]) -> SpeakerSet:
 
 
 SETS = {
-    "hard": SpeakerSet("hard", 11, {"train": 240, "validation": 30, "test": 50}, 0.1, lambda split: _HARD),
+    "hard": SpeakerSet("hard", 11, {"train": 400, "validation": 30, "test": 50}, 0.1, lambda split: _HARD),
     "plain": SpeakerSet("plain", _PLAIN_SEED, {"train": 8, "validation": 8, "test": 8}, 0.2, _plain, many=True),
     "tiny-test": SpeakerSet("tiny-test", 5, {"train": 6, "validation": 3, "test": 3}, 0.2, lambda split: _TINY),
 }

@@ -113,6 +113,17 @@ class EncoderConfig:
             raise UserError(f"encoder.d_model = {self.d_model}: must be a multiple of 2 n_heads = {2 * self.n_heads}")
         if self.context == "chunk":
             _at_least("encoder.chunk", self.chunk, 1)
+        # A limit that nothing reads would be taken for one that holds.
+        for name, contexts in (("left_context", ("window", "chunk")), ("right_context", ("window",))):
+            if getattr(self, name) >= 0 and self.context not in contexts:
+                raise UserError(
+                    f"encoder.{name} = {getattr(self, name)}: is for context {' and '.join(contexts)}, "
+                    f"and encoder.context is {self.context!r}"
+                )
+        if self.conv_mask == "pre_pointwise" and self.conv_bias:
+            raise UserError(
+                "encoder.conv_mask = 'pre_pointwise': needs conv_bias False, or padding leaks through the bias"
+            )
 
     @property
     def d_head(self) -> int:

@@ -25,6 +25,12 @@ from hra_jax.models.config import SIZES, EncoderConfig, FeatureConfig
         (dict(kernel=-1), "encoder.kernel = -1: must be at least 1"),
         (dict(d_model=18), "encoder.d_model = 18: must be a multiple of 2 n_heads = 4"),
         (dict(context="chunk"), "encoder.chunk = 0: must be at least 1"),
+        (
+            dict(left_context=2),
+            "encoder.left_context = 2: is for context window and chunk, and encoder.context is 'full'",
+        ),
+        (dict(context="chunk", chunk=2, right_context=0), "encoder.right_context = 0: is for context window"),
+        (dict(conv_mask="pre_pointwise"), "encoder.conv_mask = 'pre_pointwise': needs conv_bias False"),
     ],
 )
 def test_a_wrong_geometry_is_an_error_that_names_the_value(changes, message):

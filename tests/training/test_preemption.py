@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from hra_jax.training.preemption import PREEMPTED, PreemptionGuard
+from hra_jax.training.preemption import PREEMPTED, PreemptionGuard, stops_at_once
 
 
 def test_nothing_is_requested_before_a_signal():
@@ -77,11 +77,19 @@ def test_outside_the_main_thread_a_guard_leaves_the_handlers_alone():
     assert during == [(before, False)]
 
 
+def test_where_nothing_is_left_to_save_sigterm_ends_with_the_same_status(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, stops_at_once("all is saved"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.code == PREEMPTED and capsys.readouterr().out == "all is saved\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 # A trainer of two processes: the steps are barriers, as the collectives of a real step are.
 PROCESS = """
 import sys, time, jax
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
-from hra_jax.training.preemption import PREEMPTED, PreemptionGuard
+from hra_jax.training.preemption import PREEMPTED, PreemptionGuard, stops_at_once
 from jax._src.distributed import global_state
 with PreemptionGuard() as guard:
     for step in range(1, 2001):
