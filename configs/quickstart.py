@@ -13,23 +13,23 @@ from hra_jax import config as configs
 def get_config() -> ConfigDict:
     """Returns what differs from `base`."""
     config = configs.load("base")
-    config.steps = 400
+    config.steps = 2000
     config.remat = "dots"
     config.data.dir = "runs/data/hard"
     config.data.synthetic = "hard"
     config.data.sources = (("hard", "{dir}/train.jsonl", 1.0),)
     config.data.threads = 2
     config.adapter.width = 128
-    config.batch.seconds = 48.0
+    config.batch.seconds = 24.0
     config.batch.max_tasks = 8
-    config.batch.buckets = (1.5, 2.5, 5.0)
-    config.augment.noise_probability = 0.3
+    config.batch.buckets = (1.3, 2.0, 2.8, 5.0)
     config.augment.speed = 0.1
     config.augment.time_mask_fraction = 0.05
+    config.augment.freq_masks = 1
     config.optimizer.learning_rate = 4e-3
-    config.optimizer.warmup_steps = 40
-    config.checkpoint.every_steps = 100
-    config.eval.every_steps = 100
+    config.optimizer.warmup_steps = 100
+    config.checkpoint.every_steps = 500
+    config.eval.every_steps = 500
     config.eval.suite = "hard"
     config.eval.select_suite = "hard_validation"
     config.export["from"] = "best"

@@ -159,8 +159,8 @@ _HARD = (
     Speaker("polish", voice="pl", variant="m3", rate=150),
     Speaker("whisper", voice="en-us", variant="whisper", rate=150),
     Speaker("croak", voice="en-gb", variant="croak", pitch=30, rate=160),
-    Speaker("fast", voice="en-us", variant="m7", pitch=60, rate=330),
-    Speaker("noisy", voice="en-us", variant="f3", rate=170, noise_snr_db=3.0, noise_kind="pink", room_seconds=0.4),
+    Speaker("fast", voice="en-us", variant="m7", pitch=60, rate=300),
+    Speaker("noisy", voice="en-us", variant="f3", rate=170, noise_snr_db=5.0, noise_kind="pink", room_seconds=0.3),
 )
 _TINY = (Speaker("plain", voice="en-us", rate=170), Speaker("whisper", voice="en-gb", variant="whisper", rate=170))
 

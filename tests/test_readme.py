@@ -1,0 +1,114 @@
+"""Every command of the README runs as it stands there, in its order, on less data and for fewer steps."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hra_jax.data import synthesize
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+SHORT = ["--config.steps=2", "--config.optimizer.warmup_steps=1", "--config.eval.bootstrap=10"]
+
+QUICKSTART = "python -m hra_jax.train --config quickstart --workdir runs/quickstart"  # what `make quickstart` runs
+
+# A command of the README, and what is added to it here. Placeholders (FOLDER, W, ...) are paths of `places`.
+COMMANDS = {
+    "python -m hra_jax.data.manifest make FOLDER --split --output FOLDER": [],
+    "python -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own": SHORT,
+    "python -m hra_jax.transcribe --adapter runs/own/adapter --task SPEAKER a.wav b.flac": [],
+    "python -m hra_jax.train --config fsdd --config.data.dir=FSDD --workdir runs/fsdd": SHORT,
+    "python -m hra_jax.train --config pretrain_tiny --workdir runs/pretrain_tiny": [
+        *SHORT,
+        "--config.data.synthetic=",
+        "--config.batch.seconds=8",
+    ],
+    "python -m hra_jax.train --config NAME --workdir W": [*SHORT, "--config.data.dir=FOLDER"],
+    "python -m hra_jax.evaluate --workdir W --suite NAME --step best": [],
+    "python -m hra_jax.transcribe --adapter DIR --task NAME a.wav": [],
+    "python -m hra_jax.data.manifest make FOLDER --output M.jsonl": [],
+    "python -m hra_jax.data.manifest check M.jsonl": [],
+    "python -m hra_jax.data.synthesize --set hard --output DIR": ["--scale=0.02"],
+}
+# Placeholders of the table mean another thing in each row.
+PLACES = {
+    "python -m hra_jax.train --config NAME --workdir W": {"NAME": "own"},
+    "python -m hra_jax.evaluate --workdir W --suite NAME --step best": {"NAME": "speakers"},
+    "python -m hra_jax.transcribe --adapter DIR --task NAME a.wav": {"DIR": "W/adapter", "NAME": "whisper"},
+    "python -m hra_jax.data.synthesize --set hard --output DIR": {"DIR": "hard"},
+}
+
+
+def commands() -> list[str]:
+    """What the README tells to type, but for `make`: lines of code blocks, and code in tables."""
+    text = README.read_text()
+    found = re.findall(r"^(python -m .*?)\s*$|^\| `(python -m [^`]*)`", text, flags=re.MULTILINE)
+    return [block or cell for block, cell in found]
+
+
+def test_every_command_of_the_readme_is_run_below():
+    assert sorted(set(commands())) == sorted(COMMANDS)
+    makefile = (README.parent / "Makefile").read_text()
+    assert QUICKSTART.split()[1:5] == re.search(r"^quickstart:.*\n\t\S+ (.*) --workdir", makefile, re.M)[1].split()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder to type in: rendered speech, and recordings with transcripts, a folder for each speaker."""
+    here = tmp_path_factory.mktemp("here")
+    synthesize.render("hard", here / "runs/data/hard", scale=0.02, progress=False)
+    synthesize.render("plain", here / "runs/data/plain", scale=0.004, progress=False)
+    speech = synthesize.render("tiny-test", here / "tiny", progress=False)
+    for split in ("train", "validation", "test"):
+        rows = [json.loads(line) for line in (speech / f"{split}.jsonl").read_text().splitlines()]
+        for number, row in enumerate(rows):
+            audio = here / "FOLDER" / row["speaker"] / f"{split}-{number}.flac"
+            audio.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(speech / row["audio_filepath"], audio)
+            audio.with_suffix(".txt").write_text(row["text"])
+    shutil.copytree(speech, here / "FSDD")
+    first = sorted((here / "FOLDER" / "plain").glob("*.flac"))
+    for name, source in zip(("a.wav", "b.flac"), first, strict=False):
+        subprocess.run([sys.executable, "-c", CONVERT, str(source), str(here / name)], check=True)
+    return here
+
+
+CONVERT = "import soundfile, sys; soundfile.write(sys.argv[2], *soundfile.read(sys.argv[1]))"
+
+
+def run(command: str, place: Path, env: dict) -> str:
+    words = shlex.split(command)[1:] + COMMANDS.get(command, [*SHORT, "--config.data.synthetic="])
+    for name, value in ({"SPEAKER": "whisper"} | PLACES.get(command, {})).items():
+        words = [re.sub(rf"\b{name}\b", value, word) for word in words]
+    done = subprocess.run([sys.executable, *words], cwd=place, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_in_their_order(place, command_env):
+    printed = {}
+    for command in commands():
+        if command not in printed:
+            printed[command] = run(command, place, command_env)
+    for name in ("own", "fsdd"):
+        assert (place / "runs" / name / "adapter" / "adapter_model.safetensors").exists()
+    assert (place / "runs" / "pretrain_tiny" / "backbone").exists()
+    transcripts = printed["python -m hra_jax.transcribe --adapter runs/own/adapter --task SPEAKER a.wav b.flac"]
+    assert "a.wav" in transcripts and "b.flac" in transcripts
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_after_the_quickstart(place, command_env):
+    run(QUICKSTART, place, command_env)
+    (code,) = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    before = "import soundfile\nwaveforms = [soundfile.read(name)[0] for name in ('a.wav', 'b.flac')]\n"
+    after = "\nassert len(texts) == 2 and log_probs.shape[0] == 2 and 'whisper' in model.tasks\n"
+    command = [sys.executable, "-c", before + code + after]
+    done = subprocess.run(command, cwd=place, env=command_env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
