@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 100
     config.checkpoint.every_steps = 500
-    config.eval.every_steps = 500
+    config.eval.every_steps = 1000
     config.eval.suite = "hard"
     config.eval.select_suite = "hard_validation"
     config.export["from"] = "best"

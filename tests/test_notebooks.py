@@ -7,7 +7,7 @@ import pytest
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 # What is replaced in the settings of a notebook, so that it runs in minutes.
-SMALL = {"01_quickstart": (("steps = 400", "steps = 6"), ("scale = 1.0", "scale = 0.1"))}
+SMALL = {"01_quickstart": (("steps = 1000", "steps = 6"), ("scale = 1.0", "scale = 0.1"))}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
