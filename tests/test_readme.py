@@ -16,6 +16,8 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 SHORT = ["--config.steps=2", "--config.optimizer.warmup_steps=1", "--config.eval.bootstrap=10"]
 
 QUICKSTART = "python -m hra_jax.train --config quickstart --workdir runs/quickstart"  # what `make quickstart` runs
+# Enough steps for every speaker to be in one: an adapter that has learnt nothing is an error.
+QUICK = ["--config.steps=10", "--config.optimizer.warmup_steps=1", "--config.data.synthetic="]
 
 # A command of the README, and what is added to it here. Placeholders (FOLDER, W, ...) are paths of `places`.
 COMMANDS = {
@@ -82,7 +84,7 @@ CONVERT = "import soundfile, sys; soundfile.write(sys.argv[2], *soundfile.read(s
 
 
 def run(command: str, place: Path, env: dict) -> str:
-    words = shlex.split(command)[1:] + COMMANDS.get(command, [*SHORT, "--config.data.synthetic="])
+    words = shlex.split(command)[1:] + COMMANDS.get(command, QUICK)
     for name, value in ({"SPEAKER": "whisper"} | PLACES.get(command, {})).items():
         words = [re.sub(rf"\b{name}\b", value, word) for word in words]
     done = subprocess.run([sys.executable, *words], cwd=place, env=env, capture_output=True, text=True, check=False)

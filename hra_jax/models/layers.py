@@ -62,7 +62,7 @@ class LayerNorm(nn.Module):
 class DepthwiseConvolution(nn.Module):
     """Depthwise convolution over time, as a sum of K shifted products.
 
-    XLA:CPU runs grouped convolutions about 40 times slower than this; on a TPU the sum fuses into one pass.
+    XLA:CPU runs grouped convolutions several times slower than this (benchmarks/layers.py).
     """
 
     kernel: int
