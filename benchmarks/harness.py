@@ -72,9 +72,9 @@ def interleave(sides: dict[str, Callable[[], object]], *, samples: int = 15) -> 
         calls[name] = max(1, round(_LEAST_SECONDS / max(time.perf_counter() - start, 1e-6)))
     for _ in range(3 * samples):
         for name, function in sides.items():
-            seconds, foreign = _sample(function, calls[name])
             if len(timings[name].samples) == samples:
                 continue
+            seconds, foreign = _sample(function, calls[name])
             if foreign > _FOREIGN_SHARE:
                 timings[name].dropped += 1
             else:

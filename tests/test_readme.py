@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from hra_jax.data import synthesize
 
@@ -19,7 +20,7 @@ QUICKSTART = "python -m hra_jax.train --config quickstart --workdir runs/quickst
 # Enough steps for every speaker to be in one: an adapter that has learnt nothing is an error.
 QUICK = ["--config.steps=10", "--config.optimizer.warmup_steps=1", "--config.data.synthetic="]
 
-# A command of the README, and what is added to it here. Placeholders (FOLDER, W, ...) are paths of `places`.
+# A command of the README, and what is added to it here. Other names in capitals are paths in `place`.
 COMMANDS = {
     "python -m hra_jax.data.manifest make FOLDER --split --output FOLDER": [],
     "python -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own": SHORT,
@@ -76,11 +77,8 @@ def place(tmp_path_factory) -> Path:
     shutil.copytree(speech, here / "FSDD")
     first = sorted((here / "FOLDER" / "plain").glob("*.flac"))
     for name, source in zip(("a.wav", "b.flac"), first, strict=False):
-        subprocess.run([sys.executable, "-c", CONVERT, str(source), str(here / name)], check=True)
+        soundfile.write(here / name, *soundfile.read(source))
     return here
-
-
-CONVERT = "import soundfile, sys; soundfile.write(sys.argv[2], *soundfile.read(sys.argv[1]))"
 
 
 def run(command: str, place: Path, env: dict) -> str:

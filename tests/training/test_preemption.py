@@ -89,7 +89,7 @@ def test_where_nothing_is_left_to_save_sigterm_ends_with_the_same_status(capsys)
 PROCESS = """
 import sys, time, jax
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
-from hra_jax.training.preemption import PREEMPTED, PreemptionGuard, stops_at_once
+from hra_jax.training.preemption import PREEMPTED, PreemptionGuard
 from jax._src.distributed import global_state
 with PreemptionGuard() as guard:
     for step in range(1, 2001):
