@@ -26,11 +26,36 @@ def get_config() -> ConfigDict:
     config.pretrain.sentencepiece_size = 512  # pieces
 
     config.adapter = ConfigDict()
-    config.adapter.name = "hra"  # hra (hierarchical recurrent adapter)
-    config.adapter.width = 64  # controller width R
-    config.adapter.head = "linear"  # linear | ffn
-    config.adapter.head_width = 32  # hidden units of the ffn head; unused by the linear head
-    config.adapter.dropout = 0.0  # of the controller's state before the head, 0 to 1; training only
+    config.adapter.name = "hra"  # hra | residual | lora | bitfit | output; its own settings are in the group so named
+    config.adapter.layers = ()  # numbers of the adapted layers, from 0; () means all
+    config.adapter.output = "backbone"  # output layer: backbone (its own) | task (each task owns a correction of it)
+    config.adapter.train = "all"  # all | tasks (rows of the tasks alone; what they share stays as it starts)
+    config.adapter.start = ""  # folder of an exported adapter to start from; '' for a new one
+    config.adapter.new_task = (
+        "zero"  # start of a task that `start` lacks: zero (no effect) | mean | name of a task there
+    )
+    config.adapter.slots = 0  # rows of the task bank; more than tasks leaves room to add some without compiling anew
+    config.adapter.bank = "device"  # where the task bank lives: device | host (rows of the step's tasks on the device)
+
+    config.hra = ConfigDict()  # hierarchical recurrent adapter
+    config.hra.width = 64  # controller width R
+    config.hra.recurrence = "indrnn"  # indrnn | rnn | gru | lstm | mgu | none (feed-forward)
+    config.hra.activation = "relu"  # of the controller: relu | tanh | gelu | silu | sigmoid
+    config.hra.reads = "layer"  # layer (its output) | input (of the layer) | an affine map, such as attention.output
+    config.hra.head = "linear"  # linear | ffn | lowrank
+    config.hra.head_width = 32  # hidden units of an ffn head, rank of a lowrank one; unused by a linear head
+    config.hra.head_per_layer = False  # a head for each layer in place of one for all
+    config.hra.dropout = 0.0  # of the controller's state before the head, 0 to 1; training only
+
+    config.residual = ConfigDict()  # bottleneck adapters
+    config.residual.width = 16  # of the bottleneck
+    config.residual.dropout = 0.0  # of the bottleneck, 0 to 1; training only
+
+    config.lora = ConfigDict()  # low-rank adaptation
+    config.lora.projections = ("attention.query", "attention.value")  # ff1.up, convolution.gated, ...
+    config.lora.rank = 4  # of each correction
+    config.lora.alpha = 8.0  # corrections are scaled by alpha / rank
+    config.lora.dropout = 0.0  # of the projections' input on the low-rank path, 0 to 1; training only
 
     config.data = ConfigDict()
     config.data.dir = ""  # folder that {dir} in manifest paths stands for
@@ -85,7 +110,7 @@ def get_config() -> ConfigDict:
     config.eval.batch_seconds = 128.0  # seconds of audio in an evaluation batch, padding included
     config.eval.bootstrap = 1000  # resamples of the 95% interval; 0 for no interval
 
-    config.export = ConfigDict({"from": "last"})  # from: last | best (needs eval.select_suite)
+    config.export = ConfigDict({"from": "last"})  # from: last | best | best_per_task (needs adapter.train = "tasks")
     config.export.per_task_files = False  # True: a weight file for each task in W/adapter
     config.export.dtype = "float32"  # of an exported backbone (methods full and pretrain): float32 | bfloat16
     config.export.license = ""  # of an exported backbone, for its backbone.json

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.remat = "dots"
     config.data.sources = (("fsdd", "{dir}/train.jsonl", 1.0),)
     config.data.threads = 2
-    config.adapter.width = 128
+    config.hra.width = 128
     config.batch.seconds = 32.0
     config.batch.max_tasks = 6
     config.batch.buckets = (0.5, 0.8, 2.5)

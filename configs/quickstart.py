@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.data.synthetic = "hard"
     config.data.sources = (("hard", "{dir}/train.jsonl", 1.0),)
     config.data.threads = 2
-    config.adapter.width = 128
+    config.hra.width = 128
     config.batch.seconds = 24.0
     config.batch.max_tasks = 8
     config.batch.buckets = (1.3, 2.0, 2.8, 5.0)

@@ -233,7 +233,7 @@ def _apply_model(model, params, shared, rows, waveform, num_samples, task):
     else:
         count = jax.tree.leaves(rows)[0].shape[0]
         # Straight from the bank by id; what is no task lies beyond its end and gets no adapter.
-        bound = bind(shared, rows, jnp.where(task < 0, count, task))
+        bound = bind(model.adapter, model.encoder, shared, rows, jnp.where(task < 0, count, task))
     return model.apply({"params": params}, waveform, num_samples, bound)
 
 

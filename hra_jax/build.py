@@ -68,7 +68,7 @@ def compute_dtype(config):
 
 def adapter_method(config) -> Adapter:
     """The adaptation method of a configuration; the identity unless `method='adapter'`."""
-    return methods.from_settings(config.adapter) if config.method == "adapter" else Adapter()
+    return methods.from_config(config) if config.method == "adapter" else Adapter()
 
 
 def model(config, base: Foundation, *, constrain=lambda x: x) -> AsrModel:

@@ -8,13 +8,14 @@ what is allowed for each key, and `validate` applies it before anything expensiv
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from hra_jax.errors import UserError
+from hra_jax.rules import RULES
 
 # Installed, the files are package data beside this module; in a checkout they are at the top level.
 _ROOTS = (epath.Path(__file__).parent / "configs", epath.Path(__file__).parent.parent / "configs")
@@ -22,17 +23,6 @@ _FOLDERS = {"configs": ".", "suites": "suites"}
 
 # A run may be continued with other values of these groups and keys: the weights and the data order stay what they are.
 RESUMABLE = ("steps", "eval", "checkpoint", "profile", "mesh", "log")
-
-METHODS = ("adapter", "full", "pretrain")
-ADAPTERS = ("hra",)
-HEADS = ("linear", "ffn")
-DTYPES = ("auto", "float32", "bfloat16")
-STORAGE_DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "full", "dots")
-VOCABULARIES = ("characters", "sentencepiece")
-SCHEDULES = ("cosine", "constant")
-EXPORTS = ("last", "best")
-BASE_TASK = "__base__"
 
 
 def _root() -> epath.Path:
@@ -160,176 +150,6 @@ def _leaves(config: ConfigDict | Mapping[str, Any], prefix: str) -> Iterator[tup
 # --- What is allowed --------------------------------------------------------------------------------------------------
 
 
-class Rule(NamedTuple):
-    """What one key allows: in words, as a predicate, and as the list of choices where there is one."""
-
-    describe: Callable[[], str]
-    accepts: Callable[[Any], bool]
-    choices: Callable[[], tuple[str, ...]] | None = None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
-def _integer(low: int, *, extra: int | None = None, unit: str = "") -> Rule:
-    def accepts(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and (value >= low or value == extra)
-
-    also = "" if extra is None else f", or {extra}"
-    return Rule(lambda: f"an integer of at least {low}{unit}{also}", accepts)
-
-
-def _number(low: float, high: float = float("inf"), *, above: bool = False, unit: str = "") -> Rule:
-    """A number in [low, high], or in (low, high] where `above`."""
-    bottom = f"above {low}" if above else f"of at least {low}"
-    top = "" if high == float("inf") else f" and at most {high}"
-
-    def accepts(value: Any) -> bool:
-        return _is_number(value) and low <= value <= high and not (above and value == low)
-
-    return Rule(lambda: f"a number {bottom}{top}{unit}", accepts)
-
-
-def _one_of(choices: Callable[[], tuple[str, ...]]) -> Rule:
-    def describe() -> str:
-        return ", ".join(repr(choice) for choice in choices())
-
-    return Rule(describe, lambda value: isinstance(value, str) and value in choices(), choices)
-
-
-def _text(*, empty: bool = True) -> Rule:
-    kind = "a string" if empty else "a string that is not empty"
-    return Rule(lambda: kind, lambda value: isinstance(value, str) and (empty or bool(value)))
-
-
-def _sizes() -> tuple[str, ...]:
-    from hra_jax.models.config import SIZES  # the one list of sizes; imported late, so that this module stays light
-
-    return tuple(SIZES)
-
-
-def _normalizers() -> tuple[str, ...]:
-    from hra_jax.data.text import NORMALIZERS  # the one list of normalizers; imported late for the same reason
-
-    return tuple(NORMALIZERS)
-
-
-def _synthetic_sets() -> tuple[str, ...]:
-    from hra_jax.data.speakers import SETS  # the one list of synthetic sets; imported late for the same reason
-
-    return ("", *SETS)
-
-
-def _is_source(value: Any) -> bool:
-    if not (isinstance(value, tuple) and len(value) == 3):
-        return False
-    name, manifest, rate = value
-    rate_ok = rate == "proportional" or (_is_number(rate) and rate > 0)
-    return isinstance(name, str) and bool(name) and isinstance(manifest, str) and bool(manifest) and rate_ok
-
-
-def _are_sources(value: Any) -> bool:
-    return (
-        isinstance(value, tuple)
-        and all(_is_source(item) for item in value)
-        and len({item[0] for item in value}) == len(value)
-    )
-
-
-def _are_tasks(value: Any) -> bool:
-    if not (isinstance(value, tuple) and all(isinstance(name, str) and name for name in value)):
-        return False
-    return len(set(value)) == len(value) and BASE_TASK not in value
-
-
-def _are_buckets(value: Any) -> bool:
-    numbers = isinstance(value, tuple) and bool(value) and all(_is_number(edge) and edge > 0 for edge in value)
-    return numbers and all(low < high for low, high in zip(value, value[1:], strict=False))
-
-
-def _is_range(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value)) and value[0] <= value[1]
-
-
-_BOOLEAN = Rule(lambda: "True or False", lambda value: isinstance(value, bool))
-_SUITE = Rule(lambda: "'' or the name or path of a suite", lambda value: isinstance(value, str))
-
-RULES: dict[str, Rule] = {
-    "seed": _integer(0),
-    "steps": _integer(1),
-    "method": _one_of(lambda: METHODS),
-    "backbone": _text(empty=False),
-    "backbone_dtype": _one_of(lambda: DTYPES),
-    "dropout": _number(0, 1),
-    "remat": _one_of(lambda: REMAT),
-    "accumulate": _integer(1),
-    "pretrain.size": _one_of(_sizes),
-    "pretrain.vocabulary": _one_of(lambda: VOCABULARIES),
-    "pretrain.sentencepiece_size": _integer(8),
-    "adapter.name": _one_of(lambda: ADAPTERS),
-    "adapter.width": _integer(1),
-    "adapter.head": _one_of(lambda: HEADS),
-    "adapter.head_width": _integer(1),
-    "adapter.dropout": _number(0, 1),
-    "data.dir": _text(),
-    "data.sources": Rule(
-        lambda: "a tuple of (name, manifest path, rate), names distinct, rate a number above 0 or 'proportional'",
-        _are_sources,
-    ),
-    "data.task_tag": _text(empty=False),
-    "data.tasks": Rule(lambda: f"a tuple of distinct task names ({BASE_TASK!r} is reserved), or ()", _are_tasks),
-    "data.synthetic": _one_of(_synthetic_sets),
-    "data.normalizer": _one_of(_normalizers),
-    "data.strict": _BOOLEAN,
-    "data.max_seconds": _number(0, unit=" (seconds; 0: the last of batch.buckets)"),
-    "data.threads": _integer(1),
-    "data.prefetch": _integer(1),
-    "batch.seconds": _number(0, above=True, unit=" (seconds of audio)"),
-    "batch.multiple": _integer(1),
-    "batch.max_tasks": _integer(1),
-    "batch.buckets": Rule(lambda: "a tuple of ascending numbers above 0 (seconds), at least one", _are_buckets),
-    "augment.speed": _number(0, 0.5),
-    "augment.warp": _number(0, 0.5),
-    "augment.time_masks": _integer(0),
-    "augment.time_mask_fraction": _number(0, 1),
-    "augment.freq_masks": _integer(0),
-    "augment.freq_mask_bins": _integer(0),
-    "augment.noise_probability": _number(0, 1),
-    "augment.noise_snr_db": Rule(lambda: "(low, high) with low <= high (dB)", _is_range),
-    "optimizer.learning_rate": _number(0, above=True),
-    "optimizer.warmup_steps": _integer(0),
-    "optimizer.schedule": _one_of(lambda: SCHEDULES),
-    "optimizer.final_fraction": _number(0, 1),
-    "optimizer.b1": _number(0, 1),
-    "optimizer.b2": _number(0, 1),
-    "optimizer.eps": _number(0, above=True),
-    "optimizer.weight_decay": _number(0),
-    "optimizer.clip_controller": _number(0, above=True),
-    "optimizer.clip_row": _number(0, above=True),
-    "optimizer.clip_norm": _number(0, above=True),
-    "checkpoint.every_steps": _integer(1),
-    "checkpoint.keep_latest": _integer(1),
-    "checkpoint.keep_best": _integer(0),
-    "eval.every_steps": _integer(1),
-    "eval.suite": _SUITE,
-    "eval.select_suite": _SUITE,
-    "eval.batch_seconds": _number(0, above=True, unit=" (seconds of audio)"),
-    "eval.bootstrap": _integer(0),
-    "export.from": _one_of(lambda: EXPORTS),
-    "export.per_task_files": _BOOLEAN,
-    "export.dtype": _one_of(lambda: STORAGE_DTYPES),
-    "export.license": _text(),
-    "mesh.data": _integer(1, extra=-1),
-    "mesh.fsdp": _integer(1),
-    "mesh.tensor": _integer(1),
-    "mesh.slices": _integer(1),
-    "profile.start_step": _integer(-1),
-    "profile.steps": _integer(1),
-    "log.every_steps": _integer(1),
-}
-
-
 def validate(config: ConfigDict) -> None:
     """Checks that every key is there, no other is, and every value is of the right type and in range.
 
@@ -358,8 +178,18 @@ def validate(config: ConfigDict) -> None:
     if flat["data.max_seconds"] > limit:
         value = flat["data.max_seconds"]
         raise UserError(f"config.data.max_seconds is {value!r}; allowed: at most {limit!r}, the last of batch.buckets")
-    if flat["export.from"] == "best" and not flat["eval.select_suite"]:
-        raise UserError("config.export.from is 'best'; allowed: 'last' where config.eval.select_suite is ''")
+    if flat["export.from"] != "last" and not flat["eval.select_suite"]:
+        value = flat["export.from"]
+        raise UserError(f"config.export.from is {value!r}; allowed: 'last' where config.eval.select_suite is ''")
+    if flat["export.from"] == "best_per_task" and (flat["method"] != "adapter" or _shares_what_trains(flat)):
+        raise UserError(
+            "config.export.from is 'best_per_task'; allowed: 'last', 'best' where the tasks share what is trained "
+            "(config.adapter.train 'tasks' keeps the controller as it is)"
+        )
+
+
+def _shares_what_trains(flat: Mapping[str, Any]) -> bool:
+    return flat["adapter.name"] == "hra" and flat["adapter.train"] == "all"
 
 
 def _check_suite(key: str, name: str) -> None:

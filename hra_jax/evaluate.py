@@ -11,7 +11,8 @@ from etils import epath
 from hra_jax import cli
 from hra_jax import config as configs
 from hra_jax.errors import UserError
-from hra_jax.run import data_report, prepare, score
+from hra_jax.run import data_report, prepare, score, suite_weights
+from hra_jax.saving import restore
 
 FLAGS = flags.FLAGS
 
@@ -45,8 +46,8 @@ def evaluate(workdir, suite: str, *, step: str | int = "last", data_dir: str | N
         run = prepare(config, workdir, report, suite_dir=data_dir)
         with run.checkpoints(read_only=True) as checkpoints:
             number = checkpoints.resolve(int(step) if str(step).isdigit() else step)
-            trainable = checkpoints.restore_part(number, {"trainable": run.state.trainable})["trainable"]
-        return score(run, trainable, number)
+            restore(run, checkpoints, number, weights_only=True)
+        return score(run, suite_weights(run, run.test), number)
 
 
 def define_flags() -> None:

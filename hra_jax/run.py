@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from hra_jax import build
+from hra_jax.adapters import export as exports
+from hra_jax.adapters import initial
+from hra_jax.adapters.base import no_parameters
 from hra_jax.data import batching, synthesize
 from hra_jax.data.report import DataReport
 from hra_jax.data.table import TableSource, UtteranceTable, read_sources
@@ -23,7 +27,7 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation import report as reports
 from hra_jax.evaluation import runner as running
 from hra_jax.evaluation import suites
-from hra_jax.training import placement, sharding
+from hra_jax.training import banks, placement, sharding
 from hra_jax.training import state as states
 from hra_jax.training import step as steps
 from hra_jax.training.checkpoints import Checkpoints
@@ -43,17 +47,23 @@ class Run:
     tasks: tuple[str, ...]  # names of the bank's rows; () for full and pretrain
     mesh: jax.sharding.Mesh
     state: states.TrainState
+    bank: banks.NoBank
     frozen: Any  # backbone weights on the device; None where the backbone itself is trained
     accounting: dict
-    train_step: Any
+    start: exports.ExportedAdapter | None  # what the adapter starts from
     evaluation_step: Any
     select: running.SuiteRunner | None
     test: running.SuiteRunner | None
+    best: dict = dataclasses.field(default_factory=dict)  # best so far on `select`: macro, by task, by row
+    best_rows: banks.BestRows = dataclasses.field(default_factory=banks.BestRows)
 
     @property
     def fingerprint(self) -> dict:
         """What a checkpoint and this run must agree on."""
-        return {"method": self.config.method, "backbone": self.base.fingerprint, "tasks": list(self.tasks)}
+        facts = {"method": self.config.method, "backbone": self.base.fingerprint, "tasks": list(self.tasks)}
+        if self.start is not None:
+            facts["start"] = initial.content_hash(self.config.adapter.start)
+        return facts
 
     def checkpoints(self, *, read_only: bool = False) -> Checkpoints:
         """Opens W/checkpoints; `read_only` is for who looks on while a run may be writing."""
@@ -113,12 +123,14 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
         synthesize.render(config.data.synthetic, config.data.dir)
     sources = _sources(config, report)
     base = build.foundation(config, _texts(config, sources) if config.method == "pretrain" else ())
+    start = _start(config, base)
     table = UtteranceTable(
         sources,
         vocabulary=base.vocabulary,
         normalizer=config.data.normalizer,
         task_tag=config.data.task_tag if config.method == "adapter" else "",
         tasks=config.data.tasks if config.method == "adapter" else (),
+        first_tasks=() if start is None else tuple(start.tasks),
         output_length=base.output_length,
         sample_rate=base.features.sample_rate,
         max_seconds=config.data.max_seconds or config.batch.buckets[-1],
@@ -135,16 +147,10 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
         )
         running.share_shapes(test, select)
     model = build.model(config, base, constrain=_Constraint(mesh))
-    state, frozen, accounting = _place(config, base, tasks, mesh)
-    train_step = steps.make_train_step(
-        model,
-        build.optimizer_settings(config),
-        blank_id=base.vocabulary.blank_id,
-        seed=config.seed,
-        max_tasks=min(config.batch.max_tasks, max(len(tasks), 1)),
-        accumulate=config.accumulate,
-    )
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    weights, given = _initial_weights(config, base, tasks, start)
+    state, bank = _compiled(config, base, model, tasks, mesh, weights)
+    bank.touch(given)
+    backbone_parameters = states.count(weights["backbone"] if base.params is None else base.params)
     return Run(
         config=config,
         workdir=workdir,
@@ -154,9 +160,10 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
         tasks=tasks,
         mesh=mesh,
         state=state,
-        frozen=frozen,
-        accounting=accounting,
-        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))),
+        bank=bank,
+        frozen=_frozen(config, base, mesh) if config.method == "adapter" else None,
+        accounting=states.accounting(weights, len(tasks), backbone_parameters, train=config.adapter.train),
+        start=start,
         evaluation_step=jax.jit(
             steps.make_evaluation_step(model, blank_id=base.vocabulary.blank_id),
             out_shardings=sharding.replicated(mesh),
@@ -218,23 +225,76 @@ def _suite(config, name: str, suite_dir, base, table, tasks, mesh, report) -> ru
     return running.SuiteRunner(suite, base=base, tasks=tasks, config=config, mesh=mesh, report=report)
 
 
-def _place(config, base, tasks, mesh):
-    """The initial state and the frozen weights on the mesh, and the accounting."""
-    shardings = placement.backbone_shardings(mesh, base.features, base.encoder)
-    if config.method == "adapter":
-        trainable = states.init_trainable(
-            build.adapter_method(config), jax.random.key(config.seed), base.encoder, len(tasks)
-        )
-        dtype = build.compute_dtype(config)
-        frozen = jax.tree.map(lambda leaf, place: jax.device_put(leaf.astype(dtype), place), base.params, shardings)
-        backbone_parameters = states.count(base.params)
-    else:
+def _frozen(config, base, mesh):
+    """The frozen weights on the mesh."""
+    shardings, dtype = placement.backbone_shardings(mesh, base.features, base.encoder), build.compute_dtype(config)
+    return jax.tree.map(lambda leaf, place: jax.device_put(leaf.astype(dtype), place), base.params, shardings)
+
+
+def _start(config, base) -> exports.ExportedAdapter | None:
+    if config.method != "adapter" or not config.adapter.start:
+        return None
+    return initial.read_start(config.adapter.start, build.adapter_method(config), fingerprint=base.fingerprint)
+
+
+def _slots(config, tasks) -> int:
+    """Rows of the bank."""
+    slots = config.adapter.slots
+    if 0 < slots < len(tasks):
+        raise UserError(f"adapter.slots = {slots}: there are {len(tasks)} tasks; allowed are 0 or at least as many")
+    return slots or len(tasks)
+
+
+def _initial_weights(config, base, tasks, start) -> tuple[dict, list[int]]:
+    """What a run starts from, numpy, and the rows of the bank that the seed alone would not give again."""
+    if config.method != "adapter":
         weights = base.params if config.method == "full" else build.random_backbone(base, config.seed)
-        trainable = {"backbone": jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights)}
-        frozen, backbone_parameters = None, states.count(weights)
-    state = states.create(trainable, build.optimizer_settings(config))
-    state = jax.device_put(state, placement.state_shardings(mesh, state, base.features, base.encoder))
-    return state, frozen, states.accounting(trainable, len(tasks), backbone_parameters)
+        return {"backbone": jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights)}, []
+    method, key = build.adapter_method(config), jax.random.key(config.seed)
+    weights, given = initial.new_weights_on_host(method, key, base.encoder, _slots(config, tasks)), []
+    if start is not None:
+        weights["shared"] = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), no_parameters() | start.shared)
+        given = initial.started_rows(weights["tasks"], tasks, start, new_task=config.adapter.new_task)
+    elif config.adapter.new_task != "zero":
+        raise UserError(f"adapter.new_task = {config.adapter.new_task!r}: needs adapter.start, which is ''")
+    return weights, given
+
+
+def _compiled(config, base, model, tasks, mesh, weights):
+    """The initial state on the mesh, and the bank that knows how to advance it."""
+    everywhere = sharding.replicated(mesh)
+    settings = build.optimizer_settings(config)
+    places = min(config.batch.max_tasks, _slots(config, tasks)) if tasks else 1
+    train_step = steps.make_train_step(
+        model,
+        settings,
+        blank_id=base.vocabulary.blank_id,
+        seed=config.seed,
+        max_tasks=places,
+        accumulate=config.accumulate,
+    )
+    on_host = config.method == "adapter" and config.adapter.bank == "host"
+    on_device = {name: part for name, part in weights.items() if not (on_host and name == "tasks")}
+    state = states.create(on_device, settings, train=config.adapter.train if config.method == "adapter" else "all")
+    shardings = placement.state_shardings(mesh, state, base.features, base.encoder)
+    state = jax.device_put(state, shardings)
+
+    def draw() -> dict:
+        return _initial_weights(config, base, tasks, None)[0]["tasks"]
+
+    if on_host:
+        step = jax.jit(
+            steps.make_host_rows_step(train_step),
+            donate_argnums=0,
+            out_shardings=(shardings, everywhere, everywhere),
+        )
+        return state, banks.HostBank(
+            step, weights["tasks"], size=places, place=lambda tree: jax.device_put(tree, everywhere), draw=draw
+        )
+    step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, everywhere))
+    if config.method == "adapter":
+        return state, banks.DeviceBank(step, draw=draw, everywhere=everywhere, places=states.bank_of(shardings))
+    return state, banks.NoBank(step)
 
 
 def base_weights(run: Run):
@@ -243,9 +303,18 @@ def base_weights(run: Run):
         return run.frozen
     if run.config.method == "pretrain":
         return run.state.trainable["backbone"]
-    dtype = build.compute_dtype(run.config)
-    shardings = placement.backbone_shardings(run.mesh, run.base.features, run.base.encoder)
-    return jax.tree.map(lambda leaf, place: jax.device_put(leaf.astype(dtype), place), run.base.params, shardings)
+    return _frozen(run.config, run.base, run.mesh)
+
+
+def suite_weights(run: Run, runner: running.SuiteRunner) -> dict:
+    """The weights that a suite is run with: those of the state, of the bank only the rows that the suite uses."""
+    if "backbone" in run.state.trainable:
+        return run.state.weights
+    tasks = run.bank.weights(run.state, runner.rows)
+    if runner.needs_mean:
+        mean = run.bank.mean(run.state, len(run.tasks))
+        tasks = jax.tree.map(lambda rows, row: jnp.concatenate([rows, row[None]]), tasks, mean)
+    return {"shared": run.state.weights["shared"], "tasks": tasks}
 
 
 def accounting(run: Run) -> dict:
@@ -254,12 +323,12 @@ def accounting(run: Run) -> dict:
     return numbers | {"backbone_fingerprint": run.base.fingerprint}
 
 
-def score(run: Run, trainable: dict, step: int) -> dict:
+def score(run: Run, weights: dict, step: int) -> dict:
     """Scores the test suite, writes W/eval/<suite>/ and prints the table.
 
     Args:
       run: the run; it must have a test suite.
-      trainable: what is scored.
+      weights: what is scored, as `suite_weights` gives it.
       step: the step that it comes from.
 
     Returns:
@@ -269,8 +338,8 @@ def score(run: Run, trainable: dict, step: int) -> dict:
       UserError: the adapter of a task does nothing. The report is written before that is raised.
     """
     method, suite = run.config.method, run.test.suite
-    base = trainable["backbone"] if method == "pretrain" else base_weights(run)
-    rows, _, differences = run.test.run(run.evaluation_step, trainable, base, progress=True)
+    base = weights["backbone"] if method == "pretrain" else base_weights(run)
+    rows, _, differences = run.test.run(run.evaluation_step, weights, base, progress=True)
     if method == "pretrain":
         # There is no base beside it: it is the base.
         rows = [dataclasses.replace(row, base_hypothesis=None) for row in rows]

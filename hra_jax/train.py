@@ -20,7 +20,17 @@ from hra_jax.data.loader import TrainLoader
 from hra_jax.errors import UserError
 from hra_jax.evaluation import report as reports
 from hra_jax.models import backbone as backbones
-from hra_jax.run import DATA_REPORT, Run, accounting, base_weights, data_report, prepare, score
+from hra_jax.run import (
+    DATA_REPORT,
+    Run,
+    accounting,
+    base_weights,
+    data_report,
+    prepare,
+    score,
+    suite_weights,
+)
+from hra_jax.saving import restore, save, trained_rows
 from hra_jax.training import sharding
 from hra_jax.training import state as states
 from hra_jax.training.checkpoints import METRIC, Checkpoints
@@ -93,9 +103,9 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
     config = run.config
 
     # ------------------------------------------------------------------------------------------------ restore or start
-    position, best, start = None, {}, 0
+    position, start = None, 0
     if checkpoints.latest_step() is not None:
-        run.state, position, best = checkpoints.restore("last", run.state)
+        position = restore(run, checkpoints, "last")
         start = int(run.state.step)
     _announce(run, start)
     if start > config.steps:
@@ -127,7 +137,9 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
             profiler.before(step, run.state)
             batch = next(loader)
             audio_seconds = float(batch["num_samples"].sum()) / run.base.features.sample_rate * jax.process_count()
-            run.state, metrics = run.train_step(run.state, run.frozen, sharding.shard_batch(batch, run.mesh))
+            run.state, metrics = run.bank.step(
+                run.state, run.frozen, sharding.shard_batch(batch, run.mesh), loader.tasks
+            )
 
             # ------------------------------------------------------------------------------------------------ metrics
             loss = None
@@ -151,14 +163,14 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
             # ---------------------------------------------------------------------------------------------- validation
             scores = None
             if run.select and (step % config.eval.every_steps == 0 or step == config.steps):
-                scores = _validate(run, step, best, writer)
+                scores = _validate(run, step, writer)
                 progress.note(f"step {step}: {run.select.suite.name} macro WER {scores[METRIC]:.2%}")
 
             # --------------------------------------------------------------------------------------------- checkpoints
             stop = guard.requested(step)
             force = stop or scores is not None or step == config.steps
             if force or checkpoints.due(step):
-                checkpoints.save(step, run.state, position=loader.position(), best=best, metrics=scores, force=force)
+                save(run, checkpoints, step, position=loader.position(), metrics=scores, force=force)
                 if jax.process_index() == 0:
                     run.report.write(run.workdir / DATA_REPORT)
             if stop:
@@ -179,21 +191,23 @@ def _announce(run: Run, start: int) -> None:
         return
     numbers = run.accounting
     print(f"{'resuming at step ' + str(start) if start else 'starting'}: method {run.config.method}", flush=True)
-    for line in states.describe(run.state.trainable):
+    for line in states.describe(run.bank.described(run.state)):
         print(f"  trained  {line}")
     frozen = 0 if run.frozen is None else numbers["backbone_parameters"]
     print(
         f"  trained {numbers['trainable_parameters']:,} parameters "
-        f"(shared {numbers['shared_parameters']:,} + {numbers['tasks']} tasks x {numbers['parameters_per_task']:,}), "
+        f"(shared {numbers['shared_parameters']:,}{' kept as they are' if run.state.fixed else ''} + "
+        f"{numbers['tasks']} tasks x {numbers['parameters_per_task']:,}), "
         f"frozen {frozen:,} ({run.base.name}, {run.base.fingerprint[:12] or 'new'})"
     )
     rows = len(run.table)
     print(f"  data: {rows:,} utterances, {run.table.duration.sum() / 3600:.2f} h; {run.report.summary()}", flush=True)
 
 
-def _validate(run: Run, step: int, best: dict, writer) -> dict:
-    """Scores the selection suite, and keeps the best macro WER and the best per task in `best`."""
-    rows, loss, _ = run.select.run(run.evaluation_step, run.state.trainable, base_weights(run))
+def _validate(run: Run, step: int, writer) -> dict:
+    """Scores the selection suite, and keeps the best macro WER and the best per task in `run.best`."""
+    best = run.best
+    rows, loss, _ = run.select.run(run.evaluation_step, suite_weights(run, run.select), base_weights(run))
     results = reports.evaluate_results(rows, run.select.suite, accounting=accounting(run), bootstrap=0)
     values = {"": results["wer_macro"]} | {name: task["wer"] for name, task in results["tasks"].items()}
     for name, wer in values.items():
@@ -201,10 +215,29 @@ def _validate(run: Run, step: int, best: dict, writer) -> dict:
         if found is None or wer < found["wer"]:
             entry = {"wer": wer, "step": step}
             best["tasks"].update({name: entry}) if name else best.update(macro=entry)
+    if run.config.export["from"] == "best_per_task":
+        _keep_best_rows(run, step, results)
     suite = run.select.suite.name
     scalars = {f"{suite}/wer_macro": values.pop(""), f"{suite}/loss": loss}
     writer.write(step, scalars | {f"{suite}/wer/{name}": wer for name, wer in values.items()})
     return {METRIC: results["wer_macro"]}
+
+
+def _keep_best_rows(run: Run, step: int, results: dict) -> None:
+    """Copies the rows of the tasks that have never been better to `run.best_rows`."""
+    rates: dict[str, list[float]] = {}
+    for task in results["tasks"].values():
+        rates.setdefault(task["adapter_task"], []).append(task["wer"])
+    found, numbers = run.best.setdefault("rows", {}), {name: row for row, name in enumerate(run.tasks)}
+    improved = []
+    for name, values in rates.items():
+        wer = sum(values) / len(values)
+        if name in numbers and (name not in found or wer < found[name]["wer"]):
+            found[name] = {"wer": wer, "step": step}
+            improved.append(numbers[name])
+    if improved:
+        ids = np.array(sorted(improved))
+        run.best_rows.put(ids, run.bank.rows(run.state, ids)["tasks"])
 
 
 # ======================================================================================================================
@@ -218,34 +251,46 @@ def finish(run: Run, checkpoints: Checkpoints) -> dict | None:
     Returns:
       The results, or None without a test suite.
     """
-    config = run.config
-    step = checkpoints.resolve(config.export["from"])
+    config, stitched = run.config, run.config.export["from"] == "best_per_task"
+    step = checkpoints.resolve("last" if stitched else config.export["from"])
     if step != int(run.state.step):
-        run.state, _, _ = checkpoints.restore(step, run.state)
-    trainable, results = run.state.trainable, None
+        restore(run, checkpoints, step)
+    task_steps = dict.fromkeys(run.tasks, step)
+    if stitched:
+        run.state = run.best_rows.onto(run.bank, run.state)
+        task_steps |= {name: entry["step"] for name, entry in run.best["rows"].items()}
+    results = None
     if run.test:
-        stored = trainable
-        if "backbone" in trainable:
+        weights = suite_weights(run, run.test)
+        if "backbone" in weights:
             # What is scored is what is stored.
-            dtype = config.export.dtype
-            stored = {
-                "backbone": jax.tree.map(lambda leaf: leaf.astype(dtype).astype(leaf.dtype), trainable["backbone"])
-            }
-        results = score(run, stored, step)
+            weights = {"backbone": jax.tree.map(lambda leaf: _as_stored(leaf, config), weights["backbone"])}
+        results = score(run, weights, step)
     if jax.process_index() == 0:
-        _export(run, jax.tree.map(np.asarray, trainable), step, results)
+        _export(run, step, task_steps, results)
     return results
 
 
-def _export(run: Run, trainable: dict, step: int, results: dict | None) -> None:
+def _as_stored(leaf, config):
+    return leaf.astype(config.export.dtype).astype(leaf.dtype)
+
+
+def _export(run: Run, step: int, task_steps: dict[str, int], results: dict | None) -> None:
     config, vocabulary = run.config, run.base.vocabulary.to_json()
     if config.method == "adapter":
         folder = run.workdir / "adapter"
+        rows = run.bank.rows(run.state, range(len(run.tasks)))["tasks"]
+        earlier = {} if run.start is None else {entry["name"]: entry for entry in run.start.tasks_json}
+        entries = []
+        for row, (name, trained) in enumerate(zip(run.tasks, trained_rows(run), strict=True)):
+            # A task that only came along says what it said where it was trained.
+            entry = {"step": task_steps[name]} if trained or name not in earlier else earlier[name]
+            entries.append({**entry, "name": name, "row": row})
         exports.write_adapter(
             folder,
             method=methods.settings(build.adapter_method(config)),
-            trainable=trainable,
-            tasks=[{"name": name, "row": row, "step": step} for row, name in enumerate(run.tasks)],
+            weights={"shared": jax.tree.map(np.asarray, run.state.weights["shared"]), "tasks": rows},
+            tasks=entries,
             backbone={"name": run.base.name, "fingerprint": run.base.fingerprint},
             vocabulary=vocabulary,
             accounting=accounting(run),
@@ -258,7 +303,7 @@ def _export(run: Run, trainable: dict, step: int, results: dict | None) -> None:
         made_by = {"method": config.method, "config": json.loads(configs.to_json(config)), "step": step}
         backbones.save(
             folder,
-            trainable["backbone"],
+            jax.tree.map(np.asarray, run.state.trainable["backbone"]),
             features=run.base.features,
             encoder=run.base.encoder,
             vocabulary=vocabulary,

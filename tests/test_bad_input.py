@@ -262,8 +262,8 @@ def test_an_unknown_name_or_path_is_one_line_before_anything_is_compiled(micro, 
 
 def test_an_unknown_configuration_key_is_one_line(micro, tmp_path):
     config = micro.config().unlock()
-    config.adapter.widht = 3
-    assert "unknown config key 'adapter.widht'; did you mean 'adapter.width'" in refused(config, tmp_path / "W")
+    config.hra.widht = 3
+    assert "unknown config key 'hra.widht'; did you mean 'hra.width'" in refused(config, tmp_path / "W")
     assert not (tmp_path / "W").exists()
 
 

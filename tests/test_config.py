@@ -124,7 +124,7 @@ def test_an_unknown_name_is_one_line_with_near_matches(tmp_path, monkeypatch, na
         ("backbone_dtype", "float16", "'bfloat16'"),
         ("pretrain.size", "huge", "'tiny'"),
         ("adapter.name", "peft", "'hra'"),
-        ("adapter.head", "mlp", "'ffn'"),
+        ("hra.head", "mlp", "'ffn'"),
         ("data.normalizer", "basics", "did you mean 'basic'?"),
         ("data.synthetic", "hrad", "did you mean 'hard'?"),
         ("data.strict", 1, "True or False"),

@@ -72,14 +72,15 @@ def test_an_unknown_step_suite_or_run_is_one_line_that_names_it(workdir, micro, 
 
 
 def test_an_adapter_that_does_nothing_fails_loudly_after_the_report_is_written(workdir, micro, monkeypatch):
-    restore = Checkpoints.restore_part
+    read = Checkpoints.rows
 
-    def silenced(self, step, part):
-        found = restore(self, step, part)
-        zero_head = jax.tree.map(lambda leaf: leaf.at[1].set(0.0), found["trainable"]["tasks"])
-        return {"trainable": found["trainable"] | {"tasks": zero_head}}
+    def silenced(self, step, log):
+        for ids, rows in read(self, step, log):
+            heads = jax.tree.map(np.array, rows["tasks"])
+            jax.tree.map(lambda leaf: leaf.__setitem__(np.flatnonzero(ids == 1), 0.0), heads)
+            yield ids, rows | {"tasks": heads}
 
-    monkeypatch.setattr(Checkpoints, "restore_part", silenced)
+    monkeypatch.setattr(Checkpoints, "rows", silenced)
     shutil.rmtree(workdir / "eval")
     line = refused(workdir, micro.suite("test"))
     assert "task 'bob'" in line and "the adapter does nothing" in line

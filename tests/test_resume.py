@@ -136,7 +136,7 @@ def test_a_run_may_be_continued_with_more_steps_and_other_intervals(micro, tmp_p
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("adapter.width", 7, "adapter.width: 6 -> 7"),
+        ("hra.width", 7, "hra.width: 6 -> 7"),
         ("seed", 1, "seed: 0 -> 1"),
         ("method", "full", "method: 'adapter' -> 'full'"),
         ("batch.buckets", (1.0,), "batch.buckets: (0.4, 1.0) -> (1.0,)"),

@@ -63,7 +63,7 @@ def test_an_adapter_run_ends_with_status_0_and_finite_losses_at_every_step(train
 def test_the_work_directory_holds_what_the_contract_promises(trained):
     workdir = trained.workdir
     assert json.loads((workdir / "config.json").read_text())["steps"] == 4
-    assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [1, 2, 4]
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "4", "rows"]
     assert list((workdir / "metrics").glob("events.out.tfevents.*"))
     assert json.loads((workdir / "data_report.json").read_text()) == {"counts": {}, "utterances": {}}
     exported = {path.name for path in (workdir / "adapter").iterdir()}
@@ -134,14 +134,14 @@ def test_export_from_best_takes_the_checkpoint_of_the_lowest_error_and_keeps_it(
     scripted, validate = {1: 0.9, 2: 0.4, 3: 0.8, 4: 0.6}, training._validate
     states = {}
 
-    def scored(run, step, best, writer):
+    def scored(run, step, writer):
         states[step] = jax.device_get(run.state.trainable)
-        return validate(run, step, best, writer) | {METRIC: scripted[step]}
+        return validate(run, step, writer) | {METRIC: scripted[step]}
 
     monkeypatch.setattr(training, "_validate", scored)
     config = micro.config(eval__select_suite=micro.suite("validation"), eval__every_steps=1, export__from="best")
     done = world.train(config, tmp_path / "W")
-    assert sorted(int(path.name) for path in (tmp_path / "W" / "checkpoints").iterdir()) == [2, 4]
+    assert sorted(path.name for path in (tmp_path / "W" / "checkpoints").iterdir()) == ["2", "4", "rows"]
     exported = read_adapter(tmp_path / "W" / "adapter")
     assert {entry["step"] for entry in exported.tasks_json} == {2}
     assert "exported step 2" in done.printed

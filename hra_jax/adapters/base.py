@@ -2,23 +2,29 @@
 
 A method is a frozen dataclass of hyper-parameters. It declares two trees by initialising them: what all tasks share,
 and what one task owns. Each tree has two parts, `all_layers` (used by every layer) and `per_layer` (leaves with a
-leading axis of L layers). The trainable tree of a run is then
+leading axis over the adapted layers). The parameters of an adapter are then
 
     {'shared': {'all_layers': ..., 'per_layer': [L, ...]},
      'tasks':  {'all_layers': [A, ...], 'per_layer': [A, L, ...]}}
 
-The encoder knows two hooks: after each named projection, and after each layer with a carry through the depth.
+The encoder knows three hooks: after each named affine map, after each layer with a carry through the depth, and after
+its output layer.
 
-Letters: B batch, T frames, D width, L layers, A tasks.
+Letters: B batch, T frames, D width, L adapted layers, A tasks, K gathered rows, V vocabulary.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from hra_jax.errors import UserError
 
 PARTS = ("all_layers", "per_layer")
+OUTPUTS = ("backbone", "task")
 
 
 def no_parameters() -> dict:
@@ -30,47 +36,135 @@ class Bound(NamedTuple):
     """Adapter parameters of the rows of one batch, as the encoder takes them.
 
     all_layers: {'shared': tree, 'rows': tree with leading `[B]`, 'active': bool `[B]`}.
-    per_layer: {'shared': tree with leading `[L]`, 'rows': tree with leading `[L, B]`}.
+    per_layer: {'shared': tree, 'rows': tree with a further `[B]`, 'adapted': bool}, each with leading `[layers]`;
+      'adapted' is there only where some layers are not.
     """
 
     all_layers: dict
     per_layer: dict
 
 
+class Formula(NamedTuple):
+    """The number of parameters as arithmetic over letters, such as `R * (D + 2)`."""
+
+    shared: str
+    task: str
+
+    def count(self, letters: Mapping[str, int]) -> tuple[int, int]:
+        """The shared number and that of one task, with the letters filled in."""
+        shared, task = (eval(text, {"__builtins__": {}}, dict(letters)) for text in self)
+        return shared, task
+
+
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """No adaptation: the identity. Methods derive from it and override what they use."""
+    """No adaptation: the identity. Methods derive from it and override what they use.
+
+    With `output='task'` every task also owns a correction of the output layer, `W' = W + W_a`, `b' = b + b_a`, zero
+    when new: V (D + 1) parameters a task.
+    """
 
     name: ClassVar[str] = "none"
+    description: ClassVar[str] = "no adaptation"
+
+    layers: tuple[int, ...] = ()  # the adapted layers, from 0; () for all
+    output: str = "backbone"  # whose output layer: backbone | task
+
+    def __post_init__(self):
+        self._one_of("output", OUTPUTS)
+
+    def _one_of(self, field: str, allowed) -> None:
+        value = getattr(self, field)
+        if value not in allowed:
+            raise UserError(f"{self.name}.{field} = {value!r}: allowed are {', '.join(map(repr, allowed))}")
+
+    def adapted(self, encoder) -> tuple[int, ...]:
+        """The numbers of the adapted layers, ascending.
+
+        Raises:
+          UserError: a layer that the encoder does not have, or one given twice.
+        """
+        if not self.layers:
+            return tuple(range(encoder.n_layers))
+        if len(set(self.layers)) < len(self.layers) or not all(0 <= n < encoder.n_layers for n in self.layers):
+            raise UserError(f"adapter.layers = {self.layers}: allowed are distinct numbers 0 to {encoder.n_layers - 1}")
+        return tuple(sorted(self.layers))
+
+    # --- what a method declares ---
 
     def init_shared(self, rng, encoder) -> dict:
         """Parameters shared by all tasks; `encoder` is an `EncoderConfig`."""
         del rng, encoder
         return no_parameters()
 
-    def init_task(self, rng, encoder) -> dict:
-        """Parameters of one task. A new task must leave the encoder's output unchanged."""
+    def init_own(self, rng, encoder) -> dict:
+        """Parameters of one task, without the output layer. A new task must leave the encoder's output unchanged."""
         del rng, encoder
         return no_parameters()
+
+    def own_formula(self) -> Formula:
+        """Numbers of parameters of `init_shared` and `init_own`, over `letters`."""
+        return Formula("0", "0")
+
+    def letters(self, encoder) -> dict[str, int]:
+        """What the letters of the formula stand for."""
+        return {"D": encoder.d_model, "L": len(self.adapted(encoder)), "V": encoder.vocab_size}
+
+    # --- what follows from it ---
+
+    def init_task(self, rng, encoder) -> dict:
+        """Parameters of one task."""
+        tree = self.init_own(rng, encoder)
+        if self.output == "task":
+            shapes = {"kernel": (encoder.d_model, encoder.vocab_size), "bias": (encoder.vocab_size,)}
+            tree["all_layers"]["output"] = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+        return tree
+
+    def formula(self) -> Formula:
+        """Numbers of parameters, the output layer included."""
+        shared, task = self.own_formula()
+        if self.output == "task":
+            task = "V * (D + 1)" if task == "0" else f"{task} + V * (D + 1)"
+        return Formula(shared, task)
+
+    # --- hooks ---
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of the affine maps whose outputs `after_layer` wants; 'input' is the layer's own input."""
+        return ()
 
     def initial_carry(self, x) -> Any:
         """What runs through the depth beside x `[B, T, D]`, before the first layer."""
         del x
         return ()
 
-    def after_projection(self, params, name: str, x, y, *, rng):
-        """The output y `[B, T, out]` of the projection `name` of x `[B, T, in]`, adapted.
+    def after_affine(self, params, name: str, x, y, *, rng):
+        """The output y `[B, T, out]` of the affine map `name` of x `[B, T, in]`, adapted.
 
-        `params` is (all_layers, per_layer) of `Bound` with the `[L]` axis taken off; `rng()` gives a key for dropout,
-        or None where the pass is deterministic.
+        `params` is (all_layers, per_layer) of `Bound` with the layer axis taken off; `rng()` gives a key for dropout,
+        or None where the pass is deterministic. The names are those of `models.config.affine_maps`.
         """
         del params, name, x, rng
         return y
 
-    def after_layer(self, params, x, carry, *, rng):
-        """The layer's output x `[B, T, D]` and the carry, adapted."""
-        del params, rng
+    def after_layer(self, params, x, carry, taps, *, rng):
+        """The layer's output x `[B, T, D]` and the carry, adapted; `taps` holds what the property of that name asks."""
+        del params, taps, rng
         return x, carry
+
+    def after_output(self, all_layers, x, logits):
+        """The logits `[B, T, V]` of the encoder's output x `[B, T, D]`, adapted."""
+        if self.output == "backbone" or not all_layers:
+            return logits
+        return logits + affine(all_layers["rows"]["output"], x).astype(logits.dtype)
+
+
+def affine(row, x):
+    """x W + b with the weights of each utterance's own row: W `[B, in, out]`, b `[B, out]`; float32 `[B, T, out]`."""
+    kernel = row["kernel"].astype(x.dtype)
+    y = jnp.einsum("bti,bio->bto", x, kernel, preferred_element_type=jnp.float32)
+    return y + row["bias"][:, None, :]
 
 
 def take_rows(tree, index):
@@ -83,10 +177,12 @@ def take_rows(tree, index):
     return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0, mode="fill", fill_value=0), tree)
 
 
-def bind(shared: dict, rows: dict, index) -> Bound:
+def bind(adapter: Adapter, encoder, shared: dict, rows: dict, index) -> Bound:
     """Gathers what each utterance of a batch needs, once, outside the scan over layers.
 
     Args:
+      adapter: the method.
+      encoder: the `EncoderConfig`.
       shared: the shared tree.
       rows: the tree of K gathered task rows.
       index: int32 `[B]`, the position of each utterance's task among the K rows; K or beyond means `__base__`.
@@ -94,13 +190,31 @@ def bind(shared: dict, rows: dict, index) -> Bound:
     leaves = jax.tree.leaves(rows)
     count = leaves[0].shape[0] if leaves else 0
     taken = take_rows(rows, index)
-    per_layer = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), taken["per_layer"])
+    own = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), taken["per_layer"])
+    per_layer = {"shared": shared["per_layer"], "rows": own}
+    adapted = adapter.adapted(encoder)
+    if len(adapted) < encoder.n_layers:
+        places = np.array(adapted)
+
+        def spread(leaf):
+            return jnp.zeros((encoder.n_layers, *leaf.shape[1:]), leaf.dtype).at[places].set(leaf)
+
+        per_layer = jax.tree.map(spread, per_layer) | {
+            "adapted": jnp.zeros(encoder.n_layers, bool).at[places].set(True)
+        }
     return Bound(
         all_layers={"shared": shared["all_layers"], "rows": taken["all_layers"], "active": index < count},
-        per_layer={"shared": shared["per_layer"], "rows": per_layer},
+        per_layer=per_layer,
     )
 
 
 def unbound() -> Bound:
     """What the encoder takes when there is no adapter."""
     return Bound(all_layers={}, per_layer={})
+
+
+def unless_skipped(per_layer: dict, new, old):
+    """`new` in an adapted layer, `old` in another; trees of arrays."""
+    if "adapted" not in per_layer:
+        return new
+    return jax.tree.map(lambda a, b: jnp.where(per_layer["adapted"], a, b), new, old)

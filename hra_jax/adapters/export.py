@@ -26,12 +26,18 @@ import safetensors.numpy
 from etils import epath
 
 from hra_jax.adapters.model_card import model_card
-from hra_jax.config import BASE_TASK
 from hra_jax.errors import UserError
+from hra_jax.rules import BASE_TASK
 
 FORMAT_VERSION = 1
 # PEFT must refuse these folders, not read them as a method of its own: none of the values is one of PEFT's names.
-PEFT_TYPES = {"hra": "HIERARCHICAL_RECURRENT"}
+PEFT_TYPES = {
+    "hra": "HIERARCHICAL_RECURRENT",
+    "residual": "HRA_JAX_RESIDUAL",
+    "lora": "HRA_JAX_LORA",
+    "bitfit": "HRA_JAX_BITFIT",
+    "output": "HRA_JAX_OUTPUT",
+}
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TASKS_FILE = "tasks.json"
@@ -161,7 +167,7 @@ def write_adapter(
     folder: epath.PathLike,
     *,
     method: Mapping,
-    trainable: Mapping[str, Mapping],
+    weights: Mapping[str, Mapping],
     tasks: list[dict],
     backbone: Mapping[str, str],
     vocabulary: Mapping,
@@ -174,7 +180,7 @@ def write_adapter(
     Args:
       folder: where to; made where absent.
       method: JSON settings of the adaptation method; "name" is a key of `PEFT_TYPES`.
-      trainable: {"shared": tree, "tasks": tree whose leaves have a leading row axis}; floating-point arrays.
+      weights: {"shared": tree, "tasks": tree whose leaves have a leading row axis}; floating-point arrays.
       tasks: a dict for each task: "name", "row" (its index on the row axis), and anything else that is JSON. Rows that
         no task names are not written.
       backbone: "name" and "fingerprint". Of a name that is a path only the last part is kept.
@@ -192,7 +198,7 @@ def write_adapter(
         raise UserError(f"method {method['name']!r} has no adapter folder; allowed: {', '.join(PEFT_TYPES)}")
     _check_tasks(tasks, where="adapter export")
     entries = _task_entries(tasks, per_task_files=per_task_files)
-    shared, bank = (_arrays(trainable[part], part) for part in ("shared", "tasks"))
+    shared, bank = (_arrays(weights[part], part) for part in ("shared", "tasks"))
     config = {
         "format_version": FORMAT_VERSION,
         "peft_type": PEFT_TYPES[method["name"]],

@@ -4,11 +4,12 @@ One controller for all layers and all tasks recurs over the depth of the encoder
 same for all layers, turns its state into a correction of the layer's output:
 
     s_l = relu(W x_l + u * s_{l-1} + b),  s_0 = 0
-    x_l <- x_l + head(s_l),  linear head: V s + c;  FFN head: V2 relu(V1 s + c1) + c2
+    x_l <- x_l + head(s_l)
 
-Letters: B batch, T frames, D width, R controller width, H hidden width of an FFN head.
+Other recurrences and heads are in `controllers` and `heads`, with their numbers of parameters. With the defaults:
+shared `R * (D + 2)`, a task `D * (R + 1)`. A head for each layer costs a task L times as much.
 
-Parameters: shared R (D + 2); a task R D + D with a linear head, H (R + 1) + D (H + 1) with an FFN head.
+Letters: B batch, T frames, D width, L adapted layers, R controller width, H hidden width of a head.
 """
 
 import dataclasses
@@ -18,56 +19,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hra_jax.adapters.base import Adapter, no_parameters
+from hra_jax.adapters import controllers, heads
+from hra_jax.adapters.base import Adapter, Formula, no_parameters, unless_skipped
 from hra_jax.errors import UserError
-
-
-class IndRNN(nn.Module):
-    """Independently recurrent controller: each unit recurs on itself alone (arXiv 1803.04831)."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x, state):
-        """x `[..., D]`, state float32 `[..., R]` -> the new state, float32."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
-        # Between forgetting and keeping: each unit gets its own reach over the depth.
-        recurrent = self.param("recurrent", nn.initializers.uniform(scale=1.0), (self.width,))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        drive = jnp.einsum("...d,dr->...r", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-        shape = (1,) * (drive.ndim - 1) + (self.width,)
-        return nn.relu(drive + recurrent.reshape(shape) * state + bias.reshape(shape))
-
-
-class LinearHead(nn.Module):
-    """o = V s + c; zero when new."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, state):
-        """`[..., R]` -> `[..., width]`."""
-        kernel = self.param("kernel", nn.initializers.zeros, (state.shape[-1], self.width))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        return state @ kernel + bias.reshape((1,) * (state.ndim - 1) + (-1,))
-
-
-class FFNHead(nn.Module):
-    """o = V2 relu(V1 s + c1) + c2; zero when new."""
-
-    hidden: int
-    width: int
-
-    @nn.compact
-    def __call__(self, state):
-        """`[..., R]` -> `[..., width]`."""
-        kernel = self.param("hidden_kernel", nn.initializers.lecun_normal(), (state.shape[-1], self.hidden))
-        bias = self.param("hidden_bias", nn.initializers.zeros, (self.hidden,))
-        hidden = nn.relu(state @ kernel + bias.reshape((1,) * (state.ndim - 1) + (-1,)))
-        return LinearHead(self.width, name="output")(hidden)
-
-
-HEADS = ("linear", "ffn")
+from hra_jax.models.config import affine_maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,43 +30,86 @@ class HierarchicalRecurrentAdapter(Adapter):
     """Hyper-parameters of the method; the modules are applied to explicit trees."""
 
     name: ClassVar[str] = "hra"
+    description: ClassVar[str] = "the hierarchical recurrent adapter of arXiv 2403.19709"
 
     width: int = 64  # R
-    head: str = "linear"  # linear | ffn
-    head_width: int = 32  # H, hidden width of an FFN head
+    recurrence: str = "indrnn"  # a key of controllers.FORMULAS
+    activation: str = "relu"  # a key of controllers.ACTIVATIONS
+    reads: str = "layer"  # layer: the layer's output | input: its input | the name of an affine map: that one's output
+    head: str = "linear"  # linear | ffn | lowrank
+    head_width: int = 32  # H, of an ffn or lowrank head
+    head_per_layer: bool = False  # a head for each adapted layer, in place of one for all
     dropout: float = 0.0  # of the controller's state, before the head
 
     def __post_init__(self):
-        if self.head not in HEADS:
-            raise UserError(f"adapter.head = {self.head!r}: allowed are {', '.join(map(repr, HEADS))}")
+        super().__post_init__()
+        self._one_of("recurrence", controllers.FORMULAS)
+        self._one_of("activation", controllers.ACTIVATIONS)
+        self._one_of("head", heads.FORMULAS)
+
+    def _controller(self) -> nn.Module:
+        return controllers.Controller(self.recurrence, self.width, self.activation)
 
     def _head(self, d_model: int) -> nn.Module:
-        return LinearHead(d_model) if self.head == "linear" else FFNHead(self.head_width, d_model)
+        return heads.Head(self.head, d_model, self.head_width)
+
+    def _read_width(self, encoder) -> int:
+        if self.reads in ("layer", "input"):
+            return encoder.d_model
+        maps = affine_maps(encoder)
+        if self.reads not in maps:
+            raise UserError(f"hra.reads = {self.reads!r}: allowed are 'layer', 'input', {', '.join(map(repr, maps))}")
+        return maps[self.reads].outputs
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """What the controller reads, where it is not the layer's output."""
+        return () if self.reads == "layer" else (self.reads,)
 
     def init_shared(self, rng, encoder) -> dict:
         """The controller: it has no layer axis, one set of weights serves every layer."""
-        x, state = jnp.zeros((1, encoder.d_model)), jnp.zeros((1, self.width))
-        controller = IndRNN(self.width).init(rng, x, state)["params"]
-        return no_parameters() | {"all_layers": {"controller": controller}}
+        x = jnp.zeros((1, self._read_width(encoder)))
+        carry = jnp.zeros((1, controllers.carry_width(self.recurrence, self.width)))
+        return no_parameters() | {"all_layers": {"controller": self._controller().init(rng, x, carry)["params"]}}
 
-    def init_task(self, rng, encoder) -> dict:
-        """One task's head."""
-        head = self._head(encoder.d_model).init(rng, jnp.zeros((1, self.width)))["params"]
-        return no_parameters() | {"all_layers": {"head": head}}
+    def init_own(self, rng, encoder) -> dict:
+        """One task's head, or its heads."""
+
+        def init(key):
+            return self._head(encoder.d_model).init(key, jnp.zeros((1, self.width)))["params"]
+
+        if not self.head_per_layer:
+            return no_parameters() | {"all_layers": {"head": init(rng)}}
+        keys = jax.random.split(rng, len(self.adapted(encoder)))
+        return no_parameters() | {"per_layer": {"head": jax.vmap(init)(keys)}}
+
+    def own_formula(self) -> Formula:
+        """Of the controller and of a head."""
+        shared = controllers.FORMULAS[self.recurrence]
+        if self.reads not in ("layer", "input"):
+            shared = shared.replace("D", "I")
+        task = heads.FORMULAS[self.head]
+        return Formula(shared, f"L * ({task})" if self.head_per_layer else task)
+
+    def letters(self, encoder) -> dict[str, int]:
+        """R, H, and I, the width of what the controller reads."""
+        own = {"R": self.width, "H": self.head_width, "I": self._read_width(encoder)}
+        return super().letters(encoder) | own
 
     def initial_carry(self, x):
-        """s_0 = 0: float32 `[B, T, R]`."""
-        return jnp.zeros((*x.shape[:2], self.width), jnp.float32)
+        """s_0 = 0: float32 `[B, T, R]`, or what else the recurrence carries."""
+        return jnp.zeros((*x.shape[:2], controllers.carry_width(self.recurrence, self.width)), jnp.float32)
 
-    def after_layer(self, params, x, carry, *, rng):
+    def after_layer(self, params, x, carry, taps, *, rng):
         """Advances the controller and adds each utterance's own head."""
-        all_layers, _ = params
-        state = IndRNN(self.width).apply({"params": all_layers["shared"]["controller"]}, x, carry)
-        read = state
+        all_layers, per_layer = params
+        read = taps[self.reads] if self.taps else x
+        state, new_carry = self._controller().apply({"params": all_layers["shared"]["controller"]}, read, carry)
         if self.dropout and (key := rng()) is not None:
-            read = nn.Dropout(self.dropout, deterministic=False).apply({}, state, rngs={"dropout": key})
+            state = nn.Dropout(self.dropout, deterministic=False).apply({}, state, rngs={"dropout": key})
+        rows = per_layer["rows"]["head"] if self.head_per_layer else all_layers["rows"]["head"]
         head = self._head(x.shape[-1])
-        delta = jax.vmap(lambda row, s: head.apply({"params": row}, s))(all_layers["rows"]["head"], read)
+        delta = jax.vmap(lambda row, s: head.apply({"params": row}, s))(rows, state)
         # `where`, so that `__base__` rows are untouched whatever the controller holds.
         delta = jnp.where(all_layers["active"][:, None, None], delta, 0.0)
-        return x + delta.astype(x.dtype), state
+        return unless_skipped(per_layer, (x + delta.astype(x.dtype), new_carry), (x, carry))

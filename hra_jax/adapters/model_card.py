@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from hra_jax.config import BASE_TASK
+from hra_jax.rules import BASE_TASK
 
 _DESCRIPTIONS = {"hra": "the hierarchical recurrent adapter of arXiv 2403.19709"}
 _MOST_LISTED = 50  # task names

@@ -41,6 +41,7 @@ class _Job(NamedTuple):
     batch: Batch
     futures: list[Future]
     position: dict | None
+    tasks: tuple[int, ...]  # of the global batch, ascending, `__base__` left out
 
     def result(self) -> Batch:
         for future in self.futures:
@@ -95,7 +96,8 @@ class _Assembler:
             "utterance": mine,
         }
         futures = [self._pool.submit(self._fill, batch, row) for row in np.flatnonzero(mine != PADDING)]
-        return _Job(batch, futures, position)
+        tasks = np.unique(self._table.task[np.asarray(indices, np.int64)])
+        return _Job(batch, futures, position, tuple(tasks[tasks != BASE_ID].tolist()))
 
     def _fill(self, batch: Batch, row: int) -> None:
         """Decodes one row in place; audio that fails leaves it as padding is, and is reported."""
@@ -144,6 +146,7 @@ class TrainLoader(Iterator[Batch]):
 
     Attributes:
       wait_seconds: time spent inside `next` so far: what training waited for its input.
+      tasks: the tasks of the global batch last handed out, ascending, `__base__` left out.
     """
 
     def __init__(
@@ -206,6 +209,7 @@ class TrainLoader(Iterator[Batch]):
         self._hopeless = min(_HOPELESS, -(-len(table) // host_count))
         self._closed = False
         self.wait_seconds = 0.0
+        self.tasks: tuple[int, ...] = ()
 
     def _checked(self, position: Mapping | None) -> dict:
         if position is None:
@@ -248,7 +252,7 @@ class TrainLoader(Iterator[Batch]):
         job = self._jobs.popleft()
         batch = job.result()
         self._watch(batch)
-        self._position = job.position
+        self._position, self.tasks = job.position, job.tasks
         self.wait_seconds += time.perf_counter() - started
         return batch
 

@@ -58,16 +58,17 @@ def _check_unique(names: Sequence[str], what: str) -> None:
 
 
 def _task_names(
-    sources: Sequence[TableSource], task_tag: str, tasks: Sequence[str], *, for_training: bool
-) -> tuple[str, ...]:
-    """The tasks in the order of their ids, checked against what the sources hold."""
+    sources: Sequence[TableSource], task_tag: str, tasks: Sequence[str], *, first: Sequence[str], for_training: bool
+) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The tasks in the order of their ids, and those of which utterances are taken; checked against the sources."""
     fixed = {source.task for source in sources if source.task is not None} - {BASE_TASK}
     tagged = [source for source in sources if source.task is None and task_tag]
     values = {str(row.tags[task_tag]) for source in tagged for row in source.utterances if task_tag in row.tags}
     if BASE_TASK in values or BASE_TASK in tasks:
         raise UserError(f"task name {BASE_TASK!r} is reserved for 'no adapter'; allowed: any other name")
     if not tasks:
-        return tuple(sorted(values | fixed))
+        chosen = tuple(sorted(values | fixed))
+        return (*first, *(name for name in chosen if name not in first)), frozenset(chosen)
     _check_unique(list(tasks), "task")
     if for_training:
         for name in tasks:
@@ -77,7 +78,7 @@ def _task_names(
     for name in sorted(fixed):
         if name not in tasks:
             raise _unknown_task(name, [*tasks, BASE_TASK], where="a task of the adapter")
-    return tuple(tasks)
+    return (*first, *(name for name in tasks if name not in first)), frozenset(tasks)
 
 
 class UtteranceTable:
@@ -106,6 +107,7 @@ class UtteranceTable:
         normalizer: str,
         task_tag: str,
         tasks: Sequence[str] = (),
+        first_tasks: Sequence[str] = (),
         max_seconds: float,
         sample_rate: int,
         output_length: Callable[[np.ndarray], np.ndarray],
@@ -120,6 +122,8 @@ class UtteranceTable:
           normalizer: a name of text.NORMALIZERS.
           task_tag: the manifest tag that names an utterance's adapter task; '' puts everything on `__base__`.
           tasks: names of the adapter tasks in the order of their ids; () takes every value of the tag, sorted.
+          first_tasks: names that have the first ids whether or not they are among `tasks`: those of a bank that is
+            there already.
           max_seconds: longer utterances are left out (too_long).
           sample_rate: Hz of the decoded audio.
           output_length: encoder frames of a number of samples, elementwise over an int array.
@@ -137,7 +141,9 @@ class UtteranceTable:
         self._vocabulary, self._normalizer, self._report = vocabulary, normalizer, report
         self._max_seconds = max_seconds
         _check_unique([source.name for source in self.sources], "source name")
-        self.task_names = _task_names(self.sources, task_tag, tuple(tasks), for_training=for_training)
+        self.task_names, self._chosen = _task_names(
+            self.sources, task_tag, tuple(tasks), first=tuple(first_tasks), for_training=for_training
+        )
         self.unselected = 0
         self.utterances: list[manifest.Utterance] = []
         self.texts: list[str] = []
@@ -164,7 +170,7 @@ class UtteranceTable:
             task = source.task
             if task is None:
                 task = str(row.tags[task_tag]) if task_tag else BASE_TASK
-            if task not in ids:
+            if task != BASE_TASK and task not in self._chosen:
                 self.unselected += 1
                 continue
             words = text.normalize_text(row.text, self._normalizer)

@@ -22,11 +22,11 @@ from matplotlib.figure import Figure
 
 from hra_jax.adapters.export import json_text, task_file_names, write_file
 from hra_jax.adapters.model_card import bounds, markdown_cell, percent
-from hra_jax.config import BASE_TASK
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.error_rates import ErrorCounts
 from hra_jax.evaluation.suites import MEAN_TASK, Suite
+from hra_jax.rules import BASE_TASK
 
 ACCOUNTING = (
     "trainable_parameters",

@@ -18,14 +18,6 @@ from hra_jax.models import ctc
 from hra_jax.training import sharding
 
 
-def with_mean_row(trainable: dict) -> dict:
-    """An adapter whose bank has one row more: the mean of all rows, which `__mean__` stands for."""
-    tasks = jax.tree.map(
-        lambda leaf: jax.numpy.concatenate([leaf, leaf.mean(axis=0, keepdims=True)]), trainable["tasks"]
-    )
-    return {**trainable, "tasks": tasks}
-
-
 class SuiteRunner:
     """A suite with its utterances looked up once, to be run on any number of checkpoints.
 
@@ -36,11 +28,18 @@ class SuiteRunner:
       config: the run's configuration; `eval`, `batch.buckets`, `batch.multiple` and `data` are read.
       mesh: the device mesh.
       report: where unusable utterances go.
+
+    Attributes:
+      rows: the adapter's rows that the suite uses, ascending.
+      needs_mean: whether it also uses the mean of all rows.
     """
 
     def __init__(self, suite: Suite, *, base, tasks, config, mesh, report):
         self.suite, self._base, self._config, self._mesh, self._report = suite, base, config, mesh, report
-        self._has_bank = bool(tasks)
+        used = {task.adapter_task for task in suite.tasks} if tasks else set()
+        # One row at least: nothing can be gathered from a bank without rows.
+        self.rows = tuple(n for n, name in enumerate(tasks) if name in used) or ((0,) if tasks else ())
+        self.needs_mean = MEAN_TASK in used
         self._table = UtteranceTable(
             [
                 TableSource(task.name, task.utterances, task=task.adapter_task if tasks else BASE)
@@ -49,7 +48,7 @@ class SuiteRunner:
             vocabulary=base.vocabulary,
             normalizer=config.data.normalizer,
             task_tag="",
-            tasks=(*tasks, MEAN_TASK) if tasks else (),
+            tasks=(*(tasks[row] for row in self.rows), *([MEAN_TASK] if self.needs_mean else [])),
             max_seconds=config.batch.buckets[-1],
             sample_rate=base.features.sample_rate,
             output_length=base.output_length,
@@ -64,12 +63,13 @@ class SuiteRunner:
         )
         self.label_capacities = tuple(lengths)
 
-    def run(self, evaluation_step, trainable: dict, frozen, *, progress: bool = False):
+    def run(self, evaluation_step, weights: dict, frozen, *, progress: bool = False):
         """Scores the suite.
 
         Args:
           evaluation_step: the compiled step of `training.step.make_evaluation_step`.
-          trainable: what a run trains.
+          weights: {'backbone'}, or {'shared', 'tasks'} whose bank holds the rows `rows` and, with `needs_mean`, the
+            mean of all tasks behind them.
           frozen: the backbone's weights; the base that results are compared with.
           progress: whether to show a bar.
 
@@ -81,8 +81,6 @@ class SuiteRunner:
           UserError: no utterance of the suite could be read.
         """
         config, vocabulary = self._config, self._base.vocabulary
-        if self._has_bank:
-            trainable = with_mean_row(trainable)
         batches = eval_batches(
             self._table,
             batch_seconds=config.eval.batch_seconds,
@@ -99,7 +97,7 @@ class SuiteRunner:
         bar = tqdm(total=len(self._table), desc=f"evaluating {self.suite.name}", unit="utterance", disable=not shown)
         with bar:
             for batch in batches:
-                outputs = evaluation_step(trainable, frozen, sharding.shard_batch(batch, self._mesh))
+                outputs = evaluation_step(weights, frozen, sharding.shard_batch(batch, self._mesh))
                 outputs = {name: np.asarray(value) for name, value in outputs.items()}
                 texts, base_texts = (
                     [vocabulary.decode(ids) for ids in ctc.greedy_decode(outputs[name], outputs["lengths"], 0)]

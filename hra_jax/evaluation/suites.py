@@ -25,11 +25,11 @@ from collections.abc import Iterable
 import ml_collections
 
 from hra_jax import config as configs
-from hra_jax.config import BASE_TASK
 from hra_jax.data.manifest import Utterance, load_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.text import NORMALIZERS
 from hra_jax.errors import UserError
+from hra_jax.rules import BASE_TASK
 
 MEAN_TASK = "__mean__"
 WILDCARD = "*"

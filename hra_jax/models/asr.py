@@ -53,9 +53,7 @@ class AsrModel(nn.Module):
         )
         x = self.constrain(encoder(self.constrain(x), lengths, bound))
         logits = Projection(self.encoder.vocab_size, axes=("embed", "vocab"), name="output")(x)
-        logits = self.adapter.after_projection(
-            (bound.all_layers, bound.per_layer), "output", x, logits, rng=lambda: None
-        )
+        logits = self.adapter.after_output(bound.all_layers, x, logits)
         return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), lengths
 
     def _features(self, waveform, num_samples):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 from hra_jax.errors import UserError
 from hra_jax.models import padding
@@ -182,6 +183,47 @@ SIZES = {
         | dict(position="xl"),
     ),
 }
+
+
+class AffineMap(NamedTuple):
+    """An affine map of an encoder layer, as the hooks of adapters name it."""
+
+    path: tuple[str, ...]  # of its weights, in those of a layer
+    kind: str  # projection | norm | depthwise
+    inputs: int  # width
+    outputs: int  # width
+    bias: bool  # whether it has one
+
+
+def affine_maps(config: EncoderConfig) -> dict[str, AffineMap]:
+    """The affine maps of one layer by name, in the order in which they are applied."""
+    d, f = config.d_model, config.d_ff
+    found = {}
+
+    def norm(name: str, path: tuple[str, ...]):
+        found[name] = AffineMap(path, "norm", d, d, True)
+
+    def projection(name: str, inputs: int, outputs: int, *, bias: bool = True):
+        found[name] = AffineMap(tuple(name.split(".")), "projection", inputs, outputs, bias)
+
+    def feed_forward(name: str):
+        norm(f"{name}.norm", (name, "norm"))
+        projection(f"{name}.up", d, f)
+        projection(f"{name}.down", f, d)
+
+    feed_forward("ff1")
+    norm("attention.norm", ("attention_norm",))
+    for name in ("query", "key", "value", "output"):
+        projection(f"attention.{name}", d, d)
+    norm("convolution.norm", ("convolution", "norm"))
+    projection("convolution.gated", d, 2 * d, bias=config.conv_bias)
+    found["convolution.depthwise"] = AffineMap(("convolution", "depthwise"), "depthwise", d, d, config.conv_bias)
+    if config.conv_norm == "layer":
+        norm("convolution.depthwise_norm", ("convolution", "depthwise_norm"))
+    projection("convolution.output", d, d, bias=config.conv_bias)
+    feed_forward("ff2")
+    norm("final_norm", ("final_norm",))
+    return found
 
 
 def named_size(name: str, vocab_size: int) -> tuple[FeatureConfig, EncoderConfig]:

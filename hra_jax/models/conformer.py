@@ -36,7 +36,7 @@ class FeedForward(nn.Module):
     def __call__(self, x, hook):
         """`[B, T, D]` -> `[B, T, D]`."""
         config = self.config
-        x = LayerNorm(config.norm_eps, name="norm")(x)
+        x = hook(f"{self.name}.norm", x, LayerNorm(config.norm_eps, name="norm")(x))
         y = Projection(config.d_ff, axes=("embed", "mlp"), name="up")(x)
         x = nn.silu(hook(f"{self.name}.up", x, y))
         y = Projection(config.d_model, axes=("mlp", "embed"), gain=config.residual_gain, name="down")(x)
@@ -52,7 +52,7 @@ class ConvolutionModule(nn.Module):
     def __call__(self, x, valid, hook):
         """`[B, T, D]` and bool `[B, T]` -> `[B, T, D]`."""
         config = self.config
-        x = LayerNorm(config.norm_eps, name="norm")(x)
+        x = hook("convolution.norm", x, LayerNorm(config.norm_eps, name="norm")(x))
         if config.conv_mask == "pre_pointwise":
             x = padding.zero_invalid(x, valid)
         project = Projection(2 * config.d_model, axes=("embed", "mlp"), use_bias=config.conv_bias, name="gated")
@@ -61,9 +61,10 @@ class ConvolutionModule(nn.Module):
         if config.conv_mask == "post_glu":
             x = padding.zero_invalid(x, valid)
         causal = config.conv_padding == "causal"
-        x = DepthwiseConvolution(config.kernel, causal=causal, use_bias=config.conv_bias, name="depthwise")(x)
+        convolve = DepthwiseConvolution(config.kernel, causal=causal, use_bias=config.conv_bias, name="depthwise")
+        x = hook("convolution.depthwise", x, convolve(x))
         if config.conv_norm == "layer":
-            x = LayerNorm(config.norm_eps, name="depthwise_norm")(x)
+            x = hook("convolution.depthwise_norm", x, LayerNorm(config.norm_eps, name="depthwise_norm")(x))
         x = nn.silu(x)
         project = Projection(
             config.d_model, axes=("mlp", "embed"), use_bias=config.conv_bias, gain=config.residual_gain, name="output"
@@ -72,7 +73,7 @@ class ConvolutionModule(nn.Module):
 
 
 class ConformerLayer(nn.Module):
-    """One block, with the adapter's hooks: after each projection, and after the block."""
+    """One block, with the adapter's hooks: after each affine map, and after the block."""
 
     config: EncoderConfig
     adapter: Adapter
@@ -95,12 +96,16 @@ class ConformerLayer(nn.Module):
         """
         x, state = carry
         config, adapter, params = self.config, self.adapter, (all_layers, per_layer)
+        taps = {"input": x} if "input" in adapter.taps else {}
 
         def rng():
             return self.make_rng("dropout") if self.has_rng("dropout") else None
 
         def hook(name, inputs, outputs):
-            return adapter.after_projection(params, name, inputs, outputs, rng=rng)
+            outputs = adapter.after_affine(params, name, inputs, outputs, rng=rng)
+            if name in adapter.taps:
+                taps[name] = outputs
+            return outputs
 
         def drop(y):
             return nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(y)
@@ -108,12 +113,12 @@ class ConformerLayer(nn.Module):
         (keep, add), (keep_conv, add_conv) = config.ff_residual, config.conv_residual
         x = self.constrain(x)
         x = keep * x + add * drop(FeedForward(config, name="ff1")(x, hook))
-        y = LayerNorm(config.norm_eps, name="attention_norm")(x)
+        y = hook("attention.norm", x, LayerNorm(config.norm_eps, name="attention_norm")(x))
         x = x + drop(Attention(config, name="attention")(y, mask, hook))
         x = keep_conv * x + add_conv * drop(ConvolutionModule(config, name="convolution")(x, valid, hook))
         x = keep * x + add * drop(FeedForward(config, name="ff2")(x, hook))
-        x = LayerNorm(config.norm_eps, name="final_norm")(x)
-        return adapter.after_layer(params, x, state, rng=rng), None
+        x = hook("final_norm", x, LayerNorm(config.norm_eps, name="final_norm")(x))
+        return adapter.after_layer(params, x, state, taps, rng=rng), None
 
 
 class Conformer(nn.Module):

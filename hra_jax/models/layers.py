@@ -42,6 +42,13 @@ class Projection(nn.Module):
         return y
 
 
+def standardized(x, eps: float):
+    """x `[..., D]` shifted and scaled to mean 0 and variance 1 along its last axis, float32."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(axis=-1, keepdims=True)
+    return y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
+
+
 class LayerNorm(nn.Module):
     """LayerNorm over the last axis with float32 statistics."""
 
@@ -52,10 +59,7 @@ class LayerNorm(nn.Module):
         """`[..., D]` -> the same shape and dtype."""
         scale = weight(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",))
         bias = weight(self, "bias", nn.initializers.zeros, x.shape[-1:], ("norm",))
-        y = x.astype(jnp.float32)
-        mean = y.mean(axis=-1, keepdims=True)
-        variance = jnp.square(y - mean).mean(axis=-1, keepdims=True)
-        y = (y - mean) * jax.lax.rsqrt(variance + self.eps)
+        y = standardized(x, self.eps)
         return (y * along_last(scale, y) + along_last(bias, y)).astype(x.dtype)
 
 

@@ -4,10 +4,14 @@
                      position  JSON: where the data stream stands
                      best      JSON: the best-so-far table
                      run       JSON: what the run must agree on (the fingerprint)
+                     rows      JSON: for each log of rows the list of its segments that hold the state of this step
                      metrics   JSON: {'wer_macro': ...}, where the step was evaluated
 
 A step directory appears under its name only when everything in it is written, so a process killed at any moment leaves
 the last complete checkpoint as the last one. The frozen backbone is never in a checkpoint: the fingerprint names it.
+
+    DIRECTORY/rows/<log>/     rows of the task bank (training/row_log.py): a save writes those that changed since the
+                              save before, so its cost does not grow with the tasks that stayed as they were
 """
 
 import json
@@ -15,7 +19,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -25,9 +29,11 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from hra_jax.errors import UserError
+from hra_jax.training.row_log import RowLog
 from hra_jax.training.sharding import leaf_name
 
 METRIC = "wer_macro"  # the lower the better
+LOGS = ("bank", "best")  # rows of the task bank as they train, and those of each task's best step
 
 # What Orbax and TensorStore raise when storage fails; TensorStore reports I/O errors as ValueError.
 _STORAGE_ERRORS = (OSError, ValueError, RuntimeError)
@@ -93,6 +99,8 @@ class Checkpoints:
         self._fingerprint = None if fingerprint is None else _plain(fingerprint, "fingerprint")
         self._read_only = read_only
         self._writing: int | None = None
+        self._segments: dict[int, dict[str, list[str]]] = {}  # by step, of the logs
+        self._logs = {name: RowLog(self.directory / "rows" / name, read_only=read_only) for name in LOGS}
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory}: no such directory of checkpoints")
         if self.directory.exists() and not self.directory.is_dir():
@@ -132,6 +140,7 @@ class Checkpoints:
         *,
         position: Mapping,
         best: Mapping,
+        rows: Mapping[str, tuple] | None = None,
         metrics: Mapping[str, float] | None = None,
         force: bool = False,
     ) -> bool:
@@ -139,9 +148,10 @@ class Checkpoints:
 
         Args:
           step: steps done.
-          state: tree of jax.Array.
+          state: tree of jax.Array, without the rows of the task bank.
           position: data position, JSON.
           best: best-so-far table, JSON.
+          rows: {name of LOGS: (ids [n], tree of numpy rows [n, ...])}, what changed since the save before.
           metrics: {'wer_macro': x} if the state of this step was evaluated: the lowest are kept, of equal ones the
             newer. A number that is not finite counts as not evaluated.
           force: saves a step that is not due.
@@ -155,10 +165,11 @@ class Checkpoints:
         if not (force or self.due(step)) or step in self.all_steps():
             return False
         score = None if metrics is None else float(metrics[METRIC])
-        items = {"position": position, "best": best, "run": self._fingerprint or {}}
+        self.wait()
+        segments = self._append(step, rows or {})
+        items = {"position": position, "best": best, "run": self._fingerprint or {}, "rows": segments}
         # Orbax writes JSON in the background: a copy, so that the caller may go on changing its own.
         items = {name: ocp.args.JsonSave(_plain(item, name)) for name, item in items.items()}
-        self.wait()
         self._writing = step
         try:
             self._manager.save(
@@ -207,6 +218,33 @@ class Checkpoints:
         self._check_fingerprint(number)
         self._check_leaves(number, abstract_part, whole=False)
         return self._read(number, state=_restore_args(abstract_part, partial=True)).state
+
+    def _append(self, step: int, rows: Mapping[str, tuple]) -> dict[str, list[str]]:
+        """Writes changed rows; the lists of segments that hold the state of this step, by log."""
+        latest = self.latest_step()
+        segments = {name: [] for name in LOGS} if latest is None else self._segments_of(latest)
+        # Every process has the same rows: one writes them.
+        if jax.process_index() == 0:
+            for name, (ids, tree) in rows.items():
+                segments = segments | {name: self._logs[name].append(f"{step}", ids, tree, after=segments[name])}
+        self._segments[step] = segments
+        return segments
+
+    def _segments_of(self, step: int) -> dict[str, list[str]]:
+        if step not in self._segments:
+            self._segments[step] = self._read(step, rows=ocp.args.JsonRestore()).rows
+        return self._segments[step]
+
+    def rows(self, step: int | str, log: str) -> Iterator[tuple[np.ndarray, dict]]:
+        """The rows of a log as they were at a step, each once: (ids [n], tree of numpy rows [n, ...]), part by part.
+
+        Rows that have never changed are in no log. Raises UserError where a file of the log is missing or damaged.
+        """
+        return self._logs[log].read(self._segments_of(self.resolve(step))[log])
+
+    def row_bytes(self, step: int | str) -> int:
+        """Bytes on storage of all rows of a step."""
+        return sum(self._logs[name].size(names) for name, names in self._segments_of(self.resolve(step)).items())
 
     def fingerprint(self, step: int | str) -> dict:
         """The fingerprint that was stored with a checkpoint."""
@@ -263,6 +301,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except _STORAGE_ERRORS as error:
             raise self._failure(error) from error
+        if self._writing is not None and jax.process_index() == 0:
+            # Only now are the checkpoints that this one replaces gone for good.
+            kept = [self._segments_of(step) for step in self.all_steps()]
+            for name, log in self._logs.items():
+                log.collect(segments[name] for segments in kept)
         self._writing = None
 
     def close(self) -> None:
@@ -338,7 +381,7 @@ def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
     tree, text = ocp.PyTreeCheckpointHandler(), ocp.JsonCheckpointHandler()
     for args in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
         registry.add("state", args, tree)
-    for name in ("position", "best", "run"):
+    for name in ("position", "best", "run", "rows"):
         for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
             registry.add(name, args, text)
     return registry

@@ -1,6 +1,7 @@
 """What a run trains: the trainable tree and its optimizer state, and their accounting.
 
-method 'adapter':          trainable = {'shared': ..., 'tasks': ...}, the backbone is frozen
+method 'adapter':          trainable = {'shared': ..., 'tasks': ...}, the backbone is frozen; with `train='tasks'` what
+                           the tasks share is `fixed`: part of the adapter, but neither differentiated nor moved
 method 'full', 'pretrain': trainable = {'backbone': ...}, nothing is frozen
 """
 
@@ -11,39 +12,66 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hra_jax.adapters import bank
 from hra_jax.training import optimizer as optim
 
 METHODS = ("adapter", "full", "pretrain")
 
 
+TRAINED = ("all", "tasks")
+
+
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a step changes."""
+    """Everything that a step changes, and what else belongs to the result."""
 
     step: jax.Array  # int32 scalar, steps done
     trainable: Any
     optimizer: Any
+    fixed: Any = flax.struct.field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict:
+        """All weights that the run owns, trained or not."""
+        return {**self.fixed, **self.trainable}
 
 
-def init_trainable(adapter, rng, encoder, tasks: int) -> dict:
-    """A new adapter: shared parameters and a bank of `tasks` rows, float32."""
-    shared_rng, task_rng = jax.random.split(rng)
-    return {
-        "shared": adapter.init_shared(shared_rng, encoder),
-        "tasks": bank.init_bank(adapter, task_rng, encoder, tasks),
-    }
+def without_bank(state: TrainState) -> TrainState:
+    """The state but for the rows of the tasks and their moments."""
+    trainable, optimizer = (
+        {name: part for name, part in tree.items() if name != "tasks"} for tree in (state.trainable, state.optimizer)
+    )
+    return state.replace(trainable=trainable, optimizer=optimizer)
 
 
-def create(trainable: dict, config: optim.OptimizerConfig) -> TrainState:
-    """A state at step 0 around a trainable tree."""
+def with_bank(state: TrainState, rows: dict) -> TrainState:
+    """The inverse of `without_bank`; `rows` is {'tasks', 'mu', 'nu', 'count'}."""
+    moments = {name: rows[name] for name in ("mu", "nu", "count")}
+    return state.replace(
+        trainable=state.trainable | {"tasks": rows["tasks"]}, optimizer=state.optimizer | {"tasks": moments}
+    )
+
+
+def bank_of(state: TrainState) -> dict:
+    """The rows of the tasks, their moments and their step counts: {'tasks', 'mu', 'nu', 'count'}, leaves `[A, ...]`."""
+    return {"tasks": state.trainable["tasks"], **state.optimizer["tasks"]}
+
+
+def create(weights: dict, config: optim.OptimizerConfig, *, train: str = "all") -> TrainState:
+    """A state at step 0.
+
+    Args:
+      weights: {'backbone'}, or {'shared', 'tasks'} of an adapter, without 'tasks' where its bank lives elsewhere.
+      config: optimizer settings.
+      train: 'all', or 'tasks': what the tasks share stays as it is.
+    """
+    fixed = {"shared": weights["shared"]} if train == "tasks" else {}
+    trainable = {name: part for name, part in weights.items() if name not in fixed}
     if "backbone" in trainable:
         optimizer = {"backbone": optim.dense(config, config.clip_norm).init(trainable["backbone"])}
     else:
-        optimizer = {
-            "shared": optim.dense(config, config.clip_controller).init(trainable["shared"]),
-            "tasks": optim.init_rows(trainable["tasks"]),
-        }
-    return TrainState(step=jnp.zeros((), jnp.int32), trainable=trainable, optimizer=optimizer)
+        optimizer = {"tasks": optim.init_rows(trainable["tasks"])} if "tasks" in trainable else {}
+        if "shared" in trainable:
+            optimizer["shared"] = optim.dense(config, config.clip_controller).init(trainable["shared"])
+    return TrainState(step=jnp.zeros((), jnp.int32), trainable=trainable, optimizer=optimizer, fixed=fixed)
 
 
 def count(tree) -> int:
@@ -51,19 +79,26 @@ def count(tree) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def accounting(trainable: dict, tasks: int, backbone_parameters: int) -> dict:
+def accounting(weights: dict, tasks: int, backbone_parameters: int, *, train: str = "all") -> dict:
     """What is trained, in numbers.
+
+    Args:
+      weights: {'backbone'}, or {'shared', 'tasks'} of an adapter, its bank with any number of rows.
+      tasks: the number of tasks.
+      backbone_parameters: of the whole backbone.
+      train: as for `create`.
 
     Returns:
       {'trainable_parameters', 'shared_parameters', 'parameters_per_task', 'backbone_parameters', 'tasks'}: for an
-      adapter, trainable = shared + tasks x per task.
+      adapter, trainable = shared + tasks x per task; shared ones that are not trained are not among the trainable.
     """
-    if "backbone" in trainable:
-        shared, per_task = count(trainable["backbone"]), 0
+    if "backbone" in weights:
+        shared, per_task = count(weights["backbone"]), 0
     else:
-        shared, per_task = count(trainable["shared"]), count(trainable["tasks"]) // max(tasks, 1)
+        rows = next((leaf.shape[0] for leaf in jax.tree.leaves(weights["tasks"])), 1)
+        shared, per_task = count(weights["shared"]), count(weights["tasks"]) // max(rows, 1)
     return {
-        "trainable_parameters": count(trainable),
+        "trainable_parameters": (shared if train == "all" else 0) + tasks * per_task,
         "shared_parameters": shared,
         "parameters_per_task": per_task,
         "backbone_parameters": backbone_parameters,

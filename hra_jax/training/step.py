@@ -14,6 +14,7 @@ from hra_jax.errors import UserError
 from hra_jax.models import ctc
 from hra_jax.models.asr import AsrModel
 from hra_jax.training import optimizer as optim
+from hra_jax.training import state as states
 from hra_jax.training.state import TrainState
 
 LOST = "utterances_without_task"  # metric: how many name a task that is not in the bank, or one beyond `max_tasks`
@@ -25,7 +26,7 @@ def forward(model: AsrModel, backbone, shared, rows, index, batch, *, rngs=None)
     `index` `[B]` is each utterance's place among `rows`; K or beyond means `__base__`. With `shared` None there is no
     adapter at all.
     """
-    bound = unbound() if shared is None else bind(shared, rows, index)
+    bound = unbound() if shared is None else bind(model.adapter, model.encoder, shared, rows, index)
     return model.apply({"params": backbone}, batch["waveform"], batch["num_samples"], bound, rngs=rngs)
 
 
@@ -44,14 +45,17 @@ def _rngs(model, seed: int, step, part):
     return {"augment": augment_key} | ({"dropout": dropout_key} if dropout else {})
 
 
-def _gradients(model, learned, frozen, index, batch, blank_id, seed, step, accumulate):
-    """Gradient of the mean loss over the utterances of the global batch, in `accumulate` parts."""
+def _gradients(model, learned, frozen, shared, index, batch, blank_id, seed, step, accumulate):
+    """Gradient of the mean loss over the utterances of the global batch, in `accumulate` parts.
+
+    `shared` is what the tasks share where it is not among `learned`.
+    """
 
     def loss_fn(learned, part, part_index, number):
         if "backbone" in learned:
             args = (learned["backbone"], None, None)
         else:
-            args = (frozen, learned["shared"], learned["rows"])
+            args = (frozen, learned.get("shared", shared), learned["rows"])
         return _loss_sums(model, *args, part_index, part, blank_id, _rngs(model, seed, step, number))
 
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
@@ -91,53 +95,87 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
     """
 
     def train_step(state: TrainState, frozen, batch):
-        trainable = state.trainable
         if batch["waveform"].shape[0] % accumulate:
             raise UserError(f"accumulate = {accumulate}: must divide the batch of {batch['waveform'].shape[0]} rows")
-        if "backbone" in trainable:
-            ids, index, learned = None, jnp.zeros_like(batch["task"]), {"backbone": trainable["backbone"]}
-        else:
-            # A row without weight is not present: its task must not advance.
-            task = jnp.where(batch["weight"] > 0, batch["task"], bank.NO_TASK)
-            size = state.optimizer["tasks"]["count"].shape[0]
-            ids, index = bank.active_rows(task, max_tasks, size)
-            learned = {"shared": trainable["shared"], "rows": bank.gather(trainable["tasks"], ids)}
-            # An utterance whose task found no place must not train the controller as if it were `__base__`.
-            lost = (task < bank.NO_TASK) | (task >= size) | ((task >= 0) & (index >= max_tasks))
-            batch = batch | {"weight": jnp.where(lost, 0.0, batch["weight"])}
+        advance = backbone_step if "backbone" in state.trainable else adapter_step
+        trainable, optimizer, metrics = advance(state, frozen, batch)
+        metrics["learning_rate"] = optim.learning_rate(config)(state.step)
+        return state.replace(step=state.step + 1, trainable=trainable, optimizer=optimizer), metrics
+
+    def gradients(learned, frozen, shared, index, batch, step):
         # A row without weight has no sound: whatever its samples hold (NaN too), 0 x loss would not keep it out.
         batch = batch | {"num_samples": jnp.where(batch["weight"] > 0, batch["num_samples"], 0)}
         loss, counted, infeasible, grads = _gradients(
-            model, learned, frozen, index, batch, blank_id, seed, state.step, accumulate
+            model, learned, frozen, shared, index, batch, blank_id, seed, step, accumulate
         )
-        metrics = {
-            "loss": loss,
-            "utterances": counted,
-            "infeasible": infeasible,
-            "learning_rate": optim.learning_rate(config)(state.step),
-        }
-        if ids is None:
-            transform = optim.dense(config, config.clip_norm)
-            moves, moments = transform.update(grads["backbone"], state.optimizer["backbone"], trainable["backbone"])
-            trainable = {"backbone": optax.apply_updates(trainable["backbone"], moves)}
-            optimizer = {"backbone": moments}
-            metrics["gradient_norm"] = optim.global_norm(grads["backbone"])
-        else:
-            transform = optim.dense(config, config.clip_controller)
-            moves, moments = transform.update(grads["shared"], state.optimizer["shared"], trainable["shared"])
-            tasks, rows, norms = optim.update_rows(
-                grads["rows"], ids, state.optimizer["tasks"], trainable["tasks"], state.step, config
+        return grads, {"loss": loss, "utterances": counted, "infeasible": infeasible}
+
+    def dense_update(part, clip, grads, state):
+        transform = optim.dense(config, clip)
+        moves, moments = transform.update(grads, state.optimizer[part], state.trainable[part])
+        return optax.apply_updates(state.trainable[part], moves), moments
+
+    def backbone_step(state, frozen, batch):
+        learned, index = {"backbone": state.trainable["backbone"]}, jnp.zeros_like(batch["task"])
+        grads, metrics = gradients(learned, frozen, None, index, batch, state.step)
+        weights, moments = dense_update("backbone", config.clip_norm, grads["backbone"], state)
+        metrics["gradient_norm"] = optim.global_norm(grads["backbone"])
+        return {"backbone": weights}, {"backbone": moments}, metrics
+
+    def adapter_step(state, frozen, batch):
+        # A row without weight is not present: its task must not advance.
+        task = jnp.where(batch["weight"] > 0, batch["task"], bank.NO_TASK)
+        size = state.optimizer["tasks"]["count"].shape[0]
+        ids, index = bank.active_rows(task, max_tasks, size)
+        # An utterance whose task found no place must not train the controller as if it were `__base__`.
+        lost = (task < bank.NO_TASK) | (task >= size) | ((task >= 0) & (index >= max_tasks))
+        batch = batch | {"weight": jnp.where(lost, 0.0, batch["weight"])}
+        learned = {"rows": bank.gather(state.trainable["tasks"], ids)}
+        if "shared" in state.trainable:
+            learned["shared"] = state.trainable["shared"]
+        grads, metrics = gradients(learned, frozen, state.fixed.get("shared"), index, batch, state.step)
+        tasks, rows, norms = optim.update_rows(
+            grads["rows"], ids, state.optimizer["tasks"], state.trainable["tasks"], state.step, config
+        )
+        trainable, optimizer, present = {"tasks": tasks}, {"tasks": rows}, ids < size
+        if "shared" in learned:
+            trainable["shared"], optimizer["shared"] = dense_update(
+                "shared", config.clip_controller, grads["shared"], state
             )
-            trainable = {"shared": optax.apply_updates(trainable["shared"], moves), "tasks": tasks}
-            optimizer = {"shared": moments, "tasks": rows}
-            present = ids < size
             metrics["controller_gradient_norm"] = optim.global_norm(grads["shared"])
-            metrics["row_gradient_norm"] = jnp.where(present, norms, 0.0).sum() / jnp.maximum(present.sum(), 1)
-            metrics["tasks_present"] = present.sum().astype(jnp.float32)
-            metrics[LOST] = lost.sum().astype(jnp.float32)
-        return TrainState(step=state.step + 1, trainable=trainable, optimizer=optimizer), metrics
+        metrics["row_gradient_norm"] = jnp.where(present, norms, 0.0).sum() / jnp.maximum(present.sum(), 1)
+        metrics["tasks_present"] = present.sum().astype(jnp.float32)
+        metrics[LOST] = lost.sum().astype(jnp.float32)
+        return trainable, optimizer, metrics
 
     return train_step
+
+
+def make_host_rows_step(train_step):
+    """Builds `step(state, frozen, batch, incoming, resident) -> (state, metrics, resident)` for a bank on the host.
+
+    The device holds K rows: those of the tasks of the step. Nothing in the program depends on the number of tasks.
+
+    Args:
+      train_step: from `make_train_step`, with `max_tasks` K.
+
+    The step takes a state without the bank, and
+      incoming: {'ids': int32 `[K]` ascending, places beyond the tasks of the batch hold `bank.NO_ROW`; 'rows': their
+        rows as the host has them, `{'tasks', 'mu', 'nu', 'count'}`}.
+      resident: the same, as the step before left it: where both have a row, this is the newer one, since the host
+        copies a step's rows back while the next one runs.
+    """
+
+    def step(state: TrainState, frozen, batch, incoming, resident):
+        ids, rows = incoming["ids"], bank.newest(incoming, resident)
+        place = jnp.searchsorted(ids, batch["task"]).astype(jnp.int32)
+        found = jnp.take(ids, place, mode="clip") == batch["task"]
+        # A task that did not come along is beyond the K rows, where the step counts it as lost.
+        local = jnp.where(batch["task"] == bank.NO_TASK, bank.NO_TASK, jnp.where(found, place, ids.shape[0]))
+        state, metrics = train_step(states.with_bank(state, rows), frozen, batch | {"task": local})
+        return states.without_bank(state), metrics, {"ids": ids, "rows": states.bank_of(state)}
+
+    return step
 
 
 def make_evaluation_step(model: AsrModel, *, blank_id):

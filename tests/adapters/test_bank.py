@@ -1,5 +1,7 @@
 """The task bank: which rows a step touches, and that no other row is ever read or written."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +68,9 @@ def test_binding_gives_each_utterance_its_row_and_layers_their_axis_first():
         "per_layer": {"gain": np.arange(30, dtype=np.float32).reshape(3, 5, 2)},
     }
     shared = {"all_layers": {"x": np.ones(2)}, "per_layer": {"y": np.ones((5, 1))}}
-    bound = base.bind(shared, rows, jnp.array([2, 3, 0, 7]))
+    bound = base.bind(
+        base.Adapter(), dataclasses.replace(tiny.ENCODER, n_layers=5), shared, rows, jnp.array([2, 3, 0, 7])
+    )
     np.testing.assert_array_equal(bound.all_layers["active"], [True, False, True, False])
     taken, own = bound.all_layers["rows"]["head"], bound.per_layer["rows"]["gain"]
     assert own.shape == (5, 4, 2)
@@ -79,7 +83,7 @@ def test_binding_gives_each_utterance_its_row_and_layers_their_axis_first():
 
 
 def test_a_new_row_does_not_depend_on_how_many_rows_there_are():
-    few, many = (bank.init_bank(tiny.ADAPTERS["ffn"], jax.random.key(0), tiny.ENCODER, tasks) for tasks in (2, 7))
+    few, many = (bank.init_rows(tiny.ADAPTERS["ffn"], jax.random.key(0), tiny.ENCODER, jnp.arange(n)) for n in (2, 7))
     for a, b in zip(jax.tree.leaves(few), jax.tree.leaves(many), strict=True):
         np.testing.assert_array_equal(a, b[:2])
     hidden = np.asarray(many["all_layers"]["head"]["hidden_kernel"])

@@ -37,7 +37,7 @@ def trainable(seed=0, rows=5):
 def write(folder, **changes):
     arguments = {
         "method": {"name": "hra", "width": 2, "head": "linear"},
-        "trainable": trainable(),
+        "weights": trainable(),
         "tasks": [{"name": name, "row": row, "utterances": 7} for row, name in zip((3, 1, 0, 4), NAMES, strict=True)],
         "backbone": {"name": "/somewhere/on/this/machine/digits-backbone", "fingerprint": "f00d"},
         "vocabulary": {"type": "characters", "characters": [" ", "/", "a"]},
@@ -99,7 +99,7 @@ def test_the_same_weights_give_the_same_bytes_in_any_process_and_order(tmp_path)
     tree = trainable()
     backwards = {part: dict(reversed(list(tree[part].items()))) for part in ("tasks", "shared")}
     tasks = [{"utterances": 7, "row": row, "name": name} for row, name in zip((3, 1, 0, 4), NAMES, strict=True)]
-    write(tmp_path / "b", trainable=backwards, tasks=tasks[::-1])
+    write(tmp_path / "b", weights=backwards, tasks=tasks[::-1])
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     again = "import pathlib, sys; sys.path.insert(0, sys.argv[1]); import test_export; "
     again += "test_export.write(pathlib.Path(sys.argv[2]))"
@@ -110,7 +110,7 @@ def test_the_same_weights_give_the_same_bytes_in_any_process_and_order(tmp_path)
 
 def test_other_weights_give_other_bytes(tmp_path):
     write(tmp_path / "a")
-    write(tmp_path / "b", trainable=trainable(seed=1))
+    write(tmp_path / "b", weights=trainable(seed=1))
     assert (
         contents(tmp_path / "a")["adapter_model.safetensors"] != contents(tmp_path / "b")["adapter_model.safetensors"]
     )
@@ -160,7 +160,7 @@ def test_model_card_says_what_it_costs_and_how_to_use_it(tmp_path):
         ({"tasks": [{"name": "__base__", "row": 0}]}, "cannot have the name '__base__'"),
         ({"tasks": [{"name": "a\nb", "row": 0}]}, "printable"),
         ({"tasks": [{"name": "a"}]}, "needs a 'row'"),
-        ({"trainable": {"shared": {"w": np.array([np.nan], np.float32)}, "tasks": {}}}, "shared.w holds NaN"),
+        ({"weights": {"shared": {"w": np.array([np.nan], np.float32)}, "tasks": {}}}, "shared.w holds NaN"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(tmp_path, changes, message):
@@ -176,7 +176,7 @@ def test_a_row_outside_the_bank_is_refused(tmp_path):
     tree = trainable()
     tree["tasks"]["all_layers"]["head"]["bias"] = np.zeros((4, 3), np.float32)
     with pytest.raises(ValueError, match="one number of rows"):
-        write(tmp_path, trainable=tree)
+        write(tmp_path, weights=tree)
 
 
 def set_config(key, value):

@@ -76,14 +76,14 @@ def test_the_recurrence_runs_over_depth_and_not_over_time(params):
     """A frame's state does not depend on other frames, and it does depend on the layers below."""
     adapter = tiny.ADAPTERS["linear"]
     trainable = tiny.random_trainable(adapter)
-    bound = base.bind(trainable["shared"], trainable["tasks"], jnp.array([2]))
+    bound = base.bind(adapter, tiny.ENCODER, trainable["shared"], trainable["tasks"], jnp.array([2]))
     controller, head = (conformer_numpy.float64(tree) for tree in tiny.one_task(trainable, 2))
     x = np.random.default_rng(0).standard_normal((4, 1, 5, 16)).astype(np.float32)
     state, expected_state = adapter.initial_carry(x[0]), np.zeros((5, 6))
     assert not np.asarray(state).any()
     for depth in range(4):
         own = (bound.all_layers, {})
-        y, state = adapter.after_layer(own, x[depth], state, rng=lambda: None)
+        y, state = adapter.after_layer(own, x[depth], state, {}, rng=lambda: None)
         for t in range(5):
             drive = x[depth, 0, t] @ controller["kernel"] + controller["recurrent"] * expected_state[t]
             expected_state[t] = np.maximum(drive + controller["bias"], 0.0)
@@ -174,8 +174,8 @@ def test_the_gradient_equals_finite_differences_of_the_float64_reference(params)
         ("shared", "controller", "bias", (4,)),
         ("tasks", "head", "hidden_kernel", (3, 2, 1)),
         ("tasks", "head", "hidden_bias", (1, 2)),
-        ("tasks", "head", "output", "kernel", (1, 2, 7)),
-        ("tasks", "head", "output", "bias", (3, 5)),
+        ("tasks", "head", "kernel", (1, 2, 7)),
+        ("tasks", "head", "bias", (3, 5)),
     ]
     for scope, *path, place in names:
         leaf, slope = trainable[scope]["all_layers"], gradient[scope]["all_layers"]
@@ -195,11 +195,11 @@ def test_the_gradient_equals_finite_differences_of_the_float64_reference(params)
 def test_dropout_acts_only_where_a_key_is_given():
     adapter = dataclasses.replace(tiny.ADAPTERS["linear"], dropout=0.5)
     trainable = tiny.random_trainable(adapter)
-    bound = base.bind(trainable["shared"], trainable["tasks"], jnp.array([2, tiny.TASKS]))
+    bound = base.bind(adapter, tiny.ENCODER, trainable["shared"], trainable["tasks"], jnp.array([2, tiny.TASKS]))
     x = np.random.default_rng(0).standard_normal((2, 5, 16)).astype(np.float32)
 
     def run(adapter, key):
-        return adapter.after_layer((bound.all_layers, {}), x, adapter.initial_carry(x), rng=lambda: key)
+        return adapter.after_layer((bound.all_layers, {}), x, adapter.initial_carry(x), {}, rng=lambda: key)
 
     plain, state = run(tiny.ADAPTERS["linear"], None)
     np.testing.assert_array_equal(run(adapter, None)[0], plain)
@@ -211,7 +211,7 @@ def test_dropout_acts_only_where_a_key_is_given():
 
 
 def test_an_unknown_head_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(UserError, match="adapter.head = 'mlp': allowed are 'linear', 'ffn'"):
+    with pytest.raises(UserError, match="hra.head = 'mlp': allowed are 'linear', 'ffn', 'lowrank'"):
         hra.HierarchicalRecurrentAdapter(head="mlp")
 
 

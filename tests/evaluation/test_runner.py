@@ -10,8 +10,9 @@ from reference import micro as world
 
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
-from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts, share_shapes, with_mean_row
+from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts, share_shapes
 from hra_jax.evaluation.suites import load_suite
+from hra_jax.run import suite_weights
 
 
 def make(run, suite: str, *, data, report: DataReport | None = None, **changes) -> SuiteRunner:
@@ -23,7 +24,7 @@ def make(run, suite: str, *, data, report: DataReport | None = None, **changes) 
 
 
 def scores(run, runner: SuiteRunner):
-    rows, loss, differences = runner.run(run.evaluation_step, run.state.trainable, run.frozen)
+    rows, loss, differences = runner.run(run.evaluation_step, suite_weights(run, runner), run.frozen)
     return {(row.task, row.key): row for row in rows}, loss, differences, len(rows)
 
 
@@ -49,14 +50,15 @@ def test_the_batch_that_an_utterance_is_in_changes_nothing(trained, micro):
         np.testing.assert_allclose(few_differences[name], difference, rtol=1e-4)
 
 
-def test_the_mean_row_is_the_mean_of_all_heads_and_the_others_stay(trained):
+def test_a_suite_gets_the_rows_that_it_uses_and_the_mean_of_all_behind_them(trained, micro):
     trainable = jax.device_get(trained.run.state.trainable)
-    extended = with_mean_row(trainable)
-    assert extended["shared"] is trainable["shared"]
-    for before, after in zip(jax.tree.leaves(trainable["tasks"]), jax.tree.leaves(extended["tasks"]), strict=True):
-        assert after.shape[0] == len(world.SPEAKERS) + 1
-        np.testing.assert_array_equal(after[:-1], before)
-        np.testing.assert_allclose(after[-1], before.mean(axis=0), rtol=1e-6)
+    runner = make(trained.run, micro.suite("mixed"), data=micro.data)  # the mean, no adapter, and ann
+    weights = suite_weights(trained.run, runner)
+    assert runner.rows == (0,) and trained.run.tasks[0] == "ann" and runner.needs_mean
+    for before, after in zip(jax.tree.leaves(trainable["tasks"]), jax.tree.leaves(weights["tasks"]), strict=True):
+        assert after.shape[0] == 2 and before.shape[0] == len(world.SPEAKERS)
+        np.testing.assert_array_equal(after[0], before[0])
+        np.testing.assert_allclose(after[1], before.mean(axis=0), rtol=1e-6)
 
 
 def test_the_mean_row_gives_what_a_bank_of_means_would_give(trained, micro):

@@ -104,7 +104,7 @@ def test_scan_equals_a_python_loop_over_layers():
     trainable = tiny.random_trainable(adapter)
     x = np.random.default_rng(0).standard_normal((3, 7, 16)).astype(np.float32)
     lengths, index = jnp.array([7, 4, 5]), jnp.array([1, tiny.TASKS, 4])
-    bound = base.bind(trainable["shared"], trainable["tasks"], index)
+    bound = base.bind(adapter, tiny.ENCODER, trainable["shared"], trainable["tasks"], index)
     model = conformer.Conformer(tiny.ENCODER, adapter)
     scanned = jax.jit(lambda p, b: model.apply({"params": p}, x, lengths, b))(params, bound)
     looped = jax.jit(lambda p, b: layer_by_layer(tiny.ENCODER, adapter, p, b, x, lengths))(params, bound)
@@ -138,7 +138,7 @@ def test_a_causal_encoder_with_an_adapter_does_not_look_ahead(conv_padding, look
     window = dict(context="window", left_context=-1, right_context=0, position="xl", kernel=4)
     encoder = dataclasses.replace(tiny.ENCODER, conv_padding=conv_padding, **window)
     params, trainable = tiny.random_params(tiny.FEATURES, encoder)["encoder"], tiny.random_trainable(adapter, encoder)
-    bound = base.bind(trainable["shared"], trainable["tasks"], jnp.array([1]))
+    bound = base.bind(adapter, encoder, trainable["shared"], trainable["tasks"], jnp.array([1]))
     x = np.random.default_rng(0).standard_normal((1, 9, 16)).astype(np.float32)
     model = conformer.Conformer(encoder, adapter)
 
@@ -160,7 +160,7 @@ def encoder_gradient(remat):
     x, weights = np.random.default_rng(0).standard_normal((2, 3, 7, 16)).astype(np.float32)
 
     def value(trainable, params):
-        bound = base.bind(trainable["shared"], trainable["tasks"], jnp.array([1, 0, 3]))
+        bound = base.bind(adapter, encoder, trainable["shared"], trainable["tasks"], jnp.array([1, 0, 3]))
         return (weights * model.apply({"params": params}, x, jnp.array([7, 4, 6]), bound)).sum()
 
     traced = jax.jit(jax.value_and_grad(value, argnums=(0, 1))).trace(trainable, params)

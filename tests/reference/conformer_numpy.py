@@ -243,9 +243,8 @@ def controller(p, x, state):
 
 def head(p, state):
     """V s + c, or V2 relu(V1 s + c1) + c2 where the head has a hidden layer."""
-    if "output" in p:
-        hidden = np.maximum(state @ p["hidden_kernel"] + p["hidden_bias"], 0.0)
-        return linear(p["output"], hidden)
+    if "hidden_bias" in p:
+        state = np.maximum(state @ p["hidden_kernel"] + p["hidden_bias"], 0.0)
     return linear(p, state)
 
 

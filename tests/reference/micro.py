@@ -128,7 +128,7 @@ class Micro:
         settings = {
             "steps": 4,
             "backbone": self.backbone,
-            "adapter.width": 6,
+            "hra.width": 6,
             "data.dir": str(self.data),
             "data.sources": (("micro", "{dir}/train.jsonl", 1.0),),
             "data.threads": 1,

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hra_jax.adapters import bank
+from hra_jax.adapters import bank, initial
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.models import backbone as backbone_lib
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.config import EncoderConfig, FeatureConfig
-from hra_jax.training import state as state_lib
 from hra_jax.training import step as step_lib
 
 FEATURES = FeatureConfig(sample_rate=1000, fft=32, bins=8, high_hz=500.0)  # hop 10 samples, window 25
@@ -55,13 +54,13 @@ def random_params(features: FeatureConfig, encoder: EncoderConfig, *, seed: int 
 
 def new_trainable(adapter, encoder: EncoderConfig = ENCODER, *, tasks: int = TASKS) -> dict:
     """An adapter as a run starts with it, as numpy."""
-    return jax.device_get(state_lib.init_trainable(adapter, jax.random.key(7), encoder, tasks))
+    return jax.device_get(initial.new_weights(adapter, jax.random.key(7), encoder, tasks))
 
 
 def random_trainable(adapter, encoder: EncoderConfig = ENCODER, *, tasks: int = TASKS, seed: int = 1) -> dict:
     """An adapter with no zero left in it, as after training."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: state_lib.init_trainable(adapter, jax.random.key(7), encoder, tasks))
+    shapes = jax.eval_shape(lambda: initial.new_weights(adapter, jax.random.key(7), encoder, tasks))
     return jax.tree.map(lambda leaf: (0.4 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
 
 

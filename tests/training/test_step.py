@@ -105,7 +105,7 @@ def test_the_gradient_tree_has_only_trainable_leaves():
     model, batch = model_of(), batch_of()
     learned = {"shared": adapter_state().trainable["shared"], "rows": adapter_state().trainable["tasks"]}
     _, _, _, grads = jax.eval_shape(
-        lambda learned: step_lib._gradients(model, learned, backbone(), batch["task"], batch, 0, 0, 0, 1), learned
+        lambda learned: step_lib._gradients(model, learned, backbone(), None, batch["task"], batch, 0, 0, 0, 1), learned
     )
     assert jax.tree.structure(grads) == jax.tree.structure(learned)
     assert state_lib.count(grads) == state_lib.count(learned)
@@ -290,6 +290,6 @@ def test_the_description_names_every_trained_leaf_up_to_a_limit():
     trainable = tiny.new_trainable(tiny.ADAPTERS["ffn"], ENCODER)
     lines = state_lib.describe(trainable)
     assert "shared.all_layers.controller.kernel  (16, 6)  96" in lines
-    assert "tasks.all_layers.head.output.bias  (5, 16)  80" in lines
+    assert "tasks.all_layers.head.bias  (5, 16)  80" in lines
     assert len(lines) == len(jax.tree.leaves(trainable))
     assert state_lib.describe(trainable, most=2)[2] == "... and 5 more leaves"

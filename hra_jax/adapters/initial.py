@@ -1,0 +1,98 @@
+"""The weights that an adapter run starts with: new ones, or those of an exported adapter with new tasks beside them."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from hra_jax import config as configs
+from hra_jax.adapters import bank, methods
+from hra_jax.adapters import export as exports
+from hra_jax.adapters.base import Adapter, no_parameters
+from hra_jax.errors import UserError
+
+_CHUNK = 4096  # rows that are drawn at a time
+NEW_TASKS = ("zero", "mean")
+
+
+def new_weights(adapter: Adapter, key, encoder, tasks: int) -> dict:
+    """A new adapter: {'shared', 'tasks'}, float32; row i does not depend on how many there are."""
+    shared_key, task_key = jax.random.split(key)
+    rows = bank.init_rows(adapter, task_key, encoder, jnp.arange(tasks))
+    return {"shared": adapter.init_shared(shared_key, encoder), "tasks": rows}
+
+
+def new_weights_on_host(adapter: Adapter, key, encoder, tasks: int) -> dict:
+    """As `new_weights`, numpy; the device never holds more than some thousand rows."""
+    shared_key, task_key = jax.random.split(key)
+    draw = jax.jit(lambda ids: bank.init_rows(adapter, task_key, encoder, ids))
+    size = min(tasks, _CHUNK)
+    parts = [jax.device_get(draw(jnp.arange(first, first + size))) for first in range(0, tasks, size)]
+    rows = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:tasks], *parts)
+    return {"shared": jax.device_get(adapter.init_shared(shared_key, encoder)), "tasks": rows}
+
+
+def read_start(folder: str, adapter: Adapter, *, fingerprint: str) -> exports.ExportedAdapter:
+    """The exported adapter that a run starts from.
+
+    Raises:
+      UserError: not an adapter folder, one of another backbone, or of a method with other settings.
+    """
+    exported = exports.read_adapter(folder)
+    trained_on = exported.config["backbone"]
+    if trained_on["fingerprint"] != fingerprint:
+        raise UserError(
+            f"adapter.start = {folder!r}: trained on the backbone {trained_on['name']!r} "
+            f"({trained_on['fingerprint'][:12]}), but this run's has the fingerprint {fingerprint[:12]}"
+        )
+    found, wanted = methods.settings(methods.from_settings(exported.config["method"])), methods.settings(adapter)
+    for key in sorted(found.keys() | wanted.keys()):
+        there, here = (repr(side[key]) if key in side else "absent" for side in (found, wanted))
+        if there != here:
+            raise UserError(f"adapter.start = {folder!r}: {key} is {there} there, but {here} in this run")
+    return exported
+
+
+def content_hash(folder: str) -> str:
+    """A hash of the weights of an adapter folder: what a resumed run must start from again."""
+    paths = sorted(epath.Path(folder).glob("**/*.safetensors"))
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def started_rows(rows: dict, names, start: exports.ExportedAdapter, *, new_task: str) -> list[int]:
+    """Fills a bank of new rows with what an exported adapter has for them; a task it lacks starts as `new_task` says.
+
+    Args:
+      rows: numpy, leaves `[rows, ...]`; written in place.
+      names: the tasks in the order of their rows.
+      start: the exported adapter.
+      new_task: 'zero', 'mean' (of its tasks), or the name of one of its tasks.
+
+    Returns:
+      The numbers of the rows that were filled.
+
+    Raises:
+      UserError: `new_task` is neither of the words nor a task of the exported adapter.
+    """
+    if new_task not in (*NEW_TASKS, *start.tasks):
+        hint = configs.near(new_task, [*NEW_TASKS, *start.tasks])
+        raise UserError(f"adapter.new_task = {new_task!r}: neither zero, mean nor a task of adapter.start; {hint}")
+    given = {name: no_parameters() | tree for name, tree in start.tasks.items()}
+    template = None
+    if new_task == "mean":
+        trees = list(given.values())
+        template = jax.tree.map(lambda *leaves: np.mean(np.stack(leaves).astype(np.float32), axis=0), *trees)
+    elif new_task != "zero":
+        template = given[new_task]
+    filled = []
+    for number, name in enumerate(names):
+        source = given.get(name, template)
+        if source is not None:
+            jax.tree.map(lambda leaf, value, n=number: leaf.__setitem__(n, value), rows, source)
+            filled.append(number)
+    return filled

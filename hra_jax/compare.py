@@ -1,0 +1,320 @@
+"""Compares evaluations of the same utterances: which of two systems makes fewer errors, and is that more than chance.
+
+python -m hra_jax.compare runs/a/eval/hard runs/b/eval/hard --json differences.json
+
+The first evaluation is A, the reference side; every other one is compared with it as B.
+"""
+
+import collections
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import rich.console
+import rich.table
+import rich.text
+from absl import flags
+from etils import epath
+
+from hra_jax import cli
+from hra_jax.adapters.export import json_text, task_file_names, write_file
+from hra_jax.adapters.model_card import percent
+from hra_jax.errors import UserError
+from hra_jax.evaluation import error_rates
+from hra_jax.evaluation.paired import PairedDifference, paired_bootstrap
+
+FLAGS = flags.FLAGS
+RESULTS_FILE = "results.json"
+SAMPLES = 10_000
+
+_PARAMETERS = ("trainable_parameters", "shared_parameters", "parameters_per_task")
+_RESULT_FIELDS = {"suite": str, "normalizer": str, "tasks": dict} | dict.fromkeys(_PARAMETERS, int)
+_COUNTS = ("substitutions", "deletions", "insertions", "words")
+_ROW_FIELDS = {"task": str, "key": str, "reference": str, "words": int, "errors": int}
+_HEADER = ("task", "WER A", "WER B", "B - A", "95% interval", "verdict")
+
+
+class _Row(NamedTuple):
+    """An utterance of a task as one side counted it; rows sort by what both sides must share."""
+
+    key: str
+    reference: str  # normalised
+    words: int
+    errors: int
+
+
+class _Side(NamedTuple):
+    """One evaluation: the path as given, the content of results.json, and sorted rows by task."""
+
+    path: str
+    results: dict
+    rows: dict[str, list[_Row]]
+
+
+def compare(paths: Sequence[epath.PathLike], *, samples: int = SAMPLES, seed: int = 0) -> dict:
+    """Differences of error rates between the first evaluation and each of the others.
+
+    Args:
+      paths: two or more results.json, or the folders that hold them (`W/eval/<suite>`); the predictions of every task
+        lie beside. The first is A, every other one a B.
+      samples: resamples of each 95% interval, 1 or more.
+      seed: of the resamples, 0 or more.
+
+    Returns:
+      What --json writes: {"normalizer", "bootstrap", "reference": side, "comparisons": [side and differences]}. A side
+      has "path", "suite", "trainable_parameters", "shared_parameters" and "parameters_per_task"; differences are
+      "tasks" (by name), "macro" (means over tasks) and "pooled" (all utterances), each with "utterances", "words",
+      "wer_a", "wer_b", "difference" (B minus A), "low", "high" (all fractions), "significant" and "verdict" ("better"
+      or "worse", of B; None where the interval holds 0).
+
+    Raises:
+      UserError: fewer than two paths; a missing or broken file; predictions that do not belong to their results.json;
+        sides that differ in normalizer, tasks, utterances or references; samples or a seed that are not allowed.
+    """
+    if len(paths) < 2:
+        raise UserError(f"{len(paths)} evaluations to compare; needed are 2 or more {RESULTS_FILE}, or their folders")
+    reference, *others = (_read_side(path) for path in paths)
+    for other in others:
+        _check_same(reference, other)
+    return {
+        "normalizer": reference.results["normalizer"],
+        "bootstrap": {"samples": samples, "confidence": error_rates.CONFIDENCE, "seed": seed},
+        "reference": _describe(reference),
+        "comparisons": [
+            _describe(other) | _differences(reference, other, samples=samples, seed=seed) for other in others
+        ],
+    }
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read_side(path: epath.PathLike) -> _Side:
+    """An evaluation, checked by itself."""
+    file = epath.Path(path)
+    file = file / RESULTS_FILE if file.is_dir() else file
+    results = _parse(_read(file, "a results.json or the folder that holds one, W/eval/<suite>"), where=str(file))
+    _check_fields(results, _RESULT_FIELDS, where=str(file))
+    if not results["tasks"]:
+        raise UserError(f"{file}: has 0 tasks; needed are 1 or more")
+    names = task_file_names(results["tasks"])
+    rows = {}
+    for task, scores in results["tasks"].items():
+        _check_fields(scores, dict.fromkeys(_COUNTS, int), where=f"{file}: task {task!r}")
+        predictions = file.parent / f"predictions_{names[task]}.jsonl"
+        rows[task] = _read_rows(predictions, task, results["normalizer"])
+        found = sum(row.errors for row in rows[task]), sum(row.words for row in rows[task])
+        *errors, words = (scores[name] for name in _COUNTS)
+        if found != (sum(errors), words):
+            raise UserError(
+                f"{predictions}: holds {found[0]} errors in {found[1]} words, {file} has {sum(errors)} in {words} for "
+                f"the task {task!r}; both must come from one evaluation"
+            )
+    return _Side(str(path), results, rows)
+
+
+def _read(file: epath.Path, what: str) -> bytes:
+    if not file.exists() or file.is_dir():
+        raise UserError(f"no file {str(file)!r}; needed is {what}")
+    return file.read_bytes()
+
+
+def _parse(content: bytes, *, where: str) -> object:
+    try:
+        return json.loads(content)
+    except ValueError as error:  # bytes that are not UTF-8 included
+        raise UserError(f"{where}: not JSON ({error})") from error
+
+
+def _check_fields(content: object, fields: Mapping[str, type], *, where: str) -> None:
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: must be a JSON object; got {content!r:.80}")
+    for name, kind in fields.items():
+        if name not in content or type(content[name]) is not kind or (kind is int and content[name] < 0):
+            found = f"{content[name]!r:.80}" if name in content else "nothing"
+            allowed = "integer of 0 or more" if kind is int else kind.__name__
+            raise UserError(f"{where}: needs {name!r} ({allowed}); got {found}")
+
+
+def _read_rows(file: epath.Path, task: str, normalizer: str) -> list[_Row]:
+    """The sorted rows of predictions_<task>.jsonl."""
+    rows = []
+    content = _read(file, f"the predictions of the task {task!r}, which an evaluation writes beside {RESULTS_FILE}")
+    # As bytes: text also ends a line at characters that JSON leaves as they are in a transcript.
+    for number, line in enumerate(content.splitlines(), start=1):
+        where = f"{file}:{number}"
+        row = _parse(line, where=where)
+        _check_fields(row, _ROW_FIELDS, where=where)
+        if row["task"] != task:
+            raise UserError(f"{where}: belongs to the task {row['task']!r}; allowed here: {task!r}")
+        reference = " ".join(error_rates.words(row["reference"], normalizer))
+        rows.append(_Row(row["key"], reference, row["words"], row["errors"]))
+    # By key and reference only: sorting by errors too would pair the best of one side with the best of the other.
+    return sorted(rows, key=lambda row: row[:2])
+
+
+# --- Checks of two sides ----------------------------------------------------------------------------------------------
+
+
+def _check_same(a: _Side, b: _Side) -> None:
+    """Refuses sides that were not scored on the same utterances in the same way."""
+    normalizers = [side.results["normalizer"] for side in (a, b)]
+    if normalizers[0] != normalizers[1]:
+        raise UserError(
+            f"{a.path} has the normalizer {normalizers[0]!r}, {b.path} has {normalizers[1]!r}; they must be the same"
+        )
+    lacking = [
+        f"{side.path} lacks the tasks {_listed(missing)}"
+        for side, missing in ((a, b.rows.keys() - a.rows.keys()), (b, a.rows.keys() - b.rows.keys()))
+        if missing
+    ]
+    if lacking:
+        raise UserError(f"{'; '.join(lacking)}; both sides must have the same tasks")
+    for task in a.rows:
+        _check_same_utterances(a, b, task)
+
+
+def _check_same_utterances(a: _Side, b: _Side, task: str) -> None:
+    keys_a, keys_b = (collections.Counter(row.key for row in side.rows[task]) for side in (a, b))
+    lacking = [
+        f"{side.path} lacks {missing.total()} utterances, such as {_listed(missing, most=3)}"
+        for side, missing in ((a, keys_b - keys_a), (b, keys_a - keys_b))
+        if missing
+    ]
+    if lacking:
+        raise UserError(f"task {task!r}: {'; '.join(lacking)}; both sides must score the same utterances")
+    for row, other in zip(a.rows[task], b.rows[task], strict=True):
+        if row.reference != other.reference:
+            raise UserError(
+                f"task {task!r}: the reference of {row.key!r} is {row.reference!r:.80} in {a.path} and "
+                f"{other.reference!r:.80} in {b.path}; it must be the same"
+            )
+        if row.words != other.words:
+            raise UserError(
+                f"task {task!r}: {row.key!r} has {row.words} words in {a.path} and {other.words} in {b.path}; "
+                "they must be as many"
+            )
+
+
+def _listed(names: Iterable[str], *, most: int = 8) -> str:
+    names = sorted(names)
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# --- Numbers ----------------------------------------------------------------------------------------------------------
+
+
+def _describe(side: _Side) -> dict:
+    return {"path": side.path} | {name: side.results[name] for name in ("suite", *_PARAMETERS)}
+
+
+def _differences(a: _Side, b: _Side, *, samples: int, seed: int) -> dict:
+    """What `compare` returns of two sides: "tasks", "macro", "pooled"."""
+    triples = {
+        task: [(row.errors, other.errors, row.words) for row, other in zip(rows, b.rows[task], strict=True)]
+        for task, rows in a.rows.items()
+    }
+    found = paired_bootstrap(triples, samples=samples, seed=seed)
+    tasks = {task: _entry(triples[task], found.tasks[task]) for task in triples}
+    pooled = _entry([triple for own in triples.values() for triple in own], found.pooled)
+    means = {name: sum(task[name] for task in tasks.values()) / len(tasks) for name in ("wer_a", "wer_b")}
+    return {"tasks": tasks, "macro": pooled | means | _judged(found.macro), "pooled": pooled}
+
+
+def _entry(triples: Sequence[tuple[int, int, int]], found: PairedDifference) -> dict:
+    errors_a, errors_b, words = map(sum, zip(*triples, strict=True))
+    counts = {"utterances": len(triples), "words": words, "wer_a": errors_a / words, "wer_b": errors_b / words}
+    return counts | _judged(found)
+
+
+def _judged(found: PairedDifference) -> dict:
+    verdict = None
+    if found.significant:
+        verdict = "better" if found.high < 0 else "worse"
+    return {
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "significant": found.significant,
+        "verdict": verdict,
+    }
+
+
+# --- For the terminal -------------------------------------------------------------------------------------------------
+
+
+def _points(fraction: float) -> str:
+    """A difference of rates in percentage points, with its sign; what rounds to 0 is not negative."""
+    return f"{100 * fraction:+z.2f}"
+
+
+def _cells(name: str, entry: Mapping) -> list[rich.text.Text]:
+    bounds = f"{_points(entry['low'])} to {_points(entry['high'])}"
+    rates = (percent(entry["wer_a"]), percent(entry["wer_b"]), _points(entry["difference"]), bounds)
+    return [rich.text.Text(cell) for cell in (name, *rates, entry["verdict"] or "-")]
+
+
+def _side_line(letter: str, side: Mapping) -> rich.text.Text:
+    total, shared, per_task = (side[name] for name in _PARAMETERS)
+    return rich.text.Text(
+        f"{letter}: {side['path']}, suite {side['suite']}; trained parameters: {shared:,} shared, {per_task:,} per "
+        f"task, {total:,} in total"
+    )
+
+
+def print_tables(compared: Mapping, *, console: rich.console.Console | None = None) -> None:
+    """Prints what `compare` returned, a table for every side B; to standard output by default."""
+    # Where there is no terminal the default of 80 columns would break the lines of a log.
+    console = console or rich.console.Console(width=None if sys.stdout.isatty() else 110)
+    for comparison in compared["comparisons"]:
+        for letter, side in (("A", compared["reference"]), ("B", comparison)):
+            console.print(_side_line(letter, side), soft_wrap=True)
+        table = rich.table.Table()
+        for index, name in enumerate(_HEADER):
+            table.add_column(name, justify="right" if index else "left", overflow="fold")
+        for name, entry in comparison["tasks"].items():
+            table.add_row(*_cells(name, entry))
+        table.add_section()
+        table.add_row(*_cells("mean of the tasks", comparison["macro"]))
+        table.add_row(*_cells("all utterances", comparison["pooled"]))
+        console.print(table)
+    samples = compared["bootstrap"]["samples"]
+    console.print(
+        rich.text.Text(
+            "B - A is in percentage points, below 0 where B makes fewer errors. B is better or worse where 0 is "
+            f"outside the interval, which holds 95% of {samples:,} paired resamples of the utterances."
+        ),
+        soft_wrap=True,
+    )
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    flags.DEFINE_string("json", None, "File to write all numbers to.")
+    flags.DEFINE_integer("samples", SAMPLES, "Resamples of the 95% intervals.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Seed of the resamples.", lower_bound=0)
+
+
+def _check_output(output: str, paths: Sequence[str]) -> None:
+    """Refuses a --json that is a folder, or a file that is read."""
+    file = epath.Path(output)
+    if not output or file.is_dir():
+        raise UserError(f"--json={output!r} is a folder; allowed: the path of a file to write")
+    for path in map(epath.Path, paths):
+        if file.resolve() in (path.resolve(), (path / RESULTS_FILE).resolve()):
+            raise UserError(f"--json={output!r} is one of the evaluations to compare; allowed: any other file")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point."""
+    if FLAGS.json is not None:
+        _check_output(FLAGS.json, argv[1:])
+    compared = compare(argv[1:], samples=FLAGS.samples, seed=FLAGS.seed)
+    print_tables(compared)
+    if FLAGS.json is not None:
+        write_file(FLAGS.json, json_text(compared))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, define_flags=define_flags))

@@ -1,0 +1,261 @@
+"""Where the task bank lives while it trains: whole on the device, or on the host with the step's rows on the device.
+
+Both do the same arithmetic. A bank in host memory costs the device K rows, however many tasks there are, and the link
+between them K rows each way for a step, which it hides: a step's rows are copied back while the next step runs, and a
+task of both steps goes from one to the other on the device.
+
+Letters: A rows of the bank, K rows that a step may touch, n rows that are asked for.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hra_jax.adapters import bank as banks
+from hra_jax.training import state as states
+
+
+class NoBank:
+    """Of a run that trains the backbone itself: there are no tasks."""
+
+    def __init__(self, train_step: Callable):
+        """`train_step` as the two other classes take it."""
+        self._step = train_step
+        self._touched: set[int] = set()
+
+    def step(self, state, frozen, batch, tasks: Sequence[int]):
+        """One training step.
+
+        Args:
+          state: a TrainState; its buffers are donated.
+          frozen: the backbone's weights.
+          batch: on the device.
+          tasks: the tasks of the global batch, ascending, `__base__` left out.
+
+        Returns:
+          The new state, and metrics.
+        """
+        self._touched.update(tasks)
+        return self._step(state, frozen, batch)
+
+    def described(self, state) -> dict:
+        """All that trains, as a tree of arrays or shapes."""
+        return state.trainable
+
+    def restart(self, state):
+        """A state without the bank, given the rows that the seed gives."""
+        return state
+
+    def put(self, state, ids, rows: dict):
+        """The state with rows `ids` replaced; `rows` is {'tasks', 'mu', 'nu', 'count'}, leaves `[n, ...]`."""
+        raise AssertionError("there is no bank")
+
+    def changed(self, state) -> tuple[np.ndarray, dict]:
+        """The rows that may have changed since `saved` was last called: their numbers int64 `[n]`, and `rows` of them.
+
+        Rows that this gives once, or that `put` writes, are all that differs from what the seed gives.
+        """
+        ids = np.array(sorted(self._touched), np.int64)
+        return ids, self.rows(state, ids) if len(ids) else {}
+
+    def saved(self) -> None:
+        """What has been touched so far is on storage."""
+        self._touched.clear()
+
+    def touch(self, ids: Sequence[int]) -> None:
+        """Counts rows as changed."""
+        self._touched.update(int(number) for number in ids)
+
+
+class DeviceBank(NoBank):
+    """The whole bank is part of the state: leaves `[A, ...]`, split over the mesh along `task`."""
+
+    def __init__(self, train_step: Callable, *, draw: Callable[[], dict], everywhere=None, places=None):
+        """Takes the compiled step.
+
+        Args:
+          train_step: from `training.step.make_train_step`, compiled.
+          draw: gives the parameters of all new tasks, numpy, leaves `[A, ...]`.
+          everywhere: the sharding that puts a copy on each device; None leaves it to the compiler.
+          places: the shardings of `training.state.bank_of` of the state; None likewise.
+        """
+        super().__init__(train_step)
+        self._draw, self._places = draw, places
+        self._gather = jax.jit(banks.gather, out_shardings=everywhere)
+        self._mean = jax.jit(_mean_of_first, out_shardings=everywhere)
+        self._scatter = jax.jit(banks.scatter, donate_argnums=0, out_shardings=places)
+
+    def rows(self, state, ids) -> dict:
+        """Rows `ids` as numpy: {'tasks', 'mu', 'nu', 'count'}, leaves `[n, ...]`."""
+        return jax.device_get(self._padded(states.bank_of(state), ids))
+
+    def weights(self, state, ids) -> dict:
+        """The parameters of the rows `ids`, on the device: leaves `[n, ...]`."""
+        return self._padded(state.trainable["tasks"], ids)
+
+    def _padded(self, tree, ids):
+        # Powers of two: a handful of compiled programs, whatever the number of rows.
+        size = 1 << max(len(ids) - 1, 0).bit_length()
+        padded = np.full(size, banks.NO_ROW, np.int32)
+        padded[: len(ids)] = ids
+        taken = self._gather(tree, padded)
+        return jax.tree.map(lambda leaf: leaf[: len(ids)], taken)
+
+    def mean(self, state, tasks: int) -> dict:
+        """The mean of the parameters of the first `tasks` rows, on the device: leaves without a row axis."""
+        return self._mean(state.trainable["tasks"], tasks)
+
+    def restart(self, state):
+        """As `NoBank.restart`."""
+        return states.with_bank(state, jax.device_put(_untrained(self._draw()), self._places))
+
+    def put(self, state, ids, rows: dict):
+        """As `NoBank.put`."""
+        return states.with_bank(state, self._scatter(states.bank_of(state), np.asarray(ids, np.int32), rows))
+
+
+class HostBank(NoBank):
+    """The bank in this process's memory, as numpy; every process holds the same."""
+
+    def __init__(self, train_step: Callable, tasks: dict, *, size: int, place: Callable, draw: Callable[[], dict]):
+        """Takes over a bank.
+
+        Args:
+          train_step: a compiled `training.step.make_host_rows_step`; it may donate its state and nothing else.
+          tasks: the parameters of all tasks, numpy, leaves `[A, ...]`; written in place.
+          size: K.
+          place: puts a tree of numpy arrays on the devices, a copy on each.
+          draw: as for `DeviceBank`.
+        """
+        super().__init__(train_step)
+        self._size, self._place, self._draw = size, place, draw
+        self._rows = _untrained(tasks)
+        self._resident = self._nothing()
+
+    def _nothing(self) -> dict:
+        ids = np.full(self._size, banks.NO_ROW, np.int32)
+        rows = jax.tree.map(lambda leaf: np.zeros((self._size, *leaf.shape[1:]), leaf.dtype), self._rows)
+        return self._place({"ids": ids, "rows": rows})
+
+    def _incoming(self, tasks: Sequence[int]) -> dict:
+        ids = np.full(self._size, banks.NO_ROW, np.int32)
+        # More tasks than places are counted by the step, as they are with a bank on the device.
+        known = [number for number in tasks if number < len(self._rows["count"])][: self._size]
+        ids[: len(known)] = known
+
+        def take(leaf):
+            rows = np.zeros((self._size, *leaf.shape[1:]), leaf.dtype)
+            rows[: len(known)] = leaf[known]
+            return rows
+
+        return self._place({"ids": ids, "rows": jax.tree.map(take, self._rows)})
+
+    def step(self, state, frozen, batch, tasks: Sequence[int]):
+        """As `NoBank.step`."""
+        self._touched.update(tasks)
+        before = self._resident
+        state, metrics, self._resident = self._step(state, frozen, batch, self._incoming(tasks), before)
+        # Waits for the step before, while the device has this one to do.
+        self._write(before)
+        return state, metrics
+
+    def _write(self, held: dict) -> None:
+        ids = np.asarray(held["ids"])
+        count = int((ids != banks.NO_ROW).sum())
+        if not count:
+            return
+
+        def store(leaf, rows):
+            leaf[ids[:count]] = np.asarray(rows)[:count]
+
+        jax.tree.map(store, self._rows, held["rows"])
+
+    def rows(self, state, ids) -> dict:
+        """As `DeviceBank.rows`."""
+        del state
+        self._write(self._resident)
+        return jax.tree.map(lambda leaf: leaf[np.asarray(ids, np.int64)], self._rows)
+
+    def weights(self, state, ids) -> dict:
+        """As `DeviceBank.weights`."""
+        return self._place(self.rows(state, ids)["tasks"])
+
+    def mean(self, state, tasks: int) -> dict:
+        """As `DeviceBank.mean`."""
+        del state
+        self._write(self._resident)
+        return self._place(jax.tree.map(lambda leaf: leaf[:tasks].mean(axis=0), self._rows["tasks"]))
+
+    def described(self, state) -> dict:
+        """As `NoBank.described`."""
+        return state.trainable | {"tasks": self._rows["tasks"]}
+
+    def restart(self, state):
+        """As `NoBank.restart`."""
+        self._rows, self._resident = _untrained(self._draw()), self._nothing()
+        return state
+
+    def put(self, state, ids, rows: dict):
+        """As `NoBank.put`."""
+        self._write(self._resident)
+        self._resident = self._nothing()
+
+        def store(leaf, new):
+            leaf[np.asarray(ids, np.int64)] = new
+
+        jax.tree.map(store, self._rows, rows)
+        return state
+
+
+class BestRows:
+    """The parameters that single tasks had at steps of their own, in this process's memory: a tree for each row."""
+
+    def __init__(self):
+        """Holds nothing."""
+        self._rows: dict[int, dict] = {}
+        self._touched: set[int] = set()
+
+    def put(self, ids, rows: dict) -> None:
+        """Keeps rows `ids`; leaves `[n, ...]`."""
+        for place, number in enumerate(map(int, ids)):
+            self._rows[number] = jax.tree.map(lambda leaf, at=place: np.array(leaf[at]), rows)
+            self._touched.add(number)
+
+    def changed(self) -> tuple[np.ndarray, dict]:
+        """What has been put since `saved` was last called: numbers int64 `[n]`, and a tree with leaves `[n, ...]`."""
+        return self._stacked(self._touched)
+
+    def _stacked(self, numbers) -> tuple[np.ndarray, dict]:
+        ids = np.array(sorted(numbers), np.int64)
+        return ids, jax.tree.map(lambda *leaves: np.stack(leaves), *(self._rows[i] for i in ids)) if len(ids) else {}
+
+    def saved(self) -> None:
+        """What has been put so far is on storage."""
+        self._touched.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._rows.clear()
+        self._touched.clear()
+
+    def onto(self, bank: "NoBank", state):
+        """The state with these parameters in its bank."""
+        ids, tasks = self._stacked(self._rows)
+        return bank.put(state, ids, bank.rows(state, ids) | {"tasks": tasks}) if len(ids) else state
+
+
+def _untrained(tasks: dict) -> dict:
+    """{'tasks', 'mu', 'nu', 'count'} of rows that have not trained, numpy."""
+    # Zeros that nothing has written cost no memory, so moments are paid for the rows that have trained.
+    moments = {name: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tasks) for name in ("mu", "nu")}
+    return {"tasks": tasks, **moments, "count": np.zeros(jax.tree.leaves(tasks)[0].shape[0], np.int32)}
+
+
+def _mean_of_first(tree, tasks):
+    def mean(leaf):
+        present = (jnp.arange(leaf.shape[0]) < tasks).reshape((-1,) + (1,) * (leaf.ndim - 1))
+        return jnp.where(present, leaf, 0.0).sum(axis=0) / tasks
+
+    return jax.tree.map(mean, tree)

@@ -1,0 +1,332 @@
+"""Comparing evaluations of the same utterances."""
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rich.console
+
+from hra_jax import compare as comparison
+from hra_jax.errors import UserError
+from hra_jax.evaluation import report
+from hra_jax.evaluation.paired import paired_bootstrap
+from hra_jax.evaluation.report import UtteranceResult
+from hra_jax.evaluation.suites import Suite, SuiteTask
+
+ACCOUNTING = {
+    "trainable_parameters": 1500,
+    "shared_parameters": 1300,
+    "parameters_per_task": 100,
+    "backbone_parameters": 20000,
+    "backbone_fingerprint": "f00d",
+}
+ODD = "a/b [red]"
+WORDS = ("one", "two", "three", "four")
+
+
+def make_rows(task: str, number: int, *, wrong: float, seed: int) -> list[UtteranceResult]:
+    """The same keys and references for every `wrong` and `seed`; the hypotheses miss that part of the words."""
+    references, errors = np.random.default_rng(len(task)), np.random.default_rng(seed)
+    rows = []
+    for index in range(number):
+        said = references.choice(WORDS, size=5)
+        text = " ".join("five" if errors.random() < wrong else word for word in said)
+        rows.append(UtteranceResult(task, f"{index}.wav", " ".join(said), text, None, 1.5))
+    return rows
+
+
+def make_side(wrong: float, *, seed: int) -> list[UtteranceResult]:
+    return make_rows("george", 60, wrong=wrong, seed=seed) + make_rows(ODD, 30, wrong=0.3, seed=seed + 1)
+
+
+def write(folder: Path, rows, *, suite="digits", normalizer="basic", **accounting) -> Path:
+    names = dict.fromkeys(row.task for row in rows)
+    tasks = tuple(SuiteTask(name, "test.jsonl", "", "", name, ()) for name in names)
+    results = report.evaluate_results(
+        rows, Suite(suite, normalizer, tasks), accounting=ACCOUNTING | accounting, bootstrap=0
+    )
+    report.write_report(folder, results, rows)
+    return folder
+
+
+ROWS = {"a": make_side(0.4, seed=1), "b": make_side(0.2, seed=3), "c": make_side(0.6, seed=5)}
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory) -> dict[str, Path]:
+    """Three evaluations of the same 90 utterances: on george, b is better than a, and c is worse."""
+    folder = tmp_path_factory.mktemp("sides")
+    return {name: write(folder / name, rows) for name, rows in ROWS.items()}
+
+
+@pytest.fixture(scope="module")
+def compared(sides) -> dict:
+    return comparison.compare([sides["a"], sides["b"], sides["c"]], samples=500)
+
+
+def changed(rows, index: int, **fields) -> list[UtteranceResult]:
+    return [*rows[:index], dataclasses.replace(rows[index], **fields), *rows[index + 1 :]]
+
+
+def edit_results(folder: Path, **fields) -> None:
+    path = folder / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def refused(*paths, **keywords) -> str:
+    with pytest.raises(UserError) as caught:
+        comparison.compare(paths, **keywords)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def counts(a, b, task):
+    """[U, 3] errors of both and words, counted without the library: a hypothesis here has only substitutions."""
+    found = []
+    for row, other in zip(a, b, strict=True):
+        if row.task == task:
+            said = row.reference.split()
+            wrong = [sum(x != y for x, y in zip(said, r.hypothesis.split(), strict=True)) for r in (row, other)]
+            found.append((*wrong, len(said)))
+    return np.array(found)
+
+
+# --- Numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_other_side_is_compared_with_the_first_on_the_same_utterances(compared):
+    assert [Path(entry["path"]).name for entry in compared["comparisons"]] == ["b", "c"]
+    for name, entry in zip("bc", compared["comparisons"], strict=True):
+        triples = {task: counts(ROWS["a"], ROWS[name], task) for task in ("george", ODD)}
+        expected = paired_bootstrap(triples, samples=500)
+        for task, found in entry["tasks"].items():
+            errors_a, errors_b, words = triples[task].sum(axis=0)
+            assert (found["wer_a"], found["wer_b"]) == (errors_a / words, errors_b / words)
+            assert (found["utterances"], found["words"]) == (len(triples[task]), words)
+            assert {key: found[key] for key in ("difference", "low", "high")} == vars(expected.tasks[task])
+        for part in ("macro", "pooled"):
+            assert {key: entry[part][key] for key in ("difference", "low", "high")} == vars(getattr(expected, part))
+
+
+def test_rates_of_each_side_are_those_of_its_own_results(compared, sides):
+    for letter, name in (("a", "a"), ("b", "b")):
+        results = json.loads((sides[name] / "results.json").read_text())
+        entry = compared["comparisons"][0]
+        assert entry["pooled"][f"wer_{letter}"] == results["wer"]
+        assert entry["macro"][f"wer_{letter}"] == pytest.approx(results["wer_macro"], abs=1e-12)
+        assert {task: part[f"wer_{letter}"] for task, part in entry["tasks"].items()} == {
+            task: scores["wer"] for task, scores in results["tasks"].items()
+        }
+
+
+def test_a_verdict_is_given_only_where_the_interval_excludes_0(compared):
+    better, worse = (entry["tasks"] for entry in compared["comparisons"])
+    assert [better["george"]["verdict"], better[ODD]["verdict"]] == ["better", None]
+    assert [worse["george"]["verdict"], worse[ODD]["verdict"]] == ["worse", None]
+    for entry in compared["comparisons"]:
+        for part in (*entry["tasks"].values(), entry["macro"], entry["pooled"]):
+            assert part["significant"] == (not part["low"] <= 0 <= part["high"]) == (part["verdict"] is not None)
+
+
+def test_an_evaluation_does_not_differ_from_itself(sides):
+    (entry,) = comparison.compare([sides["a"], sides["a"]], samples=100)["comparisons"]
+    for part in (*entry["tasks"].values(), entry["macro"], entry["pooled"]):
+        assert (part["difference"], part["low"], part["high"], part["verdict"]) == (0, 0, 0, None)
+
+
+def test_a_folder_and_its_results_file_are_the_same(sides):
+    by_folder, by_file = (
+        comparison.compare([sides["a"] / file, sides["b"] / file], samples=100) for file in ("", "results.json")
+    )
+    assert by_folder["comparisons"][0].pop("path") == str(sides["b"])
+    assert by_file["comparisons"][0].pop("path") == str(sides["b"] / "results.json")
+    assert by_folder["comparisons"] == by_file["comparisons"]
+
+
+def test_names_of_suites_order_of_rows_and_spelling_of_references_may_differ(sides, tmp_path):
+    rows = changed(ROWS["b"], 0, reference=f" {ROWS['b'][0].reference.upper()}! ")[::-1]
+    other = write(tmp_path / "other", rows, suite="renamed")
+    expected, found = (comparison.compare([sides["a"], side], samples=100) for side in (sides["b"], other))
+    assert found["comparisons"][0]["suite"] == "renamed"
+    for part in ("tasks", "macro", "pooled"):
+        assert found["comparisons"][0][part] == expected["comparisons"][0][part]
+
+
+def test_utterances_that_share_a_key_are_paired_by_their_references(tmp_path):
+    texts = ["one two", "three four", "five six"]
+    right = [UtteranceResult("t", "long.wav@12345.7+2", text, text, None, 2.0) for text in texts]
+    wrong = changed(right, 2, hypothesis="five")
+    found = comparison.compare([write(tmp_path / "a", wrong), write(tmp_path / "b", wrong[::-1])], samples=50)
+    assert found["comparisons"][0]["pooled"]["low"] == found["comparisons"][0]["pooled"]["high"] == 0
+
+
+def test_line_separators_inside_a_transcript_do_not_end_a_row(tmp_path):
+    rows = [UtteranceResult("t", "1.wav", "one\u2028two\x85three", "one\u2029two", None, 1.0)]
+    folder = write(tmp_path / "a", rows)
+    assert comparison.compare([folder, folder], samples=10)["comparisons"][0]["pooled"]["words"] == 3
+
+
+# --- Errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_fewer_than_two_evaluations_are_refused(sides):
+    assert refused().startswith("0 evaluations") and refused(sides["a"]).startswith("1 evaluations")
+
+
+def test_samples_and_seed_out_of_range_are_refused(sides):
+    assert "samples must be 1 or more; got 0" in refused(sides["a"], sides["b"], samples=0)
+    assert "seed of a bootstrap must be 0 or more; got -1" in refused(sides["a"], sides["b"], seed=-1)
+
+
+def test_a_missing_file_is_named(sides, tmp_path):
+    assert f"no file '{tmp_path / 'none'}'; needed is a results.json" in refused(sides["a"], tmp_path / "none")
+    assert f"no file '{tmp_path / 'results.json'}'" in refused(sides["a"], tmp_path)
+    folder = write(tmp_path / "b", ROWS["b"])
+    (folder / "predictions_george.jsonl").unlink()
+    line = refused(sides["a"], folder)
+    assert "predictions_george.jsonl'; needed is the predictions of the task 'george'" in line
+
+
+@pytest.mark.parametrize("content", [b'{"suite": ', b"", b"\xff\xfe\xfa"])
+def test_broken_json_is_named_with_its_line(content, sides, tmp_path):
+    folder = write(tmp_path / "b", ROWS["b"])
+    predictions = folder / "predictions_george.jsonl"
+    lines = predictions.read_bytes().splitlines()
+    predictions.write_bytes(b"\n".join([*lines[:2], content, *lines[3:]]))
+    assert f"{predictions}:3: not JSON" in refused(sides["a"], folder)
+    (folder / "results.json").write_bytes(content)
+    assert f"{folder / 'results.json'}: not JSON" in refused(sides["a"], folder)
+
+
+def test_fields_that_are_missing_or_of_another_kind_are_named(sides, tmp_path):
+    folder = write(tmp_path / "b", ROWS["b"])
+    whole = json.loads((folder / "results.json").read_text())
+    for fields, told in (
+        ({"normalizer": 3}, "needs 'normalizer' (str); got 3"),
+        ({"shared_parameters": None}, "needs 'shared_parameters' (integer of 0 or more); got None"),
+        ({"trainable_parameters": -5}, "needs 'trainable_parameters' (integer of 0 or more); got -5"),
+        ({"tasks": {}}, "has 0 tasks; needed are 1 or more"),
+        ({"tasks": {"george": 1}}, "task 'george': must be a JSON object; got 1"),
+        ({"tasks": {"george": {}}}, "task 'george': needs 'substitutions' (integer of 0 or more); got nothing"),
+        ({"normalizer": "loud"}, "normalizer 'loud' is unknown; allowed: none, lower, basic"),
+    ):
+        edit_results(folder, **whole | fields)
+        assert told in refused(sides["a"], folder)
+    (folder / "results.json").write_text("[1, 2]")
+    assert "results.json: must be a JSON object; got [1, 2]" in refused(folder, sides["a"])
+    edit_to = folder / "predictions_george.jsonl"
+    (folder / "results.json").write_text(json.dumps(whole))
+    edit_to.write_text('{"task": "george", "key": "0.wav", "reference": "one", "words": 1}\n')
+    assert f"{edit_to}:1: needs 'errors' (integer of 0 or more); got nothing" in refused(sides["a"], folder)
+
+
+def test_predictions_of_another_task_or_another_evaluation_are_refused(sides, tmp_path):
+    folder = write(tmp_path / "b", ROWS["b"])
+    predictions = folder / "predictions_george.jsonl"
+    own = predictions.read_text()
+    predictions.write_text((sides["a"] / predictions.name).read_text())
+    line = refused(sides["a"], folder)
+    assert str(predictions) in line and "both must come from one evaluation" in line
+    predictions.write_text(own.replace('"task": "george"', '"task": "theo"'))
+    assert f"{predictions}:1: belongs to the task 'theo'; allowed here: 'george'" in refused(sides["a"], folder)
+
+
+def test_different_normalizers_are_refused(sides, tmp_path):
+    line = refused(sides["a"], write(tmp_path / "b", ROWS["b"], normalizer="none"))
+    assert f"{sides['a']} has the normalizer 'basic', {tmp_path / 'b'} has 'none'" in line
+
+
+def test_tasks_that_a_side_lacks_are_named_with_the_side(sides, tmp_path):
+    fewer = write(tmp_path / "fewer", [row for row in ROWS["b"] if row.task == "george"])
+    assert f"{fewer} lacks the tasks {ODD!r}; both sides must have the same tasks" in refused(sides["a"], fewer)
+    assert f"{fewer} lacks the tasks {ODD!r}" in refused(fewer, sides["a"])
+    other = write(tmp_path / "other", [*ROWS["b"][:60], *make_rows("theo", 3, wrong=0.1, seed=0)])
+    line = refused(sides["a"], other)
+    assert f"{sides['a']} lacks the tasks 'theo'; {other} lacks the tasks {ODD!r}" in line
+
+
+def test_utterances_that_a_side_lacks_are_counted_and_named(sides, tmp_path):
+    fewer = write(tmp_path / "fewer", ROWS["b"][5:])
+    told = "lacks 5 utterances, such as '0.wav', '1.wav', '2.wav' and 2 more; both sides must score"
+    assert f"task 'george': {fewer} {told}" in refused(sides["a"], fewer)
+    assert f"task 'george': {fewer} {told}" in refused(fewer, sides["a"])
+    twice = write(tmp_path / "twice", [*ROWS["b"], ROWS["b"][0]])
+    assert f"{sides['a']} lacks 1 utterances, such as '0.wav'" in refused(sides["a"], twice)
+
+
+def test_another_reference_or_number_of_words_is_refused(sides, tmp_path):
+    other = write(tmp_path / "other", changed(ROWS["b"], 7, reference="one two"))
+    line = refused(sides["a"], other)
+    assert (
+        "task 'george': the reference of '7.wav' is " in line and f"'one two' in {other}; it must be the same" in line
+    )
+    folder = write(tmp_path / "b", ROWS["b"])
+    predictions = folder / "predictions_george.jsonl"
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    rows[0]["words"], rows[1]["words"] = 4, 6  # the sum stays
+    predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert f"'0.wav' has 5 words in {sides['a']} and 4 in {folder}; they must be as many" in refused(sides["a"], folder)
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_tables_show_every_task_the_means_and_what_each_side_trains(compared):
+    stream = io.StringIO()
+    comparison.print_tables(compared, console=rich.console.Console(file=stream, width=110))
+    lines = stream.getvalue().splitlines()
+    for entry in compared["comparisons"]:
+        shown = {**entry["tasks"], "mean of the tasks": entry["macro"], "all utterances": entry["pooled"]}
+        for name, part in shown.items():
+            bounds = f"{100 * part['low']:+.2f} to {100 * part['high']:+.2f}"
+            rates = (f"{part['wer_a']:.1%}", f"{part['wer_b']:.1%}", f"{100 * part['difference']:+.2f}", bounds)
+            cells = [name, *rates, part["verdict"] or "-"]
+            assert cells in [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    trained = "suite digits; trained parameters: 1,300 shared, 100 per task, 1,500 in total"
+    assert [line[:2] for line in lines if trained in line] == ["A:", "B:", "A:", "B:"]
+    assert "500 paired resamples" in lines[-1]
+
+
+def test_a_difference_of_0_is_shown_without_a_minus(sides, capsys):
+    comparison.print_tables(comparison.compare([sides["a"], sides["a"]], samples=10))
+    shown = capsys.readouterr().out
+    assert shown.count("+0.00 to +0.00") == 4 and "-0.00" not in shown
+
+
+def call(env, *arguments) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "hra_jax.compare", *map(str, arguments)]
+    return subprocess.run(line, env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_command_prints_the_tables_and_writes_what_the_function_returns(sides, compared, tmp_path, command_env):
+    output = tmp_path / "made" / "differences.json"
+    done = call(command_env, sides["a"], sides["b"], sides["c"], "--json", output, "--samples=500")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mean of the tasks") == 2 and done.stderr == ""
+    assert json.loads(output.read_text()) == compared
+
+
+def test_an_error_of_the_command_is_one_line_with_status_2(sides, tmp_path, command_env):
+    done = call(command_env, sides["a"], tmp_path / "none")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: no file ") and len(done.stderr.splitlines()) == 1
+
+
+def test_an_evaluation_or_a_folder_is_not_written_over(sides, tmp_path):
+    for output in (sides["b"] / "results.json", sides["b"] / ".." / "b" / "results.json"):
+        with pytest.raises(UserError, match="is one of the evaluations to compare"):
+            comparison._check_output(str(output), [str(sides["a"]), str(sides["b"])])
+    for output in ("", str(tmp_path)):
+        with pytest.raises(UserError, match="is a folder"):
+            comparison._check_output(output, [str(sides["a"]), str(sides["b"])])
+
+
+def test_the_command_starts_without_jax(command_env):
+    code = "import sys, hra_jax.compare; print({'jax', 'tensorflow', 'matplotlib'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], env=command_env, capture_output=True, text=True, check=False)
+    assert done.stdout == "set()\n", done.stderr
