@@ -9,11 +9,14 @@ import jax.numpy as jnp
 from hra_jax.adapters import methods
 from hra_jax.adapters.base import Adapter, unbound
 from hra_jax.data.text import CharacterVocabulary, SentencePieceVocabulary, Vocabulary, vocabulary_from_json
+from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.augment import AugmentConfig
 from hra_jax.models.config import EncoderConfig, FeatureConfig, named_size
 from hra_jax.training.optimizer import OptimizerConfig
+
+ABSTRACT = "abstract"  # a backbone of shapes alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +50,16 @@ def foundation(config, training_texts=()) -> Foundation:
       training_texts: normalised texts that a new vocabulary is learnt from; used for pre-training only.
 
     Raises:
-      UserError: no such backbone or size, or a damaged folder.
+      UserError: no such backbone or size, a damaged folder, or an abstract backbone.
     """
     if config.method == "pretrain":
         vocabulary = vocabulary_of_texts(config, training_texts)
         features, encoder = named_size(config.pretrain.size, vocabulary.size)
         return Foundation(features, encoder, vocabulary, config.pretrain.size, "", None)
+    if config.backbone == ABSTRACT:
+        raise UserError(
+            f"backbone = {ABSTRACT!r} has no weights; it is for hra_jax.params; allowed here: builtin:NAME or a folder"
+        )
     files = backbones.load(config.backbone)
     vocabulary = vocabulary_from_json(files.vocabulary)
     name = files.info["name"]

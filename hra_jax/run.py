@@ -162,7 +162,7 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
         state=state,
         bank=bank,
         frozen=_frozen(config, base, mesh) if config.method == "adapter" else None,
-        accounting=states.accounting(weights, len(tasks), backbone_parameters, train=config.adapter.train),
+        accounting=states.accounting(weights, len(tasks), backbone_parameters, train=_trained(config)),
         start=start,
         evaluation_step=jax.jit(
             steps.make_evaluation_step(model, blank_id=base.vocabulary.blank_id),
@@ -237,6 +237,11 @@ def _start(config, base) -> exports.ExportedAdapter | None:
     return initial.read_start(config.adapter.start, build.adapter_method(config), fingerprint=base.fingerprint)
 
 
+def _trained(config) -> str:
+    """Which part of an adapter trains; all there is, where it is the backbone."""
+    return config.adapter.train if config.method == "adapter" else "all"
+
+
 def _slots(config, tasks) -> int:
     """Rows of the bank."""
     slots = config.adapter.slots
@@ -264,6 +269,8 @@ def _compiled(config, base, model, tasks, mesh, weights):
     """The initial state on the mesh, and the bank that knows how to advance it."""
     everywhere = sharding.replicated(mesh)
     settings = build.optimizer_settings(config)
+    knobs = {"seed": np.uint32(config.seed), "learning_rate": np.float32(settings.learning_rate)}
+    knobs = jax.device_put(knobs, everywhere)
     places = min(config.batch.max_tasks, _slots(config, tasks)) if tasks else 1
     train_step = steps.make_train_step(
         model,
@@ -275,7 +282,7 @@ def _compiled(config, base, model, tasks, mesh, weights):
     )
     on_host = config.method == "adapter" and config.adapter.bank == "host"
     on_device = {name: part for name, part in weights.items() if not (on_host and name == "tasks")}
-    state = states.create(on_device, settings, train=config.adapter.train if config.method == "adapter" else "all")
+    state = states.create(on_device, settings, train=_trained(config))
     shardings = placement.state_shardings(mesh, state, base.features, base.encoder)
     state = jax.device_put(state, shardings)
 
@@ -289,12 +296,19 @@ def _compiled(config, base, model, tasks, mesh, weights):
             out_shardings=(shardings, everywhere, everywhere),
         )
         return state, banks.HostBank(
-            step, weights["tasks"], size=places, place=lambda tree: jax.device_put(tree, everywhere), draw=draw
+            step,
+            weights["tasks"],
+            knobs=knobs,
+            size=places,
+            place=lambda tree: jax.device_put(tree, everywhere),
+            draw=draw,
         )
     step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, everywhere))
     if config.method == "adapter":
-        return state, banks.DeviceBank(step, draw=draw, everywhere=everywhere, places=states.bank_of(shardings))
-    return state, banks.NoBank(step)
+        return state, banks.DeviceBank(
+            step, knobs=knobs, draw=draw, everywhere=everywhere, places=states.bank_of(shardings)
+        )
+    return state, banks.NoBank(step, knobs=knobs)
 
 
 def base_weights(run: Run):

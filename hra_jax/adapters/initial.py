@@ -57,9 +57,8 @@ def read_start(folder: str, adapter: Adapter, *, fingerprint: str) -> exports.Ex
 
 def content_hash(folder: str) -> str:
     """A hash of the weights of an adapter folder: what a resumed run must start from again."""
-    paths = sorted(epath.Path(folder).glob("**/*.safetensors"))
-    digest = hashlib.sha256()
-    for path in paths:
+    folder, digest = epath.Path(folder), hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -5,9 +5,9 @@ import re
 import shlex
 from collections.abc import Mapping
 
+from hra_jax.adapters.methods import METHODS
 from hra_jax.rules import BASE_TASK
 
-_DESCRIPTIONS = {"hra": "the hierarchical recurrent adapter of arXiv 2403.19709"}
 _MOST_LISTED = 50  # task names
 
 
@@ -47,7 +47,7 @@ def model_card(config: Mapping, names: list[str], results: Mapping | None) -> st
     lines = [
         f"# Adapter `{method}` for {len(names)} tasks on `{backbone}`",
         "",
-        f"Small trained parts for a frozen speech encoder, made with hra_jax: {_DESCRIPTIONS[method]}.",
+        f"Small trained parts for a frozen speech encoder, made with hra_jax: {METHODS[method].description}.",
         "",
         f"- Backbone: `{backbone}`, fingerprint `{config['backbone']['fingerprint']}`",
         f"- Method: `{json.dumps(config['method'], sort_keys=True)}`",

@@ -20,9 +20,9 @@ from hra_jax.training import state as states
 class NoBank:
     """Of a run that trains the backbone itself: there are no tasks."""
 
-    def __init__(self, train_step: Callable):
-        """`train_step` as the two other classes take it."""
-        self._step = train_step
+    def __init__(self, train_step: Callable, *, knobs: dict):
+        """`train_step` and `knobs` as the two other classes take them."""
+        self._step, self._knobs = train_step, knobs
         self._touched: set[int] = set()
 
     def step(self, state, frozen, batch, tasks: Sequence[int]):
@@ -38,7 +38,7 @@ class NoBank:
           The new state, and metrics.
         """
         self._touched.update(tasks)
-        return self._step(state, frozen, batch)
+        return self._step(state, frozen, batch, self._knobs)
 
     def described(self, state) -> dict:
         """All that trains, as a tree of arrays or shapes."""
@@ -72,16 +72,17 @@ class NoBank:
 class DeviceBank(NoBank):
     """The whole bank is part of the state: leaves `[A, ...]`, split over the mesh along `task`."""
 
-    def __init__(self, train_step: Callable, *, draw: Callable[[], dict], everywhere=None, places=None):
+    def __init__(self, train_step: Callable, *, knobs: dict, draw: Callable[[], dict], everywhere=None, places=None):
         """Takes the compiled step.
 
         Args:
           train_step: from `training.step.make_train_step`, compiled.
+          knobs: what every step of the run takes besides: its seed and its peak learning rate.
           draw: gives the parameters of all new tasks, numpy, leaves `[A, ...]`.
           everywhere: the sharding that puts a copy on each device; None leaves it to the compiler.
           places: the shardings of `training.state.bank_of` of the state; None likewise.
         """
-        super().__init__(train_step)
+        super().__init__(train_step, knobs=knobs)
         self._draw, self._places = draw, places
         self._gather = jax.jit(banks.gather, out_shardings=everywhere)
         self._mean = jax.jit(_mean_of_first, out_shardings=everywhere)
@@ -119,17 +120,27 @@ class DeviceBank(NoBank):
 class HostBank(NoBank):
     """The bank in this process's memory, as numpy; every process holds the same."""
 
-    def __init__(self, train_step: Callable, tasks: dict, *, size: int, place: Callable, draw: Callable[[], dict]):
+    def __init__(
+        self,
+        train_step: Callable,
+        tasks: dict,
+        *,
+        knobs: dict,
+        size: int,
+        place: Callable,
+        draw: Callable[[], dict],
+    ):
         """Takes over a bank.
 
         Args:
           train_step: a compiled `training.step.make_host_rows_step`; it may donate its state and nothing else.
           tasks: the parameters of all tasks, numpy, leaves `[A, ...]`; written in place.
+          knobs: as for `DeviceBank`.
           size: K.
           place: puts a tree of numpy arrays on the devices, a copy on each.
           draw: as for `DeviceBank`.
         """
-        super().__init__(train_step)
+        super().__init__(train_step, knobs=knobs)
         self._size, self._place, self._draw = size, place, draw
         self._rows = _untrained(tasks)
         self._resident = self._nothing()
@@ -156,7 +167,7 @@ class HostBank(NoBank):
         """As `NoBank.step`."""
         self._touched.update(tasks)
         before = self._resident
-        state, metrics, self._resident = self._step(state, frozen, batch, self._incoming(tasks), before)
+        state, metrics, self._resident = self._step(state, frozen, batch, self._knobs, self._incoming(tasks), before)
         # Waits for the step before, while the device has this one to do.
         self._write(before)
         return state, metrics

@@ -4,6 +4,8 @@ A batch is a dict of arrays: waveform `[B, S]`, num_samples, label_lengths, task
 weight `[B]` float32 (0 for a row that does not count).
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -82,7 +84,10 @@ def _gradients(model, learned, frozen, shared, index, batch, blank_id, seed, ste
 
 
 def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id, seed, max_tasks=1, accumulate=1):
-    """Builds `train_step(state, frozen, batch) -> (state, metrics)`.
+    """Builds `train_step(state, frozen, batch, knobs=None) -> (state, metrics)`.
+
+    `knobs` {'seed': uint32, 'learning_rate': float32}, scalars, take the place of the two settings. As arguments they
+    leave the program the same, so that runs that differ in them alone share a compilation.
 
     Args:
       model: the encoder, with its adapter method and augmentation.
@@ -94,15 +99,17 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
       accumulate: parts in which the gradient of a batch is computed.
     """
 
-    def train_step(state: TrainState, frozen, batch):
+    def train_step(state: TrainState, frozen, batch, knobs=None):
+        knobs = {"seed": seed, "learning_rate": config.learning_rate} if knobs is None else knobs
+        settings = dataclasses.replace(config, learning_rate=knobs["learning_rate"])
         if batch["waveform"].shape[0] % accumulate:
             raise UserError(f"accumulate = {accumulate}: must divide the batch of {batch['waveform'].shape[0]} rows")
         advance = backbone_step if "backbone" in state.trainable else adapter_step
-        trainable, optimizer, metrics = advance(state, frozen, batch)
-        metrics["learning_rate"] = optim.learning_rate(config)(state.step)
+        trainable, optimizer, metrics = advance(state, frozen, batch, settings, knobs["seed"])
+        metrics["learning_rate"] = optim.learning_rate(settings)(state.step)
         return state.replace(step=state.step + 1, trainable=trainable, optimizer=optimizer), metrics
 
-    def gradients(learned, frozen, shared, index, batch, step):
+    def gradients(learned, frozen, shared, index, batch, seed, step):
         # A row without weight has no sound: whatever its samples hold (NaN too), 0 x loss would not keep it out.
         batch = batch | {"num_samples": jnp.where(batch["weight"] > 0, batch["num_samples"], 0)}
         loss, counted, infeasible, grads = _gradients(
@@ -110,19 +117,19 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
         )
         return grads, {"loss": loss, "utterances": counted, "infeasible": infeasible}
 
-    def dense_update(part, clip, grads, state):
-        transform = optim.dense(config, clip)
+    def dense_update(part, clip, grads, state, settings):
+        transform = optim.dense(settings, clip)
         moves, moments = transform.update(grads, state.optimizer[part], state.trainable[part])
         return optax.apply_updates(state.trainable[part], moves), moments
 
-    def backbone_step(state, frozen, batch):
+    def backbone_step(state, frozen, batch, settings, seed):
         learned, index = {"backbone": state.trainable["backbone"]}, jnp.zeros_like(batch["task"])
-        grads, metrics = gradients(learned, frozen, None, index, batch, state.step)
-        weights, moments = dense_update("backbone", config.clip_norm, grads["backbone"], state)
+        grads, metrics = gradients(learned, frozen, None, index, batch, seed, state.step)
+        weights, moments = dense_update("backbone", config.clip_norm, grads["backbone"], state, settings)
         metrics["gradient_norm"] = optim.global_norm(grads["backbone"])
         return {"backbone": weights}, {"backbone": moments}, metrics
 
-    def adapter_step(state, frozen, batch):
+    def adapter_step(state, frozen, batch, settings, seed):
         # A row without weight is not present: its task must not advance.
         task = jnp.where(batch["weight"] > 0, batch["task"], bank.NO_TASK)
         size = state.optimizer["tasks"]["count"].shape[0]
@@ -133,14 +140,14 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
         learned = {"rows": bank.gather(state.trainable["tasks"], ids)}
         if "shared" in state.trainable:
             learned["shared"] = state.trainable["shared"]
-        grads, metrics = gradients(learned, frozen, state.fixed.get("shared"), index, batch, state.step)
+        grads, metrics = gradients(learned, frozen, state.fixed.get("shared"), index, batch, seed, state.step)
         tasks, rows, norms = optim.update_rows(
-            grads["rows"], ids, state.optimizer["tasks"], state.trainable["tasks"], state.step, config
+            grads["rows"], ids, state.optimizer["tasks"], state.trainable["tasks"], state.step, settings
         )
         trainable, optimizer, present = {"tasks": tasks}, {"tasks": rows}, ids < size
         if "shared" in learned:
             trainable["shared"], optimizer["shared"] = dense_update(
-                "shared", config.clip_controller, grads["shared"], state
+                "shared", config.clip_controller, grads["shared"], state, settings
             )
             metrics["controller_gradient_norm"] = optim.global_norm(grads["shared"])
         metrics["row_gradient_norm"] = jnp.where(present, norms, 0.0).sum() / jnp.maximum(present.sum(), 1)
@@ -152,27 +159,27 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
 
 
 def make_host_rows_step(train_step):
-    """Builds `step(state, frozen, batch, incoming, resident) -> (state, metrics, resident)` for a bank on the host.
+    """Builds `step(state, frozen, batch, knobs, incoming, resident) -> (state, metrics, resident)`: a bank on the host.
 
     The device holds K rows: those of the tasks of the step. Nothing in the program depends on the number of tasks.
 
     Args:
       train_step: from `make_train_step`, with `max_tasks` K.
 
-    The step takes a state without the bank, and
+    The step takes a state without the bank, `knobs` as the train step does, and
       incoming: {'ids': int32 `[K]` ascending, places beyond the tasks of the batch hold `bank.NO_ROW`; 'rows': their
         rows as the host has them, `{'tasks', 'mu', 'nu', 'count'}`}.
       resident: the same, as the step before left it: where both have a row, this is the newer one, since the host
         copies a step's rows back while the next one runs.
     """
 
-    def step(state: TrainState, frozen, batch, incoming, resident):
+    def step(state: TrainState, frozen, batch, knobs, incoming, resident):
         ids, rows = incoming["ids"], bank.newest(incoming, resident)
         place = jnp.searchsorted(ids, batch["task"]).astype(jnp.int32)
         found = jnp.take(ids, place, mode="clip") == batch["task"]
         # A task that did not come along is beyond the K rows, where the step counts it as lost.
         local = jnp.where(batch["task"] == bank.NO_TASK, bank.NO_TASK, jnp.where(found, place, ids.shape[0]))
-        state, metrics = train_step(states.with_bank(state, rows), frozen, batch | {"task": local})
+        state, metrics = train_step(states.with_bank(state, rows), frozen, batch | {"task": local}, knobs)
         return states.without_bank(state), metrics, {"ids": ids, "rows": states.bank_of(state)}
 
     return step

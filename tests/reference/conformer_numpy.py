@@ -7,6 +7,7 @@ dicts of the package, those of the blocks stacked on a leading layer axis.
 Letters: S samples, T frames, F mel bins, D width, N heads, H head width, K taps, R controller width, V vocabulary.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -32,6 +33,12 @@ def log_softmax(x):
     """Over the last axis."""
     x = x - x.max(axis=-1, keepdims=True)
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def untouched(name, x, y):
+    """The hook that changes nothing; every affine map of a block passes its name, input `[T, in]` and output by one."""
+    del name, x
+    return y
 
 
 def linear(p, x):
@@ -165,10 +172,10 @@ def score(p, query, key, i, j, head, config):
     return (query + p["content_bias"][head]) @ key + (query + p["position_bias"][head]) @ offset
 
 
-def attention(p, x, length, config):
+def attention(p, x, length, config, hook=untouched):
     """`[T, D]` -> `[T, D]`; keys at or beyond `length` are hidden. A query that sees nothing averages all values."""
     frames, width = len(x), config.d_model // config.n_heads
-    queries, keys, values = (linear(p[name], x) for name in ("query", "key", "value"))
+    queries, keys, values = (hook(f"attention.{n}", x, linear(p[n], x)) for n in ("query", "key", "value"))
     out = np.zeros((frames, config.d_model))
     for head in range(config.n_heads):
         part = slice(head * width, (head + 1) * width)
@@ -181,15 +188,17 @@ def attention(p, x, length, config):
             ]
             for share, j in zip(softmax(np.array(logits)), seen, strict=True):
                 out[i, part] += share * values[j, part]
-    return linear(p["output"], out)
+    return hook("attention.output", out, linear(p["output"], out))
 
 
 # --- the block ---
 
 
-def feed_forward(p, x, config):
+def feed_forward(p, x, config, name, hook):
     """LayerNorm, up, SiLU, down."""
-    return linear(p["down"], silu(linear(p["up"], layer_norm(p["norm"], x, config.norm_eps))))
+    x = hook(f"{name}.norm", x, layer_norm(p["norm"], x, config.norm_eps))
+    x = silu(hook(f"{name}.up", x, linear(p["up"], x)))
+    return hook(f"{name}.down", x, linear(p["down"], x))
 
 
 def depthwise(p, x, *, causal):
@@ -204,30 +213,32 @@ def depthwise(p, x, *, causal):
     return out + p["bias"] if "bias" in p else out
 
 
-def convolution(p, x, length, config):
+def convolution(p, x, length, config, hook):
     """LayerNorm, GLU (value half first), depthwise convolution, norm, SiLU, pointwise."""
-    x = layer_norm(p["norm"], x, config.norm_eps)
+    x = hook("convolution.norm", x, layer_norm(p["norm"], x, config.norm_eps))
     if config.conv_mask == "pre_pointwise":
         x[length:] = 0.0
-    y = linear(p["gated"], x)
+    y = hook("convolution.gated", x, linear(p["gated"], x))
     y = y[:, : config.d_model] * sigmoid(y[:, config.d_model :])
     if config.conv_mask == "post_glu":
         y[length:] = 0.0
-    y = depthwise(p["depthwise"], y, causal=config.conv_padding == "causal")
+    y = hook("convolution.depthwise", y, depthwise(p["depthwise"], y, causal=config.conv_padding == "causal"))
     if config.conv_norm == "layer":
-        y = layer_norm(p["depthwise_norm"], y, config.norm_eps)
-    return linear(p["output"], silu(y))
+        y = hook("convolution.depthwise_norm", y, layer_norm(p["depthwise_norm"], y, config.norm_eps))
+    y = silu(y)
+    return hook("convolution.output", y, linear(p["output"], y))
 
 
-def block(p, x, length, config):
+def block(p, x, length, config, hook=untouched):
     """One Conformer block."""
     a, b = config.ff_residual
     c, e = config.conv_residual
-    x = a * x + b * feed_forward(p["ff1"], x, config)
-    x = x + attention(p["attention"], layer_norm(p["attention_norm"], x, config.norm_eps), length, config)
-    x = c * x + e * convolution(p["convolution"], x, length, config)
-    x = a * x + b * feed_forward(p["ff2"], x, config)
-    return layer_norm(p["final_norm"], x, config.norm_eps)
+    x = a * x + b * feed_forward(p["ff1"], x, config, "ff1", hook)
+    y = hook("attention.norm", x, layer_norm(p["attention_norm"], x, config.norm_eps))
+    x = x + attention(p["attention"], y, length, config, hook)
+    x = c * x + e * convolution(p["convolution"], x, length, config, hook)
+    x = a * x + b * feed_forward(p["ff2"], x, config, "ff2", hook)
+    return hook("final_norm", x, layer_norm(p["final_norm"], x, config.norm_eps))
 
 
 # --- the adapter ---
@@ -265,20 +276,22 @@ def float64(tree):
     return np.asarray(tree, np.float64)
 
 
-def encode(p, x, length, config, adapter=None):
-    """The blocks on `[T, D]` of which `length` frames are valid; `adapter`: (controller, head) of a task, or None."""
+def encode(p, x, length, config, adapter=None, hooks=None):
+    """The blocks on `[T, D]` of which `length` frames are valid; `adapter` and `hooks` as for `log_probs`."""
     x = x * config.input_scale
     x[length:] = 0.0
     state = None if adapter is None else np.zeros((len(x), len(adapter[0]["bias"])))
     for index in range(config.n_layers):
-        x = block(layer_of(p["layers"], index), x, length, config)
+        hook = untouched if hooks is None else functools.partial(hooks.after_affine, index)
+        y = block(layer_of(p["layers"], index), x, length, config, hook)
+        x = y if hooks is None else hooks.after_layer(index, x, y)
         if adapter is not None:
             state = controller(adapter[0], x, state)
             x = x + head(adapter[1], state)
     return layer_norm(p["final_norm"], x, config.norm_eps) if config.final_norm else x
 
 
-def log_probs(p, waveform, frames, features, config, adapter=None):
+def log_probs(p, waveform, frames, features, config, adapter=None, hooks=None):
     """Log-probabilities of one utterance.
 
     Args:
@@ -288,6 +301,7 @@ def log_probs(p, waveform, frames, features, config, adapter=None):
       features: the feature settings.
       config: the encoder's geometry.
       adapter: (controller, head) of the utterance's task, or None.
+      hooks: an adaptation method of `adapters_numpy`, or None.
 
     Returns:
       float64 `[T, V]`, valid frames only.
@@ -297,4 +311,6 @@ def log_probs(p, waveform, frames, features, config, adapter=None):
     padded = np.zeros((frames, config.d_model))
     padded[: len(x)] = x
     adapter = adapter and tuple(float64(part) for part in adapter)
-    return log_softmax(linear(p["output"], encode(p["encoder"], padded, len(x), config, adapter)[: len(x)]))
+    x = encode(p["encoder"], padded, len(x), config, adapter, hooks)[: len(x)]
+    logits = linear(p["output"], x)
+    return log_softmax(logits if hooks is None else hooks.after_output(x, logits))

@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from hra_jax.adapters import bank, initial
+from hra_jax.adapters.bitfit import BiasAdapter
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
+from hra_jax.adapters.lora import LowRankAdapter
+from hra_jax.adapters.output import OutputAdapter
+from hra_jax.adapters.residual import ResidualAdapter
 from hra_jax.models import backbone as backbone_lib
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.config import EncoderConfig, FeatureConfig
@@ -30,6 +34,29 @@ TASKS = 5
 ADAPTERS = {
     "linear": HierarchicalRecurrentAdapter(width=6),
     "ffn": HierarchicalRecurrentAdapter(width=6, head="ffn", head_width=4),
+}
+# Every method, with settings that are not its defaults.
+METHODS = {
+    "hra": HierarchicalRecurrentAdapter(
+        width=6, recurrence="gru", activation="tanh", reads="attention.output", head="ffn", head_width=4
+    ),
+    "hra per layer": HierarchicalRecurrentAdapter(
+        width=6,
+        recurrence="lstm",
+        activation="silu",
+        reads="input",
+        head="lowrank",
+        head_width=3,
+        head_per_layer=True,
+        layers=(2, 0),
+    ),
+    "residual": ResidualAdapter(width=5),
+    "lora": LowRankAdapter(projections=("attention.query", "ff1.up", "convolution.gated"), rank=3, alpha=4.5),
+    "lora and output": LowRankAdapter(
+        projections=("attention.value", "ff2.down"), rank=2, alpha=3.0, layers=(2, 0), output="task"
+    ),
+    "bitfit": BiasAdapter(),
+    "output": OutputAdapter(),
 }
 
 
@@ -70,6 +97,11 @@ def one_task(trainable: dict, task: int) -> tuple[dict, dict]:
     return trainable["shared"]["all_layers"]["controller"], head
 
 
+def row_of(trainable: dict, task: int) -> dict:
+    """All that a task owns."""
+    return jax.tree.map(lambda leaf: leaf[task], trainable["tasks"])
+
+
 def random_batch(lengths, *, size: int, tasks, labels: int = 3, seed: int = 2, filler: float = 0.0) -> dict:
     """A batch of random sound: `lengths` samples per row of `size`, with `filler` behind them."""
     rng = np.random.default_rng(seed)
@@ -97,9 +129,12 @@ def rows_of(batch: dict, order) -> dict:
 
 
 @functools.lru_cache(maxsize=32)
-def compiled_forward(encoder: EncoderConfig = ENCODER, head: str = "linear", max_tasks: int = 8):
-    """`f(backbone, trainable, batch) -> (log_probs, lengths)`, through the bank as training and evaluation do it."""
-    model = AsrModel(FEATURES, encoder, adapter=ADAPTERS[head])
+def compiled_forward(encoder: EncoderConfig = ENCODER, head: str = "linear", max_tasks: int = 8, *, adapter=None):
+    """`f(backbone, trainable, batch) -> (log_probs, lengths)`, through the bank as training and evaluation do it.
+
+    The method is `adapter`, or where that is None the one of ADAPTERS that `head` names.
+    """
+    model = AsrModel(FEATURES, encoder, adapter=adapter or ADAPTERS[head])
 
     def run(backbone, trainable, batch):
         tasks = jax.tree.leaves(trainable["tasks"])[0].shape[0]

@@ -1,0 +1,403 @@
+"""What every method costs as tasks grow: trained parameters, export and optimizer state. No weights are read or made.
+
+python -m hra_jax.params --config quickstart --tasks 1,10,100,1000 --methods all --plot params.png
+
+Trained parameters are affine in the tasks: shared + tasks x one task's. Full fine-tuning stands beside the adapters
+twice: a fine-tuned copy of the backbone for each task, and one for all of them (what `method='full'` trains).
+"""
+
+import functools
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import rich.console
+import rich.table
+import rich.text
+from absl import flags
+from etils import epath
+from matplotlib.figure import Figure
+
+from hra_jax import build, cli
+from hra_jax import config as configs
+from hra_jax.adapters import bank, initial
+from hra_jax.adapters import methods as adapters
+from hra_jax.adapters.base import Adapter, Formula
+from hra_jax.adapters.export import json_text, write_file
+from hra_jax.errors import UserError
+from hra_jax.models import backbone as backbones
+from hra_jax.models import config as models
+from hra_jax.models.config import EncoderConfig, FeatureConfig
+from hra_jax.training import state as states
+
+FLAGS = flags.FLAGS
+FULL, FULL_JOINT = "full", "full_joint"
+METHODS = (*adapters.METHODS, FULL, FULL_JOINT)
+TASKS = ("1", "10", "100", "1000")
+MOST_TASKS = int(bank.NO_ROW)  # rows are numbered by int32
+
+_LABELS = {FULL: "full, one for each task", FULL_JOINT: "full, one for all tasks"}
+_HEADER = ("method", "tasks", "shared", "a task", "trained", "of backbone", "of full", "export", "optimizer")
+_LETTER = r"[A-Za-z]\w*"  # of a formula
+_MARKS = "osD^vPX"  # of the lines of a plot
+
+
+class _Cost(NamedTuple):
+    """What one number of tasks costs."""
+
+    shared: int  # parameters
+    per_task: int  # parameters
+    trained: int  # parameters
+    export_bytes: int
+    optimizer_bytes: int
+
+
+# --- Numbers ----------------------------------------------------------------------------------------------------------
+
+
+def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) -> dict:
+    """Counts what methods cost on the backbone of a configuration, each with that configuration's settings of it.
+
+    Every number comes from the shapes of new weights and of their optimizer state, and is checked against the method's
+    own formula.
+
+    Args:
+      config: a run's configuration. Of `config.backbone` only the geometry is read; 'abstract' is `pretrain.size` with
+        a vocabulary of `pretrain.sentencepiece_size` pieces.
+      tasks: distinct numbers of tasks, 1 to `MOST_TASKS`.
+      methods: distinct names of `METHODS`; None for the method of the configuration.
+
+    Returns:
+      What --json writes: {"backbone": {"name", "parameters", "features", "encoder"}, "methods": {name: {"label",
+      "settings", "formula", "letters", "filled", "shared_parameters", "parameters_per_task", "shared_is_trained",
+      "costs"}}}. "formula" and "filled" (its letters as numbers) are {"shared", "task"}. "costs" has for each number of
+      tasks {"tasks", "trainable_parameters", "of_backbone" (the trained ones over those of the backbone), "of_full"
+      (over those of a backbone for each task), "export_bytes", "optimizer_bytes"}. Exported bytes are those of the
+      tensors (float32; of a fine-tuned backbone `export.dtype`) without the header of their file; optimizer bytes are
+      those of two float32 moments for each trained parameter and of the step counts, for as many rows as tasks.
+
+    Raises:
+      UserError: a wrong number of tasks, method or configuration; no such backbone, or an abstract one of characters.
+    """
+    configs.validate(config)
+    tasks = _checked_tasks(list(tasks))
+    methods = _methods_of(config) if methods is None else _checked_methods(list(methods))
+    features, encoder = _geometry(config)
+    backbone = nn.unbox(backbones.abstract_params(features, encoder))
+    parameters = states.count(backbone)
+    found = {}
+    for name in methods:
+        if name in _LABELS:
+            found[name] = _full(config, name, backbone, tasks)
+        else:
+            found[name] = _adapted(config, _adapter(config, name), encoder, parameters, tasks)
+    return {
+        "backbone": {
+            "name": _name(config),
+            "parameters": parameters,
+            "features": models.to_json(features),
+            "encoder": models.to_json(encoder),
+        },
+        "methods": found,
+    }
+
+
+def _name(config) -> str:
+    """The backbone for people: what the configuration says, with the size of an abstract one."""
+    return f"{build.ABSTRACT} {config.pretrain.size}" if config.backbone == build.ABSTRACT else config.backbone
+
+
+def _checked_tasks(tasks: list) -> list[int]:
+    for count in tasks:
+        if type(count) is not int or not 1 <= count <= MOST_TASKS:
+            raise UserError(f"tasks: {count!r}; allowed are integers from 1 to {MOST_TASKS}")
+    return _distinct(tasks, "tasks")
+
+
+def _checked_methods(methods: list) -> list[str]:
+    for name in methods:
+        if name not in METHODS:
+            raise UserError(f"methods: {name!r}; {configs.near(str(name), METHODS)}")
+    return _distinct(methods, "methods")
+
+
+def _distinct(values: list, what: str) -> list:
+    if not values or len(set(values)) < len(values):
+        raise UserError(f"{what}: {','.join(map(str, values)) or 'none'}; needed is at least one, each given once")
+    return values
+
+
+def _methods_of(config) -> list[str]:
+    if config.method == "pretrain":
+        raise UserError("config.method is 'pretrain', which has no tasks; allowed: 'adapter', 'full'")
+    return [config.adapter.name] if config.method == "adapter" else [FULL, FULL_JOINT]
+
+
+def _geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
+    """Feature settings and geometry of the configuration's backbone, without its weights."""
+    if config.backbone == build.ABSTRACT:
+        if config.pretrain.vocabulary != "sentencepiece":
+            raise UserError(
+                f"config.pretrain.vocabulary is {config.pretrain.vocabulary!r}, whose size is not known without texts; "
+                f"a backbone {build.ABSTRACT!r} needs --config.pretrain.vocabulary=sentencepiece"
+            )
+        return models.named_size(config.pretrain.size, config.pretrain.sentencepiece_size)
+    path = backbones.resolve(config.backbone) / "backbone.json"
+    try:
+        settings = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    for key in ("features", "encoder"):
+        if not isinstance(settings, dict) or not isinstance(settings.get(key), dict):
+            raise UserError(f"{path}: must be a JSON object with an object {key!r}")
+    return models.from_json(FeatureConfig, settings["features"]), models.from_json(EncoderConfig, settings["encoder"])
+
+
+def _adapter(config, name: str) -> Adapter:
+    """The adaptation method `name` with the configuration's settings of it."""
+    config = config.copy_and_resolve_references()
+    config.adapter.name = name
+    return adapters.from_config(config)
+
+
+def _adapted(config, adapter: Adapter, encoder: EncoderConfig, backbone: int, tasks: list[int]) -> dict:
+    """The entry of an adaptation method; `backbone` is the number of the backbone's parameters."""
+    formula, letters = adapter.formula(), adapter.letters(encoder)
+    costs = {count: _adapter_cost(config, adapter, encoder, count) for count in tasks}
+    for cost in costs.values():
+        expected = formula.count(letters)
+        assert (cost.shared, cost.per_task) == expected, f"{adapter.name}: {cost} is not {expected}, as {formula} says"
+    return _entry(
+        costs,
+        label=adapter.name,
+        settings=adapters.settings(adapter),
+        formula=formula,
+        letters=letters,
+        shared_is_trained=config.adapter.train == "all",
+        backbone=backbone,
+    )
+
+
+def _adapter_cost(config, adapter: Adapter, encoder: EncoderConfig, tasks: int) -> _Cost:
+    new = functools.partial(initial.new_weights, adapter, encoder=encoder, tasks=tasks)
+    weights = jax.eval_shape(new, jax.random.key(0))
+    found = states.accounting(weights, tasks, 0, train=config.adapter.train)
+    return _Cost(
+        shared=found["shared_parameters"],
+        per_task=found["parameters_per_task"],
+        trained=found["trainable_parameters"],
+        export_bytes=_bytes(weights),
+        optimizer_bytes=_optimizer_bytes(config, weights, train=config.adapter.train),
+    )
+
+
+def _full(config, name: str, backbone: dict, tasks: list[int]) -> dict:
+    """The entry of full fine-tuning; `backbone` is the tree of its shapes."""
+    parameters = states.count(backbone)
+    stored = parameters * jnp.dtype(config.export.dtype).itemsize
+    moments = _optimizer_bytes(config, {"backbone": backbone}, train="all")
+    shared, per_task = (0, parameters) if name == FULL else (parameters, 0)
+    costs = {}
+    for count in tasks:
+        copies = count if name == FULL else 1
+        costs[count] = _Cost(shared, per_task, copies * parameters, copies * stored, copies * moments)
+    formula = Formula("0", "backbone") if name == FULL else Formula("backbone", "0")
+    return _entry(
+        costs,
+        label=_LABELS[name],
+        settings={"name": FULL},
+        formula=formula,
+        letters={"backbone": parameters},
+        shared_is_trained=True,
+        backbone=parameters,
+    )
+
+
+def _optimizer_bytes(config, weights: dict, *, train: str) -> int:
+    settings = build.optimizer_settings(config)
+    return _bytes(jax.eval_shape(lambda tree: states.create(tree, settings, train=train).optimizer, weights))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _entry(
+    costs: Mapping[int, _Cost],
+    *,
+    label: str,
+    settings: dict,
+    formula: Formula,
+    letters: Mapping[str, int],
+    shared_is_trained: bool,
+    backbone: int,
+) -> dict:
+    used = set(re.findall(_LETTER, " ".join(formula)))
+    shared, per_task = formula.count(letters)
+    return {
+        "label": label,
+        "settings": settings,
+        "formula": formula._asdict(),
+        "letters": {letter: letters[letter] for letter in sorted(used)},
+        "filled": {
+            part: re.sub(_LETTER, lambda match: str(letters[match[0]]), text)
+            for part, text in formula._asdict().items()
+        },
+        "shared_parameters": shared,
+        "parameters_per_task": per_task,
+        "shared_is_trained": shared_is_trained,
+        "costs": [
+            {
+                "tasks": count,
+                "trainable_parameters": cost.trained,
+                "of_backbone": cost.trained / backbone,
+                "of_full": cost.trained / (count * backbone),
+                "export_bytes": cost.export_bytes,
+                "optimizer_bytes": cost.optimizer_bytes,
+            }
+            for count, cost in costs.items()
+        ],
+    }
+
+
+# --- For people -------------------------------------------------------------------------------------------------------
+
+
+def _ratio(value: float) -> str:
+    """A ratio with three digits: in percent, or as a factor from ten on."""
+    return f"{100 * value:.3g}%" if value < 9.99 else f"{value:,.1f} x"
+
+
+def _size(count: int) -> str:
+    """Bytes in decimal units."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} PB" if value < 999.5 else f"{value:,.0f} PB"
+
+
+def _formula_line(entry: Mapping) -> str:
+    """A method's number of parameters: in letters, with numbers for them, multiplied out."""
+    counts = {"shared": f"{entry['shared_parameters']:,}", "task": f"{entry['parameters_per_task']:,}"}
+    sums = [_sum_of(**parts) for parts in (entry["formula"], entry["filled"], counts)]
+    still = "" if entry["shared_is_trained"] or not entry["shared_parameters"] else "; the shared part is not trained"
+    return f"{entry['label']}: {' = '.join(sums)}{still}"
+
+
+def _sum_of(shared: str, task: str) -> str:
+    """shared + tasks x task, without a term that is 0."""
+    task = f"({task})" if " " in task else task
+    return " + ".join([shared] * (shared != "0") + [f"tasks x {task}"] * (task != "0"))
+
+
+def print_table(accounted: Mapping, *, console: rich.console.Console | None = None) -> None:
+    """Prints what `account` returned: a formula for every method, then a row for each number of tasks."""
+    # Where there is no terminal the default of 80 columns would break the lines of a log.
+    console = console or rich.console.Console(width=None if sys.stdout.isatty() else 150)
+    backbone = accounted["backbone"]
+
+    def say(line: str) -> None:
+        console.print(rich.text.Text(line), soft_wrap=True)
+
+    say(f"backbone {backbone['name']}: {backbone['parameters']:,} parameters")
+    for entry in accounted["methods"].values():
+        say(_formula_line(entry))
+    table = rich.table.Table()
+    for index, name in enumerate(_HEADER):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    for entry in accounted["methods"].values():
+        counts = [f"{entry[key]:,}" for key in ("shared_parameters", "parameters_per_task")]
+        for cost in entry["costs"]:
+            trained = f"{cost['trainable_parameters']:,}"
+            ratios = [_ratio(cost[key]) for key in ("of_backbone", "of_full")]
+            sizes = [_size(cost[key]) for key in ("export_bytes", "optimizer_bytes")]
+            cells = (entry["label"], f"{cost['tasks']:,}", *counts, trained, *ratios, *sizes)
+            table.add_row(*map(rich.text.Text, cells))
+        table.add_section()
+    console.print(table)
+    say(
+        "'of full' compares with a fine-tuned backbone for each task. The export is counted without the headers of its "
+        "files; the optimizer keeps two float32 moments for each trained parameter, and step counts."
+    )
+
+
+def growth_plot(accounted: Mapping) -> bytes:
+    """A PNG of what `account` returned: trained parameters against tasks, a line for each method, both axes log."""
+    backbone = accounted["backbone"]
+    figure = Figure(figsize=(7.5, 5.0), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    methods = {name: entry for name, entry in accounted["methods"].items() if name != FULL_JOINT}
+    for number, entry in enumerate(methods.values()):
+        costs = sorted(entry["costs"], key=lambda cost: cost["tasks"])
+        counts = [[cost[key] for cost in costs] for key in ("tasks", "trainable_parameters")]
+        # Some methods cost nearly the same: a line that lies on another is thinner.
+        thickness = {"ms": 10 - number, "lw": 4 - 0.5 * number, "alpha": 0.85}
+        axes.loglog(*counts, label=entry["label"], marker=_MARKS[number], **thickness)
+    label = f"backbone, {backbone['parameters']:,} (one for all tasks)"
+    axes.axhline(backbone["parameters"], color="black", linestyle="--", lw=1, label=label)
+    axes.set_xlabel("tasks")
+    axes.set_ylabel("trained parameters")
+    # A `$` would start mathematics.
+    axes.set_title(f"backbone {backbone['name']}".replace("$", r"\$"))
+    axes.grid(which="major", color="#e5e5e5", lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
+
+
+# --- Command ----------------------------------------------------------------------------------------------------------
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    flags.DEFINE_list("tasks", list(TASKS), "Numbers of tasks, separated by commas.")
+    flags.DEFINE_list("methods", None, f"The config's own, or 'all', or some of {', '.join(METHODS)}.")
+    flags.DEFINE_string("json", None, "File to write all numbers to.")
+    flags.DEFINE_string("plot", None, "PNG file to draw the growth of the parameters to.")
+
+
+def _parsed_tasks(words: Sequence[str]) -> list[int]:
+    for word in words:
+        if not re.fullmatch(r"\d+", word, flags=re.ASCII):
+            raise UserError(f"--tasks: {word!r}; allowed are integers from 1 to {MOST_TASKS}, separated by commas")
+    return [int(word) for word in words]
+
+
+def _check_output(flag: str, path: str, *, suffix: str = "") -> None:
+    if not path or epath.Path(path).is_dir():
+        raise UserError(f"--{flag}={path!r} is a folder; allowed: the path of a file to write")
+    if not path.endswith(suffix):
+        raise UserError(f"--{flag}={path!r}; allowed: the path of a file to write that ends in {suffix}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point."""
+    if argv[1:]:
+        raise UserError(
+            f"{argv[1]!r} is no flag of this command; allowed: --config, --tasks, --methods, --json, --plot"
+        )
+    if FLAGS.json is not None:
+        _check_output("json", FLAGS.json)
+    if FLAGS.plot is not None:
+        _check_output("plot", FLAGS.plot, suffix=".png")
+    methods = METHODS if FLAGS.methods == ["all"] else FLAGS.methods
+    accounted = account(FLAGS.config, _parsed_tasks(FLAGS.tasks), methods)
+    print_table(accounted)
+    if FLAGS.json is not None:
+        write_file(FLAGS.json, json_text(accounted))
+    if FLAGS.plot is not None:
+        write_file(FLAGS.plot, growth_plot(accounted))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, define_flags=define_flags, config_flag=True))
