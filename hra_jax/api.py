@@ -12,9 +12,10 @@ import numpy as np
 
 from hra_jax.adapters import bank, methods
 from hra_jax.adapters import export as exports
-from hra_jax.adapters.base import Adapter, bind, no_parameters, unbound
+from hra_jax.adapters.base import NEVER, Adapter, bind, no_parameters, unbound
 from hra_jax.data.audio import resample
 from hra_jax.data.text import Vocabulary, vocabulary_from_json
+from hra_jax.data.vocabularies import OwnVocabularies
 from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
 from hra_jax.models import ctc
@@ -111,7 +112,11 @@ def load_adapter(folder, backbone: Backbone) -> "Model":
     rows = [no_parameters() | tree for tree in exported.tasks.values()]
     tasks = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *rows)
     shared = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), no_parameters() | exported.shared)
-    return Model(backbone, adapter, shared, tasks, names)
+    own = None
+    if adapter.output == "characters":
+        found = {entry["name"]: vocabulary_from_json(entry["vocabulary"]) for entry in exported.tasks_json}
+        own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size)
+    return Model(backbone, adapter, shared, tasks, names, own)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +128,12 @@ class Model:
     shared: dict
     rows: dict  # the task bank, leaves [A, ...]
     tasks: tuple[str, ...]
+    own: OwnVocabularies | None = None  # of tasks that do not write in the backbone's vocabulary
 
     def vocabulary(self, task: str) -> Vocabulary:
         """The vocabulary in which `task` writes."""
         self._task_ids([task])
-        return self.backbone.vocabulary
+        return self.backbone.vocabulary if self.own is None else self.own.of(task)
 
     def _task_ids(self, tasks) -> np.ndarray:
         ids = {name: index for index, name in enumerate(self.tasks)} | {bank.BASE: bank.NO_TASK}
@@ -155,8 +161,8 @@ class Model:
         tasks = [bank.BASE] * len(waveforms) if tasks is None else list(tasks)
         if len(tasks) != len(waveforms):
             raise UserError(f"{len(tasks)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
-        ids = self._task_ids(tasks)
-        return self._run([self._prepare(waveform, sample_rate) for waveform in waveforms], ids)
+        self._task_ids(tasks)
+        return self._run([self._prepare(waveform, sample_rate) for waveform in waveforms], tasks)
 
     def _prepare(self, waveform, sample_rate: int) -> np.ndarray:
         waveform = np.asarray(waveform, np.float32)
@@ -166,7 +172,7 @@ class Model:
             raise UserError("a waveform holds NaN or infinite samples")
         return resample(waveform, sample_rate, self.backbone.sample_rate)
 
-    def _run(self, waveforms, ids):
+    def _run(self, waveforms, tasks):
         if not waveforms:
             return np.zeros((0, 0, self.backbone.vocabulary.size), np.float32), np.zeros(0, np.int32)
         count = len(waveforms)
@@ -177,13 +183,18 @@ class Model:
             batch[row, : len(waveform)] = waveform
         lengths = np.array([len(waveform) for waveform in waveforms] + [0] * (rows - count), np.int32)
         index = np.full(rows, bank.NO_TASK, np.int32)
-        index[:count] = ids
+        index[:count] = self._task_ids(tasks)
+        symbols = None
+        if self.own is not None:
+            symbols = np.stack([self.own.symbols(task) for task in [*tasks, *[bank.BASE] * (rows - count)]])
         model = AsrModel(
             self.backbone.files.features, self.backbone.files.encoder, adapter=self.adapter, dtype=self.backbone.dtype
         )
-        log_probs, frames = _apply(model, self.backbone.params, self.shared, self.rows, batch, lengths, index)
+        log_probs, frames = _apply(model, self.backbone.params, self.shared, self.rows, batch, lengths, index, symbols)
         frames = np.asarray(frames)[:count]
-        return np.asarray(log_probs)[:count, : max(int(frames.max()), 1)], frames
+        log_probs = np.asarray(log_probs)[:count, : max(int(frames.max()), 1)]
+        # What a vocabulary does not have is impossible, not just unlikely.
+        return np.where(log_probs > NEVER / 2, log_probs, -np.inf) if self.own is not None else log_probs, frames
 
     def transcribe(self, waveforms, *, sample_rate: int, tasks=None) -> list[str]:
         """Texts of utterances, each through the adapter of its task; long audio in overlapping chunks.
@@ -193,24 +204,25 @@ class Model:
         tasks = [bank.BASE] * len(waveforms) if tasks is None else list(tasks)
         if len(tasks) != len(waveforms):
             raise UserError(f"{len(tasks)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
-        ids = self._task_ids(tasks)
+        self._task_ids(tasks)
         prepared = [self._prepare(waveform, sample_rate) for waveform in waveforms]
         short = [i for i, waveform in enumerate(prepared) if len(waveform) <= CHUNK_SECONDS * self.backbone.sample_rate]
-        vocabulary, texts = self.backbone.vocabulary, [""] * len(prepared)
+        texts = [""] * len(prepared)
+        vocabularies, blank = [self.vocabulary(task) for task in tasks], self.backbone.vocabulary.blank_id
         # Utterances of like length run together, a few at a time: little padding, bounded memory.
         short.sort(key=lambda i: len(prepared[i]))
         for start in range(0, len(short), 16):
             part = short[start : start + 16]
-            log_probs, lengths = self._run([prepared[i] for i in part], ids[part])
-            for i, labels in zip(part, ctc.greedy_decode(log_probs, lengths, vocabulary.blank_id), strict=True):
-                texts[i] = vocabulary.decode(labels)
+            log_probs, lengths = self._run([prepared[i] for i in part], [tasks[i] for i in part])
+            for i, labels in zip(part, ctc.greedy_decode(log_probs, lengths, blank), strict=True):
+                texts[i] = vocabularies[i].decode(labels)
         for i in sorted(set(range(len(prepared))) - set(short)):
-            path = self._long_path(prepared[i], ids[i])
-            (labels,) = ctc.greedy_decode(path[None], [len(path)], vocabulary.blank_id)
-            texts[i] = vocabulary.decode(labels)
+            path = self._long_path(prepared[i], tasks[i])
+            (labels,) = ctc.greedy_decode(path[None], [len(path)], blank)
+            texts[i] = vocabularies[i].decode(labels)
         return texts
 
-    def _long_path(self, waveform, task_id) -> np.ndarray:
+    def _long_path(self, waveform, task: str) -> np.ndarray:
         """The best label per frame of long audio: of two overlapping chunks each keeps its half of the overlap."""
         rate = self.backbone.sample_rate
         hop = self.backbone.files.features.hop_samples * self.backbone.files.encoder.subsampling
@@ -219,7 +231,7 @@ class Model:
         starts = list(range(0, max(len(waveform) - (size - step), 1), step))
         paths = []
         for start in starts:
-            log_probs, lengths = self._run([waveform[start : start + size]], np.array([task_id]))
+            log_probs, lengths = self._run([waveform[start : start + size]], [task])
             path = log_probs[0, : lengths[0]].argmax(axis=-1)
             first = margin if start else 0
             last = len(path) if start == starts[-1] else step // hop + margin
@@ -227,14 +239,14 @@ class Model:
         return np.concatenate(paths)
 
 
-def _apply_model(model, params, shared, rows, waveform, num_samples, task):
+def _apply_model(model, params, shared, rows, waveform, num_samples, task, symbols):
     if not rows:
         bound = unbound()
     else:
         count = jax.tree.leaves(rows)[0].shape[0]
         # Straight from the bank by id; what is no task lies beyond its end and gets no adapter.
         bound = bind(model.adapter, model.encoder, shared, rows, jnp.where(task < 0, count, task))
-    return model.apply({"params": params}, waveform, num_samples, bound)
+    return model.apply({"params": params}, waveform, num_samples, bound, symbols)
 
 
 _apply = jax.jit(_apply_model, static_argnums=0)

@@ -73,17 +73,20 @@ def compute_dtype(config):
     return jnp.dtype(config.backbone_dtype)
 
 
-def adapter_method(config) -> Adapter:
-    """The adaptation method of a configuration; the identity unless `method='adapter'`."""
-    return methods.from_config(config) if config.method == "adapter" else Adapter()
+def adapter_method(config, *, output_size: int = 0) -> Adapter:
+    """The adaptation method of a configuration; the identity unless `method='adapter'`.
+
+    `output_size`: outputs that hold every vocabulary, where tasks have their own.
+    """
+    return methods.from_config(config, output_size=output_size) if config.method == "adapter" else Adapter()
 
 
-def model(config, base: Foundation, *, constrain=lambda x: x) -> AsrModel:
+def model(config, base: Foundation, adapter: Adapter, *, constrain=lambda x: x) -> AsrModel:
     """The model that a run trains, with augmentation and dropout (they act only where keys are given)."""
     return AsrModel(
         features=base.features,
         encoder=base.encoder,
-        adapter=adapter_method(config),
+        adapter=adapter,
         augment=AugmentConfig(**config.augment),
         dropout=config.dropout,
         remat=config.remat,

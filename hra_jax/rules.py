@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 METHODS = ("adapter", "full", "pretrain")
 ADAPTERS = ("hra", "residual", "lora", "bitfit", "output")
-OUTPUTS = ("backbone", "task")
+OUTPUTS = ("backbone", "task", "characters")
 TRAINED = ("all", "tasks")
 BANKS = ("device", "host")
 RECURRENCES = ("indrnn", "rnn", "gru", "lstm", "mgu", "none")
@@ -139,6 +139,7 @@ RULES: dict[str, Rule] = {
     "adapter.name": _one_of(lambda: ADAPTERS),
     "adapter.layers": Rule(lambda: "a tuple of distinct layer numbers from 0, or () for all", _are_layers),
     "adapter.output": _one_of(lambda: OUTPUTS),
+    "adapter.output_size": _integer(0),
     "adapter.train": _one_of(lambda: TRAINED),
     "adapter.start": _text(),
     "adapter.new_task": _text(empty=False),

@@ -18,11 +18,12 @@ from etils import epath
 from hra_jax import build
 from hra_jax.adapters import export as exports
 from hra_jax.adapters import initial
-from hra_jax.adapters.base import no_parameters
+from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.data import batching, synthesize
 from hra_jax.data.report import DataReport
-from hra_jax.data.table import TableSource, UtteranceTable, read_sources
-from hra_jax.data.text import normalize_text
+from hra_jax.data.table import TableSource, UtteranceTable, own_vocabularies, read_sources
+from hra_jax.data.text import normalize_text, vocabulary_from_json
+from hra_jax.data.vocabularies import OwnVocabularies
 from hra_jax.errors import UserError
 from hra_jax.evaluation import report as reports
 from hra_jax.evaluation import runner as running
@@ -51,6 +52,8 @@ class Run:
     frozen: Any  # backbone weights on the device; None where the backbone itself is trained
     accounting: dict
     start: exports.ExportedAdapter | None  # what the adapter starts from
+    own: OwnVocabularies | None  # of tasks that do not write in the backbone's vocabulary
+    method: Adapter
     evaluation_step: Any
     select: running.SuiteRunner | None
     test: running.SuiteRunner | None
@@ -124,6 +127,10 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
     sources = _sources(config, report)
     base = build.foundation(config, _texts(config, sources) if config.method == "pretrain" else ())
     start = _start(config, base)
+    own = _own_vocabularies(config, base, sources, start)
+    method = build.adapter_method(config, output_size=own.size if own else 0)
+    if start is not None:
+        initial.check_start(start, method, folder=config.adapter.start)
     table = UtteranceTable(
         sources,
         vocabulary=base.vocabulary,
@@ -135,10 +142,11 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
         sample_rate=base.features.sample_rate,
         max_seconds=config.data.max_seconds or config.batch.buckets[-1],
         report=report,
+        own=own,
     )
     tasks = table.task_names
     test, select = (
-        _suite(config, name, suite_dir, base, table, tasks, mesh, report)
+        _suite(config, name, suite_dir, base, table, tasks, own, mesh, report)
         for name in (config.eval.suite, config.eval.select_suite)
     )
     if test and select:
@@ -146,8 +154,8 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
             test.suite.utterances, select.suite.utterances, suite=test.suite.name, other=select.suite.name
         )
         running.share_shapes(test, select)
-    model = build.model(config, base, constrain=_Constraint(mesh))
-    weights, given = _initial_weights(config, base, tasks, start)
+    model = build.model(config, base, method, constrain=_Constraint(mesh))
+    weights, given = _initial_weights(config, base, method, tasks, start)
     state, bank = _compiled(config, base, model, tasks, mesh, weights)
     bank.touch(given)
     backbone_parameters = states.count(weights["backbone"] if base.params is None else base.params)
@@ -164,6 +172,8 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
         frozen=_frozen(config, base, mesh) if config.method == "adapter" else None,
         accounting=states.accounting(weights, len(tasks), backbone_parameters, train=_trained(config)),
         start=start,
+        own=own,
+        method=method,
         evaluation_step=jax.jit(
             steps.make_evaluation_step(model, blank_id=base.vocabulary.blank_id),
             out_shardings=sharding.replicated(mesh),
@@ -215,14 +225,18 @@ class _Constraint:
         return sharding.constrain(x, self.mesh, ("batch", "time", "embed"))
 
 
-def _suite(config, name: str, suite_dir, base, table, tasks, mesh, report) -> running.SuiteRunner | None:
+def _suite(config, name: str, suite_dir, base, table, tasks, own, mesh, report) -> running.SuiteRunner | None:
     if not name:
         return None
     suite = suites.load_suite(name, data_dir=config.data.dir if suite_dir is None else suite_dir, report=report)
     if tasks:
         suites.check_adapter_tasks(suite, tasks)
+    if own and any(task.adapter_task == suites.MEAN_TASK for task in suite.tasks):
+        raise UserError(
+            f"suite {name!r}: tasks with vocabularies of their own have no mean; allowed: a task or __base__"
+        )
     suites.check_disjoint(suite.utterances, table.utterances, suite=suite.name)
-    return running.SuiteRunner(suite, base=base, tasks=tasks, config=config, mesh=mesh, report=report)
+    return running.SuiteRunner(suite, base=base, tasks=tasks, config=config, mesh=mesh, report=report, own=own)
 
 
 def _frozen(config, base, mesh):
@@ -234,7 +248,28 @@ def _frozen(config, base, mesh):
 def _start(config, base) -> exports.ExportedAdapter | None:
     if config.method != "adapter" or not config.adapter.start:
         return None
-    return initial.read_start(config.adapter.start, build.adapter_method(config), fingerprint=base.fingerprint)
+    return initial.read_start(config.adapter.start, fingerprint=base.fingerprint)
+
+
+def _own_vocabularies(config, base, sources, start) -> OwnVocabularies | None:
+    if config.method != "adapter" or config.adapter.output != "characters":
+        return None
+    given, size = {}, config.adapter.output_size
+    if start is not None:
+        if config.adapter.new_task != "zero":
+            value = config.adapter.new_task
+            raise UserError(f"adapter.new_task = {value!r}: allowed is 'zero' where tasks have their own vocabulary")
+        entries = {entry["name"]: entry for entry in start.tasks_json}
+        given = {name: vocabulary_from_json(entry["vocabulary"]) for name, entry in entries.items()}
+        size = size or start.config["method"]["output_size"]
+    return own_vocabularies(
+        sources,
+        base=base.vocabulary,
+        task_tag=config.data.task_tag,
+        normalizer=config.data.normalizer,
+        size=size,
+        given=given,
+    )
 
 
 def _trained(config) -> str:
@@ -250,12 +285,12 @@ def _slots(config, tasks) -> int:
     return slots or len(tasks)
 
 
-def _initial_weights(config, base, tasks, start) -> tuple[dict, list[int]]:
+def _initial_weights(config, base, method, tasks, start) -> tuple[dict, list[int]]:
     """What a run starts from, numpy, and the rows of the bank that the seed alone would not give again."""
     if config.method != "adapter":
         weights = base.params if config.method == "full" else build.random_backbone(base, config.seed)
         return {"backbone": jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights)}, []
-    method, key = build.adapter_method(config), jax.random.key(config.seed)
+    key = jax.random.key(config.seed)
     weights, given = initial.new_weights_on_host(method, key, base.encoder, _slots(config, tasks)), []
     if start is not None:
         weights["shared"] = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), no_parameters() | start.shared)
@@ -287,7 +322,8 @@ def _compiled(config, base, model, tasks, mesh, weights):
     state = jax.device_put(state, shardings)
 
     def draw() -> dict:
-        return _initial_weights(config, base, tasks, None)[0]["tasks"]
+        key = jax.random.key(config.seed)
+        return initial.new_weights_on_host(model.adapter, key, base.encoder, _slots(config, tasks))["tasks"]
 
     if on_host:
         step = jax.jit(

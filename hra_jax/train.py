@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from hra_jax import build, cli
+from hra_jax import cli
 from hra_jax import config as configs
 from hra_jax.adapters import export as exports
 from hra_jax.adapters import methods
@@ -285,10 +285,12 @@ def _export(run: Run, step: int, task_steps: dict[str, int], results: dict | Non
         for row, (name, trained) in enumerate(zip(run.tasks, trained_rows(run), strict=True)):
             # A task that only came along says what it said where it was trained.
             entry = {"step": task_steps[name]} if trained or name not in earlier else earlier[name]
+            if run.own is not None:
+                entry = {**entry, "vocabulary": run.own.of(name).to_json()}
             entries.append({**entry, "name": name, "row": row})
         exports.write_adapter(
             folder,
-            method=methods.settings(build.adapter_method(config)),
+            method=methods.settings(run.method),
             weights={"shared": jax.tree.map(np.asarray, run.state.weights["shared"]), "tasks": rows},
             tasks=entries,
             backbone={"name": run.base.name, "fingerprint": run.base.fingerprint},

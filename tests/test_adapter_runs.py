@@ -241,3 +241,59 @@ def test_a_checkpoint_does_not_grow_with_the_tasks_that_nothing_touched(micro, t
         assert sorted(ids.tolist()) == [0, 1, 2]
         opened.close()
     assert abs(sizes[300] - sizes[3]) < 8192  # 297 rows more would be 400,000 bytes
+
+
+# --- Tasks with vocabularies of their own -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alphabets(micro, tmp_path_factory):
+    """The data again, the texts of cy in capitals: letters that the backbone does not have."""
+    folder = tmp_path_factory.mktemp("alphabets")
+    for split in ("train", "validation", "test"):
+        rows = world.read_manifest(micro.data / f"{split}.jsonl")
+        for row in rows:
+            row["audio_filepath"] = str(micro.data / row["audio_filepath"])
+            row["text"] = row["text"].upper() if row["speaker"] == "cy" else row["text"]
+        world.write_manifest(folder / f"{split}.jsonl", rows)
+    world.write_suite(folder / "suite.py", (("*", "{dir}/test.jsonl", "speaker=*", "*"),))
+    return folder
+
+
+@pytest.mark.parametrize("method", ["hra", "output"])
+def test_a_task_may_write_in_letters_that_the_backbone_does_not_have(micro, alphabets, tmp_path, method):
+    changes = {"adapter__output": "characters", "data__normalizer": "none", "data__dir": str(alphabets)}
+    config = config_of(micro, method, **changes, steps=60, checkpoint__every_steps=1000, optimizer__learning_rate=0.1)
+    with config.unlocked():
+        config.eval.suite = str(alphabets / "suite.py")
+    done = world.train(config, tmp_path / "W")
+    losses = world.losses(tmp_path / "W")
+    assert np.isfinite(losses).all() and np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    model = hra_jax.load_adapter(tmp_path / "W" / "adapter", backbone(micro.backbone))
+    base = backbone(micro.backbone).vocabulary
+    assert set(model.vocabulary("cy").characters) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+    assert model.vocabulary("__base__").to_json() == base.to_json()
+    found, lengths = model.log_probs(WAVEFORMS, sample_rate=world.RATE, tasks=["ann", "cy", "__base__"])
+    for row, name in enumerate(("ann", "cy", "__base__")):
+        size = model.vocabulary(name).size
+        assert np.isfinite(found[row, : lengths[row], :size]).all() and (found[row, :, size:] == -np.inf).all()
+        np.testing.assert_allclose(np.exp(found[row, : lengths[row]]).sum(axis=-1), 1.0, rtol=1e-5)
+    plain, _ = backbone(micro.backbone).log_probs(WAVEFORMS, sample_rate=world.RATE)
+    np.testing.assert_allclose(found[2, : lengths[2], : base.size], plain[2, : lengths[2]], atol=1e-6)
+    text = model.transcribe(WAVEFORMS[:1], sample_rate=world.RATE, tasks=["cy"])[0]
+    assert set(text) <= set(model.vocabulary("cy").characters)
+    scored = json.loads((tmp_path / "W" / "eval" / "suite" / "results.json").read_text())
+    assert set(scored["tasks"]) == set(world.SPEAKERS) and done.status == 0
+
+
+def test_a_new_output_layer_starts_as_the_backbones_outputs_of_the_same_letters(micro, alphabets, tmp_path):
+    changes = {"adapter__output": "characters", "data__normalizer": "none", "data__dir": str(alphabets)}
+    done = world.train(config_of(micro, "output", **changes, optimizer__learning_rate=1e-30), tmp_path / "W")
+    model = hra_jax.load_adapter(done.workdir / "adapter", backbone(micro.backbone))
+    found, lengths = model.log_probs(WAVEFORMS[:1], sample_rate=world.RATE, tasks=["ann"])
+    plain, _ = backbone(micro.backbone).log_probs(WAVEFORMS[:1], sample_rate=world.RATE)
+    own, base = model.vocabulary("ann"), backbone(micro.backbone).vocabulary
+    ids = [0] + [1 + base.characters.index(character) for character in own.characters]
+    kept = plain[0, : lengths[0]][:, ids]
+    expected = kept - np.log(np.exp(kept).sum(axis=-1, keepdims=True))
+    np.testing.assert_allclose(found[0, : lengths[0], : own.size], expected, atol=1e-5)

@@ -24,7 +24,8 @@ import numpy as np
 from hra_jax.errors import UserError
 
 PARTS = ("all_layers", "per_layer")
-OUTPUTS = ("backbone", "task")
+OUTPUTS = ("backbone", "task", "characters")
+NEVER = -1e30  # logit of an output that a vocabulary does not have; finite, so that 0 times it is 0
 
 
 def no_parameters() -> dict:
@@ -61,17 +62,25 @@ class Adapter:
     """No adaptation: the identity. Methods derive from it and override what they use.
 
     With `output='task'` every task also owns a correction of the output layer, `W' = W + W_a`, `b' = b + b_a`, zero
-    when new: V (D + 1) parameters a task.
+    when new: V (D + 1) parameters a task. With `output='characters'` the layer has `output_size` outputs, O, for a
+    vocabulary of the task's own: what a task starts from are the backbone's outputs for the same characters, and 0 for
+    others; O (D + 1) parameters a task.
     """
 
     name: ClassVar[str] = "none"
     description: ClassVar[str] = "no adaptation"
 
     layers: tuple[int, ...] = ()  # the adapted layers, from 0; () for all
-    output: str = "backbone"  # whose output layer: backbone | task
+    output: str = "backbone"  # whose output layer: backbone | task | characters (and its own vocabulary)
+    output_size: int = 0  # O, outputs of a task's layer with a vocabulary of its own; 0 otherwise
 
     def __post_init__(self):
         self._one_of("output", OUTPUTS)
+        if (self.output == "characters") != (self.output_size > 0):
+            raise UserError(
+                f"{self.name}.output_size = {self.output_size}: allowed with output={self.output!r}: "
+                f"{'1 or more' if self.output == 'characters' else '0'}"
+            )
 
     def _one_of(self, field: str, allowed) -> None:
         value = getattr(self, field)
@@ -108,23 +117,34 @@ class Adapter:
 
     def letters(self, encoder) -> dict[str, int]:
         """What the letters of the formula stand for."""
-        return {"D": encoder.d_model, "L": len(self.adapted(encoder)), "V": encoder.vocab_size}
+        return {
+            "D": encoder.d_model,
+            "L": len(self.adapted(encoder)),
+            "V": encoder.vocab_size,
+            "O": self.outputs(encoder),
+        }
+
+    def outputs(self, encoder) -> int:
+        """Outputs of the last layer: V, or O."""
+        return self.output_size or encoder.vocab_size
 
     # --- what follows from it ---
 
     def init_task(self, rng, encoder) -> dict:
         """Parameters of one task."""
         tree = self.init_own(rng, encoder)
-        if self.output == "task":
-            shapes = {"kernel": (encoder.d_model, encoder.vocab_size), "bias": (encoder.vocab_size,)}
+        if self.output != "backbone":
+            size = self.outputs(encoder)
+            shapes = {"kernel": (encoder.d_model, size), "bias": (size,)}
             tree["all_layers"]["output"] = {name: jnp.zeros(shape) for name, shape in shapes.items()}
         return tree
 
     def formula(self) -> Formula:
         """Numbers of parameters, the output layer included."""
         shared, task = self.own_formula()
-        if self.output == "task":
-            task = "V * (D + 1)" if task == "0" else f"{task} + V * (D + 1)"
+        if self.output != "backbone":
+            own = "V * (D + 1)" if self.output == "task" else "O * (D + 1)"
+            task = own if task == "0" else f"{task} + {own}"
         return Formula(shared, task)
 
     # --- hooks ---
@@ -153,8 +173,25 @@ class Adapter:
         del params, taps, rng
         return x, carry
 
-    def after_output(self, all_layers, x, logits):
-        """The logits `[B, T, V]` of the encoder's output x `[B, T, D]`, adapted."""
+    def after_output(self, all_layers, x, logits, symbols):
+        """The logits of the encoder's output, adapted.
+
+        Args:
+          all_layers: as in `Bound`; {} without an adapter.
+          x: `[B, T, D]`.
+          logits: `[B, T, V]`.
+          symbols: int32 `[B, O]`, where each output of an utterance's own vocabulary starts from: an output of the
+            backbone, V for 0, beyond V for none at all; None where every task has the backbone's vocabulary.
+
+        Returns:
+          `[B, T, V]`, or `[B, T, O]` with `NEVER` behind the end of a shorter vocabulary.
+        """
+        if self.output == "characters" and symbols is not None:
+            padded = jnp.pad(logits, ((0, 0), (0, 0), (0, 2)))
+            start = jnp.take_along_axis(padded, jnp.minimum(symbols, logits.shape[-1] + 1)[:, None, :], axis=2)
+            if all_layers:
+                start = start + affine(all_layers["rows"]["output"], x).astype(start.dtype)
+            return jnp.where((symbols > logits.shape[-1])[:, None, :], NEVER, start)
         if self.output == "backbone" or not all_layers:
             return logits
         return logits + affine(all_layers["rows"]["output"], x).astype(logits.dtype)

@@ -34,11 +34,11 @@ def new_weights_on_host(adapter: Adapter, key, encoder, tasks: int) -> dict:
     return {"shared": jax.device_get(adapter.init_shared(shared_key, encoder)), "tasks": rows}
 
 
-def read_start(folder: str, adapter: Adapter, *, fingerprint: str) -> exports.ExportedAdapter:
+def read_start(folder: str, *, fingerprint: str) -> exports.ExportedAdapter:
     """The exported adapter that a run starts from.
 
     Raises:
-      UserError: not an adapter folder, one of another backbone, or of a method with other settings.
+      UserError: not an adapter folder, or one of another backbone.
     """
     exported = exports.read_adapter(folder)
     trained_on = exported.config["backbone"]
@@ -47,12 +47,20 @@ def read_start(folder: str, adapter: Adapter, *, fingerprint: str) -> exports.Ex
             f"adapter.start = {folder!r}: trained on the backbone {trained_on['name']!r} "
             f"({trained_on['fingerprint'][:12]}), but this run's has the fingerprint {fingerprint[:12]}"
         )
+    return exported
+
+
+def check_start(exported: exports.ExportedAdapter, adapter: Adapter, *, folder: str) -> None:
+    """Checks that an exported adapter has the settings of this run's method.
+
+    Raises:
+      UserError: it does not.
+    """
     found, wanted = methods.settings(methods.from_settings(exported.config["method"])), methods.settings(adapter)
     for key in sorted(found.keys() | wanted.keys()):
         there, here = (repr(side[key]) if key in side else "absent" for side in (found, wanted))
         if there != here:
             raise UserError(f"adapter.start = {folder!r}: {key} is {there} there, but {here} in this run")
-    return exported
 
 
 def content_hash(folder: str) -> str:

@@ -32,14 +32,19 @@ def from_settings(settings) -> Adapter:
     return METHODS[name](**settings)
 
 
-def from_config(config) -> Adapter:
-    """The method of a run's configuration: `config.adapter` has what all of them have, `config.<name>` the rest."""
+def from_config(config, *, output_size: int = 0) -> Adapter:
+    """The method of a run's configuration: `config.adapter` has what all of them have, `config.<name>` the rest.
+
+    `output_size`: outputs that hold every vocabulary, where tasks have their own.
+    """
     name = config.adapter.name
     own = config[name].to_dict() if name in config else {}
     common = {"layers": config.adapter.layers}
     # This method is nothing but an output layer, whatever the setting says for the others.
-    if name != OutputAdapter.name:
+    if name != OutputAdapter.name or config.adapter.output != "backbone":
         common["output"] = config.adapter.output
+    if config.adapter.output == "characters":
+        common["output_size"] = output_size
     return from_settings({"name": name, **common, **own})
 
 

@@ -23,7 +23,8 @@ class OutputAdapter(Adapter):
     output: str = "task"
 
     def __post_init__(self):
-        self._one_of("output", ("task",))
+        super().__post_init__()
+        self._one_of("output", ("task", "characters"))
 
     def merged(self, layer_weights: dict, row: dict, encoder) -> dict:
         """As `LowRankAdapter.merged`: no weight of the layers changes."""

@@ -10,6 +10,7 @@ a dict of numpy arrays; B is this host's rows, S the samples of the bucket, U it
     task           int32 [B], row of the adapter bank; -1 is `__base__` (no adapter)
     weight         float32 [B], 1; 0 for padding and for audio that could not be used
     utterance      int64 [B], index into the table; -1 is padding
+    symbols        int32 [B, O], only where tasks have vocabularies of their own: see data/vocabularies.py
 
 A row of weight 0 has task -1, no samples and no labels; where audio failed, `utterance` still says whose it was.
 """
@@ -95,6 +96,8 @@ class _Assembler:
             "weight": np.zeros(share, np.float32),
             "utterance": mine,
         }
+        if self._table.symbols is not None:
+            batch["symbols"] = np.repeat(self._table.symbols[-1:], share, axis=0)
         futures = [self._pool.submit(self._fill, batch, row) for row in np.flatnonzero(mine != PADDING)]
         tasks = np.unique(self._table.task[np.asarray(indices, np.int64)])
         return _Job(batch, futures, position, tuple(tasks[tasks != BASE_ID].tolist()))
@@ -113,6 +116,8 @@ class _Assembler:
         batch["labels"][row, : labels.size] = labels
         batch["label_lengths"][row] = labels.size
         batch["task"][row] = self._table.task[index]
+        if self._table.symbols is not None:
+            batch["symbols"][row] = self._table.symbols[self._table.task[index]]
         batch["weight"][row] = 1.0
 
     def _samples_of(self, index: int, *, limit: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The table of usable utterances: tasks, labels and lengths as columns, and what was left out, named."""
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from etils import epath
 
 from hra_jax.data import manifest, mixtures, text
 from hra_jax.data.report import DataReport
+from hra_jax.data.vocabularies import OwnVocabularies
 from hra_jax.errors import UserError
 from hra_jax.models.ctc import augmented_length
 
@@ -31,6 +32,41 @@ class TableSource:
     utterances: Sequence[manifest.Utterance]
     rate: float | str = mixtures.PROPORTIONAL
     task: str | None = None
+
+
+def own_vocabularies(
+    sources: Iterable[TableSource],
+    *,
+    base: text.Vocabulary,
+    task_tag: str,
+    normalizer: str,
+    size: int,
+    given: Mapping[str, text.Vocabulary],
+) -> OwnVocabularies:
+    """A vocabulary for each task: the characters of its training texts.
+
+    Args:
+      sources: the training sources.
+      base: the backbone's vocabulary.
+      task_tag: the tag that names an utterance's task.
+      normalizer: of the texts.
+      size: outputs of the layer, 0 for as many as are needed.
+      given: vocabularies that tasks have already.
+
+    Raises:
+      UserError: a vocabulary that does not fit into `size`.
+    """
+    found: dict[str, set[str]] = {}
+    for source in sources:
+        for row in source.utterances:
+            if task_tag in row.tags:
+                found.setdefault(str(row.tags[task_tag]), set()).update(text.normalize_text(row.text, normalizer))
+    made = {task: text.CharacterVocabulary(sorted(characters)) for task, characters in found.items() if characters}
+    vocabularies = {**made, **given}
+    needed = max([base.size, *(vocabulary.size for vocabulary in vocabularies.values())])
+    if size and size < needed:
+        raise UserError(f"adapter.output_size = {size}: the largest vocabulary needs {needed}, the blank included")
+    return OwnVocabularies(base, vocabularies, size or needed)
 
 
 def read_sources(
@@ -95,6 +131,8 @@ class UtteranceTable:
       task: int32 [N], -1 for `__base__`.
       frames_needed: int32 [N], the fewest encoder frames that CTC can align the labels to.
       label_lengths: int32 [N].
+      symbols: int32 [tasks + 1, O], what the outputs of each task's own vocabulary start from, `__base__` last; None
+        where all tasks have one vocabulary.
       unselected: utterances left out because their task is not among `tasks`: a choice, so not in the report.
       sample_rate, output_length, for_training: as given.
     """
@@ -113,6 +151,7 @@ class UtteranceTable:
         output_length: Callable[[np.ndarray], np.ndarray],
         report: DataReport,
         for_training: bool = True,
+        own: OwnVocabularies | None = None,
     ):
         """Normalises, tokenises and filters once, without opening any audio.
 
@@ -131,6 +170,7 @@ class UtteranceTable:
           for_training: requires every one of `tasks` to occur, and leaves out what CTC cannot learn from (fewer frames
             than the labels need: too_short; no label left: unknown_text). Evaluation keeps those utterances: without
             them the score would improve.
+          own: the vocabularies of tasks that have their own; None where all have `vocabulary`.
 
         Raises:
           UserError: an unknown normalizer or task (near matches are named), a reserved task name, a name given twice,
@@ -138,7 +178,7 @@ class UtteranceTable:
         """
         self.sources = tuple(sources)
         self.sample_rate, self.output_length, self.for_training = sample_rate, output_length, for_training
-        self._vocabulary, self._normalizer, self._report = vocabulary, normalizer, report
+        self._vocabulary, self._normalizer, self._report, self._own = vocabulary, normalizer, report, own
         self._max_seconds = max_seconds
         _check_unique([source.name for source in self.sources], "source name")
         self.task_names, self._chosen = _task_names(
@@ -156,6 +196,7 @@ class UtteranceTable:
             chosen = f", {self.unselected} of other tasks" if self.unselected else ""
             raise UserError(f"no usable utterance: all {read} were left out ({report.summary()}{chosen})")
         self._finish()
+        self.symbols = None if own is None else np.stack([own.symbols(name) for name in (*self.task_names, BASE_TASK)])
 
     def _read(self, index: int, task_tag: str) -> None:
         """Adds the usable utterances of one source."""
@@ -174,20 +215,27 @@ class UtteranceTable:
                 self.unselected += 1
                 continue
             words = text.normalize_text(row.text, self._normalizer)
-            labels = self._usable_labels(row, f"{source.name}: {row.key}", words=words, frames=row_frames)
+            labels = self._usable_labels(row, f"{source.name}: {row.key}", task=task, words=words, frames=row_frames)
             if labels is not None:
                 self.utterances.append(row)
                 self.texts.append(words)
                 self._rows_of_labels.append(labels)
                 self._columns.append((index, row.duration, ids[task], augmented_length(labels)))
 
-    def _usable_labels(self, row: manifest.Utterance, name: str, *, words: str, frames: int) -> np.ndarray | None:
+    def vocabulary_of(self, task: str) -> text.Vocabulary:
+        """What a task's labels are made with, and decoded."""
+        return self._own.of(task) if self._own is not None else self._vocabulary
+
+    def _usable_labels(
+        self, row: manifest.Utterance, name: str, *, task: str, words: str, frames: int
+    ) -> np.ndarray | None:
         """The labels of an utterance, int32 [U]; None (and an entry in the report) if it cannot be used."""
         if row.duration > self._max_seconds:
             self._report.add("too_long", name, f"{row.duration:g} s; the limit is {self._max_seconds:g} s")
             return None
-        labels = np.asarray(self._vocabulary.encode(words), np.int32)
-        unknown = self._vocabulary.unknown_characters(words)
+        vocabulary = self.vocabulary_of(task)
+        labels = np.asarray(vocabulary.encode(words), np.int32)
+        unknown = vocabulary.unknown_characters(words)
         details = [f"dropped {' '.join(map(repr, sorted(unknown)))}"] if unknown else []
         if not labels.size:
             details.append(f"nothing is left of {row.text[:80]!r}")

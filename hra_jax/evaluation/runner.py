@@ -28,13 +28,14 @@ class SuiteRunner:
       config: the run's configuration; `eval`, `batch.buckets`, `batch.multiple` and `data` are read.
       mesh: the device mesh.
       report: where unusable utterances go.
+      own: the vocabularies of tasks that have their own (`data.table.OwnVocabularies`), or None.
 
     Attributes:
       rows: the adapter's rows that the suite uses, ascending.
       needs_mean: whether it also uses the mean of all rows.
     """
 
-    def __init__(self, suite: Suite, *, base, tasks, config, mesh, report):
+    def __init__(self, suite: Suite, *, base, tasks, config, mesh, report, own=None):
         self.suite, self._base, self._config, self._mesh, self._report = suite, base, config, mesh, report
         used = {task.adapter_task for task in suite.tasks} if tasks else set()
         # One row at least: nothing can be gathered from a bank without rows.
@@ -54,6 +55,7 @@ class SuiteRunner:
             output_length=base.output_length,
             report=report,
             for_training=False,
+            own=own,
         )
 
         lengths = batching.label_capacities(
@@ -80,7 +82,7 @@ class SuiteRunner:
         Raises:
           UserError: no utterance of the suite could be read.
         """
-        config, vocabulary = self._config, self._base.vocabulary
+        config = self._config
         batches = eval_batches(
             self._table,
             batch_seconds=config.eval.batch_seconds,
@@ -99,15 +101,16 @@ class SuiteRunner:
             for batch in batches:
                 outputs = evaluation_step(weights, frozen, sharding.shard_batch(batch, self._mesh))
                 outputs = {name: np.asarray(value) for name, value in outputs.items()}
-                texts, base_texts = (
-                    [vocabulary.decode(ids) for ids in ctc.greedy_decode(outputs[name], outputs["lengths"], 0)]
-                    for name in ("paths", "base_paths")
+                paths, base_paths = (
+                    ctc.greedy_decode(outputs[name], outputs["lengths"], 0) for name in ("paths", "base_paths")
                 )
                 scored = np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0))
                 for row in scored:
                     number = int(outputs["utterance"][row])
                     task = self.suite.tasks[self._table.source[number]]
                     owner, utterance = task.name, self._table.utterances[number]
+                    text = self._table.vocabulary_of(task.adapter_task).decode(paths[row])
+                    base_text = self._base.vocabulary.decode(base_paths[row])
                     differences[owner] = max(differences[owner], float(outputs["difference"][row]))
                     losses.append(float(outputs["loss"][row]))
                     results.append(
@@ -116,8 +119,8 @@ class SuiteRunner:
                             key=utterance.key,
                             reference=utterance.text,
                             # `__base__` is the backbone, also beside a fine-tuned one.
-                            hypothesis=base_texts[row] if task.adapter_task == BASE else texts[row],
-                            base_hypothesis=base_texts[row],
+                            hypothesis=base_text if task.adapter_task == BASE else text,
+                            base_hypothesis=base_text,
                             duration=utterance.duration,
                         )
                     )

@@ -31,7 +31,7 @@ class AsrModel(nn.Module):
     constrain: Callable = lambda x: x
 
     @nn.compact
-    def __call__(self, waveform, num_samples, bound: Bound):
+    def __call__(self, waveform, num_samples, bound: Bound, symbols=None):
         """Log-probabilities of a padded batch.
 
         Augmentation runs where an 'augment' key is given, dropout where a 'dropout' key is given.
@@ -40,9 +40,10 @@ class AsrModel(nn.Module):
           waveform: float `[B, S]`, mono, at `features.sample_rate`; anything may lie behind `num_samples`.
           num_samples: int32 `[B]`.
           bound: the adapter's parameters for the rows of this batch.
+          symbols: int32 `[B, O]` of tasks with vocabularies of their own, see `Adapter.after_output`; else None.
 
         Returns:
-          float32 `[B, T, V]` and int32 `[B]` lengths in encoder frames.
+          float32 `[B, T, V]` (`[B, T, O]` with `symbols`) and int32 `[B]` lengths in encoder frames.
         """
         x, lengths = self._features(waveform, num_samples)
         width, channels = self.encoder.d_model, self.encoder.subsampling_channels
@@ -53,7 +54,7 @@ class AsrModel(nn.Module):
         )
         x = self.constrain(encoder(self.constrain(x), lengths, bound))
         logits = Projection(self.encoder.vocab_size, axes=("embed", "vocab"), name="output")(x)
-        logits = self.adapter.after_output(bound.all_layers, x, logits)
+        logits = self.adapter.after_output(bound.all_layers, x, logits, symbols)
         return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), lengths
 
     def _features(self, waveform, num_samples):

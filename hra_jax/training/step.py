@@ -1,7 +1,8 @@
 """The train step and the evaluation step, as pure functions of (trainable, frozen, batch).
 
 A batch is a dict of arrays: waveform `[B, S]`, num_samples, label_lengths, task `[B]` int32, labels `[B, U]` int32,
-weight `[B]` float32 (0 for a row that does not count).
+weight `[B]` float32 (0 for a row that does not count), and `symbols` `[B, O]` int32 where tasks have vocabularies of
+their own (`Adapter.after_output`).
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from hra_jax.adapters import bank
-from hra_jax.adapters.base import bind, unbound
+from hra_jax.adapters.base import NEVER, bind, unbound
 from hra_jax.errors import UserError
 from hra_jax.models import ctc
 from hra_jax.models.asr import AsrModel
@@ -29,7 +30,8 @@ def forward(model: AsrModel, backbone, shared, rows, index, batch, *, rngs=None)
     adapter at all.
     """
     bound = unbound() if shared is None else bind(model.adapter, model.encoder, shared, rows, index)
-    return model.apply({"params": backbone}, batch["waveform"], batch["num_samples"], bound, rngs=rngs)
+    args = (batch["waveform"], batch["num_samples"], bound, batch.get("symbols"))
+    return model.apply({"params": backbone}, *args, rngs=rngs)
 
 
 def _loss_sums(model, backbone, shared, rows, index, batch, blank_id, rngs):
@@ -185,6 +187,18 @@ def make_host_rows_step(train_step):
     return step
 
 
+def _base_outputs(log_probs, size: int, symbols):
+    """The base's log-probabilities `[B, T, V]` as `[B, T, O]`, to be compared with those of other vocabularies.
+
+    An utterance whose vocabulary is another one gets values that differ from whatever the adapter gives.
+    """
+    vocabulary = log_probs.shape[-1]
+    padded = jnp.pad(log_probs, ((0, 0), (0, 0), (0, size - vocabulary)), constant_values=NEVER)
+    own = jnp.arange(size) < vocabulary
+    same = jnp.where(own[None], symbols == jnp.arange(size)[None], symbols > vocabulary).all(axis=1)
+    return jnp.where(same[:, None, None], padded, padded + 1.0)
+
+
 def make_evaluation_step(model: AsrModel, *, blank_id):
     """Builds `evaluation_step(trainable, frozen, batch)`.
 
@@ -207,7 +221,11 @@ def make_evaluation_step(model: AsrModel, *, blank_id):
             ids, index = bank.active_rows(batch["task"], rows_most, size)
             rows = bank.gather(trainable["tasks"], ids)
             log_probs, lengths = forward(model, frozen, trainable["shared"], rows, index, batch)
-            base, _ = forward(model, frozen, trainable["shared"], rows, jnp.full_like(index, rows_most), batch)
+            # The base writes in its own vocabulary.
+            plain = {name: value for name, value in batch.items() if name != "symbols"}
+            base, _ = forward(model, frozen, trainable["shared"], rows, jnp.full_like(index, rows_most), plain)
+            if "symbols" in batch:
+                base = _base_outputs(base, model.adapter.output_size, batch["symbols"])
         loss, _ = ctc.ctc_loss(log_probs, lengths, batch["labels"], batch["label_lengths"], blank_id)
         valid = jnp.arange(log_probs.shape[1])[None, :] < lengths[:, None]
         difference = jnp.where(valid, jnp.abs(log_probs - base).max(axis=-1), 0.0).max(axis=1)

@@ -141,20 +141,27 @@ def test_more_padding_does_not_change_valid_frames(name, encoder):
 # --- Which layers, which output layer ---
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def encoded(adapter, trainable, key=None):
-    """The encoder's output of random frames: those of task 2, of `__base__` and of task 0."""
-    params = tiny.random_params(tiny.FEATURES, tiny.ENCODER)["encoder"]
-    x = np.random.default_rng(0).standard_normal((3, 7, 16)).astype(np.float32)
-    index = jnp.array([2, tiny.TASKS, 0])
-    bound = base.bind(adapter, tiny.ENCODER, trainable["shared"], trainable["tasks"], index)
+@functools.lru_cache(maxsize=16)
+def compiled_encoder(adapter, dropout=False):
     model = conformer.Conformer(tiny.ENCODER, adapter)
-    rngs = None if key is None else {"dropout": key}
-    return model.apply({"params": params}, x, jnp.array([7, 7, 5]), bound, rngs=rngs)
+
+    def run(params, trainable, x, key):
+        bound = base.bind(adapter, tiny.ENCODER, trainable["shared"], trainable["tasks"], jnp.array([2, tiny.TASKS, 0]))
+        rngs = {"dropout": key} if dropout else None
+        return model.apply({"params": params["encoder"]}, x, jnp.array([7, 7, 5]), bound, rngs=rngs)
+
+    return jax.jit(run)
+
+
+def encoded(params, adapter, trainable, seed=None):
+    """The encoder's output of random frames: those of task 2, of `__base__` and of task 0; dropout where it has a seed."""
+    x = np.random.default_rng(0).standard_normal((3, 7, 16)).astype(np.float32)
+    run = compiled_encoder(adapter, seed is not None)
+    return np.asarray(run(params, trainable, x, jax.random.key(seed or 0)))
 
 
 @pytest.mark.parametrize("name", LAYERWISE)
-def test_some_layers_adapted_equals_all_adapted_with_zeros_in_the_others(name):
+def test_some_layers_adapted_equals_all_adapted_with_zeros_in_the_others(params, name):
     adapter = LAYERWISE[name]
     some = dataclasses.replace(adapter, layers=(2, 0))  # in any order
     trainable = tiny.random_trainable(adapter)
@@ -163,9 +170,9 @@ def test_some_layers_adapted_equals_all_adapted_with_zeros_in_the_others(name):
         leaf[:, 1] = 0.0
     few["tasks"]["per_layer"] = jax.tree.map(lambda leaf: leaf[:, [0, 2]], few["tasks"]["per_layer"])
     assert jax.tree.map(np.shape, few) == jax.tree.map(np.shape, tiny.new_trainable(some))
-    adapted = np.asarray(encoded(some, few))
-    np.testing.assert_allclose(adapted, encoded(adapter, zeroed), atol=1e-6)
-    assert np.abs(adapted - encoded(adapter, trainable))[0].max() > 1e-2
+    adapted = encoded(params, some, few)
+    np.testing.assert_allclose(adapted, encoded(params, adapter, zeroed), atol=1e-6)
+    assert np.abs(adapted - encoded(params, adapter, trainable))[0].max() > 1e-2
 
 
 def test_an_output_layer_of_its_own_adds_to_another_method(params):
@@ -234,12 +241,12 @@ DROPPING = {name: dataclasses.replace(LAYERWISE[name], dropout=0.4) for name in 
 
 
 @pytest.mark.parametrize("name", DROPPING)
-def test_dropout_acts_only_with_a_key_and_never_on_base_rows(name):
+def test_dropout_acts_only_with_a_key_and_never_on_base_rows(params, name):
     adapter = DROPPING[name]
     trainable = tiny.random_trainable(adapter)
-    plain = np.asarray(encoded(LAYERWISE[name], trainable))
-    np.testing.assert_array_equal(encoded(adapter, trainable), plain)
-    once, again, other = (np.asarray(encoded(adapter, trainable, jax.random.key(seed))) for seed in (0, 0, 1))
+    plain = encoded(params, LAYERWISE[name], trainable)
+    np.testing.assert_array_equal(encoded(params, adapter, trainable), plain)
+    once, again, other = (encoded(params, adapter, trainable, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(once, again)
     for adapted in (0, 2):
         assert np.abs(once[adapted] - plain[adapted]).max() > 1e-2
