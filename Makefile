@@ -48,4 +48,7 @@ $(VENV)/.installed: setup.py | $(RUN)
 
 $(VENV)/.installed-dev: setup.py | $(RUN)
 	$(INSTALL) -e '.[dev,notebooks]'
+	# The TPU compiler, for tests that compile for TPUs. In a folder of its own: JAX would look for a TPU if it were
+	# installed. It exists for Linux only; elsewhere those tests are skipped, by name.
+	-$(INSTALL) --quiet --no-deps --upgrade --target $(VENV)/libtpu libtpu
 	touch $(VENV)/.installed $@

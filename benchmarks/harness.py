@@ -127,13 +127,14 @@ def define_flags() -> None:
     flags.DEFINE_string("json", "", "Where the samples are written; '' for nowhere.")
 
 
-def report(name: str, groups: dict[str, dict[str, Timing]], path: str) -> None:
+def report(name: str, groups: dict[str, dict[str, Timing]], path: str, **more) -> None:
     """Prints a table, each side beside the first of its group, and writes JSON.
 
     Args:
       name: of the benchmark.
       groups: what is compared -> side -> timing.
       path: of the JSON file, or ''.
+      more: what else the JSON file is to hold.
     """
     width = max(len(f"{group}: {side}") for group, sides in groups.items() for side in sides)
     print(f"{'':{width}}  {'median':>10}  {'quartiles':>23}  {'ratio':>6}")
@@ -147,6 +148,6 @@ def report(name: str, groups: dict[str, dict[str, Timing]], path: str) -> None:
     if path:
         timings = {group: {side: t.to_json() for side, t in sides.items()} for group, sides in groups.items()}
         epath.Path(path).write_text(
-            json.dumps({"benchmark": name, **environment(), "timings": timings}, indent=1) + "\n"
+            json.dumps({"benchmark": name, **environment(), "timings": timings, **more}, indent=1) + "\n"
         )
         print(f"written to {path}")

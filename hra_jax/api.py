@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hra_jax.adapters import bank, methods
+from hra_jax.adapters import bank, library, methods
 from hra_jax.adapters import export as exports
 from hra_jax.adapters.base import NEVER, Adapter, bind, no_parameters, unbound
 from hra_jax.data.audio import resample
@@ -94,11 +94,18 @@ def load_backbone(location: str, *, dtype: str = "auto", verify: bool = False) -
     return Backbone(files, params, jnp.dtype(dtype))
 
 
-def load_adapter(folder, backbone: Backbone) -> "Model":
+def load_adapter(folder, backbone: Backbone, *, slots: int = 0) -> "Model":
     """Loads an exported adapter onto a backbone.
 
+    Args:
+      folder: the adapter folder.
+      backbone: the backbone that it was trained on.
+      slots: rows of the task bank, 0 for as many as there are tasks. More leave room for tasks that `Model.with_task`
+        adds without compiling anew.
+
     Raises:
-      UserError: not an adapter folder, a damaged one, or one that was trained on another backbone.
+      UserError: not an adapter folder, a damaged one, or one that was trained on another backbone; fewer slots than
+        tasks.
     """
     exported = exports.read_adapter(folder)
     trained_on = exported.config["backbone"]
@@ -107,11 +114,19 @@ def load_adapter(folder, backbone: Backbone) -> "Model":
             f"{folder}: trained on the backbone {trained_on['name']!r} ({trained_on['fingerprint'][:12]}), "
             f"but {backbone.files.info['name']!r} has the fingerprint {backbone.fingerprint[:12]}"
         )
-    adapter = methods.from_settings(exported.config["method"])
     names = tuple(exported.tasks)
-    rows = [no_parameters() | tree for tree in exported.tasks.values()]
-    tasks = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *rows)
+    if slots and slots < len(names):
+        raise UserError(f"slots = {slots}: {folder} has {len(names)} tasks; allowed are 0 or at least as many")
+    declared = exported.config["tensors"]["task"]
+    # One row at least: nothing can be gathered from a bank without rows.
+    size = max(slots, len(names), 1)
+    flat = {path: np.zeros((size, *entry["shape"]), np.float32) for path, entry in declared.items()}
+    for row, tree in enumerate(exported.tasks.values()):
+        for path, leaf in exports.flatten(tree, separator=".").items():
+            flat[path][row] = leaf
+    tasks = jax.tree.map(jnp.asarray, no_parameters() | exports.unflatten(flat, separator="."))
     shared = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), no_parameters() | exported.shared)
+    adapter = methods.from_settings(exported.config["method"])
     own = None
     if adapter.output == "characters":
         found = {entry["name"]: vocabulary_from_json(entry["vocabulary"]) for entry in exported.tasks_json}
@@ -127,8 +142,85 @@ class Model:
     adapter: Adapter
     shared: dict
     rows: dict  # the task bank, leaves [A, ...]
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...]  # names of its first rows; those behind are free
     own: OwnVocabularies | None = None  # of tasks that do not write in the backbone's vocabulary
+
+    @property
+    def slots(self) -> int:
+        """A, the rows of the task bank, free ones included."""
+        return next((leaf.shape[0] for leaf in jax.tree.leaves(self.rows)), 0)
+
+    def row(self, name: str) -> dict:
+        """The parameters of a task: a tree of float32 numpy arrays.
+
+        Raises:
+          UserError: an unknown task, or `__base__`, which has none.
+        """
+        number = self._row_number(name)
+        return jax.tree.map(lambda leaf: np.asarray(leaf[number]), self.rows)
+
+    def with_task(self, name: str, row, *, vocabulary: Vocabulary | None = None) -> "Model":
+        """The model with one task more, which takes the first free slot.
+
+        What has been compiled serves on while slots are free. Where none is, the bank grows by one row, and the next
+        batch compiles anew.
+
+        Args:
+          name: of the new task.
+          row: its parameters: a tree as `row` and `ExportedAdapter.tasks` have it.
+          vocabulary: of the task; needed where tasks have their own, None elsewhere.
+
+        Raises:
+          UserError: a name that is not allowed or in use; parameters of another method or shape, or not finite; a
+            vocabulary where there must be none, or none, or one that is too large.
+        """
+        library.check_name(name, self.tasks)
+        own = self._own_with(name, vocabulary)
+        given = {path: np.asarray(leaf, np.float32) for path, leaf in exports.flatten(row).items()}
+        wanted = {path: leaf.shape[1:] for path, leaf in exports.flatten(self.rows).items()}
+        for path in dict.fromkeys((*wanted, *given)):
+            shapes = [str(side[path]) if path in side else "absent" for side in (_shapes(given), wanted)]
+            if shapes[0] != shapes[1]:
+                raise UserError(f"task {name!r}: the parameter {path!r} is {shapes[0]}; allowed is {shapes[1]}")
+            if not np.isfinite(given[path]).all():
+                raise UserError(f"task {name!r}: the parameter {path!r} holds NaN or infinity; allowed: finite ones")
+        number, tree = len(self.tasks), no_parameters() | exports.unflatten(given)
+        if number < self.slots:
+            rows = jax.tree.map(lambda leaf, new: leaf.at[number].set(new), self.rows, tree)
+        else:
+            rows = jax.tree.map(lambda leaf, new: jnp.concatenate([leaf, new[None]]), self.rows, tree)
+        return dataclasses.replace(self, rows=rows, tasks=(*self.tasks, name), own=own)
+
+    def _own_with(self, name: str, vocabulary: Vocabulary | None) -> OwnVocabularies | None:
+        if (vocabulary is None) != (self.own is None):
+            given, allowed = "no vocabulary", "one, as every task here has its own"
+            if vocabulary is not None:
+                given, allowed = "a vocabulary", "None, as every task here writes in the backbone's"
+            raise UserError(f"task {name!r} comes with {given}; allowed is {allowed}")
+        if self.own is None:
+            return None
+        if vocabulary.size > self.own.size:
+            raise UserError(f"task {name!r}: its vocabulary has {vocabulary.size} symbols; allowed: {self.own.size}")
+        return dataclasses.replace(self.own, by_task={**self.own.by_task, name: vocabulary})
+
+    def without_task(self, name: str) -> "Model":
+        """The model without a task; tasks behind it move up, and their outputs stay the same bits.
+
+        Raises:
+          UserError: an unknown task, or `__base__`, which is always there.
+        """
+        number = self._row_number(name)
+
+        def move_up(leaf):
+            return jnp.concatenate([leaf[:number], leaf[number + 1 :], jnp.zeros_like(leaf[:1])])
+
+        tasks = tuple(task for task in self.tasks if task != name)
+        return dataclasses.replace(self, rows=jax.tree.map(move_up, self.rows), tasks=tasks)
+
+    def _row_number(self, name: str) -> int:
+        if name == bank.BASE:
+            raise UserError(f"task {name!r} has no parameters; allowed: {', '.join(self.tasks) or 'none, no task'}")
+        return int(self._task_ids([name])[0])
 
     def vocabulary(self, task: str) -> Vocabulary:
         """The vocabulary in which `task` writes."""
@@ -190,7 +282,11 @@ class Model:
         model = AsrModel(
             self.backbone.files.features, self.backbone.files.encoder, adapter=self.adapter, dtype=self.backbone.dtype
         )
-        log_probs, frames = _apply(model, self.backbone.params, self.shared, self.rows, batch, lengths, index, symbols)
+        # How many rows are in use is an argument, so that the same program serves while free slots are filled.
+        used = np.int32(len(self.tasks))
+        log_probs, frames = _apply(
+            model, self.backbone.params, self.shared, self.rows, used, batch, lengths, index, symbols
+        )
         frames = np.asarray(frames)[:count]
         log_probs = np.asarray(log_probs)[:count, : max(int(frames.max()), 1)]
         # What a vocabulary does not have is impossible, not just unlikely.
@@ -239,13 +335,18 @@ class Model:
         return np.concatenate(paths)
 
 
-def _apply_model(model, params, shared, rows, waveform, num_samples, task, symbols):
+def _shapes(arrays: dict) -> dict:
+    return {path: leaf.shape for path, leaf in arrays.items()}
+
+
+def _apply_model(model, params, shared, rows, used, waveform, num_samples, task, symbols):
     if not rows:
         bound = unbound()
     else:
         count = jax.tree.leaves(rows)[0].shape[0]
         # Straight from the bank by id; what is no task lies beyond its end and gets no adapter.
-        bound = bind(model.adapter, model.encoder, shared, rows, jnp.where(task < 0, count, task))
+        index = jnp.where((task >= 0) & (task < used), task, count)
+        bound = bind(model.adapter, model.encoder, shared, rows, index)
     return model.apply({"params": params}, waveform, num_samples, bound, symbols)
 
 

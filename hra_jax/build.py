@@ -42,6 +42,14 @@ def vocabulary_of_texts(config, texts) -> Vocabulary:
     return CharacterVocabulary(sorted({character for text in texts for character in text} | {" "}))
 
 
+def check_has_weights(config) -> None:
+    """Refuses, with a UserError, an abstract backbone where weights are needed."""
+    if config.method != "pretrain" and config.backbone == ABSTRACT:
+        raise UserError(
+            f"backbone = {ABSTRACT!r} has no weights; it is for hra_jax.params; allowed here: builtin:NAME or a folder"
+        )
+
+
 def foundation(config, training_texts=()) -> Foundation:
     """Reads the backbone of a configuration, or lays out a new one for `method='pretrain'`.
 
@@ -56,10 +64,7 @@ def foundation(config, training_texts=()) -> Foundation:
         vocabulary = vocabulary_of_texts(config, training_texts)
         features, encoder = named_size(config.pretrain.size, vocabulary.size)
         return Foundation(features, encoder, vocabulary, config.pretrain.size, "", None)
-    if config.backbone == ABSTRACT:
-        raise UserError(
-            f"backbone = {ABSTRACT!r} has no weights; it is for hra_jax.params; allowed here: builtin:NAME or a folder"
-        )
+    check_has_weights(config)
     files = backbones.load(config.backbone)
     vocabulary = vocabulary_from_json(files.vocabulary)
     name = files.info["name"]

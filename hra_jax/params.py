@@ -96,7 +96,7 @@ def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) 
         if name in _LABELS:
             found[name] = _full(config, name, backbone, tasks)
         else:
-            found[name] = _adapted(config, _adapter(config, name), encoder, parameters, tasks)
+            found[name] = _adapted(config, _adapter(config, name, encoder), encoder, parameters, tasks)
     return {
         "backbone": {
             "name": _name(config),
@@ -159,11 +159,11 @@ def _geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
     return models.from_json(FeatureConfig, settings["features"]), models.from_json(EncoderConfig, settings["encoder"])
 
 
-def _adapter(config, name: str) -> Adapter:
+def _adapter(config, name: str, encoder: EncoderConfig) -> Adapter:
     """The adaptation method `name` with the configuration's settings of it."""
     config = config.copy_and_resolve_references()
     config.adapter.name = name
-    return adapters.from_config(config)
+    return adapters.from_config(config, output_size=config.adapter.output_size or encoder.vocab_size)
 
 
 def _adapted(config, adapter: Adapter, encoder: EncoderConfig, backbone: int, tasks: list[int]) -> dict:

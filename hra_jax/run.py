@@ -117,6 +117,7 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
       UserError: anything that is wrong with the configuration, the data or the backbone.
     """
     workdir = epath.Path(workdir)
+    build.check_has_weights(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, tensor=config.mesh.tensor, slices=config.mesh.slices)
     sharding.check_batch_multiple(mesh, config.batch.multiple)
     _check_rows(config, sharding.batch_shards(mesh))

@@ -58,5 +58,5 @@ class BiasAdapter(Adapter):
                 for key in (*found.path, "bias"):
                     bias = bias[key]
                 own = row["per_layer"][key_of(name)]["bias"]
-                changed[(*found.path, "bias")] = bias.astype(jnp.float32).at[places].add(own)
+                changed[(*found.path, "bias")] = jnp.asarray(bias, jnp.float32).at[places].add(own)
         return changed

@@ -7,7 +7,6 @@ accounting follows. `write` puts an adapter in the place of the folder that it c
 Letters: D width, V vocabulary.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -149,7 +148,8 @@ def described_task(exported: ExportedAdapter, name: str) -> dict:
 
 def _with_tasks(exported: ExportedAdapter, entries: Iterable[Mapping], tasks: Mapping[str, dict]) -> ExportedAdapter:
     """The adapter with these tasks in this order; of an entry only the row is made anew."""
-    entries = [{**entry, "row": row} for row, entry in enumerate(entries)]
+    kept = ({key: value for key, value in entry.items() if key != "file"} for entry in entries)  # the writer names it
+    entries = [{**entry, "row": row} for row, entry in enumerate(kept)]
     config = exported.config | {"accounting": _accounting(exported, len(entries))}
     return ExportedAdapter(config, exported.shared, {e["name"]: tasks[e["name"]] for e in entries}, entries)
 
@@ -168,11 +168,16 @@ def started(exported: ExportedAdapter, init: str, encoder=None, *, seed: int = 0
       UserError: `init` is none of these.
     """
     check_start(exported, init)
+    adapter = methods.from_settings(exported.config["method"])
+    if adapter.output == "characters" and init in initial.NEW_TASKS:
+        raise UserError(
+            f"a new task cannot start as {init!r} without training texts: every task has a vocabulary of its own; "
+            f"allowed: {', '.join(list(exported.tasks)[:_MOST_LISTED])}"
+        )
     declared = exported.config["tensors"]["task"]
     flat = {path: np.zeros((1, *entry["shape"]), jnp.dtype(entry["dtype"])) for path, entry in declared.items()}
     if init == "zero":
         _, key = jax.random.split(jax.random.key(seed))
-        adapter = methods.from_settings(exported.config["method"])
         drawn = bank.init_rows(adapter, key, encoder, jnp.array([len(exported.tasks)]))
         for path, leaf in exports.flatten(drawn, separator=".").items():
             flat[path][:] = leaf
@@ -308,16 +313,23 @@ def merged_in(
 # --- Merging into the backbone ----------------------------------------------------------------------------------------
 
 
-def can_merge(adapter: Adapter) -> bool:
-    """Whether a task of this method can become a part of the backbone's weights."""
-    return hasattr(adapter, "merged")
+def why_not_merged(adapter: Adapter) -> str | None:
+    """Why a task of this method cannot become a part of the backbone's weights; None where it can."""
+    if not hasattr(adapter, "merged"):
+        return (
+            f"{adapter.name} cannot be merged: its correction depends on activations and is not linear in what a layer "
+            "gives, so no other weights of the layer equal it"
+        )
+    if adapter.output == "characters":
+        return "the task cannot be merged: it has a vocabulary and an output layer of its own"
+    return None
 
 
 def merged_weights(exported: ExportedAdapter, name: str, params: Mapping, encoder) -> dict:
     """The backbone's weights with one task merged into them, float32.
 
     Args:
-      exported: an adapter of a method that `can_merge`.
+      exported: an adapter of a method that can be merged, see `why_not_merged`.
       name: one of its tasks.
       params: the weights of the backbone.
       encoder: the `EncoderConfig`.
@@ -378,7 +390,7 @@ def write(folder: epath.PathLike, exported: ExportedAdapter) -> None:
     if "://" in os.fspath(folder):
         _write_files(folder, exported)
         return
-    folder = folder.absolute().resolve()
+    folder = epath.Path(os.path.realpath(folder))  # a link to the folder stays one
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = (folder.parent / f".{folder.name}.{what}-{os.getpid()}" for what in ("new", "old"))
     try:
@@ -409,9 +421,3 @@ def _own_files(folder: epath.Path):
         return [name for name in names if in_tasks and name.endswith(".safetensors")]
 
     return ignore
-
-
-def with_backbone_name(exported: ExportedAdapter, name: str) -> ExportedAdapter:
-    """The adapter with another name for the same backbone."""
-    backbone = exported.config["backbone"] | {"name": name}
-    return dataclasses.replace(exported, config=exported.config | {"backbone": backbone})

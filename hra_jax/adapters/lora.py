@@ -94,5 +94,5 @@ class LowRankAdapter(Adapter):
             for key in found.path:
                 kernel = kernel[key]
             delta = self.alpha / self.rank * jnp.einsum("lir,lro->lio", own["a"], own["b"])
-            changed[(*found.path, "kernel")] = kernel["kernel"].astype(jnp.float32).at[places].add(delta)
+            changed[(*found.path, "kernel")] = jnp.asarray(kernel["kernel"], jnp.float32).at[places].add(delta)
         return changed

@@ -208,6 +208,36 @@ def _plain(split: str) -> tuple[Speaker, ...]:
     return tuple(speakers)
 
 
+_ACCENTS = (
+    "de", "fr-fr", "es", "es-419", "pl", "it", "nl", "pt", "pt-br", "cs", "sv", "hu", "ro", "fi", "da", "el", "hr",
+    "sk", "tr", "ca", "nb", "is", "lt", "sl", "sq", "af", "cy", "et", "lv", "sw", "id", "ms",
+)  # fmt: skip
+_ACCENT_VARIANTS = ("", "f2", "f3", "m3", "m7", "whisper", "croak", "klatt2")
+_ACCENT_SPEAKERS, _ACCENT_SEED = 264, 83
+
+
+@functools.cache
+def _accents(split: str) -> tuple[Speaker, ...]:
+    """Speakers of many languages who read English by their own rules; the same ones in every split."""
+    del split
+    speakers = []
+    for number in range(_ACCENT_SPEAKERS):
+        rng = np.random.default_rng([_ACCENT_SEED, number])
+        speakers.append(
+            Speaker(
+                f"accent-{number:03d}",
+                # Every language once before any a second time, and then with another variant.
+                voice=_ACCENTS[number % len(_ACCENTS)],
+                variant=_ACCENT_VARIANTS[(number // len(_ACCENTS) + number) % len(_ACCENT_VARIANTS)],
+                pitch=int(rng.integers(25, 76)),
+                pitch_range=int(rng.integers(30, 71)),
+                rate=int(rng.integers(130, 191)),
+                stretch=round(float(rng.uniform(0.92, 1.1)), 3),
+            )
+        )
+    return tuple(speakers)
+
+
 def custom_set(speakers: tuple[Speaker, ...]) -> SpeakerSet:
     """The set of a user's own speakers, with the sizes of "hard"."""
     return dataclasses.replace(SETS["hard"], name="custom", make=lambda split: speakers)
@@ -216,5 +246,7 @@ def custom_set(speakers: tuple[Speaker, ...]) -> SpeakerSet:
 SETS = {
     "hard": SpeakerSet("hard", 11, {"train": 400, "validation": 30, "test": 50}, 0.1, lambda split: _HARD),
     "plain": SpeakerSet("plain", _PLAIN_SEED, {"train": 8, "validation": 8, "test": 8}, 0.2, _plain, many=True),
+    # 264: the scaling benchmark takes the first 8, 64 and 256 of them, and the last 8 as newcomers.
+    "accents": SpeakerSet("accents", _ACCENT_SEED, {"train": 60, "validation": 6, "test": 12}, 0.1, _accents),
     "tiny-test": SpeakerSet("tiny-test", 5, {"train": 6, "validation": 3, "test": 3}, 0.2, lambda split: _TINY),
 }

@@ -154,7 +154,7 @@ def compiled_encoder(adapter, dropout=False):
 
 
 def encoded(params, adapter, trainable, seed=None):
-    """The encoder's output of random frames: those of task 2, of `__base__` and of task 0; dropout where it has a seed."""
+    """The encoder's output of random frames: of task 2, of `__base__`, of task 0; with dropout where it has a seed."""
     x = np.random.default_rng(0).standard_normal((3, 7, 16)).astype(np.float32)
     run = compiled_encoder(adapter, seed is not None)
     return np.asarray(run(params, trainable, x, jax.random.key(seed or 0)))

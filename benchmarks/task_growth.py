@@ -1,0 +1,186 @@
+"""Error rates and parameters as the number of speakers grows, and what a new speaker costs.
+
+python benchmarks/task_growth.py --data_dir runs/data/accents --cells benchmarks/task_growth --workdir runs/growth \
+    --json benchmarks/task_growth.json --plot benchmarks/task_growth.png
+
+8, 64 and 256 synthetic speakers who read English by the rules of 32 languages (rendered into data_dir once), each
+method trained on all of them together for the same number of steps. Then eight newcomers beside the 64: their heads
+alone on the finished adapter, and all 72 together from the start. Cells that are there are not run again, so the
+benchmark can be stopped at any time.
+"""
+
+import json
+import shutil
+import sys
+
+import cells as cells_lib
+import rich.console
+import rich.table
+from absl import flags
+from etils import epath
+from matplotlib.figure import Figure
+
+from hra_jax import cli
+from hra_jax.data import synthesize
+
+FLAGS = flags.FLAGS
+
+SIZES, STEPS = (8, 64, 256), 1000
+NEWCOMERS, BESIDE, HEAD_STEPS = range(256, 264), 64, 300
+COMMON = {
+    "batch__seconds": 24.0,
+    "batch__buckets": (1.3, 2.0, 2.8, 5.0),
+    "batch__max_tasks": 24,
+    "eval__suite": "speakers",
+    "eval__select_suite": "",
+    "export__from": "last",
+    "checkpoint__every_steps": 1000,
+    "eval__batch_seconds": 96.0,
+    "data__threads": 2,
+    "augment__time_mask_fraction": 0.05,
+}
+# Settings whose parameters per speaker are of one order, and a learning rate each.
+METHODS = {
+    "hra": {"adapter__name": "hra", "hra__width": 128, "optimizer__learning_rate": 4e-3},
+    "lora": {"adapter__name": "lora", "lora__rank": 4, "optimizer__learning_rate": 3e-3},
+    "residual": {"adapter__name": "residual", "residual__width": 16, "optimizer__learning_rate": 3e-3},
+}
+
+
+def manifests(train: set[int], test: set[int]) -> str:
+    """A folder with the manifests of some speakers, by number."""
+    folder = epath.Path(FLAGS.workdir) / "data" / f"{len(train)}-{min(train)}-{len(test)}-{min(test)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, speakers in (("train", train), ("test", test)):
+        lines = []
+        for line in (epath.Path(FLAGS.data_dir) / f"{split}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            if int(row["speaker"].removeprefix("accent-")) in speakers:
+                row["audio_filepath"] = str(epath.Path(FLAGS.data_dir).resolve() / row["audio_filepath"])
+                lines.append(json.dumps(row) + "\n")
+        (folder / f"{split}.jsonl").write_text("".join(lines))
+    return str(folder)
+
+
+def adapter_folder(method: str) -> epath.Path:
+    """Where the adapter of the 64 speakers is kept for the newcomers."""
+    return epath.Path(FLAGS.workdir) / "adapters" / method
+
+
+def joint(method: str, workdir, train: set[int], test: set[int]) -> dict:
+    """All speakers together, from the start."""
+    config = cells_lib.configured("own", **COMMON, **METHODS[method], steps=STEPS, data__dir=manifests(train, test))
+    found = cells_lib.trained(config, workdir)
+    if len(train) == BESIDE:
+        shutil.copytree(workdir / "adapter", adapter_folder(method), dirs_exist_ok=True)
+    return {"method": method, "speakers": len(train), "steps": STEPS, **found}
+
+
+def newcomers(method: str, workdir, new_task: str) -> dict:
+    """The heads of the newcomers alone, on the adapter of the 64."""
+    if not adapter_folder(method).exists():
+        everyone = set(range(BESIDE))
+        joint(method, epath.Path(FLAGS.workdir) / f"again-{method}", everyone, everyone)
+    config = cells_lib.configured(
+        "own",
+        **COMMON,
+        **METHODS[method],
+        steps=HEAD_STEPS,
+        adapter__start=str(adapter_folder(method)),
+        adapter__train="tasks",
+        adapter__new_task=new_task,
+        data__dir=manifests(set(NEWCOMERS), set(NEWCOMERS)),
+    )
+    found = cells_lib.trained(config, workdir)
+    return {"method": method, "start": new_task, "steps": HEAD_STEPS, **found}
+
+
+def run(cells: cells_lib.Cells) -> tuple[list[dict], list[dict]]:
+    """All cells that there is time for: the growth, and the newcomers."""
+    growth, added = [], []
+    wanted = [(growth, f"{size}-{method}", joint, (method, set(range(size)))) for size in SIZES for method in METHODS]
+    wanted += [(added, f"new-{method}", newcomers, (method, "zero")) for method in METHODS]
+    wanted += [(added, "new-hra-mean", newcomers, ("hra", "mean"))]
+    wanted += [(added, "new-hra-joint", joint, ("hra", set(range(BESIDE)) | set(NEWCOMERS), set(NEWCOMERS)))]
+    for place, name, function, (method, *rest) in wanted:
+        if function is joint and len(rest) == 1:
+            rest = [rest[0], rest[0]]
+        try:
+            cell = cells.get(name, lambda workdir, f=function, m=method, r=rest: f(m, workdir, *r))
+        except cells_lib.OutOfTime:
+            print(f"not run, no time was left: {name}")
+            continue
+        place.append({"cell": name, **cell})
+    return growth, added
+
+
+def show(growth: list[dict], added: list[dict]) -> None:
+    """Prints both tables."""
+    for title, rows in (("Speakers together", growth), ("Eight newcomers beside 64", added)):
+        table = rich.table.Table(title=title, title_justify="left")
+        for name in ("cell", "steps", "base WER", "WER", "shared", "per speaker", "trained", "minutes"):
+            table.add_column(name, justify="left" if name == "cell" else "right")
+        for row in rows:
+            parameters = row["parameters"]
+            table.add_row(
+                row["cell"],
+                f"{row['steps']:,}",
+                f"{row['base_wer_macro']:.1%}",
+                f"{row['wer_macro']:.1%}",
+                f"{parameters['shared_parameters']:,}",
+                f"{parameters['parameters_per_task']:,}",
+                f"{parameters['trainable_parameters']:,}",
+                f"{row['seconds'] / 60:.1f}",
+            )
+        rich.console.Console(width=120).print(table)
+
+
+def plot(growth: list[dict], path: str) -> None:
+    """Macro word error rate, and trained parameters, against the number of speakers."""
+    figure = Figure(figsize=(9.0, 3.6), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for method in METHODS:
+        rows = [row for row in growth if row["method"] == method]
+        counts = [row["speakers"] for row in rows]
+        left.plot(counts, [100 * row["wer_macro"] for row in rows], marker="o", label=method)
+        right.plot(counts, [row["parameters"]["trainable_parameters"] for row in rows], marker="o", label=method)
+    if growth:
+        right.axhline(growth[0]["parameters"]["backbone_parameters"], color="#888888", ls="--", label="backbone")
+    left.set_ylabel("macro word error rate (%)")
+    right.set_ylabel("trained parameters")
+    right.set_yscale("log")
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(SIZES, [str(size) for size in SIZES])
+        axes.set_xlabel("speakers")
+        axes.spines[["top", "right"]].set_visible(False)
+    right.legend(frameon=False)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def define_flags() -> None:
+    """The flags of this benchmark."""
+    cells_lib.define_flags()
+    flags.DEFINE_string("data_dir", None, "Where the speakers are rendered, once.", required=True)
+    flags.DEFINE_string("plot", "", "Where the plot is written; '' for nowhere.")
+
+
+def main(argv) -> None:
+    """Entry point."""
+    del argv
+    cli.setup_jax()
+    synthesize.render("accents", FLAGS.data_dir)
+    cells = cells_lib.Cells(FLAGS.cells, FLAGS.workdir, minutes=FLAGS.minutes)
+    growth, added = run(cells)
+    show(growth, added)
+    spent = sum(cell["seconds"] for cell in cells.all()) / 60
+    print(f"{len(cells.all())} cells, {spent:.0f} minutes in all")
+    if FLAGS.plot:
+        plot(growth, FLAGS.plot)
+    if FLAGS.json:
+        rows = [{key: value for key, value in row.items() if key != "tasks"} for row in growth + added]
+        epath.Path(FLAGS.json).write_text(json.dumps({"minutes": spent, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, define_flags=define_flags))

@@ -1,0 +1,19 @@
+"""Residual bottleneck adapters on your own recordings: a small network after each layer, for each speaker.
+
+    python -m hra_jax.train --config residual --config.data.dir=FOLDER --workdir runs/residual
+
+FOLDER is as for the configuration `own`, which this one starts from.
+"""
+
+from ml_collections import ConfigDict
+
+from hra_jax import config as configs
+
+
+def get_config() -> ConfigDict:
+    """Returns what differs from `own`."""
+    config = configs.load("own").unlock()
+    config.adapter.name = "residual"
+    config.residual.width = 16
+    config.optimizer.learning_rate = 3e-3
+    return config

@@ -1,0 +1,184 @@
+"""The controller's recurrences against the cells of Flax and explicit formulas, and the heads against theirs."""
+
+import inspect
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import adapters_numpy
+
+from hra_jax.adapters import controllers, heads
+from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
+from hra_jax.training import state as state_lib
+
+D, R = 5, 4
+SHAPE = (2, 3)  # utterances, frames
+
+
+def random_like(tree, seed=0):
+    """The same tree with normal numbers in every leaf."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: (0.7 * rng.standard_normal(leaf.shape)).astype(np.float32), tree)
+
+
+def inputs(steps=4, width=D, seed=1):
+    return np.random.default_rng(seed).standard_normal((steps, *SHAPE, width)).astype(np.float32)
+
+
+def new_controller(kind, activation="relu", seed=0):
+    """The module and its new parameters."""
+    module = controllers.Controller(kind, R, activation)
+    carry = jnp.zeros((*SHAPE, controllers.carry_width(kind, R)))
+    return module, module.init(jax.random.key(seed), inputs()[0], carry)["params"]
+
+
+def side_by_side(cell, names, part):
+    """One array of several maps of a Flax cell."""
+    return np.concatenate([cell[name][part] for name in names], axis=-1)
+
+
+# kind -> (the cell of Flax, its maps of the input, its maps of the state, where it has biases), candidate first
+CELLS = {
+    "rnn": (nn.SimpleCell, ["i"], ["h"], "input"),
+    "gru": (nn.GRUCell, ["in", "ir", "iz"], ["hn", "hr", "hz"], "input"),
+    "mgu": (nn.MGUCell, ["in", "if"], ["hn", "hf"], "input"),
+    "lstm": (nn.LSTMCell, ["ig", "if", "ii", "io"], ["hg", "hf", "hi", "ho"], "state"),
+}
+
+
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_recurrence_equals_the_cell_of_flax_with_the_same_weights(kind, activation):
+    cls, of_input, of_state, biased = CELLS[kind]
+    cell = cls(R, activation_fn=getattr(nn, activation))
+    module, params = new_controller(kind, activation)
+    state = random_like(jnp.zeros((*SHAPE, R)), seed=2)
+    memory = random_like(jnp.zeros((*SHAPE, R)), seed=3)
+    theirs = (memory, state) if kind == "lstm" else state
+    ours = np.concatenate([state, memory], axis=-1) if kind == "lstm" else state
+    weights = random_like(cell.init(jax.random.key(0), theirs, inputs()[0])["params"], seed=4)
+    mapped = {
+        "kernel": side_by_side(weights, of_input, "kernel"),
+        "recurrent": side_by_side(weights, of_state, "kernel"),
+        "bias": side_by_side(weights, of_input if biased == "input" else of_state, "bias"),
+    }
+    if kind in ("gru", "mgu"):
+        mapped["feedback_bias"] = weights["hn"]["bias"]
+    assert jax.tree.map(np.shape, mapped) == jax.tree.map(np.shape, params)
+    assert state_lib.count(mapped) == state_lib.count(weights)  # nothing of the cell is left out
+    seen = []
+    for x in inputs():
+        theirs, expected = cell.apply({"params": weights}, theirs, x)
+        found, ours = module.apply({"params": mapped}, x, ours)
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+        seen.append(np.asarray(expected))
+    carried = np.concatenate([theirs[1], theirs[0]], axis=-1) if kind == "lstm" else theirs
+    np.testing.assert_allclose(ours, carried, atol=2e-6)
+    assert np.abs(seen[-1] - seen[0]).max() > 0.1
+
+
+def test_indrnn_multiplies_each_unit_by_its_own_weight():
+    module, params = new_controller("indrnn", "tanh")
+    params = random_like(params)
+    carry = random_like(jnp.zeros((*SHAPE, R)), seed=2)
+    expected = carry.astype(np.float64)
+    for x in inputs():
+        state, carry = module.apply({"params": params}, x, carry)
+        expected = np.tanh(x @ params["kernel"] + params["bias"] + params["recurrent"] * expected)
+        np.testing.assert_allclose(state, expected, atol=2e-6)
+        np.testing.assert_array_equal(carry, state)
+    # Each unit goes its own way: the state of one tells nothing to another.
+    slope = jax.jacobian(lambda c: module.apply({"params": params}, inputs()[0][0, 0], c)[0])(jnp.ones(R))
+    np.testing.assert_array_equal(slope, np.diag(np.diag(slope)))
+    assert np.diag(slope).all()
+
+
+@pytest.mark.parametrize("activation", controllers.ACTIVATIONS)
+def test_without_a_recurrence_each_layer_stands_alone_under_every_activation(activation):
+    module, params = new_controller("none", activation)
+    params, x = random_like(params), 2 * inputs()[0]
+    empty = jnp.zeros((*SHAPE, 0))
+    state, carry = module.apply({"params": params}, x, empty)
+    drive = x.astype(np.float64) @ params["kernel"] + params["bias"]
+    assert drive.min() < -1 and drive.max() > 1
+    np.testing.assert_allclose(state, adapters_numpy.ACTIVATIONS[activation](drive), atol=2e-6)
+    assert carry is empty
+
+
+@pytest.mark.parametrize("kind", controllers.FORMULAS)
+def test_parameters_are_counted_by_the_formula_which_the_docstring_shows(kind):
+    text = " ".join(inspect.getdoc(controllers).split())
+    for width, inner in ((5, 4), (7, 3)):
+        carry = jnp.zeros((1, controllers.carry_width(kind, inner)))
+        params = controllers.Controller(kind, inner).init(jax.random.key(0), jnp.zeros((1, width)), carry)
+        expected = eval(controllers.FORMULAS[kind], {"D": width, "R": inner})
+        assert state_lib.count(params) == expected
+    assert f" {controllers.FORMULAS[kind].replace(' * ', ' ')}" in text
+
+
+@pytest.mark.parametrize("kind", controllers.FORMULAS)
+def test_the_carry_starts_at_zero_and_keeps_its_width_and_float32_under_bfloat16(kind):
+    adapter = HierarchicalRecurrentAdapter(width=R, recurrence=kind)
+    carry = adapter.initial_carry(jnp.ones((*SHAPE, D), jnp.bfloat16))
+    assert carry.shape == (*SHAPE, {"none": 0, "lstm": 2 * R}.get(kind, R)) and not carry.any()
+    module, params = new_controller(kind)
+    params = random_like(params)
+    exact = carry
+    for x in inputs():
+        rough, carry = module.apply({"params": params}, x.astype(jnp.bfloat16), carry)
+        state, exact = module.apply({"params": params}, x, exact)
+        assert rough.dtype == carry.dtype == jnp.float32 and carry.shape == exact.shape
+        np.testing.assert_allclose(rough, state, atol=0.2)
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru", "mgu", "lstm"])
+def test_new_weights_of_the_state_are_orthogonal_block_by_block(kind):
+    _, params = new_controller(kind, seed=3)
+    blocks = np.split(np.asarray(params["recurrent"]), params["recurrent"].shape[1] // R, axis=1)
+    for block in blocks:
+        np.testing.assert_allclose(block.T @ block, np.eye(R), atol=1e-5)
+    assert all(np.abs(a - b).max() > 0.1 for n, a in enumerate(blocks) for b in blocks[:n])
+
+
+def test_new_weights_of_the_input_have_the_scale_of_its_width_whatever_the_number_of_gates():
+    for kind in ("none", "gru", "lstm"):
+        carry = jnp.zeros((1, controllers.carry_width(kind, 32)))
+        params = controllers.Controller(kind, 32).init(jax.random.key(0), jnp.zeros((1, 100)), carry)["params"]
+        assert abs(float(params["kernel"].std()) - 0.1) < 0.01
+        assert not any(leaf.any() for name, leaf in params.items() if name.endswith("bias"))
+
+
+# --- heads ---
+
+
+def new_head(kind):
+    module = heads.Head(kind, D, 3)
+    return module, module.init(jax.random.key(0), jnp.zeros((*SHAPE, R)))["params"]
+
+
+@pytest.mark.parametrize("kind", heads.FORMULAS)
+def test_a_head_equals_its_formula_and_has_the_parameters_that_are_counted(kind):
+    module, params = new_head(kind)
+    params, state = random_like(params), inputs(width=R)[0]
+    p = {name: leaf.astype(np.float64) for name, leaf in params.items()}
+    hidden = {
+        "linear": lambda s: s,
+        "ffn": lambda s: np.maximum(s @ p["hidden_kernel"] + p["hidden_bias"], 0.0),
+        "lowrank": lambda s: s @ p["hidden_kernel"],
+    }[kind](state.astype(np.float64))
+    np.testing.assert_allclose(module.apply({"params": params}, state), hidden @ p["kernel"] + p["bias"], atol=2e-6)
+    by_hand = {"linear": 5 * 4 + 5, "ffn": 3 * 4 + 3 + 5 * 3 + 5, "lowrank": 3 * 4 + 5 * 3 + 5}[kind]
+    assert eval(heads.FORMULAS[kind], {"D": D, "R": R, "H": 3}) == by_hand == state_lib.count(params)
+
+
+@pytest.mark.parametrize("kind", heads.FORMULAS)
+def test_a_new_head_gives_zero_for_every_state_and_can_still_learn(kind):
+    module, params = new_head(kind)
+    state = 100 * inputs(width=R)[0]
+    assert not np.asarray(module.apply({"params": params}, state)).any()
+    slope = jax.grad(lambda p: (module.apply({"params": p}, state) ** 2 + module.apply({"params": p}, state)).sum())(
+        params
+    )
+    assert np.asarray(slope["kernel"]).any() and np.asarray(slope["bias"]).all()
