@@ -4,7 +4,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 METHODS = ("adapter", "full", "pretrain")
-ADAPTERS = ("hra", "residual", "lora", "bitfit", "output")
+ADAPTERS = {
+    "hra": "the hierarchical recurrent adapter of arXiv 2403.19709",
+    "residual": "a residual bottleneck adapter after each layer",
+    "lora": "low-rank adaptation of projections (LoRA, arXiv 2106.09685)",
+    "bitfit": "corrections of the biases (BitFit, arXiv 2106.10199)",
+    "output": "an output layer of each task's own",
+}
 OUTPUTS = ("backbone", "task", "characters")
 TRAINED = ("all", "tasks")
 BANKS = ("device", "host")

@@ -279,12 +279,15 @@ def _export(run: Run, step: int, task_steps: dict[str, int], results: dict | Non
     config, vocabulary = run.config, run.base.vocabulary.to_json()
     if config.method == "adapter":
         folder = run.workdir / "adapter"
+        scored = _scores(results)
         rows = run.bank.rows(run.state, range(len(run.tasks)))["tasks"]
         earlier = {} if run.start is None else {entry["name"]: entry for entry in run.start.tasks_json}
         entries = []
         for row, (name, trained) in enumerate(zip(run.tasks, trained_rows(run), strict=True)):
             # A task that only came along says what it said where it was trained.
             entry = {"step": task_steps[name]} if trained or name not in earlier else earlier[name]
+            if name in scored:
+                entry = {**entry, "wer": scored[name], "suite": results["suite"]}
             if run.own is not None:
                 entry = {**entry, "vocabulary": run.own.of(name).to_json()}
             entries.append({**entry, "name": name, "row": row})
@@ -313,6 +316,14 @@ def _export(run: Run, step: int, task_steps: dict[str, int], results: dict | Non
             info={"name": run.base.name, "source": made_by, "license": config.export.license, "wer": wer},
         )
     print(f"exported step {step} to {folder}", flush=True)
+
+
+def _scores(results: dict | None) -> dict[str, float]:
+    """The word error rate of each adapter task that one task of the suite is recognised with."""
+    rates: dict[str, list[float]] = {}
+    for task in () if results is None else results["tasks"].values():
+        rates.setdefault(task["adapter_task"], []).append(task["wer"])
+    return {name: wers[0] for name, wers in rates.items() if len(wers) == 1}
 
 
 def define_flags() -> None:

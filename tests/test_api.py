@@ -1,8 +1,10 @@
 """Recognition from Python: lists of waveforms of any length, each through the adapter of its task."""
 
+import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soxr
@@ -10,7 +12,14 @@ from reference import micro as world
 
 import hra_jax
 from hra_jax import api
+from hra_jax.adapters import library
+from hra_jax.adapters.base import no_parameters
+from hra_jax.adapters.export import flatten, read_adapter
+from hra_jax.adapters.output import OutputAdapter
+from hra_jax.data.text import CharacterVocabulary
+from hra_jax.data.vocabularies import OwnVocabularies
 from hra_jax.errors import UserError
+from hra_jax.models.asr import AsrModel
 
 TEXTS = ("fad cab", "b", "dead", "abcdefabc")
 LENGTHS = (6720, 960, 3840, 8640)  # samples; 7, 1, 4 and 9 letters of 0.12 s at 8 kHz
@@ -105,6 +114,161 @@ def test_audio_shorter_than_a_frame_has_no_frames_and_an_empty_text(model, wavef
     log_probs, frames = model.log_probs([short, waveforms[0]], sample_rate=8000, tasks=["ann", "ann"])
     assert frames[0] == 0 and frames[1] > 0 and np.isfinite(log_probs).all()
     assert model.transcribe([short], sample_rate=8000, tasks=["ann"]) == [""]
+
+
+# --- Tasks come and go ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def roomy(trained, backbone):
+    return hra_jax.load_adapter(trained.workdir / "adapter", backbone, slots=5)
+
+
+def run(model, waveforms, tasks):
+    return model.log_probs(waveforms, sample_rate=8000, tasks=tasks)[0]
+
+
+def test_free_slots_change_no_output(model, roomy, waveforms):
+    assert (model.slots, roomy.slots) == (3, 5) and roomy.tasks == model.tasks == ("ann", "bob", "cy")
+    np.testing.assert_array_equal(run(roomy, waveforms, TASKS), run(model, waveforms, TASKS))
+
+
+def test_tasks_that_come_and_go_change_no_other_and_compile_nothing_until_the_slots_are_full(roomy, waveforms):
+    tasks = ["ann", "bob", "cy", "__base__"]
+    old, programs = run(roomy, waveforms, tasks), api._apply._cache_size()
+    row = jax.tree.map(lambda leaf: 2 * leaf, roomy.row("bob"))
+    one = roomy.with_task("dee", row)
+    two = one.with_task("eve", roomy.row("cy"))
+    less = two.without_task("bob").without_task("dee")
+    again = less.with_task("bob", roomy.row("bob")).with_task("dee", row)
+    assert less.tasks == ("ann", "cy", "eve") and again.tasks == ("ann", "cy", "eve", "bob", "dee")
+    for changed in (one, two, again):
+        np.testing.assert_array_equal(run(changed, waveforms, tasks), old)
+    np.testing.assert_array_equal(run(less, waveforms, ["ann", "cy", "cy", "__base__"])[[0, 2, 3]], old[[0, 2, 3]])
+    new = run(two, waveforms, ["dee", "dee", "eve", "dee"])
+    np.testing.assert_array_equal(run(again, waveforms, ["dee", "dee", "eve", "dee"]), new)
+    np.testing.assert_array_equal(new[2], old[2])
+    assert np.abs(new[1] - old[1]).max() > 1e-4 and np.abs(new[3] - old[3]).max() > 1e-4
+    assert api._apply._cache_size() == programs
+    # One more than there are slots: another shape, the same outputs.
+    full = two.with_task("fay", row)
+    assert full.slots == 6
+    np.testing.assert_array_equal(run(full, waveforms, tasks), old)
+    assert api._apply._cache_size() == programs + 1
+    np.testing.assert_array_equal(run(roomy, waveforms, tasks), old)
+
+
+def test_the_row_of_a_task_is_what_its_folder_holds(trained, roomy):
+    exported = read_adapter(trained.workdir / "adapter")
+    for name in exported.tasks:
+        found = flatten(roomy.row(name))
+        assert found.keys() == flatten(exported.tasks[name]).keys()
+        for path, leaf in flatten(exported.tasks[name]).items():
+            np.testing.assert_array_equal(found[path], leaf)
+    again = roomy.with_task("dee", exported.tasks["cy"])  # a tree without its empty parts
+    jax.tree.map(np.testing.assert_array_equal, again.row("dee"), roomy.row("cy"))
+
+
+@pytest.mark.parametrize("number", [-7, -1, 3, 4, 5, 1000, np.iinfo(np.int32).max])
+def test_a_number_that_names_no_used_slot_is_the_base_whatever_lies_there(roomy, waveforms, number):
+    spoiled = jax.tree.map(lambda leaf: leaf.at[3:].set(np.inf), roomy.rows)
+    files, batch = roomy.backbone.files, np.zeros((4, 12000), np.float32)
+    for row, waveform in enumerate(waveforms):
+        batch[row, : len(waveform)] = waveform
+    asr = AsrModel(files.features, files.encoder, adapter=roomy.adapter, dtype=roomy.backbone.dtype)
+
+    def apply(numbers):
+        parts = (roomy.backbone.params, roomy.shared, spoiled, np.int32(3), batch, np.array(LENGTHS, np.int32))
+        return np.asarray(api._apply(asr, *parts, np.array(numbers, np.int32), None)[0])
+
+    found = apply([0, number, 2, number])
+    np.testing.assert_array_equal(found[[1, 3]], apply([-1] * 4)[[1, 3]])
+    np.testing.assert_array_equal(found[[0, 2]], apply([0, 1, 2, 1])[[0, 2]])
+
+
+def test_an_adapter_that_lost_its_last_task_is_the_base_and_takes_new_ones(roomy, waveforms):
+    bare = functools.reduce(lambda model, name: model.without_task(name), roomy.tasks, roomy)
+    assert bare.tasks == () and bare.slots == 5
+    base = run(roomy, waveforms, ["__base__"] * 4)
+    np.testing.assert_array_equal(run(bare, waveforms, ["__base__"] * 4), base)
+    with pytest.raises(UserError, match="unknown task 'ann'"):
+        run(bare, waveforms, ["ann"] * 4)
+    np.testing.assert_array_equal(
+        run(bare.with_task("zoe", roomy.row("cy")), waveforms, ["zoe"] * 4), run(roomy, waveforms, ["cy"] * 4)
+    )
+
+
+def test_a_folder_without_tasks_loads_and_takes_new_ones(trained, roomy, backbone, waveforms, tmp_path):
+    library.write(tmp_path / "a", library.removed(read_adapter(trained.workdir / "adapter"), ["ann", "bob", "cy"]))
+    bare = hra_jax.load_adapter(tmp_path / "a", backbone)
+    np.testing.assert_array_equal(run(bare, waveforms, None), run(roomy, waveforms, None))
+    taken = bare.with_task("cy", roomy.row("cy"))
+    np.testing.assert_array_equal(run(taken, waveforms, ["cy"] * 4), run(roomy, waveforms, ["cy"] * 4))
+
+
+def with_leaf(row, value):
+    return row | {"all_layers": {"head": row["all_layers"]["head"] | {"bias": value}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda m: m.with_task("ann", m.row("cy")), "task 'ann' is there already"),
+        (lambda m: m.with_task("__base__", m.row("cy")), "cannot have the name '__base__'"),
+        (lambda m: m.with_task("__mean__", m.row("cy")), "cannot have the name '__mean__'"),
+        (
+            lambda m: m.with_task("dee", with_leaf(m.row("cy"), np.zeros(3))),
+            r"the parameter 'all_layers/head/bias' is \(3,\); allowed is \(16,\)",
+        ),
+        (lambda m: m.with_task("dee", {}), "the parameter 'all_layers/head/bias' is absent; allowed is"),
+        (
+            lambda m: m.with_task("dee", m.row("cy") | {"per_layer": {"x": np.zeros(2)}}),
+            r"the parameter 'per_layer/x' is \(2,\); allowed is absent",
+        ),
+        (lambda m: m.with_task("dee", with_leaf(m.row("cy"), np.full(16, np.nan))), "holds NaN or infinity"),
+        (
+            lambda m: m.with_task("dee", m.row("cy"), vocabulary=m.backbone.vocabulary),
+            "comes with a vocabulary; allowed is None",
+        ),
+        (lambda m: m.without_task("an"), "unknown task 'an'; did you mean 'ann'"),
+        (lambda m: m.without_task("__base__"), "'__base__' has no parameters; allowed: ann, bob, cy"),
+        (lambda m: m.row("__base__"), "'__base__' has no parameters; allowed: ann, bob, cy"),
+        (lambda m: m.row("bop"), "unknown task 'bop'; did you mean 'bob'"),
+    ],
+)
+def test_a_change_of_tasks_that_is_wrong_is_one_line(roomy, change, told):
+    with pytest.raises(UserError, match=told) as caught:
+        change(roomy)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_few_slots_are_one_line(trained, backbone):
+    for slots in (2, -1):
+        with pytest.raises(UserError, match=f"slots = {slots}: .* has 3 tasks; allowed are 0 or at least as many"):
+            hra_jax.load_adapter(trained.workdir / "adapter", backbone, slots=slots)
+
+
+def test_a_task_with_a_vocabulary_of_its_own_brings_it_along(backbone, waveforms):
+    size, width = 10, backbone.files.encoder.d_model
+    own = {name: CharacterVocabulary(characters) for name, characters in {"x": " ab", "y": " ZYabc"}.items()}
+    rng = np.random.default_rng(0)
+    rows = {
+        name: {"all_layers": {"output": {"kernel": rng.normal(size=(width, size)), "bias": rng.normal(size=size)}}}
+        for name in own
+    }
+    bank = {"all_layers": {"output": {"kernel": np.zeros((3, width, size)), "bias": np.zeros((3, size))}}}
+    bank = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), no_parameters() | bank)
+    adapter = OutputAdapter(output="characters", output_size=size)
+    model = api.Model(backbone, adapter, no_parameters(), bank, (), OwnVocabularies(backbone.vocabulary, {}, size))
+    one = model.with_task("x", rows["x"], vocabulary=own["x"])
+    two = one.with_task("y", rows["y"], vocabulary=own["y"])
+    assert two.vocabulary("y").characters == own["y"].characters
+    np.testing.assert_array_equal(run(two, waveforms, ["x"] * 4), run(one, waveforms, ["x"] * 4))
+    assert set(two.transcribe(waveforms, sample_rate=8000, tasks=["y"] * 4)[0]) <= set(" ZYabc")
+    with pytest.raises(UserError, match="comes with no vocabulary; allowed is one, as every task here has its own"):
+        model.with_task("x", rows["x"])
+    with pytest.raises(UserError, match="its vocabulary has 12 symbols; allowed: 10"):
+        model.with_task("x", rows["x"], vocabulary=CharacterVocabulary(" abcdefghij"))
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------

@@ -37,6 +37,18 @@ COMMANDS = {
     "python -m hra_jax.data.manifest make FOLDER --output M.jsonl": [],
     "python -m hra_jax.data.manifest check M.jsonl": [],
     "python -m hra_jax.data.synthesize --set hard --output DIR": ["--scale=0.02"],
+    "python -m hra_jax.tasks list DIR": [],
+    "python -m hra_jax.compare W1 W2": [],
+    "python -m hra_jax.params --config NAME --tasks 1,10,100 --methods all": [],
+    "python -m hra_jax.params --config usm_2b_hra --tasks 1,10,100,1000,10000,100000 --methods all "
+    "--json benchmarks/params_usm_2b.json --plot benchmarks/params_usm_2b.png": [],
+    "python -m hra_jax.tasks list runs/own/adapter": [],
+    "python -m hra_jax.tasks add runs/own/adapter newcomer --init mean": [],
+    "python -m hra_jax.tasks rename runs/own/adapter newcomer guest": [],
+    "python -m hra_jax.tasks export runs/own/adapter guest --output runs/guest": [],
+    "python -m hra_jax.tasks remove runs/own/adapter guest": [],
+    "python -m hra_jax.tasks import runs/own/adapter runs/guest": [],
+    "python -m hra_jax.tasks specialize runs/own/adapter SPEAKER --output runs/alone": [],
 }
 # Placeholders of the table mean another thing in each row.
 PLACES = {
@@ -44,6 +56,9 @@ PLACES = {
     "python -m hra_jax.evaluate --workdir W --suite NAME --step best": {"NAME": "speakers"},
     "python -m hra_jax.transcribe --adapter DIR --task NAME a.wav": {"DIR": "W/adapter", "NAME": "whisper"},
     "python -m hra_jax.data.synthesize --set hard --output DIR": {"DIR": "hard"},
+    "python -m hra_jax.tasks list DIR": {"DIR": "W/adapter"},
+    "python -m hra_jax.compare W1 W2": {"W1": "W/eval/speakers", "W2": "W/eval/speakers"},
+    "python -m hra_jax.params --config NAME --tasks 1,10,100 --methods all": {"NAME": "own"},
 }
 
 
@@ -64,6 +79,7 @@ def test_every_command_of_the_readme_is_run_below():
 def place(tmp_path_factory) -> Path:
     """A folder to type in: rendered speech, and recordings with transcripts, a folder for each speaker."""
     here = tmp_path_factory.mktemp("here")
+    (here / "benchmarks").mkdir()
     synthesize.render("hard", here / "runs/data/hard", scale=0.02, progress=False)
     synthesize.render("plain", here / "runs/data/plain", scale=0.004, progress=False)
     speech = synthesize.render("tiny-test", here / "tiny", progress=False)

@@ -23,6 +23,7 @@ from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.adapters.lora import LowRankAdapter
 from hra_jax.adapters.output import OutputAdapter
 from hra_jax.adapters.residual import ResidualAdapter
+from hra_jax.data.batching import bucket_rows
 from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
 
@@ -127,10 +128,12 @@ def test_list_prints_and_writes_every_task(call, adapter, trained, tmp_path, cap
     assert "method hra (" in printed and "width 6" in printed and "parameters: 108 shared" in printed
     assert "+ 3 tasks x 112 = 444" in printed
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    results = json.loads((trained.workdir / "eval" / "test" / "results.json").read_text())
+    wers = {name: f"{task['wer']:.1%}" for name, task in results["tasks"].items()}
     assert [row[:5] for row in rows] == [
-        ["ann", "0", "4", "-", "112"],
+        ["ann", "0", "4", wers["ann"], "112"],
         ["bob", "1", "4", "12.5%", "112"],
-        ["cy", "2", "4", "-", "112"],
+        ["cy", "2", "4", wers["cy"], "112"],
     ]
     exported = export.read_adapter(trained.workdir / "adapter")
     for row, entry in zip(rows, found["tasks"], strict=True):
@@ -146,7 +149,7 @@ def test_show_tells_everything_of_one_task(call, adapter, tmp_path, capsys):
     (Path(adapter) / "tasks.json").write_text(json.dumps(entries))
     assert call("show", adapter, "bob", "--json", tmp_path / "show.json") is None
     printed = capsys.readouterr().out
-    assert "task 'bob': row 1, trained at step 4, WER -, 112 parameters of norm" in printed
+    assert "task 'bob': row 1, trained at step 4, WER 100.0%, 112 parameters of norm" in printed
     assert 'consent: { "given": true }' in printed
     assert "all_layers.head.kernel" in printed and "6 x 16" in printed
     found = json.loads((tmp_path / "show.json").read_text())
@@ -264,6 +267,10 @@ def test_every_method_has_the_configuration_that_trains_its_task(other_methods, 
     new_task.configs.validate(config)
     assert methods.from_config(config) == METHODS[name]
     assert config.steps == new_task.STEPS == 300 and config.adapter.train == "tasks"
+    # Every bucket has rows for all devices.
+    batch, devices = config.batch, jax.device_count()
+    assert batch.multiple == devices
+    assert min(bucket_rows(batch.buckets, batch_seconds=batch.seconds, multiple=batch.multiple)) >= devices
 
 
 # --- Remove, rename, export, import -----------------------------------------------------------------------------------
@@ -436,9 +443,6 @@ def test_what_is_wrong_is_one_line_and_changes_nothing(
     places = {"A": adapter, "B": micro.backbone, "M": manifest, "LORA": other_methods["lora"]}
     places |= {"OTHER": tmp_path / "other", "FULL": tmp_path / "full"}
     line = [places.get(word, word) for word in line]
-    line = [
-        micro.backbone if line[index - 1] == "--backbone" and word == "B" else word for index, word in enumerate(line)
-    ]
     before = contents(adapter)
     with pytest.raises(UserError) as caught:
         call(*line)

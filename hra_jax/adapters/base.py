@@ -68,7 +68,6 @@ class Adapter:
     """
 
     name: ClassVar[str] = "none"
-    description: ClassVar[str] = "no adaptation"
 
     layers: tuple[int, ...] = ()  # the adapted layers, from 0; () for all
     output: str = "backbone"  # whose output layer: backbone | task | characters (and its own vocabulary)

@@ -46,7 +46,7 @@ TASK_FOLDER = "tasks"
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _FLOATS = tuple(np.dtype(dtype).name for dtype in _DTYPES.values())
-_RESERVED_NAMES = ("", BASE_TASK, "__mean__")
+RESERVED_NAMES = ("", BASE_TASK, "__mean__")
 _TASK_FILE = re.compile(rf"{TASK_FOLDER}/[A-Za-z0-9_%~-]+\.safetensors")
 _LONGEST_QUOTED = 120  # characters; file systems allow 255 bytes, prefix and extension included
 
@@ -287,8 +287,8 @@ def _check_tasks(tasks: object, *, where: str) -> None:
         if times > 1:
             raise UserError(f"{where}: {times} tasks have the {key} {value!r}; each needs its own")
     for entry in tasks:
-        if entry["name"] in _RESERVED_NAMES or not entry["name"].isprintable():
-            allowed = f"printable characters, and none of {', '.join(map(repr, _RESERVED_NAMES))}"
+        if entry["name"] in RESERVED_NAMES or not entry["name"].isprintable():
+            allowed = f"printable characters, and none of {', '.join(map(repr, RESERVED_NAMES))}"
             raise UserError(f"{where}: a task cannot have the name {entry['name']!r}; allowed: {allowed}")
         if entry["row"] < 0:
             raise UserError(f"{where}: task {entry['name']!r} has row {entry['row']}; allowed: 0 or more")

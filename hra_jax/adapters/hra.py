@@ -30,7 +30,6 @@ class HierarchicalRecurrentAdapter(Adapter):
     """Hyper-parameters of the method; the modules are applied to explicit trees."""
 
     name: ClassVar[str] = "hra"
-    description: ClassVar[str] = "the hierarchical recurrent adapter of arXiv 2403.19709"
 
     width: int = 64  # R
     recurrence: str = "indrnn"  # a key of controllers.FORMULAS

@@ -55,7 +55,7 @@ def check_tasks(exported: ExportedAdapter, names: Iterable[str]) -> None:
 
 def check_name(name: str, taken: Collection[str]) -> None:
     """Refuses a name that no new task can have: a reserved one, one that is not printable, or one of `taken`."""
-    reserved = exports._RESERVED_NAMES
+    reserved = exports.RESERVED_NAMES
     if name in reserved or not name.isprintable():
         allowed = f"printable characters, and none of {', '.join(map(repr, reserved))}"
         raise UserError(f"a task cannot have the name {name!r}; allowed: {allowed}")

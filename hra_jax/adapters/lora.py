@@ -30,7 +30,6 @@ class LowRankAdapter(Adapter):
     """A low-rank correction of each named projection, per adapted layer and task."""
 
     name: ClassVar[str] = "lora"
-    description: ClassVar[str] = "low-rank adaptation of projections (LoRA, arXiv 2106.09685)"
 
     projections: tuple[str, ...] = ("attention.query", "attention.value")
     rank: int = 4  # r

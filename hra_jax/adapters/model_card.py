@@ -5,8 +5,9 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from hra_jax.adapters.methods import METHODS
-from hra_jax.rules import BASE_TASK
+from etils import epath
+
+from hra_jax.rules import ADAPTERS, BASE_TASK
 
 _MOST_LISTED = 50  # task names
 
@@ -37,7 +38,7 @@ def model_card(config: Mapping, names: list[str], results: Mapping | None) -> st
     Returns:
       Markdown.
     """
-    account, backbone = config["accounting"], config["backbone"]["name"]
+    account, backbone = config["accounting"], _location(config["backbone"]["name"])
     shared, per_task, whole = (account[f] for f in ("shared_parameters", "parameters_per_task", "backbone_parameters"))
     total = shared + len(names) * per_task
     method = config["method"]["name"]
@@ -47,7 +48,7 @@ def model_card(config: Mapping, names: list[str], results: Mapping | None) -> st
     lines = [
         f"# Adapter `{method}` for {len(names)} tasks on `{backbone}`",
         "",
-        f"Small trained parts for a frozen speech encoder, made with hra_jax: {METHODS[method].description}.",
+        f"Small trained parts for a frozen speech encoder, made with hra_jax: {ADAPTERS[method]}.",
         "",
         f"- Backbone: `{backbone}`, fingerprint `{config['backbone']['fingerprint']}`",
         f"- Method: `{json.dumps(config['method'], sort_keys=True)}`",
@@ -77,6 +78,12 @@ def model_card(config: Mapping, names: list[str], results: Mapping | None) -> st
         "",
     ]
     return "\n".join(lines)
+
+
+def _location(backbone: str) -> str:
+    """What a built-in backbone is loaded by; the name of another one."""
+    folder = epath.Path(__file__).parent.parent / "builtin" / backbone
+    return f"builtin:{backbone}" if (folder / "backbone.json").exists() else backbone
 
 
 def _error_rate_lines(results: Mapping) -> list[str]:

@@ -18,7 +18,6 @@ class OutputAdapter(Adapter):
     """The output layer of every task's own, which the base class knows how to run."""
 
     name: ClassVar[str] = "output"
-    description: ClassVar[str] = "an output layer of each task's own"
 
     output: str = "task"
 

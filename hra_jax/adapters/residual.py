@@ -25,7 +25,6 @@ class ResidualAdapter(Adapter):
     """A bottleneck per adapted layer and task."""
 
     name: ClassVar[str] = "residual"
-    description: ClassVar[str] = "a residual bottleneck adapter after each layer"
 
     width: int = 16  # H
     dropout: float = 0.0  # of the bottleneck

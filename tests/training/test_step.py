@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from reference import tiny
 
+from hra_jax.adapters.methods import METHODS
 from hra_jax.errors import UserError
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.augment import AugmentConfig
@@ -293,3 +294,26 @@ def test_the_description_names_every_trained_leaf_up_to_a_limit():
     assert "tasks.all_layers.head.bias  (5, 16)  80" in lines
     assert len(lines) == len(jax.tree.leaves(trainable))
     assert state_lib.describe(trainable, most=2)[2] == "... and 5 more leaves"
+
+
+@pytest.mark.parametrize("method", ["residual", "lora", "bitfit", "output"])
+def test_a_task_that_shares_nothing_learns_in_a_mixed_batch_what_it_learns_alone(method):
+    """Adam divides the size of a gradient out again, so it does not matter that the loss is a mean over all tasks."""
+    adapter = METHODS[method]()
+    model = AsrModel(tiny.FEATURES, ENCODER, adapter=adapter)
+    config = dataclasses.replace(OPTIMIZER, eps=1e-12, clip_row=0.0)
+    step = jax.jit(step_lib.make_train_step(model, config, blank_id=0, seed=5, max_tasks=5))
+    trainable = jax.tree.map(jnp.asarray, tiny.random_trainable(adapter, ENCODER))
+    mixed = alone = state_lib.create(trainable, config)
+    for number in range(3):
+        batch = batch_of(seed=number)
+        mixed, _ = step(mixed, backbone(), batch)
+        own = batch | {"weight": (np.array(TASKS) == 3).astype(np.float32)}
+        alone, metrics = step(alone, backbone(), own)
+        assert metrics["utterances"] == 3 and metrics["tasks_present"] == 1
+    pair = [rows(state.trainable["tasks"], [3]) for state in (mixed, alone)]
+    assert moved(trainable["tasks"], alone.trainable["tasks"]).tolist() == [False, False, False, True, False]
+    assert_close(*pair, atol=2e-4)
+    start = rows(trainable["tasks"], [3])
+    furthest = max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (pair[1], start)), strict=True))
+    assert furthest > 2e-2  # a hundred times the tolerance
