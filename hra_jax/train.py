@@ -200,6 +200,10 @@ def _announce(run: Run, start: int) -> None:
         f"{numbers['tasks']} tasks x {numbers['parameters_per_task']:,}), "
         f"frozen {frozen:,} ({run.base.name}, {run.base.fingerprint[:12] or 'new'})"
     )
+    learning = np.unique(run.table.task[run.table.task >= 0])
+    if len(learning) < len(run.tasks):
+        names = ", ".join(run.tasks[row] for row in learning[:10]) + (", ..." if len(learning) > 10 else "")
+        print(f"  only {len(learning)} of the {len(run.tasks)} tasks have data and train: {names}")
     rows = len(run.table)
     print(f"  data: {rows:,} utterances, {run.table.duration.sum() / 3600:.2f} h; {run.report.summary()}", flush=True)
 

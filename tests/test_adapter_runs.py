@@ -116,6 +116,7 @@ def test_a_task_that_is_added_leaves_every_other_tasks_output_bit_identical(micr
     bob, base = (log_probs(tmp_path / "W" / "adapter", micro, [name] * 3) for name in ("bob", "__base__"))
     assert np.abs(bob - base).max() > 1e-4
     assert "shared 108 kept as they are + 3 tasks x 112" in added.printed and "trained  shared" not in added.printed
+    assert "only 1 of the 3 tasks have data and train: bob" in added.printed
     assert [entry["step"] for entry in after.tasks_json] == [STEPS, STEPS, STEPS]
 
 

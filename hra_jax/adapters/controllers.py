@@ -12,6 +12,8 @@ A gate is g(W) = sigmoid(W x_l + U s_{l-1} + b) with weights of its own.
     lstm    c_l = f c_{l-1} + i act(W x_l + U s_{l-1} + b), s_l = o act(c_l) with gates i, f, o
                                                           Hochreiter 1997      4 R (D + R + 1)
 
+Weights of several products stand side by side: the candidate first, then the gates r z, f, or f i o.
+
 Letters: D width, R controller width.
 """
 

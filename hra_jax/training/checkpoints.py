@@ -221,12 +221,13 @@ class Checkpoints:
 
     def _append(self, step: int, rows: Mapping[str, tuple]) -> dict[str, list[str]]:
         """Writes changed rows; the lists of segments that hold the state of this step, by log."""
+        if jax.process_index() != 0:
+            # Every process has the same rows: one writes them, and the others read its lists where they need them.
+            return {}
         latest = self.latest_step()
         segments = {name: [] for name in LOGS} if latest is None else self._segments_of(latest)
-        # Every process has the same rows: one writes them.
-        if jax.process_index() == 0:
-            for name, (ids, tree) in rows.items():
-                segments = segments | {name: self._logs[name].append(f"{step}", ids, tree, after=segments[name])}
+        for name, (ids, tree) in rows.items():
+            segments = segments | {name: self._logs[name].append(f"{step}", ids, tree, after=segments[name])}
         self._segments[step] = segments
         return segments
 
@@ -241,10 +242,6 @@ class Checkpoints:
         Rows that have never changed are in no log. Raises UserError where a file of the log is missing or damaged.
         """
         return self._logs[log].read(self._segments_of(self.resolve(step))[log])
-
-    def row_bytes(self, step: int | str) -> int:
-        """Bytes on storage of all rows of a step."""
-        return sum(self._logs[name].size(names) for name, names in self._segments_of(self.resolve(step)).items())
 
     def fingerprint(self, step: int | str) -> dict:
         """The fingerprint that was stored with a checkpoint."""
