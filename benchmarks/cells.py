@@ -39,22 +39,34 @@ class Cells:
         self._end = time.monotonic() + 60 * minutes if minutes else float("inf")
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, name: str, run: Callable[[epath.Path], dict]) -> dict:
+    def get(self, name: str, run: Callable[[epath.Path], dict], facts: dict) -> dict:
         """The cell of that name; `run` makes it in an empty folder where it is not there yet.
+
+        Args:
+          name: of the cell.
+          run: gives its numbers.
+          facts: its settings, which are stored with it.
 
         Raises:
           OutOfTime: it is not there, and the time is over.
+          RuntimeError: it is there with other settings.
         """
         path = self.folder / f"{name}.json"
         if path.exists():
-            return json.loads(path.read_text())
+            cell = json.loads(path.read_text())
+            for key, value in facts.items():
+                if cell[key] != value:
+                    raise RuntimeError(
+                        f"{path}: {key} is {cell[key]!r} there, but {value!r} now; delete it to run again"
+                    )
+            return cell
         if time.monotonic() > self._end:
             raise OutOfTime(name)
         workdir = self.workdir / name
         if workdir.exists():
             shutil.rmtree(workdir)
         start, cpu = time.monotonic(), time.process_time()
-        cell = run(workdir)
+        cell = facts | run(workdir)
         cell |= {"seconds": time.monotonic() - start, "cpu_seconds": time.process_time() - cpu, **environment()}
         path.write_text(json.dumps(cell, sort_keys=True, separators=(",", ":")) + "\n")
         shutil.rmtree(workdir, ignore_errors=True)

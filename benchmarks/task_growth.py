@@ -73,7 +73,7 @@ def joint(method: str, workdir, train: set[int], test: set[int]) -> dict:
     found = cells_lib.trained(config, workdir)
     if len(train) == BESIDE:
         shutil.copytree(workdir / "adapter", adapter_folder(method), dirs_exist_ok=True)
-    return {"method": method, "speakers": len(train), "steps": STEPS, **found}
+    return {"speakers": len(train), **found}
 
 
 def newcomers(method: str, workdir, new_task: str) -> dict:
@@ -91,8 +91,7 @@ def newcomers(method: str, workdir, new_task: str) -> dict:
         adapter__new_task=new_task,
         data__dir=manifests(set(NEWCOMERS), set(NEWCOMERS)),
     )
-    found = cells_lib.trained(config, workdir)
-    return {"method": method, "start": new_task, "steps": HEAD_STEPS, **found}
+    return {"start": new_task, **cells_lib.trained(config, workdir)}
 
 
 def run(cells: cells_lib.Cells) -> tuple[list[dict], list[dict]]:
@@ -106,7 +105,8 @@ def run(cells: cells_lib.Cells) -> tuple[list[dict], list[dict]]:
         if function is joint and len(rest) == 1:
             rest = [rest[0], rest[0]]
         try:
-            cell = cells.get(name, lambda workdir, f=function, m=method, r=rest: f(m, workdir, *r))
+            facts = {"method": method, "steps": STEPS if function is joint else HEAD_STEPS}
+            cell = cells.get(name, lambda workdir, f=function, m=method, r=rest: f(m, workdir, *r), facts)
         except cells_lib.OutOfTime:
             print(f"not run, no time was left: {name}")
             continue

@@ -3,9 +3,9 @@
 python benchmarks/task_scaling.py --json benchmarks/task_scaling.json
 
 The step at size tiny (random weights), a linear head, R = 32: a bank of 10 tasks on the device, one of 10,000 on the
-device, one of 100,000 in host memory; the same batch, the three taking turns. A checkpoint after each: bytes and
-seconds of a save of the rows that a hundred steps touched. Each side also runs in a process of its own for its peak of
-memory.
+device, one of 100,000 in host memory; the same batch, the three taking turns. Each side also
+runs in a process of its own, for its peak of memory and for a checkpoint: bytes and seconds of the second save, of the
+eight rows that the batch touches.
 """
 
 import functools

@@ -178,6 +178,7 @@ def validate(config: ConfigDict) -> None:
     if flat["data.max_seconds"] > limit:
         value = flat["data.max_seconds"]
         raise UserError(f"config.data.max_seconds is {value!r}; allowed: at most {limit!r}, the last of batch.buckets")
+    _check_read(flat)
     if flat["export.from"] != "last" and not flat["eval.select_suite"]:
         value = flat["export.from"]
         raise UserError(f"config.export.from is {value!r}; allowed: 'last' where config.eval.select_suite is ''")
@@ -186,6 +187,21 @@ def validate(config: ConfigDict) -> None:
             "config.export.from is 'best_per_task'; allowed: 'last', 'best' where the tasks share what is trained "
             "(config.adapter.train 'tasks' keeps the controller as it is)"
         )
+
+
+def _check_read(flat: Mapping[str, Any]) -> None:
+    """Refuses settings of adapters that nothing would read."""
+    if flat["adapter.output_size"] and flat["adapter.output"] != "characters":
+        value = flat["adapter.output_size"]
+        raise UserError(
+            f"config.adapter.output_size is {value}; allowed: 0 unless config.adapter.output is 'characters'"
+        )
+    if flat["adapter.layers"] and flat["adapter.name"] == "output":
+        value = flat["adapter.layers"]
+        raise UserError(f"config.adapter.layers is {value}; allowed: () with config.adapter.name 'output'")
+    if flat["adapter.start"] and flat["method"] != "adapter":
+        value, method = flat["adapter.start"], flat["method"]
+        raise UserError(f"config.adapter.start is {value!r}; allowed: '' with config.method {method!r}")
 
 
 def _shares_what_trains(flat: Mapping[str, Any]) -> bool:

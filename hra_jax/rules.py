@@ -131,7 +131,10 @@ _BOOLEAN = Rule(lambda: "True or False", lambda value: isinstance(value, bool))
 _SUITE = Rule(lambda: "'' or the name or path of a suite", lambda value: isinstance(value, str))
 
 RULES: dict[str, Rule] = {
-    "seed": _integer(0),
+    "seed": Rule(
+        lambda: "an integer of at least 0 and at most 4294967295",
+        lambda value: _integer(0).accepts(value) and value < 2**32,
+    ),
     "steps": _integer(1),
     "method": _one_of(lambda: METHODS),
     "backbone": _text(empty=False),

@@ -6,6 +6,7 @@ before anything is compiled.
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -66,6 +67,9 @@ class Run:
         facts = {"method": self.config.method, "backbone": self.base.fingerprint, "tasks": list(self.tasks)}
         if self.start is not None:
             facts["start"] = initial.content_hash(self.config.adapter.start)
+        if self.own is not None:
+            # They are made from texts, and an edited text would give the outputs other meanings.
+            facts["vocabularies"] = {name: self.own.of(name).to_json() for name in self.tasks}
         return facts
 
     def checkpoints(self, *, read_only: bool = False) -> Checkpoints:
@@ -130,6 +134,7 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
     start = _start(config, base)
     own = _own_vocabularies(config, base, sources, start)
     method = build.adapter_method(config, output_size=own.size if own else 0)
+    method.adapted(base.encoder)
     if start is not None:
         initial.check_start(start, method, folder=config.adapter.start)
     table = UtteranceTable(
@@ -171,7 +176,9 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
         state=state,
         bank=bank,
         frozen=_frozen(config, base, mesh) if config.method == "adapter" else None,
-        accounting=states.accounting(weights, len(tasks), backbone_parameters, train=_trained(config)),
+        accounting=states.accounting(
+            weights, len(tasks), backbone_parameters, train=_trained(config), learning=len(table.learning)
+        ),
         start=start,
         own=own,
         method=method,
@@ -268,6 +275,7 @@ def _own_vocabularies(config, base, sources, start) -> OwnVocabularies | None:
         base=base.vocabulary,
         task_tag=config.data.task_tag,
         normalizer=config.data.normalizer,
+        tasks=config.data.tasks,
         size=size,
         given=given,
     )
@@ -299,6 +307,18 @@ def _initial_weights(config, base, method, tasks, start) -> tuple[dict, list[int
     elif config.adapter.new_task != "zero":
         raise UserError(f"adapter.new_task = {config.adapter.new_task!r}: needs adapter.start, which is ''")
     return weights, given
+
+
+def _everywhere(tree, *, sharding):
+    """A tree of numpy arrays, of which every process has the same, as a copy on each device."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    # `device_put` would have the processes compare the values, and wait for each other at every leaf.
+    def put(leaf):
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(put, tree)
 
 
 def _compiled(config, base, model, tasks, mesh, weights):
@@ -337,7 +357,7 @@ def _compiled(config, base, model, tasks, mesh, weights):
             weights["tasks"],
             knobs=knobs,
             size=places,
-            place=lambda tree: jax.device_put(tree, everywhere),
+            place=functools.partial(_everywhere, sharding=everywhere),
             draw=draw,
         )
     step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, everywhere))

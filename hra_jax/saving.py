@@ -1,7 +1,5 @@
 """What a run saves and how it goes on: the state through Orbax, rows of the task bank through their logs."""
 
-import numpy as np
-
 from hra_jax.adapters.base import no_parameters
 from hra_jax.run import Run
 from hra_jax.training import state as states
@@ -46,7 +44,7 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
         state = state.replace(**part)
     else:
         state, position, run.best = checkpoints.restore(number, state)
-    run.state = run.bank.restart(state)
+    run.state = run.bank.restart(state, run.state)
     for ids, rows in checkpoints.rows(number, "bank"):
         whole = {name: no_parameters() | rows[name] for name in ("tasks", "mu", "nu")}
         run.state = run.bank.put(run.state, ids, whole | {"count": rows["count"]})
@@ -56,8 +54,3 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     run.bank.saved()
     run.best_rows.saved()
     return position
-
-
-def trained_rows(run: Run) -> np.ndarray:
-    """Which tasks have trained: bool `[tasks]`."""
-    return run.bank.rows(run.state, np.arange(len(run.tasks)))["count"] > 0

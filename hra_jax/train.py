@@ -30,7 +30,7 @@ from hra_jax.run import (
     score,
     suite_weights,
 )
-from hra_jax.saving import restore, save, trained_rows
+from hra_jax.saving import restore, save
 from hra_jax.training import sharding
 from hra_jax.training import state as states
 from hra_jax.training.checkpoints import METRIC, Checkpoints
@@ -200,7 +200,7 @@ def _announce(run: Run, start: int) -> None:
         f"{numbers['tasks']} tasks x {numbers['parameters_per_task']:,}), "
         f"frozen {frozen:,} ({run.base.name}, {run.base.fingerprint[:12] or 'new'})"
     )
-    learning = np.unique(run.table.task[run.table.task >= 0])
+    learning = run.table.learning
     if len(learning) < len(run.tasks):
         names = ", ".join(run.tasks[row] for row in learning[:10]) + (", ..." if len(learning) > 10 else "")
         print(f"  only {len(learning)} of the {len(run.tasks)} tasks have data and train: {names}")
@@ -270,8 +270,10 @@ def finish(run: Run, checkpoints: Checkpoints) -> dict | None:
             # What is scored is what is stored.
             weights = {"backbone": jax.tree.map(lambda leaf: _as_stored(leaf, config), weights["backbone"])}
         results = score(run, weights, step)
+    # Every process takes part in reading the bank, and one writes.
+    rows = run.bank.rows(run.state, np.arange(len(run.tasks))) if run.tasks else {}
     if jax.process_index() == 0:
-        _export(run, step, task_steps, results)
+        _export(run, rows, step, task_steps, results)
     return results
 
 
@@ -279,15 +281,14 @@ def _as_stored(leaf, config):
     return leaf.astype(config.export.dtype).astype(leaf.dtype)
 
 
-def _export(run: Run, step: int, task_steps: dict[str, int], results: dict | None) -> None:
+def _export(run: Run, rows: dict, step: int, task_steps: dict[str, int], results: dict | None) -> None:
     config, vocabulary = run.config, run.base.vocabulary.to_json()
     if config.method == "adapter":
         folder = run.workdir / "adapter"
         scored = _scores(results)
-        rows = run.bank.rows(run.state, range(len(run.tasks)))["tasks"]
         earlier = {} if run.start is None else {entry["name"]: entry for entry in run.start.tasks_json}
         entries = []
-        for row, (name, trained) in enumerate(zip(run.tasks, trained_rows(run), strict=True)):
+        for row, (name, trained) in enumerate(zip(run.tasks, rows["count"] > 0, strict=True)):
             # A task that only came along says what it said where it was trained.
             entry = {"step": task_steps[name]} if trained or name not in earlier else earlier[name]
             if name in scored:
@@ -298,7 +299,7 @@ def _export(run: Run, step: int, task_steps: dict[str, int], results: dict | Non
         exports.write_adapter(
             folder,
             method=methods.settings(run.method),
-            weights={"shared": jax.tree.map(np.asarray, run.state.weights["shared"]), "tasks": rows},
+            weights={"shared": jax.tree.map(np.asarray, run.state.weights["shared"]), "tasks": rows["tasks"]},
             tasks=entries,
             backbone={"name": run.base.name, "fingerprint": run.base.fingerprint},
             vocabulary=vocabulary,

@@ -264,6 +264,7 @@ def alphabets(micro, tmp_path_factory):
 @pytest.mark.parametrize("method", ["hra", "output"])
 def test_a_task_may_write_in_letters_that_the_backbone_does_not_have(micro, alphabets, tmp_path, method):
     changes = {"adapter__output": "characters", "data__normalizer": "none", "data__dir": str(alphabets)}
+    changes["adapter__output_size"] = 20  # more than the backbone has
     config = config_of(micro, method, **changes, steps=60, checkpoint__every_steps=1000, optimizer__learning_rate=0.1)
     with config.unlocked():
         config.eval.suite = str(alphabets / "suite.py")
@@ -298,3 +299,31 @@ def test_a_new_output_layer_starts_as_the_backbones_outputs_of_the_same_letters(
     kept = plain[0, : lengths[0]][:, ids]
     expected = kept - np.log(np.exp(kept).sum(axis=-1, keepdims=True))
     np.testing.assert_allclose(found[0, : lengths[0], : own.size], expected, atol=1e-5)
+
+
+def test_an_edited_text_that_gives_outputs_another_meaning_is_refused(micro, alphabets, tmp_path):
+    data = Path(shutil.copytree(alphabets, tmp_path / "data"))
+    changes = {"adapter__output": "characters", "data__normalizer": "none", "data__dir": str(data)}
+    config = config_of(micro, "output", **changes)
+    world.train(config, tmp_path / "W", on_step=terminate_at(1))
+    rows = world.read_manifest(data / "train.jsonl")
+    rows[0]["text"] = rows[0]["text"][:-1] + "Z"
+    world.write_manifest(data / "train.jsonl", rows)
+    with pytest.raises(UserError, match="vocabularies is .* in checkpoint 1, but .* in this run"):
+        world.train(config, tmp_path / "W")
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"adapter__output_size": 9}, "config.adapter.output_size is 9; allowed: 0 unless"),
+        ({"adapter__name": "output", "adapter__layers": (0,)}, "config.adapter.layers is (0,); allowed: () with"),
+        ({"adapter__layers": (9,)}, "adapter.layers = (9,): allowed are distinct numbers 0 to 1"),
+        ({"method": "full", "adapter__start": "somewhere"}, "config.adapter.start is 'somewhere'; allowed: '' with"),
+        ({"seed": 2**32}, "config.seed is 4294967296; allowed: an integer of at least 0 and at most 4294967295"),
+    ],
+)
+def test_a_setting_that_nothing_would_read_is_refused_before_anything_is_compiled(micro, tmp_path, changes, told):
+    with pytest.raises(UserError) as caught:
+        world.train(micro.config(**changes), tmp_path / "W", on_step=lambda step: pytest.fail("a step was done"))
+    assert told in str(caught.value)

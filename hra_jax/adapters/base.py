@@ -180,7 +180,7 @@ class Adapter:
           x: `[B, T, D]`.
           logits: `[B, T, V]`.
           symbols: int32 `[B, O]`, where each output of an utterance's own vocabulary starts from: an output of the
-            backbone, V for 0, beyond V for none at all; None where every task has the backbone's vocabulary.
+            backbone, V for 0, beyond V for none at all; None for the backbone's own vocabulary.
 
         Returns:
           `[B, T, V]`, or `[B, T, O]` with `NEVER` behind the end of a shorter vocabulary.
@@ -191,7 +191,7 @@ class Adapter:
             if all_layers:
                 start = start + affine(all_layers["rows"]["output"], x).astype(start.dtype)
             return jnp.where((symbols > logits.shape[-1])[:, None, :], NEVER, start)
-        if self.output == "backbone" or not all_layers:
+        if self.output != "task" or not all_layers:
             return logits
         return logits + affine(all_layers["rows"]["output"], x).astype(logits.dtype)
 

@@ -89,6 +89,8 @@ def started_rows(rows: dict, names, start: exports.ExportedAdapter, *, new_task:
     if new_task not in (*NEW_TASKS, *start.tasks):
         hint = configs.near(new_task, [*NEW_TASKS, *start.tasks])
         raise UserError(f"adapter.new_task = {new_task!r}: neither zero, mean nor a task of adapter.start; {hint}")
+    if new_task == "mean" and not start.tasks:
+        raise UserError("adapter.new_task = 'mean': adapter.start has no tasks; allowed is 'zero'")
     given = {name: no_parameters() | tree for name, tree in start.tasks.items()}
     template = None
     if new_task == "mean":

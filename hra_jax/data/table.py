@@ -41,6 +41,7 @@ def own_vocabularies(
     task_tag: str,
     normalizer: str,
     size: int,
+    tasks: Sequence[str] = (),
     given: Mapping[str, text.Vocabulary],
 ) -> OwnVocabularies:
     """A vocabulary for each task: the characters of its training texts.
@@ -51,6 +52,7 @@ def own_vocabularies(
       task_tag: the tag that names an utterance's task.
       normalizer: of the texts.
       size: outputs of the layer, 0 for as many as are needed.
+      tasks: those that utterances are taken of; () for all.
       given: vocabularies that tasks have already.
 
     Raises:
@@ -59,9 +61,10 @@ def own_vocabularies(
     found: dict[str, set[str]] = {}
     for source in sources:
         for row in source.utterances:
-            if task_tag in row.tags:
+            if task_tag in row.tags and (not tasks or str(row.tags[task_tag]) in tasks):
                 found.setdefault(str(row.tags[task_tag]), set()).update(text.normalize_text(row.text, normalizer))
-    made = {task: text.CharacterVocabulary(sorted(characters)) for task, characters in found.items() if characters}
+    # A task without a character has no usable utterance either.
+    made = {task: text.CharacterVocabulary(sorted(known)) if known else base for task, known in found.items()}
     vocabularies = {**made, **given}
     needed = max([base.size, *(vocabulary.size for vocabulary in vocabularies.values())])
     if size and size < needed:
@@ -261,6 +264,11 @@ class UtteranceTable:
         self._label_starts = np.concatenate([[0], np.cumsum(self.label_lengths, dtype=np.int64)])
         self._labels = np.concatenate(self._rows_of_labels)
         del self._columns, self._rows_of_labels
+
+    @property
+    def learning(self) -> np.ndarray:
+        """The tasks that have utterances: ids, ascending."""
+        return np.unique(self.task[self.task >= 0])
 
     def __len__(self) -> int:
         """N."""

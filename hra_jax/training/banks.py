@@ -24,6 +24,7 @@ class NoBank:
         """`train_step` and `knobs` as the two other classes take them."""
         self._step, self._knobs = train_step, knobs
         self._touched: set[int] = set()
+        self._stepped = False  # whether the bank differs from what it was made as
 
     def step(self, state, frozen, batch, tasks: Sequence[int]):
         """One training step.
@@ -38,14 +39,20 @@ class NoBank:
           The new state, and metrics.
         """
         self._touched.update(tasks)
+        self._stepped = True
         return self._step(state, frozen, batch, self._knobs)
 
     def described(self, state) -> dict:
         """All that trains, as a tree of arrays or shapes."""
         return state.trainable
 
-    def restart(self, state):
-        """A state without the bank, given the rows that the seed gives."""
+    def restart(self, state, before):
+        """The state `state`, which has no bank, with the bank as it was before the first step.
+
+        `before` is the state that the bank was last part of. Rows that started as something else than the seed gives
+        are in the log, and are put back from there.
+        """
+        del before
         return state
 
     def put(self, state, ids, rows: dict):
@@ -90,31 +97,37 @@ class DeviceBank(NoBank):
 
     def rows(self, state, ids) -> dict:
         """Rows `ids` as numpy: {'tasks', 'mu', 'nu', 'count'}, leaves `[n, ...]`."""
-        return jax.device_get(self._padded(states.bank_of(state), ids))
+        taken = jax.device_get(self._padded(states.bank_of(state), ids))
+        return jax.tree.map(lambda leaf: leaf[: len(ids)], taken)
 
     def weights(self, state, ids) -> dict:
         """The parameters of the rows `ids`, on the device: leaves `[n, ...]`."""
-        return self._padded(state.trainable["tasks"], ids)
+        return jax.tree.map(lambda leaf: leaf[: len(ids)], self._padded(state.trainable["tasks"], ids))
 
     def _padded(self, tree, ids):
-        # Powers of two: a handful of compiled programs, whatever the number of rows.
-        size = 1 << max(len(ids) - 1, 0).bit_length()
-        padded = np.full(size, banks.NO_ROW, np.int32)
-        padded[: len(ids)] = ids
-        taken = self._gather(tree, padded)
-        return jax.tree.map(lambda leaf: leaf[: len(ids)], taken)
+        return self._gather(tree, _padded_ids(ids))
 
     def mean(self, state, tasks: int) -> dict:
         """The mean of the parameters of the first `tasks` rows, on the device: leaves without a row axis."""
         return self._mean(state.trainable["tasks"], tasks)
 
-    def restart(self, state):
+    def restart(self, state, before):
         """As `NoBank.restart`."""
+        if not self._stepped:
+            return states.with_bank(state, states.bank_of(before))
+        self._stepped = False
         return states.with_bank(state, jax.device_put(_untrained(self._draw()), self._places))
 
     def put(self, state, ids, rows: dict):
         """As `NoBank.put`."""
-        return states.with_bank(state, self._scatter(states.bank_of(state), np.asarray(ids, np.int32), rows))
+        places = _padded_ids(ids)
+
+        def padded(leaf):
+            return np.concatenate([leaf, np.zeros((len(places) - len(leaf), *leaf.shape[1:]), leaf.dtype)])
+
+        self._stepped = True
+        rows = jax.tree.map(padded, rows)
+        return states.with_bank(state, self._scatter(states.bank_of(state), places, rows))
 
 
 class HostBank(NoBank):
@@ -166,6 +179,7 @@ class HostBank(NoBank):
     def step(self, state, frozen, batch, tasks: Sequence[int]):
         """As `NoBank.step`."""
         self._touched.update(tasks)
+        self._stepped = True
         before = self._resident
         state, metrics, self._resident = self._step(state, frozen, batch, self._knobs, self._incoming(tasks), before)
         # Waits for the step before, while the device has this one to do.
@@ -203,21 +217,30 @@ class HostBank(NoBank):
         """As `NoBank.described`."""
         return state.trainable | {"tasks": self._rows["tasks"]}
 
-    def restart(self, state):
+    def restart(self, state, before):
         """As `NoBank.restart`."""
-        self._rows, self._resident = _untrained(self._draw()), self._nothing()
+        del before
+        if self._stepped:
+            self._rows, self._resident, self._stepped = _untrained(self._draw()), self._nothing(), False
         return state
 
     def put(self, state, ids, rows: dict):
         """As `NoBank.put`."""
         self._write(self._resident)
-        self._resident = self._nothing()
+        self._resident, self._stepped = self._nothing(), True
 
         def store(leaf, new):
             leaf[np.asarray(ids, np.int64)] = new
 
         jax.tree.map(store, self._rows, rows)
         return state
+
+
+def _padded_ids(ids) -> np.ndarray:
+    """Row numbers, filled up with places that are no row: few lengths, and so few compiled programs."""
+    padded = np.full(1 << max(len(ids) - 1, 0).bit_length(), banks.NO_ROW, np.int32)
+    padded[: len(ids)] = ids
+    return padded
 
 
 class BestRows:

@@ -14,11 +14,6 @@ import numpy as np
 
 from hra_jax.training import optimizer as optim
 
-METHODS = ("adapter", "full", "pretrain")
-
-
-TRAINED = ("all", "tasks")
-
 
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes, and what else belongs to the result."""
@@ -79,7 +74,9 @@ def count(tree) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def accounting(weights: dict, tasks: int, backbone_parameters: int, *, train: str = "all") -> dict:
+def accounting(
+    weights: dict, tasks: int, backbone_parameters: int, *, train: str = "all", learning: int | None = None
+) -> dict:
     """What is trained, in numbers.
 
     Args:
@@ -87,10 +84,12 @@ def accounting(weights: dict, tasks: int, backbone_parameters: int, *, train: st
       tasks: the number of tasks.
       backbone_parameters: of the whole backbone.
       train: as for `create`.
+      learning: tasks that have data to train on; None for all.
 
     Returns:
       {'trainable_parameters', 'shared_parameters', 'parameters_per_task', 'backbone_parameters', 'tasks'}: for an
-      adapter, trainable = shared + tasks x per task; shared ones that are not trained are not among the trainable.
+      adapter, trainable = shared + tasks x per task, of which only what trains is counted: no shared ones that stay
+      as they are, and no tasks without data.
     """
     if "backbone" in weights:
         shared, per_task = count(weights["backbone"]), 0
@@ -98,7 +97,8 @@ def accounting(weights: dict, tasks: int, backbone_parameters: int, *, train: st
         rows = next((leaf.shape[0] for leaf in jax.tree.leaves(weights["tasks"])), 1)
         shared, per_task = count(weights["shared"]), count(weights["tasks"]) // max(rows, 1)
     return {
-        "trainable_parameters": (shared if train == "all" else 0) + tasks * per_task,
+        "trainable_parameters": (shared if train == "all" else 0)
+        + (tasks if learning is None else learning) * per_task,
         "shared_parameters": shared,
         "parameters_per_task": per_task,
         "backbone_parameters": backbone_parameters,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from hra_jax.adapters import bank
-from hra_jax.adapters.base import NEVER, bind, unbound
+from hra_jax.adapters.base import bind, unbound
 from hra_jax.errors import UserError
 from hra_jax.models import ctc
 from hra_jax.models.asr import AsrModel
@@ -187,18 +187,6 @@ def make_host_rows_step(train_step):
     return step
 
 
-def _base_outputs(log_probs, size: int, symbols):
-    """The base's log-probabilities `[B, T, V]` as `[B, T, O]`, to be compared with those of other vocabularies.
-
-    An utterance whose vocabulary is another one gets values that differ from whatever the adapter gives.
-    """
-    vocabulary = log_probs.shape[-1]
-    padded = jnp.pad(log_probs, ((0, 0), (0, 0), (0, size - vocabulary)), constant_values=NEVER)
-    own = jnp.arange(size) < vocabulary
-    same = jnp.where(own[None], symbols == jnp.arange(size)[None], symbols > vocabulary).all(axis=1)
-    return jnp.where(same[:, None, None], padded, padded + 1.0)
-
-
 def make_evaluation_step(model: AsrModel, *, blank_id):
     """Builds `evaluation_step(trainable, frozen, batch)`.
 
@@ -224,11 +212,13 @@ def make_evaluation_step(model: AsrModel, *, blank_id):
             # The base writes in its own vocabulary.
             plain = {name: value for name, value in batch.items() if name != "symbols"}
             base, _ = forward(model, frozen, trainable["shared"], rows, jnp.full_like(index, rows_most), plain)
-            if "symbols" in batch:
-                base = _base_outputs(base, model.adapter.output_size, batch["symbols"])
         loss, _ = ctc.ctc_loss(log_probs, lengths, batch["labels"], batch["label_lengths"], blank_id)
         valid = jnp.arange(log_probs.shape[1])[None, :] < lengths[:, None]
-        difference = jnp.where(valid, jnp.abs(log_probs - base).max(axis=-1), 0.0).max(axis=1)
+        beside = base
+        if "symbols" in batch:
+            # In the task's own vocabulary, so that an adapter that does nothing makes no difference there either.
+            beside, _ = forward(model, frozen, trainable["shared"], rows, jnp.full_like(index, rows_most), batch)
+        difference = jnp.where(valid, jnp.abs(log_probs - beside).max(axis=-1), 0.0).max(axis=1)
         return {
             "paths": log_probs.argmax(axis=-1).astype(jnp.int32),
             "base_paths": base.argmax(axis=-1).astype(jnp.int32),

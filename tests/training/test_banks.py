@@ -111,7 +111,7 @@ def test_rows_put_back_go_on_as_if_nothing_had_happened(make):
     state, expected = train(state, bank, STEPS[3:])
     end = bank.rows(state, np.arange(tiny.TASKS))
 
-    again = bank.put(bank.restart(kept), ids, rows)
+    again = bank.put(bank.restart(kept, state), ids, rows)
     again, losses = train(again, bank, STEPS[3:])
     assert losses == expected
     jax.tree.map(np.testing.assert_array_equal, bank.rows(again, np.arange(tiny.TASKS)), end)
