@@ -244,7 +244,7 @@ def test_sigterm_ends_the_command_with_status_75_and_the_same_command_finishes(c
     await_step(process, tmp_path / "W", 7)
     process.terminate()
     assert process.wait(60) == PREEMPTED
-    saved = max(int(path.name) for path in (tmp_path / "W" / "checkpoints").iterdir())
+    saved = max(int(path.name) for path in (tmp_path / "W" / "checkpoints").iterdir() if path.name.isdigit())
     assert len(world.losses(tmp_path / "W")) == saved >= 7
     assert not (tmp_path / "W" / "adapter").exists()
     assert command(tmp_path / "W").wait(300) == 0
