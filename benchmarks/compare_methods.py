@@ -100,15 +100,17 @@ def counts_of(group: list[dict]) -> list[ErrorCounts]:
     return [ErrorCounts(substitutions=errors, words=words, utterances=1) for errors, words in rows]
 
 
-def compared(reference: list[dict], other: list[dict]):
-    """The paired difference of the pooled error rates, other minus reference."""
+def difference_of(reference: list[dict], other: list[dict]) -> dict:
+    """The paired difference of the pooled error rates, other minus reference, with its interval and what it says."""
     sides = cells_lib.pooled(reference), cells_lib.pooled(other)
     counts = {
         task: np.array([(errors, sides[1][task][key][0], words) for key, (errors, words) in rows.items()])
         for task, rows in sides[0].items()
         if task in sides[1]
     }
-    return paired_bootstrap(counts).pooled
+    found = paired_bootstrap(counts).pooled
+    verdict = ("worse" if found.low > 0 else "better") if found.significant else "-"
+    return {"difference": found.difference, "low": found.low, "high": found.high, "verdict": verdict}
 
 
 def summary(groups: dict[tuple[str | None, str], list[dict]]) -> list[dict]:
@@ -131,13 +133,15 @@ def summary(groups: dict[tuple[str | None, str], list[dict]]) -> list[dict]:
             "words": sum(count.words for count in counts),
             "seconds": sum(cell["seconds"] for cell in group),
         }
-        # One speaker alone is compared with the same method on six, counting that speaker's utterances only.
-        reference = groups.get((None, method if speaker else "hra"))
-        if reference is not None and reference is not group:
-            found = compared(reference, group)
-            row["against"] = f"{method}, six" if speaker else "hra"
-            row["difference"] = [found.difference, found.low, found.high]
-            row["verdict"] = ("worse" if found.low > 0 else "better") if found.significant else "-"
+        # One speaker alone is compared with HRA alone, and with its method on six (that speaker's utterances only).
+        references = {"hra": groups.get((speaker, "hra"))}
+        if speaker:
+            references[f"{method}, six"] = groups.get((None, method))
+        row["differences"] = {
+            name: difference_of(reference, group)
+            for name, reference in references.items()
+            if reference is not None and reference is not group
+        }
         rows.append(row)
     return rows
 
@@ -145,10 +149,11 @@ def summary(groups: dict[tuple[str | None, str], list[dict]]) -> list[dict]:
 def show(rows: list[dict]) -> None:
     """Prints the table."""
     table = rich.table.Table(title="Free Spoken Digit Dataset, test set, three seeds pooled", title_justify="left")
-    for name in ("speakers", "method", "per task", "total", "rate", "WER", "95%", "by seed", "against", "difference", "verdict"):
-        table.add_column(name, justify="left" if name in ("speakers", "method", "against") else "right")
+    columns = ("speakers", "method", "per task", "total", "rate", "WER", "95%", "by seed")
+    for name in (*columns, "minus", "difference", "verdict"):
+        table.add_column(name, justify="left" if name in ("speakers", "method", "minus") else "right")
     for row in rows:
-        gap = row.get("difference")
+        gaps = row["differences"]
         table.add_row(
             row["speakers"],
             row["method"],
@@ -158,9 +163,12 @@ def show(rows: list[dict]) -> None:
             f"{row['wer']:.1%}",
             f"{row['wer_low']:.1%} to {row['wer_high']:.1%}",
             " ".join(f"{wer:.1%}" for wer in row["wer_by_seed"]),
-            row.get("against", ""),
-            f"{100 * gap[0]:+.1f} ({100 * gap[1]:+.1f} to {100 * gap[2]:+.1f})" if gap else "",
-            row.get("verdict", ""),
+            "\n".join(gaps),
+            "\n".join(
+                f"{100 * gap['difference']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
+                for gap in gaps.values()
+            ),
+            "\n".join(gap["verdict"] for gap in gaps.values()),
         )
     rich.console.Console(width=160).print(table)
 

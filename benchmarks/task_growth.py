@@ -4,9 +4,9 @@ python benchmarks/task_growth.py --data_dir runs/data/accents --cells benchmarks
     --json benchmarks/task_growth.json --plot benchmarks/task_growth.png
 
 8, 64 and 256 synthetic speakers who read English by the rules of 32 languages (rendered into data_dir once), each
-method trained on all of them together for the same number of steps. Then eight newcomers beside the 64: their heads
-alone on the finished adapter, and all 72 together from the start. Cells that are there are not run again, so the
-benchmark can be stopped at any time.
+method trained on all of them together for the same number of steps, at the better of two learning rates on the
+validation sentences of the 64. Then eight newcomers beside the 64: their heads alone on the finished adapter, and all
+72 together from the start. Cells that are there are not run again, so the benchmark can be stopped at any time.
 """
 
 import json
@@ -25,25 +25,26 @@ from hra_jax.data import synthesize
 
 FLAGS = flags.FLAGS
 
-SIZES, STEPS = (8, 64, 256), 1000
-NEWCOMERS, BESIDE, HEAD_STEPS = range(256, 264), 64, 300
+SIZES, STEPS = (8, 64, 256), 800
+BESIDE, NEWCOMERS, HEAD_STEPS = 64, range(256, 264), 300
 COMMON = {
     "batch__seconds": 24.0,
     "batch__buckets": (1.3, 2.0, 2.8, 5.0),
     "batch__max_tasks": 24,
     "eval__suite": "speakers",
     "eval__select_suite": "",
+    "eval__every_steps": STEPS,
     "export__from": "last",
     "checkpoint__every_steps": 1000,
     "eval__batch_seconds": 96.0,
     "data__threads": 2,
     "augment__time_mask_fraction": 0.05,
 }
-# Settings whose parameters per speaker are of one order, and a learning rate each.
+# Settings whose parameters per speaker are of one order, and two learning rates.
 METHODS = {
-    "hra": {"adapter__name": "hra", "hra__width": 128, "optimizer__learning_rate": 4e-3},
-    "lora": {"adapter__name": "lora", "lora__rank": 4, "optimizer__learning_rate": 3e-3},
-    "residual": {"adapter__name": "residual", "residual__width": 16, "optimizer__learning_rate": 3e-3},
+    "hra": ({"adapter__name": "hra", "hra__width": 128}, (2e-3, 6e-3)),
+    "lora": ({"adapter__name": "lora", "lora__rank": 4}, (9e-3, 2.7e-2)),
+    "residual": ({"adapter__name": "residual", "residual__width": 16}, (3e-3, 9e-3)),
 }
 
 
@@ -51,7 +52,7 @@ def manifests(train: set[int], test: set[int]) -> str:
     """A folder with the manifests of some speakers, by number."""
     folder = epath.Path(FLAGS.workdir) / "data" / f"{len(train)}-{min(train)}-{len(test)}-{min(test)}"
     folder.mkdir(parents=True, exist_ok=True)
-    for split, speakers in (("train", train), ("test", test)):
+    for split, speakers in (("train", train), ("validation", train), ("test", test)):
         lines = []
         for line in (epath.Path(FLAGS.data_dir) / f"{split}.jsonl").read_text().splitlines():
             row = json.loads(line)
@@ -62,69 +63,81 @@ def manifests(train: set[int], test: set[int]) -> str:
     return str(folder)
 
 
-def adapter_folder(method: str) -> epath.Path:
+def adapter_folder(method: str, rate: float) -> epath.Path:
     """Where the adapter of the 64 speakers is kept for the newcomers."""
-    return epath.Path(FLAGS.workdir) / "adapters" / method
+    return epath.Path(FLAGS.workdir) / "adapters" / f"{method}-{rate:g}"
 
 
-def joint(method: str, workdir, train: set[int], test: set[int]) -> dict:
+def joint(workdir, method: str, rate: float, train: set[int], test: set[int]) -> dict:
     """All speakers together, from the start."""
-    config = cells_lib.configured("own", **COMMON, **METHODS[method], steps=STEPS, data__dir=manifests(train, test))
-    found = cells_lib.trained(config, workdir)
+    changes = COMMON | METHODS[method][0] | {"optimizer__learning_rate": rate, "data__dir": manifests(train, test)}
     if len(train) == BESIDE:
-        shutil.copytree(workdir / "adapter", adapter_folder(method), dirs_exist_ok=True)
+        changes["eval__select_suite"] = "speakers_validation"
+    found = cells_lib.trained(cells_lib.configured("own", **changes, steps=STEPS), workdir)
+    if len(train) == BESIDE:
+        shutil.copytree(workdir / "adapter", adapter_folder(method, rate), dirs_exist_ok=True)
     return {"speakers": len(train), **found}
 
 
-def newcomers(method: str, workdir, new_task: str) -> dict:
+def newcomers(workdir, method: str, rate: float, new_task: str) -> dict:
     """The heads of the newcomers alone, on the adapter of the 64."""
-    if not adapter_folder(method).exists():
+    start = adapter_folder(method, rate)
+    if not start.exists():
         everyone = set(range(BESIDE))
-        joint(method, epath.Path(FLAGS.workdir) / f"again-{method}", everyone, everyone)
-    config = cells_lib.configured(
-        "own",
-        **COMMON,
-        **METHODS[method],
-        steps=HEAD_STEPS,
-        adapter__start=str(adapter_folder(method)),
-        adapter__train="tasks",
-        adapter__new_task=new_task,
-        data__dir=manifests(set(NEWCOMERS), set(NEWCOMERS)),
-    )
-    return {"start": new_task, **cells_lib.trained(config, workdir)}
+        joint(epath.Path(FLAGS.workdir) / f"again-{method}", method, rate, everyone, everyone)
+    changes = COMMON | METHODS[method][0] | {"optimizer__learning_rate": rate, "steps": HEAD_STEPS}
+    changes |= {"adapter__start": str(start), "adapter__train": "tasks", "adapter__new_task": new_task}
+    changes["data__dir"] = manifests(set(NEWCOMERS), set(NEWCOMERS))
+    return {"start": new_task, **cells_lib.trained(cells_lib.configured("own", **changes), workdir)}
+
+
+def run_joint(cells: cells_lib.Cells, name: str, method: str, rate: float, train: set[int], test: set[int]) -> dict:
+    """The cell of speakers who are trained together."""
+    facts = {"method": method, "steps": STEPS, "learning_rate": rate}
+    return {"cell": name, **cells.get(name, lambda workdir: joint(workdir, method, rate, train, test), facts)}
+
+
+def run_newcomers(cells: cells_lib.Cells, name: str, method: str, rate: float, new_task: str) -> dict:
+    """The cell of newcomers whose heads alone are trained."""
+    facts = {"method": method, "steps": HEAD_STEPS, "learning_rate": rate}
+    return {"cell": name, **cells.get(name, lambda workdir: newcomers(workdir, method, rate, new_task), facts)}
 
 
 def run(cells: cells_lib.Cells) -> tuple[list[dict], list[dict]]:
     """All cells that there is time for: the growth, and the newcomers."""
-    growth, added = [], []
-    wanted = [(growth, f"{size}-{method}", joint, (method, set(range(size)))) for size in SIZES for method in METHODS]
-    wanted += [(added, f"new-{method}", newcomers, (method, "zero")) for method in METHODS]
-    wanted += [(added, "new-hra-mean", newcomers, ("hra", "mean"))]
-    wanted += [(added, "new-hra-joint", joint, ("hra", set(range(BESIDE)) | set(NEWCOMERS), set(NEWCOMERS)))]
-    for place, name, function, (method, *rest) in wanted:
-        if function is joint and len(rest) == 1:
-            rest = [rest[0], rest[0]]
-        try:
-            facts = {"method": method, "steps": STEPS if function is joint else HEAD_STEPS}
-            cell = cells.get(name, lambda workdir, f=function, m=method, r=rest: f(m, workdir, *r), facts)
-        except cells_lib.OutOfTime:
-            print(f"not run, no time was left: {name}")
-            continue
-        place.append({"cell": name, **cell})
-    return growth, added
+    growth, added, best = [], [], {}
+    beside = set(range(BESIDE))
+    try:
+        for method, (_, rates) in METHODS.items():
+            found = [run_joint(cells, f"64-{method}-{rate:g}", method, rate, beside, beside) for rate in rates]
+            growth.append(min(found, key=lambda cell: cell["validation"]))
+            best[method] = growth[-1]["learning_rate"]
+        for size in (size for size in SIZES if size != BESIDE):
+            for method, rate in best.items():
+                everyone = set(range(size))
+                growth.append(run_joint(cells, f"{size}-{method}", method, rate, everyone, everyone))
+        for method, rate in best.items():
+            added.append(run_newcomers(cells, f"new-{method}", method, rate, "zero"))
+        added.append(run_newcomers(cells, "new-hra-mean", "hra", best["hra"], "mean"))
+        both = beside | set(NEWCOMERS)
+        added.append(run_joint(cells, "new-hra-joint", "hra", best["hra"], both, set(NEWCOMERS)))
+    except cells_lib.OutOfTime as missing:
+        print(f"not run, no time was left: {missing} and what comes after it")
+    return sorted(growth, key=lambda cell: (list(METHODS).index(cell["method"]), cell["speakers"])), added
 
 
 def show(growth: list[dict], added: list[dict]) -> None:
     """Prints both tables."""
     for title, rows in (("Speakers together", growth), ("Eight newcomers beside 64", added)):
         table = rich.table.Table(title=title, title_justify="left")
-        for name in ("cell", "steps", "base WER", "WER", "shared", "per speaker", "trained", "minutes"):
+        for name in ("cell", "steps", "rate", "base WER", "WER", "shared", "per speaker", "trained", "minutes"):
             table.add_column(name, justify="left" if name == "cell" else "right")
         for row in rows:
             parameters = row["parameters"]
             table.add_row(
                 row["cell"],
                 f"{row['steps']:,}",
+                f"{row['learning_rate']:g}",
                 f"{row['base_wer_macro']:.1%}",
                 f"{row['wer_macro']:.1%}",
                 f"{parameters['shared_parameters']:,}",
