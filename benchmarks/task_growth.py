@@ -28,9 +28,9 @@ FLAGS = flags.FLAGS
 SIZES, STEPS = (8, 64, 256), 800
 BESIDE, NEWCOMERS, HEAD_STEPS = 64, range(256, 264), 300
 COMMON = {
-    "batch__seconds": 24.0,
+    "batch__seconds": 16.0,
     "batch__buckets": (1.3, 2.0, 2.8, 5.0),
-    "batch__max_tasks": 24,
+    "batch__max_tasks": 16,
     "eval__suite": "speakers",
     "eval__select_suite": "",
     "eval__every_steps": STEPS,

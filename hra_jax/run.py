@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from hra_jax import build
+from hra_jax import build, programs
 from hra_jax.adapters import export as exports
 from hra_jax.adapters import initial
 from hra_jax.adapters.base import Adapter, no_parameters
@@ -31,7 +31,6 @@ from hra_jax.evaluation import runner as running
 from hra_jax.evaluation import suites
 from hra_jax.training import banks, placement, sharding
 from hra_jax.training import state as states
-from hra_jax.training import step as steps
 from hra_jax.training.checkpoints import Checkpoints
 
 DATA_REPORT = "data_report.json"  # in the work directory
@@ -122,8 +121,7 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
     """
     workdir = epath.Path(workdir)
     build.check_has_weights(config)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, tensor=config.mesh.tensor, slices=config.mesh.slices)
-    sharding.check_batch_multiple(mesh, config.batch.multiple)
+    mesh = programs.mesh_of(config)
     _check_rows(config, sharding.batch_shards(mesh))
     if config.data.synthetic:
         if not config.data.dir:
@@ -160,9 +158,9 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
             test.suite.utterances, select.suite.utterances, suite=test.suite.name, other=select.suite.name
         )
         running.share_shapes(test, select)
-    model = build.model(config, base, method, constrain=_Constraint(mesh))
     weights, given = _initial_weights(config, base, method, tasks, start)
-    state, bank = _compiled(config, base, model, tasks, mesh, weights)
+    laid_out = programs.lay_out(config, base, method, mesh, weights)
+    state, bank = _placed(config, base, method, laid_out, tasks, mesh, weights)
     bank.touch(given)
     backbone_parameters = states.count(weights["backbone"] if base.params is None else base.params)
     return Run(
@@ -177,15 +175,12 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
         bank=bank,
         frozen=_frozen(config, base, mesh) if config.method == "adapter" else None,
         accounting=states.accounting(
-            weights, len(tasks), backbone_parameters, train=_trained(config), learning=len(table.learning)
+            weights, len(tasks), backbone_parameters, train=programs.trained_part(config), learning=len(table.learning)
         ),
         start=start,
         own=own,
         method=method,
-        evaluation_step=jax.jit(
-            steps.make_evaluation_step(model, blank_id=base.vocabulary.blank_id),
-            out_shardings=sharding.replicated(mesh),
-        ),
+        evaluation_step=laid_out.evaluation,
         select=select,
         test=test,
     )
@@ -221,16 +216,6 @@ def _sources(config, report) -> list[TableSource]:
 def _texts(config, sources) -> list[str]:
     """The normalised training texts."""
     return [normalize_text(row.text, config.data.normalizer) for source in sources for row in source.utterances]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Constraint:
-    """Pins `[B, T, D]` activations to the mesh at block boundaries; hashable, so that equal models are one program."""
-
-    mesh: Any
-
-    def __call__(self, x):
-        return sharding.constrain(x, self.mesh, ("batch", "time", "embed"))
 
 
 def _suite(config, name: str, suite_dir, base, table, tasks, own, mesh, report) -> running.SuiteRunner | None:
@@ -281,26 +266,13 @@ def _own_vocabularies(config, base, sources, start) -> OwnVocabularies | None:
     )
 
 
-def _trained(config) -> str:
-    """Which part of an adapter trains; all there is, where it is the backbone."""
-    return config.adapter.train if config.method == "adapter" else "all"
-
-
-def _slots(config, tasks) -> int:
-    """Rows of the bank."""
-    slots = config.adapter.slots
-    if 0 < slots < len(tasks):
-        raise UserError(f"adapter.slots = {slots}: there are {len(tasks)} tasks; allowed are 0 or at least as many")
-    return slots or len(tasks)
-
-
 def _initial_weights(config, base, method, tasks, start) -> tuple[dict, list[int]]:
     """What a run starts from, numpy, and the rows of the bank that the seed alone would not give again."""
     if config.method != "adapter":
         weights = base.params if config.method == "full" else build.random_backbone(base, config.seed)
         return {"backbone": jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights)}, []
     key = jax.random.key(config.seed)
-    weights, given = initial.new_weights_on_host(method, key, base.encoder, _slots(config, tasks)), []
+    weights, given = initial.new_weights_on_host(method, key, base.encoder, programs.slots(config, len(tasks))), []
     if start is not None:
         weights["shared"] = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), no_parameters() | start.shared)
         given = initial.started_rows(weights["tasks"], tasks, start, new_task=config.adapter.new_task)
@@ -321,51 +293,31 @@ def _everywhere(tree, *, sharding):
     return jax.tree.map(put, tree)
 
 
-def _compiled(config, base, model, tasks, mesh, weights):
+def _placed(config, base, method, laid_out: programs.Programs, tasks, mesh, weights):
     """The initial state on the mesh, and the bank that knows how to advance it."""
     everywhere = sharding.replicated(mesh)
-    settings = build.optimizer_settings(config)
-    knobs = {"seed": np.uint32(config.seed), "learning_rate": np.float32(settings.learning_rate)}
+    knobs = {"seed": np.uint32(config.seed), "learning_rate": np.float32(laid_out.settings.learning_rate)}
     knobs = jax.device_put(knobs, everywhere)
-    places = min(config.batch.max_tasks, _slots(config, tasks)) if tasks else 1
-    train_step = steps.make_train_step(
-        model,
-        settings,
-        blank_id=base.vocabulary.blank_id,
-        seed=config.seed,
-        max_tasks=places,
-        accumulate=config.accumulate,
-    )
-    on_host = config.method == "adapter" and config.adapter.bank == "host"
-    on_device = {name: part for name, part in weights.items() if not (on_host and name == "tasks")}
-    state = states.create(on_device, settings, train=_trained(config))
-    shardings = placement.state_shardings(mesh, state, base.features, base.encoder)
-    state = jax.device_put(state, shardings)
+    state = jax.device_put(laid_out.state, laid_out.shardings)
 
     def draw() -> dict:
         key = jax.random.key(config.seed)
-        return initial.new_weights_on_host(model.adapter, key, base.encoder, _slots(config, tasks))["tasks"]
+        return initial.new_weights_on_host(method, key, base.encoder, programs.slots(config, len(tasks)))["tasks"]
 
-    if on_host:
-        step = jax.jit(
-            steps.make_host_rows_step(train_step),
-            donate_argnums=0,
-            out_shardings=(shardings, everywhere, everywhere),
-        )
+    if laid_out.host_bank:
         return state, banks.HostBank(
-            step,
+            laid_out.train,
             weights["tasks"],
             knobs=knobs,
-            size=places,
+            size=laid_out.places,
             place=functools.partial(_everywhere, sharding=everywhere),
             draw=draw,
         )
-    step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, everywhere))
     if config.method == "adapter":
         return state, banks.DeviceBank(
-            step, knobs=knobs, draw=draw, everywhere=everywhere, places=states.bank_of(shardings)
+            laid_out.train, knobs=knobs, draw=draw, everywhere=everywhere, places=states.bank_of(laid_out.shardings)
         )
-    return state, banks.NoBank(step, knobs=knobs)
+    return state, banks.NoBank(laid_out.train, knobs=knobs)
 
 
 def base_weights(run: Run):

@@ -171,7 +171,9 @@ def make(folder: Path) -> Micro:
 def use_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Lets runs see the first `count` of the fake devices only."""
     devices = jax.devices()[:count]
-    monkeypatch.setattr(sharding, "make_mesh", lambda *args, **sizes: _MAKE_MESH(*args, **sizes, devices=devices))
+    monkeypatch.setattr(
+        sharding, "make_mesh", lambda *args, **sizes: _MAKE_MESH(*args, **(sizes | {"devices": devices}))
+    )
 
 
 @dataclasses.dataclass

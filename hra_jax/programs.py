@@ -1,0 +1,131 @@
+"""The compiled programs of a run and where their arguments live: the same for training and for compiling ahead of time.
+
+Everything here works on shapes as it does on arrays.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from hra_jax import build
+from hra_jax.adapters.base import Adapter
+from hra_jax.errors import UserError
+from hra_jax.models.asr import AsrModel
+from hra_jax.training import placement, sharding
+from hra_jax.training import state as states
+from hra_jax.training import step as steps
+from hra_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class _Constraint:
+    """Pins `[B, T, D]` activations to the mesh at block boundaries; hashable, so that equal models are one program."""
+
+    mesh: Any
+
+    def __call__(self, x):
+        return sharding.constrain(x, self.mesh, ("batch", "time", "embed"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What a run compiles, before it is compiled.
+
+    Attributes:
+      train: jitted `train_step(state, frozen, batch, knobs)` of `training.step.make_train_step`, or with a bank in host
+        memory the step of `make_host_rows_step`; its state is donated.
+      evaluation: jitted step of `training.step.make_evaluation_step`.
+      state: the state that `train` starts from, arrays or shapes as it was given, without a bank in host memory.
+      shardings: of `state`.
+      places: K, the most task rows of one batch.
+      host_bank: whether the bank is in host memory.
+      settings: of the optimizer.
+    """
+
+    train: Callable
+    evaluation: Callable
+    state: states.TrainState
+    shardings: states.TrainState
+    places: int
+    host_bank: bool
+    settings: OptimizerConfig
+
+
+def mesh_of(config, devices=None) -> jax.sharding.Mesh:
+    """The mesh of a configuration, checked against its batches.
+
+    Args:
+      config: a validated configuration.
+      devices: all of the processes' if None.
+
+    Raises:
+      UserError: the mesh does not fit the devices, or `batch.multiple` the mesh.
+    """
+    sizes = config.mesh
+    mesh = sharding.make_mesh(sizes.data, sizes.fsdp, tensor=sizes.tensor, slices=sizes.slices, devices=devices)
+    sharding.check_batch_multiple(mesh, config.batch.multiple)
+    return mesh
+
+
+def slots(config, tasks: int) -> int:
+    """Rows of the bank of so many tasks.
+
+    Raises:
+      UserError: fewer slots than tasks.
+    """
+    wanted = config.adapter.slots
+    if 0 < wanted < tasks:
+        raise UserError(f"adapter.slots = {wanted}: there are {tasks} tasks; allowed are 0 or at least as many")
+    return wanted or tasks
+
+
+def trained_part(config) -> str:
+    """Which part of an adapter trains; all there is, where it is the backbone."""
+    return config.adapter.train if config.method == "adapter" else "all"
+
+
+def lay_out(config, base: build.Foundation, method: Adapter, mesh, weights: dict) -> Programs:
+    """The programs of a run.
+
+    Args:
+      config: a validated configuration.
+      base: what the encoder is built on; its weights are not read.
+      method: the adaptation method.
+      mesh: from `mesh_of`.
+      weights: {'backbone'}, or {'shared', 'tasks'} of an adapter, arrays or shapes.
+    """
+    model: AsrModel = build.model(config, base, method, constrain=_Constraint(mesh))
+    settings, blank_id = build.optimizer_settings(config), base.vocabulary.blank_id
+    everywhere = sharding.replicated(mesh)
+    rows = next((leaf.shape[0] for leaf in jax.tree.leaves(weights.get("tasks", {}))), 0)
+    places = min(config.batch.max_tasks, rows) if rows else 1
+    train_step = steps.make_train_step(
+        model, settings, blank_id=blank_id, seed=config.seed, max_tasks=places, accumulate=config.accumulate
+    )
+    host_bank = config.method == "adapter" and config.adapter.bank == "host"
+    on_device = {name: part for name, part in weights.items() if not (host_bank and name == "tasks")}
+    state = _created(on_device, settings, trained_part(config))
+    shardings = placement.state_shardings(mesh, state, base.features, base.encoder)
+    if host_bank:
+        train_step, outputs = steps.make_host_rows_step(train_step), (shardings, everywhere, everywhere)
+    else:
+        outputs = (shardings, everywhere)
+    evaluation_step = steps.make_evaluation_step(model, blank_id=blank_id)
+    return Programs(
+        train=jax.jit(train_step, donate_argnums=0, out_shardings=outputs),
+        evaluation=jax.jit(evaluation_step, out_shardings=everywhere),
+        state=state,
+        shardings=shardings,
+        places=places,
+        host_bank=host_bank,
+        settings=settings,
+    )
+
+
+def _created(weights: dict, settings: OptimizerConfig, train: str) -> states.TrainState:
+    if all(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(weights)):
+        return states.create(weights, settings, train=train)
+    return jax.eval_shape(lambda tree: states.create(tree, settings, train=train), weights)
