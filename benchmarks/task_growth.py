@@ -25,7 +25,7 @@ from hra_jax.data import synthesize
 
 FLAGS = flags.FLAGS
 
-SIZES, STEPS = (8, 64, 256), 800
+SIZES, STEPS = (8, 64, 256), 600
 BESIDE, NEWCOMERS, HEAD_STEPS = 64, range(256, 264), 300
 COMMON = {
     "batch__seconds": 16.0,
