@@ -68,8 +68,13 @@ def run(cells: cells_lib.Cells, method: str, rate: float, seed: int, speaker: st
             folder = epath.Path(FLAGS.workdir) / "data" / speaker
             changes["data__dir"] = manifests_of(speaker, FLAGS.data_dir, folder)
             changes["batch__seconds"] = ALONE_SECONDS
-        config = cells_lib.configured("fsdd", **changes)
-        return cells_lib.trained(config, workdir)
+        found = cells_lib.trained(cells_lib.configured("fsdd", **changes), workdir)
+        # The manifests of one speaker name audio by absolute paths; utterances have the same names in all cells.
+        found["tasks"] = {
+            task: [[key[key.rindex("audio/") :], errors, words] for key, errors, words in rows]
+            for task, rows in found["tasks"].items()
+        }
+        return found
 
     facts = {"method": method, "speaker": speaker, "learning_rate": rate, "seed": seed, "steps": STEPS}
     return cells.get(name, make, facts)
@@ -194,10 +199,12 @@ def main(argv) -> None:
             print(f"not run, no time was left: {missing} and what comes after it in {speaker or 'six'}, {method}")
     rows = summary(groups)
     show(rows)
-    spent = sum(cell["seconds"] for cell in cells.all()) / 60
-    print(f"{len(cells.all())} cells, {spent:.0f} minutes in all")
+    spent, cpu = (sum(cell[name] for cell in cells.all()) / 60 for name in ("seconds", "cpu_seconds"))
+    print(f"{len(cells.all())} cells, {spent:.0f} minutes in all, {cpu:.0f} of processor time")
     if FLAGS.json:
-        epath.Path(FLAGS.json).write_text(json.dumps({"steps": STEPS, "minutes": spent, "rows": rows}, indent=1) + "\n")
+        epath.Path(FLAGS.json).write_text(
+            json.dumps({"steps": STEPS, "minutes": spent, "cpu_minutes": cpu, "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

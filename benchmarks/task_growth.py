@@ -186,13 +186,15 @@ def main(argv) -> None:
     cells = cells_lib.Cells(FLAGS.cells, FLAGS.workdir, minutes=FLAGS.minutes)
     growth, added = run(cells)
     show(growth, added)
-    spent = sum(cell["seconds"] for cell in cells.all()) / 60
-    print(f"{len(cells.all())} cells, {spent:.0f} minutes in all")
+    spent, cpu = (sum(cell[name] for cell in cells.all()) / 60 for name in ("seconds", "cpu_seconds"))
+    print(f"{len(cells.all())} cells, {spent:.0f} minutes in all, {cpu:.0f} of processor time")
     if FLAGS.plot:
         plot(growth, FLAGS.plot)
     if FLAGS.json:
         rows = [{key: value for key, value in row.items() if key != "tasks"} for row in growth + added]
-        epath.Path(FLAGS.json).write_text(json.dumps({"minutes": spent, "rows": rows}, indent=1) + "\n")
+        epath.Path(FLAGS.json).write_text(
+            json.dumps({"minutes": spent, "cpu_minutes": cpu, "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":
