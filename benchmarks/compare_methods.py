@@ -68,13 +68,7 @@ def run(cells: cells_lib.Cells, method: str, rate: float, seed: int, speaker: st
             folder = epath.Path(FLAGS.workdir) / "data" / speaker
             changes["data__dir"] = manifests_of(speaker, FLAGS.data_dir, folder)
             changes["batch__seconds"] = ALONE_SECONDS
-        found = cells_lib.trained(cells_lib.configured("fsdd", **changes), workdir)
-        # The manifests of one speaker name audio by absolute paths; utterances have the same names in all cells.
-        found["tasks"] = {
-            task: [[key[key.rindex("audio/") :], errors, words] for key, errors, words in rows]
-            for task, rows in found["tasks"].items()
-        }
-        return found
+        return cells_lib.trained(cells_lib.configured("fsdd", **changes), workdir)
 
     facts = {"method": method, "speaker": speaker, "learning_rate": rate, "seed": seed, "steps": STEPS}
     return cells.get(name, make, facts)
