@@ -124,6 +124,9 @@ def get_config() -> ConfigDict:
     config.mesh.tensor = 1  # devices that share one layer's width
     config.mesh.slices = 1  # TPU slices
 
+    config.distributed = ConfigDict()
+    config.distributed.heartbeat_seconds = 20  # seconds without a sign of life after which a process is taken for dead
+
     config.profile = ConfigDict()
     config.profile.start_step = -1  # first step of a profile in W/profile; -1 for none
     config.profile.steps = 5  # steps

@@ -55,6 +55,7 @@ _STORAGE_ERRNOS = {
     errno.ENOTDIR,
     errno.EEXIST,
 }
+_before_failing: list[Callable[[int], None]] = []
 _STORAGE_TEXTS = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS))
 
 
@@ -130,7 +131,14 @@ def _fail(message: str, *, status: int, argv: list[str]) -> None:
     if any(re.fullmatch(r"--?traceback(=(true|1|yes))?", arg, re.IGNORECASE) for arg in argv):
         traceback.print_exc()
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    for action in _before_failing:
+        action(status)
     raise SystemExit(status)
+
+
+def before_failing(action: Callable[[int], None]) -> None:
+    """Has `action` called with the exit status when a command is about to end with an error, its line printed."""
+    _before_failing.append(action)
 
 
 def _flag_names(argv: Sequence[str]) -> set[str]:

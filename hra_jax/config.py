@@ -22,7 +22,7 @@ _ROOTS = (epath.Path(__file__).parent / "configs", epath.Path(__file__).parent.p
 _FOLDERS = {"configs": ".", "suites": "suites"}
 
 # A run may be continued with other values of these groups and keys: the weights and the data order stay what they are.
-RESUMABLE = ("steps", "eval", "checkpoint", "profile", "mesh", "log")
+RESUMABLE = ("steps", "eval", "checkpoint", "profile", "mesh", "distributed", "log")
 
 
 def _root() -> epath.Path:

@@ -8,7 +8,7 @@ import sys
 from absl import flags
 from etils import epath
 
-from hra_jax import cli
+from hra_jax import cli, distributed
 from hra_jax import config as configs
 from hra_jax.errors import UserError
 from hra_jax.run import data_report, prepare, score, suite_weights
@@ -32,6 +32,17 @@ def evaluate(workdir, suite: str, *, step: str | int = "last", data_dir: str | N
     Raises:
       UserError: no run there, an unknown suite or step, or an adapter that does nothing.
     """
+    workdir, config = epath.Path(workdir), _configuration(workdir, suite)
+    with data_report(config, workdir, keep=True) as report:
+        run = prepare(config, workdir, report, suite_dir=data_dir)
+        with run.checkpoints(read_only=True) as checkpoints:
+            number = checkpoints.resolve(int(step) if str(step).isdigit() else step)
+            restore(run, checkpoints, number, weights_only=True)
+        return score(run, suite_weights(run, run.test), number)
+
+
+def _configuration(workdir, suite: str):
+    """The run's configuration with the suite in it."""
     workdir = epath.Path(workdir)
     if not (workdir / "config.json").exists():
         raise UserError(f"workdir = {str(workdir)!r}: holds no config.json, so no run was started there")
@@ -42,12 +53,7 @@ def evaluate(workdir, suite: str, *, step: str | int = "last", data_dir: str | N
         config.eval.select_suite = ""
         config.export["from"] = "last"
     configs.validate(config)
-    with data_report(config, workdir, keep=True) as report:
-        run = prepare(config, workdir, report, suite_dir=data_dir)
-        with run.checkpoints(read_only=True) as checkpoints:
-            number = checkpoints.resolve(int(step) if str(step).isdigit() else step)
-            restore(run, checkpoints, number, weights_only=True)
-        return score(run, suite_weights(run, run.test), number)
+    return config
 
 
 def define_flags() -> None:
@@ -58,11 +64,14 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "data_dir", None, "What {dir} in the suite's manifests stands for; default: the run's data.dir."
     )
+    distributed.define_flags()
 
 
 def main(argv) -> None:
     """Entry point."""
     del argv
+    config = _configuration(FLAGS.workdir, FLAGS.suite)
+    distributed.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=False)
     cli.setup_jax()
     evaluate(FLAGS.workdir, FLAGS.suite, step=FLAGS.step, data_dir=FLAGS.data_dir)
 

@@ -220,6 +220,7 @@ RULES: dict[str, Rule] = {
     "mesh.fsdp": _integer(1),
     "mesh.tensor": _integer(1),
     "mesh.slices": _integer(1),
+    "distributed.heartbeat_seconds": _integer(1, unit=" (seconds)"),
     "profile.start_step": _integer(-1),
     "profile.steps": _integer(1),
     "log.every_steps": _integer(1),

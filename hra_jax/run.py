@@ -7,6 +7,7 @@ before anything is compiled.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from hra_jax import build, programs
+from hra_jax import build, distributed, programs
+from hra_jax import config as configs
 from hra_jax.adapters import export as exports
 from hra_jax.adapters import initial
 from hra_jax.adapters.base import Adapter, no_parameters
@@ -107,6 +109,14 @@ def data_report(config, workdir, *, keep: bool) -> Iterator[DataReport]:
         raise
 
 
+def write_data_report(run: Run) -> None:
+    """Writes W/data_report.json with what all processes have found; all of them must call it, and process 0 writes."""
+    for content in distributed.gather(run.report.news()):
+        run.report.merge(content)
+    if jax.process_index() == 0:
+        run.report.write(run.workdir / DATA_REPORT)
+
+
 def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None) -> Run:
     """Reads data and backbone, and lays out state and mesh.
 
@@ -120,13 +130,20 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
       UserError: anything that is wrong with the configuration, the data or the backbone.
     """
     workdir = epath.Path(workdir)
+    distributed.check_agreement(
+        {
+            "version of jax": jax.__version__,
+            "work directory": str(workdir),
+            "configuration": hashlib.sha256(configs.to_json(config).encode()).hexdigest(),
+        }
+    )
     build.check_has_weights(config)
     mesh = programs.mesh_of(config)
     _check_rows(config, sharding.batch_shards(mesh))
     if config.data.synthetic:
         if not config.data.dir:
             raise UserError(f"data.synthetic = {config.data.synthetic!r} needs data.dir, the folder to render into")
-        synthesize.render(config.data.synthetic, config.data.dir)
+        _render(config)
     sources = _sources(config, report)
     base = build.foundation(config, _texts(config, sources) if config.method == "pretrain" else ())
     start = _start(config, base)
@@ -158,6 +175,8 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
             test.suite.utterances, select.suite.utterances, suite=test.suite.name, other=select.suite.name
         )
         running.share_shapes(test, select)
+    scored = {f"suite {runner.suite.name!r}": runner.digest for runner in (test, select) if runner}
+    distributed.check_agreement({"backbone": base.fingerprint, "training data": table.digest()} | scored)
     weights, given = _initial_weights(config, base, method, tasks, start)
     laid_out = programs.lay_out(config, base, method, mesh, weights)
     state, bank = _placed(config, base, method, laid_out, tasks, mesh, weights)
@@ -184,6 +203,14 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
         select=select,
         test=test,
     )
+
+
+def _render(config) -> None:
+    """Renders the synthetic set, once: process 0 does, and the others wait. Where they see other disks, each does."""
+    if jax.process_index() == 0:
+        synthesize.render(config.data.synthetic, config.data.dir)
+    distributed.barrier("synthetic data")
+    synthesize.render(config.data.synthetic, config.data.dir, progress=False)
 
 
 def _check_rows(config, shards: int) -> None:
@@ -235,7 +262,7 @@ def _suite(config, name: str, suite_dir, base, table, tasks, own, mesh, report) 
 def _frozen(config, base, mesh):
     """The frozen weights on the mesh."""
     shardings, dtype = placement.backbone_shardings(mesh, base.features, base.encoder), build.compute_dtype(config)
-    return jax.tree.map(lambda leaf, place: jax.device_put(leaf.astype(dtype), place), base.params, shardings)
+    return jax.tree.map(lambda leaf, where: sharding.place(leaf.astype(dtype), where), base.params, shardings)
 
 
 def _start(config, base) -> exports.ExportedAdapter | None:
@@ -281,24 +308,12 @@ def _initial_weights(config, base, method, tasks, start) -> tuple[dict, list[int
     return weights, given
 
 
-def _everywhere(tree, *, sharding):
-    """A tree of numpy arrays, of which every process has the same, as a copy on each device."""
-    if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
-
-    # `device_put` would have the processes compare the values, and wait for each other at every leaf.
-    def put(leaf):
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
-
-    return jax.tree.map(put, tree)
-
-
 def _placed(config, base, method, laid_out: programs.Programs, tasks, mesh, weights):
     """The initial state on the mesh, and the bank that knows how to advance it."""
     everywhere = sharding.replicated(mesh)
     knobs = {"seed": np.uint32(config.seed), "learning_rate": np.float32(laid_out.settings.learning_rate)}
-    knobs = jax.device_put(knobs, everywhere)
-    state = jax.device_put(laid_out.state, laid_out.shardings)
+    knobs = sharding.place(knobs, everywhere)
+    state = sharding.place(laid_out.state, laid_out.shardings)
 
     def draw() -> dict:
         key = jax.random.key(config.seed)
@@ -310,7 +325,7 @@ def _placed(config, base, method, laid_out: programs.Programs, tasks, mesh, weig
             weights["tasks"],
             knobs=knobs,
             size=laid_out.places,
-            place=functools.partial(_everywhere, sharding=everywhere),
+            place=functools.partial(sharding.place, shardings=everywhere),
             draw=draw,
         )
     if config.method == "adapter":
@@ -372,12 +387,14 @@ def score(run: Run, weights: dict, step: int) -> dict:
     results = reports.evaluate_results(
         rows, suite, accounting=accounting(run), bootstrap=run.config.eval.bootstrap, run=facts
     )
+    write_data_report(run)
     if jax.process_index() == 0:
         reports.write_report(run.workdir / "eval" / suite.name, results, rows)
         reports.print_table(results)
         if unscored:
             print(f"{unscored} of {len(suite.utterances)} utterances were not scored; see {DATA_REPORT}", flush=True)
-        run.report.write(run.workdir / DATA_REPORT)
+    # A process that ends for what is checked next would leave process 0 alone in the middle of the report.
+    distributed.barrier("scored")
     if method != "pretrain":
         running.check_adapter_acts(suite, differences)
     return results

@@ -3,6 +3,7 @@
 python -m hra_jax.train --config quickstart --workdir runs/quickstart
 """
 
+import functools
 import json
 import sys
 import time
@@ -12,7 +13,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from hra_jax import cli
+from hra_jax import cli, distributed
 from hra_jax import config as configs
 from hra_jax.adapters import export as exports
 from hra_jax.adapters import methods
@@ -21,7 +22,6 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation import report as reports
 from hra_jax.models import backbone as backbones
 from hra_jax.run import (
-    DATA_REPORT,
     Run,
     accounting,
     base_weights,
@@ -29,6 +29,7 @@ from hra_jax.run import (
     prepare,
     score,
     suite_weights,
+    write_data_report,
 )
 from hra_jax.saving import restore, save
 from hra_jax.training import sharding
@@ -88,6 +89,12 @@ def _claim_workdir(config, workdir: epath.Path) -> bool:
         workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             exports.write_file(path, configs.to_json(config))
+        distributed.barrier("work directory")
+        if not path.exists():
+            raise UserError(
+                f"workdir = {str(workdir)!r}: process {jax.process_index()} does not see what process 0 wrote there; "
+                "allowed: storage that all processes share"
+            )
     except OSError as error:
         raise UserError(f"workdir = {str(workdir)!r}: cannot be written ({error.strerror or error})") from error
     return resumed
@@ -121,8 +128,7 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
         multiple=config.batch.multiple,
         max_tasks=config.batch.max_tasks,
         position=position,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
+        local_rows=functools.partial(sharding.local_rows, run.mesh),
         threads=config.data.threads,
         prefetch=config.data.prefetch,
         report=run.report,
@@ -136,7 +142,6 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
             # ------------------------------------------------------------------------------------------------ one step
             profiler.before(step, run.state)
             batch = next(loader)
-            audio_seconds = float(batch["num_samples"].sum()) / run.base.features.sample_rate * jax.process_count()
             run.state, metrics = run.bank.step(
                 run.state, run.frozen, sharding.shard_batch(batch, run.mesh), loader.tasks
             )
@@ -158,7 +163,7 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
                         f"step {step}: {metrics[LOST]:.0f} utterances name a task that is not one of the bank's "
                         f"{len(run.tasks)}, or is beyond batch.max_tasks = {config.batch.max_tasks} of one batch"
                     )
-            progress.update(step, audio_seconds=audio_seconds, loss=loss)
+            progress.update(step, audio_seconds=loader.audio_seconds, loss=loss)
 
             # ---------------------------------------------------------------------------------------------- validation
             scores = None
@@ -171,16 +176,15 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
             force = stop or scores is not None or step == config.steps
             if force or checkpoints.due(step):
                 save(run, checkpoints, step, position=loader.position(), metrics=scores, force=force)
-                if jax.process_index() == 0:
-                    run.report.write(run.workdir / DATA_REPORT)
+                write_data_report(run)
             if stop:
                 checkpoints.wait()
-                progress.note(f"stopped by {guard.reason or 'another process'} at step {step}; everything is saved")
+                progress.note(f"stopped by {guard.reason or 'a signal'} at step {step}; everything is saved")
                 return False
             if step == start + 1:
                 since, waited = time.monotonic(), loader.wait_seconds  # the first step is mostly compilation
+    write_data_report(run)
     if jax.process_index() == 0:
-        run.report.write(run.workdir / DATA_REPORT)
         print(f"data: {run.report.summary()}", flush=True)
     return True
 
@@ -270,10 +274,12 @@ def finish(run: Run, checkpoints: Checkpoints) -> dict | None:
             # What is scored is what is stored.
             weights = {"backbone": jax.tree.map(lambda leaf: _as_stored(leaf, config), weights["backbone"])}
         results = score(run, weights, step)
-    # Every process takes part in reading the bank, and one writes.
+    # Every process takes part in reading what may be split over them, and one writes.
     rows = run.bank.rows(run.state, np.arange(len(run.tasks))) if run.tasks else {}
+    weights = sharding.to_host(run.state.weights["shared" if config.method == "adapter" else "backbone"])
     if jax.process_index() == 0:
-        _export(run, rows, step, task_steps, results)
+        _export(run, weights, rows, step, task_steps, results)
+    distributed.barrier("exported")
     return results
 
 
@@ -281,7 +287,8 @@ def _as_stored(leaf, config):
     return leaf.astype(config.export.dtype).astype(leaf.dtype)
 
 
-def _export(run: Run, rows: dict, step: int, task_steps: dict[str, int], results: dict | None) -> None:
+def _export(run: Run, weights, rows: dict, step: int, task_steps: dict[str, int], results: dict | None) -> None:
+    """Writes W/adapter from `weights`, what the tasks share, and the rows of the bank; or W/backbone from `weights`."""
     config, vocabulary = run.config, run.base.vocabulary.to_json()
     if config.method == "adapter":
         folder = run.workdir / "adapter"
@@ -299,7 +306,7 @@ def _export(run: Run, rows: dict, step: int, task_steps: dict[str, int], results
         exports.write_adapter(
             folder,
             method=methods.settings(run.method),
-            weights={"shared": jax.tree.map(np.asarray, run.state.weights["shared"]), "tasks": rows["tasks"]},
+            weights={"shared": weights, "tasks": rows["tasks"]},
             tasks=entries,
             backbone={"name": run.base.name, "fingerprint": run.base.fingerprint},
             vocabulary=vocabulary,
@@ -313,7 +320,7 @@ def _export(run: Run, rows: dict, step: int, task_steps: dict[str, int], results
         made_by = {"method": config.method, "config": json.loads(configs.to_json(config)), "step": step}
         backbones.save(
             folder,
-            jax.tree.map(np.asarray, run.state.trainable["backbone"]),
+            weights,
             features=run.base.features,
             encoder=run.base.encoder,
             vocabulary=vocabulary,
@@ -334,11 +341,13 @@ def _scores(results: dict | None) -> dict[str, float]:
 def define_flags() -> None:
     """The flags of this command."""
     flags.DEFINE_string("workdir", None, "Work directory: checkpoints, metrics, exports, results.", required=True)
+    distributed.define_flags()
 
 
 def main(argv) -> int:
     """Entry point."""
     del argv
+    distributed.initialize(heartbeat_seconds=FLAGS.config.distributed.heartbeat_seconds)
     cli.setup_jax()
     return train(FLAGS.config, FLAGS.workdir)
 

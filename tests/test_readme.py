@@ -31,6 +31,8 @@ COMMANDS = {
         "--config.data.synthetic=",
         "--config.batch.seconds=8",
     ],
+    "python launch/local.py --processes 2 --devices 2 -- -m hra_jax.train --config quickstart "
+    "--config.batch.multiple=4 --workdir runs/two": QUICK,
     "python -m hra_jax.train --config NAME --workdir W": [*SHORT, "--config.data.dir=FOLDER"],
     "python -m hra_jax.evaluate --workdir W --suite NAME --step best": [],
     "python -m hra_jax.transcribe --adapter DIR --task NAME a.wav": [],
@@ -65,7 +67,7 @@ PLACES = {
 def commands() -> list[str]:
     """What the README tells to type, but for `make`: lines of code blocks, and code in tables."""
     text = README.read_text()
-    found = re.findall(r"^(python -m .*?)\s*$|^\| `(python -m [^`]*)`", text, flags=re.MULTILINE)
+    found = re.findall(r"^(python (?:-m|launch/).*?)\s*$|^\| `(python -m [^`]*)`", text, flags=re.MULTILINE)
     return [block or cell for block, cell in found]
 
 
@@ -99,6 +101,8 @@ def place(tmp_path_factory) -> Path:
 
 def run(command: str, place: Path, env: dict) -> str:
     words = shlex.split(command)[1:] + COMMANDS.get(command, QUICK)
+    # Scripts lie in the checkout, and the commands are typed elsewhere.
+    words = [str(README.parent / word) if word.startswith("launch/") else word for word in words]
     for name, value in ({"SPEAKER": "whisper"} | PLACES.get(command, {})).items():
         words = [re.sub(rf"\b{name}\b", value, word) for word in words]
     done = subprocess.run([sys.executable, *words], cwd=place, env=env, capture_output=True, text=True, check=False)

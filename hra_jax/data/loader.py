@@ -15,9 +15,10 @@ a dict of numpy arrays; B is this host's rows, S the samples of the bucket, U it
 A row of weight 0 has task -1, no samples and no labels; where audio failed, `utterance` still says whose it was.
 """
 
+import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ class _Job(NamedTuple):
     futures: list[Future]
     position: dict | None
     tasks: tuple[int, ...]  # of the global batch, ascending, `__base__` left out
+    seconds: float  # of audio in the global batch, as the manifests say
 
     def result(self) -> Batch:
         for future in self.futures:
@@ -62,31 +64,25 @@ class _Assembler:
         capacities: Sequence[int],
         threads: int,
         report: DataReport,
-        host_index: int,
-        host_count: int,
+        local_rows: Callable[[int], np.ndarray],
     ):
         if threads < 1:
             raise UserError(f"data threads {threads} must be at least 1")
-        if not 0 <= host_index < host_count:
-            raise UserError(f"host {host_index} is not one of {host_count} hosts")
-        for number in rows:
-            if number % host_count:
-                raise UserError(f"{number} rows of a batch do not divide by {host_count} hosts; raise batch.multiple")
         if table.duration.max() > buckets[-1]:
             longest = f"{table.duration.max():g} s"
             raise UserError(f"the longest utterance allowed has {longest}, the last bucket ends at {buckets[-1]:g} s")
         self._table, self._report, self._capacities = table, report, capacities
         self._samples = [round(seconds * table.sample_rate) for seconds in buckets]
         self._slack = round(_SLACK_SECONDS * table.sample_rate)
-        self._rows, self._host_index, self._host_count = rows, host_index, host_count
+        self._rows, self._local = rows, [local_rows(number) for number in rows]
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def submit(self, bucket: int, indices: Sequence[int], *, position: dict | None = None) -> _Job:
         """Starts on the global batch of these utterances, padded to the bucket's rows."""
-        share = self._rows[bucket] // self._host_count
-        mine = np.full(self._rows[bucket], PADDING, np.int64)
-        mine[: len(indices)] = indices
-        mine = mine[self._host_index * share :][:share]
+        everyones = np.full(self._rows[bucket], PADDING, np.int64)
+        everyones[: len(indices)] = indices
+        mine = everyones[self._local[bucket]]
+        share = len(mine)
         batch = {
             "waveform": np.zeros((share, self._samples[bucket]), np.float32),
             "num_samples": np.zeros(share, np.int32),
@@ -99,8 +95,10 @@ class _Assembler:
         if self._table.symbols is not None:
             batch["symbols"] = np.repeat(self._table.symbols[-1:], share, axis=0)
         futures = [self._pool.submit(self._fill, batch, row) for row in np.flatnonzero(mine != PADDING)]
-        tasks = np.unique(self._table.task[np.asarray(indices, np.int64)])
-        return _Job(batch, futures, position, tuple(tasks[tasks != BASE_ID].tolist()))
+        numbers = np.asarray(indices, np.int64)
+        tasks = np.unique(self._table.task[numbers])
+        seconds = float(self._table.duration[numbers].sum())
+        return _Job(batch, futures, position, tuple(tasks[tasks != BASE_ID].tolist()), seconds)
 
     def _fill(self, batch: Batch, row: int) -> None:
         """Decodes one row in place; audio that fails leaves it as padding is, and is reported."""
@@ -133,6 +131,11 @@ class _Assembler:
             raise audio.AudioError("too_short", f"{frames} frames of audio; its labels need {needed}")
         return samples
 
+    @property
+    def share(self) -> float:
+        """Which part of the global batches this host decodes, above 0 to 1."""
+        return len(self._local[0]) / self._rows[0]
+
     def close(self) -> None:
         """Stops the threads; what they have not begun is dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -152,6 +155,7 @@ class TrainLoader(Iterator[Batch]):
     Attributes:
       wait_seconds: time spent inside `next` so far: what training waited for its input.
       tasks: the tasks of the global batch last handed out, ascending, `__base__` left out.
+      audio_seconds: audio in the global batch last handed out, as the manifests say.
     """
 
     def __init__(
@@ -167,8 +171,7 @@ class TrainLoader(Iterator[Batch]):
         prefetch: int,
         report: DataReport,
         position: Mapping | None = None,
-        host_index: int = 0,
-        host_count: int = 1,
+        local_rows: Callable[[int], np.ndarray] = np.arange,
     ):
         """Starts at the beginning, or at a position.
 
@@ -183,7 +186,8 @@ class TrainLoader(Iterator[Batch]):
           prefetch: batches decoded ahead of the one handed out.
           report: names audio that fails.
           position: what `position()` of an earlier loader gave, from any number of hosts.
-          host_index, host_count: this host decodes rows [host_index * B / host_count, ...) of a global batch of B.
+          local_rows: gives the rows of a global batch that this host decodes, ascending, from the number of its rows
+            (`training.sharding.local_rows`); all of them if not given.
 
         Raises:
           UserError: settings that do not fit together or with the table, a source without a usable utterance, or a
@@ -206,14 +210,13 @@ class TrainLoader(Iterator[Batch]):
             capacities=_capacities(table, buckets),
             threads=threads,
             report=report,
-            host_index=host_index,
-            host_count=host_count,
+            local_rows=local_rows,
         )
         self._jobs: deque[_Job] = deque()
         self._failed: set[int] = set()  # utterances that failed since one last succeeded
-        self._hopeless = min(_HOPELESS, -(-len(table) // host_count))
+        self._hopeless = min(_HOPELESS, math.ceil(len(table) * self._assembler.share))
         self._closed = False
-        self.wait_seconds = 0.0
+        self.wait_seconds = self.audio_seconds = 0.0
         self.tasks: tuple[int, ...] = ()
 
     def _checked(self, position: Mapping | None) -> dict:
@@ -257,7 +260,7 @@ class TrainLoader(Iterator[Batch]):
         job = self._jobs.popleft()
         batch = job.result()
         self._watch(batch)
-        self._position, self.tasks = job.position, job.tasks
+        self._position, self.tasks, self.audio_seconds = job.position, job.tasks, job.seconds
         self.wait_seconds += time.perf_counter() - started
         return batch
 
@@ -317,8 +320,7 @@ def eval_batches(
     report: DataReport,
     prefetch: int = 2,
     label_capacities: Sequence[int] | None = None,
-    host_index: int = 0,
-    host_count: int = 1,
+    local_rows: Callable[[int], np.ndarray] = np.arange,
 ) -> Iterator[Batch]:
     """Batches that hold every utterance of the table exactly once over all hosts, short and similar ones together.
 
@@ -335,7 +337,7 @@ def eval_batches(
       prefetch: batches decoded ahead.
       label_capacities: U of each bucket; None takes the longest of the table. Give the same to several tables, and
         they have the same shapes.
-      host_index, host_count: as for TrainLoader.
+      local_rows: as for TrainLoader.
 
     Raises:
       UserError: settings that do not fit together or with the table; while iterating, anything bad if the report is
@@ -353,8 +355,7 @@ def eval_batches(
         capacities=capacities,
         threads=threads,
         report=report,
-        host_index=host_index,
-        host_count=host_count,
+        local_rows=local_rows,
     )
     return _run(assembler, _eval_plans(table, buckets, rows), prefetch=prefetch)
 

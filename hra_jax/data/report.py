@@ -31,6 +31,7 @@ class DataReport:
         self.strict = strict
         self._lock = threading.Lock()
         self._details: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
+        self._told: set[tuple[str, str]] = set()  # (kind, name) of what `news` gave already, or others told
 
     def add(self, kind: str, name: str, detail: str = "") -> None:
         """Notes one bad utterance; the same kind and name again (a later epoch, another thread) changes nothing.
@@ -74,11 +75,27 @@ class DataReport:
         fresh.replace(path)
 
     def merge(self, content: dict) -> None:
-        """Adds what another report's `to_json` holds (another host's, or an earlier run's), strict or not."""
+        """Adds what another report's `to_json` holds (another process's, or an earlier run's), strict or not."""
         with self._lock:
             for kind, rows in content["utterances"].items():
                 for row in rows:
                     self._details[kind].setdefault(row["name"], row["detail"])
+                    self._told.add((kind, row["name"]))
+
+    def news(self) -> dict:
+        """What was noted since this was last called and came from no other report, in the form of `to_json`."""
+        with self._lock:
+            found = {
+                kind: [
+                    {"name": name, "detail": detail}
+                    for name, detail in sorted(names.items())
+                    if (kind, name) not in self._told
+                ]
+                for kind, names in self._details.items()
+            }
+            found = {kind: rows for kind, rows in found.items() if rows}
+            self._told.update((kind, row["name"]) for kind, rows in found.items() for row in rows)
+        return {"counts": {kind: len(rows) for kind, rows in found.items()}, "utterances": found}
 
     def summary(self) -> str:
         """One line: how many of each kind, with an example of each; "no bad data" if there is none."""

@@ -3,6 +3,8 @@
 Each process decodes its own rows; the outputs are replicated, so every process sees every row and counts the same.
 """
 
+import functools
+
 import jax
 import numpy as np
 from tqdm import tqdm
@@ -33,6 +35,7 @@ class SuiteRunner:
     Attributes:
       rows: the adapter's rows that the suite uses, ascending.
       needs_mean: whether it also uses the mean of all rows.
+      digest: a hash of what is scored, `UtteranceTable.digest`.
     """
 
     def __init__(self, suite: Suite, *, base, tasks, config, mesh, report, own=None):
@@ -57,7 +60,7 @@ class SuiteRunner:
             for_training=False,
             own=own,
         )
-
+        self.digest = self._table.digest()
         lengths = batching.label_capacities(
             batching.bucket_of(self._table.duration, config.batch.buckets),
             self._table.label_lengths,
@@ -91,8 +94,7 @@ class SuiteRunner:
             threads=config.data.threads,
             report=self._report,
             label_capacities=self.label_capacities,
-            host_index=jax.process_index(),
-            host_count=jax.process_count(),
+            local_rows=functools.partial(sharding.local_rows, self._mesh),
         )
         results, losses, differences = [], [], {task.name: 0.0 for task in self.suite.tasks}
         shown = progress and jax.process_index() == 0

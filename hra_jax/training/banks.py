@@ -7,6 +7,7 @@ task of both steps goes from one to the other on the device.
 Letters: A rows of the bank, K rows that a step may touch, n rows that are asked for.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hra_jax.adapters import bank as banks
+from hra_jax.training import sharding
 from hra_jax.training import state as states
 
 
@@ -90,7 +92,8 @@ class DeviceBank(NoBank):
           places: the shardings of `training.state.bank_of` of the state; None likewise.
         """
         super().__init__(train_step, knobs=knobs)
-        self._draw, self._places = draw, places
+        self._draw = draw
+        self._place = jax.device_put if places is None else functools.partial(sharding.place, shardings=places)
         self._gather = jax.jit(banks.gather, out_shardings=everywhere)
         self._mean = jax.jit(_mean_of_first, out_shardings=everywhere)
         self._scatter = jax.jit(banks.scatter, donate_argnums=0, out_shardings=places)
@@ -116,7 +119,7 @@ class DeviceBank(NoBank):
         if not self._stepped:
             return states.with_bank(state, states.bank_of(before))
         self._stepped = False
-        return states.with_bank(state, jax.device_put(_untrained(self._draw()), self._places))
+        return states.with_bank(state, self._place(_untrained(self._draw())))
 
     def put(self, state, ids, rows: dict):
         """As `NoBank.put`."""

@@ -11,12 +11,13 @@ One device is a mesh of 1 x 1 x 1 x 1. Weights and activations name their dimens
 created; RULES turns names into mesh axes. A name that RULES does not know is an error.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hra_jax.errors import UserError
@@ -162,6 +163,58 @@ def _rule(name: str | None, leaf: str) -> tuple[str, ...]:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def connect(mesh: Mesh) -> None:
+    """Has the processes of a mesh of CPU devices open their connections; all of them must call it at one time.
+
+    A connection is opened by the first collective of its devices, and gloo, which does that on CPUs, gives up where one
+    side comes 30 s after the other: as it does when a program compiles that much longer in one of the processes. Once
+    opened, they wait for each other as long as it takes.
+
+    Args:
+      mesh: from `make_mesh`.
+    """
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return
+    gather = jax.jit(lambda x: x, out_shardings=replicated(mesh))
+    axes = [axis for axis in MESH_AXES if mesh.shape[axis] > 1]
+    for count in range(1, len(axes) + 1):
+        for chosen in itertools.combinations(axes, count):
+            parts = np.zeros(math.prod(mesh.shape[axis] for axis in chosen), np.float32)
+            jax.block_until_ready(gather(place(parts, NamedSharding(mesh, PartitionSpec(chosen)))))
+
+
+def place(tree, shardings):
+    """Puts arrays of which every process has the same on the devices.
+
+    `jax.device_put` would have the processes compare them over the network, and wait for each other at every leaf.
+
+    Args:
+      tree: arrays that are whole in this process.
+      shardings: one for all leaves, or a tree of the same structure.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda leaf: shardings, tree)
+
+    def put(leaf, sharding):
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def to_host(tree):
+    """The arrays as numpy, whole in every process; a collective where they are split over processes."""
+
+    def fetch(leaf):
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetch, tree)
 
 
 def leaf_name(path: tuple) -> str:

@@ -72,6 +72,11 @@ def _train(table, **settings):
     return TrainLoader(table, **settings)
 
 
+def _of_host(host, hosts):
+    """The rows that one of several hosts decodes."""
+    return lambda rows: np.arange(rows).reshape(hosts, -1)[host]
+
+
 def _take(batches, count):
     return list(itertools.islice(batches, count))
 
@@ -129,10 +134,24 @@ def test_a_position_restores_the_next_100_global_batches_on_1_2_and_4_hosts(corp
     for hosts in (1, 2, 4):
         parts = []
         for host in range(hosts):
-            with _train(table, position=position, host_index=host, host_count=hosts) as restored:
+            with _train(table, position=position, local_rows=_of_host(host, hosts)) as restored:
                 parts.append(_take(restored, 100))
                 assert len(parts[-1][0]["task"]) * hosts == len(expected[0]["task"])
         _assert_same(_joined(parts), expected)
+
+
+def test_hosts_may_have_any_rows_and_all_know_the_seconds_of_the_global_batch(corpus):
+    table = _table(_sources(corpus))
+    hosts = {host: lambda rows, host=host: np.arange(rows)[host % 2 :: 2] for host in (0, 1)}
+    with _train(table) as whole, _train(table, local_rows=hosts[0]) as even, _train(table, local_rows=hosts[1]) as odd:
+        for _ in range(20):
+            batch, parts = next(whole), (next(even), next(odd))
+            for name, values in batch.items():
+                np.testing.assert_array_equal(values[0::2], parts[0][name])
+                np.testing.assert_array_equal(values[1::2], parts[1][name])
+            assert even.tasks == odd.tasks == whole.tasks
+            used = batch["utterance"][batch["utterance"] >= 0]
+            assert even.audio_seconds == odd.audio_seconds == pytest.approx(table.duration[used].sum())
 
 
 def test_the_position_is_that_of_the_batch_handed_out_whatever_was_decoded_ahead(corpus):
@@ -285,7 +304,7 @@ def test_evaluation_covers_every_utterance_once_whatever_the_hosts(corpus, hosts
     table = _table(sources, for_training=False)
     assert len(table) == size
     parts = [
-        list(eval_batches(table, threads=2, report=DataReport(), host_index=host, host_count=hosts, **BATCH))
+        list(eval_batches(table, threads=2, report=DataReport(), local_rows=_of_host(host, hosts), **BATCH))
         for host in range(hosts)
     ]
     assert len({len(part) for part in parts}) == 1
@@ -323,8 +342,6 @@ def test_tables_evaluated_with_the_same_label_capacities_have_the_same_shapes(co
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"host_count": 3}, "4 rows of a batch do not divide by 3 hosts; raise batch.multiple"),
-        ({"host_index": 1}, "host 1 is not one of 1 hosts"),
         ({"threads": 0}, "data threads 0"),
         ({"prefetch": -1}, "data prefetch -1"),
         ({"max_tasks": 0}, "max_tasks 0"),

@@ -38,6 +38,19 @@ def test_what_is_written_merges_back_to_the_same_report(tmp_path):
     assert other.to_json() == content
 
 
+def test_the_news_are_what_no_other_report_has_told_yet():
+    one, other = DataReport(), DataReport()
+    one.add("missing_file", "a.wav", "no file at a.wav")
+    other.add("missing_file", "b.wav", "no file at b.wav")
+    first = one.news()
+    assert first == one.to_json() and one.news() == {"counts": {}, "utterances": {}}
+    other.merge(first)
+    assert [row["name"] for row in other.news()["utterances"]["missing_file"]] == ["b.wav"]
+    other.add("missing_file", "a.wav", "no file at a.wav")  # found there as well, later
+    other.add("too_long", "a.wav", "99 s")
+    assert other.news()["counts"] == {"too_long": 1}
+
+
 def test_a_strict_report_raises_one_line_that_names_the_utterance():
     with pytest.raises(UserError, match=r"^empty_audio: x\.wav: no samples.*strict.*$") as error:
         DataReport(strict=True).add("empty_audio", "x.wav", "no samples")

@@ -1,0 +1,232 @@
+"""Several processes, one run: how they find each other, agree, and end.
+
+On TPU pods, on GKE and with several slices jax finds the processes by itself. Elsewhere three flags say who is there;
+the environment variables are their defaults:
+
+    --coordinator_address HOST:PORT   HRA_COORDINATOR_ADDRESS   where process 0 listens for the others
+    --num_processes N                 HRA_NUM_PROCESSES
+    --process_id I                    HRA_PROCESS_ID            0 to N - 1
+
+With none of them there is one process, and nothing here does anything.
+
+All processes run the same program in the same order. Where one of them fails, the others wait for it in a collective:
+a process that fails leaves at once (`leave`), and the heartbeat of jax ends the others.
+"""
+
+import json
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from hra_jax import cli
+from hra_jax.errors import UserError
+
+_VARIABLES = {
+    "coordinator_address": "HRA_COORDINATOR_ADDRESS",
+    "num_processes": "HRA_NUM_PROCESSES",
+    "process_id": "HRA_PROCESS_ID",
+}
+_ALL_OR_NONE = f"allowed: all of {', '.join(_VARIABLES)} (or {', '.join(_VARIABLES.values())}), or none"
+_FAREWELL_SECONDS = 5.0  # in which processes that fail together end together
+
+
+class Place(NamedTuple):
+    """Which process of a run this one is."""
+
+    coordinator_address: str  # HOST:PORT
+    num_processes: int
+    process_id: int
+
+
+def define_flags() -> None:
+    """The flags that say which process this is."""
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "HOST:PORT where process 0 listens for the others; default: HRA_COORDINATOR_ADDRESS.",
+    )
+    flags.DEFINE_integer("num_processes", None, "Processes of the run; default: HRA_NUM_PROCESSES.")
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0; default: HRA_PROCESS_ID.")
+
+
+def place(given: dict[str, Any]) -> Place | None:
+    """Which process this is, from flags and the environment variables that are their defaults.
+
+    Args:
+      given: {flag: value or None}.
+
+    Returns:
+      None where neither says anything.
+
+    Raises:
+      UserError: some of the three are missing, or a value is not allowed.
+    """
+    names, values = {}, {}
+    for flag, variable in _VARIABLES.items():
+        # An empty variable is one that a script did not fill in.
+        value = os.environ.get(variable) or None
+        names[flag], values[flag] = (flag, given[flag]) if given[flag] is not None else (variable, value)
+    missing = [flag for flag, value in values.items() if value is None]
+    if len(missing) == len(values):
+        return None
+    if missing:
+        known = ", ".join(f"{names[flag]} = {value!r}" for flag, value in values.items() if value is not None)
+        raise UserError(f"{known}: {' and '.join(missing)} not given; {_ALL_OR_NONE}")
+    address = values["coordinator_address"]
+    port = re.fullmatch(r"(?:[^:\s]+|\[[0-9a-fA-F:]+\]):(\d+)", address)
+    if port is None or not 0 < int(port[1]) < 2**16:
+        raise UserError(f"{names['coordinator_address']} = {address!r}; allowed: HOST:PORT, such as 10.0.0.1:8476")
+    count = _integer(names["num_processes"], values["num_processes"], low=1)
+    number = _integer(names["process_id"], values["process_id"], low=0)
+    if number >= count:
+        raise UserError(
+            f"{names['process_id']} = {number}; allowed: 0 to {count - 1}, as {names['num_processes']} = {count}"
+        )
+    return Place(address, count, number)
+
+
+def _integer(name: str, value: int | str, *, low: int) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        number = low - 1
+    if number < low:
+        raise UserError(f"{name} = {value!r}; allowed: an integer of at least {low}")
+    return number
+
+
+def initialize(*, heartbeat_seconds: int, resumable: bool = True) -> None:
+    """Joins the other processes of the run, if there are any. To be called before anything that uses a device.
+
+    Args:
+      heartbeat_seconds: a process that has not been heard of for so long is taken for dead, and all others end.
+      resumable: whether SIGTERM means to save and to stop (training.preemption); otherwise it ends the process.
+
+    Raises:
+      UserError: flags or environment variables that do not fit together, or processes that did not all come.
+    """
+    here = place({flag: flags.FLAGS[flag].value for flag in _VARIABLES})
+    if here is not None and here.num_processes == 1:
+        return
+    jax.config.update("jax_enable_preemption_service", resumable)
+    if here is None:
+        if not _found_by_jax(heartbeat_seconds):
+            return
+    else:
+        try:
+            # Nothing is left to be detected, and jax would otherwise look for clusters to complete what it was given.
+            jax.distributed.initialize(
+                *here, heartbeat_timeout_seconds=heartbeat_seconds, cluster_detection_method="deactivate"
+            )
+        except jax.errors.JaxRuntimeError as error:
+            raise UserError(
+                f"coordinator_address = {here.coordinator_address!r}: process {here.process_id} did not find the "
+                f"{here.num_processes} processes of the run together there ({_first_line(error)})"
+            ) from error
+    cli.before_failing(leave)
+    sys.excepthook = _then_leave(sys.excepthook)
+
+
+def _found_by_jax(heartbeat_seconds: int) -> bool:
+    """Starts the run's processes where jax finds them by itself: on Cloud TPUs; whether it did."""
+    # jax puts tpu first where it finds TPUs. Elsewhere it is not asked: its search for other kinds of clusters would
+    # take a lone process inside one for a part of something.
+    if "tpu" not in (jax.config.jax_platforms or ""):
+        return False
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
+    except ValueError as error:
+        # So it says that it found nothing: one TPU machine by itself.
+        if "coordinator_address" not in str(error):
+            raise
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+# --- The end ----------------------------------------------------------------------------------------------------------
+
+
+def leave(status: int) -> None:
+    """Ends a process that has failed, without the others.
+
+    At a usual end the processes wait for each other, for minutes; those that are at work would wait for this one. The
+    processes that fail together, as from a wrong configuration, still end together.
+
+    Args:
+      status: the exit status.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    farewell.start()
+    farewell.join(_FAREWELL_SECONDS)
+    os._exit(status)
+
+
+def _then_leave(hook: Callable) -> Callable:
+    """An excepthook that shows an error as `hook` does, and leaves."""
+
+    def ended(kind, error, traceback):
+        hook(kind, error, traceback)
+        leave(1)
+
+    return ended
+
+
+# --- Agreement --------------------------------------------------------------------------------------------------------
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here; all pass the same name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def gather(value) -> list:
+    """What every process passes, in the order of the processes; a collective.
+
+    Args:
+      value: JSON, of any size.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    content = json.dumps(value).encode()
+    lengths = multihost_utils.process_allgather(np.array([len(content)], np.int32)).reshape(-1)
+    # Few sizes, and so few compiled programs.
+    padded = np.zeros(1 << int(lengths.max() - 1).bit_length(), np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    parts = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
+    return [json.loads(part[:length].tobytes()) for part, length in zip(parts, lengths, strict=True)]
+
+
+def check_agreement(facts: dict[str, str]) -> None:
+    """Checks that all processes say the same; a collective.
+
+    Args:
+      facts: {what it is: its value or a hash of it}, the same names in every process.
+
+    Raises:
+      UserError: in every process, if they do not.
+    """
+    first, *others = gather(facts)
+    for number, other in enumerate(others, start=1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise UserError(
+                    f"process {number} has another {name} than process 0 ({other[name]:.80}, not {value:.80}); all "
+                    "processes of a run need the same command, program and files"
+                )
