@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Trains on all workers, shows what they print, and returns their status: 0 finished, 75 told to stop and saved.
+#
+#   launch/tpu/run.sh --name NAME --zone ZONE --topology v5e:16x16 --config NAME --workdir gs://B/FOLDER [--config.key=value ...]
+#
+# The run does not depend on this machine: where the connection breaks it goes on, and the same command with the
+# --run-id that was printed attaches to it. With --stop in place of a run, the run that is going on saves and stops.
+# What every worker prints is copied to WORKDIR/logs/ID.
+
+# shellcheck source=launch/tpu/common.sh
+source "$(dirname "$0")/common.sh"
+parse "$@"
+need name zone topology
+if [ -n "$STOP" ]; then
+  read_topology
+  on_all_workers "bash hra_jax/worker.sh stop"
+  exit 0
+fi
+need config workdir
+check_plan
+
+[ -n "$RUN_ID" ] || RUN_ID=$(date -u +%Y%m%d-%H%M%S)
+words=(bash hra_jax/worker.sh run "$RUN_ID" "$WORKDIR" "$COMPILE_CACHE")
+words+=(-m hra_jax.train --config "$CONFIG" --workdir "$WORKDIR" "--config.mesh.slices=$SLICES")
+[ ${#OVERRIDES[@]} -eq 0 ] || words+=("${OVERRIDES[@]}")
+[ -n "$DRY_RUN" ] || note "run $RUN_ID on $NAME; its logs go to $WORKDIR/logs/$RUN_ID"
+status=0
+on_all_workers "$(print_command "${words[@]}")" || status=$?
+[ -z "$DRY_RUN" ] || exit 0
+case $status in
+  0) note "run $RUN_ID finished" ;;
+  75) note "run $RUN_ID was told to stop, and has saved; the same command resumes it" ;;
+  127) note "the workers are not set up: launch/tpu/setup.sh comes first" ;;
+  255) note "the connection to a worker broke; if it is still there the run goes on: --run-id $RUN_ID attaches to it" ;;
+  *) note "run $RUN_ID ended with status $status; see the lines above, or $WORKDIR/logs/$RUN_ID" ;;
+esac
+# resume.sh says it once, at the end.
+[ -n "${HRA_CHECKED:-}" ] || note_the_bill
+exit "$status"
