@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from hra_jax import config as configs
 from hra_jax import train as training
+from hra_jax.evaluation.paired import paired_bootstrap
 
 
 def define_flags() -> None:
@@ -143,3 +144,16 @@ def pooled(cells: list[dict]) -> dict[str, dict[str, tuple[int, int]]]:
                 place = sums.setdefault(task, {})
                 place[key] = place.get(key, np.zeros(2, int)) + (errors, words)
     return {task: {key: tuple(map(int, value)) for key, value in rows.items()} for task, rows in sums.items()}
+
+
+def difference_of(reference: list[dict], other: list[dict]) -> dict:
+    """The paired difference of the pooled error rates, other minus reference, with its interval and what it says."""
+    sides = pooled(reference), pooled(other)
+    counts = {
+        task: np.array([(errors, sides[1][task][key][0], words) for key, (errors, words) in rows.items()])
+        for task, rows in sides[0].items()
+        if task in sides[1]
+    }
+    found = paired_bootstrap(counts).pooled
+    verdict = ("worse" if found.low > 0 else "better") if found.significant else "-"
+    return {"difference": found.difference, "low": found.low, "high": found.high, "verdict": verdict}

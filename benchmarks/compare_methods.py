@@ -15,7 +15,6 @@ import json
 import sys
 
 import cells as cells_lib
-import numpy as np
 import rich.console
 import rich.table
 from absl import flags
@@ -23,7 +22,6 @@ from etils import epath
 
 from hra_jax import cli
 from hra_jax.evaluation.error_rates import ErrorCounts, bootstrap_interval
-from hra_jax.evaluation.paired import paired_bootstrap
 
 FLAGS = flags.FLAGS
 
@@ -99,19 +97,6 @@ def counts_of(group: list[dict]) -> list[ErrorCounts]:
     return [ErrorCounts(substitutions=errors, words=words, utterances=1) for errors, words in rows]
 
 
-def difference_of(reference: list[dict], other: list[dict]) -> dict:
-    """The paired difference of the pooled error rates, other minus reference, with its interval and what it says."""
-    sides = cells_lib.pooled(reference), cells_lib.pooled(other)
-    counts = {
-        task: np.array([(errors, sides[1][task][key][0], words) for key, (errors, words) in rows.items()])
-        for task, rows in sides[0].items()
-        if task in sides[1]
-    }
-    found = paired_bootstrap(counts).pooled
-    verdict = ("worse" if found.low > 0 else "better") if found.significant else "-"
-    return {"difference": found.difference, "low": found.low, "high": found.high, "verdict": verdict}
-
-
 def summary(groups: dict[tuple[str | None, str], list[dict]]) -> list[dict]:
     """A row for each method and speaker."""
     rows = []
@@ -137,7 +122,7 @@ def summary(groups: dict[tuple[str | None, str], list[dict]]) -> list[dict]:
         if speaker:
             references[f"{method}, six"] = groups.get((None, method))
         row["differences"] = {
-            name: difference_of(reference, group)
+            name: cells_lib.difference_of(reference, group)
             for name, reference in references.items()
             if reference is not None and reference is not group
         }

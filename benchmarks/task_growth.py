@@ -126,11 +126,30 @@ def run(cells: cells_lib.Cells) -> tuple[list[dict], list[dict]]:
     return sorted(growth, key=lambda cell: (list(METHODS).index(cell["method"]), cell["speakers"])), added
 
 
+def compare(growth: list[dict]) -> None:
+    """Adds to the other methods' rows the difference of the pooled error rates from HRA's for as many speakers."""
+    references = {row["speakers"]: row for row in growth if row["method"] == "hra"}
+    for row in growth:
+        if row["method"] != "hra":
+            row["minus_hra"] = cells_lib.difference_of([references[row["speakers"]]], [row])
+
+
 def show(growth: list[dict], added: list[dict]) -> None:
     """Prints both tables."""
     for title, rows in (("Speakers together", growth), ("Eight newcomers beside 64", added)):
         table = rich.table.Table(title=title, title_justify="left")
-        for name in ("cell", "steps", "rate", "base WER", "WER", "shared", "per speaker", "trained", "minutes"):
+        for name in (
+            "cell",
+            "steps",
+            "rate",
+            "base WER",
+            "WER",
+            "shared",
+            "per speaker",
+            "trained",
+            "minus hra",
+            "minutes",
+        ):
             table.add_column(name, justify="left" if name == "cell" else "right")
         for row in rows:
             parameters = row["parameters"]
@@ -143,9 +162,17 @@ def show(growth: list[dict], added: list[dict]) -> None:
                 f"{parameters['shared_parameters']:,}",
                 f"{parameters['parameters_per_task']:,}",
                 f"{parameters['trainable_parameters']:,}",
+                _difference(row.get("minus_hra")),
                 f"{row['seconds'] / 60:.1f}",
             )
-        rich.console.Console(width=120).print(table)
+        rich.console.Console(width=140).print(table)
+
+
+def _difference(found: dict | None) -> str:
+    if found is None:
+        return ""
+    low, high = 100 * found["low"], 100 * found["high"]
+    return f"{100 * found['difference']:+.1f} ({low:+.1f} to {high:+.1f}) {found['verdict']}"
 
 
 def plot(growth: list[dict], path: str) -> None:
@@ -185,6 +212,7 @@ def main(argv) -> None:
     synthesize.render("accents", FLAGS.data_dir)
     cells = cells_lib.Cells(FLAGS.cells, FLAGS.workdir, minutes=FLAGS.minutes)
     growth, added = run(cells)
+    compare(growth)
     show(growth, added)
     spent, cpu = (sum(cell[name] for cell in cells.all()) / 60 for name in ("seconds", "cpu_seconds"))
     print(f"{len(cells.all())} cells, {spent:.0f} minutes in all, {cpu:.0f} of processor time")
