@@ -7,7 +7,12 @@ public, so the one here is shapes without weights. It trains on a backbone folde
 
     python -m hra_jax.train --config usm_2b_hra --config.backbone=DIR --config.data.dir=FOLDER --workdir runs/usm_2b_hra
 
-FOLDER holds train.jsonl, with the tag `speaker`.
+FOLDER holds train.jsonl, with the tag `speaker`. What that takes on a pod, without a pod:
+
+    python -m hra_jax.aot --config usm_2b_hra --topology v5e:16x16
+
+The mesh is one for v5e:16x16 and v6e:16x16 (16 x 16) and for v5p:4x4x4 (4 x 16); with --config.mesh.slices=2 it is one
+for two slices of either.
 """
 
 from ml_collections import ConfigDict
@@ -28,4 +33,12 @@ def get_config() -> ConfigDict:
     config.hra.width = 256
     # With one task 6.4 million parameters: the baseline is reported to have 8 times as many as the adapter.
     config.residual.width = 64
+    # A batch of 1,024 utterances of 30 s: 4 on each of 256 chips. Its rows divide by two slices of 256 chips.
+    config.batch.buckets = (8.0, 16.0, 30.0)
+    config.batch.seconds = 30720.0
+    config.batch.multiple = 512
+    config.batch.max_tasks = 64
+    config.eval.batch_seconds = 30720.0
+    # Each layer's weights are gathered from 16 chips when they are used.
+    config.mesh.fsdp = 16
     return config

@@ -339,7 +339,18 @@ def _shapes(arrays: dict) -> dict:
     return {path: leaf.shape for path, leaf in arrays.items()}
 
 
-def _apply_model(model, params, shared, rows, used, waveform, num_samples, task, symbols):
+def apply_model(model, params, shared, rows, used, waveform, num_samples, task, symbols):
+    """The transcription step: log-probabilities `[B, T, V]` and lengths `[B]` of a batch.
+
+    Args:
+      model: the encoder with its adapter method.
+      params: the backbone's weights.
+      shared, rows: of the adapter; `rows` is the task bank, leaves `[A, ...]`, or {} for no adapter.
+      used: how many rows of the bank are in use.
+      waveform, num_samples: `[B, S]` and `[B]`.
+      task: int32 `[B]`; what is no row in use gets no adapter.
+      symbols: as `AsrModel` takes them.
+    """
     if not rows:
         bound = unbound()
     else:
@@ -350,4 +361,4 @@ def _apply_model(model, params, shared, rows, used, waveform, num_samples, task,
     return model.apply({"params": params}, waveform, num_samples, bound, symbols)
 
 
-_apply = jax.jit(_apply_model, static_argnums=0)
+_apply = jax.jit(apply_model, static_argnums=0)

@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run: backbone, model, optimizer settings."""
 
 import dataclasses
+import json
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.augment import AugmentConfig
-from hra_jax.models.config import EncoderConfig, FeatureConfig, named_size
+from hra_jax.models.config import EncoderConfig, FeatureConfig, from_json, named_size
 from hra_jax.training.optimizer import OptimizerConfig
 
 ABSTRACT = "abstract"  # a backbone of shapes alone
@@ -25,10 +26,10 @@ class Foundation:
 
     features: FeatureConfig
     encoder: EncoderConfig
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None  # None for shapes alone
     name: str
     fingerprint: str  # '' before there are weights
-    params: dict | None  # numpy, storage dtype; None for pre-training
+    params: dict | None  # numpy, storage dtype; None for pre-training and for shapes alone
 
     def output_length(self, num_samples):
         """Encoder frames of `num_samples` samples."""
@@ -48,6 +49,30 @@ def check_has_weights(config) -> None:
         raise UserError(
             f"backbone = {ABSTRACT!r} has no weights; it is for hra_jax.params; allowed here: builtin:NAME or a folder"
         )
+
+
+def geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
+    """Feature settings and geometry of the configuration's backbone, without its weights.
+
+    Raises:
+      UserError: no such backbone, a damaged one, or an abstract one whose vocabulary has no size before it is learnt.
+    """
+    if config.backbone == ABSTRACT:
+        if config.pretrain.vocabulary != "sentencepiece":
+            raise UserError(
+                f"config.pretrain.vocabulary is {config.pretrain.vocabulary!r}, whose size is not known without texts; "
+                f"a backbone {ABSTRACT!r} needs --config.pretrain.vocabulary=sentencepiece"
+            )
+        return named_size(config.pretrain.size, config.pretrain.sentencepiece_size)
+    path = backbones.resolve(config.backbone) / "backbone.json"
+    try:
+        settings = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    for key in ("features", "encoder"):
+        if not isinstance(settings, dict) or not isinstance(settings.get(key), dict):
+            raise UserError(f"{path}: must be a JSON object with an object {key!r}")
+    return from_json(FeatureConfig, settings["features"]), from_json(EncoderConfig, settings["encoder"])
 
 
 def foundation(config, training_texts=()) -> Foundation:

@@ -8,7 +8,6 @@ twice: a fine-tuned copy of the backbone for each task, and one for all of them 
 
 import functools
 import io
-import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +32,7 @@ from hra_jax.adapters.export import json_text, write_file
 from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
 from hra_jax.models import config as models
-from hra_jax.models.config import EncoderConfig, FeatureConfig
+from hra_jax.models.config import EncoderConfig
 from hra_jax.training import state as states
 
 FLAGS = flags.FLAGS
@@ -88,7 +87,7 @@ def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) 
     configs.validate(config)
     tasks = _checked_tasks(list(tasks))
     methods = _methods_of(config) if methods is None else _checked_methods(list(methods))
-    features, encoder = _geometry(config)
+    features, encoder = build.geometry(config)
     backbone = nn.unbox(backbones.abstract_params(features, encoder))
     parameters = states.count(backbone)
     found = {}
@@ -137,26 +136,6 @@ def _methods_of(config) -> list[str]:
     if config.method == "pretrain":
         raise UserError("config.method is 'pretrain', which has no tasks; allowed: 'adapter', 'full'")
     return [config.adapter.name] if config.method == "adapter" else [FULL, FULL_JOINT]
-
-
-def _geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
-    """Feature settings and geometry of the configuration's backbone, without its weights."""
-    if config.backbone == build.ABSTRACT:
-        if config.pretrain.vocabulary != "sentencepiece":
-            raise UserError(
-                f"config.pretrain.vocabulary is {config.pretrain.vocabulary!r}, whose size is not known without texts; "
-                f"a backbone {build.ABSTRACT!r} needs --config.pretrain.vocabulary=sentencepiece"
-            )
-        return models.named_size(config.pretrain.size, config.pretrain.sentencepiece_size)
-    path = backbones.resolve(config.backbone) / "backbone.json"
-    try:
-        settings = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    for key in ("features", "encoder"):
-        if not isinstance(settings, dict) or not isinstance(settings.get(key), dict):
-            raise UserError(f"{path}: must be a JSON object with an object {key!r}")
-    return models.from_json(FeatureConfig, settings["features"]), models.from_json(EncoderConfig, settings["encoder"])
 
 
 def _adapter(config, name: str, encoder: EncoderConfig) -> Adapter:

@@ -12,6 +12,8 @@ import numpy as np
 
 from hra_jax import build
 from hra_jax.adapters.base import Adapter
+from hra_jax.data import batching
+from hra_jax.data.text import BLANK_ID
 from hra_jax.errors import UserError
 from hra_jax.models.asr import AsrModel
 from hra_jax.training import placement, sharding
@@ -21,7 +23,7 @@ from hra_jax.training.optimizer import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class _Constraint:
+class Constraint:
     """Pins `[B, T, D]` activations to the mesh at block boundaries; hashable, so that equal models are one program."""
 
     mesh: Any
@@ -70,6 +72,29 @@ def mesh_of(config, devices=None) -> jax.sharding.Mesh:
     return mesh
 
 
+def check_rows(config, shards: int) -> None:
+    """Checks that every bucket has rows, in training and in evaluation, and that `accumulate` divides them.
+
+    Args:
+      config: a validated configuration.
+      shards: parts that the mesh splits the rows of a batch into.
+
+    Raises:
+      UserError: a bucket has no rows, or `accumulate` does not divide those of one device.
+    """
+    batch = config.batch
+    rows = batching.bucket_rows(batch.buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
+    for seconds, count in zip(batch.buckets, rows, strict=True):
+        if count // shards % config.accumulate:
+            each = f" on each of {shards} devices" if shards > 1 else ""
+            raise UserError(
+                f"accumulate = {config.accumulate}: must divide the {count // shards} rows of the {seconds:g} s "
+                f"bucket{each}; change batch.seconds or batch.multiple"
+            )
+    if config.eval.suite or config.eval.select_suite:
+        batching.bucket_rows(batch.buckets, batch_seconds=config.eval.batch_seconds, multiple=batch.multiple)
+
+
 def slots(config, tasks: int) -> int:
     """Rows of the bank of so many tasks.
 
@@ -97,8 +122,8 @@ def lay_out(config, base: build.Foundation, method: Adapter, mesh, weights: dict
       mesh: from `mesh_of`.
       weights: {'backbone'}, or {'shared', 'tasks'} of an adapter, arrays or shapes.
     """
-    model: AsrModel = build.model(config, base, method, constrain=_Constraint(mesh))
-    settings, blank_id = build.optimizer_settings(config), base.vocabulary.blank_id
+    model: AsrModel = build.model(config, base, method, constrain=Constraint(mesh))
+    settings, blank_id = build.optimizer_settings(config), BLANK_ID
     everywhere = sharding.replicated(mesh)
     rows = next((leaf.shape[0] for leaf in jax.tree.leaves(weights.get("tasks", {}))), 0)
     places = min(config.batch.max_tasks, rows) if rows else 1

@@ -22,7 +22,7 @@ from hra_jax import config as configs
 from hra_jax.adapters import export as exports
 from hra_jax.adapters import initial
 from hra_jax.adapters.base import Adapter, no_parameters
-from hra_jax.data import batching, synthesize
+from hra_jax.data import synthesize
 from hra_jax.data.report import DataReport
 from hra_jax.data.table import TableSource, UtteranceTable, own_vocabularies, read_sources
 from hra_jax.data.text import normalize_text, vocabulary_from_json
@@ -139,7 +139,8 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
     )
     build.check_has_weights(config)
     mesh = programs.mesh_of(config)
-    _check_rows(config, sharding.batch_shards(mesh))
+    sharding.connect(mesh)
+    programs.check_rows(config, sharding.batch_shards(mesh))
     if config.data.synthetic:
         if not config.data.dir:
             raise UserError(f"data.synthetic = {config.data.synthetic!r} needs data.dir, the folder to render into")
@@ -211,21 +212,6 @@ def _render(config) -> None:
         synthesize.render(config.data.synthetic, config.data.dir)
     distributed.barrier("synthetic data")
     synthesize.render(config.data.synthetic, config.data.dir, progress=False)
-
-
-def _check_rows(config, shards: int) -> None:
-    """Checks that every bucket has rows, in training and in evaluation, and that `accumulate` divides them."""
-    batch = config.batch
-    rows = batching.bucket_rows(batch.buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
-    for seconds, count in zip(batch.buckets, rows, strict=True):
-        if count // shards % config.accumulate:
-            each = f" on each of {shards} devices" if shards > 1 else ""
-            raise UserError(
-                f"accumulate = {config.accumulate}: must divide the {count // shards} rows of the {seconds:g} s "
-                f"bucket{each}; change batch.seconds or batch.multiple"
-            )
-    if config.eval.suite or config.eval.select_suite:
-        batching.bucket_rows(batch.buckets, batch_seconds=config.eval.batch_seconds, multiple=batch.multiple)
 
 
 def _sources(config, report) -> list[TableSource]:

@@ -131,8 +131,10 @@ def devices(topology: Topology, slices: int = 1) -> list:
         jax.config.update("jax_num_cpu_devices", topology.chips)
         return jax.devices()
     find_compiler()
-    # No question to the cloud's metadata server, which is not there.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # No questions to the cloud's metadata server, which is not there.
+    answers = {"TPU_ACCELERATOR_TYPE": topology.accelerator_type, "TPU_WORKER_HOSTNAMES": "localhost"}
+    for name, value in (answers | {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "0"}).items():
+        os.environ.setdefault(name, value)
     settings = {"num_slices": slices} if slices > 1 else {}
     if topology.generation == "v4":
         settings["chip_config_name"] = "megachip_tccontrol"  # one device for both cores of a chip

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,17 @@ def command_env() -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if name not in _ONLY_HERE}
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     return env | _OUTSIDE | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+@pytest.fixture
+def tpu_env(command_env) -> dict[str, str]:
+    """The environment in which JAX finds the TPU compiler; `make .venv/.installed-dev` puts it there."""
+    library = Path(os.environ.get("TPU_LIBRARY_PATH") or Path(sys.prefix) / "libtpu" / "libtpu" / "libtpu.so")
+    if not library.exists():
+        pytest.skip(f"no TPU compiler at {library}: pip install --no-deps --target {library.parent.parent} libtpu")
+    tests = str(Path(__file__).parent)
+    path = os.pathsep.join([command_env["PYTHONPATH"], tests])
+    return command_env | {"TPU_LIBRARY_PATH": str(library), "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": path}
 
 
 # --- The log that .ci/run reads when the time was over: the files `collected` and `outcomes` in HRA_TEST_LOG ----------

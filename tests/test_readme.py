@@ -20,6 +20,10 @@ QUICKSTART = "python -m hra_jax.train --config quickstart --workdir runs/quickst
 # Enough steps for every speaker to be in one: an adapter that has learnt nothing is an error.
 QUICK = ["--config.steps=10", "--config.optimizer.warmup_steps=1", "--config.data.synthetic="]
 
+# One short bucket.
+AHEAD = ["--config.batch.multiple=4", "--config.batch.buckets=(1.0,)", "--config.batch.seconds=8"]
+AHEAD += ["--config.eval.batch_seconds=8"]
+
 # A command of the README, and what is added to it here. Other names in capitals are paths in `place`.
 COMMANDS = {
     "python -m hra_jax.data.manifest make FOLDER --split --output FOLDER": [],
@@ -33,6 +37,12 @@ COMMANDS = {
     ],
     "python launch/local.py --processes 2 --devices 2 -- -m hra_jax.train --config quickstart "
     "--config.batch.multiple=4 --workdir runs/two": QUICK,
+    "python launch/gke/jobset.py --name hra --topology v5e:4x4 --spot --config fsdd --workdir gs://BUCKET/runs/fsdd "
+    "--config.data.dir=gs://BUCKET/fsdd --config.batch.multiple=16 --config.batch.seconds=160 --image IMAGE --apply": [
+        "--dry-run"
+    ],
+    "python launch/sweep.py --workdir runs/sweep --set optimizer.learning_rate=1e-3,4e-3 --set seed=0,1 "
+    "--json runs/sweep.json -- --config fsdd --config.data.dir=FSDD": SHORT,
     "python -m hra_jax.train --config NAME --workdir W": [*SHORT, "--config.data.dir=FOLDER"],
     "python -m hra_jax.evaluate --workdir W --suite NAME --step best": [],
     "python -m hra_jax.transcribe --adapter DIR --task NAME a.wav": [],
@@ -44,6 +54,15 @@ COMMANDS = {
     "python -m hra_jax.params --config NAME --tasks 1,10,100 --methods all": [],
     "python -m hra_jax.params --config usm_2b_hra --tasks 1,10,100,1000,10000,100000 --methods all "
     "--json benchmarks/params_usm_2b.json --plot benchmarks/params_usm_2b.png": [],
+    "python -m hra_jax.aot --config NAME --topology v5e:2x2": [*AHEAD, "--steps=transcription"],
+    "python -m hra_jax.aot --config usm_2b_hra --topology v5e:16x16 --plan": [],
+    "python -m hra_jax.aot --config usm_2b_hra --topology v5e:16x16 --json aot.json": [
+        *AHEAD,
+        "--topology=v5e:2x2",
+        "--steps=train",
+        "--config.mesh.fsdp=2",
+        "--config.pretrain.size=tiny",
+    ],
     "python -m hra_jax.tasks list runs/own/adapter": [],
     "python -m hra_jax.tasks add runs/own/adapter newcomer --init mean": [],
     "python -m hra_jax.tasks rename runs/own/adapter newcomer guest": [],
@@ -54,6 +73,7 @@ COMMANDS = {
 }
 # Placeholders of the table mean another thing in each row.
 PLACES = {
+    "python -m hra_jax.aot --config NAME --topology v5e:2x2": {"NAME": "own"},
     "python -m hra_jax.train --config NAME --workdir W": {"NAME": "own"},
     "python -m hra_jax.evaluate --workdir W --suite NAME --step best": {"NAME": "speakers"},
     "python -m hra_jax.transcribe --adapter DIR --task NAME a.wav": {"DIR": "W/adapter", "NAME": "whisper"},
@@ -75,6 +95,19 @@ def test_every_command_of_the_readme_is_run_below():
     assert sorted(set(commands())) == sorted(COMMANDS)
     makefile = (README.parent / "Makefile").read_text()
     assert QUICKSTART.split()[1:5] == re.search(r"^quickstart:.*\n\t\S+ (.*) --workdir", makefile, re.M)[1].split()
+
+
+def test_every_launch_command_of_the_readme_runs_dry(tmp_path, command_env):
+    found = re.findall(r"^((?:python )?launch/\S+)(.*)$", README.read_text(), flags=re.MULTILINE)
+    names = {name.split("/")[-1] for name, _ in found}
+    assert names >= {"create.sh", "resume.sh", "delete.sh", "jobset.py", "sweep.py"}
+    for name, rest in found:
+        python, script = [sys.executable] if name.startswith("python ") else [], name.split()[-1]
+        command = [*python, str(README.parent / script), "--dry-run", *shlex.split(rest)]
+        env = command_env | {"PYTHON": sys.executable}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "") and done.stdout, f"{name}{rest}\n{done.stderr}"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,8 @@ class AsrModel(nn.Module):
         Returns:
           float32 `[B, T, V]` (`[B, T, O]` with `symbols`) and int32 `[B]` lengths in encoder frames.
         """
-        x, lengths = self._features(waveform, num_samples)
+        with jax.named_scope("frontend"):
+            x, lengths = self._features(waveform, num_samples)
         width, channels = self.encoder.d_model, self.encoder.subsampling_channels
         subsample = ConvSubsampling(width, channels, self.encoder.subsampling_layers, name="subsampling")
         x, lengths = subsample(x.astype(self.dtype), lengths)
@@ -54,7 +55,8 @@ class AsrModel(nn.Module):
         )
         x = self.constrain(encoder(self.constrain(x), lengths, bound))
         logits = Projection(self.encoder.vocab_size, axes=("embed", "vocab"), name="output")(x)
-        logits = self.adapter.after_output(bound.all_layers, x, logits, symbols)
+        with jax.named_scope(f"adapter_{self.adapter.name}"):
+            logits = self.adapter.after_output(bound.all_layers, x, logits, symbols)
         return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), lengths
 
     def _features(self, waveform, num_samples):

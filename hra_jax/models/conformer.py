@@ -102,7 +102,8 @@ class ConformerLayer(nn.Module):
             return self.make_rng("dropout") if self.has_rng("dropout") else None
 
         def hook(name, inputs, outputs):
-            outputs = adapter.after_affine(params, name, inputs, outputs, rng=rng)
+            with jax.named_scope(f"adapter_{adapter.name}"):
+                outputs = adapter.after_affine(params, name, inputs, outputs, rng=rng)
             if name in adapter.taps:
                 taps[name] = outputs
             return outputs
@@ -118,7 +119,8 @@ class ConformerLayer(nn.Module):
         x = keep_conv * x + add_conv * drop(ConvolutionModule(config, name="convolution")(x, valid, hook))
         x = keep * x + add * drop(FeedForward(config, name="ff2")(x, hook))
         x = hook("final_norm", x, LayerNorm(config.norm_eps, name="final_norm")(x))
-        return adapter.after_layer(params, x, state, taps, rng=rng), None
+        with jax.named_scope(f"adapter_{adapter.name}"):
+            return adapter.after_layer(params, x, state, taps, rng=rng), None
 
 
 class Conformer(nn.Module):

@@ -67,8 +67,7 @@ def make_mesh(
         number of TPU slices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = {"slices": slices, "data": data, "fsdp": fsdp, "tensor": tensor}
-    shape = tuple(_resolved(sizes, len(devices)).values())
+    shape = mesh_shape(len(devices), data, fsdp, tensor=tensor, slices=slices)
     if devices[0].platform != "tpu":
         grid = np.array(devices, dtype=object).reshape(shape)
     else:
@@ -78,6 +77,14 @@ def make_mesh(
         grid = _tpu_grid(shape, devices)
     # Auto: the compiler propagates shardings between the places where `constrain` pins them.
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def mesh_shape(
+    count: int, data: int = -1, fsdp: int = 1, *, tensor: int = 1, slices: int = 1
+) -> tuple[int, int, int, int]:
+    """The sizes of MESH_AXES over `count` devices, -1 replaced; arguments and errors as for `make_mesh`."""
+    sizes = _resolved({"slices": slices, "data": data, "fsdp": fsdp, "tensor": tensor}, count)
+    return tuple(sizes[axis] for axis in MESH_AXES)
 
 
 def _resolved(sizes: dict[str, int], count: int) -> dict[str, int]:

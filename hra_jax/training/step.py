@@ -37,7 +37,8 @@ def forward(model: AsrModel, backbone, shared, rows, index, batch, *, rngs=None)
 def _loss_sums(model, backbone, shared, rows, index, batch, blank_id, rngs):
     """Sum of losses, and (utterances that counted, infeasible utterances)."""
     log_probs, lengths = forward(model, backbone, shared, rows, index, batch, rngs=rngs)
-    loss, feasible = ctc.ctc_loss(log_probs, lengths, batch["labels"], batch["label_lengths"], blank_id)
+    with jax.named_scope("ctc_loss"):
+        loss, feasible = ctc.ctc_loss(log_probs, lengths, batch["labels"], batch["label_lengths"], blank_id)
     counted = batch["weight"] * feasible
     return (loss * counted).sum(), (counted.sum(), (batch["weight"] * ~feasible).sum())
 
@@ -120,9 +121,10 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
         return grads, {"loss": loss, "utterances": counted, "infeasible": infeasible}
 
     def dense_update(part, clip, grads, state, settings):
-        transform = optim.dense(settings, clip)
-        moves, moments = transform.update(grads, state.optimizer[part], state.trainable[part])
-        return optax.apply_updates(state.trainable[part], moves), moments
+        with jax.named_scope(f"update_{part}"):
+            transform = optim.dense(settings, clip)
+            moves, moments = transform.update(grads, state.optimizer[part], state.trainable[part])
+            return optax.apply_updates(state.trainable[part], moves), moments
 
     def backbone_step(state, frozen, batch, settings, seed):
         learned, index = {"backbone": state.trainable["backbone"]}, jnp.zeros_like(batch["task"])
@@ -139,13 +141,15 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
         # An utterance whose task found no place must not train the controller as if it were `__base__`.
         lost = (task < bank.NO_TASK) | (task >= size) | ((task >= 0) & (index >= max_tasks))
         batch = batch | {"weight": jnp.where(lost, 0.0, batch["weight"])}
-        learned = {"rows": bank.gather(state.trainable["tasks"], ids)}
+        with jax.named_scope("gather_rows"):
+            learned = {"rows": bank.gather(state.trainable["tasks"], ids)}
         if "shared" in state.trainable:
             learned["shared"] = state.trainable["shared"]
         grads, metrics = gradients(learned, frozen, state.fixed.get("shared"), index, batch, seed, state.step)
-        tasks, rows, norms = optim.update_rows(
-            grads["rows"], ids, state.optimizer["tasks"], state.trainable["tasks"], state.step, settings
-        )
+        with jax.named_scope("update_rows"):
+            tasks, rows, norms = optim.update_rows(
+                grads["rows"], ids, state.optimizer["tasks"], state.trainable["tasks"], state.step, settings
+            )
         trainable, optimizer, present = {"tasks": tasks}, {"tasks": rows}, ids < size
         if "shared" in learned:
             trainable["shared"], optimizer["shared"] = dense_update(

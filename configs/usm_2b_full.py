@@ -1,0 +1,21 @@
+"""As `usm_2b_hra`, by fine-tuning of everything.
+
+    python -m hra_jax.aot --config usm_2b_full --topology v5e:16x16
+
+says what it takes on a pod, and with a backbone folder of yours
+
+    python -m hra_jax.train --config usm_2b_full --config.backbone=DIR --config.data.dir=FOLDER --workdir W
+
+trains it.
+"""
+
+from ml_collections import ConfigDict
+
+from hra_jax import config as configs
+
+
+def get_config() -> ConfigDict:
+    """Returns what differs from `usm_2b_hra`."""
+    config = configs.load("usm_2b_hra").unlock()
+    config.method = "full"
+    return config.lock()

@@ -1,0 +1,54 @@
+"""Floating-point operations of a function's matrix products, counted before it is compiled.
+
+The count is of the whole function, on all devices together: the body of a scan as often as it runs, and what the
+backward pass computes anew. A multiplication and the addition that goes with it are two operations.
+"""
+
+import math
+
+import jax
+from jax.extend import core
+
+
+def matmul_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
+    """Operations of every matrix product and convolution.
+
+    Args:
+      jaxpr: of the function, as `jax.make_jaxpr(f)(*args)` or `jax.jit(f).trace(*args).jaxpr` give it.
+
+    Returns:
+      2 x the multiplications. Branches of a conditional count as the most expensive of them, and a `while` whose number
+      of rounds is not known as one round.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        # A kernel holds [output features, input features of one group, window...] in some order.
+        kernel, features = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[features]
+    if name == "cond":
+        return max(matmul_flops(branch) for branch in params["branches"])
+    inner = sum(matmul_flops(part) for value in params.values() for part in _jaxprs(value))
+    return inner * params["length"] if name == "scan" else inner
+
+
+def _jaxprs(value):
+    """The functions among an equation's parameters."""
+    if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _jaxprs(part)
+
+
+def of(function, *args) -> int:
+    """`matmul_flops` of a function for arguments that may be shapes."""
+    return matmul_flops(jax.make_jaxpr(function)(*args))
