@@ -119,7 +119,7 @@ def get_config() -> ConfigDict:
     config.export.license = ""  # of an exported backbone, for its backbone.json
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices along the batch; -1 means all that the other axes leave
+    config.mesh.data = -1  # devices along the batch; -1, which one of the sizes may be: all that the others leave
     config.mesh.fsdp = 1  # devices along the batch that also share the backbone's weights
     config.mesh.tensor = 1  # devices that share one layer's width
     config.mesh.slices = 1  # TPU slices
@@ -130,6 +130,7 @@ def get_config() -> ConfigDict:
     config.profile = ConfigDict()
     config.profile.start_step = -1  # first step of a profile in W/profile; -1 for none
     config.profile.steps = 5  # steps
+    config.profile.peak_tflops = 0.0  # 10^12 operations a second of one device, for train/mfu; 0: of known chips
 
     config.log = ConfigDict()
     config.log.every_steps = 10  # steps between two lines of metrics

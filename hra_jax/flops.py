@@ -5,6 +5,7 @@ backward pass computes anew. A multiplication and the addition that goes with it
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 from jax.extend import core
@@ -52,3 +53,21 @@ def _jaxprs(value):
 def of(function, *args) -> int:
     """`matmul_flops` of a function for arguments that may be shapes."""
     return matmul_flops(jax.make_jaxpr(function)(*args))
+
+
+class CountedStep:
+    """Operations of a train step for every shape of batch; a shape is counted when it first comes.
+
+    Args:
+      step: `train_step(state, frozen, batch)`; it is traced, and never run.
+    """
+
+    def __init__(self, step: Callable):
+        self._step, self._known = step, {}
+
+    def __call__(self, state, frozen, batch) -> int:
+        """Operations of one step, on all devices together."""
+        shapes = tuple((name, leaf.shape) for name, leaf in sorted(batch.items()))
+        if shapes not in self._known:
+            self._known[shapes] = of(self._step, state, frozen, batch)
+        return self._known[shapes]

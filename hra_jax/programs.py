@@ -39,6 +39,7 @@ class Programs:
     Attributes:
       train: jitted `train_step(state, frozen, batch, knobs)` of `training.step.make_train_step`, or with a bank in host
         memory the step of `make_host_rows_step`; its state is donated.
+      counted: the train step that computes nothing anew, not jitted: what a step has to compute, whatever `remat` says.
       evaluation: jitted step of `training.step.make_evaluation_step`.
       state: the state that `train` starts from, arrays or shapes as it was given, without a bank in host memory.
       shardings: of `state`.
@@ -48,6 +49,7 @@ class Programs:
     """
 
     train: Callable
+    counted: Callable
     evaluation: Callable
     state: states.TrainState
     shardings: states.TrainState
@@ -127,8 +129,11 @@ def lay_out(config, base: build.Foundation, method: Adapter, mesh, weights: dict
     everywhere = sharding.replicated(mesh)
     rows = next((leaf.shape[0] for leaf in jax.tree.leaves(weights.get("tasks", {}))), 0)
     places = min(config.batch.max_tasks, rows) if rows else 1
-    train_step = steps.make_train_step(
-        model, settings, blank_id=blank_id, seed=config.seed, max_tasks=places, accumulate=config.accumulate
+    train_step, counted = (
+        steps.make_train_step(
+            form, settings, blank_id=blank_id, seed=config.seed, max_tasks=places, accumulate=config.accumulate
+        )
+        for form in (model, model.clone(remat="none"))
     )
     host_bank = config.method == "adapter" and config.adapter.bank == "host"
     on_device = {name: part for name, part in weights.items() if not (host_bank and name == "tasks")}
@@ -141,6 +146,7 @@ def lay_out(config, base: build.Foundation, method: Adapter, mesh, weights: dict
     evaluation_step = steps.make_evaluation_step(model, blank_id=blank_id)
     return Programs(
         train=jax.jit(train_step, donate_argnums=0, out_shardings=outputs),
+        counted=counted,
         evaluation=jax.jit(evaluation_step, out_shardings=everywhere),
         state=state,
         shardings=shardings,

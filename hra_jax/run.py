@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from hra_jax import build, distributed, programs
+from hra_jax import build, distributed, flops, programs
 from hra_jax import config as configs
 from hra_jax.adapters import export as exports
 from hra_jax.adapters import initial
@@ -57,6 +57,7 @@ class Run:
     own: OwnVocabularies | None  # of tasks that do not write in the backbone's vocabulary
     method: Adapter
     evaluation_step: Any
+    counted: flops.CountedStep
     select: running.SuiteRunner | None
     test: running.SuiteRunner | None
     best: dict = dataclasses.field(default_factory=dict)  # best so far on `select`: macro, by task, by row
@@ -201,6 +202,7 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
         own=own,
         method=method,
         evaluation_step=laid_out.evaluation,
+        counted=flops.CountedStep(laid_out.counted),
         select=select,
         test=test,
     )

@@ -45,6 +45,20 @@ CHIPS = {
     "v5p": Chip(95e9, 459e12, 2.765e12, 600e9, 6.2e9, "v5p", 2, "tpu-v5p-slice"),
     "v6e": Chip(32e9, 918e12, 1.6e12, 400e9, 12.5e9, "v6e", 1, "tpu-v6e-slice"),
 }
+# What jax calls a device, and its peak in bfloat16: floating-point operations per second, without sparsity.
+_GENERATIONS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
+_GPUS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+
+
+def peak_flops(device_kind: str) -> float:
+    """Floating-point operations that a device can do in a second, in bfloat16; 0 where it is not known.
+
+    Args:
+      device_kind: as `jax.Device.device_kind` has it.
+    """
+    if device_kind in _GENERATIONS:
+        return CHIPS[_GENERATIONS[device_kind]].flops
+    return next((peak for name, peak in _GPUS.items() if name in device_kind), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,14 +6,13 @@ python -m hra_jax.train --config quickstart --workdir runs/quickstart
 import functools
 import json
 import sys
-import time
 
 import jax
 import numpy as np
 from absl import flags
 from etils import epath
 
-from hra_jax import cli, distributed
+from hra_jax import cli, distributed, topologies
 from hra_jax import config as configs
 from hra_jax.adapters import export as exports
 from hra_jax.adapters import methods
@@ -40,6 +39,7 @@ from hra_jax.training.preemption import PREEMPTED, PreemptionGuard, stops_at_onc
 from hra_jax.training.profiling import Profiler
 from hra_jax.training.progress import Progress
 from hra_jax.training.step import LOST
+from hra_jax.training.timing import StepTimes
 
 FLAGS = flags.FLAGS
 
@@ -135,24 +135,28 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
     )
     writer = MetricWriter(run.workdir, resume_step=start)
     progress = Progress(config.steps, start_step=start)
-    profiler = Profiler(run.workdir / "profile", **config.profile)
+    profiler = Profiler(run.workdir / "profile", start_step=config.profile.start_step, steps=config.profile.steps)
+    peak = 1e12 * config.profile.peak_tflops or topologies.peak_flops(run.mesh.devices.flat[0].device_kind)
+    times, last = StepTimes(devices=run.mesh.size, peak=peak), None
     with loader, writer, progress, profiler, PreemptionGuard() as guard:
-        since, waited = time.monotonic(), 0.0
+        times.restart()
         for step in range(start + 1, config.steps + 1):
             # ------------------------------------------------------------------------------------------------ one step
             profiler.before(step, run.state)
-            batch = next(loader)
-            run.state, metrics = run.bank.step(
-                run.state, run.frozen, sharding.shard_batch(batch, run.mesh), loader.tasks
-            )
+            with times.input_wait(last):
+                batch = next(loader)
+            batch = sharding.shard_batch(batch, run.mesh)
+            operations = run.counted(run.bank.as_stepped(run.state), run.frozen, batch) if peak else 0
+            run.state, metrics = run.bank.step(run.state, run.frozen, batch, loader.tasks)
+            times.stepped(operations)
+            last = metrics["loss"]
 
             # ------------------------------------------------------------------------------------------------ metrics
             loss = None
             if step == start + 1 or step % config.log.every_steps == 0 or step == config.steps:
                 metrics = {name: float(value) for name, value in metrics.items()}
-                loss, now = metrics["loss"], time.monotonic()
-                metrics["input_wait_share"] = (loader.wait_seconds - waited) / max(now - since, 1e-9)
-                since, waited = now, loader.wait_seconds
+                loss = metrics["loss"]
+                metrics |= times.take()
                 writer.write(step, {f"train/{name}": value for name, value in metrics.items()})
                 if not np.isfinite(loss):
                     raise UserError(
@@ -168,21 +172,23 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
             # ---------------------------------------------------------------------------------------------- validation
             scores = None
             if run.select and (step % config.eval.every_steps == 0 or step == config.steps):
-                scores = _validate(run, step, writer)
+                with times.part("elsewhere"):
+                    scores = _validate(run, step, writer)
                 progress.note(f"step {step}: {run.select.suite.name} macro WER {scores[METRIC]:.2%}")
 
             # --------------------------------------------------------------------------------------------- checkpoints
             stop = guard.requested(step)
             force = stop or scores is not None or step == config.steps
             if force or checkpoints.due(step):
-                save(run, checkpoints, step, position=loader.position(), metrics=scores, force=force)
-                write_data_report(run)
+                with times.part("checkpoint"):
+                    save(run, checkpoints, step, position=loader.position(), metrics=scores, force=force)
+                    write_data_report(run)
             if stop:
                 checkpoints.wait()
                 progress.note(f"stopped by {guard.reason or 'a signal'} at step {step}; everything is saved")
                 return False
             if step == start + 1:
-                since, waited = time.monotonic(), loader.wait_seconds  # the first step is mostly compilation
+                times.restart()  # the first step is mostly compilation
     write_data_report(run)
     if jax.process_index() == 0:
         print(f"data: {run.report.summary()}", flush=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -70,6 +71,16 @@ def test_numbers_of_a_compiled_step(micro):
         assert entry["rows_per_device"] == entry["rows"] / DEVICES
     kinds = {collective["kind"] for collective in train["collectives"]}
     assert {"all-gather", "all-reduce"} <= kinds
+
+
+def test_a_profile_names_the_modules(micro):
+    config = micro.config(**MESH)
+    shapes = Shapes(config, programs.mesh_of(config, jax.devices()[:DEVICES]), tasks=3)
+    (job,) = shapes.jobs(["train"])
+    text = job.trace().lower().as_text(debug_info=True)
+    forward = ("frontend", "subsampling", "encoder", "layers", "attention", "convolution", "ff1", "ff2", "final_norm")
+    for scope in (*forward, "adapter_hra", "output", "ctc_loss", "gather_rows", "update_rows", "update_shared"):
+        assert re.search(rf'"[^"]*[/(]{scope}[/)]', text), scope
 
 
 def test_twice_the_rows_are_twice_the_work(micro):

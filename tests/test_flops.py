@@ -52,3 +52,16 @@ def test_a_conditional_counts_its_dearest_branch():
         return jax.lax.cond(x.sum() > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
 
     assert flops.of(f, x) == 2 * 2 * 8**3
+
+
+def test_a_step_is_counted_once_for_each_shape_of_batch():
+    traced = []
+
+    def step(state, frozen, batch):
+        traced.append(batch["waveform"].shape)
+        return batch["waveform"] @ state
+
+    counted, state = flops.CountedStep(step), jnp.zeros((8, 3))
+    batches = [{"waveform": jnp.zeros((rows, 8))} for rows in (2, 5, 2)]
+    assert [counted(state, None, batch) for batch in batches] == [2 * rows * 8 * 3 for rows in (2, 5, 2)]
+    assert traced == [(2, 8), (5, 8)]

@@ -162,9 +162,14 @@ def test_a_profile_is_written_for_the_steps_asked_for_and_otherwise_none(trained
     def look(step: int) -> None:
         seen[step] = bool(list((tmp_path / "W").glob("profile/plugins/profile/*/*.xplane.pb")))
 
-    config = micro.config(profile__start_step=2, profile__steps=2)
+    config = micro.config(profile__start_step=2, profile__steps=2, profile__peak_tflops=1e-3, log__every_steps=2)
     assert world.train(config, tmp_path / "W", on_step=look).status == 0
     assert seen == {1: False, 2: False, 3: False, 4: True}
+    lines = [json.loads(line) for line in (tmp_path / "W" / "metrics.jsonl").read_text().splitlines()]
+    for line in (line for line in lines if line["step"] in (2, 4)):
+        shares = [line[f"train/{name}_share"] for name in ("input_wait", "checkpoint", "compute")]
+        assert sum(shares) == pytest.approx(1.0) and min(shares) >= 0.0 and line["train/step_seconds"] > 0
+        assert line["train/mfu"] == pytest.approx(line["train/tflops_per_device"] / 1e-3) and line["train/mfu"] > 0
 
 
 # --- The whole backbone -----------------------------------------------------------------------------------------------

@@ -48,6 +48,10 @@ class NoBank:
         """All that trains, as a tree of arrays or shapes."""
         return state.trainable
 
+    def as_stepped(self, state):
+        """The state as the train step sees it, with the rows that are on the device."""
+        return state
+
     def restart(self, state, before):
         """The state `state`, which has no bank, with the bank as it was before the first step.
 
@@ -219,6 +223,10 @@ class HostBank(NoBank):
     def described(self, state) -> dict:
         """As `NoBank.described`."""
         return state.trainable | {"tasks": self._rows["tasks"]}
+
+    def as_stepped(self, state):
+        """As `NoBank.as_stepped`."""
+        return states.with_bank(state, self._resident["rows"])
 
     def restart(self, state, before):
         """As `NoBank.restart`."""

@@ -1,0 +1,83 @@
+"""Where the time of training goes, and how much of what the chips can do is used."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+PARTS = ("input_wait", "checkpoint")  # of the time of a step; the rest is computing
+
+
+class StepTimes:
+    """Wall time of training, from one line of metrics to the next.
+
+        times = StepTimes(devices=8, peak=197e12)
+        for step in ...:
+            with times.input_wait(last):
+                batch = next(loader)
+            ... the step ...
+            times.stepped(operations)
+            with times.part("checkpoint"):
+                ...
+        metrics |= times.take()
+
+    Args:
+      devices: how many compute one step.
+      peak: floating-point operations that one of them can do in a second; 0: not known.
+      clock: seconds, for tests.
+    """
+
+    def __init__(self, *, devices: int = 1, peak: float = 0.0, clock: Callable[[], float] = time.perf_counter):
+        self._devices, self._peak, self._clock = devices, peak, clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what has been measured, and begins anew."""
+        self._since, self._steps, self._operations = self._clock(), 0, 0
+        self._seconds = dict.fromkeys((*PARTS, "elsewhere"), 0.0)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Counts the time inside towards `name`: of PARTS, or 'elsewhere' for what is no part of training."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._seconds[name] += self._clock() - started
+
+    @contextlib.contextmanager
+    def input_wait(self, last=None) -> Iterator[None]:
+        """Counts the time inside as waiting for input, unless the devices still have work when it ends.
+
+        The host runs ahead of the devices: while they are busy, its waiting costs nothing.
+
+        Args:
+          last: an array that the step before gives; None before the first step.
+        """
+        started = self._clock()
+        yield
+        if last is None or last.is_ready():
+            self._seconds["input_wait"] += self._clock() - started
+
+    def stepped(self, operations: int = 0) -> None:
+        """Counts one step, of so many floating-point operations on all devices together."""
+        self._steps += 1
+        self._operations += operations
+
+    def take(self) -> dict[str, float]:
+        """The figures since the last call, which begins anew; the devices must be done with the steps counted.
+
+        Returns:
+          'step_seconds', the mean wall time of a step; 'input_wait_share', 'checkpoint_share' and 'compute_share' of
+          it, which add up to 1; and where the peak is known 'tflops_per_device', 10^12 operations a second, and 'mfu',
+          model FLOPs utilisation: their share of the peak (Chowdhery et al., arXiv 2204.02311, appendix B).
+        """
+        total = max(self._clock() - self._since - self._seconds["elsewhere"], 1e-9)
+        shares = {name: min(self._seconds[name] / total, 1.0) for name in PARTS}
+        found = {"step_seconds": total / max(self._steps, 1)}
+        found |= {f"{name}_share": share for name, share in shares.items()}
+        found["compute_share"] = max(1.0 - sum(shares.values()), 0.0)
+        if self._peak:
+            rate = self._operations / total / self._devices
+            found |= {"tflops_per_device": rate / 1e12, "mfu": rate / self._peak}
+        self.restart()
+        return found
