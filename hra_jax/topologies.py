@@ -145,8 +145,10 @@ def devices(topology: Topology, slices: int = 1) -> list:
         jax.config.update("jax_num_cpu_devices", topology.chips)
         return jax.devices()
     find_compiler()
-    # No questions to the cloud's metadata server, which is not there.
+    # No questions to the cloud's metadata server, which is not there; and no lock of chips that are not there, so that
+    # several processes may compile at a time.
     answers = {"TPU_ACCELERATOR_TYPE": topology.accelerator_type, "TPU_WORKER_HOSTNAMES": "localhost"}
+    answers |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     for name, value in (answers | {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "0"}).items():
         os.environ.setdefault(name, value)
     settings = {"num_slices": slices} if slices > 1 else {}

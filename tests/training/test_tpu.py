@@ -1,6 +1,7 @@
 """Programs for TPUs, compiled by the real compiler without a TPU."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,8 @@ def test_no_array_of_the_compiled_step_holds_the_global_batch(method, tpu_env):
     assert done.returncode == 0, done.stderr[-3000:]
     shapes = json.loads(done.stdout.splitlines()[-1])
     frames = 100  # 2 s
-    held = [shape for shape in shapes if rows in shape or rows * frames in shape]
+    # One number for each utterance may be everywhere: the rows of the bank are found from the tasks of all of them.
+    held = [shape for shape in shapes if math.prod(shape) > rows and (rows in shape or rows * frames in shape)]
     assert held == []
     own = rows // chips
     assert any(own in shape for shape in shapes) and any(frames in shape and own in shape for shape in shapes)

@@ -5,9 +5,9 @@ import sys
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 from reference import tiny
 
+from hra_jax import topologies
 from hra_jax.adapters import initial
 from hra_jax.models.asr import AsrModel
 from hra_jax.training import sharding
@@ -25,7 +25,7 @@ def abstract(tree, place):
 def compiled(tasks: int) -> dict:
     """Bytes and text of the step of a bank of so many tasks."""
     adapter, settings = tiny.ADAPTERS["linear"], OptimizerConfig(steps=10)
-    mesh = sharding.make_mesh(devices=topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices)
+    mesh = sharding.make_mesh(devices=topologies.devices(topologies.parse("v5e:2x2")))
     everywhere, split = sharding.replicated(mesh), sharding.sharding_for(mesh, ("batch",))
     model = AsrModel(
         tiny.FEATURES,
