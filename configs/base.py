@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.remat = (
         "none"  # what the backward pass computes anew: none | full (every layer) | dots (all but the projections)
     )
+    config.attention_block = 0  # queries that attention takes at a time, their scores computed anew backward; 0: all
     config.accumulate = 1  # micro-batches per optimizer step
 
     config.pretrain = ConfigDict()

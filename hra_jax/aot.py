@@ -31,6 +31,7 @@ FLAGS = flags.FLAGS
 DOES_NOT_FIT = 3  # exit status
 _KINDS = ("train", "evaluation", "transcription")
 _LARGEST = 3  # buffers that are named where a program does not fit
+_COMPILER_BYTES = 13e9  # that the compiler takes for a step of the paper's size on 256 chips
 _AMOUNT = r"([\d.]+)([BKMGT])"
 # Chips with 95 GB, as many as those of smaller ones: a program that does not fit is looked at there.
 _ROOMY = {4: "v5p:2x2x1", 8: "v5p:2x2x2", 16: "v5p:2x2x4", 32: "v5p:2x4x4", 64: "v5p:4x4x4", 256: "v5p:4x8x8"}
@@ -221,9 +222,16 @@ def largest_buffers(config, planned: Plan, entry: dict, *, tasks: int, labels_pe
     return [buffer | {"on": name} for buffer in Program(compiled.as_text()).largest(_LARGEST)]
 
 
+def at_a_time() -> int:
+    """Programs that may be compiled at a time: one for each processor core, as far as the memory reaches."""
+    cores, meminfo = os.cpu_count() or 1, epath.Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
+    return max(1, min(cores, int(1024 * int(found[1]) / _COMPILER_BYTES))) if found else cores
+
+
 def compile_all(jobs: list, planned: Plan, *, parallel: int = 0) -> list[dict]:
-    """`compile_job` of each, `parallel` at a time (0: as many as there are processor cores); in the order given."""
-    with concurrent.futures.ThreadPoolExecutor(parallel or os.cpu_count() or 1) as pool:
+    """`compile_job` of each, `parallel` at a time (0: `at_a_time`); in the order given."""
+    with concurrent.futures.ThreadPoolExecutor(parallel or at_a_time()) as pool:
         running = [pool.submit(compile_job, job, planned) for job in jobs]
         done = []
         for job, future in zip(jobs, running, strict=True):
@@ -369,7 +377,7 @@ def define_flags() -> None:
     flags.DEFINE_list("steps", list(_KINDS), f"Which programs: {', '.join(_KINDS)}.")
     flags.DEFINE_integer("tasks", 1024, "Tasks of the bank.", lower_bound=1)
     flags.DEFINE_float("labels_per_second", 8.0, "Room for labels in a bucket.", lower_bound=0.1)
-    flags.DEFINE_integer("parallel", 0, "Programs compiled at a time; 0: as many as there are cores.", lower_bound=0)
+    flags.DEFINE_integer("parallel", 0, "Programs compiled at a time; 0: as cores and memory allow.", lower_bound=0)
     flags.DEFINE_string("json", "", "Where the numbers are written as JSON; '' for nowhere.")
 
 

@@ -120,6 +120,7 @@ def model(config, base: Foundation, adapter: Adapter, *, constrain=lambda x: x) 
         augment=AugmentConfig(**config.augment),
         dropout=config.dropout,
         remat=config.remat,
+        attention_block=config.attention_block,
         dtype=compute_dtype(config),
         constrain=constrain,
     )

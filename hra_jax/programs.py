@@ -133,7 +133,7 @@ def lay_out(config, base: build.Foundation, method: Adapter, mesh, weights: dict
         steps.make_train_step(
             form, settings, blank_id=blank_id, seed=config.seed, max_tasks=places, accumulate=config.accumulate
         )
-        for form in (model, model.clone(remat="none"))
+        for form in (model, model.clone(remat="none", attention_block=0))
     )
     host_bank = config.method == "adapter" and config.adapter.bank == "host"
     on_device = {name: part for name, part in weights.items() if not (host_bank and name == "tasks")}

@@ -73,6 +73,15 @@ def test_numbers_of_a_compiled_step(micro):
     assert {"all-gather", "all-reduce"} <= kinds
 
 
+@pytest.mark.parametrize(("cores", "gigabytes", "expected"), [(8, 60, 4), (8, 5, 1), (2, 512, 2)])
+def test_no_more_programs_are_compiled_at_a_time_than_memory_holds(cores, gigabytes, expected, monkeypatch, tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(f"MemTotal: 1 kB\nMemAvailable:   {gigabytes * 10**6} kB\n")
+    monkeypatch.setattr(aot.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(aot.epath, "Path", lambda name: meminfo if name == "/proc/meminfo" else None)
+    assert aot.at_a_time() == expected
+
+
 def test_a_profile_names_the_modules(micro):
     config = micro.config(**MESH)
     shapes = Shapes(config, programs.mesh_of(config, jax.devices()[:DEVICES]), tasks=3)

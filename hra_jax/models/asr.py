@@ -27,6 +27,7 @@ class AsrModel(nn.Module):
     augment: augmentation.AugmentConfig = augmentation.AugmentConfig()
     dropout: float = 0.0  # on the residual branches of the encoder; acts only with a 'dropout' key
     remat: str = "none"
+    attention_block: int = 0  # queries at a time, see `models.attention.Attention`; 0 for all
     dtype: jnp.dtype = jnp.float32  # of the activations
     constrain: Callable = lambda x: x
 
@@ -51,7 +52,13 @@ class AsrModel(nn.Module):
         subsample = ConvSubsampling(width, channels, self.encoder.subsampling_layers, name="subsampling")
         x, lengths = subsample(x.astype(self.dtype), lengths)
         encoder = Conformer(
-            self.encoder, self.adapter, dropout=self.dropout, remat=self.remat, constrain=self.constrain, name="encoder"
+            self.encoder,
+            self.adapter,
+            dropout=self.dropout,
+            remat=self.remat,
+            attention_block=self.attention_block,
+            constrain=self.constrain,
+            name="encoder",
         )
         x = self.constrain(encoder(self.constrain(x), lengths, bound))
         logits = Projection(self.encoder.vocab_size, axes=("embed", "vocab"), name="output")(x)

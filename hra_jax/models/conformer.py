@@ -78,6 +78,7 @@ class ConformerLayer(nn.Module):
     config: EncoderConfig
     adapter: Adapter
     dropout: float = 0.0
+    attention_block: int = 0
     constrain: Callable = lambda x: x
 
     @nn.compact
@@ -115,7 +116,7 @@ class ConformerLayer(nn.Module):
         x = self.constrain(x)
         x = keep * x + add * drop(FeedForward(config, name="ff1")(x, hook))
         y = hook("attention.norm", x, LayerNorm(config.norm_eps, name="attention_norm")(x))
-        x = x + drop(Attention(config, name="attention")(y, mask, hook))
+        x = x + drop(Attention(config, self.attention_block, name="attention")(y, mask, hook))
         x = keep_conv * x + add_conv * drop(ConvolutionModule(config, name="convolution")(x, valid, hook))
         x = keep * x + add * drop(FeedForward(config, name="ff2")(x, hook))
         x = hook("final_norm", x, LayerNorm(config.norm_eps, name="final_norm")(x))
@@ -133,6 +134,7 @@ class Conformer(nn.Module):
     adapter: Adapter = Adapter()
     dropout: float = 0.0
     remat: str = "none"
+    attention_block: int = 0  # queries at a time, see `Attention`; 0 for all
     constrain: Callable = lambda x: x
 
     @nn.compact
@@ -166,6 +168,6 @@ class Conformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         state = self.adapter.initial_carry(x)
-        layers = layers(config, self.adapter, self.dropout, self.constrain, name="layers")
+        layers = layers(config, self.adapter, self.dropout, self.attention_block, self.constrain, name="layers")
         (x, _), _ = layers((x, state), bound.per_layer, bound.all_layers, valid, mask)
         return LayerNorm(config.norm_eps, name="final_norm")(x) if config.final_norm else x

@@ -39,19 +39,20 @@ def test_context_mask_equals_the_rule_for_every_pair(context):
         assert mask.tolist() == [[conformer_numpy.may_see(i, j, config) for j in range(size)] for i in range(size)]
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_skew_reads_every_pair_at_its_offset(size):
-    scores = np.random.default_rng(0).standard_normal((2, 3, size, 2 * size - 1)).astype(np.float32)
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (2, 2), (5, 5), (2, 5), (5, 3)])
+def test_skew_reads_every_pair_at_its_offset(queries, keys):
+    scores = np.random.default_rng(0).standard_normal((2, 3, queries, queries + keys - 1)).astype(np.float32)
     out = np.asarray(attention.skew(jnp.asarray(scores)))
-    for i in range(size):
-        for j in range(size):
-            # Column 0 is the offset i - j = T - 1.
-            np.testing.assert_array_equal(out[:, :, i, j], scores[:, :, i, size - 1 - (i - j)])
+    assert out.shape == (2, 3, queries, keys)
+    for i in range(queries):
+        for j in range(keys):
+            # Column 0 is the offset i - j = Q - 1.
+            np.testing.assert_array_equal(out[:, :, i, j], scores[:, :, i, queries - 1 - (i - j)])
 
 
 def test_sinusoids_equal_the_formula():
-    table = attention.sinusoids(40, 12)
-    expected = [conformer_numpy.sinusoid(offset, 12) for offset in range(39, -40, -1)]
+    table = attention.sinusoids(40, 25, 12)
+    expected = [conformer_numpy.sinusoid(offset, 12) for offset in range(39, -25, -1)]
     np.testing.assert_allclose(table, expected, atol=1e-5)
 
 
@@ -66,9 +67,9 @@ def test_rotary_scores_depend_on_the_distance_alone():
     assert np.abs(scores[:, 0] - scores[:, 0, :1]).max() > 0.1
 
 
-def run_attention(config, x, lengths):
+def run_attention(config, x, lengths, *, block=0):
     """The module with random parameters: its output, and the parameters."""
-    module = attention.Attention(config)
+    module = attention.Attention(config, block)
     valid = padding.valid_mask(jnp.asarray(lengths), x.shape[1])
     mask = valid[:, None, None, :] & attention.context_mask(x.shape[1], config)[None, None]
     keep = lambda name, inputs, outputs: outputs  # noqa: E731
@@ -99,6 +100,39 @@ def test_attention_equals_brute_force_for_every_position_term_and_context(settin
         # Padded queries too: they must stay finite and defined, whatever they see.
         expected = conformer_numpy.attention(params, x[row].astype(np.float64), length, config)
         np.testing.assert_allclose(out[row], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("block", [1, 4, 8, 9, 20])
+@pytest.mark.parametrize(
+    "settings",
+    [dict(position="rope_qk") | CONTEXTS["chunk and one before"], dict(position="xl") | CONTEXTS["window both"]],
+    ids=["rope_qk", "xl"],
+)
+def test_queries_in_blocks_give_what_all_at_once_give(settings, block):
+    config = encoder(**settings)
+    x = np.random.default_rng(1).standard_normal((len(LENGTHS), FRAMES, config.d_model)).astype(np.float32)
+    whole, blocks = (run_attention(config, x, LENGTHS, block=size)[0] for size in (0, block))
+    np.testing.assert_allclose(blocks, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_queries_in_blocks_give_the_gradients_of_all_at_once():
+    config = encoder(position="xl")
+    x = np.random.default_rng(1).standard_normal((len(LENGTHS), FRAMES, config.d_model)).astype(np.float32)
+    _, params = run_attention(config, x, LENGTHS)
+    mask = padding.valid_mask(jnp.asarray(LENGTHS), FRAMES)[:, None, None, :] & jnp.ones((1, 1, FRAMES, 1), bool)
+
+    def gradient(block):
+        module = attention.Attention(config, block)
+
+        def loss(params, x):
+            return jnp.square(module.apply({"params": params}, x, mask, lambda name, x, y: y)).sum()
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
+
+    whole, blocks = gradient(0), gradient(4)
+    for expected, found in zip(jax.tree.leaves(whole), jax.tree.leaves(blocks), strict=True):
+        assert np.abs(expected).max() > 0
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_position_term_changes_the_output():

@@ -1,0 +1,201 @@
+"""What the paper's size takes on TPU pods: memory, collectives, roofline, and the largest batch, by method.
+
+python benchmarks/tpu_memory.py --cells benchmarks/tpu_memory --workdir runs/tpu_memory
+
+Every cell is one call of `hra_jax.aot`, which takes minutes on one core and some 12 GB of memory. Cells that are there
+are not compiled again, and the page is written from those that are there.
+"""
+
+import json
+import subprocess
+import sys
+
+from absl import flags
+from cells import Cells, OutOfTime
+from cells import define_flags as define_cell_flags
+from etils import epath
+
+from hra_jax import cli
+from hra_jax.aot import DOES_NOT_FIT
+
+FLAGS = flags.FLAGS
+
+BUCKET = "--config.batch.buckets=(30.0,)"
+STEPS = ("train", "evaluation", "transcription")
+# name -> topology and settings: every step of the hierarchical recurrent adapter at the configuration's batch.
+TOPOLOGIES = {
+    "v5e:16x16": ("v5e:16x16",),
+    "v5p:4x4x4": ("v5p:4x4x4",),
+    "v6e:16x16": ("v6e:16x16",),
+    "2 x v5e:16x16": ("v5e:16x16", "--config.mesh.slices=2"),
+}
+# 32 utterances of 30 s on each of 256 chips
+FULL_BATCH = "--config.batch.seconds=245760"
+METHODS = ("hra", "lora", "residual", "full")
+# What was tried to move the bound, on v5e:16x16 at the full batch.
+VARIANTS = {
+    "as configured": (),
+    "remat=dots": ("--config.remat=dots",),
+    "mesh 8 x 32": ("--config.mesh.fsdp=32",),
+    "mesh 64 x 4": ("--config.mesh.fsdp=4",),
+}
+
+
+def compile_programs(config: str, topology: str, *settings: str, workdir: epath.Path) -> dict:
+    """Runs `hra_jax.aot` once; what it wrote as JSON."""
+    workdir.mkdir(parents=True)
+    path = workdir / "aot.json"
+    command = [sys.executable, "-m", "hra_jax.aot", "--config", config, "--topology", topology, BUCKET, *settings]
+    done = subprocess.run([*command, "--parallel=1", f"--json={path}"], check=False)
+    if done.returncode not in (0, DOES_NOT_FIT):
+        raise RuntimeError(f"{' '.join(command)}: status {done.returncode}")
+    return json.loads(path.read_text())
+
+
+def cell_of(cells: Cells, name: str, config: str, topology: str, *settings: str) -> dict:
+    """The cell of one call."""
+    facts = {"arguments": [config, topology, BUCKET, *settings]}
+    return cells.get(name, lambda workdir: compile_programs(config, topology, *settings, workdir=workdir), facts)
+
+
+def all_cells() -> dict[str, tuple[str, ...]]:
+    """name -> arguments of every cell, the most wanted first."""
+    found = {}
+    for place in ("v5e:16x16", "v5p:4x4x4", "v6e:16x16", "2 x v5e:16x16"):
+        found[f"train {place}"] = ("usm_2b_hra", *TOPOLOGIES[place], "--steps=train")
+    for method in METHODS:
+        found[f"search {method}"] = (f"usm_2b_{method}", "v5e:16x16", FULL_BATCH, "--search=batch")
+    for place, where in TOPOLOGIES.items():
+        for step in STEPS[1:]:
+            found[f"{step} {place}"] = ("usm_2b_hra", *where, f"--steps={step}")
+    for name, settings in VARIANTS.items():
+        found[f"variant {name}"] = ("usm_2b_hra", "v5e:16x16", FULL_BATCH, "--steps=train", *settings)
+    return found
+
+
+def file_name(name: str) -> str:
+    """The name of a cell's file."""
+    return name.replace(" ", "_").replace(":", "-").replace("=", "-")
+
+
+# ======================================================================================================================
+# The page
+# ======================================================================================================================
+
+_COLUMNS = (
+    "arguments", "temporaries", "peak", "of memory", "TFLOP", "HBM traffic", "moved", "compute", "memory", "links",
+    "network", "bound",
+)  # fmt: skip
+
+
+def _gigabytes(number: float) -> str:
+    return f"{number / 1e9:.2f} GB"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.0f} ms"
+
+
+def row_of(entry: dict, devices: int) -> list[str]:
+    """The columns of one program."""
+    if not entry["fits"]:
+        needed = "" if entry["needed"] is None else f": {_gigabytes(entry['needed'])}"
+        return [f"does not fit{needed}", *[""] * (len(_COLUMNS) - 1)]
+    moved = sum(collective["moved"] for collective in entry["collectives"])
+    return [
+        *(_gigabytes(entry[name]) for name in ("arguments", "temporaries", "peak")),
+        f"{entry['peak'] / entry['memory']:.0%}",
+        f"{entry['flops'] / devices / 1e12:.1f}",
+        _gigabytes(entry["traffic"]),
+        _gigabytes(moved),
+        *(_milliseconds(entry["seconds"][name]) for name in ("compute", "memory", "links", "network")),
+        entry["bound"],
+    ]
+
+
+def table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    """A Markdown table; columns behind the first are right-aligned."""
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def devices_of(cell: dict) -> int:
+    """Chips of all slices."""
+    size = 1
+    for axis in cell["mesh"].values():
+        size *= axis
+    return size
+
+
+def collectives_of(entry: dict) -> list[list[str]]:
+    """The rows of the table of collectives."""
+    return [
+        [
+            collective["kind"] + (" between slices" if collective["between_slices"] else ""),
+            str(collective["group"]),
+            f"{collective['count']:,}",
+            _gigabytes(collective["payload"]),
+            _gigabytes(collective["moved"]),
+        ]
+        for collective in entry["collectives"]
+    ]
+
+
+def page(done: dict[str, dict]) -> str:
+    """The whole page from the cells that are there."""
+    lines = [
+        "# The paper's size on TPU pods, as compiled",
+        "",
+        "Written by `benchmarks/tpu_memory.py` from the cells in `benchmarks/tpu_memory/`, which the compiler for TPUs",
+        "made without a TPU: 1.83 billion frozen parameters in bfloat16, 1,024 tasks, utterances of 30 s. Bytes, FLOPs",
+        "and times are those of one chip and one step; times are the least that the chip's peak rates allow.",
+        "",
+    ]
+    programs = [
+        [name, f"{entry['rows_per_device']:g}", *row_of(entry, devices_of(cell))]
+        for name, cell in done.items()
+        for entry in cell["programs"]
+        if not name.startswith("search")
+    ]
+    lines += ["## Programs", "", *table(("program", "utterances a chip", *_COLUMNS), programs)]
+    searches = {name: cell for name, cell in done.items() if name.startswith("search")}
+    if searches:
+        rows = []
+        for name, cell in searches.items():
+            most, counts = cell["most_rows_per_device"], cell["parameters"]
+            best = next((entry for entry in cell["programs"] if entry["rows_per_device"] == most), None)
+            first = [name.removeprefix("search "), f"{counts['trainable_parameters']:,}", f"{most:g}"]
+            rows.append(first + (row_of(best, devices_of(cell)) if best else [""] * len(_COLUMNS)))
+        head = ("method", "trained", "most utterances a chip", *_COLUMNS)
+        lines += ["## The largest training batch on v5e:16x16", "", *table(head, rows)]
+    for name, cell in done.items():
+        for entry in cell["programs"]:
+            if name.startswith("train") and entry["fits"]:
+                head = ("collective", "chips in a group", "times", "payload", "moved")
+                lines += [f"## Collectives, {name}", "", *table(head, collectives_of(entry))]
+    return "\n".join(lines)
+
+
+def define_flags() -> None:
+    """The flags of this benchmark."""
+    define_cell_flags()
+    flags.DEFINE_string("output", "benchmarks/tpu_memory.md", "Where the page is written.")
+
+
+def main(argv) -> None:
+    """Entry point."""
+    del argv
+    cells, done = Cells(FLAGS.cells, FLAGS.workdir, minutes=FLAGS.minutes), {}
+    for name, arguments in all_cells().items():
+        try:
+            done[name] = cell_of(cells, file_name(name), *arguments)
+        except OutOfTime:
+            print(f"{name}: not compiled, the time is over", flush=True)
+    epath.Path(FLAGS.output).write_text(page(done))
+    print(f"{len(done)} of {len(all_cells())} cells; written to {FLAGS.output}")
+    if FLAGS.json:
+        epath.Path(FLAGS.json).write_text(json.dumps(done, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, define_flags=define_flags))
