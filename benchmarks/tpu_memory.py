@@ -34,7 +34,8 @@ FULL_BATCH = "--config.batch.seconds=245760"
 METHODS = ("hra", "lora", "residual", "full")
 # What was tried to move the bound, on v5e:16x16 at the full batch.
 VARIANTS = {
-    "as configured": (),
+    "all queries at a time": ("--config.attention_block=0",),
+    "blocks of 256 queries": ("--config.attention_block=256",),
     "remat=dots": ("--config.remat=dots",),
     "mesh 8 x 32": ("--config.mesh.fsdp=32",),
     "mesh 64 x 4": ("--config.mesh.fsdp=4",),
@@ -60,9 +61,9 @@ def cell_of(cells: Cells, name: str, config: str, topology: str, *settings: str)
 
 def all_cells() -> dict[str, tuple[str, ...]]:
     """name -> arguments of every cell, the most wanted first."""
-    found = {}
-    for place in ("v5e:16x16", "v5p:4x4x4", "v6e:16x16", "2 x v5e:16x16"):
-        found[f"train {place}"] = ("usm_2b_hra", *TOPOLOGIES[place], "--steps=train")
+    found = {"variant as configured": ("usm_2b_hra", "v5e:16x16", FULL_BATCH, "--steps=train")}
+    for place, where in TOPOLOGIES.items():
+        found[f"train {place}"] = ("usm_2b_hra", *where, "--steps=train")
     for method in METHODS:
         found[f"search {method}"] = (f"usm_2b_{method}", "v5e:16x16", FULL_BATCH, "--search=batch")
     for place, where in TOPOLOGIES.items():
