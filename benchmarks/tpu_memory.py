@@ -36,6 +36,8 @@ METHODS = ("hra", "lora", "residual", "full")
 VARIANTS = {
     "all queries at a time": ("--config.attention_block=0",),
     "blocks of 256 queries": ("--config.attention_block=256",),
+    "8 micro-batches": ("--config.accumulate=8",),
+    "blocks of 32 queries": ("--config.attention_block=32",),
     "remat=dots": ("--config.remat=dots",),
     "mesh 8 x 32": ("--config.mesh.fsdp=32",),
     "mesh 64 x 4": ("--config.mesh.fsdp=4",),
