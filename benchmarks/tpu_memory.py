@@ -104,6 +104,10 @@ def row_of(entry: dict, devices: int) -> list[str]:
     if not entry["fits"]:
         needed = "" if entry["needed"] is None else f": {_gigabytes(entry['needed'])}"
         return [f"does not fit{needed}", *[""] * (len(_COLUMNS) - 1)]
+    if "unread" in entry:
+        known = [_gigabytes(entry[name]) for name in ("arguments", "temporaries", "peak")]
+        known += [f"{entry['peak'] / entry['memory']:.0%}", f"{entry['flops'] / devices / 1e12:.1f}"]
+        return [*known, *["not read"] * (len(_COLUMNS) - len(known))]
     moved = sum(collective["moved"] for collective in entry["collectives"])
     return [
         *(_gigabytes(entry[name]) for name in ("arguments", "temporaries", "peak")),

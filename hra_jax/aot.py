@@ -141,14 +141,19 @@ def measured(compiled, jaxpr, planned: Plan) -> dict:
       compiled: from `jax.jit(...).lower(...).compile()`.
       jaxpr: of the same function.
       planned: where it is to run.
+
+    Returns:
+      What --json writes of it. Where JAX cannot read back what the compiler made, 'unread' says why, 'traffic' is None,
+      and there are no collectives and no roofline.
     """
+    import jax
+
     from hra_jax.compiled import Program
     from hra_jax.flops import matmul_flops
 
     sizes, chip = compiled.memory_analysis(), planned.topology.chip
     per_slice = planned.topology.chips
     slice_of = [device // per_slice for device in range(planned.devices)] if planned.mesh_shape["slices"] > 1 else None
-    program = Program(compiled.as_text(), slice_of=slice_of)
     # What is donated is given back in the same place.
     resident = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     found = {
@@ -159,6 +164,13 @@ def measured(compiled, jaxpr, planned: Plan) -> dict:
         "peak": resident + sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes,
         "memory": chip.memory if chip else None,
         "flops": matmul_flops(jaxpr),  # of all devices together
+    }
+    try:
+        program = Program(compiled.as_text(), slice_of=slice_of)
+    except jax.errors.JaxRuntimeError as error:
+        # A compiler that is newer than JAX may write what JAX cannot read.
+        return found | {"traffic": None, "unknown_loops": 0, "collectives": [], "unread": str(error).splitlines()[0]}
+    found |= {
         "traffic": program.traffic(),
         "unknown_loops": program.unknown_trips(),
         "collectives": [dataclasses.asdict(collective) for collective in program.collectives()],
@@ -349,7 +361,7 @@ def show(entries: list[dict], counts: dict, planned: Plan) -> None:
             share,
             f"{entry['flops'] / planned.devices / 1e12:.3g}",
             _size(entry["traffic"]),
-            _size(sum(collective["moved"] for collective in entry["collectives"])),
+            "-" if "unread" in entry else _size(sum(collective["moved"] for collective in entry["collectives"])),
             _time(entry.get("step_seconds")),
             entry.get("bound", "-"),
             last,
@@ -359,6 +371,9 @@ def show(entries: list[dict], counts: dict, planned: Plan) -> None:
         for place, buffer in enumerate(entry.get("largest", ()), start=1):
             said = f"{_size(buffer['bytes'])} {buffer['type']}, {buffer['operator']} (as compiled for {buffer['on']})"
             print(f"  {entry['step']}, {entry['bucket_seconds']:g} s: large buffer {place}: {said}")
+        if "unread" in entry:
+            name = f"{entry['step']}, {entry['bucket_seconds']:g} s"
+            print(f"  {name}: traffic and communication are not known: JAX cannot read the program ({entry['unread']})")
     unknown = sum(entry.get("unknown_loops", 0) for entry in entries)
     if unknown:
         print(f"{unknown} loops whose length is not known count as one round: traffic and moved are too small")

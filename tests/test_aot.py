@@ -73,6 +73,27 @@ def test_numbers_of_a_compiled_step(micro):
     assert {"all-gather", "all-reduce"} <= kinds
 
 
+def test_a_program_that_jax_cannot_read_still_says_its_memory(micro, capsys):
+    config = micro.config(**MESH)
+    planned = aot.plan(config, f"cpu-{DEVICES}")
+    shapes = Shapes(config, programs.mesh_of(config, jax.devices()[:DEVICES]), tasks=3)
+    traced = shapes.job("transcription", 1.0, 16).trace()
+    compiled = traced.lower().compile()
+
+    class Unreadable:
+        memory_analysis = compiled.memory_analysis
+
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nand a stack trace")
+
+    read, unread = (aot.measured(program, traced.jaxpr, planned) for program in (compiled, Unreadable()))
+    assert unread["unread"] == "INTERNAL: RET_CHECK failure" and "unread" not in read
+    assert (unread["peak"], unread["flops"]) == (read["peak"], read["flops"]) and unread["traffic"] is None
+    entry = {"step": "transcription", "bucket_seconds": 1.0, "rows_per_device": 4.0, "compile_seconds": 1.0}
+    aot.show([entry | unread], shapes.counts, planned)
+    assert "transcription, 1 s: traffic and communication are not known" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("cores", "gigabytes", "expected"), [(8, 60, 4), (8, 5, 1), (2, 512, 2)])
 def test_no_more_programs_are_compiled_at_a_time_than_memory_holds(cores, gigabytes, expected, monkeypatch, tmp_path):
     meminfo = tmp_path / "meminfo"
