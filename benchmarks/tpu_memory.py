@@ -177,7 +177,7 @@ def page(done: dict[str, dict]) -> str:
         lines += ["## The largest training batch on v5e:16x16", "", *table(head, rows)]
     for name, cell in done.items():
         for entry in cell["programs"]:
-            if name.startswith("train") and entry["fits"]:
+            if name.startswith("train") and entry.get("collectives"):
                 head = ("collective", "chips in a group", "times", "payload", "moved")
                 lines += [f"## Collectives, {name}", "", *table(head, collectives_of(entry))]
     return "\n".join(lines)
