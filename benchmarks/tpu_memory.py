@@ -7,6 +7,7 @@ are not compiled again, and the page is written from those that are there.
 """
 
 import json
+import math
 import subprocess
 import sys
 
@@ -104,20 +105,13 @@ def row_of(entry: dict, devices: int) -> list[str]:
     if not entry["fits"]:
         needed = "" if entry["needed"] is None else f": {_gigabytes(entry['needed'])}"
         return [f"does not fit{needed}", *[""] * (len(_COLUMNS) - 1)]
+    known = [_gigabytes(entry[name]) for name in ("arguments", "temporaries", "peak")]
+    known += [f"{entry['peak'] / entry['memory']:.0%}", f"{entry['flops'] / devices / 1e12:.1f}"]
     if "unread" in entry:
-        known = [_gigabytes(entry[name]) for name in ("arguments", "temporaries", "peak")]
-        known += [f"{entry['peak'] / entry['memory']:.0%}", f"{entry['flops'] / devices / 1e12:.1f}"]
         return [*known, *["not read"] * (len(_COLUMNS) - len(known))]
     moved = sum(collective["moved"] for collective in entry["collectives"])
-    return [
-        *(_gigabytes(entry[name]) for name in ("arguments", "temporaries", "peak")),
-        f"{entry['peak'] / entry['memory']:.0%}",
-        f"{entry['flops'] / devices / 1e12:.1f}",
-        _gigabytes(entry["traffic"]),
-        _gigabytes(moved),
-        *(_milliseconds(entry["seconds"][name]) for name in ("compute", "memory", "links", "network")),
-        entry["bound"],
-    ]
+    times = [_milliseconds(entry["seconds"][name]) for name in ("compute", "memory", "links", "network")]
+    return [*known, _gigabytes(entry["traffic"]), _gigabytes(moved), *times, entry["bound"]]
 
 
 def table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
@@ -128,10 +122,7 @@ def table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
 
 def devices_of(cell: dict) -> int:
     """Chips of all slices."""
-    size = 1
-    for axis in cell["mesh"].values():
-        size *= axis
-    return size
+    return math.prod(cell["mesh"].values())
 
 
 def collectives_of(entry: dict) -> list[list[str]]:
