@@ -35,10 +35,10 @@ FULL_BATCH = "--config.batch.seconds=245760"
 METHODS = ("hra", "lora", "residual", "full")
 # What was tried to move the bound, on v5e:16x16 at the full batch.
 VARIANTS = {
-    "all queries at a time": ("--config.attention_block=0",),
-    "blocks of 256 queries": ("--config.attention_block=256",),
     "8 micro-batches": ("--config.accumulate=8",),
     "blocks of 32 queries": ("--config.attention_block=32",),
+    "all queries at a time": ("--config.attention_block=0",),
+    "blocks of 256 queries": ("--config.attention_block=256",),
     "remat=dots": ("--config.remat=dots",),
     "mesh 8 x 32": ("--config.mesh.fsdp=32",),
     "mesh 64 x 4": ("--config.mesh.fsdp=4",),
@@ -67,13 +67,13 @@ def all_cells() -> dict[str, tuple[str, ...]]:
     found = {"variant as configured": ("usm_2b_hra", "v5e:16x16", FULL_BATCH, "--steps=train")}
     for place, where in TOPOLOGIES.items():
         found[f"train {place}"] = ("usm_2b_hra", *where, "--steps=train")
+    for name, settings in VARIANTS.items():
+        found[f"variant {name}"] = ("usm_2b_hra", "v5e:16x16", FULL_BATCH, "--steps=train", *settings)
     for method in METHODS:
         found[f"search {method}"] = (f"usm_2b_{method}", "v5e:16x16", FULL_BATCH, "--search=batch")
     for place, where in TOPOLOGIES.items():
         for step in STEPS[1:]:
             found[f"{step} {place}"] = ("usm_2b_hra", *where, f"--steps={step}")
-    for name, settings in VARIANTS.items():
-        found[f"variant {name}"] = ("usm_2b_hra", "v5e:16x16", FULL_BATCH, "--steps=train", *settings)
     return found
 
 
@@ -107,8 +107,6 @@ def row_of(entry: dict, devices: int) -> list[str]:
         return [f"does not fit{needed}", *[""] * (len(_COLUMNS) - 1)]
     known = [_gigabytes(entry[name]) for name in ("arguments", "temporaries", "peak")]
     known += [f"{entry['peak'] / entry['memory']:.0%}", f"{entry['flops'] / devices / 1e12:.1f}"]
-    if "unread" in entry:
-        return [*known, *["not read"] * (len(_COLUMNS) - len(known))]
     moved = sum(collective["moved"] for collective in entry["collectives"])
     times = [_milliseconds(entry["seconds"][name]) for name in ("compute", "memory", "links", "network")]
     return [*known, _gigabytes(entry["traffic"]), _gigabytes(moved), *times, entry["bound"]]
