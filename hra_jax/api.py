@@ -321,7 +321,7 @@ class Model:
     def _long_path(self, waveform, task: str) -> np.ndarray:
         """The best label per frame of long audio: of two overlapping chunks each keeps its half of the overlap."""
         rate = self.backbone.sample_rate
-        hop = self.backbone.files.features.hop_samples * self.backbone.files.encoder.subsampling
+        hop = self.backbone.files.features.stride * self.backbone.files.encoder.subsampling
         size, step = (int(seconds * rate) // hop * hop for seconds in (CHUNK_SECONDS, CHUNK_SECONDS - OVERLAP_SECONDS))
         margin = (size - step) // 2 // hop
         starts = list(range(0, max(len(waveform) - (size - step), 1), step))

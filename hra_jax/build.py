@@ -134,6 +134,6 @@ def optimizer_settings(config) -> OptimizerConfig:
 def random_backbone(base: Foundation, seed: int):
     """New backbone weights, float32."""
     init = AsrModel(base.features, base.encoder).init
-    samples = jnp.zeros((1, 8 * base.features.hop_samples))
+    samples = jnp.zeros((1, base.features.sample_rate))
     lengths = jnp.full((1,), samples.shape[1], jnp.int32)
     return nn.unbox(jax.jit(lambda key: init(key, samples, lengths, unbound()))(jax.random.key(seed)))["params"]

@@ -49,7 +49,7 @@ class AsrModel(nn.Module):
         with jax.named_scope("frontend"):
             x, lengths = self._features(waveform, num_samples)
         width, channels = self.encoder.d_model, self.encoder.subsampling_channels
-        subsample = ConvSubsampling(width, channels, self.encoder.subsampling_layers, name="subsampling")
+        subsample = ConvSubsampling(width, channels, len(self.encoder.subsampling_layers), name="subsampling")
         x, lengths = subsample(x.astype(self.dtype), lengths)
         encoder = Conformer(
             self.encoder,

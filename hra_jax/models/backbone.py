@@ -70,7 +70,7 @@ def resolve(location: str) -> epath.Path:
 def abstract_params(features: FeatureConfig, encoder: EncoderConfig):
     """Shapes, dtypes and logical axes of the backbone's parameters, boxed as Flax gives them; nothing is computed."""
     model = AsrModel(features, encoder)
-    samples = jnp.zeros((1, 8 * features.hop_samples))
+    samples = jnp.zeros((1, features.sample_rate))
     lengths = jnp.full((1,), samples.shape[1], jnp.int32)
     return jax.eval_shape(lambda key: model.init(key, samples, lengths, unbound()), jax.random.key(0))["params"]
 

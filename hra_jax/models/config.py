@@ -7,13 +7,26 @@ from typing import NamedTuple
 from hra_jax.errors import UserError
 from hra_jax.models import padding
 
-POSITIONS = ("none", "xl", "rope_qk")
+POSITIONS = ("none", "xl", "shaw", "rope_in", "rope_qk")
 CONTEXTS = ("full", "window", "chunk")
 CONV_PADDINGS = ("same", "causal")
-CONV_NORMS = ("layer", "none")
+CONV_NORMS = ("layer", "batch", "none")
 CONV_MASKS = ("none", "pre_pointwise", "post_glu")
-SUBSAMPLINGS = (2, 4)
-NORMALIZATIONS = ("none", "utterance")
+# The ways from features to encoder frames, and the factors by which each can make them fewer.
+SUBSAMPLERS = {
+    "conv2d": (2, 4),
+    "projection": (1,),
+    "conv1d": (4,),
+    "conv2d_separable": (8,),
+    "wave_cnn": (320,),
+}
+FEATURE_KINDS = ("log_mel", "waveform")
+FRAMINGS = ("hop", "inside", "centred")
+WINDOWS = ("hann", "hann_symmetric", "povey")
+PREEMPHASES = ("frame", "signal")
+MEL_SCALES = ("kaldi", "slaney")
+FLOORS = ("add", "max")
+NORMALIZATIONS = ("none", "utterance", "unbiased", "unbiased_std")
 
 
 def _one_of(name: str, value, allowed) -> None:
@@ -26,12 +39,21 @@ def _at_least(name: str, value, least) -> None:
         raise UserError(f"{name} = {value!r}: must be at least {least}")
 
 
+def _later(default):
+    """A field that did not exist when the first backbones were stored.
+
+    It is left out of the JSON while it has its default, so that their fingerprints stay what they are.
+    """
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 @dataclasses.dataclass(frozen=True)
 class FeatureConfig:
-    """Log-mel features.
+    """Features: log-mel spectra, or the samples themselves (`kind='waveform'`, for encoders that begin with a CNN).
 
-    The waveform is scaled to unit variance first (`unit_variance`), so `floor` is relative to the loudness of the
-    utterance: digital silence and faint noise below it look the same.
+    With the defaults the waveform is scaled to unit variance first, so `floor` is relative to the loudness of the
+    utterance: digital silence and faint noise below it look the same. The other fields are what published encoders
+    differ in.
     """
 
     sample_rate: int = 16000  # Hz; audio at any other rate is resampled before it reaches the model
@@ -43,10 +65,38 @@ class FeatureConfig:
     high_hz: float = 8000.0
     unit_variance: bool = True  # scale each waveform to unit variance over its valid samples
     floor: float = 1e-4  # added to the mel power (1.0 = white noise of unit variance) before the logarithm
-    normalization: str = "utterance"  # 'utterance': zero mean, unit variance per bin over the valid frames; or 'none'
+    # Over the valid frames, per bin, zero mean and: 'utterance' unit biased variance, 'unbiased' unit unbiased variance
+    # (eps is added to the variance), 'unbiased_std' the same with eps added to the standard deviation; or 'none'.
+    normalization: str = "utterance"
+    normalization_eps: float = _later(1e-5)
+    kind: str = _later("log_mel")  # log_mel | waveform (zero mean, unit variance with `unit_variance`; nothing else)
+    scale: float = _later(1.0)  # factor on the samples
+    # hop: frame i is centred on the middle of hop i, one frame for every whole hop. inside: frame i begins at sample
+    # i hop, as many as lie wholly inside the signal. centred: the transform of frame i is centred on sample i hop, one
+    # frame for every whole hop. What lies beyond the signal is zero.
+    framing: str = _later("hop")
+    window_shape: str = _later("hann")  # hann (periodic) | hann_symmetric | povey (symmetric Hann to the power of 0.85)
+    unit_power: bool = _later(True)  # the window scaled so that white noise of unit variance has power 1 in each bin
+    remove_dc: bool = _later(False)  # subtract the mean of each frame
+    preemphasis: float = _later(0.0)  # x[n] - p x[n - 1]
+    preemphasis_of: str = _later("frame")  # frame (x[-1] of a frame is its x[0]) | signal (x[-1] is 0)
+    mel_scale: str = _later("kaldi")  # kaldi: 1127 ln(1 + f / 700) | slaney: linear below 1000 Hz
+    mel_area: bool = _later(False)  # triangles linear in Hz with area 1, not linear in mel with peak 1
+    floor_mode: str = _later("add")  # of the mel power: add `floor` | max(power, floor)
+    stack: int = _later(1)  # consecutive frames put side by side; what does not fill a stack is invalid
 
     def __post_init__(self):
-        _one_of("features.normalization", self.normalization, NORMALIZATIONS)
+        for name, allowed in (
+            ("kind", FEATURE_KINDS),
+            ("normalization", NORMALIZATIONS),
+            ("framing", FRAMINGS),
+            ("window_shape", WINDOWS),
+            ("preemphasis_of", PREEMPHASES),
+            ("mel_scale", MEL_SCALES),
+            ("floor_mode", FLOORS),
+        ):
+            _one_of(f"features.{name}", getattr(self, name), allowed)
+        _at_least("features.stack", self.stack, 1)
         _at_least("features.fft", self.fft, self.window_samples)
         _at_least("features.window", self.window, self.hop)
         if not 0 <= self.low_hz < self.high_hz <= self.sample_rate / 2:
@@ -65,9 +115,26 @@ class FeatureConfig:
         """Hop length in samples."""
         return round(self.hop * self.sample_rate)
 
+    @property
+    def width(self) -> int:
+        """Values of one feature frame, F."""
+        return 1 if self.kind == "waveform" else self.bins * self.stack
+
+    @property
+    def stride(self) -> int:
+        """Samples from one feature frame to the next."""
+        return 1 if self.kind == "waveform" else self.hop_samples * self.stack
+
     def frames(self, num_samples):
-        """Feature frames of `num_samples` samples (int or integer array): one for every whole hop."""
-        return num_samples // self.hop_samples
+        """Valid feature frames of `num_samples` samples (int or integer array)."""
+        if self.kind == "waveform":
+            return num_samples
+        frames = num_samples // self.hop_samples
+        if self.framing == "inside":
+            # Fewer samples than a window: (negative // hop) + 1 is at most 0, and a length is not negative.
+            frames = (num_samples - self.window_samples) // self.hop_samples + 1
+            frames = frames * (frames > 0)
+        return frames // self.stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +152,9 @@ class EncoderConfig:
     vocab_size: int  # V, blank included
     subsampling: int = 4  # feature frames to one encoder frame
     subsampling_channels: int = 128
-    position: str = "xl"  # none | xl (Transformer-XL, arXiv 1901.02860) | rope_qk (arXiv 2104.09864)
+    # none | xl (Transformer-XL, arXiv 1901.02860) | shaw (arXiv 1803.02155) | rope_qk (arXiv 2104.09864) | rope_in (the
+    # same rotation of the input of the query and key projections, cut into heads)
+    position: str = "xl"
     rope_base: float = 10000.0
     context: str = "full"  # full | window | chunk
     left_context: int = -1  # window: frames to the left, -1 = all; chunk: whole chunks to the left, -1 = all
@@ -93,21 +162,36 @@ class EncoderConfig:
     chunk: int = 0  # chunk: frames
     norm_eps: float = 1e-5
     conv_padding: str = "same"  # same | causal
-    conv_norm: str = "layer"  # norm after the depthwise convolution: layer | none (folded at conversion)
+    # Norm after the depthwise convolution: layer | batch (by stored statistics) | none (folded into the convolution)
+    conv_norm: str = "layer"
     conv_mask: str = "post_glu"  # where padded frames are zeroed in the convolution module
-    conv_bias: bool = True
+    conv_bias: bool = True  # of the pointwise convolutions, and of the depthwise one unless `depthwise_bias` says
     ff_residual: tuple[float, float] = (1.0, 0.5)  # y = a x + b FF(x)
     conv_residual: tuple[float, float] = (1.0, 1.0)
     input_scale: float = 1.0  # factor on the subsampled input
     final_norm: bool = False  # a LayerNorm after the last block
+    # From features to encoder frames: conv2d (3 x 3, stride 2) | projection (LayerNorm, projection) | wave_cnn (of
+    # samples) | conv2d_separable (3 x 3, the later ones depthwise and pointwise) | conv1d (projections and two
+    # convolutions over time)
+    subsampler: str = _later("conv2d")
+    subsampling_kernel: int = _later(5)  # taps of conv1d
+    wave_kernels: tuple[int, ...] = _later((10, 3, 3, 3, 3, 2, 2))  # taps of wave_cnn, layer by layer
+    wave_strides: tuple[int, ...] = _later((5, 2, 2, 2, 2, 2, 2))
+    shaw_left: int = _later(64)  # shaw: farthest offset to the left that has a row of its own in the table
+    shaw_right: int = _later(8)
+    depthwise_bias: bool | None = _later(None)  # of the depthwise convolution; None: as conv_bias
+    norm_bias: bool = _later(True)  # of the LayerNorms
+    attention_bias: bool = _later(True)  # of query, key, value and output
+    ff_bias: bool = _later(True)  # of both projections of the feed-forward modules
 
     def __post_init__(self):
+        _one_of("encoder.subsampler", self.subsampler, tuple(SUBSAMPLERS))
         _one_of("encoder.position", self.position, POSITIONS)
         _one_of("encoder.context", self.context, CONTEXTS)
         _one_of("encoder.conv_padding", self.conv_padding, CONV_PADDINGS)
         _one_of("encoder.conv_norm", self.conv_norm, CONV_NORMS)
         _one_of("encoder.conv_mask", self.conv_mask, CONV_MASKS)
-        _one_of("encoder.subsampling", self.subsampling, SUBSAMPLINGS)
+        _one_of("encoder.subsampling", self.subsampling, SUBSAMPLERS[self.subsampler])
         for name in ("d_model", "n_layers", "n_heads", "d_ff", "kernel", "vocab_size"):
             _at_least(f"encoder.{name}", getattr(self, name), 1)
         if self.d_model % (2 * self.n_heads):
@@ -141,16 +225,30 @@ class EncoderConfig:
         return (4 * self.n_layers) ** -0.5
 
     @property
-    def subsampling_layers(self) -> int:
-        """Number of stride-2 convolutions."""
-        return int(math.log2(self.subsampling))
+    def has_depthwise_bias(self) -> bool:
+        """Whether the depthwise convolution has a bias."""
+        return self.conv_bias if self.depthwise_bias is None else self.depthwise_bias
+
+    @property
+    def subsampling_layers(self) -> tuple[tuple[int, int, int], ...]:
+        """(kernel, stride, pad) along time of the strided convolutions, in the order in which they are applied."""
+        if self.subsampler == "wave_cnn":
+            return tuple(
+                (kernel, stride, 0) for kernel, stride in zip(self.wave_kernels, self.wave_strides, strict=True)
+            )
+        if self.subsampler == "conv1d":
+            return ((self.subsampling_kernel, 2, 0),) * 2
+        if self.subsampler == "projection":
+            return ()
+        return ((3, 2, 1),) * int(math.log2(self.subsampling))
 
     def output_length(self, features: FeatureConfig, num_samples):
         """Encoder frames of `num_samples` samples (int, numpy or jax integers; elementwise)."""
         length = features.frames(num_samples)
-        for _ in range(self.subsampling_layers):
-            length = padding.strided_length(length, kernel=3, stride=2, pad=1)
-        return length
+        for kernel, stride, pad in self.subsampling_layers:
+            length = padding.strided_length(length, kernel=kernel, stride=stride, pad=pad)
+        # Less than one kernel gives 0 frames or fewer.
+        return length * (length > 0)
 
 
 # Telephone band: any recording can be brought down to 8 kHz, none can be brought up. 20 ms encoder frames keep
@@ -200,26 +298,29 @@ def affine_maps(config: EncoderConfig) -> dict[str, AffineMap]:
     d, f = config.d_model, config.d_ff
     found = {}
 
-    def norm(name: str, path: tuple[str, ...]):
-        found[name] = AffineMap(path, "norm", d, d, True)
+    def norm(name: str, path: tuple[str, ...], *, bias: bool = config.norm_bias):
+        found[name] = AffineMap(path, "norm", d, d, bias)
 
     def projection(name: str, inputs: int, outputs: int, *, bias: bool = True):
         found[name] = AffineMap(tuple(name.split(".")), "projection", inputs, outputs, bias)
 
     def feed_forward(name: str):
         norm(f"{name}.norm", (name, "norm"))
-        projection(f"{name}.up", d, f)
-        projection(f"{name}.down", f, d)
+        projection(f"{name}.up", d, f, bias=config.ff_bias)
+        projection(f"{name}.down", f, d, bias=config.ff_bias)
 
     feed_forward("ff1")
     norm("attention.norm", ("attention_norm",))
     for name in ("query", "key", "value", "output"):
-        projection(f"attention.{name}", d, d)
+        projection(f"attention.{name}", d, d, bias=config.attention_bias)
     norm("convolution.norm", ("convolution", "norm"))
     projection("convolution.gated", d, 2 * d, bias=config.conv_bias)
-    found["convolution.depthwise"] = AffineMap(("convolution", "depthwise"), "depthwise", d, d, config.conv_bias)
-    if config.conv_norm == "layer":
-        norm("convolution.depthwise_norm", ("convolution", "depthwise_norm"))
+    found["convolution.depthwise"] = AffineMap(
+        ("convolution", "depthwise"), "depthwise", d, d, config.has_depthwise_bias
+    )
+    if config.conv_norm != "none":
+        bias = config.norm_bias or config.conv_norm == "batch"
+        norm("convolution.depthwise_norm", ("convolution", "depthwise_norm"), bias=bias)
     projection("convolution.output", d, d, bias=config.conv_bias)
     feed_forward("ff2")
     norm("final_norm", ("final_norm",))
@@ -238,8 +339,11 @@ def named_size(name: str, vocab_size: int) -> tuple[FeatureConfig, EncoderConfig
 
 
 def to_json(config) -> dict:
-    """A configuration dataclass as plain JSON values."""
-    return dataclasses.asdict(config)
+    """A configuration dataclass as plain JSON values, without the later fields that have their defaults."""
+    later = {f.name: f.default for f in dataclasses.fields(config) if f.metadata.get("later")}
+    return {
+        name: value for name, value in dataclasses.asdict(config).items() if name not in later or value != later[name]
+    }
 
 
 def from_json(cls, values: dict):
