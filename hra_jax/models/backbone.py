@@ -11,6 +11,7 @@ storage dtype. An adapter is only ever run on the backbone whose fingerprint it 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -99,6 +100,7 @@ def abstract_params(features: FeatureConfig, encoder: EncoderConfig):
     return jax.eval_shape(lambda key: model.init(key, samples, lengths, unbound()), jax.random.key(0))["params"]
 
 
+@functools.lru_cache(maxsize=8)
 def _shapes(features: FeatureConfig, encoder: EncoderConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every weight by dotted name."""
     leaves = flatten(nn.unbox(abstract_params(features, encoder)), separator=".")
