@@ -128,7 +128,7 @@ def load_adapter(folder, backbone: Backbone, *, slots: int = 0) -> "Model":
     shared = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), no_parameters() | exported.shared)
     adapter = methods.from_settings(exported.config["method"])
     own = None
-    if adapter.output == "characters":
+    if adapter.own_vocabulary:
         found = {entry["name"]: vocabulary_from_json(entry["vocabulary"]) for entry in exported.tasks_json}
         own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size)
     return Model(backbone, adapter, shared, tasks, names, own)
@@ -245,7 +245,8 @@ class Model:
           tasks: a task name per waveform, `__base__` for no adapter; None means `__base__` for all.
 
         Returns:
-          float32 numpy `[B, T, V]` and int32 `[B]`: the valid encoder frames of each.
+          float32 numpy `[B, T, V]` (`[B, T, O]` where tasks have vocabularies of their own) and int32 `[B]`: the valid
+          encoder frames of each. Column i is id i of the task's vocabulary.
 
         Raises:
           UserError: an unknown task, or a waveform that is not 1-D, empty, or not finite.
@@ -289,8 +290,12 @@ class Model:
         )
         frames = np.asarray(frames)[:count]
         log_probs = np.asarray(log_probs)[:count, : max(int(frames.max()), 1)]
+        if self.own is None:
+            return log_probs, frames
+        columns = np.stack([self.own.columns(task) for task in tasks])
+        log_probs = np.take_along_axis(log_probs, columns[:, None, :], axis=2)
         # What a vocabulary does not have is impossible, not just unlikely.
-        return np.where(log_probs > NEVER / 2, log_probs, -np.inf) if self.own is not None else log_probs, frames
+        return np.where(log_probs > NEVER / 2, log_probs, -np.inf), frames
 
     def transcribe(self, waveforms, *, sample_rate: int, tasks=None) -> list[str]:
         """Texts of utterances, each through the adapter of its task; long audio in overlapping chunks.
@@ -304,18 +309,19 @@ class Model:
         prepared = [self._prepare(waveform, sample_rate) for waveform in waveforms]
         short = [i for i, waveform in enumerate(prepared) if len(waveform) <= CHUNK_SECONDS * self.backbone.sample_rate]
         texts = [""] * len(prepared)
-        vocabularies, blank = [self.vocabulary(task) for task in tasks], self.backbone.vocabulary.blank_id
+        vocabularies = {task: self.vocabulary(task) for task in tasks}
         # Utterances of like length run together, a few at a time: little padding, bounded memory.
         short.sort(key=lambda i: len(prepared[i]))
         for start in range(0, len(short), 16):
             part = short[start : start + 16]
             log_probs, lengths = self._run([prepared[i] for i in part], [tasks[i] for i in part])
-            for i, labels in zip(part, ctc.greedy_decode(log_probs, lengths, blank), strict=True):
-                texts[i] = vocabularies[i].decode(labels)
+            blanks = [vocabularies[tasks[i]].blank_id for i in part]
+            for i, labels in zip(part, ctc.greedy_decode(log_probs, lengths, blanks), strict=True):
+                texts[i] = vocabularies[tasks[i]].decode(labels)
         for i in sorted(set(range(len(prepared))) - set(short)):
-            path = self._long_path(prepared[i], tasks[i])
-            (labels,) = ctc.greedy_decode(path[None], [len(path)], blank)
-            texts[i] = vocabularies[i].decode(labels)
+            path, vocabulary = self._long_path(prepared[i], tasks[i]), vocabularies[tasks[i]]
+            (labels,) = ctc.greedy_decode(path[None], [len(path)], vocabulary.blank_id)
+            texts[i] = vocabulary.decode(labels)
         return texts
 
     def _long_path(self, waveform, task: str) -> np.ndarray:

@@ -11,7 +11,8 @@ ADAPTERS = {
     "bitfit": "corrections of the biases (BitFit, arXiv 2106.10199)",
     "output": "an output layer of each task's own",
 }
-OUTPUTS = ("backbone", "task", "characters")
+OWN_VOCABULARIES = ("characters",)  # outputs in vocabularies of the tasks' own
+OUTPUTS = ("backbone", "task", *OWN_VOCABULARIES)
 TRAINED = ("all", "tasks")
 BANKS = ("device", "host")
 RECURRENCES = ("indrnn", "rnn", "gru", "lstm", "mgu", "none")

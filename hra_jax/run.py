@@ -31,6 +31,7 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation import report as reports
 from hra_jax.evaluation import runner as running
 from hra_jax.evaluation import suites
+from hra_jax.rules import OWN_VOCABULARIES
 from hra_jax.training import banks, placement, sharding
 from hra_jax.training import state as states
 from hra_jax.training.checkpoints import Checkpoints
@@ -260,7 +261,7 @@ def _start(config, base) -> exports.ExportedAdapter | None:
 
 
 def _own_vocabularies(config, base, sources, start) -> OwnVocabularies | None:
-    if config.method != "adapter" or config.adapter.output != "characters":
+    if config.method != "adapter" or config.adapter.output not in OWN_VOCABULARIES:
         return None
     given, size = {}, config.adapter.output_size
     if start is not None:

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hra_jax.errors import UserError
+from hra_jax.rules import OUTPUTS, OWN_VOCABULARIES
 
 PARTS = ("all_layers", "per_layer")
-OUTPUTS = ("backbone", "task", "characters")
 NEVER = -1e30  # logit of an output that a vocabulary does not have; finite, so that 0 times it is 0
 
 
@@ -75,10 +75,10 @@ class Adapter:
 
     def __post_init__(self):
         self._one_of("output", OUTPUTS)
-        if (self.output == "characters") != (self.output_size > 0):
+        if self.own_vocabulary != (self.output_size > 0):
             raise UserError(
                 f"{self.name}.output_size = {self.output_size}: allowed with output={self.output!r}: "
-                f"{'1 or more' if self.output == 'characters' else '0'}"
+                f"{'1 or more' if self.own_vocabulary else '0'}"
             )
 
     def _one_of(self, field: str, allowed) -> None:
@@ -97,6 +97,11 @@ class Adapter:
         if len(set(self.layers)) < len(self.layers) or not all(0 <= n < encoder.n_layers for n in self.layers):
             raise UserError(f"adapter.layers = {self.layers}: allowed are distinct numbers 0 to {encoder.n_layers - 1}")
         return tuple(sorted(self.layers))
+
+    @property
+    def own_vocabulary(self) -> bool:
+        """Whether tasks write in vocabularies of their own, on `output_size` outputs of which the blank is 0."""
+        return self.output in OWN_VOCABULARIES
 
     # --- what a method declares ---
 
@@ -185,7 +190,7 @@ class Adapter:
         Returns:
           `[B, T, V]`, or `[B, T, O]` with `NEVER` behind the end of a shorter vocabulary.
         """
-        if self.output == "characters" and symbols is not None:
+        if self.own_vocabulary and symbols is not None:
             padded = jnp.pad(logits, ((0, 0), (0, 0), (0, 2)))
             start = jnp.take_along_axis(padded, jnp.minimum(symbols, logits.shape[-1] + 1)[:, None, :], axis=2)
             if all_layers:

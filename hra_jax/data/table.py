@@ -135,6 +135,7 @@ class UtteranceTable:
       task: int32 [N], -1 for `__base__`.
       frames_needed: int32 [N], the fewest encoder frames that CTC can align the labels to.
       label_lengths: int32 [N].
+      blank_id: the CTC blank among the labels.
       symbols: int32 [tasks + 1, O], what the outputs of each task's own vocabulary start from, `__base__` last; None
         where all tasks have one vocabulary.
       unselected: utterances left out because their task is not among `tasks`: a choice, so not in the report.
@@ -200,6 +201,7 @@ class UtteranceTable:
             chosen = f", {self.unselected} of other tasks" if self.unselected else ""
             raise UserError(f"no usable utterance: all {read} were left out ({report.summary()}{chosen})")
         self._finish()
+        self.blank_id = self.vocabulary_of(BASE_TASK).blank_id
         self.symbols = None if own is None else np.stack([own.symbols(name) for name in (*self.task_names, BASE_TASK)])
 
     def _read(self, index: int, task_tag: str) -> None:
@@ -227,8 +229,8 @@ class UtteranceTable:
                 self._columns.append((index, row.duration, ids[task], augmented_length(labels)))
 
     def vocabulary_of(self, task: str) -> text.Vocabulary:
-        """What a task's labels are made with, and decoded."""
-        return self._own.of(task) if self._own is not None else self._vocabulary
+        """What a task's labels are made with, and decoded: where tasks have their own, with the blank as id 0."""
+        return self._own.in_batch(task) if self._own is not None else self._vocabulary
 
     def _usable_labels(
         self, row: manifest.Utterance, name: str, *, task: str, words: str, frames: int

@@ -103,8 +103,9 @@ class SuiteRunner:
             for batch in batches:
                 outputs = evaluation_step(weights, frozen, sharding.shard_batch(batch, self._mesh))
                 outputs = {name: np.asarray(value) for name, value in outputs.items()}
+                blanks = {"paths": self._table.blank_id, "base_paths": self._base.vocabulary.blank_id}
                 paths, base_paths = (
-                    ctc.greedy_decode(outputs[name], outputs["lengths"], 0) for name in ("paths", "base_paths")
+                    ctc.greedy_decode(outputs[name], outputs["lengths"], blank) for name, blank in blanks.items()
                 )
                 scored = np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0))
                 for row in scored:
