@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hra_jax.adapters import bank, library, methods
+from hra_jax.adapters import bank, initial, library, methods
 from hra_jax.adapters import export as exports
 from hra_jax.adapters.base import NEVER, Adapter, bind, no_parameters, unbound
 from hra_jax.data.audio import resample
-from hra_jax.data.text import Vocabulary, vocabulary_from_json
+from hra_jax.data.text import BlankVocabulary, Vocabulary, vocabulary_from_json
 from hra_jax.data.vocabularies import OwnVocabularies
 from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
@@ -129,8 +129,8 @@ def load_adapter(folder, backbone: Backbone, *, slots: int = 0) -> "Model":
     adapter = methods.from_settings(exported.config["method"])
     own = None
     if adapter.own_vocabulary:
-        found = {entry["name"]: vocabulary_from_json(entry["vocabulary"]) for entry in exported.tasks_json}
-        own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size)
+        found, shared_vocabulary = initial.vocabularies_of(exported)
+        own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size, shared_vocabulary)
     return Model(backbone, adapter, shared, tasks, names, own)
 
 
@@ -192,13 +192,15 @@ class Model:
         return dataclasses.replace(self, rows=rows, tasks=(*self.tasks, name), own=own)
 
     def _own_with(self, name: str, vocabulary: Vocabulary | None) -> OwnVocabularies | None:
-        if (vocabulary is None) != (self.own is None):
+        brings = self.own is not None and self.own.shared is None
+        if (vocabulary is not None) != brings:
             given, allowed = "no vocabulary", "one, as every task here has its own"
             if vocabulary is not None:
-                given, allowed = "a vocabulary", "None, as every task here writes in the backbone's"
+                whose = "the backbone's" if self.own is None else "one vocabulary"
+                given, allowed = "a vocabulary", f"None, as every task here writes in {whose}"
             raise UserError(f"task {name!r} comes with {given}; allowed is {allowed}")
-        if self.own is None:
-            return None
+        if not brings:
+            return self.own
         if vocabulary.size > self.own.size:
             raise UserError(f"task {name!r}: its vocabulary has {vocabulary.size} symbols; allowed: {self.own.size}")
         return dataclasses.replace(self.own, by_task={**self.own.by_task, name: vocabulary})
@@ -306,6 +308,11 @@ class Model:
         if len(tasks) != len(waveforms):
             raise UserError(f"{len(tasks)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
         self._task_ids(tasks)
+        if bank.BASE in tasks and isinstance(self.backbone.vocabulary, BlankVocabulary):
+            raise UserError(
+                f"task {bank.BASE!r}: the backbone {self.backbone.files.info['name']!r} has no output layer of its "
+                f"own; allowed: {', '.join(self.tasks) or 'none, an adapter with an output layer is needed'}"
+            )
         prepared = [self._prepare(waveform, sample_rate) for waveform in waveforms]
         short = [i for i, waveform in enumerate(prepared) if len(waveform) <= CHUNK_SECONDS * self.backbone.sample_rate]
         texts = [""] * len(prepared)

@@ -298,6 +298,8 @@ def _export(run: Run, weights, rows: dict, step: int, task_steps: dict[str, int]
     config, vocabulary = run.config, run.base.vocabulary.to_json()
     if config.method == "adapter":
         folder = run.workdir / "adapter"
+        if run.own is not None and run.own.shared is not None:
+            vocabulary = run.own.shared.to_json()
         scored = _scores(results)
         earlier = {} if run.start is None else {entry["name"]: entry for entry in run.start.tasks_json}
         entries = []
@@ -306,7 +308,7 @@ def _export(run: Run, weights, rows: dict, step: int, task_steps: dict[str, int]
             entry = {"step": task_steps[name]} if trained or name not in earlier else earlier[name]
             if name in scored:
                 entry = {**entry, "wer": scored[name], "suite": results["suite"]}
-            if run.own is not None:
+            if run.own is not None and run.own.shared is None:
                 entry = {**entry, "vocabulary": run.own.of(name).to_json()}
             entries.append({**entry, "name": name, "row": row})
         exports.write_adapter(

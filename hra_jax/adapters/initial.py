@@ -11,6 +11,7 @@ from hra_jax import config as configs
 from hra_jax.adapters import bank, methods
 from hra_jax.adapters import export as exports
 from hra_jax.adapters.base import Adapter, no_parameters
+from hra_jax.data.text import Vocabulary, vocabulary_from_json
 from hra_jax.errors import UserError
 
 _CHUNK = 4096  # rows that are drawn at a time
@@ -21,7 +22,7 @@ def new_weights(adapter: Adapter, key, encoder, tasks: int) -> dict:
     """A new adapter: {'shared', 'tasks'}, float32; row i does not depend on how many there are."""
     shared_key, task_key = jax.random.split(key)
     rows = bank.init_rows(adapter, task_key, encoder, jnp.arange(tasks))
-    return {"shared": adapter.init_shared(shared_key, encoder), "tasks": rows}
+    return {"shared": adapter.init_common(shared_key, encoder), "tasks": rows}
 
 
 def new_weights_on_host(adapter: Adapter, key, encoder, tasks: int) -> dict:
@@ -31,7 +32,7 @@ def new_weights_on_host(adapter: Adapter, key, encoder, tasks: int) -> dict:
     size = min(tasks, _CHUNK)
     parts = [jax.device_get(draw(jnp.arange(first, first + size))) for first in range(0, tasks, size)]
     rows = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:tasks], *parts)
-    return {"shared": jax.device_get(adapter.init_shared(shared_key, encoder)), "tasks": rows}
+    return {"shared": jax.device_get(adapter.init_common(shared_key, encoder)), "tasks": rows}
 
 
 def read_start(folder: str, *, fingerprint: str) -> exports.ExportedAdapter:
@@ -48,6 +49,18 @@ def read_start(folder: str, *, fingerprint: str) -> exports.ExportedAdapter:
             f"({trained_on['fingerprint'][:12]}), but this run's has the fingerprint {fingerprint[:12]}"
         )
     return exported
+
+
+def vocabularies_of(exported: exports.ExportedAdapter) -> tuple[dict[str, Vocabulary], Vocabulary | None]:
+    """The vocabularies of an adapter whose tasks do not write in the backbone's: by task, or one for all tasks.
+
+    Raises:
+      UserError: a vocabulary that cannot be read.
+    """
+    if methods.from_settings(exported.config["method"]).shared_output:
+        return {}, vocabulary_from_json(exported.config["vocabulary"])
+    entries = {entry["name"]: entry for entry in exported.tasks_json}
+    return {name: vocabulary_from_json(entry.get("vocabulary")) for name, entry in entries.items()}, None
 
 
 def check_start(exported: exports.ExportedAdapter, adapter: Adapter, *, folder: str) -> None:

@@ -156,12 +156,13 @@ class SentencePieceVocabulary:
         self._known: dict[str, bool] = {}
 
     @classmethod
-    def train(cls, texts: Iterable[str], size: int) -> "SentencePieceVocabulary":
+    def train(cls, texts: Iterable[str], size: int, *, fewer: bool = False) -> "SentencePieceVocabulary":
         """A unigram model of the given texts, in which every character of the texts is known.
 
         Args:
           texts: normalised transcripts, one text each.
           size: V, the blank and the model's unknown piece included.
+          fewer: whether texts that cannot give so many pieces may give fewer.
 
         Raises:
           UserError: no text, or a size that these texts cannot give.
@@ -177,6 +178,7 @@ class SentencePieceVocabulary:
                 sentence_iterator=iter(texts),
                 model_writer=written,
                 vocab_size=size - 1,
+                hard_vocab_limit=not fewer,
                 model_type="unigram",
                 character_coverage=1.0,
                 # The texts are normalised by then, and no sentence marks are wanted among CTC labels.

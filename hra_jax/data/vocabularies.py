@@ -79,15 +79,24 @@ def output_symbols(vocabulary: Vocabulary, base: Vocabulary, size: int) -> list[
 
 @dataclass(frozen=True)
 class OwnVocabularies:
-    """Vocabularies of tasks that write in their own, on one output layer of `size` outputs (O)."""
+    """Vocabularies of tasks that do not write in the backbone's, on an output layer of `size` outputs (O)."""
 
     base: Vocabulary  # the backbone's, and that of `__base__`
     by_task: Mapping[str, Vocabulary]
     size: int
+    shared: Vocabulary | None = None  # of all tasks; `by_task` is empty then
 
     def of(self, task: str) -> Vocabulary:
         """The vocabulary of a task, with its blank where it has it."""
-        return self.base if task == BASE_TASK else self.by_task[task]
+        if task == BASE_TASK:
+            return self.base
+        return self.by_task[task] if self.shared is None else self.shared
+
+    def facts(self, tasks: Iterable[str]) -> dict:
+        """The vocabularies of tasks as JSON values."""
+        if self.shared is not None:
+            return {"shared": self.shared.to_json()}
+        return {name: self.of(name).to_json() for name in tasks}
 
     def in_batch(self, task: str) -> Vocabulary:
         """The vocabulary of a task with the ids of the outputs of a batch: the blank is 0."""
