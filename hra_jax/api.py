@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hra_jax.adapters import bank, initial, library, methods
+from hra_jax.adapters import bank, library, methods
 from hra_jax.adapters import export as exports
 from hra_jax.adapters.base import NEVER, Adapter, bind, no_parameters, unbound
 from hra_jax.data.audio import resample
 from hra_jax.data.text import BlankVocabulary, Vocabulary, vocabulary_from_json
-from hra_jax.data.vocabularies import OwnVocabularies
+from hra_jax.data.vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
 from hra_jax.models import ctc
@@ -129,7 +129,7 @@ def load_adapter(folder, backbone: Backbone, *, slots: int = 0) -> "Model":
     adapter = methods.from_settings(exported.config["method"])
     own = None
     if adapter.own_vocabulary:
-        found, shared_vocabulary = initial.vocabularies_of(exported)
+        found, shared_vocabulary = stored_vocabularies(exported.config, exported.tasks_json)
         own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size, shared_vocabulary)
     return Model(backbone, adapter, shared, tasks, names, own)
 

@@ -26,7 +26,7 @@ from hra_jax.data import synthesize
 from hra_jax.data.report import DataReport
 from hra_jax.data.table import TableSource, UtteranceTable, own_vocabularies, read_sources
 from hra_jax.data.text import BlankVocabulary, normalize_text
-from hra_jax.data.vocabularies import OwnVocabularies
+from hra_jax.data.vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.evaluation import report as reports
 from hra_jax.evaluation import runner as running
@@ -276,7 +276,7 @@ def _own_vocabularies(config, base, sources, start) -> OwnVocabularies | None:
         if config.adapter.new_task != "zero" and config.adapter.output not in SHARED_VOCABULARIES:
             value = config.adapter.new_task
             raise UserError(f"adapter.new_task = {value!r}: allowed is 'zero' where tasks have their own vocabulary")
-        given, shared = initial.vocabularies_of(start)
+        given, shared = stored_vocabularies(start.config, start.tasks_json)
         size = size or start.config["method"]["output_size"]
         pieces = max((vocabulary.size for vocabulary in given.values()), default=pieces)
     return own_vocabularies(

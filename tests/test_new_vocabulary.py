@@ -168,3 +168,20 @@ def test_what_a_bare_backbone_cannot_do_is_one_line(bare, micro, tmp_path, chang
     with pytest.raises(UserError, match=told) as caught:
         world.train(micro.config(backbone=bare, **changes), tmp_path / "W", on_step=lambda step: pytest.fail("a step"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_task_trained_later_writes_in_the_shared_vocabulary_and_moves_no_other(bare, micro, tmp_path):
+    config = micro.config(backbone=bare, steps=2, adapter__output="shared_sentencepiece", adapter__output_pieces=12)
+    world.train(config, tmp_path / "W")
+    folder, manifest = str(tmp_path / "W" / "adapter"), str(micro.data / "train.jsonl")
+    status = tasks.add(
+        folder, "dee", init="mean", backbone=bare, manifest=manifest, steps=2, output=str(tmp_path / "more")
+    )
+    before, after = read_adapter(folder), read_adapter(tmp_path / "more")
+    assert status == 0 and list(after.tasks) == [*before.tasks, "dee"] and "vocabulary" not in after.tasks_json[-1]
+    for old, new in ((before.shared, after.shared), (before.tasks, {n: after.tasks[n] for n in before.tasks})):
+        jax.tree.map(np.testing.assert_array_equal, old, new)
+    model = hra_jax.load_adapter(tmp_path / "more", hra_jax.load_backbone(bare))
+    assert model.vocabulary("dee") is model.vocabulary("ann")
+    assert model.vocabulary("dee").to_json() == before.config["vocabulary"]

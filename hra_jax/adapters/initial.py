@@ -11,7 +11,6 @@ from hra_jax import config as configs
 from hra_jax.adapters import bank, methods
 from hra_jax.adapters import export as exports
 from hra_jax.adapters.base import Adapter, no_parameters
-from hra_jax.data.text import Vocabulary, vocabulary_from_json
 from hra_jax.errors import UserError
 
 _CHUNK = 4096  # rows that are drawn at a time
@@ -49,18 +48,6 @@ def read_start(folder: str, *, fingerprint: str) -> exports.ExportedAdapter:
             f"({trained_on['fingerprint'][:12]}), but this run's has the fingerprint {fingerprint[:12]}"
         )
     return exported
-
-
-def vocabularies_of(exported: exports.ExportedAdapter) -> tuple[dict[str, Vocabulary], Vocabulary | None]:
-    """The vocabularies of an adapter whose tasks do not write in the backbone's: by task, or one for all tasks.
-
-    Raises:
-      UserError: a vocabulary that cannot be read.
-    """
-    if methods.from_settings(exported.config["method"]).shared_output:
-        return {}, vocabulary_from_json(exported.config["vocabulary"])
-    entries = {entry["name"]: entry for entry in exported.tasks_json}
-    return {name: vocabulary_from_json(entry.get("vocabulary")) for name, entry in entries.items()}, None
 
 
 def check_start(exported: exports.ExportedAdapter, adapter: Adapter, *, folder: str) -> None:

@@ -321,7 +321,9 @@ def why_not_merged(adapter: Adapter) -> str | None:
             "gives, so no other weights of the layer equal it"
         )
     if adapter.own_vocabulary:
-        return "the task cannot be merged: its output layer has another vocabulary than the backbone's"
+        if adapter.shared_output:
+            return "the task cannot be merged: its output layer, in another vocabulary, is shared by all tasks"
+        return "the task cannot be merged: it has a vocabulary and an output layer of its own"
     return None
 
 

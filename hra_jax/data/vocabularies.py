@@ -4,14 +4,15 @@ A batch holds rows of several vocabularies, so its loss and its best paths need 
 published backbone may have its blank elsewhere; its ids are then numbered anew, the blank first.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hra_jax.data.text import BLANK_ID, CharacterVocabulary, Vocabulary
+from hra_jax.data.text import BLANK_ID, CharacterVocabulary, Vocabulary, vocabulary_from_json
 from hra_jax.data.tokens import CtcTokenVocabulary, check_ids
-from hra_jax.rules import BASE_TASK
+from hra_jax.errors import UserError
+from hra_jax.rules import BASE_TASK, SHARED_VOCABULARIES
 
 
 class BlankFirst:
@@ -75,6 +76,24 @@ def output_symbols(vocabulary: Vocabulary, base: Vocabulary, size: int) -> list[
         ids = (base.encode(character) for character in vocabulary.characters)
         found = [base.blank_id] + [one[0] if len(one) == 1 else base.size for one in ids]
     return found + [base.size + 1] * (size - len(found))
+
+
+def stored_vocabularies(config: Mapping, tasks: Sequence[Mapping]) -> tuple[dict[str, Vocabulary], Vocabulary | None]:
+    """The vocabularies of an exported adapter whose tasks do not write in the backbone's: by task, or one for all.
+
+    Args:
+      config: its adapter_config.json.
+      tasks: the entries of its tasks.json.
+
+    Raises:
+      UserError: a vocabulary is missing or cannot be read.
+    """
+    if config["method"]["output"] in SHARED_VOCABULARIES:
+        return {}, vocabulary_from_json(config["vocabulary"])
+    for entry in tasks:
+        if "vocabulary" not in entry:
+            raise UserError(f"task {entry['name']!r} has no vocabulary; its adapter needs one for each task")
+    return {entry["name"]: vocabulary_from_json(entry["vocabulary"]) for entry in tasks}, None
 
 
 @dataclass(frozen=True)
