@@ -9,12 +9,19 @@ import jax.numpy as jnp
 
 from hra_jax.adapters import methods
 from hra_jax.adapters.base import Adapter, unbound
-from hra_jax.data.text import CharacterVocabulary, SentencePieceVocabulary, Vocabulary, vocabulary_from_json
+from hra_jax.data.text import (
+    BlankVocabulary,
+    CharacterVocabulary,
+    SentencePieceVocabulary,
+    Vocabulary,
+    vocabulary_from_json,
+)
 from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.augment import AugmentConfig
 from hra_jax.models.config import EncoderConfig, FeatureConfig, from_json, named_size
+from hra_jax.rules import OWN_VOCABULARIES
 from hra_jax.training.optimizer import OptimizerConfig
 
 ABSTRACT = "abstract"  # a backbone of shapes alone
@@ -49,6 +56,18 @@ def check_has_weights(config) -> None:
         raise UserError(
             f"backbone = {ABSTRACT!r} has no weights; it is for hra_jax.params; allowed here: builtin:NAME or a folder"
         )
+
+
+def check_has_outputs(config, base: Foundation) -> None:
+    """Refuses, with a UserError, to train in the vocabulary of a backbone that has none but the blank."""
+    if isinstance(base.vocabulary, BlankVocabulary):
+        output = config.adapter.output if config.method == "adapter" else "backbone"
+        if output not in OWN_VOCABULARIES:
+            what = f"adapter.output = {output!r}" if config.method == "adapter" else f"method = {config.method!r}"
+            raise UserError(
+                f"{what}: the backbone {base.name!r} has no output layer of its own; allowed: method 'adapter' with "
+                f"adapter.output {', '.join(OWN_VOCABULARIES)}"
+            )
 
 
 def geometry(config) -> tuple[FeatureConfig, EncoderConfig]:

@@ -306,16 +306,17 @@ def _export_adapter(run: Run, shared, rows: dict, step: int, task_steps: dict[st
         entry = {"step": task_steps[name]} if trained or name not in earlier else earlier[name]
         if name in scored:
             entry = {**entry, "wer": scored[name], "suite": results["suite"]}
-        if run.own is not None:
+        if run.own is not None and run.own.shared is None:
             entry = {**entry, "vocabulary": run.own.of(name).to_json()}
         entries.append({**entry, "name": name, "row": row})
+    in_common = run.own is not None and run.own.shared is not None
     exports.write_adapter(
         folder,
         method=methods.settings(run.method),
         weights={"shared": shared, "tasks": rows["tasks"]},
         tasks=entries,
         backbone={"name": run.base.name, "fingerprint": run.base.fingerprint},
-        vocabulary=run.base.vocabulary.to_json(),
+        vocabulary=(run.own.shared if in_common else run.base.vocabulary).to_json(),
         accounting=accounting(run),
         results=results,
         per_task_files=run.config.export.per_task_files,
