@@ -33,15 +33,16 @@ TOPOLOGIES = {
 # 32 utterances of 30 s on each of 256 chips
 FULL_BATCH = "--config.batch.seconds=245760"
 METHODS = ("hra", "lora", "residual", "full")
-# What was tried to move the bound, on v5e:16x16 at the full batch.
+# What was tried to move the bound, on v5e:16x16: the batch, and what else differs from the configuration.
 VARIANTS = {
-    "all queries at a time": ("--config.attention_block=0",),
-    "blocks of 256 queries": ("--config.attention_block=256",),
-    "8 micro-batches": ("--config.accumulate=8",),
-    "blocks of 32 queries": ("--config.attention_block=32",),
-    "remat=dots": ("--config.remat=dots",),
-    "mesh 8 x 32": ("--config.mesh.fsdp=32",),
-    "mesh 64 x 4": ("--config.mesh.fsdp=4",),
+    "4 a chip, all queries at a time": ((), ("--config.attention_block=0",)),
+    "4 a chip, blocks of 256 queries": ((), ("--config.attention_block=256",)),
+    "4 a chip, remat=dots": ((), ("--config.remat=dots",)),
+    "4 a chip, mesh 8 x 32": ((), ("--config.mesh.fsdp=32",)),
+    "4 a chip, mesh 64 x 4": ((), ("--config.mesh.fsdp=4",)),
+    "32 a chip": ((FULL_BATCH,), ()),
+    "32 a chip, 8 micro-batches": ((FULL_BATCH,), ("--config.accumulate=8",)),
+    "32 a chip, blocks of 32 queries": ((FULL_BATCH,), ("--config.attention_block=32",)),
 }
 
 
@@ -64,22 +65,22 @@ def cell_of(cells: Cells, name: str, config: str, topology: str, *settings: str)
 
 def all_cells() -> dict[str, tuple[str, ...]]:
     """name -> arguments of every cell, the most wanted first."""
-    found = {"variant as configured": ("usm_2b_hra", "v5e:16x16", FULL_BATCH, "--steps=train")}
+    found = {}
     for place, where in TOPOLOGIES.items():
         found[f"train {place}"] = ("usm_2b_hra", *where, "--steps=train")
-    for method in METHODS:
-        found[f"search {method}"] = (f"usm_2b_{method}", "v5e:16x16", FULL_BATCH, "--search=batch")
     for place, where in TOPOLOGIES.items():
         for step in STEPS[1:]:
             found[f"{step} {place}"] = ("usm_2b_hra", *where, f"--steps={step}")
-    for name, settings in VARIANTS.items():
-        found[f"variant {name}"] = ("usm_2b_hra", "v5e:16x16", FULL_BATCH, "--steps=train", *settings)
+    for name, (batch, settings) in VARIANTS.items():
+        found[f"variant {name}"] = ("usm_2b_hra", "v5e:16x16", *batch, "--steps=train", *settings)
+    for method in METHODS:
+        found[f"search {method}"] = (f"usm_2b_{method}", "v5e:16x16", FULL_BATCH, "--search=batch")
     return found
 
 
 def file_name(name: str) -> str:
     """The name of a cell's file."""
-    return name.replace(" ", "_").replace(":", "-").replace("=", "-")
+    return name.replace(",", "").replace(" ", "_").replace(":", "-").replace("=", "-")
 
 
 # ======================================================================================================================
@@ -107,8 +108,6 @@ def row_of(entry: dict, devices: int) -> list[str]:
         return [f"does not fit{needed}", *[""] * (len(_COLUMNS) - 1)]
     known = [_gigabytes(entry[name]) for name in ("arguments", "temporaries", "peak")]
     known += [f"{entry['peak'] / entry['memory']:.0%}", f"{entry['flops'] / devices / 1e12:.1f}"]
-    if "unread" in entry:
-        return [*known, *["not read"] * (len(_COLUMNS) - len(known))]
     moved = sum(collective["moved"] for collective in entry["collectives"])
     times = [_milliseconds(entry["seconds"][name]) for name in ("compute", "memory", "links", "network")]
     return [*known, _gigabytes(entry["traffic"]), _gigabytes(moved), *times, entry["bound"]]

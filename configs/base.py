@@ -30,9 +30,11 @@ def get_config() -> ConfigDict:
     config.adapter.name = "hra"  # hra | residual | lora | bitfit | output; its own settings are in the group so named
     config.adapter.layers = ()  # numbers of the adapted layers, from 0; () means all
     config.adapter.output = (
-        "backbone"  # output layer: backbone | task (owns a correction) | characters (and vocabulary)
+        "backbone"  # output layer: backbone | task (owns a correction) | characters, sentencepiece (owns it, and a new
+        # vocabulary of its training texts) | shared_characters, shared_sentencepiece (one for all tasks)
     )
-    config.adapter.output_size = 0  # outputs with output = "characters"; 0: as many as the largest vocabulary needs
+    config.adapter.output_size = 0  # outputs with a new vocabulary; 0: as many as the largest vocabulary needs
+    config.adapter.output_pieces = 128  # size of a new SentencePiece vocabulary at most, the blank included
     config.adapter.train = "all"  # all | tasks (rows of the tasks alone; what they share stays as it starts)
     config.adapter.start = ""  # folder of an exported adapter to start from; '' for a new one
     config.adapter.new_task = (

@@ -13,6 +13,7 @@ from hra_jax import api, build, programs
 from hra_jax.adapters import initial
 from hra_jax.data import batching
 from hra_jax.models import backbone as backbones
+from hra_jax.rules import OWN_VOCABULARIES
 from hra_jax.training import placement, sharding
 from hra_jax.training import state as states
 
@@ -60,7 +61,7 @@ class Shapes:
         self._config, self._mesh, self._labels = config, mesh, labels_per_second
         features, encoder = build.geometry(config)
         self._base = build.Foundation(features, encoder, None, config.backbone, "", None)
-        own = config.adapter.output == "characters" and config.method == "adapter"
+        own = config.adapter.output in OWN_VOCABULARIES and config.method == "adapter"
         self._outputs = (config.adapter.output_size or encoder.vocab_size) if own else 0
         self._method = build.adapter_method(config, output_size=self._outputs)
         self._method.adapted(encoder)

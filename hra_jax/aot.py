@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 
 import rich.console
@@ -126,27 +127,38 @@ def compile_job(job, planned: Plan) -> dict:
     }
     traced = job.trace()
     try:
-        compiled = traced.lower().compile()
+        compiled, text = compiled_with_text(traced.lower())
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return entry | {"fits": False, **too_large(str(error)), "compile_seconds": time.monotonic() - start}
-    return entry | measured(compiled, traced.jaxpr, planned) | {"compile_seconds": time.monotonic() - start}
+    return entry | measured(compiled, text, traced.jaxpr, planned) | {"compile_seconds": time.monotonic() - start}
 
 
-def measured(compiled, jaxpr, planned: Plan) -> dict:
+def compiled_with_text(lowered) -> tuple:
+    """Compiles what `jax.jit(...).lower(...)` gave; the compiled program, and its text as the compiler wrote it.
+
+    `compiled.as_text()` reads the program back first, which fails where the compiler for TPUs is newer than JAX.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        written = sorted(epath.Path(folder).glob("*after_optimizations.txt"))
+        # A program from the compile cache is not written down again.
+        return compiled, written[0].read_text() if written else compiled.as_text()
+
+
+def measured(compiled, text: str, jaxpr, planned: Plan) -> dict:
     """What a compiled program takes on one device, and how fast the chip can be at best.
 
     Args:
-      compiled: from `jax.jit(...).lower(...).compile()`.
+      compiled: from `compiled_with_text`.
+      text: from there.
       jaxpr: of the same function.
       planned: where it is to run.
 
     Returns:
-      What --json writes of it. Where JAX cannot read back what the compiler made, 'unread' says why, 'traffic' is None,
-      and there are no collectives and no roofline.
+      What --json writes of it.
     """
-    import jax
 
     from hra_jax.compiled import Program
     from hra_jax.flops import matmul_flops
@@ -165,11 +177,7 @@ def measured(compiled, jaxpr, planned: Plan) -> dict:
         "memory": chip.memory if chip else None,
         "flops": matmul_flops(jaxpr),  # of all devices together
     }
-    try:
-        program = Program(compiled.as_text(), slice_of=slice_of)
-    except jax.errors.JaxRuntimeError as error:
-        # A compiler that is newer than JAX may write what JAX cannot read.
-        return found | {"traffic": None, "unknown_loops": 0, "collectives": [], "unread": str(error).splitlines()[0]}
+    program = Program(text, slice_of=slice_of)
     found |= {
         "traffic": program.traffic(),
         "unknown_loops": program.unknown_trips(),
@@ -226,12 +234,12 @@ def largest_buffers(config, planned: Plan, entry: dict, *, tasks: int, labels_pe
     shapes = Shapes(config, mesh, tasks=tasks, labels_per_second=labels_per_second)
     job = shapes.job(entry["step"], entry["bucket_seconds"], entry["rows"])
     try:
-        compiled = job.trace().lower().compile()
+        _, text = compiled_with_text(job.trace().lower())
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return []
-    return [buffer | {"on": name} for buffer in Program(compiled.as_text()).largest(_LARGEST)]
+    return [buffer | {"on": name} for buffer in Program(text).largest(_LARGEST)]
 
 
 def at_a_time() -> int:
@@ -361,7 +369,7 @@ def show(entries: list[dict], counts: dict, planned: Plan) -> None:
             share,
             f"{entry['flops'] / planned.devices / 1e12:.3g}",
             _size(entry["traffic"]),
-            "-" if "unread" in entry else _size(sum(collective["moved"] for collective in entry["collectives"])),
+            _size(sum(collective["moved"] for collective in entry["collectives"])),
             _time(entry.get("step_seconds")),
             entry.get("bound", "-"),
             last,
@@ -371,9 +379,6 @@ def show(entries: list[dict], counts: dict, planned: Plan) -> None:
         for place, buffer in enumerate(entry.get("largest", ()), start=1):
             said = f"{_size(buffer['bytes'])} {buffer['type']}, {buffer['operator']} (as compiled for {buffer['on']})"
             print(f"  {entry['step']}, {entry['bucket_seconds']:g} s: large buffer {place}: {said}")
-        if "unread" in entry:
-            name = f"{entry['step']}, {entry['bucket_seconds']:g} s"
-            print(f"  {name}: traffic and communication are not known: JAX cannot read the program ({entry['unread']})")
     unknown = sum(entry.get("unknown_loops", 0) for entry in entries)
     if unknown:
         print(f"{unknown} loops whose length is not known count as one round: traffic and moved are too small")

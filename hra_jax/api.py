@@ -14,12 +14,13 @@ from hra_jax.adapters import bank, library, methods
 from hra_jax.adapters import export as exports
 from hra_jax.adapters.base import NEVER, Adapter, bind, no_parameters, unbound
 from hra_jax.data.audio import resample
-from hra_jax.data.text import Vocabulary, vocabulary_from_json
-from hra_jax.data.vocabularies import OwnVocabularies
+from hra_jax.data.text import BlankVocabulary, Vocabulary, vocabulary_from_json
+from hra_jax.data.vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
 from hra_jax.models import ctc
 from hra_jax.models.asr import AsrModel
+from hra_jax.training import placement
 
 CHUNK_SECONDS, OVERLAP_SECONDS = 20.0, 4.0  # long audio is recognised in chunks that overlap
 
@@ -36,7 +37,7 @@ def padded_size(size: int, least: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A frozen speech encoder with its CTC head, on the device."""
+    """A frozen speech encoder with its CTC head, on the device or the mesh."""
 
     files: backbones.BackboneFiles
     params: dict
@@ -74,23 +75,30 @@ class Backbone:
         return Model(self, Adapter(), {}, {}, ()).transcribe(waveforms, sample_rate=sample_rate)
 
 
-def load_backbone(location: str, *, dtype: str = "auto", verify: bool = False) -> Backbone:
+def load_backbone(location: str, mesh=None, *, dtype: str = "auto", verify: bool = False) -> Backbone:
     """Loads a backbone.
 
     Args:
       location: a folder, or `builtin:NAME`.
+      mesh: where the weights are to lie, see `hra_jax.training.sharding.make_mesh`: large ones are split over its
+        devices, and a process reads its own part. None: the default device.
       dtype: 'float32', 'bfloat16', or 'auto' (float32 on a CPU, else bfloat16).
       verify: hash every tensor again.
 
     Raises:
-      UserError: no such backbone, or a damaged one.
+      UserError: no such backbone, a damaged one, or a mesh that does not divide its widths.
     """
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UserError(f"dtype = {dtype!r}: allowed are 'auto', 'float32', 'bfloat16'")
     files = backbones.load(location, verify=verify)
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), files.params)
+    if mesh is None:
+        flat = {name: jnp.asarray(files.tensors.read(name), dtype) for name in files.tensors.names()}
+        params = exports.unflatten(flat, separator=".")
+    else:
+        shardings = placement.backbone_shardings(mesh, files.features, files.encoder)
+        params = backbones.load_params(files, shardings, dtype=jnp.dtype(dtype))
     return Backbone(files, params, jnp.dtype(dtype))
 
 
@@ -128,9 +136,9 @@ def load_adapter(folder, backbone: Backbone, *, slots: int = 0) -> "Model":
     shared = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), no_parameters() | exported.shared)
     adapter = methods.from_settings(exported.config["method"])
     own = None
-    if adapter.output == "characters":
-        found = {entry["name"]: vocabulary_from_json(entry["vocabulary"]) for entry in exported.tasks_json}
-        own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size)
+    if adapter.own_vocabulary:
+        found, shared_vocabulary = stored_vocabularies(exported.config, exported.tasks_json)
+        own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size, shared_vocabulary)
     return Model(backbone, adapter, shared, tasks, names, own)
 
 
@@ -192,13 +200,15 @@ class Model:
         return dataclasses.replace(self, rows=rows, tasks=(*self.tasks, name), own=own)
 
     def _own_with(self, name: str, vocabulary: Vocabulary | None) -> OwnVocabularies | None:
-        if (vocabulary is None) != (self.own is None):
+        brings = self.own is not None and self.own.shared is None
+        if (vocabulary is not None) != brings:
             given, allowed = "no vocabulary", "one, as every task here has its own"
             if vocabulary is not None:
-                given, allowed = "a vocabulary", "None, as every task here writes in the backbone's"
+                whose = "the backbone's" if self.own is None else "one vocabulary"
+                given, allowed = "a vocabulary", f"None, as every task here writes in {whose}"
             raise UserError(f"task {name!r} comes with {given}; allowed is {allowed}")
-        if self.own is None:
-            return None
+        if not brings:
+            return self.own
         if vocabulary.size > self.own.size:
             raise UserError(f"task {name!r}: its vocabulary has {vocabulary.size} symbols; allowed: {self.own.size}")
         return dataclasses.replace(self.own, by_task={**self.own.by_task, name: vocabulary})
@@ -245,7 +255,8 @@ class Model:
           tasks: a task name per waveform, `__base__` for no adapter; None means `__base__` for all.
 
         Returns:
-          float32 numpy `[B, T, V]` and int32 `[B]`: the valid encoder frames of each.
+          float32 numpy `[B, T, V]` (`[B, T, O]` where tasks have vocabularies of their own) and int32 `[B]`: the valid
+          encoder frames of each. Column i is id i of the task's vocabulary.
 
         Raises:
           UserError: an unknown task, or a waveform that is not 1-D, empty, or not finite.
@@ -289,8 +300,12 @@ class Model:
         )
         frames = np.asarray(frames)[:count]
         log_probs = np.asarray(log_probs)[:count, : max(int(frames.max()), 1)]
+        if self.own is None:
+            return log_probs, frames
+        columns = np.stack([self.own.columns(task) for task in tasks])
+        log_probs = np.take_along_axis(log_probs, columns[:, None, :], axis=2)
         # What a vocabulary does not have is impossible, not just unlikely.
-        return np.where(log_probs > NEVER / 2, log_probs, -np.inf) if self.own is not None else log_probs, frames
+        return np.where(log_probs > NEVER / 2, log_probs, -np.inf), frames
 
     def transcribe(self, waveforms, *, sample_rate: int, tasks=None) -> list[str]:
         """Texts of utterances, each through the adapter of its task; long audio in overlapping chunks.
@@ -301,21 +316,27 @@ class Model:
         if len(tasks) != len(waveforms):
             raise UserError(f"{len(tasks)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
         self._task_ids(tasks)
+        if bank.BASE in tasks and isinstance(self.backbone.vocabulary, BlankVocabulary):
+            raise UserError(
+                f"task {bank.BASE!r}: the backbone {self.backbone.files.info['name']!r} has no output layer of its "
+                f"own; allowed: {', '.join(self.tasks) or 'none, an adapter with an output layer is needed'}"
+            )
         prepared = [self._prepare(waveform, sample_rate) for waveform in waveforms]
         short = [i for i, waveform in enumerate(prepared) if len(waveform) <= CHUNK_SECONDS * self.backbone.sample_rate]
         texts = [""] * len(prepared)
-        vocabularies, blank = [self.vocabulary(task) for task in tasks], self.backbone.vocabulary.blank_id
+        vocabularies = {task: self.vocabulary(task) for task in tasks}
         # Utterances of like length run together, a few at a time: little padding, bounded memory.
         short.sort(key=lambda i: len(prepared[i]))
         for start in range(0, len(short), 16):
             part = short[start : start + 16]
             log_probs, lengths = self._run([prepared[i] for i in part], [tasks[i] for i in part])
-            for i, labels in zip(part, ctc.greedy_decode(log_probs, lengths, blank), strict=True):
-                texts[i] = vocabularies[i].decode(labels)
+            blanks = [vocabularies[tasks[i]].blank_id for i in part]
+            for i, labels in zip(part, ctc.greedy_decode(log_probs, lengths, blanks), strict=True):
+                texts[i] = vocabularies[tasks[i]].decode(labels)
         for i in sorted(set(range(len(prepared))) - set(short)):
-            path = self._long_path(prepared[i], tasks[i])
-            (labels,) = ctc.greedy_decode(path[None], [len(path)], blank)
-            texts[i] = vocabularies[i].decode(labels)
+            path, vocabulary = self._long_path(prepared[i], tasks[i]), vocabularies[tasks[i]]
+            (labels,) = ctc.greedy_decode(path[None], [len(path)], vocabulary.blank_id)
+            texts[i] = vocabulary.decode(labels)
         return texts
 
     def _long_path(self, waveform, task: str) -> np.ndarray:

@@ -9,12 +9,19 @@ import jax.numpy as jnp
 
 from hra_jax.adapters import methods
 from hra_jax.adapters.base import Adapter, unbound
-from hra_jax.data.text import CharacterVocabulary, SentencePieceVocabulary, Vocabulary, vocabulary_from_json
+from hra_jax.data.text import (
+    BlankVocabulary,
+    CharacterVocabulary,
+    SentencePieceVocabulary,
+    Vocabulary,
+    vocabulary_from_json,
+)
 from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.augment import AugmentConfig
 from hra_jax.models.config import EncoderConfig, FeatureConfig, from_json, named_size
+from hra_jax.rules import OWN_VOCABULARIES
 from hra_jax.training.optimizer import OptimizerConfig
 
 ABSTRACT = "abstract"  # a backbone of shapes alone
@@ -22,14 +29,14 @@ ABSTRACT = "abstract"  # a backbone of shapes alone
 
 @dataclasses.dataclass(frozen=True)
 class Foundation:
-    """What an encoder is built on: geometry, features, vocabulary, and the backbone's weights where there are any."""
+    """What an encoder is built on: geometry, features, vocabulary, and the files of the weights where there are any."""
 
     features: FeatureConfig
     encoder: EncoderConfig
     vocabulary: Vocabulary | None  # None for shapes alone
     name: str
     fingerprint: str  # '' before there are weights
-    params: dict | None  # numpy, storage dtype; None for pre-training and for shapes alone
+    files: backbones.BackboneFiles | None  # where the weights are; None for pre-training and for shapes alone
 
     def output_length(self, num_samples):
         """Encoder frames of `num_samples` samples."""
@@ -49,6 +56,18 @@ def check_has_weights(config) -> None:
         raise UserError(
             f"backbone = {ABSTRACT!r} has no weights; it is for hra_jax.params; allowed here: builtin:NAME or a folder"
         )
+
+
+def check_has_outputs(config, base: Foundation) -> None:
+    """Refuses, with a UserError, to train in the vocabulary of a backbone that has none but the blank."""
+    if isinstance(base.vocabulary, BlankVocabulary):
+        output = config.adapter.output if config.method == "adapter" else "backbone"
+        if output not in OWN_VOCABULARIES:
+            what = f"adapter.output = {output!r}" if config.method == "adapter" else f"method = {config.method!r}"
+            raise UserError(
+                f"{what}: the backbone {base.name!r} has no output layer of its own; allowed: method 'adapter' with "
+                f"adapter.output {', '.join(OWN_VOCABULARIES)}"
+            )
 
 
 def geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
@@ -76,7 +95,7 @@ def geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
 
 
 def foundation(config, training_texts=()) -> Foundation:
-    """Reads the backbone of a configuration, or lays out a new one for `method='pretrain'`.
+    """Opens the backbone of a configuration, or lays out a new one for `method='pretrain'`.
 
     Args:
       config: the run's configuration.
@@ -93,7 +112,7 @@ def foundation(config, training_texts=()) -> Foundation:
     files = backbones.load(config.backbone)
     vocabulary = vocabulary_from_json(files.vocabulary)
     name = files.info["name"]
-    return Foundation(files.features, files.encoder, vocabulary, name, files.fingerprint, files.params)
+    return Foundation(files.features, files.encoder, vocabulary, name, files.fingerprint, files)
 
 
 def compute_dtype(config):

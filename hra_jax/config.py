@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from hra_jax.errors import UserError
-from hra_jax.rules import RULES
+from hra_jax.rules import OWN_VOCABULARIES, RULES
 
 # Installed, the files are package data beside this module; in a checkout they are at the top level.
 _ROOTS = (epath.Path(__file__).parent / "configs", epath.Path(__file__).parent.parent / "configs")
@@ -191,7 +191,7 @@ def validate(config: ConfigDict) -> None:
 
 def _check_read(flat: Mapping[str, Any]) -> None:
     """Refuses settings of adapters that nothing would read."""
-    if flat["adapter.output_size"] and flat["adapter.output"] != "characters":
+    if flat["adapter.output_size"] and flat["adapter.output"] not in OWN_VOCABULARIES:
         value = flat["adapter.output_size"]
         raise UserError(
             f"config.adapter.output_size is {value}; allowed: 0 unless config.adapter.output is 'characters'"

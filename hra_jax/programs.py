@@ -114,6 +114,12 @@ def trained_part(config) -> str:
     return config.adapter.train if config.method == "adapter" else "all"
 
 
+def blank_of(base: build.Foundation, method: Adapter) -> int:
+    """The blank among the outputs of a batch: 0 where tasks have vocabularies of their own, else the backbone's."""
+    shapes_alone = base.vocabulary is None
+    return BLANK_ID if shapes_alone or method.own_vocabulary else base.vocabulary.blank_id
+
+
 def lay_out(config, base: build.Foundation, method: Adapter, mesh, weights: dict) -> Programs:
     """The programs of a run.
 
@@ -125,7 +131,7 @@ def lay_out(config, base: build.Foundation, method: Adapter, mesh, weights: dict
       weights: {'backbone'}, or {'shared', 'tasks'} of an adapter, arrays or shapes.
     """
     model: AsrModel = build.model(config, base, method, constrain=Constraint(mesh))
-    settings, blank_id = build.optimizer_settings(config), BLANK_ID
+    settings, blank_id = build.optimizer_settings(config), blank_of(base, method)
     everywhere = sharding.replicated(mesh)
     rows = next((leaf.shape[0] for leaf in jax.tree.leaves(weights.get("tasks", {}))), 0)
     places = min(config.batch.max_tasks, rows) if rows else 1

@@ -11,7 +11,10 @@ ADAPTERS = {
     "bitfit": "corrections of the biases (BitFit, arXiv 2106.10199)",
     "output": "an output layer of each task's own",
 }
-OUTPUTS = ("backbone", "task", "characters")
+# Output layers in new vocabularies, learnt from the training texts: one for each task, or one for all of them.
+SHARED_VOCABULARIES = ("shared_characters", "shared_sentencepiece")
+OWN_VOCABULARIES = ("characters", "sentencepiece", *SHARED_VOCABULARIES)
+OUTPUTS = ("backbone", "task", *OWN_VOCABULARIES)
 TRAINED = ("all", "tasks")
 BANKS = ("device", "host")
 RECURRENCES = ("indrnn", "rnn", "gru", "lstm", "mgu", "none")
@@ -150,6 +153,7 @@ RULES: dict[str, Rule] = {
     "adapter.layers": Rule(lambda: "a tuple of distinct layer numbers from 0, or () for all", _are_layers),
     "adapter.output": _one_of(lambda: OUTPUTS),
     "adapter.output_size": _integer(0),
+    "adapter.output_pieces": _integer(3, unit=" pieces"),
     "adapter.train": _one_of(lambda: TRAINED),
     "adapter.start": _text(),
     "adapter.new_task": _text(empty=False),

@@ -20,17 +20,19 @@ from etils import epath
 from hra_jax import build, distributed, flops, programs
 from hra_jax import config as configs
 from hra_jax.adapters import export as exports
-from hra_jax.adapters import initial
+from hra_jax.adapters import initial, methods
 from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.data import synthesize
 from hra_jax.data.report import DataReport
 from hra_jax.data.table import TableSource, UtteranceTable, own_vocabularies, read_sources
-from hra_jax.data.text import normalize_text, vocabulary_from_json
-from hra_jax.data.vocabularies import OwnVocabularies
+from hra_jax.data.text import BlankVocabulary, normalize_text
+from hra_jax.data.vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.evaluation import report as reports
 from hra_jax.evaluation import runner as running
 from hra_jax.evaluation import suites
+from hra_jax.models import backbone as backbones
+from hra_jax.rules import BASE_TASK, OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.training import banks, placement, sharding
 from hra_jax.training import state as states
 from hra_jax.training.checkpoints import Checkpoints
@@ -71,7 +73,7 @@ class Run:
             facts["start"] = initial.content_hash(self.config.adapter.start)
         if self.own is not None:
             # They are made from texts, and an edited text would give the outputs other meanings.
-            facts["vocabularies"] = {name: self.own.of(name).to_json() for name in self.tasks}
+            facts["vocabularies"] = self.own.facts(self.tasks)
         return facts
 
     def checkpoints(self, *, read_only: bool = False) -> Checkpoints:
@@ -149,6 +151,7 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
     sources = _sources(config, report)
     base = build.foundation(config, _texts(config, sources) if config.method == "pretrain" else ())
     start = _start(config, base)
+    build.check_has_outputs(config, base)
     own = _own_vocabularies(config, base, sources, start)
     method = build.adapter_method(config, output_size=own.size if own else 0)
     method.adapted(base.encoder)
@@ -179,11 +182,11 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
         running.share_shapes(test, select)
     scored = {f"suite {runner.suite.name!r}": runner.digest for runner in (test, select) if runner}
     distributed.check_agreement({"backbone": base.fingerprint, "training data": table.digest()} | scored)
-    weights, given = _initial_weights(config, base, method, tasks, start)
+    weights, given = _initial_weights(config, base, method, tasks, start, mesh)
     laid_out = programs.lay_out(config, base, method, mesh, weights)
     state, bank = _placed(config, base, method, laid_out, tasks, mesh, weights)
     bank.touch(given)
-    backbone_parameters = states.count(weights["backbone"] if base.params is None else base.params)
+    backbone_parameters = states.count(weights["backbone"] if base.files is None else base.files.abstract)
     return Run(
         config=config,
         workdir=workdir,
@@ -239,9 +242,14 @@ def _suite(config, name: str, suite_dir, base, table, tasks, own, mesh, report) 
     suite = suites.load_suite(name, data_dir=config.data.dir if suite_dir is None else suite_dir, report=report)
     if tasks:
         suites.check_adapter_tasks(suite, tasks)
-    if own and any(task.adapter_task == suites.MEAN_TASK for task in suite.tasks):
+    if own and own.shared is None and any(task.adapter_task == suites.MEAN_TASK for task in suite.tasks):
         raise UserError(
             f"suite {name!r}: tasks with vocabularies of their own have no mean; allowed: a task or __base__"
+        )
+    if isinstance(base.vocabulary, BlankVocabulary) and any(t.adapter_task == BASE_TASK for t in suite.tasks):
+        raise UserError(
+            f"suite {name!r} has a task {BASE_TASK!r}, but the backbone {base.name!r} has no output layer of its own; "
+            "allowed: tasks of the adapter"
         )
     suites.check_disjoint(suite.utterances, table.utterances, suite=suite.name)
     return running.SuiteRunner(suite, base=base, tasks=tasks, config=config, mesh=mesh, report=report, own=own)
@@ -249,8 +257,13 @@ def _suite(config, name: str, suite_dir, base, table, tasks, own, mesh, report) 
 
 def _frozen(config, base, mesh):
     """The frozen weights on the mesh."""
-    shardings, dtype = placement.backbone_shardings(mesh, base.features, base.encoder), build.compute_dtype(config)
-    return jax.tree.map(lambda leaf, where: sharding.place(leaf.astype(dtype), where), base.params, shardings)
+    return _read(base, mesh, build.compute_dtype(config))
+
+
+def _read(base, mesh, dtype) -> dict:
+    """The backbone's weights on the mesh, of which every process reads its part."""
+    shardings = placement.backbone_shardings(mesh, base.features, base.encoder)
+    return backbones.load_params(base.files, shardings, dtype=dtype)
 
 
 def _start(config, base) -> exports.ExportedAdapter | None:
@@ -260,16 +273,18 @@ def _start(config, base) -> exports.ExportedAdapter | None:
 
 
 def _own_vocabularies(config, base, sources, start) -> OwnVocabularies | None:
-    if config.method != "adapter" or config.adapter.output != "characters":
+    if config.method != "adapter" or config.adapter.output not in OWN_VOCABULARIES:
         return None
-    given, size = {}, config.adapter.output_size
-    if start is not None:
-        if config.adapter.new_task != "zero":
+    given, shared = {}, None
+    size, pieces = config.adapter.output_size, config.adapter.output_pieces
+    # A start with another kind of output layer is refused with all else that differs, see `initial.check_start`.
+    if start is not None and methods.from_settings(start.config["method"]).output == config.adapter.output:
+        if config.adapter.new_task != "zero" and config.adapter.output not in SHARED_VOCABULARIES:
             value = config.adapter.new_task
             raise UserError(f"adapter.new_task = {value!r}: allowed is 'zero' where tasks have their own vocabulary")
-        entries = {entry["name"]: entry for entry in start.tasks_json}
-        given = {name: vocabulary_from_json(entry["vocabulary"]) for name, entry in entries.items()}
+        given, shared = stored_vocabularies(start.config, start.tasks_json)
         size = size or start.config["method"]["output_size"]
+        pieces = max((vocabulary.size for vocabulary in given.values()), default=pieces)
     return own_vocabularies(
         sources,
         base=base.vocabulary,
@@ -278,14 +293,21 @@ def _own_vocabularies(config, base, sources, start) -> OwnVocabularies | None:
         tasks=config.data.tasks,
         size=size,
         given=given,
+        shared=shared,
+        kind=config.adapter.output,
+        pieces=pieces,
     )
 
 
-def _initial_weights(config, base, method, tasks, start) -> tuple[dict, list[int]]:
-    """What a run starts from, numpy, and the rows of the bank that the seed alone would not give again."""
-    if config.method != "adapter":
-        weights = base.params if config.method == "full" else build.random_backbone(base, config.seed)
-        return {"backbone": jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights)}, []
+def _initial_weights(config, base, method, tasks, start, mesh) -> tuple[dict, list[int]]:
+    """What a run starts from, and the rows of the bank that the seed alone would not give again.
+
+    Numpy, but for a backbone that is trained further: that lies on the mesh.
+    """
+    if config.method == "full":
+        return {"backbone": _read(base, mesh, np.float32)}, []
+    if config.method == "pretrain":
+        return {"backbone": jax.tree.map(np.asarray, build.random_backbone(base, config.seed))}, []
     key = jax.random.key(config.seed)
     weights, given = initial.new_weights_on_host(method, key, base.encoder, programs.slots(config, len(tasks))), []
     if start is not None:

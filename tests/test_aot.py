@@ -12,6 +12,7 @@ from reference import micro as world
 
 from hra_jax import aot, programs, topologies
 from hra_jax.abstract import Shapes
+from hra_jax.compiled import Program
 from hra_jax.errors import UserError
 
 DEVICES = 4
@@ -73,25 +74,14 @@ def test_numbers_of_a_compiled_step(micro):
     assert {"all-gather", "all-reduce"} <= kinds
 
 
-def test_a_program_that_jax_cannot_read_still_says_its_memory(micro, capsys):
+def test_the_text_that_the_compiler_writes_says_what_jax_reads_back(micro):
     config = micro.config(**MESH)
-    planned = aot.plan(config, f"cpu-{DEVICES}")
     shapes = Shapes(config, programs.mesh_of(config, jax.devices()[:DEVICES]), tasks=3)
-    traced = shapes.job("transcription", 1.0, 16).trace()
-    compiled = traced.lower().compile()
-
-    class Unreadable:
-        memory_analysis = compiled.memory_analysis
-
-        def as_text(self):
-            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nand a stack trace")
-
-    read, unread = (aot.measured(program, traced.jaxpr, planned) for program in (compiled, Unreadable()))
-    assert unread["unread"] == "INTERNAL: RET_CHECK failure" and "unread" not in read
-    assert (unread["peak"], unread["flops"]) == (read["peak"], read["flops"]) and unread["traffic"] is None
-    entry = {"step": "transcription", "bucket_seconds": 1.0, "rows_per_device": 4.0, "compile_seconds": 1.0}
-    aot.show([entry | unread], shapes.counts, planned)
-    assert "transcription, 1 s: traffic and communication are not known" in capsys.readouterr().out
+    compiled, text = aot.compiled_with_text(shapes.job("transcription", 1.0, 16).trace().lower())
+    assert text != compiled.as_text(), "the text did not come from the compiler"
+    written, read = Program(text), Program(compiled.as_text())
+    assert written.traffic() == read.traffic() > 0
+    assert written.collectives() == read.collectives() != []
 
 
 @pytest.mark.parametrize(("cores", "gigabytes", "expected"), [(8, 60, 4), (8, 5, 1), (2, 512, 2)])

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hra_jax.errors import UserError
+from hra_jax.rules import OUTPUTS, OWN_VOCABULARIES, SHARED_VOCABULARIES
 
 PARTS = ("all_layers", "per_layer")
-OUTPUTS = ("backbone", "task", "characters")
 NEVER = -1e30  # logit of an output that a vocabulary does not have; finite, so that 0 times it is 0
 
 
@@ -62,23 +62,24 @@ class Adapter:
     """No adaptation: the identity. Methods derive from it and override what they use.
 
     With `output='task'` every task also owns a correction of the output layer, `W' = W + W_a`, `b' = b + b_a`, zero
-    when new: V (D + 1) parameters a task. With `output='characters'` the layer has `output_size` outputs, O, for a
-    vocabulary of the task's own: what a task starts from are the backbone's outputs for the same characters, and 0 for
-    others; O (D + 1) parameters a task.
+    when new: V (D + 1) parameters a task. With `output='characters'` or 'sentencepiece' the layer has `output_size`
+    outputs, O, for a vocabulary of the task's own: what a task starts from are the backbone's outputs for the same
+    characters, and 0 for others; O (D + 1) parameters a task. With 'shared_characters' or 'shared_sentencepiece' all
+    tasks share one such layer and vocabulary: O (D + 1) parameters that belong to none of them.
     """
 
     name: ClassVar[str] = "none"
 
     layers: tuple[int, ...] = ()  # the adapted layers, from 0; () for all
-    output: str = "backbone"  # whose output layer: backbone | task | characters (and its own vocabulary)
+    output: str = "backbone"  # whose output layer, one of `rules.OUTPUTS`
     output_size: int = 0  # O, outputs of a task's layer with a vocabulary of its own; 0 otherwise
 
     def __post_init__(self):
         self._one_of("output", OUTPUTS)
-        if (self.output == "characters") != (self.output_size > 0):
+        if self.own_vocabulary != (self.output_size > 0):
             raise UserError(
                 f"{self.name}.output_size = {self.output_size}: allowed with output={self.output!r}: "
-                f"{'1 or more' if self.output == 'characters' else '0'}"
+                f"{'1 or more' if self.own_vocabulary else '0'}"
             )
 
     def _one_of(self, field: str, allowed) -> None:
@@ -98,10 +99,20 @@ class Adapter:
             raise UserError(f"adapter.layers = {self.layers}: allowed are distinct numbers 0 to {encoder.n_layers - 1}")
         return tuple(sorted(self.layers))
 
+    @property
+    def own_vocabulary(self) -> bool:
+        """Whether tasks write in vocabularies of their own, on `output_size` outputs of which the blank is 0."""
+        return self.output in OWN_VOCABULARIES
+
+    @property
+    def shared_output(self) -> bool:
+        """Whether all tasks share one output layer that is not the backbone's."""
+        return self.output in SHARED_VOCABULARIES
+
     # --- what a method declares ---
 
     def init_shared(self, rng, encoder) -> dict:
-        """Parameters shared by all tasks; `encoder` is an `EncoderConfig`."""
+        """Parameters shared by all tasks, without the output layer; `encoder` is an `EncoderConfig`."""
         del rng, encoder
         return no_parameters()
 
@@ -132,18 +143,30 @@ class Adapter:
     def init_task(self, rng, encoder) -> dict:
         """Parameters of one task."""
         tree = self.init_own(rng, encoder)
-        if self.output != "backbone":
-            size = self.outputs(encoder)
-            shapes = {"kernel": (encoder.d_model, size), "bias": (size,)}
-            tree["all_layers"]["output"] = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+        if self.output != "backbone" and not self.shared_output:
+            tree["all_layers"]["output"] = self._new_output(encoder)
         return tree
+
+    def init_common(self, rng, encoder) -> dict:
+        """Parameters of all tasks together."""
+        tree = self.init_shared(rng, encoder)
+        if self.shared_output:
+            tree["all_layers"]["output"] = self._new_output(encoder)
+        return tree
+
+    def _new_output(self, encoder) -> dict:
+        size = self.outputs(encoder)
+        return {"kernel": jnp.zeros((encoder.d_model, size)), "bias": jnp.zeros(size)}
 
     def formula(self) -> Formula:
         """Numbers of parameters, the output layer included."""
         shared, task = self.own_formula()
         if self.output != "backbone":
-            own = "V * (D + 1)" if self.output == "task" else "O * (D + 1)"
-            task = own if task == "0" else f"{task} + {own}"
+            layer = "V * (D + 1)" if self.output == "task" else "O * (D + 1)"
+            if self.shared_output:
+                shared = layer if shared == "0" else f"{shared} + {layer}"
+            else:
+                task = layer if task == "0" else f"{task} + {layer}"
         return Formula(shared, task)
 
     # --- hooks ---
@@ -185,15 +208,24 @@ class Adapter:
         Returns:
           `[B, T, V]`, or `[B, T, O]` with `NEVER` behind the end of a shorter vocabulary.
         """
-        if self.output == "characters" and symbols is not None:
+        if self.own_vocabulary and symbols is not None:
             padded = jnp.pad(logits, ((0, 0), (0, 0), (0, 2)))
             start = jnp.take_along_axis(padded, jnp.minimum(symbols, logits.shape[-1] + 1)[:, None, :], axis=2)
             if all_layers:
-                start = start + affine(all_layers["rows"]["output"], x).astype(start.dtype)
+                start = start + self._correction(all_layers, x).astype(start.dtype)
             return jnp.where((symbols > logits.shape[-1])[:, None, :], NEVER, start)
         if self.output != "task" or not all_layers:
             return logits
         return logits + affine(all_layers["rows"]["output"], x).astype(logits.dtype)
+
+    def _correction(self, all_layers, x):
+        """What the output layer of each utterance's task, or of all tasks, adds: float32 `[B, T, O]`."""
+        if not self.shared_output:
+            return affine(all_layers["rows"]["output"], x)
+        layer = all_layers["shared"]["output"]
+        y = jnp.einsum("btd,do->bto", x, layer["kernel"].astype(x.dtype), preferred_element_type=jnp.float32)
+        # `__base__` is the backbone alone.
+        return jnp.where(all_layers["active"][:, None, None], y + layer["bias"][None, None, :], 0.0)
 
 
 def affine(row, x):

@@ -21,7 +21,7 @@ def new_weights(adapter: Adapter, key, encoder, tasks: int) -> dict:
     """A new adapter: {'shared', 'tasks'}, float32; row i does not depend on how many there are."""
     shared_key, task_key = jax.random.split(key)
     rows = bank.init_rows(adapter, task_key, encoder, jnp.arange(tasks))
-    return {"shared": adapter.init_shared(shared_key, encoder), "tasks": rows}
+    return {"shared": adapter.init_common(shared_key, encoder), "tasks": rows}
 
 
 def new_weights_on_host(adapter: Adapter, key, encoder, tasks: int) -> dict:
@@ -31,7 +31,7 @@ def new_weights_on_host(adapter: Adapter, key, encoder, tasks: int) -> dict:
     size = min(tasks, _CHUNK)
     parts = [jax.device_get(draw(jnp.arange(first, first + size))) for first in range(0, tasks, size)]
     rows = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:tasks], *parts)
-    return {"shared": jax.device_get(adapter.init_shared(shared_key, encoder)), "tasks": rows}
+    return {"shared": jax.device_get(adapter.init_common(shared_key, encoder)), "tasks": rows}
 
 
 def read_start(folder: str, *, fingerprint: str) -> exports.ExportedAdapter:

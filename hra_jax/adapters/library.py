@@ -169,7 +169,7 @@ def started(exported: ExportedAdapter, init: str, encoder=None, *, seed: int = 0
     """
     check_start(exported, init)
     adapter = methods.from_settings(exported.config["method"])
-    if adapter.output == "characters" and init in initial.NEW_TASKS:
+    if adapter.own_vocabulary and not adapter.shared_output and init in initial.NEW_TASKS:
         raise UserError(
             f"a new task cannot start as {init!r} without training texts: every task has a vocabulary of its own; "
             f"allowed: {', '.join(list(exported.tasks)[:_MOST_LISTED])}"
@@ -320,7 +320,9 @@ def why_not_merged(adapter: Adapter) -> str | None:
             f"{adapter.name} cannot be merged: its correction depends on activations and is not linear in what a layer "
             "gives, so no other weights of the layer equal it"
         )
-    if adapter.output == "characters":
+    if adapter.own_vocabulary:
+        if adapter.shared_output:
+            return "the task cannot be merged: its output layer, in another vocabulary, is shared by all tasks"
         return "the task cannot be merged: it has a vocabulary and an output layer of its own"
     return None
 

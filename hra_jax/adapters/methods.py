@@ -9,6 +9,7 @@ from hra_jax.adapters.lora import LowRankAdapter
 from hra_jax.adapters.output import OutputAdapter
 from hra_jax.adapters.residual import ResidualAdapter
 from hra_jax.errors import UserError
+from hra_jax.rules import OWN_VOCABULARIES
 
 METHODS = {
     cls.name: cls for cls in (HierarchicalRecurrentAdapter, ResidualAdapter, LowRankAdapter, BiasAdapter, OutputAdapter)
@@ -43,7 +44,7 @@ def from_config(config, *, output_size: int = 0) -> Adapter:
     # This method is nothing but an output layer, whatever the setting says for the others.
     if name != OutputAdapter.name or config.adapter.output != "backbone":
         common["output"] = config.adapter.output
-    if config.adapter.output == "characters":
+    if config.adapter.output in OWN_VOCABULARIES:
         common["output_size"] = output_size
     return from_settings({"name": name, **common, **own})
 

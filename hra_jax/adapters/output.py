@@ -23,7 +23,8 @@ class OutputAdapter(Adapter):
 
     def __post_init__(self):
         super().__post_init__()
-        self._one_of("output", ("task", "characters"))
+        # Without a layer of its own a task would have no parameters at all.
+        self._one_of("output", ("task", "characters", "sentencepiece"))
 
     def merged(self, layer_weights: dict, row: dict, encoder) -> dict:
         """As `LowRankAdapter.merged`: no weight of the layers changes."""

@@ -13,6 +13,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.data.vocabularies import OwnVocabularies
 from hra_jax.errors import UserError
 from hra_jax.models.ctc import augmented_length
+from hra_jax.rules import SHARED_VOCABULARIES
 
 BASE_TASK = "__base__"
 BASE_ID = -1
@@ -44,8 +45,11 @@ def own_vocabularies(
     size: int,
     tasks: Sequence[str] = (),
     given: Mapping[str, text.Vocabulary],
+    shared: text.Vocabulary | None = None,
+    kind: str = "characters",
+    pieces: int = 0,
 ) -> OwnVocabularies:
-    """A vocabulary for each task: the characters of its training texts.
+    """New vocabularies, learnt from the training texts: one for each task, or one for all of them.
 
     Args:
       sources: the training sources.
@@ -55,22 +59,45 @@ def own_vocabularies(
       size: outputs of the layer, 0 for as many as are needed.
       tasks: those that utterances are taken of; () for all.
       given: vocabularies that tasks have already.
+      shared: the vocabulary that all tasks have already.
+      kind: one of `rules.OWN_VOCABULARIES`.
+      pieces: size of a new SentencePiece vocabulary; little text gives a smaller one.
 
     Raises:
-      UserError: a vocabulary that does not fit into `size`.
+      UserError: a vocabulary that does not fit into `size`, or a SentencePiece one that cannot be learnt.
     """
-    found: dict[str, set[str]] = {}
+    found: dict[str, list[str]] = {}
     for source in sources:
         for row in source.utterances:
             if task_tag in row.tags and (not tasks or str(row.tags[task_tag]) in tasks):
-                found.setdefault(str(row.tags[task_tag]), set()).update(text.normalize_text(row.text, normalizer))
-    # A task without a character has no usable utterance either.
-    made = {task: text.CharacterVocabulary(sorted(known)) if known else base for task, known in found.items()}
-    vocabularies = {**made, **given}
-    needed = max([base.size, *(vocabulary.size for vocabulary in vocabularies.values())])
+                found.setdefault(str(row.tags[task_tag]), []).append(text.normalize_text(row.text, normalizer))
+    vocabularies = {}
+    if kind in SHARED_VOCABULARIES:
+        if shared is None:
+            everything = [words for texts in found.values() for words in texts]
+            shared = _learnt(kind, everything, base, pieces, whose="all tasks")
+    else:
+        new = {task: texts for task, texts in found.items() if task not in given}
+        made = {task: _learnt(kind, texts, base, pieces, whose=f"task {task!r}") for task, texts in new.items()}
+        vocabularies = {**made, **given}
+    used = [base, *vocabularies.values(), *([] if shared is None else [shared])]
+    needed = max(vocabulary.size for vocabulary in used)
     if size and size < needed:
         raise UserError(f"adapter.output_size = {size}: the largest vocabulary needs {needed}, the blank included")
-    return OwnVocabularies(base, vocabularies, size or needed)
+    return OwnVocabularies(base, vocabularies, size or needed, shared)
+
+
+def _learnt(kind: str, texts: Sequence[str], base: text.Vocabulary, pieces: int, *, whose: str) -> text.Vocabulary:
+    """The vocabulary of some normalised texts; without a character in them, when no utterance is usable, the base's."""
+    characters = sorted(set().union(*texts))
+    if not "".join(characters).strip():
+        return text.CharacterVocabulary(characters) if characters else base
+    if "characters" in kind:
+        return text.CharacterVocabulary(characters)
+    try:
+        return text.SentencePieceVocabulary.train(texts, pieces, fewer=True)
+    except UserError as error:
+        raise UserError(f"adapter.output_pieces = {pieces}, {whose}: {error}") from error
 
 
 def read_sources(
@@ -135,6 +162,7 @@ class UtteranceTable:
       task: int32 [N], -1 for `__base__`.
       frames_needed: int32 [N], the fewest encoder frames that CTC can align the labels to.
       label_lengths: int32 [N].
+      blank_id: the CTC blank among the labels.
       symbols: int32 [tasks + 1, O], what the outputs of each task's own vocabulary start from, `__base__` last; None
         where all tasks have one vocabulary.
       unselected: utterances left out because their task is not among `tasks`: a choice, so not in the report.
@@ -200,6 +228,7 @@ class UtteranceTable:
             chosen = f", {self.unselected} of other tasks" if self.unselected else ""
             raise UserError(f"no usable utterance: all {read} were left out ({report.summary()}{chosen})")
         self._finish()
+        self.blank_id = self.vocabulary_of(BASE_TASK).blank_id
         self.symbols = None if own is None else np.stack([own.symbols(name) for name in (*self.task_names, BASE_TASK)])
 
     def _read(self, index: int, task_tag: str) -> None:
@@ -227,8 +256,8 @@ class UtteranceTable:
                 self._columns.append((index, row.duration, ids[task], augmented_length(labels)))
 
     def vocabulary_of(self, task: str) -> text.Vocabulary:
-        """What a task's labels are made with, and decoded."""
-        return self._own.of(task) if self._own is not None else self._vocabulary
+        """What a task's labels are made with, and decoded: where tasks have their own, with the blank as id 0."""
+        return self._own.in_batch(task) if self._own is not None else self._vocabulary
 
     def _usable_labels(
         self, row: manifest.Utterance, name: str, *, task: str, words: str, frames: int

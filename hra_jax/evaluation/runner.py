@@ -13,6 +13,7 @@ from hra_jax.adapters.bank import BASE
 from hra_jax.data import batching
 from hra_jax.data.loader import eval_batches
 from hra_jax.data.table import TableSource, UtteranceTable
+from hra_jax.data.text import BlankVocabulary
 from hra_jax.errors import UserError
 from hra_jax.evaluation.report import UtteranceResult
 from hra_jax.evaluation.suites import MEAN_TASK, Suite
@@ -60,6 +61,7 @@ class SuiteRunner:
             for_training=False,
             own=own,
         )
+        self._has_outputs = not isinstance(base.vocabulary, BlankVocabulary)
         self.digest = self._table.digest()
         lengths = batching.label_capacities(
             batching.bucket_of(self._table.duration, config.batch.buckets),
@@ -103,8 +105,9 @@ class SuiteRunner:
             for batch in batches:
                 outputs = evaluation_step(weights, frozen, sharding.shard_batch(batch, self._mesh))
                 outputs = {name: np.asarray(value) for name, value in outputs.items()}
+                blanks = {"paths": self._table.blank_id, "base_paths": self._base.vocabulary.blank_id}
                 paths, base_paths = (
-                    ctc.greedy_decode(outputs[name], outputs["lengths"], 0) for name in ("paths", "base_paths")
+                    ctc.greedy_decode(outputs[name], outputs["lengths"], blank) for name, blank in blanks.items()
                 )
                 scored = np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0))
                 for row in scored:
@@ -112,7 +115,8 @@ class SuiteRunner:
                     task = self.suite.tasks[self._table.source[number]]
                     owner, utterance = task.name, self._table.utterances[number]
                     text = self._table.vocabulary_of(task.adapter_task).decode(paths[row])
-                    base_text = self._base.vocabulary.decode(base_paths[row])
+                    # A backbone without an output layer of its own recognises nothing that could be compared.
+                    base_text = self._base.vocabulary.decode(base_paths[row]) if self._has_outputs else None
                     differences[owner] = max(differences[owner], float(outputs["difference"][row]))
                     losses.append(float(outputs["loss"][row]))
                     results.append(

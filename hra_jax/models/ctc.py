@@ -48,13 +48,13 @@ def ctc_loss(log_probs, lengths, labels, label_lengths, blank_id: int):
     return jnp.where(feasible, loss, 0.0), feasible
 
 
-def greedy_decode(log_probs, lengths, blank_id: int) -> list[list[int]]:
+def greedy_decode(log_probs, lengths, blank_id) -> list[list[int]]:
     """Best path: argmax per frame, repeats merged, blanks dropped.
 
     Args:
       log_probs: `[B, T, V]`, or the ids `[B, T]` of an argmax taken before.
       lengths: `[B]`, frames.
-      blank_id: id of the blank.
+      blank_id: id of the blank, or `[B]` where the rows have different ones.
 
     Returns:
       B lists of label ids.
@@ -63,8 +63,9 @@ def greedy_decode(log_probs, lengths, blank_id: int) -> list[list[int]]:
     if paths.ndim == 3:
         paths = paths.argmax(axis=-1)
     decoded = []
-    for path, length in zip(paths, np.asarray(lengths), strict=True):
+    blanks = np.broadcast_to(blank_id, len(paths))
+    for path, length, blank in zip(paths, np.asarray(lengths), blanks, strict=True):
         path = path[:length]
         starts = np.concatenate([[True], path[1:] != path[:-1]])[: path.size]
-        decoded.append([int(label) for label in path[starts] if label != blank_id])
+        decoded.append([int(label) for label in path[starts] if label != blank])
     return decoded

@@ -158,3 +158,8 @@ def test_greedy_decoding_is_the_collapsed_likeliest_path():
 def test_greedy_decoding_keeps_a_repeat_only_across_a_blank():
     paths = np.array([[1, 1, 0, 1, 2, 2, 0, 0, 2, 3], [0, 0, 0, 4, 4, 4, 4, 4, 1, 1]])
     assert ctc.greedy_decode(paths, [10, 8], 0) == [[1, 1, 2, 2, 3], [4]]
+
+
+def test_rows_may_have_different_blanks():
+    paths = np.array([[0, 1, 1, 2, 1], [0, 1, 1, 2, 1], [0, 1, 1, 2, 1]])
+    assert ctc.greedy_decode(paths, [5, 5, 4], [0, 2, 1]) == [[1, 2, 1], [0, 1, 1], [0, 2]]
