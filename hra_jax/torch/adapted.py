@@ -1,16 +1,21 @@
 """A transformers model with an exported hierarchical recurrent adapter on its encoder, by forward hooks.
 
+Outputs are in the order of each task's own ids, with the blank where its vocabulary has it.
+
 Letters: B batch, T frames, D width, L layers, A tasks, V outputs of the model, O outputs of a task's own vocabulary.
 """
 
+import json
+
 import numpy as np
 import torch
+from etils import epath
 
 from hra_jax.adapters import export
 from hra_jax.data.text import vocabulary_from_json
-from hra_jax.data.vocabularies import OwnVocabularies
+from hra_jax.data.vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.errors import UserError
-from hra_jax.rules import BASE_TASK
+from hra_jax.rules import BASE_TASK, OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.torch import controllers
 
 # The blocks of the encoders that hra_jax.convert reads.
@@ -33,12 +38,14 @@ class AdaptedModel(torch.nn.Module):
     Args:
       model: the published model, with or without its CTC head, on any device.
       folder: an adapter that hra_jax exported, trained on that model converted by `hra_jax.convert`.
+      backbone: the converted folder, of which only backbone.json is read: that the adapter was trained on it is checked
+        then. Needed where all tasks share one output layer.
 
     Raises:
-      UserError: not an adapter of this method, or one of another width or depth than the model's.
+      UserError: not an adapter of this method, or one of another backbone, width or depth than the model's.
     """
 
-    def __init__(self, model: torch.nn.Module, folder):
+    def __init__(self, model: torch.nn.Module, folder, *, backbone=None):
         super().__init__()
         self.model, self._folder = model, str(folder)
         exported = export.read_adapter(folder)
@@ -48,7 +55,7 @@ class AdaptedModel(torch.nn.Module):
         self._parent, self._layers = _blocks_of(model)
         self._adapted = sorted(self.settings["layers"]) or list(range(len(self._layers)))
         self._head = next((getattr(model, name) for name in _HEADS if hasattr(model, name)), None)
-        self._own = self._own_vocabularies(exported)
+        self._base, self._own = self._vocabularies(exported, backbone)
         self._register(exported)
         self._check_sizes()
         self._rows, self._carry, self._done, self._read, self._hidden = None, None, 0, None, None
@@ -60,12 +67,29 @@ class AdaptedModel(torch.nn.Module):
         if settings["reads"] not in ("layer", "input"):
             raise UserError(f"{self._folder}: hra.reads = {settings['reads']!r}; allowed here: 'layer', 'input'")
 
-    def _own_vocabularies(self, exported) -> OwnVocabularies | None:
-        self._base = vocabulary_from_json(exported.config["vocabulary"])
-        if self.settings["output"] in ("backbone", "task"):
-            return None
-        found = {entry["name"]: vocabulary_from_json(entry["vocabulary"]) for entry in exported.tasks_json}
-        return OwnVocabularies(self._base, found, self.settings["output_size"])
+    def _vocabularies(self, exported, backbone):
+        """The backbone's vocabulary, and those of the tasks where they do not write in it."""
+        content, shared = exported.config["vocabulary"], self.settings["output"] in SHARED_VOCABULARIES
+        if backbone is not None:
+            found, trained_on = (
+                json.loads((epath.Path(backbone) / "backbone.json").read_text()),
+                exported.config["backbone"],
+            )
+            if found["fingerprint"] != trained_on["fingerprint"]:
+                raise UserError(
+                    f"{self._folder}: trained on the backbone {trained_on['name']!r} "
+                    f"({trained_on['fingerprint'][:12]}), but {backbone} is {found['fingerprint'][:12]}"
+                )
+            content = found["vocabulary"]
+        elif shared:
+            raise UserError(
+                f"{self._folder}: its tasks share an output layer; backbone=DIR, the converted folder, is needed"
+            )
+        base = vocabulary_from_json(content)
+        if self.settings["output"] not in OWN_VOCABULARIES:
+            return base, None
+        by_task, shared = stored_vocabularies(exported.config, exported.tasks_json)
+        return base, OwnVocabularies(base, by_task, self.settings["output_size"], shared)
 
     def _register(self, exported) -> None:
         """The adapter's weights as buffers, so that `.to(device)` moves them; row A of the bank is all zeros."""
@@ -196,20 +220,27 @@ class AdaptedModel(torch.nn.Module):
     def _logits(self, output, tasks):
         x, own = self._hidden, self._of_rows("all_layers/output/")
         logits = None if self._head is None else output.logits
-        if self._own is None and not own:
+        if own:
+            added = x.float() @ own["kernel"] + own["bias"][:, None, :]
+        elif self._own is not None:
+            layer = self._tree("shared", "all_layers/output/")
+            added = torch.where(self._active, x.float() @ layer["kernel"] + layer["bias"], 0.0)
+        else:
             return x if logits is None else logits
-        added = (x.float() @ own["kernel"] + own["bias"][:, None, :]).to(x.dtype)
         if self._own is None:
-            return logits + added
-        symbols = np.stack([self._own.symbols(task) for task in tasks])
-        symbols = torch.from_numpy(symbols).long().to(x.device)[:, None, :].expand(-1, x.shape[1], -1)
-        size = self._base.size
+            return logits + added.to(logits.dtype)
         if logits is None:
             # An encoder without a head: every output of a task starts from zero.
-            logits = torch.zeros(*x.shape[:2], size, dtype=x.dtype, device=x.device)
-        padded = torch.nn.functional.pad(logits, (0, 2))
-        start = torch.gather(padded, 2, symbols.clamp(max=size + 1)) + added
-        return torch.where(symbols > size, torch.full_like(start, _NEVER), start)
+            logits = torch.zeros(*x.shape[:2], self._base.size, dtype=x.dtype, device=x.device)
+        symbols, columns = (self._of_tasks(table, tasks, x) for table in (self._own.symbols, self._own.columns))
+        start = torch.gather(torch.nn.functional.pad(logits, (0, 2)), 2, symbols.clamp(max=self._base.size + 1))
+        found = torch.where(symbols > self._base.size, _NEVER, start + added.to(start.dtype))
+        return torch.gather(found, 2, columns)
+
+    def _of_tasks(self, table, tasks, x):
+        """A table of a task's outputs for every frame: int64 `[B, T, O]`."""
+        found = torch.from_numpy(np.stack([table(task) for task in tasks])).long().to(x.device)
+        return found[:, None, :].expand(-1, x.shape[1], -1)
 
     def decode(self, logits, lengths, tasks) -> list[str]:
         """Texts by greedy decoding.
