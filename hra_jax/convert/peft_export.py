@@ -1,0 +1,127 @@
+"""One task's LoRA as a PEFT adapter folder, for the published model that its backbone was converted from.
+
+    adapter_config.json          what PEFT's `LoraConfig` is made of; every adapted module by its whole name
+    adapter_model.safetensors    `base_model.model.<module>.lora_A.weight` [r, in], `.lora_B.weight` [out, r]
+
+Letters: D width, V vocabulary, r rank, L adapted layers.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from etils import epath
+
+from hra_jax.adapters import export
+from hra_jax.adapters.export import ExportedAdapter
+from hra_jax.adapters.lora import LowRankAdapter, key_of
+from hra_jax.convert import families, rules
+from hra_jax.errors import UserError
+from hra_jax.models.backbone import BackboneFiles
+
+_PREFIX = "base_model.model."
+
+
+class _Names:
+    """Where the affine maps of a backbone are in the model that it was converted from."""
+
+    def __init__(self, files: BackboneFiles):
+        source = files.info.get("source")
+        known = isinstance(source, Mapping) and {"model_type", "architecture"} <= set(source)
+        if not known:
+            raise UserError(
+                f"{files.folder}: not converted from a published model, so there is no model for PEFT to adapt; "
+                "allowed: a backbone that hra_jax.convert wrote"
+            )
+        self.architecture = source["architecture"]
+        family, _ = families.find(
+            {"model_type": source["model_type"], "architectures": [self.architecture]}, str(files.folder)
+        )
+        self._head = family.architectures[self.architecture].head
+        found = family.rules(files.encoder, family.architectures[self.architecture])
+        self._rules = {rule.target: rule for rule in found}
+
+    def module(self, name: str, layer: int) -> tuple[str, bool]:
+        """The module of an affine map in a layer, and whether it is a convolution of one tap."""
+        return self._split(f"{rules.LAYERS}{name}.kernel", layer)
+
+    def head(self) -> tuple[str, bool]:
+        """As `module`, of the output layer."""
+        if self._head is None:
+            raise UserError(
+                f"{self.architecture} has no output layer, which this task corrects; allowed: a ForCTC model"
+            )
+        return self._split("output.kernel", 0)
+
+    def _split(self, target: str, layer: int) -> tuple[str, bool]:
+        rule = self._rules[target]
+        key = rule.sources[0].replace("{n}", str(layer))
+        return key.removesuffix(".weight"), rule.transform is rules.POINTWISE
+
+
+def write(folder, exported: ExportedAdapter, task: str, method, files: BackboneFiles) -> int:
+    """Writes the folder.
+
+    Args:
+      folder: where to; it is made.
+      exported: an adapter of the method LoRA.
+      task: one of its tasks.
+      method: its method.
+      files: the backbone of the adapter.
+
+    Returns:
+      How many modules PEFT adapts.
+
+    Raises:
+      UserError: another method, a vocabulary of the task's own, or a backbone that was not converted.
+    """
+    if not isinstance(method, LowRankAdapter):
+        raise UserError(f"PEFT has no method {method.name!r} of hra_jax; allowed: adapters of the method 'lora'")
+    if method.output not in ("backbone", "task"):
+        raise UserError(
+            f"lora.output = {method.output!r}: PEFT has no vocabulary per task; allowed: 'backbone', 'task'"
+        )
+    names, row = _Names(files), exported.tasks[task]
+    tensors, targets = _factors(names, row, method, files)
+    saved = None
+    if method.output == "task":
+        module, pointwise = names.head()
+        saved, correction = [module.rpartition(".")[2]], row["all_layers"]["output"]
+        base = files.params["output"]
+        kernel = np.asarray(base["kernel"], np.float32) + correction["kernel"]
+        tensors[f"{_PREFIX}{module}.weight"] = _turned(kernel, pointwise)
+        tensors[f"{_PREFIX}{module}.bias"] = np.asarray(base["bias"], np.float32) + correction["bias"]
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": files.info["name"],
+        "r": method.rank,
+        "lora_alpha": method.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": targets,
+        "modules_to_save": saved,
+    }
+    export.write_file(epath.Path(folder) / export.WEIGHTS_FILE, export.tensors_to_bytes(tensors))
+    export.write_file(epath.Path(folder) / export.CONFIG_FILE, export.json_text(config))
+    return len(targets)
+
+
+def _factors(names: _Names, row: dict, method: LowRankAdapter, files: BackboneFiles) -> tuple[dict, list[str]]:
+    """The tensors of all adapted modules, and the modules' names."""
+    tensors, targets = {}, []
+    for name in method.projections:
+        factors = row["per_layer"][key_of(name)]
+        for place, layer in enumerate(method.adapted(files.encoder)):
+            module, pointwise = names.module(name, layer)
+            for letter, factor in (("A", factors["a"][place]), ("B", factors["b"][place])):
+                tensors[f"{_PREFIX}{module}.lora_{letter}.weight"] = _turned(factor, pointwise)
+            targets.append(module)
+    return tensors, sorted(targets)
+
+
+def _turned(kernel, pointwise: bool) -> np.ndarray:
+    """`[in, out]` as PyTorch has it: `[out, in]`, or `[out, in, 1]` of a convolution."""
+    turned = np.asarray(kernel, np.float32).T
+    return turned[:, :, None] if pointwise else turned

@@ -1,0 +1,277 @@
+"""A transformers model with an exported hierarchical recurrent adapter on its encoder, by forward hooks.
+
+Outputs are in the order of each task's own ids, with the blank where its vocabulary has it.
+
+Letters: B batch, T frames, D width, L layers, A tasks, V outputs of the model, O outputs of a task's own vocabulary.
+"""
+
+import json
+
+import numpy as np
+import torch
+from etils import epath
+
+from hra_jax.adapters import export
+from hra_jax.data.text import vocabulary_from_json
+from hra_jax.data.vocabularies import OwnVocabularies, stored_vocabularies
+from hra_jax.errors import UserError
+from hra_jax.rules import BASE_TASK, OWN_VOCABULARIES, SHARED_VOCABULARIES
+from hra_jax.torch import controllers
+
+# The blocks of the encoders that hra_jax.convert reads.
+_BLOCKS = (
+    "Wav2Vec2BertEncoderLayer",
+    "Wav2Vec2ConformerEncoderLayer",
+    "ParakeetEncoderBlock",
+    "LasrEncoderBlock",
+    "SeamlessM4Tv2ConformerEncoderLayer",
+)
+_HEADS = ("lm_head", "ctc_head")
+_NEVER = -1e30  # logit of an output that a vocabulary does not have
+
+
+class AdaptedModel(torch.nn.Module):
+    """Runs a transformers model with the adapter of a task for each row of a batch.
+
+    The model stays as it is: its weights are not touched, and without this wrapper around it, it computes what it did.
+
+    Args:
+      model: the published model, with or without its CTC head, on any device.
+      folder: an adapter that hra_jax exported, trained on that model converted by `hra_jax.convert`.
+      backbone: the converted folder, of which only backbone.json is read: that the adapter was trained on it is checked
+        then. Needed where all tasks share one output layer.
+
+    Raises:
+      UserError: not an adapter of this method, or one of another backbone, width or depth than the model's.
+    """
+
+    def __init__(self, model: torch.nn.Module, folder, *, backbone=None):
+        super().__init__()
+        self.model, self._folder = model, str(folder)
+        exported = export.read_adapter(folder)
+        self.settings = exported.config["method"]
+        self._check_method()
+        self.tasks = tuple(exported.tasks)
+        self._parent, self._layers = _blocks_of(model)
+        self._adapted = sorted(self.settings["layers"]) or list(range(len(self._layers)))
+        self._head = next((getattr(model, name) for name in _HEADS if hasattr(model, name)), None)
+        self._base, self._own = self._vocabularies(exported, backbone)
+        self._register(exported)
+        self._check_sizes()
+        self._rows, self._carry, self._done, self._read, self._hidden = None, None, 0, None, None
+
+    def _check_method(self) -> None:
+        settings = self.settings
+        if settings["name"] != "hra":
+            raise UserError(f"{self._folder}: an adapter of the method {settings['name']!r}; allowed here: 'hra'")
+        if settings["reads"] not in ("layer", "input"):
+            raise UserError(f"{self._folder}: hra.reads = {settings['reads']!r}; allowed here: 'layer', 'input'")
+
+    def _vocabularies(self, exported, backbone):
+        """The backbone's vocabulary, and those of the tasks where they do not write in it."""
+        content, shared = exported.config["vocabulary"], self.settings["output"] in SHARED_VOCABULARIES
+        if backbone is not None:
+            found, trained_on = (
+                json.loads((epath.Path(backbone) / "backbone.json").read_text()),
+                exported.config["backbone"],
+            )
+            if found["fingerprint"] != trained_on["fingerprint"]:
+                raise UserError(
+                    f"{self._folder}: trained on the backbone {trained_on['name']!r} "
+                    f"({trained_on['fingerprint'][:12]}), but {backbone} is {found['fingerprint'][:12]}"
+                )
+            content = found["vocabulary"]
+        elif shared:
+            raise UserError(
+                f"{self._folder}: its tasks share an output layer; backbone=DIR, the converted folder, is needed"
+            )
+        base = vocabulary_from_json(content)
+        if self.settings["output"] not in OWN_VOCABULARIES:
+            return base, None
+        by_task, shared = stored_vocabularies(exported.config, exported.tasks_json)
+        return base, OwnVocabularies(base, by_task, self.settings["output_size"], shared)
+
+    def _register(self, exported) -> None:
+        """The adapter's weights as buffers, so that `.to(device)` moves them; row A of the bank is all zeros."""
+        self._paths = {"shared": {}, "rows": {}}
+        for path, leaf in export.flatten(exported.shared).items():
+            self._add("shared", path, leaf)
+        for path, entry in exported.config["tensors"]["task"].items():
+            path = path.replace(".", "/")
+            zeros = np.zeros(entry["shape"], np.float32)
+            rows = [export.flatten(tree)[path] for tree in exported.tasks.values()]
+            self._add("rows", path, np.stack([*rows, zeros]))
+
+    def _add(self, part: str, path: str, leaf) -> None:
+        name = f"{part}_{path.replace('/', '_')}"
+        self.register_buffer(name, torch.from_numpy(np.array(leaf, np.float32)), persistent=False)
+        self._paths[part][path] = name
+
+    def _tree(self, part: str, prefix: str) -> dict:
+        found = self._paths[part].items()
+        return {path.removeprefix(prefix): getattr(self, name) for path, name in found if path.startswith(prefix)}
+
+    def _check_sizes(self) -> None:
+        kernels = self._tree("rows", "per_layer/head/" if self.settings["head_per_layer"] else "all_layers/head/")
+        width = kernels["kernel"].shape[-1]
+        found = getattr(self.model.config, "encoder_config", self.model.config).hidden_size
+        if width != found:
+            raise UserError(f"{self._folder}: for an encoder of width {width}; the model's is {found}")
+        if self._adapted[-1] >= len(self._layers):
+            raise UserError(
+                f"{self._folder}: adapts layer {self._adapted[-1]}; the model has layers 0 to {len(self._layers) - 1}"
+            )
+        if self._own is None and self._head is None and self.settings["output"] == "task":
+            raise UserError(f"{self._folder}: corrects an output layer; the model {type(self.model).__name__} has none")
+
+    def vocabulary(self, task: str):
+        """The vocabulary in which a task writes."""
+        self._index([task])
+        return self._base if self._own is None else self._own.of(task)
+
+    def _index(self, tasks) -> list[int]:
+        known = {name: row for row, name in enumerate(self.tasks)} | {BASE_TASK: len(self.tasks)}
+        for name in tasks:
+            if name not in known:
+                raise UserError(f"unknown task {name!r}; known are {', '.join(known)}")
+        return [known[name] for name in tasks]
+
+    def forward(self, *args, tasks, **inputs):
+        """Logits of a batch, each row with the adapter of its task.
+
+        Args:
+          *args, **inputs: as the model takes them.
+          tasks: a task name per row, `__base__` for no adapter.
+
+        Returns:
+          `[B, T, V]`, or `[B, T, O]` where tasks have vocabularies of their own. A model without a head gives its
+          encoder's output `[B, T, D]`, unless tasks have vocabularies of their own.
+
+        Raises:
+          UserError: an unknown task, another number of tasks than rows, or a model in training mode that left out
+            layers.
+        """
+        tasks = list(tasks)
+        rows = torch.tensor(self._index(tasks), device=next(self.buffers()).device)
+        self._rows = {path: getattr(self, name)[rows] for path, name in self._paths["rows"].items()}
+        self._active = (rows < len(self.tasks))[:, None, None]
+        self._carry, self._done, self._hidden = None, 0, None
+        handles = self._hooks()
+        try:
+            output = self.model(*args, **inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if self._done != len(self._layers):
+            raise UserError(
+                f"{self._done} of {len(self._layers)} layers ran: the model leaves some out in training; "
+                "allowed is eval(), or layerdrop 0"
+            )
+        return self._logits(output, tasks)
+
+    def _hooks(self) -> list:
+        handles = [layer.register_forward_hook(self._after(i)) for i, layer in enumerate(self._layers)]
+        if self.settings["reads"] == "input":
+            handles += [layer.register_forward_pre_hook(self._before, with_kwargs=True) for layer in self._layers]
+        return [*handles, self._parent.register_forward_hook(self._keep_hidden)]
+
+    def _before(self, module, args, kwargs):
+        del module
+        self._read = args[0] if args else kwargs["hidden_states"]
+
+    def _after(self, number: int):
+        def hook(module, args, output):
+            del module, args
+            self._done += 1
+            if number not in self._adapted:
+                return None
+            hidden = output[0] if isinstance(output, tuple) else output
+            adapted = self._adapt(hidden, self._adapted.index(number))
+            return (adapted, *output[1:]) if isinstance(output, tuple) else adapted
+
+        return hook
+
+    def _adapt(self, x, place: int):
+        """A layer's output `[B, T, D]` with the corrections of the rows' tasks; the carry goes on."""
+        settings = self.settings
+        if len(x) != len(self._active):
+            raise UserError(f"{len(self._active)} tasks for a batch of {len(x)} rows: one per row is needed")
+        recurrence = settings["recurrence"]
+        if self._carry is None:
+            width = controllers.carry_width(recurrence, settings["width"])
+            self._carry = torch.zeros(*x.shape[:2], width, device=x.device)
+        read = self._read if settings["reads"] == "input" else x
+        weights = self._tree("shared", "all_layers/controller/")
+        state, self._carry = controllers.advance(weights, recurrence, settings["activation"], read.float(), self._carry)
+        if settings["head_per_layer"]:
+            rows = {name: leaf[:, place] for name, leaf in self._of_rows("per_layer/head/").items()}
+        else:
+            rows = self._of_rows("all_layers/head/")
+        delta = controllers.correction(rows, settings["head"], state)
+        return x + torch.where(self._active, delta, 0.0).to(x.dtype)
+
+    def _of_rows(self, prefix: str) -> dict:
+        return {path.removeprefix(prefix): leaf for path, leaf in self._rows.items() if path.startswith(prefix)}
+
+    def _keep_hidden(self, module, args, output):
+        del module, args
+        self._hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
+
+    def _logits(self, output, tasks):
+        x, own = self._hidden, self._of_rows("all_layers/output/")
+        logits = None if self._head is None else output.logits
+        if own:
+            added = x.float() @ own["kernel"] + own["bias"][:, None, :]
+        elif self._own is not None:
+            layer = self._tree("shared", "all_layers/output/")
+            added = torch.where(self._active, x.float() @ layer["kernel"] + layer["bias"], 0.0)
+        else:
+            return x if logits is None else logits
+        if self._own is None:
+            return logits + added.to(logits.dtype)
+        if logits is None:
+            # An encoder without a head: every output of a task starts from zero.
+            logits = torch.zeros(*x.shape[:2], self._base.size, dtype=x.dtype, device=x.device)
+        symbols, columns = (self._of_tasks(table, tasks, x) for table in (self._own.symbols, self._own.columns))
+        start = torch.gather(torch.nn.functional.pad(logits, (0, 2)), 2, symbols.clamp(max=self._base.size + 1))
+        found = torch.where(symbols > self._base.size, _NEVER, start + added.to(start.dtype))
+        return torch.gather(found, 2, columns)
+
+    def _of_tasks(self, table, tasks, x):
+        """A table of a task's outputs for every frame: int64 `[B, T, O]`."""
+        found = torch.from_numpy(np.stack([table(task) for task in tasks])).long().to(x.device)
+        return found[:, None, :].expand(-1, x.shape[1], -1)
+
+    def decode(self, logits, lengths, tasks) -> list[str]:
+        """Texts by greedy decoding.
+
+        Args:
+          logits: `[B, T, V or O]` from `forward`.
+          lengths: valid frames of each row.
+          tasks: as in `forward`.
+        """
+        texts = []
+        for scores, length, task in zip(logits, lengths, tasks, strict=True):
+            vocabulary = self.vocabulary(task)
+            labels = torch.unique_consecutive(scores[: int(length)].argmax(dim=-1)).tolist()
+            texts.append(vocabulary.decode([label for label in labels if label != vocabulary.blank_id]))
+        return texts
+
+
+def _blocks_of(model) -> tuple[torch.nn.Module, list[torch.nn.Module]]:
+    """The encoder of a model, and its blocks.
+
+    Raises:
+      UserError: none, or several.
+    """
+    found = []
+    for parent in model.modules():
+        for child in parent.children():
+            if isinstance(child, torch.nn.ModuleList) and len(child) and type(child[0]).__name__ in _BLOCKS:
+                found.append((parent, list(child)))
+    if len(found) != 1:
+        raise UserError(
+            f"the model {type(model).__name__} has {len(found)} encoders of a kind that is known; needed is one of "
+            f"{', '.join(_BLOCKS)}"
+        )
+    return found[0]
