@@ -12,7 +12,9 @@ def get_config() -> ConfigDict:
     config.seed = 0  # integer; initial weights, order of the data, augmentation and synthesis all follow from it
     config.steps = 1000  # optimizer steps
     config.method = "adapter"  # adapter | full (fine-tune the whole backbone) | pretrain (from random weights)
-    config.backbone = "builtin:tiny"  # folder, builtin:NAME or abstract (shapes only); unused by method pretrain
+    config.backbone = (
+        "builtin:tiny"  # folder, builtin:NAME, or shapes alone: abstract, abstract:MODEL; unused by pretrain
+    )
     config.backbone_dtype = "auto"  # auto (bfloat16 on TPU and GPU, float32 on CPU) | float32 | bfloat16
     config.dropout = 0.0  # on the residual branches of the encoder, 0 to 1; training only, also where it is frozen
     config.remat = (

@@ -18,13 +18,14 @@ from hra_jax.data.text import (
 )
 from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
+from hra_jax.models import published
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.augment import AugmentConfig
 from hra_jax.models.config import EncoderConfig, FeatureConfig, from_json, named_size
 from hra_jax.rules import OWN_VOCABULARIES
 from hra_jax.training.optimizer import OptimizerConfig
 
-ABSTRACT = "abstract"  # a backbone of shapes alone
+ABSTRACT = "abstract"  # a backbone of shapes alone: of the size `pretrain.size`, or `abstract:` and a published one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +51,17 @@ def vocabulary_of_texts(config, texts) -> Vocabulary:
     return CharacterVocabulary(sorted({character for text in texts for character in text} | {" "}))
 
 
+def is_abstract(backbone: str) -> bool:
+    """Whether a backbone is shapes without weights."""
+    return backbone.partition(":")[0] == ABSTRACT
+
+
 def check_has_weights(config) -> None:
     """Refuses, with a UserError, an abstract backbone where weights are needed."""
-    if config.method != "pretrain" and config.backbone == ABSTRACT:
+    if config.method != "pretrain" and is_abstract(config.backbone):
         raise UserError(
-            f"backbone = {ABSTRACT!r} has no weights; it is for hra_jax.params; allowed here: builtin:NAME or a folder"
+            f"backbone = {config.backbone!r} has no weights; it is for hra_jax.params and hra_jax.aot; allowed here: "
+            "builtin:NAME or a folder"
         )
 
 
@@ -76,6 +83,12 @@ def geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
     Raises:
       UserError: no such backbone, a damaged one, or an abstract one whose vocabulary has no size before it is learnt.
     """
+    if is_abstract(config.backbone) and config.backbone != ABSTRACT:
+        name = config.backbone.partition(":")[2]
+        if name not in published.MODELS:
+            allowed = ", ".join(f"{ABSTRACT}:{known}" for known in published.MODELS)
+            raise UserError(f"backbone = {config.backbone!r}: of published models there are {allowed}")
+        return published.MODELS[name]
     if config.backbone == ABSTRACT:
         if config.pretrain.vocabulary != "sentencepiece":
             raise UserError(
