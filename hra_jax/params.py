@@ -178,8 +178,8 @@ def _adapter_cost(config, adapter: Adapter, encoder: EncoderConfig, tasks: int) 
 
 def _full(config, name: str, backbone: dict, tasks: list[int]) -> dict:
     """The entry of full fine-tuning; `backbone` is the tree of its shapes."""
-    parameters = states.count(backbone)
-    stored = parameters * jnp.dtype(config.export.dtype).itemsize
+    parameters = states.count(states.moving(backbone))
+    stored = states.count(backbone) * jnp.dtype(config.export.dtype).itemsize
     moments = _optimizer_bytes(config, {"backbone": backbone}, train="all")
     shared, per_task = (0, parameters) if name == FULL else (parameters, 0)
     costs = {}

@@ -1,6 +1,7 @@
 """Self-attention with a pluggable position term and one mask builder.
 
-Letters: B batch, T frames, N heads, H head width, D width, Q queries of a block, M = Q + T - 1 offsets.
+Letters: B batch, T frames, N heads, H head width, D width, Q queries of a block, M = Q + T - 1 offsets, S the rows of a
+Shaw table (one for each offset from -left to right).
 """
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from hra_jax.models.config import EncoderConfig
-from hra_jax.models.layers import Projection, weight
+from hra_jax.models.layers import Projection, weight, wide
 
 
 def context_mask(size: int, config: EncoderConfig):
@@ -30,13 +31,13 @@ def context_mask(size: int, config: EncoderConfig):
     return visible
 
 
-def sinusoids(queries: int, keys: int, width: int):
-    """Sinusoidal table of the offsets i - j from queries - 1 down to -(keys - 1): float32 `[M, width]`.
+def sinusoids(queries: int, keys: int, width: int, *, dtype=jnp.float32):
+    """Sinusoidal table of the offsets i - j from queries - 1 down to -(keys - 1): `[M, width]` of `dtype`.
 
     Sine and cosine interleaved, wavelengths 2 pi 10000^(2k / width) (arXiv 1901.02860, Appendix B).
     """
-    offsets = jnp.arange(queries - 1, -keys, -1, dtype=jnp.float32)[:, None]
-    rates = jnp.power(10000.0, -jnp.arange(0, width, 2, dtype=jnp.float32) / width)[None, :]
+    offsets = jnp.arange(queries - 1, -keys, -1, dtype=dtype)[:, None]
+    rates = jnp.power(10000.0, -jnp.arange(0, width, 2, dtype=dtype) / width)[None, :]
     angles = offsets * rates
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(-1, width)
 
@@ -50,12 +51,45 @@ def skew(scores):
     return flat[..., : offsets - queries + 1]
 
 
+def unclip(scores, keys: int, *, left: int, first=0, padded: int | None = None):
+    """Scores by clipped offset -> scores by key, out[r, j] = in[r, clip(j - i, -left, right) + left] of query i.
+
+    The S scores of a query lie side by side among those of its keys, one place further right for each query, and what
+    is left and right of them repeats the first and the last. Pads, slices and two `where` do it: gathers, and above all
+    the scatters of their gradients, are slow on accelerators, and here on a CPU too (benchmarks/layers.py).
+
+    Args:
+      scores: `[B, N, Q, S]` with S = left + right + 1.
+      keys: T.
+      left: the farthest offset to the left with a score of its own.
+      first: the number i of the query r = 0; an integer or an int32 scalar.
+      padded: the queries of all blocks together; None where these are all, and `first` is 0.
+
+    Returns:
+      `[B, N, Q, T]`.
+    """
+    batch, heads, queries, width = scores.shape
+    # Rows padded by Q and read back one narrower slide by one place each: place r + c of row r holds its score c.
+    flat = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (0, queries))).reshape(batch, heads, -1)
+    span = queries + width - 1
+    slid = flat[:, :, : queries * span].reshape(batch, heads, queries, span)
+    if padded is not None:
+        slid = jax.lax.dynamic_update_slice_in_dim(
+            jnp.zeros((batch, heads, queries, padded + width - 1), slid.dtype), slid, first, axis=3
+        )
+    between = slid[..., left : left + keys]
+    offsets = jnp.arange(keys)[None, :] - jnp.arange(queries)[:, None] - first
+    beyond = jnp.where((offsets < 0)[None, None], scores[..., :1], scores[..., -1:])
+    near = (offsets >= -left) & (offsets < width - left)
+    return jnp.where(near[None, None], between, beyond)
+
+
 def rotate(x, base: float):
     """Rotary position embedding, half-split (arXiv 2104.09864): `[B, T, N, H]` -> the same shape and dtype."""
-    size, half = x.shape[1], x.shape[-1] // 2
-    rates = jnp.power(base, -jnp.arange(half, dtype=jnp.float32) / half)
-    angles = (jnp.arange(size, dtype=jnp.float32)[:, None] * rates[None, :])[None, :, None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    size, half, dtype = x.shape[1], x.shape[-1] // 2, wide(x.dtype)
+    rates = jnp.power(base, -jnp.arange(half, dtype=dtype) / half)
+    angles = (jnp.arange(size, dtype=dtype)[:, None] * rates[None, :])[None, :, None, :]
+    first, second = jnp.split(x.astype(dtype), 2, axis=-1)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
@@ -71,9 +105,13 @@ class Attention(nn.Module):
     block: int = 0
 
     def _projected(self, x, hook, name):
-        config = self.config
-        y = hook(f"attention.{name}", x, Projection(config.d_model, axes=("embed", "heads"), name=name)(x))
-        return y.reshape(*x.shape[:2], config.n_heads, config.d_head)
+        project = Projection(
+            self.config.d_model, axes=("embed", "heads"), use_bias=self.config.attention_bias, name=name
+        )
+        return self._heads(hook(f"attention.{name}", x, project(x)))
+
+    def _heads(self, x):
+        return x.reshape(*x.shape[:2], self.config.n_heads, self.config.d_head)
 
     @nn.compact
     def __call__(self, x, mask, hook):
@@ -88,24 +126,36 @@ class Attention(nn.Module):
           `[B, T, D]`, the dtype of x.
         """
         config, size = self.config, x.shape[1]
-        query, key, value = (self._projected(x, hook, name) for name in ("query", "key", "value"))
+        turned = x
+        if config.position == "rope_in":
+            turned = rotate(self._heads(x), config.rope_base).reshape(x.shape)
+        inputs = {"query": turned, "key": turned, "value": x}
+        query, key, value = (self._projected(y, hook, name) for name, y in inputs.items())
         if config.position == "rope_qk":
             query, key = rotate(query, config.rope_base), rotate(key, config.rope_base)
         # Heads before frames: as plain batches of matrices the products are faster on a CPU (benchmarks/layers.py).
         query, key, value = (jnp.swapaxes(y, 1, 2) for y in (query, key, value))
         queries = min(self.block or size, size)
         blocks = -(-size // queries)
-        position = self._xl_terms(blocks * queries, size, x.dtype) if config.position == "xl" else None
+        padded = blocks * queries
+        terms = {"xl": self._xl_terms, "shaw": self._shaw_term}.get(config.position)
+        position = terms and terms(padded, size, x.dtype)
 
         def attend(query, mask, start):
-            logits = self._logits(query, key, position, blocks * queries - queries - start)
+            logits = self._logits(query, key, position, start, padded)
             logits = jnp.where(mask, logits * config.d_head**-0.5, jnp.finfo(jnp.float32).min)
             shares = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
             return jnp.einsum("bnij,bnjh->bnih", shares, value)
 
         y = attend(query, mask, 0) if blocks == 1 else _by_blocks(attend, query, mask, blocks, queries)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
-        output = Projection(config.d_model, axes=("heads", "embed"), gain=config.residual_gain, name="output")
+        output = Projection(
+            config.d_model,
+            axes=("heads", "embed"),
+            use_bias=config.attention_bias,
+            gain=config.residual_gain,
+            name="output",
+        )
         return hook("attention.output", y, output(y))
 
     def _xl_terms(self, queries: int, keys: int, dtype):
@@ -114,23 +164,43 @@ class Attention(nn.Module):
         shape, axes = (config.n_heads, config.d_head), ("norm", "norm")
         content = weight(self, "content_bias", nn.initializers.zeros, shape, axes).astype(dtype)
         position = weight(self, "position_bias", nn.initializers.zeros, shape, axes).astype(dtype)
-        table = sinusoids(queries, keys, config.d_model).astype(dtype)
+        table = sinusoids(queries, keys, config.d_model, dtype=wide(dtype)).astype(dtype)
         table = Projection(config.d_model, axes=("embed", "heads"), use_bias=False, name="position")(table)
         table = table.reshape(-1, config.n_heads, config.d_head)
         return content[None, :, None, :], position[None, :, None, :], table
 
-    def _logits(self, query, key, position, first):
-        """Logits before scaling of Q queries: float32 `[B, N, Q, T]`; with the XL term
-        (q_i + u) k_j + (q_i + v) W_pos p(i - j).
+    def _shaw_term(self, queries: int, keys: int, dtype):
+        """The table of the clipped offsets j - i `[S, H]`, the same for all heads (arXiv 1803.02155, section 3.2)."""
+        del queries, keys
+        shape = (self.config.shaw_left + self.config.shaw_right + 1, self.config.d_head)
+        initial = nn.initializers.variance_scaling(1.0, "fan_out", "truncated_normal")
+        return weight(self, "distance", initial, shape, ("norm", "norm")).astype(dtype)
 
-        query is `[B, N, Q, H]`, key `[B, N, T, H]`; `first` is the place in the table of the largest offset.
+    def _logits(self, query, key, position, start, padded: int):
+        """Logits before scaling of Q queries: `[B, N, Q, T]`, float32 or wider. xl: (q_i + u) k_j + (q_i + v) W_pos
+        p(i - j); shaw: q_i (k_j + a(j - i)).
+
+        query is `[B, N, Q, H]`, of the queries from number `start` on, key `[B, N, T, H]`; all blocks have `padded`
+        queries.
         """
-        if position is None:
-            return jnp.einsum("bnih,bnjh->bnij", query, key, preferred_element_type=jnp.float32)
-        u, v, table = position
-        logits = jnp.einsum("bnih,bnjh->bnij", query + u, key, preferred_element_type=jnp.float32)
-        table = jax.lax.dynamic_slice_in_dim(table, first, query.shape[2] + key.shape[2] - 1)
-        return logits + skew(jnp.einsum("bnih,mnh->bnim", query + v, table, preferred_element_type=jnp.float32))
+
+        def product(form, *factors):
+            return jnp.einsum(form, *factors, preferred_element_type=wide(query.dtype))
+
+        queries, keys = query.shape[2], key.shape[2]
+        if self.config.position == "xl":
+            u, v, table = position
+            logits = product("bnih,bnjh->bnij", query + u, key)
+            # The table begins with the largest offset, that of the last query.
+            table = jax.lax.dynamic_slice_in_dim(table, padded - queries - start, queries + keys - 1)
+            return logits + skew(product("bnih,mnh->bnim", query + v, table))
+        logits = product("bnih,bnjh->bnij", query, key)
+        if self.config.position == "shaw":
+            # The products with the S rows of the table, and not with the rows of T x T pairs.
+            scores = product("bnih,sh->bnis", query, position)
+            one = {} if padded == queries else {"first": start, "padded": padded}
+            logits = logits + unclip(scores, keys, left=self.config.shaw_left, **one)
+        return logits
 
 
 def _by_blocks(attend, query, mask, blocks: int, queries: int):

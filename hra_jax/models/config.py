@@ -194,6 +194,8 @@ class EncoderConfig:
         _one_of("encoder.subsampling", self.subsampling, SUBSAMPLERS[self.subsampler])
         for name in ("d_model", "n_layers", "n_heads", "d_ff", "kernel", "vocab_size"):
             _at_least(f"encoder.{name}", getattr(self, name), 1)
+        for name in ("shaw_left", "shaw_right"):
+            _at_least(f"encoder.{name}", getattr(self, name), 0)
         if self.d_model % (2 * self.n_heads):
             raise UserError(f"encoder.d_model = {self.d_model}: must be a multiple of 2 n_heads = {2 * self.n_heads}")
         if self.context == "chunk":

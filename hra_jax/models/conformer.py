@@ -17,7 +17,7 @@ from hra_jax.errors import UserError
 from hra_jax.models import padding
 from hra_jax.models.attention import Attention, context_mask
 from hra_jax.models.config import EncoderConfig
-from hra_jax.models.layers import DepthwiseConvolution, LayerNorm, Projection
+from hra_jax.models.layers import BatchNorm, DepthwiseConvolution, LayerNorm, Projection
 
 # What the backward pass keeps of a block; the rest is computed again.
 REMAT_POLICIES = {
@@ -25,6 +25,10 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the outputs of the projections
     "full": jax.checkpoint_policies.nothing_saveable,  # keep the input of each block only
 }
+
+
+def _norm(config: EncoderConfig, name: str) -> LayerNorm:
+    return LayerNorm(config.norm_eps, use_bias=config.norm_bias, name=name)
 
 
 class FeedForward(nn.Module):
@@ -36,11 +40,13 @@ class FeedForward(nn.Module):
     def __call__(self, x, hook):
         """`[B, T, D]` -> `[B, T, D]`."""
         config = self.config
-        x = hook(f"{self.name}.norm", x, LayerNorm(config.norm_eps, name="norm")(x))
-        y = Projection(config.d_ff, axes=("embed", "mlp"), name="up")(x)
+        x = hook(f"{self.name}.norm", x, _norm(config, "norm")(x))
+        y = Projection(config.d_ff, axes=("embed", "mlp"), use_bias=config.ff_bias, name="up")(x)
         x = nn.silu(hook(f"{self.name}.up", x, y))
-        y = Projection(config.d_model, axes=("mlp", "embed"), gain=config.residual_gain, name="down")(x)
-        return hook(f"{self.name}.down", x, y)
+        project = Projection(
+            config.d_model, axes=("mlp", "embed"), use_bias=config.ff_bias, gain=config.residual_gain, name="down"
+        )
+        return hook(f"{self.name}.down", x, project(x))
 
 
 class ConvolutionModule(nn.Module):
@@ -52,7 +58,7 @@ class ConvolutionModule(nn.Module):
     def __call__(self, x, valid, hook):
         """`[B, T, D]` and bool `[B, T]` -> `[B, T, D]`."""
         config = self.config
-        x = hook("convolution.norm", x, LayerNorm(config.norm_eps, name="norm")(x))
+        x = hook("convolution.norm", x, _norm(config, "norm")(x))
         if config.conv_mask == "pre_pointwise":
             x = padding.zero_invalid(x, valid)
         project = Projection(2 * config.d_model, axes=("embed", "mlp"), use_bias=config.conv_bias, name="gated")
@@ -61,10 +67,12 @@ class ConvolutionModule(nn.Module):
         if config.conv_mask == "post_glu":
             x = padding.zero_invalid(x, valid)
         causal = config.conv_padding == "causal"
-        convolve = DepthwiseConvolution(config.kernel, causal=causal, use_bias=config.conv_bias, name="depthwise")
+        bias = config.has_depthwise_bias
+        convolve = DepthwiseConvolution(config.kernel, causal=causal, use_bias=bias, name="depthwise")
         x = hook("convolution.depthwise", x, convolve(x))
-        if config.conv_norm == "layer":
-            x = hook("convolution.depthwise_norm", x, LayerNorm(config.norm_eps, name="depthwise_norm")(x))
+        if config.conv_norm != "none":
+            norm = BatchNorm(name="depthwise_norm") if config.conv_norm == "batch" else _norm(config, "depthwise_norm")
+            x = hook("convolution.depthwise_norm", x, norm(x))
         x = nn.silu(x)
         project = Projection(
             config.d_model, axes=("mlp", "embed"), use_bias=config.conv_bias, gain=config.residual_gain, name="output"
@@ -115,11 +123,11 @@ class ConformerLayer(nn.Module):
         (keep, add), (keep_conv, add_conv) = config.ff_residual, config.conv_residual
         x = self.constrain(x)
         x = keep * x + add * drop(FeedForward(config, name="ff1")(x, hook))
-        y = hook("attention.norm", x, LayerNorm(config.norm_eps, name="attention_norm")(x))
+        y = hook("attention.norm", x, _norm(config, "attention_norm")(x))
         x = x + drop(Attention(config, self.attention_block, name="attention")(y, mask, hook))
         x = keep_conv * x + add_conv * drop(ConvolutionModule(config, name="convolution")(x, valid, hook))
         x = keep * x + add * drop(FeedForward(config, name="ff2")(x, hook))
-        x = hook("final_norm", x, LayerNorm(config.norm_eps, name="final_norm")(x))
+        x = hook("final_norm", x, _norm(config, "final_norm")(x))
         with jax.named_scope(f"adapter_{adapter.name}"):
             return adapter.after_layer(params, x, state, taps, rng=rng), None
 
@@ -170,4 +178,4 @@ class Conformer(nn.Module):
         state = self.adapter.initial_carry(x)
         layers = layers(config, self.adapter, self.dropout, self.attention_block, self.constrain, name="layers")
         (x, _), _ = layers((x, state), bound.per_layer, bound.all_layers, valid, mask)
-        return LayerNorm(config.norm_eps, name="final_norm")(x) if config.final_norm else x
+        return _norm(config, "final_norm")(x) if config.final_norm else x

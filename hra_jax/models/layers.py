@@ -1,12 +1,21 @@
 """Projections, norms and the depthwise convolution that all encoder blocks are made of.
 
 Letters: B batch, T frames, D width, K kernel. Weights keep the dtype they are stored in and are cast to the dtype of
-the activations; norm statistics are float32. Every weight names its logical axes where it is created.
+the activations; norms are computed in float32, and in float64 where the activations are. Every weight names its logical
+axes where it is created.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+BATCH_NORM_EPS = 1e-5  # in all published encoders, whatever the epsilon of their LayerNorms
+STATISTICS = ("mean", "variance")  # names of the weights that no training moves
+
+
+def wide(dtype):
+    """The dtype in which values of `dtype` are summed: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def weight(module: nn.Module, name: str, initializer, shape, axes):
@@ -43,8 +52,8 @@ class Projection(nn.Module):
 
 
 def standardized(x, eps: float):
-    """x `[..., D]` shifted and scaled to mean 0 and variance 1 along its last axis, float32."""
-    y = x.astype(jnp.float32)
+    """x `[..., D]` shifted and scaled to mean 0 and variance 1 along its last axis, in `wide` dtype."""
+    y = x.astype(wide(x.dtype))
     y = y - y.mean(axis=-1, keepdims=True)
     return y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
 
@@ -53,14 +62,41 @@ class LayerNorm(nn.Module):
     """LayerNorm over the last axis with float32 statistics."""
 
     eps: float = 1e-5
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         """`[..., D]` -> the same shape and dtype."""
         scale = weight(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",))
-        bias = weight(self, "bias", nn.initializers.zeros, x.shape[-1:], ("norm",))
         y = standardized(x, self.eps)
-        return (y * along_last(scale, y) + along_last(bias, y)).astype(x.dtype)
+        y = y * along_last(scale, y)
+        if self.use_bias:
+            y = y + along_last(weight(self, "bias", nn.initializers.zeros, x.shape[-1:], ("norm",)), y)
+        return y.astype(x.dtype)
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm as at inference, by stored statistics: y = (x - mean) / sqrt(variance + eps) scale + bias.
+
+    Nothing updates the statistics, and no gradient reaches them: whoever trains all weights trains scale and bias.
+    """
+
+    eps: float = BATCH_NORM_EPS
+
+    @nn.compact
+    def __call__(self, x):
+        """`[..., D]` -> the same shape and dtype."""
+        shape, axes = x.shape[-1:], ("norm",)
+        scale = weight(self, "scale", nn.initializers.ones, shape, axes)
+        bias = weight(self, "bias", nn.initializers.zeros, shape, axes)
+        initial = (nn.initializers.zeros, nn.initializers.ones)
+        mean, variance = (
+            jax.lax.stop_gradient(weight(self, name, start, shape, axes))
+            for name, start in zip(STATISTICS, initial, strict=True)
+        )
+        y = x.astype(wide(x.dtype))
+        rate = jax.lax.rsqrt(variance.astype(y.dtype) + self.eps) * scale.astype(y.dtype)
+        return ((y - along_last(mean, y)) * along_last(rate, y) + along_last(bias, y)).astype(x.dtype)
 
 
 class DepthwiseConvolution(nn.Module):

@@ -2,7 +2,7 @@
 
 method 'adapter':          trainable = {'shared': ..., 'tasks': ...}, the backbone is frozen; with `train='tasks'` what
                            the tasks share is `fixed`: part of the adapter, but neither differentiated nor moved
-method 'full', 'pretrain': trainable = {'backbone': ...}, nothing is frozen
+method 'full', 'pretrain': trainable = {'backbone': ...}, nothing is frozen but the stored statistics of norms
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hra_jax.models.layers import STATISTICS
 from hra_jax.training import optimizer as optim
 
 
@@ -74,6 +75,12 @@ def count(tree) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
+def moving(tree) -> dict:
+    """What training moves in a trainable tree of arrays or shapes, {'a.b.c': leaf}: all but the statistics of norms."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {".".join(key.key for key in path): leaf for path, leaf in leaves if path[-1].key not in STATISTICS}
+
+
 def accounting(
     weights: dict, tasks: int, backbone_parameters: int, *, train: str = "all", learning: int | None = None
 ) -> dict:
@@ -92,7 +99,7 @@ def accounting(
       as they are, and no tasks without data.
     """
     if "backbone" in weights:
-        shared, per_task = count(weights["backbone"]), 0
+        shared, per_task = count(moving(weights["backbone"])), 0
     else:
         rows = next((leaf.shape[0] for leaf in jax.tree.leaves(weights["tasks"])), 1)
         shared, per_task = count(weights["shared"]), count(weights["tasks"]) // max(rows, 1)
@@ -108,9 +115,5 @@ def accounting(
 
 def describe(trainable: dict, *, most: int = 24) -> list[str]:
     """One line per trained leaf: its name, shape and number of parameters; printed at start and at resume."""
-    leaves = jax.tree_util.tree_leaves_with_path(trainable)
-    lines = [
-        f"{'.'.join(key.key for key in path)}  {tuple(leaf.shape)}  {int(np.prod(leaf.shape)):,}"
-        for path, leaf in leaves
-    ]
+    lines = [f"{name}  {tuple(leaf.shape)}  {int(np.prod(leaf.shape)):,}" for name, leaf in moving(trainable).items()]
     return lines[:most] + ([f"... and {len(lines) - most} more leaves"] if len(lines) > most else [])

@@ -48,11 +48,21 @@ def linear(p, x):
 
 
 def layer_norm(p, x, eps):
-    """LayerNorm over the last axis with the biased variance."""
+    """LayerNorm over the last axis with the biased variance; the bias may be absent."""
     out = np.empty_like(x)
     for t in range(len(x)):
         centred = x[t] - x[t].mean()
-        out[t] = centred / math.sqrt((centred**2).mean() + eps) * p["scale"] + p["bias"]
+        out[t] = centred / math.sqrt((centred**2).mean() + eps) * p["scale"]
+        if "bias" in p:
+            out[t] += p["bias"]
+    return out
+
+
+def batch_norm(p, x):
+    """BatchNorm channel by channel, by the stored mean and variance and with the epsilon of all published encoders."""
+    out = np.empty_like(x)
+    for d in range(x.shape[1]):
+        out[:, d] = p["scale"][d] * (x[:, d] - p["mean"][d]) / math.sqrt(p["variance"][d] + 1e-5) + p["bias"][d]
     return out
 
 
@@ -163,8 +173,11 @@ def rotated(vector, place, base):
 
 def score(p, query, key, i, j, head, config):
     """Logit of one pair before the scale; `query` and `key` are the `[H]` vectors of frames i and j."""
-    if config.position == "none":
+    if config.position in ("none", "rope_in"):
         return query @ key
+    if config.position == "shaw":
+        row = min(max(j - i, -config.shaw_left), config.shaw_right) + config.shaw_left
+        return query @ (key + p["distance"][row])
     if config.position == "rope_qk":
         return rotated(query, i, config.rope_base) @ rotated(key, j, config.rope_base)
     width = len(query)
@@ -175,7 +188,12 @@ def score(p, query, key, i, j, head, config):
 def attention(p, x, length, config, hook=untouched):
     """`[T, D]` -> `[T, D]`; keys at or beyond `length` are hidden. A query that sees nothing averages all values."""
     frames, width = len(x), config.d_model // config.n_heads
-    queries, keys, values = (hook(f"attention.{n}", x, linear(p[n], x)) for n in ("query", "key", "value"))
+    inputs = {"query": x, "key": x, "value": x}
+    if config.position == "rope_in":
+        parts = [slice(head * width, (head + 1) * width) for head in range(config.n_heads)]
+        turned = [np.concatenate([rotated(x[t, part], t, config.rope_base) for part in parts]) for t in range(frames)]
+        inputs["query"] = inputs["key"] = np.array(turned)
+    queries, keys, values = (hook(f"attention.{n}", inputs[n], linear(p[n], inputs[n])) for n in inputs)
     out = np.zeros((frames, config.d_model))
     for head in range(config.n_heads):
         part = slice(head * width, (head + 1) * width)
@@ -223,8 +241,10 @@ def convolution(p, x, length, config, hook):
     if config.conv_mask == "post_glu":
         y[length:] = 0.0
     y = hook("convolution.depthwise", y, depthwise(p["depthwise"], y, causal=config.conv_padding == "causal"))
-    if config.conv_norm == "layer":
-        y = hook("convolution.depthwise_norm", y, layer_norm(p["depthwise_norm"], y, config.norm_eps))
+    if config.conv_norm != "none":
+        norm = p["depthwise_norm"]
+        normed = batch_norm(norm, y) if config.conv_norm == "batch" else layer_norm(norm, y, config.norm_eps)
+        y = hook("convolution.depthwise_norm", y, normed)
     y = silu(y)
     return hook("convolution.output", y, linear(p["output"], y))
 

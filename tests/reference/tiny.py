@@ -74,6 +74,8 @@ def random_params(features: FeatureConfig, encoder: EncoderConfig, *, seed: int 
         value = rng.standard_normal(leaf.shape).astype(np.float32)
         if name.endswith("kernel"):
             flat[name] = value / np.sqrt(np.prod(shape[:-1], dtype=np.float32))
+        elif name.endswith("variance"):
+            flat[name] = 0.5 + np.abs(value)
         else:
             flat[name] = 0.3 * value + np.float32(name.endswith("scale"))
     return backbone_lib.unflatten(flat, separator=".")
