@@ -29,6 +29,7 @@ REQUIRES = [
     "tensorboard>=2.16",
     "tensorflow>=2.16",
     "tensorflow-datasets>=4.9.4",
+    "tokenizers>=0.20",
     "tqdm>=4.66",
 ]
 

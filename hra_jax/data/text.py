@@ -1,7 +1,8 @@
 """Text: normalisation, and vocabularies that turn a transcript into CTC labels.
 
-Every vocabulary keeps id 0 for the CTC blank; the symbols of the text have the ids 1 .. V-1. Characters that a
-vocabulary does not have are dropped by `encode` and named by `unknown_characters`, so that a caller can count them.
+The vocabularies made here keep id 0 for the CTC blank, and the symbols of the text have the ids 1 .. V-1; those of
+published encoders (`data/tokens.py`) have the blank where the publisher put it. Characters that a vocabulary does not
+have are dropped by `encode` and named by `unknown_characters`, so that a caller can count them.
 """
 
 import base64
@@ -12,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
+from hra_jax.data.tokens import CtcTokenVocabulary, TokenizerVocabulary, check_ids
 from hra_jax.errors import UserError
 
 BLANK_ID = 0
@@ -64,7 +66,7 @@ class Vocabulary(Protocol):
         """The id of the CTC blank, which `encode` never gives."""
 
     def encode(self, text: str) -> list[int]:
-        """Label ids in [1, V) of a text; characters outside the vocabulary are dropped."""
+        """Label ids in [0, V) of a text, never the blank; characters outside the vocabulary are dropped."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of label ids (already collapsed); blanks are skipped. ValueError for an id outside [0, V)."""
@@ -74,14 +76,6 @@ class Vocabulary(Protocol):
 
     def to_json(self) -> dict:
         """A dict that `json.dump` writes and `vocabulary_from_json` reads back."""
-
-
-def _check_ids(ids: Iterable[int], size: int) -> list[int]:
-    ids = [int(i) for i in ids]
-    wrong = [i for i in ids if not 0 <= i < size]
-    if wrong:
-        raise ValueError(f"label id {wrong[0]} is outside the vocabulary of {size} symbols")
-    return ids
 
 
 class CharacterVocabulary:
@@ -125,7 +119,7 @@ class CharacterVocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The characters of the ids, blanks skipped. ValueError for an id outside [0, V)."""
-        return "".join(self._characters[i - 1] for i in _check_ids(ids, self.size) if i != BLANK_ID)
+        return "".join(self._characters[i - 1] for i in check_ids(ids, self.size) if i != BLANK_ID)
 
     def unknown_characters(self, text: str) -> set[str]:
         """The characters of `text` that the vocabulary does not have."""
@@ -225,7 +219,7 @@ class SentencePieceVocabulary:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the pieces, blanks and the unknown piece skipped. ValueError for an id outside [0, V)."""
         unknown = self._processor.unk_id()
-        ids = _check_ids(ids, self.size)
+        ids = check_ids(ids, self.size)
         return self._processor.DecodeIds([i - 1 for i in ids if i != BLANK_ID and i - 1 != unknown])
 
     def unknown_characters(self, text: str) -> set[str]:
@@ -237,27 +231,86 @@ class SentencePieceVocabulary:
         return {"type": "sentencepiece", "model": base64.b64encode(self._model).decode("ascii")}
 
 
+class BlankVocabulary:
+    """The vocabulary of an encoder that comes without an output layer of its own: the blank, and no text."""
+
+    @property
+    def size(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def blank_id(self) -> int:
+        """0."""
+        return BLANK_ID
+
+    def encode(self, text: str) -> list[int]:
+        """[]: every character is dropped."""
+        del text
+        return []
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """'', as there is nothing but the blank. ValueError for an id that is not 0."""
+        check_ids(ids, self.size)
+        return ""
+
+    def unknown_characters(self, text: str) -> set[str]:
+        """All the characters of `text`."""
+        return set(text)
+
+    def to_json(self) -> dict:
+        """{"type": "blank"}."""
+        return {"type": "blank"}
+
+
+def _sentencepiece(content: dict) -> SentencePieceVocabulary:
+    try:
+        model = base64.b64decode(content["model"], validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise UserError(f"the model of a SentencePiece vocabulary is not base64: {error}") from error
+    return SentencePieceVocabulary(model)
+
+
+def _characters(content: dict) -> CharacterVocabulary:
+    value = content["characters"]
+    if not isinstance(value, list | tuple | str):
+        raise UserError(f"the characters of a vocabulary must be a list; got {type(value).__name__}")
+    return CharacterVocabulary(value)
+
+
+# How each type of vocabulary is read, and the fields that it must have with their types (None: checked by the reader).
+_TYPES: dict[str, tuple[Callable[[dict], Vocabulary], dict[str, type | None]]] = {
+    "blank": (lambda content: BlankVocabulary(), {}),
+    "characters": (_characters, {"characters": None}),
+    "ctc_tokens": (
+        lambda content: CtcTokenVocabulary(**content),
+        {"tokens": list, "blank_id": int, "special_ids": list}
+        | {"word_delimiter": str, "space": str, "lower": bool, "clean": bool},
+    ),
+    "sentencepiece": (_sentencepiece, {"model": None}),
+    "tokenizer": (
+        lambda content: TokenizerVocabulary(**content),
+        {"content": dict, "size": int, "blank_id": int, "special_ids": list, "clean": bool},
+    ),
+}
+
+
 def vocabulary_from_json(content: dict) -> Vocabulary:
     """The vocabulary that `to_json` described.
 
     Raises:
       UserError: not an object of a known type, a missing field, or a field that holds something else.
     """
-    fields = {"characters": "characters", "sentencepiece": "model"}
     if not isinstance(content, dict) or "type" not in content:
         raise UserError(f"a vocabulary must be a JSON object with a 'type'; got {str(content)[:80]!r}")
     kind = content["type"]
-    if not isinstance(kind, str) or kind not in fields:
-        raise UserError(f"vocabulary type {kind!r} is unknown; allowed: {', '.join(fields)}")
-    if fields[kind] not in content:
-        raise UserError(f"a vocabulary of type {kind!r} needs the field {fields[kind]!r}; got {sorted(content)}")
-    value = content[fields[kind]]
-    if kind == "characters":
-        if not isinstance(value, list | tuple | str):
-            raise UserError(f"the characters of a vocabulary must be a list; got {type(value).__name__}")
-        return CharacterVocabulary(value)
-    try:
-        model = base64.b64decode(value, validate=True)
-    except (binascii.Error, TypeError, ValueError) as error:
-        raise UserError(f"the model of a SentencePiece vocabulary is not base64: {error}") from error
-    return SentencePieceVocabulary(model)
+    if not isinstance(kind, str) or kind not in _TYPES:
+        raise UserError(f"vocabulary type {kind!r} is unknown; allowed: {', '.join(_TYPES)}")
+    read, fields = _TYPES[kind]
+    for field, wanted in fields.items():
+        if field not in content:
+            raise UserError(f"a vocabulary of type {kind!r} needs the field {field!r}; got {sorted(content)}")
+        if wanted is not None and not isinstance(content[field], wanted):
+            got = type(content[field]).__name__
+            raise UserError(f"the field {field!r} of a vocabulary must be a {wanted.__name__}; got {got}")
+    return read({field: content[field] for field in fields})

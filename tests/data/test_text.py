@@ -83,7 +83,7 @@ def test_sentencepiece_training_is_deterministic_and_has_the_size_asked_for():
     "content, message",
     [
         (["a"], "JSON object"),
-        ({"type": "words"}, "'words' is unknown; allowed: characters, sentencepiece"),
+        ({"type": "words"}, "'words' is unknown; allowed: blank, characters, ctc_tokens, sentencepiece, tokenizer"),
         ({"type": "characters"}, "'characters'"),
         ({"type": "characters", "characters": 3}, "must be a list"),
         ({"type": "characters", "characters": ["ab"]}, "'ab' is not a single character"),
