@@ -7,7 +7,7 @@ import pytest
 from reference import published
 from safetensors.numpy import load_file, save_file
 
-from hra_jax.convert import convert
+from hra_jax.convert.conversion import convert
 from hra_jax.errors import UserError
 
 

@@ -12,7 +12,7 @@ from reference import published
 from safetensors.numpy import load_file, save_file
 
 from hra_jax.adapters.base import unbound
-from hra_jax.convert import convert
+from hra_jax.convert.conversion import convert
 from hra_jax.data.text import vocabulary_from_json
 from hra_jax.models import backbone
 from hra_jax.models.asr import AsrModel

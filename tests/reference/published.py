@@ -243,7 +243,7 @@ def write(folder, family, *, seed=0):
     (folder / "README.md").write_text("---\nlanguage: en\nlicense: cc-by-4.0\n---\n\n# A model\n")
     save_file(random_tensors(shapes, seed), folder / "model.safetensors")
     if config["architectures"][0].endswith("ForCTC"):
-        _tokenizer(folder, config["pad_token_id"])
+        write_tokenizer(folder, config["pad_token_id"])
     return folder
 
 
@@ -251,7 +251,7 @@ def _json(path, content):
     path.write_text(json.dumps(content))
 
 
-def _tokenizer(folder, blank):
+def write_tokenizer(folder, blank):
     """V symbols: the blank, an unknown one, the space and letters; as Meta publishes them, or a tokenizer.json."""
     if blank == 0 and "lasr" not in (folder / "config.json").read_text():
         tokens = ["<pad>", "<unk>", "|", "a", "b", "c"]
