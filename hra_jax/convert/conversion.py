@@ -88,7 +88,7 @@ def convert(
     vocabulary = _vocabulary(source, config, family, architecture, where)
     encoder = family.encoder(config, settings, vocabulary.size, not keep_batch_norm, where)
     files = _open(source)
-    leaves, ignored = plan(files, family, architecture, settings, encoder, where)
+    leaves, ignored = plan(files, family, architecture, settings, encoder)
     info = {
         "name": name or source.name or source.resolve().name,
         "source": {
@@ -177,7 +177,6 @@ def plan(
     architecture: Architecture,
     features: FeatureConfig,
     encoder: EncoderConfig,
-    where: str,
 ) -> tuple[tuple[_Leaf, ...], tuple[Ignored, ...]]:
     """Which source tensors make which tensor of the backbone; reads no tensor.
 
@@ -187,7 +186,6 @@ def plan(
       architecture: where its encoder and head are.
       features: feature settings.
       encoder: geometry.
-      where: the file that the geometry came from, for errors.
 
     Returns:
       The tensors of the backbone in the order of their names, and the source tensors that are not used.
@@ -210,10 +208,10 @@ def plan(
             for key, shape in zip(_keys(rule, layer), expected, strict=True):
                 if key not in present:
                     kind = f"; the one that is there has dtype {files.ignored[key]}" if key in files.ignored else ""
-                    raise UserError(f"{files.folder}: lacks the weights {key!r} that {where} asks for{kind}")
+                    raise UserError(f"{files.folder}: lacks the weights {key!r} that its config.json asks for{kind}")
                 if files.shape(key) != shape:
                     raise UserError(
-                        f"{files.path(key)}: {key!r} has shape {files.shape(key)}; {where} asks for {shape}"
+                        f"{files.path(key)}: {key!r} has shape {files.shape(key)}, config.json asks for {shape}"
                     )
                 used.add(key)
         leaves.append(leaf)
@@ -247,8 +245,8 @@ def parts(leaf: _Leaf, files: TensorFiles) -> Iterator[np.ndarray]:
         keys = _keys(leaf.rule, layer)
         sources = [files.read(key) for key in keys]
         for key, source in zip(keys, sources, strict=True):
-            if key.endswith(".running_var") and not (source >= 0).all():
-                raise UserError(f"{files.path(key)}: {key!r} holds a variance that is not 0 or greater")
+            if key.endswith(".running_var") and not (np.isfinite(source) & (source >= 0)).all():
+                raise UserError(f"{files.path(key)}: {key!r} holds a variance that is negative or not finite")
         with np.errstate(over="ignore", invalid="ignore"):
             found = np.ascontiguousarray(leaf.rule.transform.apply(*sources).astype(np.float32))
             if not np.isfinite(found).all():

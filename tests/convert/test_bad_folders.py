@@ -139,7 +139,7 @@ CONFIGS = {
     "another position than the weights have": (
         "w2v-bert shaw",
         outer(position_embeddings_type="relative"),
-        ["lacks", "linear_pos"],
+        ["lacks", "self_attn.pos_bias_u"],
     ),
     "group norm": ("conformer rope", outer(feat_extract_norm="group"), ['feat_extract_norm is "group"', "layer"]),
     "waves without bias": ("conformer rope", outer(conv_bias=False), ["conv_bias is false"]),
