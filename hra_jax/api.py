@@ -20,6 +20,7 @@ from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
 from hra_jax.models import ctc
 from hra_jax.models.asr import AsrModel
+from hra_jax.training import placement
 
 CHUNK_SECONDS, OVERLAP_SECONDS = 20.0, 4.0  # long audio is recognised in chunks that overlap
 
@@ -36,7 +37,7 @@ def padded_size(size: int, least: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A frozen speech encoder with its CTC head, on the device."""
+    """A frozen speech encoder with its CTC head, on the device or the mesh."""
 
     files: backbones.BackboneFiles
     params: dict
@@ -74,23 +75,30 @@ class Backbone:
         return Model(self, Adapter(), {}, {}, ()).transcribe(waveforms, sample_rate=sample_rate)
 
 
-def load_backbone(location: str, *, dtype: str = "auto", verify: bool = False) -> Backbone:
+def load_backbone(location: str, mesh=None, *, dtype: str = "auto", verify: bool = False) -> Backbone:
     """Loads a backbone.
 
     Args:
       location: a folder, or `builtin:NAME`.
+      mesh: where the weights are to lie, see `hra_jax.training.sharding.make_mesh`: large ones are split over its
+        devices, and a process reads its own part. None: the default device.
       dtype: 'float32', 'bfloat16', or 'auto' (float32 on a CPU, else bfloat16).
       verify: hash every tensor again.
 
     Raises:
-      UserError: no such backbone, or a damaged one.
+      UserError: no such backbone, a damaged one, or a mesh that does not divide its widths.
     """
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UserError(f"dtype = {dtype!r}: allowed are 'auto', 'float32', 'bfloat16'")
     files = backbones.load(location, verify=verify)
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), files.params)
+    if mesh is None:
+        flat = {name: jnp.asarray(files.tensors.read(name), dtype) for name in files.tensors.names()}
+        params = exports.unflatten(flat, separator=".")
+    else:
+        shardings = placement.backbone_shardings(mesh, files.features, files.encoder)
+        params = backbones.load_params(files, shardings, dtype=jnp.dtype(dtype))
     return Backbone(files, params, jnp.dtype(dtype))
 
 

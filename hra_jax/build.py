@@ -22,14 +22,14 @@ ABSTRACT = "abstract"  # a backbone of shapes alone
 
 @dataclasses.dataclass(frozen=True)
 class Foundation:
-    """What an encoder is built on: geometry, features, vocabulary, and the backbone's weights where there are any."""
+    """What an encoder is built on: geometry, features, vocabulary, and the files of the weights where there are any."""
 
     features: FeatureConfig
     encoder: EncoderConfig
     vocabulary: Vocabulary | None  # None for shapes alone
     name: str
     fingerprint: str  # '' before there are weights
-    params: dict | None  # numpy, storage dtype; None for pre-training and for shapes alone
+    files: backbones.BackboneFiles | None  # where the weights are; None for pre-training and for shapes alone
 
     def output_length(self, num_samples):
         """Encoder frames of `num_samples` samples."""
@@ -76,7 +76,7 @@ def geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
 
 
 def foundation(config, training_texts=()) -> Foundation:
-    """Reads the backbone of a configuration, or lays out a new one for `method='pretrain'`.
+    """Opens the backbone of a configuration, or lays out a new one for `method='pretrain'`.
 
     Args:
       config: the run's configuration.
@@ -93,7 +93,7 @@ def foundation(config, training_texts=()) -> Foundation:
     files = backbones.load(config.backbone)
     vocabulary = vocabulary_from_json(files.vocabulary)
     name = files.info["name"]
-    return Foundation(files.features, files.encoder, vocabulary, name, files.fingerprint, files.params)
+    return Foundation(files.features, files.encoder, vocabulary, name, files.fingerprint, files)
 
 
 def compute_dtype(config):

@@ -31,6 +31,7 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation import report as reports
 from hra_jax.evaluation import runner as running
 from hra_jax.evaluation import suites
+from hra_jax.models import backbone as backbones
 from hra_jax.training import banks, placement, sharding
 from hra_jax.training import state as states
 from hra_jax.training.checkpoints import Checkpoints
@@ -179,11 +180,11 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
         running.share_shapes(test, select)
     scored = {f"suite {runner.suite.name!r}": runner.digest for runner in (test, select) if runner}
     distributed.check_agreement({"backbone": base.fingerprint, "training data": table.digest()} | scored)
-    weights, given = _initial_weights(config, base, method, tasks, start)
+    weights, given = _initial_weights(config, base, method, tasks, start, mesh)
     laid_out = programs.lay_out(config, base, method, mesh, weights)
     state, bank = _placed(config, base, method, laid_out, tasks, mesh, weights)
     bank.touch(given)
-    backbone_parameters = states.count(weights["backbone"] if base.params is None else base.params)
+    backbone_parameters = states.count(weights["backbone"] if base.files is None else base.files.abstract)
     return Run(
         config=config,
         workdir=workdir,
@@ -249,8 +250,13 @@ def _suite(config, name: str, suite_dir, base, table, tasks, own, mesh, report) 
 
 def _frozen(config, base, mesh):
     """The frozen weights on the mesh."""
-    shardings, dtype = placement.backbone_shardings(mesh, base.features, base.encoder), build.compute_dtype(config)
-    return jax.tree.map(lambda leaf, where: sharding.place(leaf.astype(dtype), where), base.params, shardings)
+    return _read(base, mesh, build.compute_dtype(config))
+
+
+def _read(base, mesh, dtype) -> dict:
+    """The backbone's weights on the mesh, of which every process reads its part."""
+    shardings = placement.backbone_shardings(mesh, base.features, base.encoder)
+    return backbones.load_params(base.files, shardings, dtype=dtype)
 
 
 def _start(config, base) -> exports.ExportedAdapter | None:
@@ -281,11 +287,15 @@ def _own_vocabularies(config, base, sources, start) -> OwnVocabularies | None:
     )
 
 
-def _initial_weights(config, base, method, tasks, start) -> tuple[dict, list[int]]:
-    """What a run starts from, numpy, and the rows of the bank that the seed alone would not give again."""
-    if config.method != "adapter":
-        weights = base.params if config.method == "full" else build.random_backbone(base, config.seed)
-        return {"backbone": jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights)}, []
+def _initial_weights(config, base, method, tasks, start, mesh) -> tuple[dict, list[int]]:
+    """What a run starts from, and the rows of the bank that the seed alone would not give again.
+
+    Numpy, but for a backbone that is trained further: that lies on the mesh.
+    """
+    if config.method == "full":
+        return {"backbone": _read(base, mesh, np.float32)}, []
+    if config.method == "pretrain":
+        return {"backbone": jax.tree.map(np.asarray, build.random_backbone(base, config.seed))}, []
     key = jax.random.key(config.seed)
     weights, given = initial.new_weights_on_host(method, key, base.encoder, programs.slots(config, len(tasks))), []
     if start is not None:

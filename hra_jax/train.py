@@ -282,9 +282,12 @@ def finish(run: Run, checkpoints: Checkpoints) -> dict | None:
         results = score(run, weights, step)
     # Every process takes part in reading what may be split over them, and one writes.
     rows = run.bank.rows(run.state, np.arange(len(run.tasks))) if run.tasks else {}
-    weights = sharding.to_host(run.state.weights["shared" if config.method == "adapter" else "backbone"])
-    if jax.process_index() == 0:
-        _export(run, weights, rows, step, task_steps, results)
+    if config.method == "adapter":
+        shared = sharding.to_host(run.state.weights["shared"])
+        if jax.process_index() == 0:
+            _export_adapter(run, shared, rows, step, task_steps, results)
+    else:
+        _export_backbone(run, step, results)
     distributed.barrier("exported")
     return results
 
@@ -293,46 +296,57 @@ def _as_stored(leaf, config):
     return leaf.astype(config.export.dtype).astype(leaf.dtype)
 
 
-def _export(run: Run, weights, rows: dict, step: int, task_steps: dict[str, int], results: dict | None) -> None:
-    """Writes W/adapter from `weights`, what the tasks share, and the rows of the bank; or W/backbone from `weights`."""
-    config, vocabulary = run.config, run.base.vocabulary.to_json()
-    if config.method == "adapter":
-        folder = run.workdir / "adapter"
-        scored = _scores(results)
-        earlier = {} if run.start is None else {entry["name"]: entry for entry in run.start.tasks_json}
-        entries = []
-        for row, (name, trained) in enumerate(zip(run.tasks, rows["count"] > 0, strict=True)):
-            # A task that only came along says what it said where it was trained.
-            entry = {"step": task_steps[name]} if trained or name not in earlier else earlier[name]
-            if name in scored:
-                entry = {**entry, "wer": scored[name], "suite": results["suite"]}
-            if run.own is not None:
-                entry = {**entry, "vocabulary": run.own.of(name).to_json()}
-            entries.append({**entry, "name": name, "row": row})
-        exports.write_adapter(
-            folder,
-            method=methods.settings(run.method),
-            weights={"shared": weights, "tasks": rows["tasks"]},
-            tasks=entries,
-            backbone={"name": run.base.name, "fingerprint": run.base.fingerprint},
-            vocabulary=vocabulary,
-            accounting=accounting(run),
-            results=results,
-            per_task_files=config.export.per_task_files,
-        )
-    else:
-        folder = run.workdir / "backbone"
-        wer = None if results is None else {run.test.suite.name: results["wer"]}
-        made_by = {"method": config.method, "config": json.loads(configs.to_json(config)), "step": step}
-        backbones.save(
-            folder,
-            weights,
-            features=run.base.features,
-            encoder=run.base.encoder,
-            vocabulary=vocabulary,
-            dtype=config.export.dtype,
-            info={"name": run.base.name, "source": made_by, "license": config.export.license, "wer": wer},
-        )
+def _export_adapter(run: Run, shared, rows: dict, step: int, task_steps: dict[str, int], results: dict | None) -> None:
+    """Writes W/adapter from `shared`, what the tasks share, and the rows of the bank."""
+    folder, scored = run.workdir / "adapter", _scores(results)
+    earlier = {} if run.start is None else {entry["name"]: entry for entry in run.start.tasks_json}
+    entries = []
+    for row, (name, trained) in enumerate(zip(run.tasks, rows["count"] > 0, strict=True)):
+        # A task that only came along says what it said where it was trained.
+        entry = {"step": task_steps[name]} if trained or name not in earlier else earlier[name]
+        if name in scored:
+            entry = {**entry, "wer": scored[name], "suite": results["suite"]}
+        if run.own is not None:
+            entry = {**entry, "vocabulary": run.own.of(name).to_json()}
+        entries.append({**entry, "name": name, "row": row})
+    exports.write_adapter(
+        folder,
+        method=methods.settings(run.method),
+        weights={"shared": shared, "tasks": rows["tasks"]},
+        tasks=entries,
+        backbone={"name": run.base.name, "fingerprint": run.base.fingerprint},
+        vocabulary=run.base.vocabulary.to_json(),
+        accounting=accounting(run),
+        results=results,
+        per_task_files=run.config.export.per_task_files,
+    )
+    print(f"exported step {step} to {folder}", flush=True)
+
+
+def _export_backbone(run: Run, step: int, results: dict | None) -> None:
+    """Writes W/backbone from the state, a weight at a time; all processes must call it, and process 0 writes."""
+    weights = exports.flatten(run.state.weights["backbone"], separator=".")
+
+    def read(name: str) -> np.ndarray:
+        return sharding.to_host(weights[name])
+
+    if jax.process_index():
+        # In the order in which process 0 asks for them.
+        for name in sorted(weights):
+            read(name)
+        return
+    config, folder = run.config, run.workdir / "backbone"
+    wer = None if results is None else {run.test.suite.name: results["wer"]}
+    made_by = {"method": config.method, "config": json.loads(configs.to_json(config)), "step": step}
+    backbones.write(
+        folder,
+        read,
+        features=run.base.features,
+        encoder=run.base.encoder,
+        vocabulary=run.base.vocabulary.to_json(),
+        dtype=config.export.dtype,
+        info={"name": run.base.name, "source": made_by, "license": config.export.license, "wer": wer},
+    )
     print(f"exported step {step} to {folder}", flush=True)
 
 

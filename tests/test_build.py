@@ -30,7 +30,7 @@ def test_pretraining_lays_out_a_new_backbone_around_the_training_texts(micro, mo
     monkeypatch.setitem(models.SIZES, "micro", (world.FEATURES, world.GEOMETRY))
     base = build.foundation(micro.config(method="pretrain", pretrain__size="micro"), ["cab", "a'd"])
     assert base.vocabulary.characters == (" ", "'", "a", "b", "c", "d")
-    assert base.encoder.vocab_size == 7 and base.params is None and base.fingerprint == ""
+    assert base.encoder.vocab_size == 7 and base.files is None and base.fingerprint == ""
 
 
 def test_a_vocabulary_of_pieces_is_learnt_from_the_texts(micro):
@@ -48,7 +48,7 @@ def test_new_weights_depend_on_the_seed_alone(micro):
     first, again, other = (jax.tree.leaves(build.random_backbone(base, seed)) for seed in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
-    shapes = [leaf.shape for leaf in jax.tree.leaves(base.params)]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(base.files.abstract)]
     assert [leaf.shape for leaf in first] == shapes and {leaf.dtype.name for leaf in first} == {"float32"}
 
 

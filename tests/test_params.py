@@ -260,7 +260,7 @@ def test_the_optimizer_holds_the_bytes(micro, method, train):
 def test_the_optimizer_of_a_whole_backbone_holds_the_bytes(micro):
     settings = micro.config(method="full")
     found = params.account(settings, [5])["methods"]
-    expected = state_bytes({"backbone": build.foundation(settings).params}, settings)
+    expected = state_bytes({"backbone": build.foundation(settings).files.params}, settings)
     assert found["full_joint"]["costs"][0]["optimizer_bytes"] == expected
     assert found["full"]["costs"][0]["optimizer_bytes"] == 5 * expected
 

@@ -1,15 +1,20 @@
 """Backbone folders: frozen weights, feature settings, vocabulary and fingerprint.
 
     backbone.json       geometry, feature settings, vocabulary, fingerprint, hashes of every tensor, where it came from
-    model.safetensors   weights by dotted name, in the storage dtype; per-layer tensors stacked on a leading axis
+    model.safetensors   weights by dotted name, in the storage dtype; per-layer tensors stacked on a leading axis.
+                        Large ones lie in several files beside model.safetensors.index.json, see `tensor_files`
+
+Weights are read and written in pieces: a process holds its part of them, and while it writes, a layer of a tensor.
 
 The fingerprint identifies what the weights are, not how they are stored: it hashes the tensors before the cast to the
 storage dtype. An adapter is only ever run on the backbone whose fingerprint it names.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Iterator
 
 import flax.linen as nn
 import jax
@@ -18,21 +23,28 @@ import numpy as np
 from etils import epath
 
 from hra_jax.adapters.base import unbound
-from hra_jax.adapters.export import flatten, json_text, tensors_from_bytes, tensors_to_bytes, unflatten, write_file
+from hra_jax.adapters.export import flatten, json_text, unflatten, write_file
 from hra_jax.errors import UserError
 from hra_jax.models import config as model_config
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.config import EncoderConfig, FeatureConfig
+from hra_jax.models.tensor_files import TensorFiles
+from hra_jax.models.tensor_writer import SHARD_BYTES, TensorWriter
 
 FORMAT = 1
 BUILTIN = "builtin:"
-_WEIGHTS, _SETTINGS = "model.safetensors", "backbone.json"
+_SETTINGS = "backbone.json"
 STORAGE_DTYPES = ("bfloat16", "float32")
+_PIECE = 32 << 20  # bytes of a whole array that are cast, hashed and checked at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class BackboneFiles:
-    """A backbone as read from its folder; `params` is a nested dict of numpy arrays in the storage dtype."""
+    """A backbone folder whose settings are read and whose weights are known by their shapes.
+
+    Attributes:
+      tensors: the weights by dotted name; `load_params` reads them onto a mesh.
+    """
 
     folder: epath.Path
     features: FeatureConfig
@@ -40,12 +52,25 @@ class BackboneFiles:
     vocabulary: dict  # as `data.text.vocabulary_from_json` takes it
     fingerprint: str
     info: dict  # 'name', 'source', 'license' and what else its maker recorded
-    params: dict
+    tensors: TensorFiles
+
+    @property
+    def abstract(self) -> dict:
+        """Shapes and storage dtype of the weights: a nested dict of `jax.ShapeDtypeStruct`."""
+        return self._tree(lambda name: jax.ShapeDtypeStruct(self.tensors.shape(name), self.tensors.dtype(name)))
+
+    @property
+    def params(self) -> dict:
+        """All weights, read anew: a nested dict of numpy arrays in the storage dtype."""
+        return self._tree(self.tensors.read)
 
     @property
     def parameters(self) -> int:
         """Number of weights."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
+
+    def _tree(self, leaf: Callable) -> dict:
+        return unflatten({name: leaf(name) for name in self.tensors.names()}, separator=".")
 
 
 def resolve(location: str) -> epath.Path:
@@ -75,9 +100,11 @@ def abstract_params(features: FeatureConfig, encoder: EncoderConfig):
     return jax.eval_shape(lambda key: model.init(key, samples, lengths, unbound()), jax.random.key(0))["params"]
 
 
-def _digest(array) -> str:
-    array = np.ascontiguousarray(array)
-    return hashlib.sha256(array.view(np.uint8).tobytes() if array.size else b"").hexdigest()
+@functools.lru_cache(maxsize=8)
+def _shapes(features: FeatureConfig, encoder: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight by dotted name."""
+    leaves = flatten(nn.unbox(abstract_params(features, encoder)), separator=".")
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
 def _fingerprint(hashes: dict, features: FeatureConfig, encoder: EncoderConfig, vocabulary: dict) -> str:
@@ -85,43 +112,148 @@ def _fingerprint(hashes: dict, features: FeatureConfig, encoder: EncoderConfig, 
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def save(folder, params: dict, *, features, encoder, vocabulary: dict, dtype: str, info: dict) -> str:
-    """Writes a backbone folder.
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def save(
+    folder, params: dict, *, features, encoder, vocabulary: dict, dtype: str, info: dict, max_bytes: int = SHARD_BYTES
+) -> str:
+    """Writes a backbone folder from arrays, one after the other.
+
+    Args:
+      params: nested dict of float arrays.
+      folder, features, encoder, vocabulary, dtype, info, max_bytes: as for `write`.
+
+    Returns:
+      The fingerprint.
+
+    Raises:
+      UserError: as `write`; also where a weight is missing or unknown.
+    """
+    _check_dtype(dtype)
+    leaves, shapes = flatten(params, separator="."), _shapes(features, encoder)
+    for name in sorted(set(shapes) ^ set(leaves)):
+        what = "lacks the tensor" if name in shapes else "would have an unknown tensor"
+        raise UserError(f"{folder}: {what} {name!r}")
+    return write(
+        folder,
+        leaves.__getitem__,
+        features=features,
+        encoder=encoder,
+        vocabulary=vocabulary,
+        dtype=dtype,
+        info=info,
+        max_bytes=max_bytes,
+    )
+
+
+def write(
+    folder,
+    read: Callable[[str], np.ndarray | Iterable[np.ndarray]],
+    *,
+    features,
+    encoder,
+    vocabulary: dict,
+    dtype: str,
+    info: dict,
+    max_bytes: int = SHARD_BYTES,
+) -> str:
+    """Writes a backbone folder from weights that come one after the other; a folder that is there is replaced.
 
     Args:
       folder: where to; it is created.
-      params: nested dict of float arrays.
+      read: called once with the dotted name of every weight, sorted. Returns the array, or its rows (arrays without
+        the leading axis) one after the other, so that no more than a row of it need be in memory.
       features: feature settings.
       encoder: encoder geometry.
       vocabulary: the vocabulary's `to_json()`.
       dtype: storage dtype, 'bfloat16' or 'float32'.
       info: 'name', 'source', 'license', and anything else worth keeping (plain JSON values).
+      max_bytes: of the weights in one file; a weight that is larger has a file of its own.
 
     Returns:
       The fingerprint.
+
+    Raises:
+      UserError: an unknown storage dtype, or a weight of another shape than the settings ask for, of more than one
+        dtype, or with values that are not finite; the folder is then as it was.
     """
+    _check_dtype(dtype)
+    folder, shapes = epath.Path(folder), _shapes(features, encoder)
+    source, stored = {}, {}
+    with TensorWriter(folder, shapes, jnp.dtype(dtype), max_bytes=max_bytes) as writer:
+        for name in writer.names:
+            given, kept = hashlib.sha256(), hashlib.sha256()
+            for piece in _pieces(name, read(name), shapes[name]):
+                rounded = _rounded(name, piece, dtype)
+                given.update(_bytes(piece))
+                kept.update(_bytes(rounded))
+                writer.append(name, rounded)
+            source[name], stored[name] = [list(shapes[name]), given.hexdigest()], kept.hexdigest()
+        settings = {
+            "format": FORMAT,
+            "features": model_config.to_json(features),
+            "encoder": model_config.to_json(encoder),
+            "vocabulary": vocabulary,
+            "fingerprint": _fingerprint(source, features, encoder, vocabulary),
+            "storage_dtype": dtype,
+            "source_sha256": source,
+            "stored_sha256": stored,
+            "info": info,
+        }
+        text = json_text(settings)
+        # A folder that has settings is complete: the old ones go before the weights change, the new ones come last.
+        (folder / _SETTINGS).unlink(missing_ok=True)
+        writer.finish()
+        write_file(folder / _SETTINGS, text)
+    return settings["fingerprint"]
+
+
+def _check_dtype(dtype: str) -> None:
     if dtype not in STORAGE_DTYPES:
         raise UserError(f"storage dtype {dtype!r}: allowed are {', '.join(STORAGE_DTYPES)}")
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    source = {name: np.asarray(leaf) for name, leaf in flatten(params, separator=".").items()}
-    stored = {name: np.ascontiguousarray(leaf.astype(jnp.dtype(dtype))) for name, leaf in source.items()}
-    hashes = {name: [list(leaf.shape), _digest(leaf)] for name, leaf in source.items()}
-    settings = {
-        "format": FORMAT,
-        "features": model_config.to_json(features),
-        "encoder": model_config.to_json(encoder),
-        "vocabulary": vocabulary,
-        "fingerprint": _fingerprint(hashes, features, encoder, vocabulary),
-        "storage_dtype": dtype,
-        "source_sha256": hashes,
-        "stored_sha256": {name: _digest(leaf) for name, leaf in stored.items()},
-        "info": info,
-    }
-    # The settings are written last: a folder that has them is complete.
-    write_file(folder / _WEIGHTS, tensors_to_bytes(stored))
-    write_file(folder / _SETTINGS, json_text(settings))
-    return settings["fingerprint"]
+
+
+def _pieces(name: str, value, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """A weight in pieces that follow one another in C order, checked against its shape."""
+    if hasattr(value, "shape"):
+        value = np.asarray(value)
+        _check_shape(name, value.shape, shape)
+        value = value.reshape(shape or (1,))
+        rows = max(1, _PIECE * len(value) // max(1, value.nbytes))
+        yield from (value[start : start + rows] for start in range(0, len(value), rows))
+        return
+    count, dtype = 0, None
+    for row in map(np.asarray, value):
+        _check_shape(name, (shape[0], *row.shape), shape)
+        if dtype not in (None, row.dtype):
+            raise UserError(f"{name!r} has rows of {dtype} and of {row.dtype}; allowed: one dtype")
+        count, dtype = count + 1, row.dtype
+        if count <= shape[0]:
+            yield row
+    _check_shape(name, (count, *shape[1:]), shape)
+
+
+def _check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if tuple(found) != wanted:
+        raise UserError(f"{name!r} has shape {tuple(found)}, the settings ask for {wanted}")
+
+
+def _rounded(name: str, piece: np.ndarray, dtype: str) -> np.ndarray:
+    """The values in the storage dtype."""
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        rounded = piece.astype(jnp.dtype(dtype), order="C", copy=False)
+    if not np.isfinite(rounded).all():
+        what = f"values beyond the range of {dtype}" if np.isfinite(piece).all() else "NaN or infinity"
+        raise UserError(f"{name!r} holds {what}; allowed: finite weights")
+    return rounded
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
 
 
 def _read_settings(folder: epath.Path) -> dict:
@@ -129,7 +261,8 @@ def _read_settings(folder: epath.Path) -> dict:
         settings = json.loads((folder / _SETTINGS).read_text())
     except ValueError as error:
         raise UserError(f"{folder / _SETTINGS}: not JSON ({error})") from error
-    needed = ("format", "features", "encoder", "vocabulary", "fingerprint", "source_sha256", "stored_sha256", "info")
+    needed = ("format", "features", "encoder", "vocabulary", "fingerprint", "storage_dtype")
+    needed += ("source_sha256", "stored_sha256", "info")
     missing = [key for key in needed if key not in settings]
     if missing:
         raise UserError(f"{folder / _SETTINGS}: lacks {missing[0]!r}")
@@ -138,22 +271,33 @@ def _read_settings(folder: epath.Path) -> dict:
     return settings
 
 
-def _check_shapes(folder, flat: dict, features: FeatureConfig, encoder: EncoderConfig) -> None:
-    shapes = {
-        name: leaf.shape for name, leaf in flatten(nn.unbox(abstract_params(features, encoder)), separator=".").items()
-    }
-    for name in sorted(set(shapes) ^ set(flat)):
+def _check_tensors(tensors: TensorFiles, shapes: dict[str, tuple[int, ...]], dtype: str) -> None:
+    """Checks that the files hold the weights that the settings ask for, and no others."""
+    for name, found in tensors.ignored.items():
+        raise UserError(f"{tensors.listing}: has the tensor {name!r} of dtype {found}; allowed here: {dtype}")
+    for name in sorted(set(shapes) ^ set(tensors.names())):
         what = "lacks the tensor" if name in shapes else "has an unknown tensor"
-        raise UserError(f"{folder / _WEIGHTS}: {what} {name!r}")
-    for name, leaf in flat.items():
-        if leaf.shape != shapes[name]:
-            raise UserError(
-                f"{folder / _WEIGHTS}: {name!r} has shape {leaf.shape}, its settings ask for {shapes[name]}"
-            )
+        raise UserError(f"{tensors.listing}: {what} {name!r}")
+    for name, wanted in shapes.items():
+        path, found = tensors.path(name), tensors.shape(name)
+        if found != wanted:
+            raise UserError(f"{path}: {name!r} has shape {found}, its settings ask for {wanted}")
+        if tensors.dtype(name).name != dtype:
+            raise UserError(f"{path}: {name!r} holds {tensors.dtype(name)}, its settings ask for {dtype}")
+
+
+def _verify(tensors: TensorFiles, hashes: dict) -> None:
+    """Hashes every tensor row by row and compares with what was recorded."""
+    for name in tensors.names():
+        shape, digest = tensors.shape(name), hashlib.sha256()
+        for index in range(shape[0]) if len(shape) > 1 else ((),):
+            digest.update(_bytes(tensors.read_slice(name, index)))
+        if digest.hexdigest() != hashes.get(name):
+            raise UserError(f"{tensors.path(name)}: {name!r} is not what was stored; its hash differs")
 
 
 def load(location: str, *, verify: bool = False) -> BackboneFiles:
-    """Reads a backbone folder.
+    """Reads the settings of a backbone folder and the headers of its weights; the weights are read when they are used.
 
     Args:
       location: a folder, or `builtin:NAME`.
@@ -166,17 +310,12 @@ def load(location: str, *, verify: bool = False) -> BackboneFiles:
     settings = _read_settings(folder)
     features = model_config.from_json(FeatureConfig, settings["features"])
     encoder = model_config.from_json(EncoderConfig, settings["encoder"])
-    try:
-        flat = tensors_from_bytes((folder / _WEIGHTS).read_bytes(), name=str(folder / _WEIGHTS))
-    except OSError as error:
-        raise UserError(f"{folder / _WEIGHTS}: cannot be read ({error.strerror})") from error
-    _check_shapes(folder, flat, features, encoder)
+    tensors = TensorFiles(folder)
+    _check_tensors(tensors, _shapes(features, encoder), settings["storage_dtype"])
     if settings["fingerprint"] != _fingerprint(settings["source_sha256"], features, encoder, settings["vocabulary"]):
         raise UserError(f"{folder / _SETTINGS}: the fingerprint does not match the settings beside it")
     if verify:
-        for name, leaf in flat.items():
-            if _digest(leaf) != settings["stored_sha256"].get(name):
-                raise UserError(f"{folder / _WEIGHTS}: {name!r} is not what was stored; its hash differs")
+        _verify(tensors, settings["stored_sha256"])
     return BackboneFiles(
         folder=folder,
         features=features,
@@ -184,5 +323,36 @@ def load(location: str, *, verify: bool = False) -> BackboneFiles:
         vocabulary=settings["vocabulary"],
         fingerprint=settings["fingerprint"],
         info=settings["info"],
-        params=unflatten(flat, separator="."),
+        tensors=tensors,
     )
+
+
+def load_params(files: BackboneFiles, shardings, *, dtype=None) -> dict:
+    """Reads the weights to where they live; every process reads its own part of them, and holds no more.
+
+    Args:
+      files: from `load`.
+      shardings: of each weight, a tree like `files.abstract`.
+      dtype: what the values are cast to; None keeps the storage dtype.
+
+    Returns:
+      A tree of `jax.Array`.
+
+    Raises:
+      UserError: a file that has changed or cannot be read.
+    """
+
+    def read(name: str, sharding) -> jax.Array:
+        parts = {}  # devices that hold the same part share one reading
+
+        def part(index) -> np.ndarray:
+            key = tuple((entry.start, entry.stop) for entry in index)
+            if key not in parts:
+                found = files.tensors.read_slice(name, index)
+                parts[key] = found if dtype is None else found.astype(dtype, copy=False)
+            return parts[key]
+
+        return jax.make_array_from_callback(files.tensors.shape(name), sharding, part)
+
+    flat = flatten(shardings, separator=".")
+    return unflatten({name: read(name, where) for name, where in flat.items()}, separator=".")

@@ -53,6 +53,7 @@ class TensorFiles:
 
     Attributes:
       folder: the folder.
+      listing: the file that says which tensors there are: the one file, or the index.
       paths: the files that hold tensors, in the order of their names.
       ignored: {name: dtype} of the tensors that do not hold floating-point numbers.
       bytes_read: bytes of tensors read so far, headers not counted.
@@ -71,12 +72,10 @@ class TensorFiles:
         """
         self.folder, self.bytes_read = epath.Path(folder), 0
         single, index = self.folder / weights, self.folder / f"{weights}{INDEX_SUFFIX}"
-        if single.exists():
-            places = read_header(single)
-        elif index.exists():
-            places = _read_shards(self.folder, index)
-        else:
+        if not single.exists() and not index.exists():
             raise UserError(f"{self.folder}: holds neither {weights} nor {weights}{INDEX_SUFFIX}")
+        self.listing = single if single.exists() else index
+        places = read_header(single) if self.listing == single else _read_shards(self.folder, index)
         self.paths = sorted({place.path for place in places.values()})
         self._places = {name: place for name, place in sorted(places.items()) if place.dtype in DTYPES}
         self.ignored = {name: place.dtype for name, place in sorted(places.items()) if place.dtype not in DTYPES}
@@ -130,7 +129,7 @@ class TensorFiles:
     def _place(self, name: str) -> _Place:
         if name not in self._places:
             kind = f"; it has one of dtype {self.ignored[name]}" if name in self.ignored else ""
-            raise UserError(f"{self.folder}: lacks a floating-point tensor {name!r}{kind}")
+            raise UserError(f"{self.listing}: lacks a floating-point tensor {name!r}{kind}")
         return self._places[name]
 
     def _read_runs(self, place: _Place, offsets: np.ndarray, length: int, into: memoryview) -> None:

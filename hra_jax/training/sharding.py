@@ -198,7 +198,7 @@ def place(tree, shardings):
     `jax.device_put` would have the processes compare them over the network, and wait for each other at every leaf.
 
     Args:
-      tree: arrays that are whole in this process.
+      tree: arrays that are whole in this process, or lie where they should already.
       shardings: one for all leaves, or a tree of the same structure.
     """
     if jax.process_count() == 1:
@@ -207,6 +207,8 @@ def place(tree, shardings):
         shardings = jax.tree.map(lambda leaf: shardings, tree)
 
     def put(leaf, sharding):
+        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 

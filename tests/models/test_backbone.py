@@ -10,17 +10,27 @@ import numpy as np
 import pytest
 from reference import tiny
 
+from hra_jax.adapters import export
 from hra_jax.errors import UserError
 from hra_jax.models import backbone, config
+from hra_jax.training import placement, sharding
 
 VOCABULARY = {"kind": "characters", "characters": "abc'é"}
 INFO = {"name": "test", "source": "random", "license": "none"}
 
 
-def save(folder, params, *, dtype="float32", features=tiny.FEATURES, encoder=tiny.ENCODER, vocabulary=VOCABULARY):
-    return backbone.save(
-        folder, params, features=features, encoder=encoder, vocabulary=vocabulary, dtype=dtype, info=INFO
-    )
+def save(folder, params, *, features=tiny.FEATURES, encoder=tiny.ENCODER, vocabulary=VOCABULARY, **settings):
+    settings = {"dtype": "float32", "info": INFO} | settings
+    return backbone.save(folder, params, features=features, encoder=encoder, vocabulary=vocabulary, **settings)
+
+
+def write(folder, read, **settings):
+    settings = {"dtype": "float32", "info": INFO} | settings
+    return backbone.write(folder, read, features=tiny.FEATURES, encoder=tiny.ENCODER, vocabulary=VOCABULARY, **settings)
+
+
+def contents(folder) -> dict:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +59,9 @@ def edit_settings(folder, change):
 
 def edit_tensors(folder, change):
     path = folder / "model.safetensors"
-    tensors = dict(backbone.tensors_from_bytes(path.read_bytes(), name="x"))
+    tensors = dict(export.tensors_from_bytes(path.read_bytes(), name="x"))
     change(tensors)
-    path.write_bytes(backbone.tensors_to_bytes(tensors))
+    path.write_bytes(export.tensors_to_bytes(tensors))
 
 
 def refusal(folder, **options):
@@ -104,6 +114,149 @@ def test_the_fingerprint_changes_with_weights_features_geometry_and_vocabulary(t
     assert len(seen) == 5
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_weights_file_is_the_one_that_the_safetensors_library_writes(tmp_path, params, dtype):
+    save(tmp_path, params, dtype=dtype)
+    flat = {name: leaf.astype(dtype) for name, leaf in export.flatten(params, separator=".").items()}
+    assert (tmp_path / "model.safetensors").read_bytes() == export.tensors_to_bytes(flat)
+
+
+def test_the_built_in_backbone_is_one_file_and_is_written_again_as_it_is(tmp_path):
+    files = backbone.load("builtin:tiny", verify=True)
+    assert files.fingerprint == "8a8699299638b1abfbd60ce9cea63c07b144821ce6cbbf9f0826116ae5cb0c10"
+    geometry = {"features": files.features, "encoder": files.encoder, "vocabulary": files.vocabulary}
+    save(tmp_path, files.params, dtype="bfloat16", info=files.info, **geometry)
+    found = [json.loads((folder / "backbone.json").read_text()) for folder in (tmp_path, files.folder)]
+    assert found[0]["stored_sha256"] == found[1]["stored_sha256"]
+    assert (tmp_path / "model.safetensors").read_bytes() == (files.folder / "model.safetensors").read_bytes()
+
+
+# --- Several files, layer by layer ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("max_bytes", [1, 3000, 10**9])
+def test_files_are_as_large_as_allowed_and_hold_the_same_backbone(tmp_path, pristine, params, max_bytes, dtype):
+    fingerprint = save(tmp_path, params, dtype=dtype, max_bytes=max_bytes)
+    files = backbone.load(str(tmp_path), verify=True)
+    assert files.fingerprint == fingerprint == backbone.load(str(pristine)).fingerprint
+    assert_equal_bytes(files.params, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+    sizes = {
+        name: leaf.size * jnp.dtype(dtype).itemsize for name, leaf in export.flatten(params, separator=".").items()
+    }
+    count = len(files.tensors.paths)
+    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    if max_bytes == 10**9:
+        assert sorted(contents(tmp_path)) == ["backbone.json", "model.safetensors"]
+        return
+    assert sorted(contents(tmp_path)) == sorted([*names, "backbone.json", "model.safetensors.index.json"])
+    assert count == len(sizes) if max_bytes == 1 else 2 < count < len(sizes)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(sizes.values())
+    for file in names:
+        held = export.tensors_from_bytes((tmp_path / file).read_bytes(), name=file)
+        assert held and {index["weight_map"][name] for name in held} == {file}
+        assert len(held) == 1 or sum(sizes[name] for name in held) <= max_bytes
+
+
+@pytest.mark.parametrize("max_bytes", [3000, 10**9])
+@pytest.mark.parametrize("piece", [1, 200, 32 << 20])
+def test_layer_by_layer_gives_the_files_that_whole_arrays_give(tmp_path, params, monkeypatch, max_bytes, piece):
+    settings = {"dtype": "bfloat16", "max_bytes": max_bytes}
+    save(tmp_path / "whole", params, **settings)
+    asked, flat = [], export.flatten(params, separator=".")
+
+    def read(name):
+        asked.append(name)
+        return iter(flat[name]) if name.startswith("encoder.layers.") else jnp.asarray(flat[name])
+
+    monkeypatch.setattr(backbone, "_PIECE", piece)
+    write(tmp_path / "rows", read, **settings)
+    assert contents(tmp_path / "rows") == contents(tmp_path / "whole")
+    assert asked == sorted(flat)
+
+
+def test_a_folder_that_is_written_again_keeps_nothing_of_the_old_one(tmp_path, params):
+    save(tmp_path / "one", params)
+    save(tmp_path / "several", params, max_bytes=3000)
+    one, several = contents(tmp_path / "one"), contents(tmp_path / "several")
+    assert len(one) == 2 and len(several) > 4
+    for name, settings, expected in [("one", {"max_bytes": 3000}, several), ("several", {}, one)]:
+        (tmp_path / name / "README.md").write_text("mine")
+        save(tmp_path / name, params, **settings)
+        assert contents(tmp_path / name) == expected | {"README.md": b"mine"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38])
+@pytest.mark.parametrize("rows", [False, True])
+def test_weights_that_are_not_finite_are_named_and_leave_the_old_folder(folder, params, value, rows):
+    before, name = contents(folder), "encoder.layers.ff1.up.kernel"
+    flat = {path: np.array(leaf) for path, leaf in export.flatten(params, separator=".").items()}
+    flat[name][1, 2, 3] = value
+    words = "values beyond the range of bfloat16" if value == 3.4e38 else "NaN or infinity"
+    with pytest.raises(UserError, match=f"^'{name}' holds {words}"):
+        write(folder, lambda path: iter(flat[path]) if rows else flat[path], dtype="bfloat16")
+    assert contents(folder) == before
+    if value == 3.4e38:
+        write(folder, flat.__getitem__)  # float32 holds it
+        assert contents(folder) != before
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda leaf: leaf[:, 1:], r"has shape \(3, 15, 24\), the settings ask for \(3, 16, 24\)"),
+        (lambda leaf: leaf[:2], r"has shape \(2, 16, 24\), the settings ask for \(3, 16, 24\)"),
+        (lambda leaf: iter(leaf[:2]), r"has shape \(2, 16, 24\), the settings ask for \(3, 16, 24\)"),
+        (lambda leaf: [*leaf, leaf[0]], r"has shape \(4, 16, 24\), the settings ask for \(3, 16, 24\)"),
+        (lambda leaf: [leaf[0], leaf[1, 1:]], r"has shape \(3, 15, 24\), the settings ask for \(3, 16, 24\)"),
+        (lambda leaf: [leaf[0], leaf[1].astype(np.float16)], "has rows of float32 and of float16"),
+    ],
+)
+def test_weights_of_another_shape_are_not_written(tmp_path, params, change, words):
+    name, flat = "encoder.layers.ff1.up.kernel", export.flatten(params, separator=".")
+    with pytest.raises(UserError, match=f"^'{name}' {words}"):
+        write(tmp_path, lambda path: change(flat[path]) if path == name else flat[path])
+    assert contents(tmp_path) == {}
+
+
+def test_weights_too_few_or_too_many_are_not_written(tmp_path, params):
+    with pytest.raises(UserError, match="lacks the tensor 'output.bias'"):
+        save(tmp_path / "x", params | {"output": {"kernel": params["output"]["kernel"]}})
+    with pytest.raises(UserError, match="unknown tensor 'more'"):
+        save(tmp_path / "x", params | {"more": np.zeros(2, np.float32)})
+    assert not (tmp_path / "x").exists()
+
+
+# --- Read where they live ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_bytes", [3000, 10**9])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
+def test_each_part_of_the_weights_is_read_once_onto_a_mesh(tmp_path, params, sizes, max_bytes):
+    save(tmp_path, params, max_bytes=max_bytes)
+    files = backbone.load(str(tmp_path))
+    mesh = sharding.make_mesh(*sizes[:2], tensor=sizes[2])
+    places = placement.backbone_shardings(mesh, tiny.FEATURES, tiny.ENCODER)
+    found = backbone.load_params(files, places)
+    assert_equal_bytes(found, params)
+    assert all(jax.tree.leaves(jax.tree.map(lambda leaf, place: leaf.sharding == place, found, places)))
+    # All devices are this process's: together they need every byte, and none twice.
+    assert files.tensors.bytes_read == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    half = backbone.load_params(files, places, dtype=jnp.bfloat16)
+    assert_equal_bytes(half, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+
+
+def test_opening_a_backbone_reads_no_weights(pristine, params):
+    files = backbone.load(str(pristine))
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    assert files.abstract == shapes and files.parameters > 0
+    assert files.tensors.bytes_read == 0
+
+
+# --- Damaged folders --------------------------------------------------------------------------------------------------
+
+
 def test_a_missing_tensor_is_named(folder):
     edit_tensors(folder, lambda tensors: tensors.pop("encoder.layers.ff1.up.kernel"))
     assert "lacks the tensor 'encoder.layers.ff1.up.kernel'" in refusal(folder)
@@ -118,6 +271,15 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder):
     edit_tensors(folder, lambda tensors: tensors.update({"output.bias": np.zeros(7, np.float32)}))
     message = refusal(folder)
     assert "'output.bias'" in message and "(7,)" in message and "(6,)" in message
+
+
+@pytest.mark.parametrize("dtype, name", [(np.float16, "float16"), (np.int64, "I64")])
+def test_a_tensor_of_another_dtype_is_named(folder, dtype, name):
+    path, leaf = folder / "model.safetensors", "output.bias"
+    tensors = dict(export.tensors_from_bytes(path.read_bytes(), name="x"))
+    path.write_bytes(export.tensors_to_bytes(tensors | {leaf: tensors[leaf].astype(dtype)}))
+    message = refusal(folder)
+    assert f"'{leaf}'" in message and name in message and "float32" in message
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.99])
