@@ -14,8 +14,8 @@ from hra_jax.errors import UserError
 from hra_jax.models.layers import STATISTICS
 
 SCHEDULES = ("cosine", "constant")
-# Biases, norm scales and recurrent weights, by the end of their names, are not decayed; nor are the stored statistics of
-# a BatchNorm, which have no gradient either and so stay as they are.
+# Biases, norm scales and recurrent weights, by the end of their names, are not decayed; nor are the stored statistics
+# of a BatchNorm, which have no gradient either and so stay as they are.
 NOT_DECAYED = ("bias", "scale", "recurrent", *STATISTICS)
 
 

@@ -1,6 +1,7 @@
 """The table of affine maps against what adapters see in a forward pass, and against the weights themselves."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,9 @@ GEOMETRIES = {
     "no bias": dict(conv_bias=False, conv_mask="pre_pointwise", position="xl"),
     "no norm": dict(conv_norm="none", d_model=12, d_ff=20, final_norm=True),
     "neither": dict(conv_bias=False, conv_norm="none", position="none"),
+    "batch norm": dict(conv_norm="batch", position="rope_in", norm_bias=False, depthwise_bias=False),
+    "few biases": dict(norm_bias=False, attention_bias=False, ff_bias=False, conv_bias=False, depthwise_bias=True)
+    | dict(position="shaw"),
 }
 
 
@@ -33,6 +37,10 @@ def recorder():
             return y
 
     return Recorder()
+
+
+def layer_norm(eps, p, x):
+    return conformer_numpy.layer_norm(p, x, eps)
 
 
 def encoder_of(geometry):
@@ -78,12 +86,14 @@ def test_each_map_is_what_its_name_says_of_the_weights_at_its_path(geometry):
     for name, x, y in adapter.seen:
         found, x = table[name], np.asarray(x[0], np.float64)
         p = weights_at(weights, found.path)
-        assert set(p) == {"scale" if found.kind == "norm" else "kernel"} | ({"bias"} if found.bias else set())
+        batch = name == "convolution.depthwise_norm" and encoder.conv_norm == "batch"
+        own = {"scale" if found.kind == "norm" else "kernel", *(("mean", "variance") if batch else ())}
+        assert set(p) == own | ({"bias"} if found.bias else set())
         shapes = {"norm": (found.outputs,), "projection": (found.inputs, found.outputs)}
         shapes["depthwise"] = (encoder.kernel, found.outputs)
         assert p["scale" if found.kind == "norm" else "kernel"].shape == shapes[found.kind]
         expected = {
-            "norm": lambda p, x: conformer_numpy.layer_norm(p, x, encoder.norm_eps),
+            "norm": conformer_numpy.batch_norm if batch else functools.partial(layer_norm, encoder.norm_eps),
             "projection": conformer_numpy.linear,
             "depthwise": lambda p, x: conformer_numpy.depthwise(p, x, causal=False),
         }[found.kind](p, x)
@@ -96,5 +106,8 @@ def test_the_table_leads_to_every_weight_of_a_layer_but_the_position_term(geomet
     flat = backbone_lib.flatten(layer_weights(encoder, 0), separator=".")
     owners = {".".join(found.path) for found in affine_maps(encoder).values()}
     left = {name for name in flat if name.rpartition(".")[0] not in owners}
-    xl = {"attention.position.kernel", "attention.content_bias", "attention.position_bias"}
-    assert left == (xl if encoder.position == "xl" else set())
+    terms = {
+        "xl": {"attention.position.kernel", "attention.content_bias", "attention.position_bias"},
+        "shaw": {"attention.distance"},
+    }
+    assert left == terms.get(encoder.position, set())

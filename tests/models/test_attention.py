@@ -50,6 +50,22 @@ def test_skew_reads_every_pair_at_its_offset(queries, keys):
             np.testing.assert_array_equal(out[:, :, i, j], scores[:, :, i, queries - 1 - (i - j)])
 
 
+@pytest.mark.parametrize(("left", "right"), [(0, 0), (2, 1), (1, 3), (20, 0), (0, 20), (20, 20)])
+def test_unclip_reads_every_pair_at_its_clipped_offset(left, right):
+    for keys, queries, padded in [(1, 1, None), (2, 2, None), (7, 7, None), (7, 3, 9), (7, 1, 7)]:
+        shape = (2, 3, padded or queries, left + right + 1)
+        scores = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        for first in range(0, padded or 1, queries):
+            own = scores[:, :, first : first + queries]
+            blocks = {} if padded is None else {"first": jnp.int32(first), "padded": padded}
+            out = np.asarray(attention.unclip(jnp.asarray(own), keys, left=left, **blocks))
+            assert out.shape == (2, 3, queries, keys)
+            for i in range(queries):
+                for j in range(keys):
+                    place = min(max(j - (first + i), -left), right) + left
+                    np.testing.assert_array_equal(out[:, :, i, j], own[:, :, i, place])
+
+
 def test_sinusoids_equal_the_formula():
     table = attention.sinusoids(40, 25, 12)
     expected = [conformer_numpy.sinusoid(offset, 12) for offset in range(39, -25, -1)]
@@ -88,6 +104,9 @@ def run_attention(config, x, lengths, *, block=0):
         dict(position="rope_qk", rope_base=50.0) | CONTEXTS["window both"],
         dict(position="xl", n_heads=4) | CONTEXTS["chunk and one before"],
         dict(position="xl") | CONTEXTS["window left open"],
+        dict(position="rope_in", rope_base=50.0, n_heads=4),
+        dict(position="shaw", shaw_left=3, shaw_right=2, attention_bias=False),
+        dict(position="shaw", shaw_right=0) | CONTEXTS["chunk and one before"],
     ],
     ids=lambda s: f"{s['position']}-{s.get('context', 'full')}{s.get('right_context', '')}",
 )
@@ -105,8 +124,13 @@ def test_attention_equals_brute_force_for_every_position_term_and_context(settin
 @pytest.mark.parametrize("block", [1, 4, 8, 9, 20])
 @pytest.mark.parametrize(
     "settings",
-    [dict(position="rope_qk") | CONTEXTS["chunk and one before"], dict(position="xl") | CONTEXTS["window both"]],
-    ids=["rope_qk", "xl"],
+    [
+        dict(position="rope_qk") | CONTEXTS["chunk and one before"],
+        dict(position="xl") | CONTEXTS["window both"],
+        dict(position="shaw", shaw_left=3, shaw_right=1),
+        dict(position="shaw") | CONTEXTS["window both"],
+    ],
+    ids=["rope_qk", "xl", "shaw", "shaw, long table"],
 )
 def test_queries_in_blocks_give_what_all_at_once_give(settings, block):
     config = encoder(**settings)
@@ -115,8 +139,9 @@ def test_queries_in_blocks_give_what_all_at_once_give(settings, block):
     np.testing.assert_allclose(blocks, whole, rtol=1e-5, atol=1e-5)
 
 
-def test_queries_in_blocks_give_the_gradients_of_all_at_once():
-    config = encoder(position="xl")
+@pytest.mark.parametrize("position", ["xl", "shaw"])
+def test_queries_in_blocks_give_the_gradients_of_all_at_once(position):
+    config = encoder(position=position, shaw_left=4, shaw_right=2)
     x = np.random.default_rng(1).standard_normal((len(LENGTHS), FRAMES, config.d_model)).astype(np.float32)
     _, params = run_attention(config, x, LENGTHS)
     mask = padding.valid_mask(jnp.asarray(LENGTHS), FRAMES)[:, None, None, :] & jnp.ones((1, 1, FRAMES, 1), bool)
@@ -138,7 +163,7 @@ def test_queries_in_blocks_give_the_gradients_of_all_at_once():
 def test_a_position_term_changes_the_output():
     x = np.random.default_rng(1).standard_normal((1, FRAMES, 16)).astype(np.float32)
     turned = np.ascontiguousarray(x[:, ::-1])
-    for position, depends in [("none", False), ("xl", True), ("rope_qk", True)]:
+    for position, depends in [("none", False), *((p, True) for p in ("xl", "rope_qk", "rope_in", "shaw"))]:
         config = encoder(position=position)
         out, back = (run_attention(config, value, [FRAMES])[0] for value in (x, turned))
         # Without a position term attention does not know the order of the frames.

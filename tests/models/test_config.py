@@ -15,10 +15,14 @@ from hra_jax.models.config import SIZES, EncoderConfig, FeatureConfig
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(position="rotary"), "encoder.position = 'rotary': allowed are 'none', 'xl', 'rope_qk'"),
+        (
+            dict(position="rotary"),
+            "encoder.position = 'rotary': allowed are 'none', 'xl', 'shaw', 'rope_in', 'rope_qk'",
+        ),
         (dict(context="local"), "encoder.context = 'local': allowed are 'full', 'window', 'chunk'"),
         (dict(conv_padding="left"), "encoder.conv_padding = 'left'"),
-        (dict(conv_norm="batch"), "encoder.conv_norm = 'batch'"),
+        (dict(conv_norm="group"), "encoder.conv_norm = 'group': allowed are 'layer', 'batch', 'none'"),
+        (dict(shaw_right=-1), "encoder.shaw_right = -1: must be at least 0"),
         (dict(conv_mask="always"), "encoder.conv_mask = 'always'"),
         (dict(subsampling=3), "encoder.subsampling = 3: allowed are 2, 4"),
         (dict(n_layers=0), "encoder.n_layers = 0: must be at least 1"),

@@ -48,10 +48,20 @@ COMBINATIONS = {
         d_ff=20,
     ),
     "xl, unmasked convolution": dict(position="xl", conv_mask="none", n_layers=2, d_model=24, n_heads=3, kernel=5),
+    "shaw, batch norm, few biases": dict(
+        position="shaw",
+        shaw_left=5,
+        shaw_right=2,
+        conv_norm="batch",
+        norm_bias=False,
+        attention_bias=False,
+        ff_bias=False,
+        depthwise_bias=False,
+    ),
 }
 
 
-@pytest.mark.parametrize("name, head", list(zip(COMBINATIONS, ["linear", "ffn", "ffn", "linear"], strict=True)))
+@pytest.mark.parametrize("name, head", list(zip(COMBINATIONS, ["linear", "ffn", "ffn", "linear", "ffn"], strict=True)))
 def test_the_whole_model_equals_the_float64_reference(name, head):
     encoder = dataclasses.replace(tiny.ENCODER, **COMBINATIONS[name])
     params = tiny.random_params(tiny.FEATURES, encoder)
@@ -98,16 +108,17 @@ def layer_by_layer(encoder, adapter, params, bound, x, lengths):
     return x
 
 
-def test_scan_equals_a_python_loop_over_layers():
-    adapter = tiny.ADAPTERS["ffn"]
-    params = tiny.random_params(tiny.FEATURES, tiny.ENCODER)["encoder"]
+@pytest.mark.parametrize("name", ["defaults", "shaw, batch norm, few biases"])
+def test_scan_equals_a_python_loop_over_layers(name):
+    adapter, encoder = tiny.ADAPTERS["ffn"], dataclasses.replace(tiny.ENCODER, **COMBINATIONS.get(name, {}))
+    params = tiny.random_params(tiny.FEATURES, encoder)["encoder"]
     trainable = tiny.random_trainable(adapter)
     x = np.random.default_rng(0).standard_normal((3, 7, 16)).astype(np.float32)
     lengths, index = jnp.array([7, 4, 5]), jnp.array([1, tiny.TASKS, 4])
-    bound = base.bind(adapter, tiny.ENCODER, trainable["shared"], trainable["tasks"], index)
-    model = conformer.Conformer(tiny.ENCODER, adapter)
+    bound = base.bind(adapter, encoder, trainable["shared"], trainable["tasks"], index)
+    model = conformer.Conformer(encoder, adapter)
     scanned = jax.jit(lambda p, b: model.apply({"params": p}, x, lengths, b))(params, bound)
-    looped = jax.jit(lambda p, b: layer_by_layer(tiny.ENCODER, adapter, p, b, x, lengths))(params, bound)
+    looped = jax.jit(lambda p, b: layer_by_layer(encoder, adapter, p, b, x, lengths))(params, bound)
     np.testing.assert_allclose(scanned, looped, atol=1e-5)
 
 

@@ -185,8 +185,8 @@ def test_every_warm_up_starts_above_zero_and_reaches_the_peak(warmup):
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
-def test_weight_decay_reaches_projections_and_no_bias_norm_or_recurrence():
-    encoder = dataclasses.replace(tiny.ENCODER, position="xl", final_norm=True)
+def test_weight_decay_reaches_projections_and_no_bias_norm_statistic_or_recurrence():
+    encoder = dataclasses.replace(tiny.ENCODER, position="xl", conv_norm="batch", final_norm=True)
     params = tiny.random_params(tiny.FEATURES, encoder)
     adapter = {"shared": tiny.new_trainable(tiny.ADAPTERS["ffn"])["shared"]}
     heads = {name: {"tasks": tiny.new_trainable(adapter)["tasks"]} for name, adapter in tiny.ADAPTERS.items()}

@@ -232,6 +232,28 @@ def test_full_fine_tuning_starts_at_the_base_as_a_new_adapter_does_and_moves_eve
     assert later["loss"] < metrics["loss"]
 
 
+def test_full_fine_tuning_moves_every_weight_but_the_stored_statistics():
+    encoder = dataclasses.replace(ENCODER, conv_norm="batch", position="shaw", shaw_left=4, shaw_right=3)
+    model = AsrModel(tiny.FEATURES, encoder)
+    config = dataclasses.replace(OPTIMIZER, weight_decay=0.5)
+    step = jax.jit(step_lib.make_train_step(model, config, blank_id=0, seed=5))
+    start = state_lib.create({"backbone": tiny.random_params(tiny.FEATURES, encoder)}, config)
+    state = start
+    for number in range(2):
+        state, metrics = step(state, None, batch_of(seed=number))
+        assert np.isfinite(metrics["loss"]) and metrics["gradient_norm"] > 0
+    kept, before = set(), jax.tree_util.tree_leaves_with_path(start.trainable)
+    for (path, old), new in zip(before, jax.tree.leaves(state.trainable), strict=True):
+        if np.asarray(old).tobytes() == np.asarray(new).tobytes():
+            kept.add("/".join(key.key for key in path[-2:]))
+    assert kept == {"depthwise_norm/mean", "depthwise_norm/variance"}
+    # Nor are they counted or listed among what is trained.
+    parameters, statistics = state_lib.count(start.trainable), 2 * encoder.n_layers * encoder.d_model
+    assert state_lib.accounting(start.trainable, 1, parameters)["trainable_parameters"] == parameters - statistics
+    names = [line.split()[0] for line in state_lib.describe(start.trainable, most=1000)]
+    assert len(names) == len(before) - 2 and not [name for name in names if name.endswith(("mean", "variance"))]
+
+
 def test_randomness_is_decided_by_seed_and_step():
     augment = AugmentConfig(noise_probability=1.0, time_masks=1, freq_masks=1)
     step, batch = compiled_step(augment=augment), batch_of()
