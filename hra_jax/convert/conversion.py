@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import numpy as np
 from etils import epath
 
@@ -63,7 +62,8 @@ def convert(
 ) -> Report:
     """Converts a published folder to a backbone folder.
 
-    Weights go through one source tensor at a time; at most one tensor of the backbone is in memory.
+    Weights go through tensor by tensor and layer by layer: no more than the source tensors of one layer of one tensor
+    of the backbone are in memory.
 
     Args:
       source: a local or remote folder with config.json, preprocessor_config.json, model.safetensors or its shards and
@@ -89,6 +89,7 @@ def convert(
     encoder = family.encoder(config, settings, vocabulary.size, not keep_batch_norm, where)
     files = _open(source)
     leaves, ignored = plan(files, family, architecture, settings, encoder)
+    check_computed(files, family, architecture, encoder)
     info = {
         "name": name or source.name or source.resolve().name,
         "source": {
@@ -100,7 +101,21 @@ def convert(
         "license": _license(source),
         "ignored": [entry._asdict() for entry in ignored],
     }
-    fingerprint = _write(output, leaves, files, settings, encoder, vocabulary, dtype, info)
+    by_name = {leaf.name: leaf for leaf in leaves}
+
+    def rows(name: str):
+        found = parts(by_name[name], files)
+        return next(found) if by_name[name].layers is None else found
+
+    fingerprint = backbone.write(
+        output,
+        rows,
+        features=settings,
+        encoder=encoder,
+        vocabulary=vocabulary.to_json(),
+        dtype=dtype,
+        info=info,
+    )
     return Report(
         folder=output,
         fingerprint=fingerprint,
@@ -208,7 +223,7 @@ def plan(
             for key, shape in zip(_keys(rule, layer), expected, strict=True):
                 if key not in present:
                     kind = f"; the one that is there has dtype {files.ignored[key]}" if key in files.ignored else ""
-                    raise UserError(f"{files.folder}: lacks the weights {key!r} that its config.json asks for{kind}")
+                    raise UserError(f"{files.listing}: lacks the weights {key!r} that its config.json asks for{kind}")
                 if files.shape(key) != shape:
                     raise UserError(
                         f"{files.path(key)}: {key!r} has shape {files.shape(key)}, config.json asks for {shape}"
@@ -227,9 +242,24 @@ def _unused(files: TensorFiles, used: set, family: Family, architecture: Archite
     for key in sorted({*files.names(), *files.ignored} - used):
         why = family.reason(key, architecture)
         if why is None:
-            raise UserError(f"{files.folder}: holds the tensor {key!r}, which {family.name} does not have")
+            raise UserError(f"{files.listing}: holds the tensor {key!r}, which {family.name} does not have")
         found[why] = found.get(why, 0) + 1
     return tuple(Ignored(pattern, count, reason) for (pattern, reason), count in found.items())
+
+
+def check_computed(files: TensorFiles, family: Family, architecture: Architecture, encoder: EncoderConfig) -> None:
+    """Checks that tensors which the encoder computes itself hold what it computes.
+
+    Raises:
+      UserError: other values.
+    """
+    for pattern, compute in family.computed.items():
+        key = pattern.replace("{prefix}", architecture.prefix)
+        if key not in files.names():
+            continue
+        expected, found = compute(encoder), files.read(key).astype(np.float64)
+        if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-5, atol=0):
+            raise UserError(f"{files.path(key)}: {key!r} is not what the settings in config.json give (to 1e-5)")
 
 
 # --- Weights ----------------------------------------------------------------------------------------------------------
@@ -255,16 +285,3 @@ def parts(leaf: _Leaf, files: TensorFiles) -> Iterator[np.ndarray]:
                     f"{files.path(keys[0])}: {(wrong or keys)[0]!r} holds values that are not finite (NaN or infinite)"
                 )
         yield found
-
-
-def _write(output, leaves, files, settings, encoder, vocabulary, dtype, info) -> str:
-    """Writes the backbone folder; returns its fingerprint."""
-    params = {}
-    for leaf in leaves:
-        found = list(parts(leaf, files))
-        params[leaf.name] = found[0] if leaf.layers is None else np.stack(found)
-    tree = backbone.unflatten(params, separator=".")
-    assert jax.tree.structure(tree)
-    return backbone.save(
-        output, tree, features=settings, encoder=encoder, vocabulary=vocabulary.to_json(), dtype=dtype, info=info
-    )

@@ -2,7 +2,10 @@
 
 import fnmatch
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import NamedTuple
+
+import numpy as np
 
 from hra_jax.convert.rules import Rule
 from hra_jax.errors import UserError
@@ -22,6 +25,7 @@ class Family(NamedTuple):
     `encoder` takes (the object in config.json, the feature settings, the vocabulary size, whether BatchNorm is folded,
     the file for errors) and gives the geometry. `rules` takes (the geometry, the architecture) and gives the rules of
     all tensors. `ignored` maps patterns (`*` for anything, `{prefix}` for that of the encoder) to the reason.
+    `computed` gives the values of ignored tensors that the encoder computes itself; a file with other values is refused.
     """
 
     name: str
@@ -31,6 +35,7 @@ class Family(NamedTuple):
     rules: Callable[[EncoderConfig, Architecture], tuple[Rule, ...]]
     ignored: dict[str, str]
     head_defaults: dict  # of vocab_size and pad_token_id
+    computed: dict[str, Callable[[EncoderConfig], np.ndarray]] = MappingProxyType({})
 
     def reason(self, key: str, architecture: Architecture) -> tuple[str, str] | None:
         """The pattern that ignores a source key, and its reason; None where the key is not ignored."""

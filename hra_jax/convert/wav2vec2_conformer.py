@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from hra_jax.convert import rules as r
 from hra_jax.convert import wav2vec2_bert as w2v_bert
 from hra_jax.convert.families import Architecture, Family
@@ -88,6 +90,11 @@ def _rules(encoder: EncoderConfig, architecture: Architecture):
     )
 
 
+def _rates(encoder: EncoderConfig) -> np.ndarray:
+    """Radians a frame of every pair of a head."""
+    return encoder.rope_base ** -(np.arange(0, encoder.d_head, 2) / encoder.d_head)
+
+
 _PRETRAINING = "serves pre-training only"
 
 FAMILY = Family(
@@ -103,11 +110,12 @@ FAMILY = Family(
     ignored={
         "{prefix}masked_spec_embed": w2v_bert.SPEC_AUGMENT,
         "{prefix}encoder.pos_conv_embed.*": "in the files, but the published forward pass does not use it",
-        "{prefix}encoder.embed_positions.*": "a table of sinusoids, computed here",
+        "{prefix}encoder.embed_positions.*": "computed from the settings",
         "{prefix}encoder.layers.*.batch_norm.num_batches_tracked": "counts training batches",
         "quantizer.*": _PRETRAINING,
         "project_q.*": _PRETRAINING,
         "project_hid.*": _PRETRAINING,
     },
     head_defaults={"vocab_size": None, "pad_token_id": 0},
+    computed={"{prefix}encoder.embed_positions.inv_freq": _rates},
 )

@@ -81,6 +81,11 @@ TENSORS = {
         set_value("encoder.layers.0.conv.norm.running_var", 0, np.inf),
         ["layers.0.conv.norm.running_var", "finite"],
     ),
+    "another table of rotations": (
+        "conformer rope",
+        set_value("wav2vec2_conformer.encoder.embed_positions.inv_freq", 1, 0.0101),
+        ["embed_positions.inv_freq", "config.json"],
+    ),
     "weights that are integers": (
         "lasr",
         lambda tensors: tensors.update({"ctc_head.bias": np.ones(published.V, np.int8)}),

@@ -117,6 +117,8 @@ def w2v_conformer(position="relative"):
         f"{prefix}encoder.pos_conv_embed.conv.weight_g": (1, 1, 4),
         f"{prefix}encoder.pos_conv_embed.conv.weight_v": (D, 2, 4),
     }
+    if position == "rotary":
+        shapes |= {f"{prefix}encoder.embed_positions.inv_freq": (D // HEADS // 2,)}
     for layer in range(LAYERS):
         shapes |= _meta_block(f"{prefix}encoder.layers.{layer}", position, batch_norm=True)
     shapes |= _norm(f"{prefix}encoder.layer_norm") | _linear("lm_head", D, V)
@@ -228,6 +230,9 @@ def random_tensors(shapes, seed=0):
     for name, shape in shapes.items():
         if name.endswith("num_batches_tracked"):
             found[name] = np.array(7, np.int64)
+            continue
+        if name.endswith("inv_freq"):
+            found[name] = np.float32(10000.0) ** -(np.arange(shape[0], dtype=np.float32) / shape[0])
             continue
         value = 0.5 * rng.standard_normal(shape)
         found[name] = (0.5 + np.abs(value) if name.endswith("running_var") else value).astype(np.float32)
