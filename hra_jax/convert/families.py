@@ -25,7 +25,7 @@ class Family(NamedTuple):
     `encoder` takes (the object in config.json, the feature settings, the vocabulary size, whether BatchNorm is folded,
     the file for errors) and gives the geometry. `rules` takes (the geometry, the architecture) and gives the rules of
     all tensors. `ignored` maps patterns (`*` for anything, `{prefix}` for that of the encoder) to the reason.
-    `computed` gives the values of ignored tensors that the encoder computes itself; a file with other values is refused.
+    `computed` gives the values of those ignored tensors that the encoder computes itself: others are refused.
     """
 
     name: str
