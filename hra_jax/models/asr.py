@@ -11,11 +11,10 @@ import jax.numpy as jnp
 
 from hra_jax.adapters.base import Adapter, Bound
 from hra_jax.models import augment as augmentation
+from hra_jax.models import frontend, subsampling
 from hra_jax.models.config import EncoderConfig, FeatureConfig
 from hra_jax.models.conformer import Conformer
-from hra_jax.models.frontend import log_mel
 from hra_jax.models.layers import Projection
-from hra_jax.models.subsampling import ConvSubsampling
 
 
 class AsrModel(nn.Module):
@@ -31,6 +30,12 @@ class AsrModel(nn.Module):
     dtype: jnp.dtype = jnp.float32  # of the activations
     constrain: Callable = lambda x: x
 
+    def __post_init__(self):
+        # Here, so that settings which do not fit fail before anything is traced or compiled.
+        subsampling.check(self.features, self.encoder)
+        augmentation.check(self.augment, self.features)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, waveform, num_samples, bound: Bound, symbols=None):
         """Log-probabilities of a padded batch.
@@ -45,12 +50,15 @@ class AsrModel(nn.Module):
 
         Returns:
           float32 `[B, T, V]` (`[B, T, O]` with `symbols`) and int32 `[B]` lengths in encoder frames.
+
+        Raises (where the model is made):
+          UserError: the encoder or the augmentation is made for other features.
         """
         with jax.named_scope("frontend"):
             x, lengths = self._features(waveform, num_samples)
-        width, channels = self.encoder.d_model, self.encoder.subsampling_channels
-        subsample = ConvSubsampling(width, channels, len(self.encoder.subsampling_layers), name="subsampling")
-        x, lengths = subsample(x.astype(self.dtype), lengths)
+        # Samples keep their precision until the first convolution has made channels of them.
+        x = x if self.features.kind == "waveform" else x.astype(self.dtype)
+        x, lengths = subsampling.make(self.encoder, dtype=self.dtype, name="subsampling")(x, lengths)
         encoder = Conformer(
             self.encoder,
             self.adapter,
@@ -69,10 +77,12 @@ class AsrModel(nn.Module):
     def _features(self, waveform, num_samples):
         config = self.augment
         if not self.has_rng("augment"):
-            return log_mel(waveform, num_samples, self.features)
+            return frontend.extract(waveform, num_samples, self.features)
         noise_rng, warp_rng, mask_rng = jax.random.split(self.make_rng("augment"), 3)
         if config.noise_probability:
             waveform = augmentation.add_noise(noise_rng, waveform, num_samples, config)
-        x, lengths = log_mel(waveform, num_samples, self.features)
+        # Bins and frames are masked and warped before frames are put side by side.
+        x, lengths = frontend.unstacked(waveform, num_samples, self.features)
         x, lengths = augmentation.warp(warp_rng, x, lengths, config)
-        return augmentation.spec_augment(mask_rng, x, lengths, config), lengths
+        x = augmentation.spec_augment(mask_rng, x, lengths, config)
+        return frontend.stacked(x, lengths, self.features)

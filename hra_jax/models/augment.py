@@ -8,7 +8,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from hra_jax.errors import UserError
 from hra_jax.models import padding
+from hra_jax.models.config import FeatureConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,20 @@ class AugmentConfig:
     time_mask_fraction: float = 0.1  # longest time mask, as a fraction of the utterance
     freq_masks: int = 0
     freq_mask_bins: int = 8  # widest frequency mask
+
+
+def check(config: AugmentConfig, features: FeatureConfig) -> None:
+    """Whether the features can be augmented so: noise and time masks make sense for samples too, the rest does not.
+
+    Raises:
+      UserError: warping or frequency masks of a model that takes samples.
+    """
+    for name in ("speed", "warp", "freq_masks"):
+        if features.kind == "waveform" and getattr(config, name):
+            raise UserError(
+                f"augment.{name} = {getattr(config, name)}: is for spectra, and this backbone takes samples "
+                "(features.kind is 'waveform'); set it to 0"
+            )
 
 
 def add_noise(rng, waveform, num_samples, config: AugmentConfig):

@@ -29,6 +29,21 @@ FLOORS = ("add", "max")
 NORMALIZATIONS = ("none", "utterance", "unbiased", "unbiased_std")
 
 
+# Fields of FeatureConfig that nothing reads of kind 'waveform'. (The oldest ones are in every file, with any value.)
+_SPECTRAL = (
+    "framing",
+    "window_shape",
+    "unit_power",
+    "remove_dc",
+    "preemphasis",
+    "preemphasis_of",
+    "mel_scale",
+    "mel_area",
+    "floor_mode",
+    "stack",
+)
+
+
 def _one_of(name: str, value, allowed) -> None:
     if value not in allowed:
         raise UserError(f"{name} = {value!r}: allowed are {', '.join(map(repr, allowed))}")
@@ -69,7 +84,9 @@ class FeatureConfig:
     # (eps is added to the variance), 'unbiased_std' the same with eps added to the standard deviation; or 'none'.
     normalization: str = "utterance"
     normalization_eps: float = _later(1e-5)
-    kind: str = _later("log_mel")  # log_mel | waveform (zero mean, unit variance with `unit_variance`; nothing else)
+    # log_mel | waveform: each sample is a frame of width 1; of the other fields, only the sample rate, scale,
+    # unit_variance and normalization act
+    kind: str = _later("log_mel")
     scale: float = _later(1.0)  # factor on the samples
     # hop: frame i is centred on the middle of hop i, one frame for every whole hop. inside: frame i begins at sample
     # i hop, as many as lie wholly inside the signal. centred: the transform of frame i is centred on sample i hop, one
@@ -99,6 +116,15 @@ class FeatureConfig:
         _at_least("features.stack", self.stack, 1)
         _at_least("features.fft", self.fft, self.window_samples)
         _at_least("features.window", self.window, self.hop)
+        if not self.floor > 0:
+            raise UserError(f"features.floor = {self.floor}: must be above 0")
+        if self.kind == "waveform":
+            for field in dataclasses.fields(self):
+                if field.name in _SPECTRAL and getattr(self, field.name) != field.default:
+                    raise UserError(
+                        f"features.{field.name} = {getattr(self, field.name)!r}: is for spectra, and features.kind is "
+                        f"'waveform'; leave it at {field.default!r}"
+                    )
         if not 0 <= self.low_hz < self.high_hz <= self.sample_rate / 2:
             raise UserError(
                 f"features.low_hz = {self.low_hz}, high_hz = {self.high_hz}: "
@@ -125,16 +151,19 @@ class FeatureConfig:
         """Samples from one feature frame to the next."""
         return 1 if self.kind == "waveform" else self.hop_samples * self.stack
 
-    def frames(self, num_samples):
-        """Valid feature frames of `num_samples` samples (int or integer array)."""
+    def spectra(self, num_samples):
+        """Valid frames of `num_samples` samples (int or integer array) before they are stacked."""
         if self.kind == "waveform":
             return num_samples
-        frames = num_samples // self.hop_samples
-        if self.framing == "inside":
-            # Fewer samples than a window: (negative // hop) + 1 is at most 0, and a length is not negative.
-            frames = (num_samples - self.window_samples) // self.hop_samples + 1
-            frames = frames * (frames > 0)
-        return frames // self.stack
+        if self.framing != "inside":
+            return num_samples // self.hop_samples
+        # Fewer samples than a window: (negative // hop) + 1 is at most 0, and a length is not negative.
+        frames = (num_samples - self.window_samples) // self.hop_samples + 1
+        return frames * (frames > 0)
+
+    def frames(self, num_samples):
+        """Valid feature frames of `num_samples` samples (int or integer array)."""
+        return self.spectra(num_samples) // self.stack
 
 
 @dataclasses.dataclass(frozen=True)

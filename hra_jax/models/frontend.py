@@ -1,4 +1,4 @@
-"""Log-mel features, batched and on the device.
+"""Features of waveforms, batched and on the device: log-mel spectra, or the samples themselves.
 
 Letters: B batch, S samples, T feature frames, W window samples, K transform bins, F mel bins.
 """
@@ -13,35 +13,85 @@ from hra_jax.models import padding
 from hra_jax.models.config import FeatureConfig
 
 
-def _mel(hz):
+def _kaldi_mel(hz):
     return 1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0)
 
 
+# The slaney scale: 15 steps of 200 / 3 Hz up to 1000 Hz, then 27 steps to each factor of 6.4.
+_KNEE_HZ, _KNEE_MEL, _OCTAVE = 1000.0, 15.0, 27.0 / np.log(6.4)
+
+
+def _slaney_mel(hz):
+    hz = np.asarray(hz, np.float64)
+    above = _KNEE_MEL + _OCTAVE * np.log(np.maximum(hz, _KNEE_HZ) / _KNEE_HZ)
+    return np.where(hz < _KNEE_HZ, hz * _KNEE_MEL / _KNEE_HZ, above)
+
+
+def _kaldi_hz(mel):
+    return 700.0 * np.expm1(mel / 1127.0)
+
+
+def _slaney_hz(mel):
+    above = _KNEE_HZ * np.exp(np.maximum(mel - _KNEE_MEL, 0.0) / _OCTAVE)
+    return np.where(mel < _KNEE_MEL, mel * _KNEE_HZ / _KNEE_MEL, above)
+
+
+_SCALES = {"kaldi": (_kaldi_mel, _kaldi_hz), "slaney": (_slaney_mel, _slaney_hz)}
+
+
 @functools.lru_cache(maxsize=8)
-def mel_matrix(config: FeatureConfig) -> np.ndarray:
-    """Triangles, linear on the mel scale 1127 ln(1 + f / 700), peak 1: float32 `[K, F]`."""
-    edges = np.linspace(_mel(config.low_hz), _mel(config.high_hz), config.bins + 2)
+def mel_matrix(config: FeatureConfig, dtype=np.float32) -> np.ndarray:
+    """Triangles between points at equal distances on the mel scale: `[K, F]`, computed in float64.
+
+    They are linear in mel with peak 1, or with `mel_area` linear in Hz with area 1.
+    """
+    to_mel, to_hz = _SCALES[config.mel_scale]
+    place = np.arange(config.fft // 2 + 1) * config.sample_rate / config.fft
+    edges = np.linspace(to_mel(config.low_hz), to_mel(config.high_hz), config.bins + 2)
+    place, edges = (place, to_hz(edges)) if config.mel_area else (to_mel(place), edges)
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    mel = _mel(np.arange(config.fft // 2 + 1) * config.sample_rate / config.fft)[:, None]
-    weights = np.minimum((mel - low) / (centre - low), (high - mel) / (high - centre))
-    return np.maximum(weights, 0.0).astype(np.float32)
+    place = place[:, None]
+    weights = np.minimum((place - low) / (centre - low), (high - place) / (high - centre))
+    area = (high - low) / 2 if config.mel_area else 1.0
+    return (np.maximum(weights, 0.0) / area).astype(dtype)
+
+
+def _window(config: FeatureConfig) -> np.ndarray:
+    """`[W]` float64."""
+    size = config.window_samples
+    if config.window_shape == "hann":
+        return np.hanning(size + 1)[:size]
+    return np.hanning(size) ** (0.85 if config.window_shape == "povey" else 1.0)
 
 
 @functools.lru_cache(maxsize=8)
-def _transform_matrix(config: FeatureConfig) -> np.ndarray:
-    """Hann window and real DFT as one float32 matrix `[W, 2K]` (cosines, then sines), unit power for white noise."""
-    size = config.window_samples
-    window = np.hanning(size + 1)[:size]
+def _transform_matrix(config: FeatureConfig, dtype=np.float32) -> np.ndarray:
+    """From the samples of a frame to its spectrum, `[W, 2K]` (cosines, then sines), computed in float64.
+
+    All that is linear in the samples of one frame is in it: its mean is subtracted, then it is pre-emphasised, windowed
+    and transformed.
+    """
+    size, window = config.window_samples, _window(config)
     phase = 2 * np.pi / config.fft * np.outer(np.arange(size), np.arange(config.fft // 2 + 1))
     basis = np.concatenate([np.cos(phase), np.sin(phase)], axis=1) * window[:, None]
-    return (basis / np.sqrt(np.square(window).sum())).astype(np.float32)
+    if config.unit_power:
+        basis = basis / np.sqrt(np.square(window).sum())
+    # Each step is a matrix on the samples x; x' (A' B) = (A x)' B.
+    if config.preemphasis and config.preemphasis_of == "frame":
+        emphasis = np.eye(size) - config.preemphasis * np.eye(size, k=-1)
+        emphasis[0, 0] -= config.preemphasis
+        basis = emphasis.T @ basis
+    if config.remove_dc:
+        basis = basis - basis.mean(axis=0)
+    return basis.astype(dtype)
 
 
 def _frame(waveform, config: FeatureConfig):
-    """`[B, S]` -> `[B, T, W]`: frame i is centred on the middle of hop i, with zeros beyond both ends."""
+    """`[B, S]` -> `[B, T, W]`, placed as `config.framing` says, with zeros beyond both ends."""
     hop, window = config.hop_samples, config.window_samples
-    frames = config.frames(waveform.shape[1])
-    left = (window - hop) // 2
+    frames = config.spectra(waveform.shape[1])
+    centred = config.fft // 2 - (config.fft - window) // 2  # the window stands in the middle of the transform
+    left = {"hop": (window - hop) // 2, "inside": 0, "centred": centred}[config.framing]
     hops = -(-window // hop)  # hops that a window touches
     needed = (frames + hops - 1) * hop
     padded = jnp.pad(waveform, ((0, 0), (left, max(0, needed - left - waveform.shape[1]))))[:, :needed]
@@ -50,33 +100,121 @@ def _frame(waveform, config: FeatureConfig):
     return jnp.concatenate([blocks[:, i : i + frames] for i in range(hops)], axis=-1)[:, :, :window]
 
 
-def log_mel(waveform, num_samples, config: FeatureConfig):
-    """Log-mel features.
+@functools.lru_cache(maxsize=8)
+def _sliced_matrix(config: FeatureConfig) -> tuple[np.ndarray, ...]:
+    """The transform as three float32 matrices that add up to it: see `_precise_spectrum`."""
+    whole = _transform_matrix(config, np.float64)
+    unit = 2.0 ** np.round(np.log2(np.abs(whole).max()))
+    first = np.round(whole / unit * _COARSE) * (unit / _COARSE)
+    second = np.round((whole - first) / unit * _FINE) * (unit / _FINE)
+    return tuple(part.astype(np.float32) for part in (first, second, whole - first - second))
+
+
+# Steps of the first two slices, parts of the unit: integers of 8 bits and a sign each.
+_COARSE, _FINE = 2.0**7, 2.0**15
+
+
+def _precise_spectrum(frames, config: FeatureConfig):
+    """`[B, T, W]` -> `[B, T, 2K]` in float32, with an error far below 2^-24 of the loudest sample.
+
+    Each factor is cut into slices in fixed point, the frame in parts of its own loudest sample, and the products of the
+    first slices are sums of integers below 2^24, which are exact in float32 in any order, on TPU and GPU too, where
+    such a product may round its factors to 8 bits. Rounding is left to the products that are 2^-16 of the whole (the
+    scheme of Ozaki and others, Numerical Algorithms 59, 2012).
+    """
+    product = functools.partial(jnp.einsum, "btw,wk->btk", precision=jax.lax.Precision.HIGHEST)
+    exact = functools.partial(jnp.einsum, "btw,wk->btk", precision=jax.lax.Precision.DEFAULT)
+    loudest = jnp.maximum(jnp.abs(frames).max(axis=-1, keepdims=True), 1e-30)
+    unit = jax.lax.reduce_precision(loudest, exponent_bits=8, mantissa_bits=0)  # the nearest power of two
+    frames = frames / unit
+    first = jnp.round(frames * _COARSE) / _COARSE
+    second = jnp.round((frames - first) * _FINE) / _FINE
+    rest = frames - first - second
+    m1, m2, m3 = _sliced_matrix(config)
+    small = product(first, m3) + product(second, m2 + m3) + product(rest, _transform_matrix(config))
+    return (exact(first, m1) + (exact(first, m2) + exact(second, m1) + small)) * unit
+
+
+def _log_mel(waveform, config: FeatureConfig):
+    """`[B, S]` -> `[B, T, F]`, not normalised; a constant may be missing where normalisation would take it away."""
+    # The DFT is a matrix product: on a mesh it stays sharded by rows, where an FFT may be gathered to every device.
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    dtype = waveform.dtype.type
+    frames = _frame(waveform, config)
+    # A floor relative to the loudness hides the rounding errors of loud bins in faint ones, another floor may not:
+    # speech of 8 kHz at 16 kHz leaves the upper half of the bins 10^-10 of the power of the others.
+    if config.unit_variance or dtype == np.float64:
+        spectrum = product("btw,wk->btk", frames, _transform_matrix(config, dtype))
+    else:
+        spectrum = _precise_spectrum(frames, config)
+    real, imaginary = jnp.split(spectrum, 2, axis=-1)
+    power = jnp.square(real) + jnp.square(imaginary)
+    mel = product("btk,kf->btf", power, mel_matrix(config, dtype))
+    if config.floor_mode == "max":
+        return jnp.log(jnp.maximum(mel, config.floor))
+    if config.unit_variance:
+        return jnp.log(mel + config.floor)
+    # A bin that stays near the floor varies by less than float32 resolves in log(floor), and normalisation would
+    # enlarge that.
+    above = jnp.log1p(mel / config.floor)
+    return above if config.normalization != "none" else above + np.log(config.floor).astype(dtype)
+
+
+def _normalize(features, valid, config: FeatureConfig):
+    mean, variance = padding.masked_mean_variance(features, valid)
+    if config.normalization != "utterance":
+        count = valid.sum(axis=1)[:, None, None].astype(features.dtype)
+        variance = variance * (count / jnp.maximum(count - 1, 1))
+    if config.normalization == "unbiased_std":
+        return (features - mean) / (jnp.sqrt(variance) + config.normalization_eps)
+    return (features - mean) * jax.lax.rsqrt(variance + config.normalization_eps)
+
+
+def unstacked(waveform, num_samples, config: FeatureConfig):
+    """Features before frames are put side by side: the place for what looks at bins of one frame (augmentation).
 
     Args:
-      waveform: float `[B, S]`, mono, at `config.sample_rate`; what lies behind `num_samples` may be anything.
+      waveform: `[B, S]`, mono, at `config.sample_rate`; what lies behind `num_samples` may be anything.
       num_samples: int32 `[B]`.
       config: the feature settings.
 
     Returns:
-      float32 `[B, T, F]`, zero in invalid frames, and lengths int32 `[B]` in feature frames.
+      `[B, T, F]` (`[B, S, 1]` of kind 'waveform'), zero in invalid frames, and lengths int32 `[B]`. All is computed in
+      float64 where the waveform is (JAX has that with `jax_enable_x64` only), else in float32.
     """
     valid_samples = padding.valid_mask(num_samples, waveform.shape[1])
-    waveform = padding.zero_invalid(waveform.astype(jnp.float32), valid_samples)
+    dtype = jnp.float64 if waveform.dtype == jnp.float64 else jnp.float32
+    waveform = padding.zero_invalid(waveform.astype(dtype), valid_samples)
+    if config.scale != 1.0:
+        waveform = waveform * config.scale
     if config.unit_variance:
         _, variance = padding.masked_mean_variance(waveform[..., None], valid_samples)
         waveform = waveform * jax.lax.rsqrt(variance[..., 0] + 1e-10)
-    # The DFT is a matrix product: on a mesh it stays sharded by rows, where an FFT may be gathered to every device.
-    spectrum = jnp.einsum(
-        "btw,wk->btk", _frame(waveform, config), _transform_matrix(config), precision=jax.lax.Precision.HIGHEST
-    )
-    real, imaginary = jnp.split(spectrum, 2, axis=-1)
-    power = jnp.square(real) + jnp.square(imaginary)
-    mel = jnp.einsum("btk,kf->btf", power, mel_matrix(config), precision=jax.lax.Precision.HIGHEST)
-    features = jnp.log(mel + config.floor)
-    lengths = config.frames(num_samples)
+    if config.preemphasis and config.preemphasis_of == "signal":
+        before = jnp.pad(waveform, ((0, 0), (1, 0)))[:, :-1]
+        # The first sample behind the end would not be zero.
+        waveform = padding.zero_invalid(waveform - config.preemphasis * before, valid_samples)
+    features = waveform[..., None] if config.kind == "waveform" else _log_mel(waveform, config)
+    lengths = config.spectra(num_samples)
     valid = padding.valid_mask(lengths, features.shape[1])
-    if config.normalization == "utterance":
-        mean, variance = padding.masked_mean_variance(features, valid)
-        features = (features - mean) * jax.lax.rsqrt(variance + 1e-5)
+    if config.normalization != "none":
+        features = _normalize(features, valid, config)
     return padding.zero_invalid(features, valid), lengths
+
+
+def stacked(features, lengths, config: FeatureConfig):
+    """Puts `config.stack` frames side by side: `[B, T, F]` -> `[B, T // stack, stack F]`, and the lengths.
+
+    What does not fill a stack is left out, or stands in an invalid frame.
+    """
+    if config.stack == 1:
+        return features, lengths
+    frames = features.shape[1] // config.stack
+    whole = features[:, : frames * config.stack].reshape(features.shape[0], frames, config.width)
+    lengths = lengths // config.stack
+    return padding.zero_invalid(whole, padding.valid_mask(lengths, frames)), lengths
+
+
+def extract(waveform, num_samples, config: FeatureConfig):
+    """Features as the encoder takes them: `unstacked`, then `stacked`; arguments and results as theirs."""
+    return stacked(*unstacked(waveform, num_samples, config), config)
