@@ -1,0 +1,72 @@
+"""A published Conformer checkpoint to a backbone folder.
+
+python -m hra_jax.convert --source w2v-bert-2.0 --output backbones/w2v_bert --dtype bfloat16
+
+The source is a folder as published: config.json, preprocessor_config.json, model.safetensors or its shards, and the
+files of the tokenizer where the model has a CTC head. Families: w2v-BERT 2.0, wav2vec2-conformer, Parakeet CTC, LASR
+(MedASR), the speech encoder of SeamlessM4T v2.
+"""
+
+import sys
+
+import rich.console
+import rich.table
+import rich.text
+from absl import flags
+
+from hra_jax import cli
+from hra_jax.convert.conversion import Report, convert
+from hra_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def print_report(report: Report, *, console: rich.console.Console | None = None) -> None:
+    """Prints what was converted, and every source tensor that was not used with the reason."""
+    console = console or rich.console.Console(width=None if sys.stdout.isatty() else 120)
+    encoder, seconds = report.encoder, report.features.stride / report.features.sample_rate
+    rows = {
+        "backbone": str(report.folder),
+        "name": report.info["name"],
+        "source": f"{report.family} ({report.architecture})",
+        "parameters": f"{report.parameters:,}, stored as {report.dtype}",
+        "encoder": f"{encoder.n_layers} layers of width {encoder.d_model}, {encoder.n_heads} heads, "
+        f"position {encoder.position}, {1000 * seconds * encoder.subsampling:g} ms frames",
+        "vocabulary": report.vocabulary,
+        "license": report.info["license"],
+        "fingerprint": report.fingerprint,
+    }
+    table = rich.table.Table(show_header=False)
+    for cells in rows.items():
+        table.add_row(*map(rich.text.Text, cells))
+    for entry in report.ignored:
+        count = f"{entry.tensors} tensor{'s' * (entry.tensors > 1)}"
+        table.add_row("not used", rich.text.Text(f"{entry.pattern} ({count}): {entry.reason}"))
+    console.print(table)
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    flags.DEFINE_string("source", None, "Folder as published.", required=True)
+    flags.DEFINE_string("output", None, "Backbone folder to make.", required=True)
+    flags.DEFINE_string("dtype", "float32", "Storage dtype: float32 or bfloat16.")
+    flags.DEFINE_string("name", None, "Name of the backbone; the name of the source folder where none is given.")
+    flags.DEFINE_bool(
+        "keep_batch_norm",
+        False,
+        "Keep BatchNorm beside the depthwise convolution (for full fine-tuning) instead of folding it in.",
+    )
+
+
+def main(argv) -> None:
+    """Entry point."""
+    if argv[1:]:
+        raise UserError(f"{argv[1]!r} is no flag of this command; allowed: --source, --output, --dtype, --name, ...")
+    report = convert(
+        FLAGS.source, FLAGS.output, dtype=FLAGS.dtype, name=FLAGS.name, keep_batch_norm=FLAGS.keep_batch_norm
+    )
+    print_report(report)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, define_flags=define_flags))

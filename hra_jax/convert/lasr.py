@@ -1,0 +1,96 @@
+"""LASR CTC, of which MedASR is one: `LasrForCTC`."""
+
+from hra_jax.convert import parakeet
+from hra_jax.convert import rules as r
+from hra_jax.convert.families import Architecture, Family
+from hra_jax.convert.settings import SILU, Only, select
+from hra_jax.errors import UserError
+from hra_jax.models.config import EncoderConfig
+
+_DEFAULTS = {
+    "hidden_size": 512,
+    "num_hidden_layers": 17,
+    "num_attention_heads": 8,
+    "num_key_value_heads": None,
+    "intermediate_size": 2048,
+    "hidden_act": Only("silu", SILU),
+    "attention_bias": False,
+    "convolution_bias": False,
+    "conv_kernel_size": 32,
+    "subsampling_conv_channels": 256,
+    "num_mel_bins": 128,
+    "subsampling_conv_kernel_size": 5,
+    "subsampling_conv_stride": Only(2, (2,)),
+    "layer_norm_eps": 1e-6,
+    "feed_forward_residual_weights": (1.5, 0.5),
+    "conv_residual_weights": (2.0, 1.0),
+}
+_ROPE = {"rope_theta": 10000.0, "rope_type": Only("default", ("default",))}
+
+
+def _pair(config, name: str, where: str) -> tuple[float, float]:
+    value = getattr(config, name)
+    if len(value) != 2:
+        raise UserError(f"{where}: encoder_config: {name} is {list(value)}; it must be two numbers")
+    return tuple(map(float, value))
+
+
+def _encoder(values, features, vocab_size, fold, where) -> EncoderConfig:
+    config = parakeet.encoder_settings(values, _DEFAULTS, features, where)
+    rope = (values.get("encoder_config") or {}).get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{where}: encoder_config: rope_parameters must be an object, not {type(rope).__name__}")
+    rope = select(rope, _ROPE, where=f"{where}: encoder_config: rope_parameters")
+    return EncoderConfig(
+        d_model=config.hidden_size,
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        d_ff=config.intermediate_size,
+        kernel=config.conv_kernel_size,
+        vocab_size=vocab_size,
+        subsampler="conv1d",
+        subsampling=4,
+        subsampling_channels=config.subsampling_conv_channels,
+        subsampling_kernel=config.subsampling_conv_kernel_size,
+        position="rope_qk",
+        rope_base=float(rope.rope_theta),
+        norm_eps=float(config.layer_norm_eps),
+        norm_bias=False,
+        conv_norm="none" if fold else "batch",
+        conv_mask="post_glu",
+        conv_bias=config.convolution_bias,
+        depthwise_bias=True if fold else None,
+        attention_bias=config.attention_bias,
+        ff_bias=config.attention_bias,
+        ff_residual=_pair(config, "feed_forward_residual_weights", where),
+        conv_residual=_pair(config, "conv_residual_weights", where),
+        final_norm=True,
+    )
+
+
+_SUBSAMPLING = (
+    r.affine("subsampler.dense_0", "subsampling.input")
+    + r.convolution("subsampler.conv_0", "subsampling.conv_0", r.CONV_1D)
+    + r.convolution("subsampler.conv_1", "subsampling.conv_1", r.CONV_1D)
+    + r.affine("subsampler.dense_1", "subsampling.projection")
+)
+
+
+def _rules(encoder: EncoderConfig, architecture: Architecture):
+    prefix = architecture.prefix
+    return (
+        r.under(prefix, _SUBSAMPLING + r.norm("out_norm", "encoder.final_norm", bias=False))
+        + r.layers(f"{prefix}layers.{{n}}.", parakeet.block_rules(encoder))
+        + r.affine(architecture.head, "output", r.POINTWISE)
+    )
+
+
+FAMILY = Family(
+    name="LASR CTC",
+    architectures={"LasrForCTC": Architecture("encoder.", "ctc_head")},
+    extractor="LasrFeatureExtractor",
+    encoder=_encoder,
+    rules=_rules,
+    ignored=parakeet.COUNTERS,
+    head_defaults={"vocab_size": 512, "pad_token_id": 0},
+)

@@ -1,0 +1,111 @@
+"""The published sizes: settings from class defaults, and as many parameters as the publishers' classes have."""
+
+import math
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from hra_jax.convert import families, features
+from hra_jax.models import backbone, published
+
+BERT = {"model_type": "wav2vec2-bert", "architectures": ["Wav2Vec2BertForCTC"]}
+# As in the published files; what is not named is the default of the class.
+CONFORMER = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+CONFORMER |= {"hidden_act": "swish", "feat_extract_norm": "layer", "conv_bias": True}
+CONFORMER |= {"model_type": "wav2vec2-conformer", "architectures": ["Wav2Vec2ConformerForCTC"]}
+PARAKEET = {"model_type": "parakeet_ctc", "architectures": ["ParakeetForCTC"]}
+LASR = {"model_type": "lasr_ctc", "architectures": ["LasrForCTC"]}
+SEAMLESS = {"model_type": "seamless_m4t_v2", "architectures": ["SeamlessM4Tv2Model"]}
+POSITION_CONVOLUTION = 128 + 1024 * 64 * 128 + 1024  # weight norm's two tensors and a bias, which nothing uses
+# Parameters of the classes of transformers 5.23, what of them a backbone does not have, and layers x width of the norms
+# whose statistics torch does not count.
+CASES = {
+    "w2v-bert 2.0": (BERT, published.W2V_BERT, 32, 580_525_920, 1024, 0),
+    "rel-pos large": (CONFORMER, published.WAV2VEC2, 32, 618_591_904, 1024 + POSITION_CONVOLUTION, 24 * 1024),
+    "rope large": (
+        CONFORMER | {"position_embeddings_type": "rotary"},
+        published.WAV2VEC2,
+        32,
+        593_376_928,
+        1024 + POSITION_CONVOLUTION,
+        24 * 1024,
+    ),
+    "parakeet 0.6b": (PARAKEET, published.PARAKEET, 1025, 608_799_745, 0, 24 * 1024),
+    "parakeet 1.1b": (
+        PARAKEET | {"encoder_config": {"num_hidden_layers": 42}},
+        published.PARAKEET,
+        1025,
+        1_062_540_289,
+        0,
+        42 * 1024,
+    ),
+    "medasr": (LASR, published.LASR, 512, 105_265_408, 0, 17 * 512),
+}
+
+
+def parameters(settings, encoder):
+    leaves = jax.tree.leaves(nn.unbox(backbone.abstract_params(settings, encoder)))
+    return sum(math.prod(leaf.shape) for leaf in leaves)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_published_size_has_the_published_parameters(name):
+    config, settings, vocabulary, counted, unused, statistics = CASES[name]
+    family, _ = families.find(config, "config.json")
+    encoder = family.encoder(config, settings, vocabulary, False, "config.json")
+    assert parameters(settings, encoder) == counted - unused + 2 * statistics
+
+
+def test_the_encoder_of_seamless_has_the_blocks_of_w2v_bert_and_a_norm():
+    family, _ = families.find(SEAMLESS, "config.json")
+    encoder = family.encoder(SEAMLESS, published.W2V_BERT, 1, True, "config.json")
+    assert (encoder.context, encoder.chunk, encoder.left_context) == ("chunk", 20000, 128)
+    bare = 580_493_120 - 1024 + 1024 + 1  # without the mask's vector, with an output of the blank alone
+    assert parameters(published.W2V_BERT, encoder) == bare + 2 * 1024
+
+
+@pytest.mark.parametrize(
+    ("chunk", "left", "expected"),
+    [(None, 4, ("full", 0, -1)), (10, -3, ("chunk", 10, -1)), (10, 0, ("chunk", 10, 0))],
+)
+def test_chunks_of_seamless(chunk, left, expected):
+    config = SEAMLESS | {"speech_encoder_chunk_size": chunk, "speech_encoder_left_chunk_num": left}
+    family, _ = families.find(config, "config.json")
+    encoder = family.encoder(config, published.W2V_BERT, 1, True, "config.json")
+    assert (encoder.context, encoder.chunk, encoder.left_context) == expected
+
+
+@pytest.mark.parametrize(
+    ("extractor", "values", "expected"),
+    [
+        ("SeamlessM4TFeatureExtractor", "{}", published.W2V_BERT),
+        ("Wav2Vec2FeatureExtractor", "{}", published.WAV2VEC2),
+        ("ParakeetFeatureExtractor", '{"padding_value": 0.0}', published.PARAKEET),
+        ("LasrFeatureExtractor", "{}", published.LASR),
+    ],
+)
+def test_features_without_settings_are_those_of_the_class(extractor, values, expected, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(values)
+    assert features.read(epath.Path(tmp_path), extractor) == expected
+
+
+def test_features_take_what_the_file_says(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"feature_size": 64, "hop_length": 320, "preemphasis": 0.5}')
+    found = features.read(epath.Path(tmp_path), "ParakeetFeatureExtractor")
+    assert (found.bins, found.hop_samples, found.preemphasis) == (64, 320, 0.5)
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    assert features.read(epath.Path(tmp_path), "Wav2Vec2FeatureExtractor").normalization == "none"
+
+
+def test_features_are_found_in_newer_folders_too(tmp_path):
+    (tmp_path / "processor_config.json").write_text('{"feature_extractor": {"feature_size": 64}}')
+    assert features.read(epath.Path(tmp_path), "ParakeetFeatureExtractor").bins == 64
+
+
+def test_parakeet_scales_its_input_by_the_root_of_its_width():
+    family, _ = families.find(PARAKEET, "config.json")
+    encoder = family.encoder(PARAKEET, published.PARAKEET, 1025, True, "config.json")
+    assert np.isclose(encoder.input_scale, 32.0)
