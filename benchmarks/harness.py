@@ -17,7 +17,7 @@ from etils import epath
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 _TICKS = os.sysconf("SC_CLK_TCK")  # per second, of /proc/stat
 _LEAST_SECONDS = 0.1  # of a sample: the meter of other processes counts in hundredths of a second
-_FOREIGN_SHARE = 0.1  # of one core; a sample during which others took more is dropped
+FOREIGN_SHARE = 0.1  # of one core; a sample during which others took more is dropped
 
 
 @dataclasses.dataclass
@@ -74,8 +74,8 @@ def interleave(sides: dict[str, Callable[[], object]], *, samples: int = 15) -> 
         for name, function in sides.items():
             if len(timings[name].samples) == samples:
                 continue
-            seconds, foreign = _sample(function, calls[name])
-            if foreign > _FOREIGN_SHARE:
+            seconds, foreign = sample(function, calls[name])
+            if foreign > FOREIGN_SHARE:
                 timings[name].dropped += 1
             else:
                 timings[name].samples.append(seconds)
@@ -84,8 +84,16 @@ def interleave(sides: dict[str, Callable[[], object]], *, samples: int = 15) -> 
     raise RuntimeError(f"other processes keep this machine busy: {samples} undisturbed samples were not to be had")
 
 
-def _sample(function, calls: int) -> tuple[float, float]:
-    """Seconds per call, and the share of one core that other processes took."""
+def sample(function, calls: int) -> tuple[float, float]:
+    """Times one sample.
+
+    Args:
+      function: of no arguments; what it returns is waited for.
+      calls: how often it is called.
+
+    Returns:
+      Seconds per call, and the share of one core that other processes took.
+    """
     before, start = _foreign_seconds(), time.perf_counter()
     for _ in range(calls):
         result = function()
@@ -104,12 +112,12 @@ def _foreign_seconds() -> float:
     return (user + nice + system + interrupts + soft) / _TICKS - own.user - own.system
 
 
-def environment() -> dict:
-    """Date, versions, and hardware."""
+def environment(packages: tuple[str, ...] = ()) -> dict:
+    """Date, versions (those of `packages` too), and hardware."""
     return {
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": {name: metadata.version(name) for name in (*PACKAGES, *packages)},
         "devices": [device.device_kind for device in jax.devices()],
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
