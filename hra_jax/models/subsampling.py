@@ -71,7 +71,7 @@ def _halve_depthwise(module: nn.Module, index: int, x):
     frames, bins = (padding.strided_length(size, kernel=3, stride=2, pad=1) for size in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     y = sum(
-        padded[:, i : i + 2 * frames - 1 : 2, j : j + 2 * bins - 1 : 2] * taps[i, j][None, None]
+        padded[:, i : i + 2 * frames : 2, j : j + 2 * bins : 2] * taps[i, j][None, None]
         for i in range(3)
         for j in range(3)
     )
@@ -93,7 +93,7 @@ class ConvSubsampling(nn.Module):
             x = _halve(self, index, x, self.channels)
             lengths = padding.strided_length(lengths, kernel=3, stride=2, pad=1)
             x = _valid_only(x, lengths)
-        x = x.reshape(*x.shape[:2], -1)
+        x = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
         return Projection(self.width, axes=("conv_out", "embed"), name="projection")(x), lengths.astype(jnp.int32)
 
 
@@ -116,7 +116,7 @@ class SeparableSubsampling(nn.Module):
                 x = nn.relu(Projection(self.channels, axes=("conv_in", "conv"), name=f"pointwise_{index}")(x))
             lengths = padding.strided_length(lengths, kernel=3, stride=2, pad=1)
             x = _valid_only(x, lengths)
-        x = x.reshape(*x.shape[:2], -1)
+        x = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
         return Projection(self.width, axes=("conv_out", "embed"), name="projection")(x), lengths.astype(jnp.int32)
 
 

@@ -171,4 +171,4 @@ def conv2d_separable(p, x, *, layers=3):
     x = np.maximum(_over_plane(full, x[..., None], channels), 0.0)
     for index in range(1, layers):
         x = np.maximum(_linear(p[f"pointwise_{index}"], _over_plane(depthwise, x, channels)), 0.0)
-    return _linear(p["projection"], x.reshape(len(x), -1))
+    return _linear(p["projection"], x.reshape(len(x), x.shape[1] * x.shape[2]))
