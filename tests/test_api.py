@@ -20,6 +20,7 @@ from hra_jax.data.text import CharacterVocabulary
 from hra_jax.data.vocabularies import OwnVocabularies
 from hra_jax.errors import UserError
 from hra_jax.models.asr import AsrModel
+from hra_jax.training import sharding
 
 TEXTS = ("fad cab", "b", "dead", "abcdefabc")
 LENGTHS = (6720, 960, 3840, 8640)  # samples; 7, 1, 4 and 9 letters of 0.12 s at 8 kHz
@@ -399,6 +400,19 @@ def test_few_shapes_hold_any_size():
     sizes = {api.padded_size(size, 8) for size in range(1, 1025)}
     assert sizes == {8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024}
     assert all(size <= api.padded_size(size, 8) <= max(8, 1.5 * size) for size in range(1, 1025))
+
+
+def test_weights_split_over_a_mesh_recognise_as_those_on_one_device(micro, backbone, waveforms):
+    mesh = sharding.make_mesh(2, 2, tensor=2)
+    split = hra_jax.load_backbone(micro.backbone, mesh)
+    kernel = split.params["encoder"]["layers"]["ff1"]["up"]["kernel"]
+    assert kernel.sharding.mesh == mesh and kernel.addressable_shards[0].data.size == kernel.size // 4
+    assert split.fingerprint == backbone.fingerprint
+    found, frames = split.log_probs(waveforms, sample_rate=8000)
+    exact, expected = backbone.log_probs(waveforms, sample_rate=8000)
+    np.testing.assert_array_equal(frames, expected)
+    for row, length in enumerate(frames):
+        np.testing.assert_allclose(found[row, :length], exact[row, :length], atol=1e-4)
 
 
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(micro, backbone, waveforms):

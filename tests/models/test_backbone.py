@@ -1,5 +1,6 @@
 """Backbone folders: what comes back, what the fingerprint identifies, and what a damaged folder gives."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -8,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from reference import tiny
 
 from hra_jax.adapters import export
 from hra_jax.errors import UserError
 from hra_jax.models import backbone, config
+from hra_jax.models.tensor_files import TensorFiles
 from hra_jax.training import placement, sharding
 
 VOCABULARY = {"kind": "characters", "characters": "abc'é"}
@@ -252,6 +255,59 @@ def test_opening_a_backbone_reads_no_weights(pristine, params):
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     assert files.abstract == shapes and files.parameters > 0
     assert files.tensors.bytes_read == 0
+
+
+class RemoteFile:
+    """What remote files can do: reading at any place, and writing bytes from the start to the end."""
+
+    def __init__(self, file, transfers: list):
+        self._file, self._transfers = file, transfers
+
+    def seek(self, offset: int) -> None:
+        self._file.seek(offset)
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size)
+        self._transfers.append(len(content))
+        return content
+
+    def write(self, content: bytes) -> None:
+        assert type(content) is bytes
+        self._file.write(content)
+
+
+@pytest.mark.parametrize("max_bytes", [3000, 10**9])
+def test_a_remote_folder_is_written_like_a_local_one_and_read_by_ranges(tmp_path, params, max_bytes):
+    transfers = []
+
+    class Remote(type(epath.Path(tmp_path))):
+        """A path of an object store."""
+
+        def __str__(self):
+            return f"gs://bucket{super().__str__()}"
+
+        def __fspath__(self):
+            return super().__str__()
+
+        @contextlib.contextmanager
+        def open(self, mode):
+            with super().open(mode) as file:
+                yield RemoteFile(file, transfers)
+
+    remote = Remote(tmp_path / "remote")
+    for _ in range(2):  # the second in place of the first
+        save(remote, params, max_bytes=max_bytes)
+    save(tmp_path / "local", params, max_bytes=max_bytes)
+    assert contents(tmp_path / "remote") == contents(tmp_path / "local")
+    tensors, flat = TensorFiles(remote), export.flatten(params, separator=".")
+    transfers.clear()
+    for name, leaf in flat.items():
+        assert tensors.read(name).tobytes() == leaf.tobytes()
+    assert sum(transfers) == sum(leaf.nbytes for leaf in flat.values())
+    transfers.clear()
+    name = "encoder.layers.ff1.up.kernel"
+    assert tensors.read_slice(name, np.s_[1:, :, :12]).tobytes() == flat[name][1:, :, :12].tobytes()
+    assert len(transfers) == 1  # rather than once for each of 32 runs
 
 
 # --- Damaged folders --------------------------------------------------------------------------------------------------
