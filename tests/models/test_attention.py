@@ -1,6 +1,8 @@
 """Position terms, context masks and attention against float64 loops over queries and keys."""
 
 import dataclasses
+import math
+import re
 
 import flax.linen as nn
 import jax
@@ -158,6 +160,21 @@ def test_queries_in_blocks_give_the_gradients_of_all_at_once(position):
     for expected, found in zip(jax.tree.leaves(whole), jax.tree.leaves(blocks), strict=True):
         assert np.abs(expected).max() > 0
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [0, 16])
+def test_shaw_scores_need_no_gather_and_no_tensor_of_all_pairs_and_a_head(block):
+    frames, config = 40, encoder(position="shaw", shaw_left=5, shaw_right=2)
+    x, mask = np.zeros((2, frames, config.d_model), np.float32), jnp.ones((1, 1, frames, frames), bool)
+    module = attention.Attention(config, block)
+    keep = lambda name, inputs, outputs: outputs  # noqa: E731
+    params = nn.unbox(jax.eval_shape(lambda key: module.init(key, x, mask, keep), jax.random.key(0)))
+    gradient = jax.grad(lambda params, x: jnp.square(module.apply(params, x, mask, keep)).sum(), argnums=(0, 1))
+    program = str(jax.make_jaxpr(gradient)(params, x))
+    assert "dot_general" in program and "gather" not in program and "scatter" not in program
+    sizes = [math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", program)]
+    pairs = 2 * config.n_heads * min(block or frames, frames) * frames
+    assert pairs <= max(sizes) < 2 * frames * frames * config.d_head
 
 
 def test_a_position_term_changes_the_output():
