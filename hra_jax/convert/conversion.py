@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from hra_jax.adapters.export import flatten
-from hra_jax.convert import families, features
+from hra_jax.convert import features, registry
 from hra_jax.convert.families import Architecture, Family
 from hra_jax.convert.rules import LAYERS, Rule
 from hra_jax.convert.settings import Count, read_json, select
@@ -82,7 +82,7 @@ def convert(
     _check_folders(source, output, dtype)
     where = str(source / "config.json")
     config = read_json(source / "config.json")
-    family, named = families.find(config, where)
+    family, named = registry.find(config, where)
     architecture = family.architectures[named]
     settings = features.read(source, family.extractor)
     vocabulary = _vocabulary(source, config, family, architecture, where)
@@ -90,12 +90,13 @@ def convert(
     files = _open(source)
     leaves, ignored = plan(files, family, architecture, settings, encoder)
     check_computed(files, family, architecture, encoder)
+    folder = source.name or source.resolve().name  # '.' has no name of its own
     info = {
-        "name": name or source.name or source.resolve().name,
+        "name": name or folder,
         "source": {
             "model_type": config["model_type"],
             "architecture": named,
-            "folder": source.name or source.resolve().name,
+            "folder": folder,
             "config_sha256": hashlib.sha256((source / "config.json").read_bytes()).hexdigest(),
         },
         "license": _license(source),

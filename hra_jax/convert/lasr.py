@@ -35,12 +35,18 @@ def _pair(config, name: str, where: str) -> tuple[float, float]:
     return tuple(map(float, value))
 
 
+def _rope(inner: dict, where: str):
+    """The settings of the rotation: under `rope_parameters`, in older files beside it."""
+    rope = inner.get("rope_parameters", inner.get("rope_scaling")) or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{where}: rope_parameters must be an object, not {type(rope).__name__}")
+    older = {"rope_theta": inner["rope_theta"]} if "rope_theta" in inner else {}
+    return select(older | rope, _ROPE, where=f"{where}: rope_parameters")
+
+
 def _encoder(values, features, vocab_size, fold, where) -> EncoderConfig:
     config = parakeet.encoder_settings(values, _DEFAULTS, features, where)
-    rope = (values.get("encoder_config") or {}).get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"{where}: encoder_config: rope_parameters must be an object, not {type(rope).__name__}")
-    rope = select(rope, _ROPE, where=f"{where}: encoder_config: rope_parameters")
+    rope = _rope(values.get("encoder_config") or {}, f"{where}: encoder_config")
     return EncoderConfig(
         d_model=config.hidden_size,
         n_layers=config.num_hidden_layers,

@@ -4,14 +4,14 @@ Letters: D width, I inputs, O outputs, K taps, C channels, F mel bins (after str
 key with `{n}` names one layer; its target lies under `encoder.layers.` and has a leading axis of layers.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from hra_jax.models.layers import BATCH_NORM_EPS
+
 LAYERS = "encoder.layers."
-BATCH_NORM_EPS = 1e-5  # of torch's BatchNorm1d; no published configuration sets another
 
 
 class Transform(NamedTuple):
@@ -150,8 +150,3 @@ def layers(prefix: str, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     """Rules of a block as rules of all layers; `prefix` names a layer with `{n}`."""
     assert "{n}" in prefix, prefix
     return under(prefix, rules, target=LAYERS)
-
-
-def parameters(shape: tuple[int, ...]) -> int:
-    """Number of values of a tensor."""
-    return math.prod(shape)

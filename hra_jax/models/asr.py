@@ -14,7 +14,7 @@ from hra_jax.models import augment as augmentation
 from hra_jax.models import frontend, subsampling
 from hra_jax.models.config import EncoderConfig, FeatureConfig
 from hra_jax.models.conformer import Conformer
-from hra_jax.models.layers import Projection
+from hra_jax.models.layers import Projection, wide
 
 
 class AsrModel(nn.Module):
@@ -49,7 +49,8 @@ class AsrModel(nn.Module):
           symbols: int32 `[B, O]` of tasks with vocabularies of their own, see `Adapter.after_output`; else None.
 
         Returns:
-          float32 `[B, T, V]` (`[B, T, O]` with `symbols`) and int32 `[B]` lengths in encoder frames.
+          float32 (float64 where `dtype` is) `[B, T, V]` (`[B, T, O]` with `symbols`) and int32 `[B]` lengths in encoder
+          frames.
 
         Raises (where the model is made):
           UserError: the encoder or the augmentation is made for other features.
@@ -72,7 +73,7 @@ class AsrModel(nn.Module):
         logits = Projection(self.encoder.vocab_size, axes=("embed", "vocab"), name="output")(x)
         with jax.named_scope(f"adapter_{self.adapter.name}"):
             logits = self.adapter.after_output(bound.all_layers, x, logits, symbols)
-        return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), lengths
+        return jax.nn.log_softmax(logits.astype(wide(logits.dtype)), axis=-1), lengths
 
     def _features(self, waveform, num_samples):
         config = self.augment

@@ -124,11 +124,12 @@ def _precise_spectrum(frames, config: FeatureConfig):
     """
     product = functools.partial(jnp.einsum, "btw,wk->btk", precision=jax.lax.Precision.HIGHEST)
     exact = functools.partial(jnp.einsum, "btw,wk->btk", precision=jax.lax.Precision.DEFAULT)
-    loudest = jnp.maximum(jnp.abs(frames).max(axis=-1, keepdims=True), 1e-30)
-    unit = jax.lax.reduce_precision(loudest, exponent_bits=8, mantissa_bits=0)  # the nearest power of two
-    frames = frames / unit
-    first = jnp.round(frames * _COARSE) / _COARSE
-    second = jnp.round((frames - first) * _FINE) / _FINE
+    power_of_two = functools.partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=0)  # the nearest
+    unit = power_of_two(jnp.maximum(jnp.abs(frames).max(axis=-1, keepdims=True), 1e-30))
+    # Multiplied and not divided: a quotient may be rounded, on TPU even that of powers of two.
+    frames = frames * power_of_two(1.0 / unit)
+    first = jnp.round(frames * _COARSE) * (1.0 / _COARSE)
+    second = jnp.round((frames - first) * _FINE) * (1.0 / _FINE)
     rest = frames - first - second
     m1, m2, m3 = _sliced_matrix(config)
     small = product(first, m3) + product(second, m2 + m3) + product(rest, _transform_matrix(config))

@@ -157,6 +157,7 @@ CONFIGS = {
     "fewer key heads": ("parakeet", inner(num_key_value_heads=1), ["num_key_value_heads is 1"]),
     "other bins": ("parakeet", inner(num_mel_bins=80), ["num_mel_bins is 80", "16"]),
     "another rope": ("lasr", inner(rope_parameters={"rope_type": "yarn"}), ['rope_type is "yarn"']),
+    "another rope in an older file": ("lasr", inner(rope_scaling={"rope_type": "linear"}), ['rope_type is "linear"']),
     "three residual weights": ("lasr", inner(conv_residual_weights=[1, 2, 3]), ["conv_residual_weights", "two"]),
     "an encoder that is a list": ("lasr", outer(encoder_config=[1]), ["encoder_config", "object"]),
     "a text for a number": ("w2v-bert shaw", outer(hidden_size="8"), ['hidden_size is "8"', "whole number"]),

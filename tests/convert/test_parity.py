@@ -68,7 +68,8 @@ EXTRACTORS = {
     "lasr": ("LasrFeatureExtractor", {}),
 }
 # Feature frames (or samples of the waveform) of the rows of a batch.
-FRAMES = {"w2v-bert": (37, 30, 5, 1), "seamless": (37, 30, 5, 1), "parakeet": (83, 64, 17, 3), "lasr": (83, 64, 31, 19)}
+FRAMES = {"w2v-bert": (37, 30, 5, 1), "seamless": (37, 30, 5, 1), "parakeet": (83, 64, 17, 3), "lasr": (83, 64, 31, 13)}
+FRAMES |= {"conformer": (16001, 12345, 7777, 450)}
 SAMPLES = (16001, 12345, 7777, 2500)
 
 
@@ -186,7 +187,7 @@ def given(pair):
     """Random features `[B, T, F]` (the waveform where the model takes that), the mask, and lengths."""
     rng = np.random.default_rng(1)
     family = pair.family.split()[0]
-    lengths = np.array(FRAMES.get(family, SAMPLES), np.int32)
+    lengths = np.array(FRAMES[family], np.int32)
     shape = (len(lengths), max(lengths)) + (() if family == "conformer" else (pair.files.features.width,))
     inputs = rng.standard_normal(shape)
     mask = np.arange(max(lengths))[None] < lengths[:, None]
@@ -196,7 +197,7 @@ def given(pair):
 def behind_features(pair):
     """Inputs of `FromFeatures`: the waveform of a CNN has an axis of one channel."""
     inputs, mask, lengths = given(pair)
-    return inputs, inputs, mask, lengths
+    return inputs, (inputs[..., None] if inputs.ndim == 2 else inputs), mask, lengths
 
 
 def differences(pair, torch_dtype, dtype):
@@ -234,7 +235,7 @@ def test_from_the_waveform_in_float32(pair):
         for row, length in enumerate(SAMPLES)
     ]
     rows = [row.astype(np.float32) for row in rows]
-    batch = pair.extractor(rows, sampling_rate=16000, return_tensors="np", padding=True)
+    batch = pair.extractor(rows, sampling_rate=16000, return_tensors="np", padding=True, return_attention_mask=True)
     name = "input_features" if "input_features" in batch else "input_values"
     expected = torch_log_probs(pair, batch[name], np.asarray(batch["attention_mask"], np.int64), torch.float32)
     waveform = np.zeros((len(rows), max(SAMPLES)), np.float32)

@@ -102,8 +102,8 @@ def w2v_bert(position="relative_key", head=True):
     return config | ({} if head else {"vocab_size": None}), shapes, SEAMLESS_FEATURES | {"padding_value": 1}
 
 
-def w2v_conformer(position="relative"):
-    """(config, shapes, preprocessor): wav2vec2-conformer with a CTC head."""
+def w2v_conformer(position="relative", head=True):
+    """(config, shapes, preprocessor): wav2vec2-conformer, with a CTC head or as pre-training leaves it."""
     prefix, channels = "wav2vec2_conformer.", 4
     shapes = {}
     for index, taps in enumerate((10, 3, 3, 3, 3, 2, 2)):
@@ -121,8 +121,13 @@ def w2v_conformer(position="relative"):
         shapes |= {f"{prefix}encoder.embed_positions.inv_freq": (D // HEADS // 2,)}
     for layer in range(LAYERS):
         shapes |= _meta_block(f"{prefix}encoder.layers.{layer}", position, batch_norm=True)
-    shapes |= _norm(f"{prefix}encoder.layer_norm") | _linear("lm_head", D, V)
-    config = _meta_config("wav2vec2-conformer", "Wav2Vec2ConformerForCTC", position)
+    shapes |= _norm(f"{prefix}encoder.layer_norm")
+    if head:
+        shapes |= _linear("lm_head", D, V)
+    else:
+        shapes |= _linear("project_hid", D, 4) | _linear("project_q", 4, 4) | {"quantizer.codevectors": (1, 4, 2)}
+    architecture = "Wav2Vec2ConformerForCTC" if head else "Wav2Vec2ConformerForPreTraining"
+    config = _meta_config("wav2vec2-conformer", architecture, position)
     config |= {"conv_dim": [channels] * 7, "feat_extract_norm": "layer", "conv_bias": True}
     return config, shapes, WAVE_FEATURES
 
@@ -215,13 +220,21 @@ FAMILIES = {
     "w2v-bert bare": lambda: w2v_bert(head=False),
     "conformer rel-pos": w2v_conformer,
     "conformer rope": lambda: w2v_conformer("rotary"),
+    "conformer pre-training": lambda: w2v_conformer(head=False),
     "seamless": seamless,
     "seamless encoder": lambda: seamless(whole=False),
     "parakeet": parakeet,
     "parakeet without biases": lambda: parakeet(bias=False),
     "lasr": lasr,
 }
-BATCH_NORM = ("conformer rel-pos", "conformer rope", "parakeet", "parakeet without biases", "lasr")
+BATCH_NORM = (
+    "conformer rel-pos",
+    "conformer rope",
+    "conformer pre-training",
+    "parakeet",
+    "parakeet without biases",
+    "lasr",
+)
 
 
 def random_tensors(shapes, seed=0):
