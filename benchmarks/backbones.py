@@ -159,6 +159,8 @@ class JaxSide:
         }
         model = _from_features()(files.features, files.encoder, adapter=adapters[act])
         batch = batch_of(files.features)
+        if files.features.kind == "waveform":
+            batch["x"] = batch["x"][..., None]  # one channel behind the features
         lengths = np.full(ROWS, batch["x"].shape[1], np.int32)
         self._act, self._frozen = act, jax.device_put(files.params)
         if act == "forward":

@@ -14,7 +14,7 @@ from etils import epath
 from hra_jax.adapters import export
 from hra_jax.adapters.export import ExportedAdapter
 from hra_jax.adapters.lora import LowRankAdapter, key_of
-from hra_jax.convert import families, rules
+from hra_jax.convert import registry, rules
 from hra_jax.errors import UserError
 from hra_jax.models.backbone import BackboneFiles
 
@@ -33,7 +33,7 @@ class _Names:
                 "allowed: a backbone that hra_jax.convert wrote"
             )
         self.architecture = source["architecture"]
-        family, _ = families.find(
+        family, _ = registry.find(
             {"model_type": source["model_type"], "architectures": [self.architecture]}, str(files.folder)
         )
         self._head = family.architectures[self.architecture].head

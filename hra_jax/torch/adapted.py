@@ -215,7 +215,9 @@ class AdaptedModel(torch.nn.Module):
 
     def _keep_hidden(self, module, args, output):
         del module, args
-        self._hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
+        if not isinstance(output, torch.Tensor):
+            output = output[0] if isinstance(output, tuple) else output.last_hidden_state
+        self._hidden = output
 
     def _logits(self, output, tasks):
         x, own = self._hidden, self._of_rows("all_layers/output/")

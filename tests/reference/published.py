@@ -129,6 +129,7 @@ def w2v_conformer(position="relative", head=True):
     architecture = "Wav2Vec2ConformerForCTC" if head else "Wav2Vec2ConformerForPreTraining"
     config = _meta_config("wav2vec2-conformer", architecture, position)
     config |= {"conv_dim": [channels] * 7, "feat_extract_norm": "layer", "conv_bias": True}
+    config |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 4}
     return config, shapes, WAVE_FEATURES
 
 
