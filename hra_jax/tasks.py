@@ -8,7 +8,7 @@
     python -m hra_jax.tasks rename ADAPTER OLD NEW [--output DIR]
     python -m hra_jax.tasks export ADAPTER TASK [TASK ...] --output DIR
     python -m hra_jax.tasks import ADAPTER FROM [--task NAME ...] [--as NEW] [--output DIR]
-    python -m hra_jax.tasks specialize ADAPTER TASK --output DIR [--backbone DIR]
+    python -m hra_jax.tasks specialize ADAPTER TASK --output DIR [--backbone DIR] [--peft]
 
 Without --output the adapter is changed in place. Whatever a command is not about stays the same bytes.
 """
@@ -31,6 +31,7 @@ from hra_jax.adapters import export as exports
 from hra_jax.adapters import library, methods
 from hra_jax.adapters.export import ExportedAdapter, json_text, read_adapter, write_file
 from hra_jax.adapters.model_card import percent
+from hra_jax.convert import peft_export
 from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
 
@@ -322,7 +323,7 @@ def import_tasks(
     _finish(destination, result, f"imported {_listed(names)}{called} from {source}")
 
 
-def specialize(adapter: str, task: str, *, output: str | None, backbone: str | None = None) -> None:
+def specialize(adapter: str, task: str, *, output: str | None, backbone: str | None = None, peft: bool = False) -> None:
     """Writes one task by itself: merged into a backbone folder, or where that is impossible an adapter of this task.
 
     Args:
@@ -330,14 +331,19 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
       task: one of its tasks.
       output: the folder to write.
       backbone: folder of the backbone, or builtin:NAME; None takes what the adapter names. Unused without merging.
+      peft: write an adapter folder of PEFT's instead, for the published model that the backbone was converted from.
 
     Raises:
-      UserError: an unknown task, another backbone, or an output that is there already.
+      UserError: an unknown task, another backbone, an output that is there already, or what PEFT does not have.
     """
     destination = _needed_output("specialize", adapter, output)
     exported = read_adapter(adapter)
     library.check_tasks(exported, [task])
     method = methods.from_settings(exported.config["method"])
+    if peft:
+        count = peft_export.write(destination, exported, task, method, _load_backbone(exported, backbone))
+        print(f"{task!r} for PEFT: {count} modules, rank {method.rank}; {destination}", flush=True)
+        return
     reason = library.why_not_merged(method)
     if reason is not None:
         _finish(destination, library.picked(exported, [task]), f"exported {task!r} alone; {reason}")
@@ -391,7 +397,7 @@ COMMANDS = {
     "rename": _Command(rename, "ADAPTER OLD NEW", 3, 3, ("output",)),
     "export": _Command(export_tasks, "ADAPTER TASK [TASK ...] --output DIR", 2, _MANY, ("output",)),
     "import": _Command(import_tasks, "ADAPTER FROM [--task NAME ...]", 2, _MANY, ("task", "as", "output")),
-    "specialize": _Command(specialize, "ADAPTER TASK --output DIR", 2, 2, ("output", "backbone")),
+    "specialize": _Command(specialize, "ADAPTER TASK --output DIR", 2, 2, ("output", "backbone", "peft")),
 }
 # Flags that are called otherwise in Python.
 _KEYWORDS = {"task": "tasks", "as": "new_name"}
@@ -410,6 +416,7 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
     }
     for name, text in strings.items():
         flags.DEFINE_string(name, None, text, flag_values=flag_values)
+    flags.DEFINE_bool("peft", False, "specialize: write a LoRA as PEFT reads it.", flag_values=flag_values)
     flags.DEFINE_integer("steps", None, "add: optimizer steps; 300 if not given.", 1, flag_values=flag_values)
     flags.DEFINE_float("learning_rate", None, "add: peak learning rate.", 0.0, flag_values=flag_values)
     flags.DEFINE_multi_string("task", [], "import: a task to bring in, any number of times.", flag_values=flag_values)

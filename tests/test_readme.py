@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from reference import published
 
 from hra_jax.data import synthesize
 
@@ -63,6 +64,13 @@ COMMANDS = {
         "--config.mesh.fsdp=2",
         "--config.pretrain.size=tiny",
     ],
+    "python -m hra_jax.convert --source W2V_BERT --output backbones/w2v_bert": [],
+    "python -m hra_jax.train --config w2v_bert_hra --config.backbone=backbones/w2v_bert --config.data.dir=FOLDER "
+    "--workdir runs/w2v_bert": [*QUICK[:2], "--config.batch.multiple=4", "--config.batch.buckets=(8.0,)"]
+    + ["--config.batch.seconds=64", "--config.eval.batch_seconds=64"],
+    "python -m hra_jax.transcribe --adapter runs/w2v_bert/adapter --backbone backbones/w2v_bert "
+    "--task SPEAKER a.wav": [],
+    "python -m hra_jax.convert --source DIR --output NEW": [],
     "python -m hra_jax.tasks list runs/own/adapter": [],
     "python -m hra_jax.tasks add runs/own/adapter newcomer --init mean": [],
     "python -m hra_jax.tasks rename runs/own/adapter newcomer guest": [],
@@ -73,6 +81,7 @@ COMMANDS = {
 }
 # Placeholders of the table mean another thing in each row.
 PLACES = {
+    "python -m hra_jax.convert --source DIR --output NEW": {"DIR": "W2V_BERT", "NEW": "backbones/again"},
     "python -m hra_jax.aot --config NAME --topology v5e:2x2": {"NAME": "own"},
     "python -m hra_jax.train --config NAME --workdir W": {"NAME": "own"},
     "python -m hra_jax.evaluate --workdir W --suite NAME --step best": {"NAME": "speakers"},
@@ -126,6 +135,7 @@ def place(tmp_path_factory) -> Path:
             shutil.copy(speech / row["audio_filepath"], audio)
             audio.with_suffix(".txt").write_text(row["text"])
     shutil.copytree(speech, here / "FSDD")
+    published.write(here / "W2V_BERT", "w2v-bert bare")
     first = sorted((here / "FOLDER" / "plain").glob("*.flac"))
     for name, source in zip(("a.wav", "b.flac"), first, strict=False):
         soundfile.write(here / name, *soundfile.read(source))
@@ -159,9 +169,27 @@ def test_the_commands_of_the_readme_run_in_their_order(place, command_env):
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs_after_the_quickstart(place, command_env):
     run(QUICKSTART, place, command_env)
-    (code,) = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    code, _ = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
     before = "import soundfile\nwaveforms = [soundfile.read(name)[0] for name in ('a.wav', 'b.flac')]\n"
     after = "\nassert len(texts) == 2 and log_probs.shape[0] == 2 and 'whisper' in model.tasks\n"
+    command = [sys.executable, "-c", before + code + after]
+    done = subprocess.run(command, cwd=place, env=command_env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.slow
+def test_the_pytorch_of_the_readme_runs_after_its_commands(place, command_env):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    for command in commands():
+        output = place / shlex.split(command)[-1]
+        if "manifest make FOLDER --split" in command or ("w2v_bert" in command and "transcribe" not in command):
+            if output.parent != place:
+                shutil.rmtree(output, ignore_errors=True)
+            run(command, place, command_env)
+    _, code = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    before = "import numpy\nwaveforms = [numpy.random.default_rng(0).normal(size=n) for n in (16000, 12000)]\n"
+    after = "\nassert len(texts) == 2 and logits.shape[0] == 2\n"
     command = [sys.executable, "-c", before + code + after]
     done = subprocess.run(command, cwd=place, env=command_env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from reference import published
 
-from hra_jax import api
+from hra_jax import api, tasks
 from hra_jax.adapters import export, initial, methods
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.adapters.lora import LowRankAdapter
@@ -80,15 +80,15 @@ class Published:
         weights = initial.new_weights(method, jax.random.key(0), files.encoder, len(NAMES))
         rng = np.random.default_rng(seed)
         weights = jax.tree.map(lambda leaf: (0.5 * rng.standard_normal(leaf.shape)).astype(np.float32), weights)
-        tasks = [{"name": name, "row": row} for row, name in enumerate(NAMES)]
+        entries = [{"name": name, "row": row} for row, name in enumerate(NAMES)]
         shared = method.output in SHARED_VOCABULARIES
         if method.output == "characters":
-            tasks = [entry | {"vocabulary": OWN[entry["name"]].to_json()} for entry in tasks]
+            entries = [entry | {"vocabulary": OWN[entry["name"]].to_json()} for entry in entries]
         export.write_adapter(
             folder,
             method=methods.settings(method),
             weights=weights,
-            tasks=tasks,
+            tasks=entries,
             backbone={"name": "published", "fingerprint": files.fingerprint},
             vocabulary=OWN["ann"].to_json() if shared else files.vocabulary,
             accounting={
@@ -101,12 +101,12 @@ class Published:
         )
         return api.load_adapter(folder, self.backbone)
 
-    def in_jax(self, model: api.Model, x, lengths, tasks):
+    def in_jax(self, model: api.Model, x, lengths, names):
         """Log-probabilities from features, as `Model.log_probs` gives them from waveforms, and the lengths."""
         files = self.backbone.files
         network = FromFeatures(files.features, files.encoder, adapter=model.adapter)
         x = x[..., None] if x.ndim == 2 else x  # a waveform has one channel behind its features
-        symbols = None if model.own is None else np.stack([model.own.symbols(task) for task in tasks])
+        symbols = None if model.own is None else np.stack([model.own.symbols(task) for task in names])
         found, frames = jax.jit(api.apply_model, static_argnums=0)(
             network,
             self.backbone.params,
@@ -115,12 +115,12 @@ class Published:
             len(NAMES),
             x,
             lengths,
-            model._task_ids(tasks),
+            model._task_ids(names),
             symbols,
         )
         found = np.asarray(found)
         if model.own is not None:
-            found = np.take_along_axis(found, np.stack([model.own.columns(task) for task in tasks])[:, None], axis=2)
+            found = np.take_along_axis(found, np.stack([model.own.columns(task) for task in names])[:, None], axis=2)
         return found, np.asarray(frames)
 
 
@@ -246,16 +246,14 @@ def test_layers_that_are_left_out_are_an_error(world, tmp_path):
 @pytest.mark.parametrize("output", ["backbone", "task"])
 @pytest.mark.parametrize("family", ["w2v-bert shaw", "w2v-bert rotary", "conformer rope", "parakeet", "lasr"])
 def test_peft_gives_the_outputs_of_an_exported_lora(world, family, output, tmp_path):
-    from hra_jax.convert import peft_export
-
     there = world(family)
     projections = ("attention.query", "attention.value", "ff1.up", "ff2.down", "convolution.gated")
     method = LowRankAdapter(rank=3, alpha=5.0, projections=projections, output=output)
     model = there.export(method, tmp_path / "adapter")
-    exported = export.read_adapter(tmp_path / "adapter")
-    files = backbones.load(str(there.backbone.files.folder))
-    count = peft_export.write(tmp_path / "peft", exported, "bob", method, files)
-    assert count == len(projections) * published.LAYERS
+    location, target = str(there.backbone.files.folder), str(tmp_path / "peft")
+    tasks.specialize(str(tmp_path / "adapter"), "bob", output=target, backbone=location, peft=True)
+    written = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert len(written["target_modules"]) == len(projections) * published.LAYERS
     x, lengths, inputs = there.inputs()
     expected, frames = there.in_jax(model, x, lengths, ["bob"] * 4)
     base = there._class().from_pretrained(there.folder, layerdrop=0.0).eval()
