@@ -33,17 +33,21 @@ TOPOLOGIES = {
 # 32 utterances of 30 s on each of 256 chips
 FULL_BATCH = "--config.batch.seconds=245760"
 METHODS = ("hra", "lora", "residual", "full")
-# What was tried to move the bound, on v5e:16x16: the batch, and what else differs from the configuration.
+# What was tried to move the bound: topology, batch, and what else differs from the configuration.
 VARIANTS = {
-    "4 a chip, all queries at a time": ((), ("--config.attention_block=0",)),
-    "4 a chip, blocks of 256 queries": ((), ("--config.attention_block=256",)),
-    "4 a chip, remat=dots": ((), ("--config.remat=dots",)),
-    "4 a chip, mesh 8 x 32": ((), ("--config.mesh.fsdp=32",)),
-    "4 a chip, mesh 64 x 4": ((), ("--config.mesh.fsdp=4",)),
-    "32 a chip": ((FULL_BATCH,), ()),
-    "32 a chip, 8 micro-batches": ((FULL_BATCH,), ("--config.accumulate=8",)),
-    "32 a chip, blocks of 32 queries": ((FULL_BATCH,), ("--config.attention_block=32",)),
+    "4 a chip, all queries at a time": ("v5e:16x16", (), ("--config.attention_block=0",)),
+    "4 a chip, blocks of 256 queries": ("v5e:16x16", (), ("--config.attention_block=256",)),
+    "4 a chip, remat=dots": ("v5e:16x16", (), ("--config.remat=dots",)),
+    "4 a chip, mesh 8 x 32": ("v5e:16x16", (), ("--config.mesh.fsdp=32",)),
+    "4 a chip, mesh 64 x 4": ("v5e:16x16", (), ("--config.mesh.fsdp=4",)),
+    "32 a chip": ("v5e:16x16", (FULL_BATCH,), ()),
+    "32 a chip, 8 micro-batches": ("v5e:16x16", (FULL_BATCH,), ("--config.accumulate=8",)),
+    "32 a chip, blocks of 32 queries": ("v5e:16x16", (FULL_BATCH,), ("--config.attention_block=32",)),
+    "v5p:4x4x4, 4 micro-batches": ("v5p:4x4x4", (), ("--config.accumulate=4",)),
 }
+# Adapters on published encoders.
+PUBLISHED = ("w2v_bert_hra", "parakeet_hra", "medasr_hra")
+PUBLISHED_TOPOLOGIES = ("v5e:2x4", "v5e:8x8")
 
 
 def compile_programs(config: str, topology: str, *settings: str, workdir: epath.Path) -> dict:
@@ -71,8 +75,11 @@ def all_cells() -> dict[str, tuple[str, ...]]:
     for place, where in TOPOLOGIES.items():
         for step in STEPS[1:]:
             found[f"{step} {place}"] = ("usm_2b_hra", *where, f"--steps={step}")
-    for name, (batch, settings) in VARIANTS.items():
-        found[f"variant {name}"] = ("usm_2b_hra", "v5e:16x16", *batch, "--steps=train", *settings)
+    for config in PUBLISHED:
+        for place in PUBLISHED_TOPOLOGIES:
+            found[f"{config} {place}"] = (config, place)
+    for name, (place, batch, settings) in VARIANTS.items():
+        found[f"variant {name}"] = ("usm_2b_hra", place, *batch, "--steps=train", *settings)
     for method in METHODS:
         found[f"search {method}"] = (f"usm_2b_{method}", "v5e:16x16", FULL_BATCH, "--search=batch")
     return found
@@ -138,23 +145,36 @@ def collectives_of(entry: dict) -> list[list[str]]:
     ]
 
 
+def programs_of(cells: dict[str, dict]) -> list[list[str]]:
+    """The rows of all programs of the cells."""
+    return [
+        [
+            name if len(cell["programs"]) == 1 else f"{name}, {entry['step']}",
+            f"{entry['rows_per_device']:g}",
+            *row_of(entry, devices_of(cell)),
+        ]
+        for name, cell in cells.items()
+        for entry in cell["programs"]
+    ]
+
+
 def page(done: dict[str, dict]) -> str:
     """The whole page from the cells that are there."""
     lines = [
         "# The paper's size on TPU pods, as compiled",
         "",
         "Written by `benchmarks/tpu_memory.py` from the cells in `benchmarks/tpu_memory/`, which the compiler for TPUs",
-        "made without a TPU: 1.83 billion frozen parameters in bfloat16, 1,024 tasks, utterances of 30 s. Bytes, FLOPs",
-        "and times are those of one chip and one step; times are the least that the chip's peak rates allow.",
+        "made without a TPU: 1.83 billion frozen parameters (but for the published encoders) in bfloat16, 1,024 tasks,",
+        "utterances of 30 s. Bytes, FLOPs and times are those of one chip and one step; times are the least that the",
+        "chip's peak rates allow.",
         "",
     ]
-    programs = [
-        [name, f"{entry['rows_per_device']:g}", *row_of(entry, devices_of(cell))]
-        for name, cell in done.items()
-        for entry in cell["programs"]
-        if not name.startswith("search")
-    ]
-    lines += ["## Programs", "", *table(("program", "utterances a chip", *_COLUMNS), programs)]
+    on_published = {name: cell for name, cell in done.items() if name.split(" ")[0] in PUBLISHED}
+    rest = {name: cell for name, cell in done.items() if name not in on_published and not name.startswith("search")}
+    head = ("program", "utterances a chip", *_COLUMNS)
+    lines += ["## Programs", "", *table(head, programs_of(rest))]
+    if on_published:
+        lines += ["## Adapters on published encoders", "", *table(head, programs_of(on_published))]
     searches = {name: cell for name, cell in done.items() if name.startswith("search")}
     if searches:
         rows = []
@@ -177,6 +197,7 @@ def define_flags() -> None:
     """The flags of this benchmark."""
     define_cell_flags()
     flags.DEFINE_string("output", "benchmarks/tpu_memory.md", "Where the page is written.")
+    flags.DEFINE_bool("page", False, "Only writes the page, from the cells that are there.")
 
 
 def main(argv) -> None:
@@ -184,6 +205,9 @@ def main(argv) -> None:
     del argv
     cells, done = Cells(FLAGS.cells, FLAGS.workdir, minutes=FLAGS.minutes), {}
     for name, arguments in all_cells().items():
+        if FLAGS.page and not (cells.folder / f"{file_name(name)}.json").exists():
+            print(f"{name}: not there")
+            continue
         try:
             done[name] = cell_of(cells, file_name(name), *arguments)
         except OutOfTime:
