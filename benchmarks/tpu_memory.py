@@ -32,7 +32,7 @@ TOPOLOGIES = {
 }
 # 32 utterances of 30 s on each of 256 chips
 FULL_BATCH = "--config.batch.seconds=245760"
-METHODS = ("hra", "lora", "residual", "full")
+METHODS = ("hra", "full", "lora", "residual")
 # What was tried to move the bound: topology, batch, and what else differs from the configuration.
 VARIANTS = {
     "4 a chip, all queries at a time": ("v5e:16x16", (), ("--config.attention_block=0",)),
@@ -77,11 +77,11 @@ def all_cells() -> dict[str, tuple[str, ...]]:
             found[f"{step} {place}"] = ("usm_2b_hra", *where, f"--steps={step}")
     for config in PUBLISHED:
         for place in PUBLISHED_TOPOLOGIES:
-            found[f"{config} {place}"] = (config, place)
-    for name, (place, batch, settings) in VARIANTS.items():
-        found[f"variant {name}"] = ("usm_2b_hra", place, *batch, "--steps=train", *settings)
+            found[f"{config} {place}"] = (config, place, "--steps=train")
     for method in METHODS:
         found[f"search {method}"] = (f"usm_2b_{method}", "v5e:16x16", FULL_BATCH, "--search=batch")
+    for name, (place, batch, settings) in VARIANTS.items():
+        found[f"variant {name}"] = ("usm_2b_hra", place, *batch, "--steps=train", *settings)
     return found
 
 
