@@ -11,7 +11,6 @@ take turns; the peaks of memory are those of a process that does one thing alone
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -269,7 +268,7 @@ def alone(library: str, act: str, folder: str) -> float:
     side = {"torch": TorchSide, "jax": JaxSide}[library](epath.Path(folder), act)
     for _ in range(3):
         side()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return harness.peak_memory() / 2**20
 
 
 def define_flags() -> None:

@@ -8,7 +8,6 @@ bare interpreter: conversion, what transformers gives for one utterance, and wha
 """
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -143,14 +142,10 @@ def _is_encoder(module, method: str) -> bool:
     return module.name == "encoder" and method == "__call__"
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB
-
-
-def _bare() -> float:
-    """The peak of an interpreter that has imported nothing."""
-    program = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    return int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout) / 2**20
+def _bare() -> int:
+    """The peak of an interpreter that has imported nothing, bytes."""
+    program = "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    return 1024 * int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
 
 
 def define_flags() -> None:
@@ -166,7 +161,7 @@ def main(argv) -> None:
     if FLAGS.step:
         name, step = FLAGS.step
         found = globals()[step](name, epath.Path(FLAGS.workdir))
-        print(json.dumps(found | {"above_bare_gib": _peak() - _bare()}))
+        print(json.dumps(found | {"above_bare_gib": (harness.peak_memory() - _bare()) / 2**30}))
         return
     results = {}
     for name in FLAGS.models:

@@ -112,6 +112,15 @@ def _foreign_seconds() -> float:
     return (user + nice + system + interrupts + soft) / _TICKS - own.user - own.system
 
 
+def peak_memory() -> int:
+    """The most memory that this process has held, bytes.
+
+    The kernel's `getrusage` gives a process at least what its parent held when it started it.
+    """
+    status = epath.Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
 def environment(packages: tuple[str, ...] = ()) -> dict:
     """Date, versions (those of `packages` too), and hardware."""
     return {
