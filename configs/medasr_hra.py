@@ -22,6 +22,8 @@ def get_config() -> ConfigDict:
     config = configs.load("base")
     config.backbone = "abstract:medasr"
     config.remat = "full"
+    # 30 s are 750 frames, 8 heads: scores of more queries of 8 utterances would go to memory and back.
+    config.attention_block = 128
     config.data.sources = (("train", "{dir}/train.jsonl", 1.0),)
     config.hra.width = 128
     config.optimizer.learning_rate = 1e-3
