@@ -79,7 +79,7 @@ def all_cells() -> dict[str, tuple[str, ...]]:
         for place in PUBLISHED_TOPOLOGIES:
             found[f"{config} {place}"] = (config, place, "--steps=train")
     for method in METHODS:
-        found[f"search {method}"] = (f"usm_2b_{method}", "v5e:16x16", FULL_BATCH, "--search=batch")
+        found[f"search {method}"] = (f"usm_2b_{method}", "v5e:16x16", "--search=batch")
     for name, (place, batch, settings) in VARIANTS.items():
         found[f"variant {name}"] = ("usm_2b_hra", place, *batch, "--steps=train", *settings)
     return found

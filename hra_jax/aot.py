@@ -295,16 +295,17 @@ def search(shapes, planned: Plan, *, start: int) -> tuple[int, list[dict]]:
 def _next_guess(low: int, high: int | None, tried: dict[int, dict]) -> int:
     """Where to look next: temporaries grow linearly with the rows, so that two programs foretell the rest."""
     fitting = sorted(rows for rows, entry in tried.items() if entry["fits"])
+    foretold = None
     if len(fitting) >= 2:
-        (first, second), entries = fitting[-2:], tried
-        slope = (entries[second]["peak"] - entries[first]["peak"]) / (second - first)
-        memory = entries[second]["memory"] or float("inf")
+        first, second = fitting[-2:]
+        slope = (tried[second]["peak"] - tried[first]["peak"]) / (second - first)
+        memory = tried[second]["memory"] or float("inf")
         if slope > 0 and memory < float("inf"):
-            foretold = second + int((0.97 * memory - entries[second]["peak"]) / slope)
-            top = foretold if high is None else min(foretold, high - 1)
-            if top > low:
-                return top
-    return 2 * low if high is None and low else (low + (high or 2)) // 2
+            foretold = second + int((0.97 * memory - tried[second]["peak"]) / slope)
+    if high is None:
+        # Where no more than `low` are foretold, the next that is far enough to tell ends the search if it does not fit.
+        return max(2 * low, 1) if foretold is None else max(foretold, low + max(1, low // 16))
+    return foretold if foretold is not None and low < foretold < high else (low + high) // 2
 
 
 # ======================================================================================================================
