@@ -1,7 +1,6 @@
 """From a configuration to the objects of a run: backbone, model, optimizer settings."""
 
 import dataclasses
-import json
 
 import flax.linen as nn
 import jax
@@ -21,7 +20,7 @@ from hra_jax.models import backbone as backbones
 from hra_jax.models import published
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.augment import AugmentConfig
-from hra_jax.models.config import EncoderConfig, FeatureConfig, from_json, named_size
+from hra_jax.models.config import EncoderConfig, FeatureConfig, named_size
 from hra_jax.rules import OWN_VOCABULARIES
 from hra_jax.training.optimizer import OptimizerConfig
 
@@ -96,15 +95,7 @@ def geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
                 f"a backbone {ABSTRACT!r} needs --config.pretrain.vocabulary=sentencepiece"
             )
         return named_size(config.pretrain.size, config.pretrain.sentencepiece_size)
-    path = backbones.resolve(config.backbone) / "backbone.json"
-    try:
-        settings = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    for key in ("features", "encoder"):
-        if not isinstance(settings, dict) or not isinstance(settings.get(key), dict):
-            raise UserError(f"{path}: must be a JSON object with an object {key!r}")
-    return from_json(FeatureConfig, settings["features"]), from_json(EncoderConfig, settings["encoder"])
+    return backbones.geometry(config.backbone)
 
 
 def foundation(config, training_texts=()) -> Foundation:

@@ -169,9 +169,7 @@ def _vocabulary(source: epath.Path, config: dict, family: Family, architecture: 
 
 def _described(vocabulary, architecture: Architecture) -> str:
     if architecture.head is None:
-        return (
-            "the blank alone (no CTC head was published): train with a vocabulary per task, adapter.output=characters"
-        )
+        return "the blank alone (no CTC head was published): train one, adapter.output=shared_characters or characters"
     return f"{vocabulary.size} outputs, blank {vocabulary.blank_id}"
 
 

@@ -68,6 +68,8 @@ def write(folder, exported: ExportedAdapter, task: str, method, files: BackboneF
       method: its method.
       files: the backbone of the adapter.
 
+    A corrected output layer is written whole, with the base as the backbone stores it: rounded, if that is bfloat16.
+
     Returns:
       How many modules PEFT adapts.
 
@@ -86,10 +88,9 @@ def write(folder, exported: ExportedAdapter, task: str, method, files: BackboneF
     if method.output == "task":
         module, pointwise = names.head()
         saved, correction = [module.rpartition(".")[2]], row["all_layers"]["output"]
-        base = files.params["output"]
-        kernel = np.asarray(base["kernel"], np.float32) + correction["kernel"]
-        tensors[f"{_PREFIX}{module}.weight"] = _turned(kernel, pointwise)
-        tensors[f"{_PREFIX}{module}.bias"] = np.asarray(base["bias"], np.float32) + correction["bias"]
+        kernel, bias = (np.asarray(files.tensors.read(f"output.{name}"), np.float32) for name in ("kernel", "bias"))
+        tensors[f"{_PREFIX}{module}.weight"] = _turned(kernel + correction["kernel"], pointwise)
+        tensors[f"{_PREFIX}{module}.bias"] = bias + correction["bias"]
     config = {
         "peft_type": "LORA",
         "task_type": None,

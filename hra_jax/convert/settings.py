@@ -10,6 +10,7 @@ from etils import epath
 from hra_jax.errors import UserError
 
 SILU = ("swish", "silu")  # two names of one function
+MOST = 64
 
 
 class Only(NamedTuple):
@@ -20,7 +21,11 @@ class Only(NamedTuple):
 
 
 class Count(NamedTuple):
-    """A whole number: the class default, and the least that is allowed (None: no limit); for a bare default 1."""
+    """A whole number: the class default, and the least that is allowed (None: no limit); for a bare default 1.
+
+    The most that is allowed is `MOST` times the default, where that is not 0: shapes are computed before they are
+    compared with a file, and those of an absurd setting would take for ever.
+    """
 
     default: int
     least: int | None = 1
@@ -90,6 +95,8 @@ def _mismatch(value, default) -> str | None:
     if isinstance(default, Count):
         least = "" if default.least is None else f" of at least {default.least}"
         fits = _number(value, True) and (default.least is None or value >= default.least)
+        if fits and default.default > 0 and value > MOST * default.default:
+            return f"at most {MOST * default.default}"
         return None if fits else f"a whole number{least}"
     if isinstance(default, float):
         return None if _number(value, False) else "a number"
@@ -101,5 +108,7 @@ def _mismatch(value, default) -> str | None:
         and value
         and all(_number(one, whole) and (one > 0 or not whole) for one in value)
     ):
+        if whole and max(value) > MOST * max(default):
+            return f"a list of numbers of at most {MOST * max(default)}"
         return None
     return f"a list of {'whole numbers of at least 1' if whole else 'numbers'}"

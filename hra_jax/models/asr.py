@@ -85,5 +85,6 @@ class AsrModel(nn.Module):
         # Bins and frames are masked and warped before frames are put side by side.
         x, lengths = frontend.unstacked(waveform, num_samples, self.features)
         x, lengths = augmentation.warp(warp_rng, x, lengths, config)
-        x = augmentation.spec_augment(mask_rng, x, lengths, config)
+        centred = self.features.normalization != "none"
+        x = augmentation.spec_augment(mask_rng, x, lengths, config, centred=centred)
         return frontend.stacked(x, lengths, self.features)

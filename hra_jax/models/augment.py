@@ -104,8 +104,11 @@ def _spans(rng, count: int, widest, size: int, extent):
     return ((places >= start[:, :, None]) & (places < (start + width)[:, :, None])).any(axis=1)
 
 
-def spec_augment(rng, features, lengths, config: AugmentConfig):
-    """Masks random spans of time and frequency with zero, the mean (arXiv 1904.08779): `[B, T, F]` -> the same."""
+def spec_augment(rng, features, lengths, config: AugmentConfig, *, centred: bool = True):
+    """Masks random spans of time and frequency with the mean (arXiv 1904.08779): `[B, T, F]` -> the same.
+
+    The mean is zero where each utterance is `centred`; else it is that of the utterance's valid frames.
+    """
     batch, frames, bins = features.shape
     time_rng, freq_rng = jax.random.split(rng)
     masked = jnp.zeros((batch, frames, bins), bool)
@@ -115,4 +118,8 @@ def spec_augment(rng, features, lengths, config: AugmentConfig):
     if config.freq_masks:
         widest, extent = (jnp.full((batch,), value, jnp.float32) for value in (config.freq_mask_bins, bins))
         masked |= _spans(freq_rng, config.freq_masks, widest, bins, extent)[:, None, :]
-    return jnp.where(masked, jnp.zeros((), features.dtype), features)
+    if centred:
+        return jnp.where(masked, jnp.zeros((), features.dtype), features)
+    valid = padding.valid_mask(lengths, frames)
+    mean = padding.masked_mean_variance(features, valid)[0].mean(axis=2, keepdims=True)
+    return padding.zero_invalid(jnp.where(masked, mean, features), valid)

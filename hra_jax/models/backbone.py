@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import flax.linen as nn
@@ -35,6 +36,7 @@ FORMAT = 1
 BUILTIN = "builtin:"
 _SETTINGS = "backbone.json"
 STORAGE_DTYPES = ("bfloat16", "float32")
+_VERIFIED_BYTES = 2**26  # that are read at a time
 _PIECE = 32 << 20  # bytes of a whole array that are cast, hashed and checked at a time
 
 
@@ -256,16 +258,43 @@ def _bytes(array: np.ndarray) -> memoryview:
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read_settings(folder: epath.Path) -> dict:
+def read_json(path: epath.Path) -> dict:
+    """The object in backbone.json.
+
+    Raises:
+      UserError: it cannot be read, or holds something else; 'features' and 'encoder' in it must be objects too.
+    """
     try:
-        settings = json.loads((folder / _SETTINGS).read_text())
+        settings = json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{folder / _SETTINGS}: not JSON ({error})") from error
-    needed = ("format", "features", "encoder", "vocabulary", "fingerprint", "storage_dtype")
-    needed += ("source_sha256", "stored_sha256", "info")
-    missing = [key for key in needed if key not in settings]
-    if missing:
-        raise UserError(f"{folder / _SETTINGS}: lacks {missing[0]!r}")
+        raise UserError(f"{path}: not JSON ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    for key in ("features", "encoder"):
+        if not isinstance(settings, dict) or not isinstance(settings.get(key), dict):
+            raise UserError(f"{path}: must be a JSON object with an object {key!r}")
+    return settings
+
+
+def geometry(location: str) -> tuple[FeatureConfig, EncoderConfig]:
+    """Feature settings and geometry of a backbone folder; nothing else of it is read.
+
+    Raises:
+      UserError: no such backbone, or settings that are not right.
+    """
+    settings = read_json(resolve(location) / _SETTINGS)
+    features = model_config.from_json(FeatureConfig, settings["features"])
+    return features, model_config.from_json(EncoderConfig, settings["encoder"])
+
+
+def _read_settings(folder: epath.Path) -> dict:
+    settings = read_json(folder / _SETTINGS)
+    needed = {"format": int, "vocabulary": dict, "fingerprint": str, "storage_dtype": str}
+    needed |= {"source_sha256": dict, "stored_sha256": dict, "info": dict}
+    for key, kind in needed.items():
+        if type(settings.get(key)) is not kind:
+            found = f"has {settings[key]!r:.60} for" if key in settings else "lacks"
+            raise UserError(f"{folder / _SETTINGS}: {found} {key!r} ({kind.__name__})")
     if settings["format"] != FORMAT:
         raise UserError(f"{folder / _SETTINGS}: format {settings['format']!r}; this version reads {FORMAT}")
     return settings
@@ -287,11 +316,15 @@ def _check_tensors(tensors: TensorFiles, shapes: dict[str, tuple[int, ...]], dty
 
 
 def _verify(tensors: TensorFiles, hashes: dict) -> None:
-    """Hashes every tensor row by row and compares with what was recorded."""
+    """Hashes every tensor, some rows at a time, and compares with what was recorded."""
     for name in tensors.names():
         shape, digest = tensors.shape(name), hashlib.sha256()
-        for index in range(shape[0]) if len(shape) > 1 else ((),):
-            digest.update(_bytes(tensors.read_slice(name, index)))
+        if len(shape) > 1 and math.prod(shape):
+            rows = max(1, _VERIFIED_BYTES * shape[0] // (tensors.dtype(name).itemsize * math.prod(shape)))
+            for first in range(0, shape[0], rows):
+                digest.update(_bytes(tensors.read_slice(name, slice(first, first + rows))))
+        else:
+            digest.update(_bytes(tensors.read(name)))
         if digest.hexdigest() != hashes.get(name):
             raise UserError(f"{tensors.path(name)}: {name!r} is not what was stored; its hash differs")
 

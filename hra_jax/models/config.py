@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 from typing import NamedTuple
 
 from hra_jax.errors import UserError
@@ -378,7 +379,7 @@ def to_json(config) -> dict:
 
 
 def from_json(cls, values: dict):
-    """The inverse of `to_json`; an unknown or missing field is a UserError that names it."""
+    """The inverse of `to_json`; an unknown or missing field, or a value of another type, is a UserError."""
     known = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(known))
     if unknown:
@@ -386,4 +387,22 @@ def from_json(cls, values: dict):
     needed = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in values]
     if needed:
         raise UserError(f"{cls.__name__} lacks the field {needed[0]!r}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    for name, value in values.items():
+        kind = known[name].type
+        if not _is_of(value, kind):
+            raise UserError(f"{cls.__name__}.{name} = {value!r:.60}: must be {getattr(kind, '__name__', kind)}")
+    return cls(**values)
+
+
+def _is_of(value, kind) -> bool:
+    """Whether a value is of an annotated type: a class, a union, or a tuple of numbers."""
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        sized = inner[-1] is ... or (isinstance(value, tuple) and len(value) == len(inner))
+        return isinstance(value, tuple) and sized and all(_is_of(one, inner[0]) for one in value)
+    if typing.get_args(kind):
+        return any(_is_of(value, one) for one in typing.get_args(kind))
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

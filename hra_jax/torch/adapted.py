@@ -71,10 +71,7 @@ class AdaptedModel(torch.nn.Module):
         """The backbone's vocabulary, and those of the tasks where they do not write in it."""
         content, shared = exported.config["vocabulary"], self.settings["output"] in SHARED_VOCABULARIES
         if backbone is not None:
-            found, trained_on = (
-                json.loads((epath.Path(backbone) / "backbone.json").read_text()),
-                exported.config["backbone"],
-            )
+            found, trained_on = _read(epath.Path(backbone) / "backbone.json"), exported.config["backbone"]
             if found["fingerprint"] != trained_on["fingerprint"]:
                 raise UserError(
                     f"{self._folder}: trained on the backbone {trained_on['name']!r} "
@@ -277,3 +274,18 @@ def _blocks_of(model) -> tuple[torch.nn.Module, list[torch.nn.Module]]:
             f"{', '.join(_BLOCKS)}"
         )
     return found[0]
+
+
+def _read(path: epath.Path) -> dict:
+    """What backbone.json says of fingerprint and vocabulary.
+
+    Raises:
+      UserError: it is not there, or something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read; needed is a folder that hra_jax.convert wrote") from error
+    if not isinstance(found, dict) or not {"fingerprint", "vocabulary"} <= set(found):
+        raise UserError(f"{path}: lacks 'fingerprint' and 'vocabulary'; needed is a folder that hra_jax.convert wrote")
+    return found
