@@ -39,6 +39,7 @@ class Size(NamedTuple):
     outputs: dict  # by family: of the CTC head
     frames: dict  # by family: feature frames (or samples of the waveform) of the rows of a batch
     samples: tuple  # of the rows of a batch of waveforms
+    frames64: dict  # what is instead of `frames` in float64, in which XLA convolves slowly on CPUs
 
 
 def tiny() -> Size:
@@ -62,6 +63,7 @@ def tiny() -> Size:
         outputs=dict.fromkeys(EXTRACTORS, published.V),
         frames=short | {"parakeet": (83, 64, 17, 3), "lasr": (83, 64, 31, 13)},
         samples=(16001, 12345, 7777, 2500),
+        frames64={},
     )
 
 
@@ -82,6 +84,7 @@ def full_width() -> Size:
         outputs={"w2v-bert": 32, "conformer": 32, "parakeet": 1025, "lasr": 512, "seamless": 1},
         frames={family: tuple(round(rate * length) for length in seconds) for family, rate in rates.items()},
         samples=(80000, 51237, 32000),
+        frames64={"conformer": (16000, 12345, 8000)},
     )
 
 
@@ -255,25 +258,26 @@ def apart(expected, actual, frames):
     return found
 
 
-def given(pair):
+def given(pair, dtype):
     """Random features `[B, T, F]` (the waveform where the model takes that), the mask, and lengths."""
-    rng = np.random.default_rng(1)
-    lengths = np.array(pair.case.size.frames[pair.family], np.int32)
+    rng, size = np.random.default_rng(1), pair.case.size
+    frames = size.frames | (size.frames64 if dtype == jnp.float64 else {})
+    lengths = np.array(frames[pair.family], np.int32)
     shape = (len(lengths), max(lengths)) + (() if pair.family == "conformer" else (pair.folded.features.width,))
     inputs = rng.standard_normal(shape)
     mask = np.arange(max(lengths))[None] < lengths[:, None]
     return np.where(mask.reshape(mask.shape + (1,) * (inputs.ndim - 2)), inputs, 0.0), mask.astype(np.int64), lengths
 
 
-def behind_features(pair):
+def behind_features(pair, dtype=jnp.float32):
     """Inputs of `FromFeatures`: the waveform of a CNN has an axis of one channel."""
-    inputs, mask, lengths = given(pair)
+    inputs, mask, lengths = given(pair, dtype)
     return inputs, (inputs[..., None] if inputs.ndim == 2 else inputs), mask, lengths
 
 
 def differences(pair, torch_dtype, dtype):
     """The largest difference from given features, with the BatchNorm folded and, where there is one, kept."""
-    inputs, features, mask, lengths = behind_features(pair)
+    inputs, features, mask, lengths = behind_features(pair, dtype)
     expected = torch_log_probs(pair, inputs, mask, torch_dtype)
     found = {}
     for kept in (False, True) if pair.kept else (False,):
