@@ -84,7 +84,7 @@ def full_width() -> Size:
         outputs={"w2v-bert": 32, "conformer": 32, "parakeet": 1025, "lasr": 512, "seamless": 1},
         frames={family: tuple(round(rate * length) for length in seconds) for family, rate in rates.items()},
         samples=(80000, 51237, 32000),
-        frames64={"conformer": (16000, 12345, 8000)},
+        frames64={"conformer": (3001, 2345, 1600)},
     )
 
 
