@@ -1,6 +1,6 @@
 # make quickstart   make the environment, adapt the shipped backbone to hard synthetic speakers, print the table
 # make test         the tests that are not marked slow (at most 20 minutes on 2 cores)
-# make test-slow    the rest
+# make test-slow    the rest; installs PyTorch, transformers and PEFT, which some of them compare with
 # make lint         ruff
 #
 # PYTHON is the interpreter the environment is made from, VENV where it is made, WORKDIR where the quickstart writes.
@@ -26,7 +26,7 @@ test: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m "not slow" --durations=10
 
 # pytest's status 5 says that no test is marked slow.
-test-slow: $(VENV)/.installed-dev
+test-slow: $(VENV)/.installed-dev $(VENV)/.installed-parity
 	$(RUN) -m pytest -m slow --durations=10 || test $$? -eq 5
 
 lint: $(VENV)/.installed-dev
@@ -52,3 +52,8 @@ $(VENV)/.installed-dev: setup.py | $(RUN)
 	# installed. It exists for Linux only; elsewhere those tests are skipped, by name.
 	-$(INSTALL) --quiet --no-deps --upgrade --target $(VENV)/libtpu libtpu
 	touch $(VENV)/.installed $@
+
+# Where this fails the tests that need it are skipped, by name, and the next `make test-slow` tries again. The second
+# index has PyTorch without CUDA, which is far smaller.
+$(VENV)/.installed-parity: setup.py | $(VENV)/.installed-dev
+	-$(INSTALL) --extra-index-url https://download.pytorch.org/whl/cpu -e '.[parity]' && touch $@

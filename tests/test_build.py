@@ -14,6 +14,7 @@ from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.data import grammar
 from hra_jax.errors import UserError
 from hra_jax.models import config as models
+from hra_jax.models import published
 from hra_jax.models.augment import AugmentConfig
 from hra_jax.training.optimizer import OptimizerConfig
 
@@ -24,6 +25,24 @@ def test_a_foundation_is_the_folder_of_the_backbone(micro):
     assert base.vocabulary.characters == tuple(world.LETTERS)
     # 10 ms hops, two of them a frame.
     assert base.output_length(np.array([0, 79, 80, 160, 161, 240, 8000])).tolist() == [0, 0, 1, 1, 1, 2, 50]
+
+
+@pytest.mark.parametrize("name", published.MODELS)
+def test_a_published_model_has_a_geometry_without_its_weights(micro, name):
+    config = micro.config(backbone=f"abstract:{name}")
+    assert build.geometry(config) == published.MODELS[name]
+    with pytest.raises(UserError, match=f"^backbone = 'abstract:{name}' has no weights; .*$") as caught:
+        build.foundation(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "parakeet", "small", "medasr "])
+def test_a_published_model_that_there_is_not_is_one_line_with_those_that_there_are(micro, name):
+    with pytest.raises(UserError) as caught:
+        build.geometry(micro.config(backbone=f"abstract:{name}"))
+    told = str(caught.value)
+    assert "\n" not in told and f"'abstract:{name}'" in told
+    assert all(f"abstract:{known}" in told for known in published.MODELS)
 
 
 def test_pretraining_lays_out_a_new_backbone_around_the_training_texts(micro, monkeypatch):

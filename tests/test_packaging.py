@@ -87,10 +87,14 @@ def declared(variable: str) -> str:
 
 
 def test_every_import_of_the_package_is_a_declared_requirement():
-    requirements = {re.split(r"[\[><=]", line)[0].lower().replace("_", "-") for line in declared("REQUIRES")}
+    always, optional = (
+        {re.split(r"[\[><=]", line)[0].lower().replace("_", "-") for line in lines}
+        for lines in (declared("REQUIRES"), declared("EXTRAS")["torch"])
+    )
     distributions = importlib.metadata.packages_distributions()
     missing = set()
     for path in (REPOSITORY / "hra_jax").rglob("*.py"):
+        requirements = always | (optional if path.parent == REPOSITORY / "hra_jax" / "torch" else set())
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
@@ -125,7 +129,7 @@ def fake_environment(folder: Path) -> Path:
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    for stamp in (".installed", ".installed-dev"):
+    for stamp in (".installed", ".installed-dev", ".installed-parity"):
         (folder / ".venv" / stamp).touch()
     return python
 
@@ -143,6 +147,24 @@ def test_make_installs_once_and_again_only_when_setup_py_changed(tmp_path):
     newer = (tmp_path / ".venv" / ".installed").stat().st_mtime + 10
     os.utime(tmp_path / "setup.py", (newer, newer))
     assert "pip install" in make(tmp_path, "-n", "test") and "pip install" in make(tmp_path, "-n", "quickstart")
+
+
+def test_pytorch_is_installed_for_the_slow_tests_only_and_may_be_missing(tmp_path):
+    for name in ("Makefile", "setup.py"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    python = fake_environment(tmp_path)
+    os.utime(tmp_path / "setup.py", (0, 0))
+    assert "pip install" not in make(tmp_path, "-n", "test-slow")
+    (tmp_path / ".venv" / ".installed-parity").unlink()
+    assert "[parity]" in make(tmp_path, "-n", "test-slow")
+    for target in ("test", "quickstart", "lint"):
+        assert "pip install" not in make(tmp_path, "-n", target)
+    # An index that cannot be reached.
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ntest "$2" = pytest\n')
+    for _ in range(2):
+        make(tmp_path, "test-slow")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [call.split()[1] for call in calls] == ["pip", "pytest"] * 2
 
 
 SLOW_TESTS = """

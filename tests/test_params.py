@@ -141,6 +141,26 @@ def test_usm_2b_costs_what_its_geometry_says_by_hand():
     assert found["methods"]["full"]["costs"][1]["trainable_parameters"] == 100_000 * backbone
 
 
+# Parameters of the backbones as in tests/convert/test_families.py, their width, that of the controller, new outputs.
+@pytest.mark.parametrize(
+    ("start", "backbone", "d", "r", "outputs"),
+    [
+        ("w2v_bert_hra", 580_493_121, 1024, 256, 64),
+        ("parakeet_hra", 1_062_454_273, 1024, 256, 0),
+        ("medasr_hra", 105_256_704, 512, 128, 0),
+    ],
+)
+def test_a_published_model_costs_what_its_geometry_says_by_hand(start, backbone, d, r, outputs):
+    settings = configs.load(start)
+    found = params.account(settings, [1, 100], ["hra", "full"])
+    assert (found["backbone"]["name"], found["backbone"]["parameters"]) == (settings.backbone, backbone)
+    # One layer of outputs for all tasks, where the model was published without.
+    shared, per_task = r * d + r + r + outputs * (d + 1), r * d + d
+    assert counts(found, "hra") == (shared, per_task) and counts(found, "full") == (0, backbone)
+    trained = [cost["trainable_parameters"] for cost in found["methods"]["hra"]["costs"]]
+    assert trained == [shared + per_task, shared + 100 * per_task]
+
+
 @pytest.mark.parametrize("start", ["quickstart", "usm_2b_hra"])
 @pytest.mark.parametrize("method", list(params.adapters.METHODS))
 def test_counts_are_those_of_the_shapes_of_new_weights(start, method):
@@ -335,9 +355,10 @@ def test_a_broken_backbone_folder_is_one_line_that_names_the_file(tmp_path, cont
     assert str(path) in message and told in message
 
 
-def test_training_on_an_abstract_backbone_is_refused(micro, tmp_path):
-    with pytest.raises(UserError, match="^backbone = 'abstract' has no weights; it is for hra_jax.params.*$") as caught:
-        world.train(micro.config(backbone="abstract"), tmp_path / "W")
+@pytest.mark.parametrize("name", ["abstract", "abstract:medasr"])
+def test_training_on_an_abstract_backbone_is_refused(micro, tmp_path, name):
+    with pytest.raises(UserError, match=f"^backbone = '{name}' has no weights; it is for hra_jax.params.*$") as caught:
+        world.train(micro.config(backbone=name), tmp_path / "W")
     assert "\n" not in str(caught.value)
 
 

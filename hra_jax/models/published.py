@@ -77,7 +77,8 @@ _WAV2VEC2 = (
 )
 _PARAKEET = (
     _LARGE
-    | dict(n_heads=8, kernel=9, conv_norm="none", vocab_size=1025, position="xl", input_scale=32.0)
+    | _FOLDED
+    | dict(n_heads=8, kernel=9, vocab_size=1025, position="xl", input_scale=32.0)
     | dict(subsampler="conv2d_separable", subsampling=8, subsampling_channels=256)
 )
 _MEDASR = _FOLDED | dict(

@@ -1,5 +1,6 @@
 """The published sizes: settings from class defaults, and as many parameters as the publishers' classes have."""
 
+import json
 import math
 
 import flax.linen as nn
@@ -46,6 +47,79 @@ CASES = {
 }
 
 
+# Of the models that hra_jax.models.published names: what their folders say, written out, and the parameters of the
+# backbones. BatchNorm's four values a channel become the bias of the convolution before it, where that has none yet.
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096}
+META = {"num_attention_heads": 16, "hidden_act": "swish", "conv_depthwise_kernel_size": 31, "layer_norm_eps": 1e-5}
+CLIPPED = {"left_max_position_embeddings": 64, "right_max_position_embeddings": 8, "feature_projection_input_dim": 160}
+CNN = {"conv_dim": [512] * 7, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]}
+NEMO = LARGE | {"num_attention_heads": 8, "hidden_act": "silu", "conv_kernel_size": 9, "scale_input": True}
+NEMO |= {"num_mel_bins": 80, "subsampling_conv_channels": 256, "subsampling_factor": 8, "attention_bias": True}
+NEMO |= {"convolution_bias": True}
+GOOGLE = {"hidden_size": 512, "num_hidden_layers": 17, "intermediate_size": 2048, "num_attention_heads": 8}
+GOOGLE |= {"conv_kernel_size": 32, "num_mel_bins": 128, "layer_norm_eps": 1e-6, "attention_bias": False}
+GOOGLE |= {"feed_forward_residual_weights": [1.5, 0.5], "conv_residual_weights": [2.0, 1.0], "convolution_bias": False}
+GOOGLE |= {"subsampling_conv_channels": 256, "subsampling_conv_kernel_size": 5, "subsampling_conv_stride": 2}
+SPEECH = {"hidden_size": 1024, "speech_encoder_layers": 24, "speech_encoder_attention_heads": 16}
+SPEECH |= {"speech_encoder_intermediate_size": 4096, "speech_encoder_hidden_act": "swish", "vocab_size": 256102}
+SPEECH |= {"speech_encoder_chunk_size": 20000, "speech_encoder_left_chunk_num": 128, "conv_depthwise_kernel_size": 31}
+WAVES = LARGE | META | CNN | CONFORMER | {"vocab_size": 32, "pad_token_id": 0}
+HEADLESS = BERT | {"architectures": ["Wav2Vec2BertModel"], "vocab_size": None}
+FBANK = {"num_mel_bins": 80, "stride": 2, "sampling_rate": 16000}
+NORMALISED = {"do_normalize": True, "sampling_rate": 16000}
+LOG_MEL = {"hop_length": 160, "n_fft": 512, "win_length": 400, "sampling_rate": 16000}
+FOLDERS = {
+    "w2v_bert_2.0": (
+        HEADLESS | LARGE | META | CLIPPED | {"position_embeddings_type": "relative_key", "add_adapter": False},
+        FBANK | {"padding_value": 1},
+        580_493_120 - 1024 + 1024 + 1,
+    ),
+    "wav2vec2_conformer_rel_pos": (
+        WAVES | {"position_embeddings_type": "relative"},
+        NORMALISED,
+        618_591_904 - 1024 - POSITION_CONVOLUTION - 24 * 1024,
+    ),
+    "wav2vec2_conformer_rope": (
+        WAVES | {"position_embeddings_type": "rotary", "rotary_embedding_base": 10000},
+        NORMALISED,
+        593_376_928 - 1024 - POSITION_CONVOLUTION - 24 * 1024,
+    ),
+    "parakeet_ctc_0.6b": (
+        PARAKEET | {"encoder_config": NEMO, "vocab_size": 1025, "pad_token_id": 1024},
+        LOG_MEL | {"feature_size": 80, "preemphasis": 0.97},
+        608_799_745 - 2 * 24 * 1024,
+    ),
+    "parakeet_ctc_1.1b": (
+        PARAKEET | {"encoder_config": NEMO | {"num_hidden_layers": 42}, "vocab_size": 1025, "pad_token_id": 1024},
+        LOG_MEL | {"feature_size": 80, "preemphasis": 0.97},
+        1_062_540_289 - 2 * 42 * 1024,
+    ),
+    "medasr": (
+        LASR | {"encoder_config": GOOGLE, "vocab_size": 512, "pad_token_id": 0},
+        LOG_MEL | {"feature_size": 128},
+        105_265_408 - 17 * 512,
+    ),
+    "seamless_m4t_v2": (SEAMLESS | SPEECH | CLIPPED, FBANK, 580_493_120 - 1024 + 1024 + 1 + 2 * 1024),
+}
+# Folders whose other settings are those of the classes.
+SPARSE = {
+    "w2v_bert_2.0": HEADLESS,
+    "wav2vec2_conformer_rel_pos": CONFORMER | {"vocab_size": 32},
+    "parakeet_ctc_0.6b": PARAKEET | {"vocab_size": 1025},
+    "medasr": LASR | {"vocab_size": 512},
+    "seamless_m4t_v2": SEAMLESS,
+}
+
+
+def converted(config, preprocessor, folder):
+    """Feature settings and geometry of a folder that has these settings."""
+    family, named = registry.find(config, "config.json")
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    settings = features.read(epath.Path(folder), family.extractor)
+    vocabulary = config["vocab_size"] if family.architectures[named].head else 1
+    return settings, family.encoder(config, settings, vocabulary, True, "config.json")
+
+
 def parameters(settings, encoder):
     leaves = jax.tree.leaves(nn.unbox(backbone.abstract_params(settings, encoder)))
     return sum(math.prod(leaf.shape) for leaf in leaves)
@@ -57,6 +131,22 @@ def test_a_published_size_has_the_published_parameters(name):
     family, _ = registry.find(config, "config.json")
     encoder = family.encoder(config, settings, vocabulary, False, "config.json")
     assert parameters(settings, encoder) == counted - unused + 2 * statistics
+
+
+def test_every_named_model_has_its_folder_here():
+    assert set(FOLDERS) == set(published.MODELS)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_named_model_is_what_its_folder_is_converted_to(name, tmp_path):
+    config, preprocessor, counted = FOLDERS[name]
+    assert converted(config, preprocessor, tmp_path) == published.MODELS[name]
+    assert parameters(*published.MODELS[name]) == counted
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_named_model_is_what_the_defaults_of_the_classes_give(name, tmp_path):
+    assert converted(SPARSE[name], {}, tmp_path) == published.MODELS[name]
 
 
 def test_the_encoder_of_seamless_has_the_blocks_of_w2v_bert_and_a_norm():

@@ -270,16 +270,17 @@ def _json(path, content):
     path.write_text(json.dumps(content))
 
 
-def write_tokenizer(folder, blank):
-    """V symbols: the blank, an unknown one, the space and letters; as Meta publishes them, or a tokenizer.json."""
+def write_tokenizer(folder, blank, outputs=V):
+    """So many symbols: the blank, an unknown one, the space, letters; as Meta publishes them, or a tokenizer.json."""
+    letters = [*"abc", *map(chr, range(0x4E00, 0x4E00 + outputs - V))]
     if blank == 0 and "lasr" not in (folder / "config.json").read_text():
-        tokens = ["<pad>", "<unk>", "|", "a", "b", "c"]
+        tokens = ["<pad>", "<unk>", "|", *letters]
         _json(folder / "vocab.json", {token: number for number, token in enumerate(tokens)})
         settings = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": None, "eos_token": None}
         settings |= {"tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": "|"}
         _json(folder / "tokenizer_config.json", settings)
         return
-    tokens = ["<unk>", SPACE, "a", "b", "c"]
+    tokens = ["<unk>", SPACE, *letters]
     tokens.insert(blank, "<pad>")
     numbers = {token: number for number, token in enumerate(tokens)}
     special = [
