@@ -53,7 +53,6 @@ $(VENV)/.installed-dev: setup.py | $(RUN)
 	-$(INSTALL) --quiet --no-deps --upgrade --target $(VENV)/libtpu libtpu
 	touch $(VENV)/.installed $@
 
-# Where this fails the tests that need it are skipped, by name, and the next `make test-slow` tries again. The second
-# index has PyTorch without CUDA, which is far smaller.
+# Where this fails the tests that need it are skipped, by name, and the next `make test-slow` tries again.
 $(VENV)/.installed-parity: setup.py | $(VENV)/.installed-dev
-	-$(INSTALL) --extra-index-url https://download.pytorch.org/whl/cpu -e '.[parity]' && touch $@
+	-$(INSTALL) -e '.[parity]' && touch $@
