@@ -86,11 +86,13 @@ def get_config() -> ConfigDict:
     config.augment = ConfigDict()  # on the device, in training only
     config.augment.noise_probability = 0.0  # share of the utterances that get noise, 0 to 1
     config.augment.noise_snr_db = (5.0, 40.0)  # signal-to-noise ratio, (lowest, highest) dB
-    config.augment.speed = 0.0  # speeds are drawn from 1 - speed to 1 + speed
-    config.augment.warp = 0.0  # frequency factors are drawn from 1 - warp to 1 + warp (vocal-tract length)
+    config.augment.speed = 0.0  # speeds are drawn from 1 - speed to 1 + speed; 0 where the backbone takes samples
+    config.augment.warp = 0.0  # frequency factors from 1 - warp to 1 + warp (vocal-tract length); 0 for samples too
     config.augment.time_masks = 2  # masks per utterance
     config.augment.time_mask_fraction = 0.1  # longest time mask, as a share of the utterance
-    config.augment.freq_masks = 2  # masks per utterance
+    config.augment.freq_masks = (
+        2  # masks per utterance; must be 0 where the backbone takes samples (wav2vec2-conformer)
+    )
     config.augment.freq_mask_bins = 8  # widest frequency mask, mel bins
 
     config.optimizer = ConfigDict()

@@ -16,6 +16,7 @@ from hra_jax.data.text import (
     vocabulary_from_json,
 )
 from hra_jax.errors import UserError
+from hra_jax.models import augment as augmentation
 from hra_jax.models import backbone as backbones
 from hra_jax.models import published
 from hra_jax.models.asr import AsrModel
@@ -74,6 +75,15 @@ def check_has_outputs(config, base: Foundation) -> None:
                 f"{what}: the backbone {base.name!r} has no output layer of its own; allowed: method 'adapter' with "
                 f"adapter.output {', '.join(OWN_VOCABULARIES)}"
             )
+
+
+def check_augmentation(config, base: Foundation) -> None:
+    """Refuses, with a UserError, augmentation of spectra where the backbone takes samples."""
+    augmentation.check(_augmentation(config), base.features)
+
+
+def _augmentation(config) -> augmentation.AugmentConfig:
+    return augmentation.AugmentConfig(**config.augment)
 
 
 def geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
@@ -140,7 +150,7 @@ def model(config, base: Foundation, adapter: Adapter, *, constrain=lambda x: x) 
         features=base.features,
         encoder=base.encoder,
         adapter=adapter,
-        augment=AugmentConfig(**config.augment),
+        augment=_augmentation(config),
         dropout=config.dropout,
         remat=config.remat,
         attention_block=config.attention_block,

@@ -152,6 +152,7 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
     base = build.foundation(config, _texts(config, sources) if config.method == "pretrain" else ())
     start = _start(config, base)
     build.check_has_outputs(config, base)
+    build.check_augmentation(config, base)
     own = _own_vocabularies(config, base, sources, start)
     method = build.adapter_method(config, output_size=own.size if own else 0)
     method.adapted(base.encoder)

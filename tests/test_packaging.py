@@ -106,7 +106,9 @@ def test_every_import_of_the_package_is_a_declared_requirement():
 
 
 def test_requirements_are_lower_bounds_only():
-    lines = declared("REQUIRES") + [line for lines in declared("EXTRAS").values() for line in lines]
+    # Tests of parity have tolerances that were measured on one version of what they compare with.
+    extras = {name: lines for name, lines in declared("EXTRAS").items() if name != "parity"}
+    lines = declared("REQUIRES") + [line for lines in extras.values() for line in lines]
     assert [line for line in lines if re.search(r"==|<|~=|!=", line)] == []
 
 

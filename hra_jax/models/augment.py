@@ -33,12 +33,15 @@ def check(config: AugmentConfig, features: FeatureConfig) -> None:
     Raises:
       UserError: warping or frequency masks of a model that takes samples.
     """
-    for name in ("speed", "warp", "freq_masks"):
-        if features.kind == "waveform" and getattr(config, name):
-            raise UserError(
-                f"augment.{name} = {getattr(config, name)}: is for spectra, and this backbone takes samples "
-                "(features.kind is 'waveform'); set it to 0"
-            )
+    if features.kind != "waveform":
+        return
+    asked = [name for name in ("speed", "warp", "freq_masks") if getattr(config, name)]
+    if asked:
+        values = ", ".join(f"augment.{name} = {getattr(config, name)}" for name in asked)
+        raise UserError(
+            f"{values}: for spectra, but this backbone takes samples (features.kind is 'waveform'); "
+            f"allowed there: {', '.join(f'--config.augment.{name}=0' for name in asked)}"
+        )
 
 
 def add_noise(rng, waveform, num_samples, config: AugmentConfig):

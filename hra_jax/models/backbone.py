@@ -282,9 +282,16 @@ def geometry(location: str) -> tuple[FeatureConfig, EncoderConfig]:
     Raises:
       UserError: no such backbone, or settings that are not right.
     """
-    settings = read_json(resolve(location) / _SETTINGS)
-    features = model_config.from_json(FeatureConfig, settings["features"])
-    return features, model_config.from_json(EncoderConfig, settings["encoder"])
+    folder = resolve(location)
+    return _geometry(folder, read_json(folder / _SETTINGS))
+
+
+def _geometry(folder: epath.Path, settings: dict) -> tuple[FeatureConfig, EncoderConfig]:
+    try:
+        features = model_config.from_json(FeatureConfig, settings["features"])
+        return features, model_config.from_json(EncoderConfig, settings["encoder"])
+    except UserError as error:
+        raise UserError(f"{folder / _SETTINGS}: {error}") from error
 
 
 def _read_settings(folder: epath.Path) -> dict:
@@ -341,8 +348,7 @@ def load(location: str, *, verify: bool = False) -> BackboneFiles:
     """
     folder = resolve(location)
     settings = _read_settings(folder)
-    features = model_config.from_json(FeatureConfig, settings["features"])
-    encoder = model_config.from_json(EncoderConfig, settings["encoder"])
+    features, encoder = _geometry(folder, settings)
     tensors = TensorFiles(folder)
     _check_tensors(tensors, _shapes(features, encoder), settings["storage_dtype"])
     if settings["fingerprint"] != _fingerprint(settings["source_sha256"], features, encoder, settings["vocabulary"]):

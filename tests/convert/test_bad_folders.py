@@ -162,6 +162,7 @@ CONFIGS = {
     "an encoder that is a list": ("lasr", outer(encoder_config=[1]), ["encoder_config", "object"]),
     "a text for a number": ("w2v-bert shaw", outer(hidden_size="8"), ['hidden_size is "8"', "whole number"]),
     "true for a number": ("w2v-bert shaw", outer(hidden_size=True), ["hidden_size is true", "whole number"]),
+    "an absurd kernel": ("lasr", inner(conv_kernel_size=10**6), ["conv_kernel_size is 1000000", "at most 2048"]),
     "no layers": ("w2v-bert shaw", outer(num_hidden_layers=0), ["num_hidden_layers is 0", "at least 1"]),
     "a number for a flag": ("parakeet", inner(attention_bias=1), ["attention_bias is 1", "true or false"]),
     "more layers than weights": ("w2v-bert shaw", outer(num_hidden_layers=3), ["lacks", "encoder.layers.2."]),

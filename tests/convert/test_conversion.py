@@ -198,7 +198,7 @@ def test_the_vocabulary_is_the_published_one(family, blank, converted):
 def test_an_encoder_without_a_head_has_the_blank_alone(family, converted):
     report, files = converted[family]
     assert vocabulary_from_json(files.vocabulary).size == 1
-    assert "adapter.output=characters" in report.vocabulary
+    assert "adapter.output=shared_characters" in report.vocabulary
 
 
 def test_what_comes_behind_the_conformer_of_seamless_is_not_used(converted):

@@ -49,6 +49,19 @@ def test_masks_are_zero_spans_of_bounded_width_inside_the_valid_part():
     np.testing.assert_allclose([np.mean(widths), np.mean(heights)], [0.25, 2.5], rtol=0.2)
 
 
+def test_what_is_not_centred_is_masked_with_the_mean_of_the_utterance():
+    x = features() - 9.0
+    config = AugmentConfig(time_masks=2, time_mask_fraction=0.5, freq_masks=1, freq_mask_bins=5)
+    x = np.where(x == -9.0, np.float32(1e6), x)  # whatever lies behind the end
+    out = np.asarray(augment.spec_augment(KEY, x, LENGTHS, config, centred=False))
+    hidden = np.asarray(augment.spec_augment(KEY, x, LENGTHS, config)) == 0
+    assert hidden.any() and not hidden.all()
+    for row, length in enumerate(LENGTHS):
+        expected = np.where(hidden[row, :length], x[row, :length].mean(dtype=np.float64), x[row, :length])
+        np.testing.assert_allclose(out[row, :length], expected, rtol=1e-5)
+        assert (out[row, length:] == 0).all()
+
+
 def test_time_masks_lie_inside_the_utterance_and_not_behind_it():
     config = AugmentConfig(time_masks=2, time_mask_fraction=0.9)
     x = np.full((len(LENGTHS), FRAMES, BINS), 7.0, np.float32)

@@ -382,11 +382,38 @@ def test_verify_finds_any_flipped_byte_and_names_the_tensor(folder, params):
 
 @pytest.mark.parametrize(
     "content, words",
-    [("{", "not JSON"), ("{}", "lacks 'format'"), ('{"format": 1}', "lacks 'features'"), ("[]", "lacks 'format'")],
+    [("{", "not JSON"), ("{}", "'features'"), ("3", "'features'"), ("[]", "'features'")]
+    + [('{"features": 3, "encoder": {}}', "'features'"), ('{"features": {}, "encoder": {}}', "lacks 'format'")],
 )
 def test_settings_that_cannot_be_read_are_refused(folder, content, words):
     (folder / "backbone.json").write_text(content)
     assert words in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("encoder", "d_model", "8"),
+        ("encoder", "n_layers", True),
+        ("encoder", "ff_residual", [1.0]),
+        ("encoder", "depthwise_bias", 1),
+        ("features", "hop", None),
+        ("features", "unit_variance", 0),
+    ],
+)
+def test_settings_of_another_type_are_refused(folder, part, name, value):
+    settings = json.loads((folder / "backbone.json").read_text())
+    settings[part][name] = value
+    (folder / "backbone.json").write_text(json.dumps(settings))
+    message = refusal(folder)
+    assert name in message and "must be" in message
+
+
+@pytest.mark.parametrize("name", ["vocabulary", "source_sha256", "info", "fingerprint"])
+def test_parts_of_another_type_are_refused(folder, name):
+    settings = json.loads((folder / "backbone.json").read_text()) | {name: 3}
+    (folder / "backbone.json").write_text(json.dumps(settings))
+    assert f"has 3 for {name!r}" in refusal(folder)
 
 
 def test_a_later_format_and_an_unknown_setting_are_refused(folder):

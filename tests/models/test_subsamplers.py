@@ -162,10 +162,12 @@ def test_samples_for_spectral_subsamplers_and_spectra_for_the_wave_one_are_an_er
         AsrModel(features, encoder)
 
 
-@pytest.mark.parametrize("changes", [dict(speed=0.1), dict(warp=0.1), dict(freq_masks=2)])
+@pytest.mark.parametrize("changes", [dict(speed=0.1), dict(warp=0.1), dict(freq_masks=2), dict(warp=0.1, freq_masks=2)])
 def test_augmentation_that_needs_spectra_is_an_error_where_the_model_takes_samples(changes):
-    (name, value), (small, encoder) = *changes.items(), PAIRS["wav2vec2"]
-    with pytest.raises(UserError, match=f"^augment.{name} = {value}: is for spectra.*set it to 0$"):
+    small, encoder = PAIRS["wav2vec2"]
+    asked = ", ".join(f"augment.{name} = {value}" for name, value in changes.items())
+    allowed = ", ".join(f"--config.augment.{name}=0" for name in changes)
+    with pytest.raises(UserError, match=f"^{asked}: for spectra.*; allowed there: {allowed}$"):
         AsrModel(small, dataclasses.replace(tiny.ENCODER, **encoder), augment=AugmentConfig(**changes))
 
 

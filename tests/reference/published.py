@@ -104,7 +104,7 @@ def w2v_bert(position="relative_key", head=True):
 
 def w2v_conformer(position="relative", head=True):
     """(config, shapes, preprocessor): wav2vec2-conformer, with a CTC head or as pre-training leaves it."""
-    prefix, channels = "wav2vec2_conformer.", 4
+    prefix, channels = "wav2vec2_conformer.", 16
     shapes = {}
     for index, taps in enumerate((10, 3, 3, 3, 3, 2, 2)):
         layer = f"{prefix}feature_extractor.conv_layers.{index}"
