@@ -20,7 +20,6 @@ from hra_jax.models import augment as augmentation
 from hra_jax.models import backbone as backbones
 from hra_jax.models import published
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.augment import AugmentConfig
 from hra_jax.models.config import EncoderConfig, FeatureConfig, named_size
 from hra_jax.rules import OWN_VOCABULARIES
 from hra_jax.training.optimizer import OptimizerConfig
