@@ -1,6 +1,7 @@
 """New vocabularies and output layers: for backbones that ship none, one for each task or one for all of them."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,9 +10,11 @@ from reference import micro as world
 from reference import tiny
 
 import hra_jax
+from hra_jax import config as configs
 from hra_jax import params, tasks
+from hra_jax import run as run_lib
 from hra_jax.adapters import methods
-from hra_jax.adapters.export import read_adapter
+from hra_jax.adapters.export import ExportedAdapter, read_adapter
 from hra_jax.data.manifest import Utterance
 from hra_jax.data.table import TableSource, own_vocabularies
 from hra_jax.data.text import BlankVocabulary, CharacterVocabulary, SentencePieceVocabulary, vocabulary_from_json
@@ -19,7 +22,6 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import check_adapter_acts
 from hra_jax.models import backbone as backbones
 from hra_jax.models.config import EncoderConfig
-from hra_jax.run import suite_weights
 
 WAVEFORMS = [world.tones(text, seed=seed) for seed, text in enumerate(("abc", "fade", "b"))]
 
@@ -83,6 +85,20 @@ def test_vocabularies_are_learnt_for_each_task_or_for_all():
         learnt("shared_characters", size=5, **texts)
 
 
+@pytest.mark.parametrize("names", [(), ("x",)])
+def test_a_task_beside_those_of_a_start_gets_pieces_that_fit_its_output_layer(names):
+    texts = [f"{first}{second} {second}{first}" for first in "abcdef" for second in "ghijkl"]
+    given = SentencePieceVocabulary.train(texts, 20, fewer=True)
+    settings = {"name": "hra", "output": "sentencepiece", "output_size": 24}
+    entries = [{"name": name, "row": row, "vocabulary": given.to_json()} for row, name in enumerate(names)]
+    start = ExportedAdapter({"method": settings}, {}, {name: {} for name in names}, entries)
+    config = configs.load("base")
+    config.adapter.output = "sentencepiece"
+    base = SimpleNamespace(vocabulary=BlankVocabulary())
+    found = run_lib._own_vocabularies(config, base, [source(y=texts)], start)
+    assert found.size == 24 and 16 < found.of("y").size <= (20 if names else 24)
+
+
 def test_a_shared_layer_counts_once_and_its_formula_says_so(bare, micro):
     counts = {}
     for output in ("backbone", "shared_characters", "characters"):
@@ -115,7 +131,7 @@ def test_a_shared_layer_acts_on_tasks_and_not_on_the_base():
 
 def check_that_a_row_of_zeros_is_found(run):
     """Also behind an output layer of all tasks, which `__base__` does not have."""
-    weights = jax.tree.map(np.array, suite_weights(run, run.test))
+    weights = jax.tree.map(np.array, run_lib.suite_weights(run, run.test))
     _, _, differences = run.test.run(run.evaluation_step, weights, run.frozen)
     assert min(differences.values()) > 0
     check_adapter_acts(run.test.suite, differences)
