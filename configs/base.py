@@ -12,14 +12,12 @@ def get_config() -> ConfigDict:
     config.seed = 0  # integer; initial weights, order of the data, augmentation and synthesis all follow from it
     config.steps = 1000  # optimizer steps
     config.method = "adapter"  # adapter | full (fine-tune the whole backbone) | pretrain (from random weights)
-    config.backbone = (
-        "builtin:tiny"  # folder, builtin:NAME, or shapes alone: abstract, abstract:MODEL; unused by pretrain
-    )
+    # folder, builtin:NAME, or shapes alone: abstract, abstract:MODEL; unused by pretrain
+    config.backbone = "builtin:tiny"
     config.backbone_dtype = "auto"  # auto (bfloat16 on TPU and GPU, float32 on CPU) | float32 | bfloat16
     config.dropout = 0.0  # on the residual branches of the encoder, 0 to 1; training only, also where it is frozen
-    config.remat = (
-        "none"  # what the backward pass computes anew: none | full (every layer) | dots (all but the projections)
-    )
+    # what the backward pass computes anew: none | full (every layer) | dots (all but the projections)
+    config.remat = "none"
     config.attention_block = 0  # queries that attention takes at a time, their scores computed anew backward; 0: all
     config.accumulate = 1  # micro-batches per optimizer step
 
@@ -31,17 +29,16 @@ def get_config() -> ConfigDict:
     config.adapter = ConfigDict()
     config.adapter.name = "hra"  # hra | residual | lora | bitfit | output; its own settings are in the group so named
     config.adapter.layers = ()  # numbers of the adapted layers, from 0; () means all
-    config.adapter.output = (
-        "backbone"  # output layer: backbone | task (owns a correction) | characters, sentencepiece (owns it, and a new
-        # vocabulary of its training texts) | shared_characters, shared_sentencepiece (one for all tasks)
-    )
+    # output layer: backbone | task (owns a correction) | characters, sentencepiece (owns it, and a new vocabulary of
+    # its training texts) | shared_characters, shared_sentencepiece (one for all tasks)
+    config.adapter.output = "backbone"
     config.adapter.output_size = 0  # outputs with a new vocabulary; 0: as many as the largest vocabulary needs
-    config.adapter.output_pieces = 128  # size of a new SentencePiece vocabulary at most, the blank included
+    # size of a new SentencePiece vocabulary at most, the blank included; with `start` as large as those there
+    config.adapter.output_pieces = 128
     config.adapter.train = "all"  # all | tasks (rows of the tasks alone; what they share stays as it starts)
     config.adapter.start = ""  # folder of an exported adapter to start from; '' for a new one
-    config.adapter.new_task = (
-        "zero"  # start of a task that `start` lacks: zero (no effect) | mean | name of a task there
-    )
+    # start of a task that `start` lacks: zero (no effect) | mean | name of a task there
+    config.adapter.new_task = "zero"
     config.adapter.slots = 0  # rows of the task bank; more than tasks leaves room to add some without compiling anew
     config.adapter.bank = "device"  # where the task bank lives: device | host (rows of the step's tasks on the device)
 
@@ -120,7 +117,7 @@ def get_config() -> ConfigDict:
     config.eval.batch_seconds = 128.0  # seconds of audio in an evaluation batch, padding included
     config.eval.bootstrap = 1000  # resamples of the 95% interval; 0 for no interval
 
-    config.export = ConfigDict({"from": "last"})  # from: last | best | best_per_task (needs adapter.train = "tasks")
+    config.export = ConfigDict({"from": "last"})  # from: last | best | best_per_task (if nothing shared trains)
     config.export.per_task_files = False  # True: a weight file for each task in W/adapter
     config.export.dtype = "float32"  # of an exported backbone (methods full and pretrain): float32 | bfloat16
     config.export.license = ""  # of an exported backbone, for its backbone.json

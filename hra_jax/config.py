@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from hra_jax.errors import UserError
-from hra_jax.rules import OWN_VOCABULARIES, RULES
+from hra_jax.rules import OWN_VOCABULARIES, PIECE_VOCABULARIES, RULES, SHARED_VOCABULARIES
 
 # Installed, the files are package data beside this module; in a checkout they are at the top level.
 _ROOTS = (epath.Path(__file__).parent / "configs", epath.Path(__file__).parent.parent / "configs")
@@ -185,27 +185,45 @@ def validate(config: ConfigDict) -> None:
     if flat["export.from"] == "best_per_task" and (flat["method"] != "adapter" or _shares_what_trains(flat)):
         raise UserError(
             "config.export.from is 'best_per_task'; allowed: 'last', 'best' where the tasks share what is trained "
-            "(config.adapter.train 'tasks' keeps the controller as it is)"
+            "(config.adapter.train 'tasks' keeps what they share as it is)"
         )
 
 
 def _check_read(flat: Mapping[str, Any]) -> None:
     """Refuses settings of adapters that nothing would read."""
     if flat["adapter.output_size"] and flat["adapter.output"] not in OWN_VOCABULARIES:
-        value = flat["adapter.output_size"]
-        raise UserError(
-            f"config.adapter.output_size is {value}; allowed: 0 unless config.adapter.output is 'characters'"
-        )
+        value, outputs = flat["adapter.output_size"], _either(OWN_VOCABULARIES)
+        raise UserError(f"config.adapter.output_size is {value}; allowed: 0 unless config.adapter.output is {outputs}")
+    if flat["adapter.output"] not in PIECE_VOCABULARIES or flat["adapter.start"]:
+        # With a start the vocabularies there say how many pieces those of new tasks may have.
+        value, default = flat["adapter.output_pieces"], load("base").adapter.output_pieces
+        if value != default:
+            raise UserError(
+                f"config.adapter.output_pieces is {value}; allowed: {default} unless config.adapter.output is "
+                f"{_either(PIECE_VOCABULARIES)} and config.adapter.start is ''"
+            )
     if flat["adapter.layers"] and flat["adapter.name"] == "output":
         value = flat["adapter.layers"]
         raise UserError(f"config.adapter.layers is {value}; allowed: () with config.adapter.name 'output'")
     if flat["adapter.start"] and flat["method"] != "adapter":
         value, method = flat["adapter.start"], flat["method"]
         raise UserError(f"config.adapter.start is {value!r}; allowed: '' with config.method {method!r}")
+    output, new = flat["adapter.output"], flat["method"] == "adapter" and not flat["adapter.start"]
+    if new and flat["adapter.train"] == "tasks" and output in SHARED_VOCABULARIES:
+        raise UserError(
+            "config.adapter.train is 'tasks'; allowed: 'all' where config.adapter.start is '' and "
+            f"config.adapter.output {output!r} (the new output layer of all tasks would stay as it starts)"
+        )
+
+
+def _either(values: Sequence[str]) -> str:
+    *some, last = map(repr, values)
+    return f"{', '.join(some)} or {last}"
 
 
 def _shares_what_trains(flat: Mapping[str, Any]) -> bool:
-    return flat["adapter.name"] == "hra" and flat["adapter.train"] == "all"
+    shares = flat["adapter.name"] == "hra" or flat["adapter.output"] in SHARED_VOCABULARIES
+    return flat["adapter.train"] == "all" and shares
 
 
 def _check_suite(key: str, name: str) -> None:

@@ -14,6 +14,7 @@ ADAPTERS = {
 # Output layers in new vocabularies, learnt from the training texts: one for each task, or one for all of them.
 SHARED_VOCABULARIES = ("shared_characters", "shared_sentencepiece")
 OWN_VOCABULARIES = ("characters", "sentencepiece", *SHARED_VOCABULARIES)
+PIECE_VOCABULARIES = ("sentencepiece", "shared_sentencepiece")  # those made of pieces, whose number can be chosen
 OUTPUTS = ("backbone", "task", *OWN_VOCABULARIES)
 TRAINED = ("all", "tasks")
 BANKS = ("device", "host")

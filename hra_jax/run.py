@@ -285,7 +285,8 @@ def _own_vocabularies(config, base, sources, start) -> OwnVocabularies | None:
             raise UserError(f"adapter.new_task = {value!r}: allowed is 'zero' where tasks have their own vocabulary")
         given, shared = stored_vocabularies(start.config, start.tasks_json)
         size = size or start.config["method"]["output_size"]
-        pieces = max((vocabulary.size for vocabulary in given.values()), default=pieces)
+        # As many as the tasks there have; `adapter.output_pieces` is refused beside a start.
+        pieces = max((vocabulary.size for vocabulary in given.values()), default=size)
     return own_vocabularies(
         sources,
         base=base.vocabulary,

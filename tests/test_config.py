@@ -72,7 +72,9 @@ def test_every_key_of_base_has_a_comment():
     assignments = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Assign)]
     keys = [node for node in assignments if ast.unparse(node.value) not in ("ConfigDict()", "config.lock()")]
     assert len(keys) == len(configs.RULES)
-    bare = [node for node in keys if not any("  # " in line for line in lines[node.lineno - 1 : node.end_lineno])]
+    above = [node for node in keys if lines[node.lineno - 2].strip().startswith("#")]
+    beside = [node for node in keys if any("  # " in line for line in lines[node.lineno - 1 : node.end_lineno])]
+    bare = [node for node in keys if node not in above + beside]
     assert [ast.unparse(node) for node in bare] == []
 
 
@@ -152,6 +154,43 @@ def test_a_wrong_value_is_one_line_that_names_key_value_and_what_is_allowed(key,
     message = error_of(changed(key, value))
     assert f"config.{key} is {value!r}" in message
     assert told in message
+
+
+SHARED, PIECES = {"adapter.output": "shared_characters"}, {"adapter.output_pieces": 64}
+BEST = {"export.from": "best_per_task", "eval.select_suite": "hard"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        # Shared by the tasks and trained: a controller, an output layer.
+        (BEST, "export.from is 'best_per_task'; allowed: 'last', 'best' where"),
+        (BEST | SHARED, "export.from is 'best_per_task'; allowed: 'last', 'best' where"),
+        (BEST | SHARED | {"adapter.name": "lora"}, "export.from is 'best_per_task'; allowed: 'last', 'best' where"),
+        (BEST | {"adapter.name": "lora"}, None),
+        (BEST | {"adapter.train": "tasks"}, None),
+        (BEST | SHARED | {"adapter.train": "tasks", "adapter.start": "there"}, None),
+        # A new output layer that would not train.
+        (SHARED | {"adapter.train": "tasks"}, "adapter.train is 'tasks'; allowed: 'all' where config.adapter.start is"),
+        ({"adapter.output": "characters", "adapter.train": "tasks"}, None),
+        ({"adapter.output_size": 9}, "'characters', 'sentencepiece', 'shared_characters' or 'shared_sentencepiece'"),
+        (SHARED | {"adapter.output_size": 9}, None),
+        # Numbers of pieces that nothing would read.
+        (PIECES, "output_pieces is 64; allowed: 128 unless config.adapter.output is 'sentencepiece' or 'shared_sent"),
+        (PIECES | SHARED, "adapter.output_pieces is 64; allowed: 128 unless"),
+        (PIECES | {"adapter.output": "sentencepiece"}, None),
+        (PIECES | {"adapter.output": "shared_sentencepiece"}, None),
+        (PIECES | {"adapter.output": "sentencepiece", "adapter.start": "there"}, "and config.adapter.start is ''"),
+        ({"adapter.output": "sentencepiece", "adapter.start": "there"}, None),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(changes, told):
+    config = configs.load("base").unlock()
+    config.update_from_flattened_dict(changes)
+    if told is None:
+        configs.validate(config)
+    else:
+        assert told in error_of(config)
 
 
 def test_an_unknown_and_a_missing_key_are_named():

@@ -1,6 +1,7 @@
 """New vocabularies and output layers: for backbones that ship none, one for each task or one for all of them."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,13 +10,16 @@ from reference import micro as world
 from reference import tiny
 
 import hra_jax
+from hra_jax import config as configs
 from hra_jax import params, tasks
+from hra_jax import run as run_lib
 from hra_jax.adapters import methods
-from hra_jax.adapters.export import read_adapter
+from hra_jax.adapters.export import ExportedAdapter, read_adapter
 from hra_jax.data.manifest import Utterance
 from hra_jax.data.table import TableSource, own_vocabularies
 from hra_jax.data.text import BlankVocabulary, CharacterVocabulary, SentencePieceVocabulary, vocabulary_from_json
 from hra_jax.errors import UserError
+from hra_jax.evaluation.runner import check_adapter_acts
 from hra_jax.models import backbone as backbones
 from hra_jax.models.config import EncoderConfig
 
@@ -81,6 +85,20 @@ def test_vocabularies_are_learnt_for_each_task_or_for_all():
         learnt("shared_characters", size=5, **texts)
 
 
+@pytest.mark.parametrize("names", [(), ("x",)])
+def test_a_task_beside_those_of_a_start_gets_pieces_that_fit_its_output_layer(names):
+    texts = [f"{first}{second} {second}{first}" for first in "abcdef" for second in "ghijkl"]
+    given = SentencePieceVocabulary.train(texts, 20, fewer=True)
+    settings = {"name": "hra", "output": "sentencepiece", "output_size": 24}
+    entries = [{"name": name, "row": row, "vocabulary": given.to_json()} for row, name in enumerate(names)]
+    start = ExportedAdapter({"method": settings}, {}, {name: {} for name in names}, entries)
+    config = configs.load("base")
+    config.adapter.output = "sentencepiece"
+    base = SimpleNamespace(vocabulary=BlankVocabulary())
+    found = run_lib._own_vocabularies(config, base, [source(y=texts)], start)
+    assert found.size == 24 and 16 < found.of("y").size <= (20 if names else 24)
+
+
 def test_a_shared_layer_counts_once_and_its_formula_says_so(bare, micro):
     counts = {}
     for output in ("backbone", "shared_characters", "characters"):
@@ -111,9 +129,23 @@ def test_a_shared_layer_acts_on_tasks_and_not_on_the_base():
     assert (moved[1] == found[1]).all() and (moved[[0, 2], 0] != found[[0, 2], 0]).any()
 
 
+def check_that_a_row_of_zeros_is_found(run):
+    """Also behind an output layer of all tasks, which `__base__` does not have."""
+    weights = jax.tree.map(np.array, run_lib.suite_weights(run, run.test))
+    _, _, differences = run.test.run(run.evaluation_step, weights, run.frozen)
+    assert min(differences.values()) > 0
+    check_adapter_acts(run.test.suite, differences)
+    jax.tree.map(lambda leaf: leaf[1].fill(0), weights["tasks"])
+    _, _, fewer = run.test.run(run.evaluation_step, weights, run.frozen)
+    assert fewer == differences | {"bob": 0.0}
+    with pytest.raises(UserError, match="task 'bob': .* the adapter does nothing"):
+        check_adapter_acts(run.test.suite, fewer)
+
+
 @pytest.mark.parametrize("output", ["sentencepiece", "shared_characters"])
 def test_a_bare_backbone_learns_to_write_and_a_task_more_moves_no_other(bare, micro, tmp_path, output):
-    changes = {"adapter__output": output, "adapter__output_pieces": 12, "optimizer__learning_rate": 0.1}
+    changes = {"adapter__output": output, "optimizer__learning_rate": 0.1}
+    changes |= {"adapter__output_pieces": 12} if output == "sentencepiece" else {}
     config = micro.config(backbone=bare, steps=30, eval__suite=micro.suite("test"), **changes)
     done = world.train(config, tmp_path / "W")
     losses = world.losses(tmp_path / "W")
@@ -124,6 +156,7 @@ def test_a_bare_backbone_learns_to_write_and_a_task_more_moves_no_other(bare, mi
     assert np.abs(owner["all_layers"]["output"]["kernel"]).max() > 0
     scored = json.loads((tmp_path / "W" / "eval" / "test" / "results.json").read_text())
     assert set(scored["tasks"]) == set(world.SPEAKERS)
+    check_that_a_row_of_zeros_is_found(done.run)
     backbone = hra_jax.load_backbone(bare)
     model = hra_jax.load_adapter(tmp_path / "W" / "adapter", backbone)
     names = ["ann", "bob", "cy"]

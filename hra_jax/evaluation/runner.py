@@ -81,8 +81,8 @@ class SuiteRunner:
           progress: whether to show a bar.
 
         Returns:
-          A list of `UtteranceResult`, the mean loss, and {task: largest difference of its log-probabilities from the
-          base's}.
+          A list of `UtteranceResult`, the mean loss, and {task: largest difference of its log-probabilities from those
+          without what the adapter's row adds: the base's, or those of an output layer that all tasks share}.
 
         Raises:
           UserError: no utterance of the suite could be read.
@@ -154,6 +154,6 @@ def check_adapter_acts(suite: Suite, differences: dict) -> None:
     for task in suite.tasks:
         if task.adapter_task != BASE and differences[task.name] == 0.0:
             raise UserError(
-                f"task {task.name!r}: the log-probabilities with the adapter {task.adapter_task!r} equal the base's "
-                "exactly; the adapter does nothing"
+                f"task {task.name!r}: the log-probabilities with the adapter {task.adapter_task!r} equal those without "
+                "it exactly; the adapter does nothing"
             )

@@ -198,8 +198,8 @@ def make_evaluation_step(model: AsrModel, *, blank_id):
     (for `full`: through `frozen`, which is then the untouched backbone).
 
     It returns a dict: 'paths' and 'base_paths' int32 `[B, T]` (best label per frame), 'lengths' int32 `[B]`, 'loss'
-    float32 `[B]`, 'difference' float32 `[B]`: the largest absolute difference of the log-probabilities in valid
-    frames; 'utterance' and 'weight' as in the batch.
+    float32 `[B]`, 'difference' float32 `[B]`: the largest absolute difference, in valid frames, of the
+    log-probabilities from those without what the task owns; 'utterance' and 'weight' as in the batch.
     """
 
     def evaluation_step(trainable, frozen, batch):
@@ -209,19 +209,22 @@ def make_evaluation_step(model: AsrModel, *, blank_id):
             base, _ = forward(model, frozen, None, None, none, batch)
         else:
             size = jax.tree.leaves(trainable["tasks"])[0].shape[0]
-            rows_most = batch["task"].shape[0]
-            ids, index = bank.active_rows(batch["task"], rows_most, size)
+            # One place more than there can be tasks: nothing fills the last, so its row is zero.
+            places = batch["task"].shape[0] + 1
+            ids, index = bank.active_rows(batch["task"], places, size)
             rows = bank.gather(trainable["tasks"], ids)
             log_probs, lengths = forward(model, frozen, trainable["shared"], rows, index, batch)
             # The base writes in its own vocabulary.
             plain = {name: value for name, value in batch.items() if name != "symbols"}
-            base, _ = forward(model, frozen, trainable["shared"], rows, jnp.full_like(index, rows_most), plain)
+            base, _ = forward(model, frozen, trainable["shared"], rows, jnp.full_like(index, places), plain)
         loss, _ = ctc.ctc_loss(log_probs, lengths, batch["labels"], batch["label_lengths"], blank_id)
         valid = jnp.arange(log_probs.shape[1])[None, :] < lengths[:, None]
         beside = base
         if "symbols" in batch:
-            # In the task's own vocabulary, so that an adapter that does nothing makes no difference there either.
-            beside, _ = forward(model, frozen, trainable["shared"], rows, jnp.full_like(index, rows_most), batch)
+            # In the task's own vocabulary and, where all tasks share an output layer, behind that: a row that does
+            # nothing makes no difference there either. A row of zeros does nothing, whatever the method.
+            zero_row = jnp.where(index < places, places - 1, index)
+            beside, _ = forward(model, frozen, trainable["shared"], rows, zero_row, batch)
         difference = jnp.where(valid, jnp.abs(log_probs - beside).max(axis=-1), 0.0).max(axis=1)
         return {
             "paths": log_probs.argmax(axis=-1).astype(jnp.int32),

@@ -309,6 +309,21 @@ def test_evaluation_runs_the_adapter_and_the_base_and_tells_them_apart():
     np.testing.assert_array_equal(np.asarray(adapted["loss"])[none], np.asarray(out["loss"])[none])
 
 
+@pytest.mark.parametrize("method", ["hra", "residual", "lora", "bitfit"])
+def test_a_row_of_zeros_makes_no_difference_behind_an_output_layer_of_all_tasks(method):
+    """The layer has been trained, so what it writes is not what the base writes; every other row makes a difference."""
+    adapter = METHODS[method](output="shared_characters", output_size=7)
+    model = AsrModel(tiny.FEATURES, ENCODER, adapter=adapter)
+    trainable = tiny.random_trainable(adapter, ENCODER, tasks=8)
+    jax.tree.map(lambda leaf: leaf[3].fill(0), trainable["tasks"])
+    evaluate = jax.jit(step_lib.make_evaluation_step(model, blank_id=0))
+    for tasks in ([3, 7, 0, 1, 4, 2, 5, 6], [3, -1, 0, 3, 4, -1, 1, 0]):  # every utterance of another task, and not
+        batch = batch_of(tasks) | {"symbols": np.tile(np.arange(7, dtype=np.int32), (8, 1))}
+        difference = np.asarray(evaluate(trainable, backbone(), batch)["difference"])
+        nothing = np.isin(tasks, (3, -1))
+        assert not difference[nothing].any() and (difference[~nothing] > 1e-3).all()
+
+
 def test_the_description_names_every_trained_leaf_up_to_a_limit():
     trainable = tiny.new_trainable(tiny.ADAPTERS["ffn"], ENCODER)
     lines = state_lib.describe(trainable)
