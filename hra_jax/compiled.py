@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from hra_jax import device_groups
+
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^{}]*\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -25,10 +27,6 @@ _BODY = re.compile(r"body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _INDEX = re.compile(r"index=(\d+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
-_LISTED = re.compile(r"replica_groups=\{\{(.*?)\}\}")
-_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_PAIRS = re.compile(r"source_target_pairs=\{\{(.*?)\}\}")
 
 # Instructions that move nothing themselves.
 _FREE = frozenset(
@@ -51,6 +49,7 @@ _FREE = frozenset(
         "async-done",
     ]
 )
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place; which operand is written
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -285,8 +284,8 @@ class Program:
         inputs = [self._table(computation).get(name) for name in instruction.operands]
         if opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * written
-        if opcode in ("dynamic-update-slice", "scatter"):
-            place = 1 if opcode == "dynamic-update-slice" else 2
+        if opcode in _UPDATES:
+            place = _UPDATES[opcode]
             return 2 * _in_memory(inputs[place].arrays) if len(inputs) > place and inputs[place] else written
         if opcode == "fusion" and instruction.called:
             return self._fused(instruction, inputs)
@@ -296,27 +295,52 @@ class Program:
 
     def _fused(self, instruction: Instruction, inputs: list[Instruction | None]) -> int:
         """A fusion reads of an operand the slices that it takes, and writes of an updated one the update."""
-        body = self._computations.get(instruction.called[0], [])
-        table, users = self._table(instruction.called[0]), collections.defaultdict(list)
-        for inner in body:
-            for name in inner.operands:
-                users[name].append(inner)
-        parameters = {int(inner.operands[0]): inner for inner in body if inner.opcode == "parameter"}
+        body, table = self._computations.get(instruction.called[0], []), self._table(instruction.called[0])
         total = 0
         for place, source in enumerate(inputs):
             whole = _in_memory(source.arrays) if source else 0
-            inner = parameters.get(place)
-            reading = users[inner.name] if inner else []
-            if reading and all(user.opcode in ("dynamic-slice", "slice", "gather") for user in reading):
-                whole = min(whole, sum(array.bytes for user in reading for array in user.arrays))
-            elif reading and all(_updates(user, inner.name) for user in reading):
-                whole = 0
-            total += whole
+            taken = self._taken(instruction.called[0], place)
+            total += whole if taken is None else min(whole, taken)
         root = next((inner for inner in body if inner.root), None)
-        if root is not None and root.opcode == "dynamic-update-slice" and len(root.operands) > 1:
-            update = table.get(root.operands[1])
+        if root is not None and root.opcode in _UPDATES and len(root.operands) > _UPDATES[root.opcode]:
+            update = table.get(root.operands[_UPDATES[root.opcode]])
             return total + (sum(array.bytes for array in update.arrays) if update else 0)
         return total + _in_memory(instruction.arrays)
+
+    def _taken(self, computation: str, place: int) -> int | None:
+        """Bytes that a fused computation takes of its parameter of that number; None for all of it."""
+        found = (i for i in self._computations.get(computation, ()) if i.opcode == "parameter")
+        names = [i.name for i in found if i.operands == (str(place),)]
+        return self._taken_of(computation, names[0]) if names else None
+
+    def _taken_of(self, computation: str, name: str) -> int | None:
+        """As `_taken`, of a value by its name."""
+        total, users = 0, self._users(computation)[name]
+        for user in users:
+            if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+                part = sum(array.bytes for array in user.arrays)
+            elif _updates(user, name):
+                part = 0
+            elif user.opcode == "bitcast":
+                part = self._taken_of(computation, user.name)
+            elif user.opcode == "fusion" and user.called:
+                parts = [self._taken(user.called[0], n) for n, operand in enumerate(user.operands) if operand == name]
+                part = None if None in parts else sum(parts)
+            else:
+                part = None
+            if part is None:
+                return None
+            total += part
+        return total if users else None
+
+    @functools.cache  # noqa: B019 - a program is read and dropped
+    def _users(self, computation: str) -> dict[str, list[Instruction]]:
+        """The instructions of a computation that take each value."""
+        found = collections.defaultdict(list)
+        for instruction in self._computations.get(computation, ()):
+            for name in instruction.operands:
+                found[name].append(instruction)
+        return found
 
     @functools.cache  # noqa: B019 - a program is read and dropped
     def _table(self, computation: str) -> dict[str, Instruction]:
@@ -332,7 +356,7 @@ class Program:
         return size * group if kind == "reduce-scatter" else size
 
     def _group(self, instruction: Instruction) -> tuple[int, bool]:
-        groups = _groups(instruction.rest)
+        groups = device_groups.groups(instruction.rest)
         if not groups:
             return max(len(self._slice_of or [0]), 1), bool(self._slice_of) and len(set(self._slice_of)) > 1
         size = len(groups[0])
@@ -342,7 +366,7 @@ class Program:
 
 
 def _updates(user: Instruction, name: str) -> bool:
-    return user.opcode == "dynamic-update-slice" and user.operands[:1] == (name,)
+    return user.opcode in _UPDATES and user.operands[:1] == (name,)
 
 
 def _in_memory(arrays: tuple[Array, ...]) -> int:
@@ -376,56 +400,3 @@ def _closing(text: str, start: int) -> int:
         if depth == 0:
             return place
     return len(text)
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",") if number.strip()]
-
-
-def _groups(rest: str) -> list[list[int]]:
-    """The groups of devices of a collective, in any of the forms in which they are written."""
-    if found := _LISTED.search(rest):
-        return [_numbers(group) for group in re.split(r"\},\s*\{", found[1])]
-    if found := _IOTA.search(rest):
-        groups, sizes = _numbers(found[1]), _numbers(found[2])
-        order = _numbers(found[3]) if found[3] else list(range(len(sizes)))
-        flat = _transposed(sizes, order)
-        return [flat[start : start + groups[1]] for start in range(0, len(flat), groups[1])]
-    if found := _NAMED.search(rest):
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
-        inside = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found[2])
-        return _groups_of_axes(sizes, inside)
-    if found := _PAIRS.search(rest):
-        return [_numbers(pair) for pair in re.split(r"\},\s*\{", found[1])]
-    return []
-
-
-def _groups_of_axes(sizes: dict[str, int], inside: list[tuple[str, str, str]]) -> list[list[int]]:
-    """Groups along named axes of a mesh, or along parts of them: (name, size before the part, size of the part)."""
-    parts: list[tuple[str, int, int]] = []  # (axis, size of what stands before within the axis, size)
-    for name, size in sizes.items():
-        cuts = sorted((int(before), int(length)) for axis, before, length in inside if axis == name and before)
-        done = 1
-        for before, length in cuts:
-            if before > done:
-                parts.append((name, done, before // done))
-            parts.append((name, before, length))
-            done = before * length
-        if done < size:
-            parts.append((name, done, size // done))
-    wanted = [(axis, int(before or 1)) for axis, before, _ in inside]
-    places = {(axis, before): place for place, (axis, before, _) in enumerate(parts)}
-    within = [places[key] for key in wanted]
-    others = [place for place in range(len(parts)) if place not in within]
-    shape = [size for *_, size in parts]
-    flat, group = _transposed(shape, others + within), math.prod(shape[place] for place in within)
-    return [flat[start : start + group] for start in range(0, len(flat), group)]
-
-
-def _transposed(sizes: list[int], order: list[int]) -> list[int]:
-    """0, 1, 2, ... in the shape `sizes`, its axes in another order, flat."""
-    steps = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    flat = [0]
-    for axis in order:
-        flat = [base + index * steps[axis] for base in flat for index in range(sizes[axis])]
-    return flat
