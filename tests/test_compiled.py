@@ -119,6 +119,57 @@ ENTRY %main (p: f32[100,8], q: s32[]) -> f32[1,8] {
     assert Program(text).traffic() == 32 + 4 + 32
 
 
+def test_a_slice_counts_behind_bitcasts_and_in_a_fusion_inside_of_a_fusion():
+    text = """HloModule m
+%cut (a: f32[100,8], i: s32[]) -> f32[8] {
+  %a = f32[100,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %row = f32[1,8]{1,0} dynamic-slice(%a, %i, %zero), dynamic_slice_sizes={1,8}
+  ROOT %flat = f32[8]{0} bitcast(%row)
+}
+
+%outer (b: f32[800], j: s32[], x: f32[8]) -> f32[8] {
+  %b = f32[800]{0} parameter(0)
+  %j = s32[] parameter(1)
+  %x = f32[8]{0} parameter(2)
+  %same = f32[100,8]{1,0} bitcast(%b)
+  %inner = f32[8]{0} fusion(%same, %j), kind=kLoop, calls=%cut
+  ROOT %sum = f32[8]{0} add(%inner, %x)
+}
+
+ENTRY %main (p: f32[800], q: s32[], r: f32[8]) -> f32[8] {
+  %p = f32[800]{0} parameter(0)
+  %q = s32[] parameter(1)
+  %r = f32[8]{0} parameter(2)
+  ROOT %f = f32[8]{0} fusion(%p, %q, %r), kind=kOutput, calls=%outer
+}
+"""
+    assert Program(text).traffic() == 32 + 4 + 32 + 32
+    # What is taken whole beside the slice counts whole.
+    whole = text.replace("ROOT %sum = f32[8]{0} add(%inner, %x)", "ROOT %sum = f32[8]{0} custom(%inner, %x, %same)")
+    assert Program(whole).traffic() == 3200 + 4 + 32 + 32
+
+
+def test_rows_that_a_fusion_scatters_count_and_not_the_bank():
+    text = """HloModule m
+%put (a: f32[100,8], i: s32[2,1], u: f32[2,8]) -> f32[100,8] {
+  %a = f32[100,8]{1,0} parameter(0)
+  %i = s32[2,1]{1,0} parameter(1)
+  %u = f32[2,8]{1,0} parameter(2)
+  ROOT %s = f32[100,8]{1,0} scatter(%a, %i, %u), update_window_dims={1}, to_apply=%set
+}
+
+ENTRY %main (p: f32[100,8], q: s32[2,1], r: f32[2,8]) -> f32[100,8] {
+  %p = f32[100,8]{1,0} parameter(0)
+  %q = s32[2,1]{1,0} parameter(1)
+  %r = f32[2,8]{1,0} parameter(2)
+  ROOT %f = f32[100,8]{1,0} fusion(%p, %q, %r), kind=kLoop, calls=%put
+}
+"""
+    assert Program(text).traffic() == 8 + 64 + 64
+
+
 def test_the_largest_buffers_are_named_with_what_makes_them():
     def f(x):
         with jax.named_scope("wide"):
