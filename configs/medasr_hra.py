@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config = configs.load("base")
     config.backbone = "abstract:medasr"
     config.remat = "full"
-    # 30 s are 750 frames, 8 heads: scores of more queries of 8 utterances would go to memory and back.
+    # Scores of all 750 frames of 30 s at a time would be the largest thing in memory.
     config.attention_block = 128
     config.data.sources = (("train", "{dir}/train.jsonl", 1.0),)
     config.hra.width = 128

@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config = configs.load("base")
     config.backbone = "abstract"
     config.remat = "full"
-    # Scores of 128 queries at a time stay on the chip; those of all 750 go to HBM and back, which bounds the step.
+    # With the scores of all 750 queries at a time the step has twice the temporaries.
     config.attention_block = 128
     config.pretrain.size = "usm_2b"
     config.pretrain.vocabulary = "sentencepiece"
@@ -35,8 +35,7 @@ def get_config() -> ConfigDict:
     config.hra.width = 256
     # With one task 6.4 million parameters: the baseline is reported to have 8 times as many as the adapter.
     config.residual.width = 64
-    # A batch of 1,024 utterances of 30 s: 4 on each of 256 chips. Its rows divide by two slices of 256 chips. Where a
-    # chip has more of them, `accumulate` micro-batches of about 4 keep attention's scores on the chip.
+    # A batch of 1,024 utterances of 30 s: 4 on each of 256 chips. Its rows divide by two slices of 256 chips.
     config.batch.buckets = (8.0, 16.0, 30.0)
     config.batch.seconds = 30720.0
     config.batch.multiple = 512

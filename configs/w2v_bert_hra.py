@@ -23,8 +23,8 @@ def get_config() -> ConfigDict:
     config = configs.load("base")
     config.backbone = "abstract:w2v_bert_2.0"
     config.remat = "full"
-    # 30 s are 1,500 frames, 16 heads: scores of more queries of 8 utterances would go to memory and back.
-    config.attention_block = 32
+    # 30 s are 1,500 frames: scores of all of them at a time would be the largest thing in memory.
+    config.attention_block = 128
     config.data.sources = (("train", "{dir}/train.jsonl", 1.0),)
     # A layer that begins at nothing needs the speech of all tasks.
     config.adapter.output = "shared_characters"
