@@ -56,6 +56,7 @@ def check_block(encoder, lengths, frames):
         np.testing.assert_allclose(y[row], conformer_numpy.block(own, x[row], length, encoder), rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conv_mask", CONV_MASKS)
 @pytest.mark.parametrize("position", POSITIONS)
 def test_each_position_with_each_mask_norm_and_bias_equals_the_float64_reference(position, conv_mask):
