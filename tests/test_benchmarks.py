@@ -26,7 +26,7 @@ def harness(monkeypatch):
 
 
 def test_the_sides_take_turns(harness, monkeypatch):
-    monkeypatch.setattr(harness, "_FOREIGN_SHARE", float("inf"))
+    monkeypatch.setattr(harness, "FOREIGN_SHARE", float("inf"))
     called = []
     timings = harness.interleave(
         {side: lambda side=side: called.append(side) or jnp.ones(2) for side in "ab"}, samples=4
@@ -37,13 +37,13 @@ def test_the_sides_take_turns(harness, monkeypatch):
 
 def test_samples_during_which_others_were_busy_are_dropped(harness, monkeypatch):
     shares = iter([0.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0])
-    monkeypatch.setattr(harness, "_sample", lambda function, calls: (1.0, next(shares)))
+    monkeypatch.setattr(harness, "sample", lambda function, calls: (1.0, next(shares)))
     timings = harness.interleave({"a": lambda: jnp.ones(1), "b": lambda: jnp.ones(1)}, samples=2)
     assert [(len(timing.samples), timing.dropped) for timing in timings.values()] == [(2, 1), (2, 1)]
 
 
 def test_a_machine_that_is_never_quiet_is_an_error_and_no_number(harness, monkeypatch):
-    monkeypatch.setattr(harness, "_sample", lambda function, calls: (1.0, 0.9))
+    monkeypatch.setattr(harness, "sample", lambda function, calls: (1.0, 0.9))
     with pytest.raises(RuntimeError, match="2 undisturbed samples"):
         harness.interleave({"a": lambda: jnp.ones(1)}, samples=2)
 

@@ -60,6 +60,7 @@ def test_the_place_of_the_blank_changes_no_text(places):
         np.testing.assert_allclose(found[row, :length][:, ORDERS["last"]], moved[row, :length], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["backbone", "characters"])
 def test_the_place_of_the_blank_changes_no_training_and_no_score(micro, places, tmp_path, output):
     """With vocabularies of the tasks' own, `__base__` rows and rows of tasks share a batch and its blank."""

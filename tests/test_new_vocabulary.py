@@ -142,6 +142,7 @@ def check_that_a_row_of_zeros_is_found(run):
         check_adapter_acts(run.test.suite, fewer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["sentencepiece", "shared_characters"])
 def test_a_bare_backbone_learns_to_write_and_a_task_more_moves_no_other(bare, micro, tmp_path, output):
     changes = {"adapter__output": output, "optimizer__learning_rate": 0.1}
