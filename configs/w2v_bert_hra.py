@@ -19,24 +19,13 @@ from hra_jax import config as configs
 
 
 def get_config() -> ConfigDict:
-    """Returns what differs from `base`."""
-    config = configs.load("base")
+    """Returns what differs from `parakeet_hra`."""
+    config = configs.load("parakeet_hra").unlock()
     config.backbone = "abstract:w2v_bert_2.0"
-    config.remat = "full"
     # 30 s are 1,500 frames: scores of all of them at a time would be the largest thing in memory.
     config.attention_block = 128
-    config.data.sources = (("train", "{dir}/train.jsonl", 1.0),)
     # A layer that begins at nothing needs the speech of all tasks.
     config.adapter.output = "shared_characters"
     config.adapter.output_size = 64
-    config.hra.width = 256
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_steps = 500
     config.steps = 10000
-    # 64 utterances of 30 s: 8 on each of 8 chips, or 1 on each of 64.
-    config.batch.buckets = (8.0, 16.0, 30.0)
-    config.batch.seconds = 1920.0
-    config.batch.multiple = 64
-    config.batch.max_tasks = 64
-    config.eval.batch_seconds = 1920.0
-    return config
+    return config.lock()

@@ -18,10 +18,10 @@ def groups(rest: str) -> list[list[int]]:
     if found := _LISTED.search(rest):
         return [_numbers(group) for group in re.split(r"\},\s*\{", found[1])]
     if found := _IOTA.search(rest):
-        groups, sizes = _numbers(found[1]), _numbers(found[2])
+        shape, sizes = _numbers(found[1]), _numbers(found[2])
         order = _numbers(found[3]) if found[3] else list(range(len(sizes)))
         flat = _transposed(sizes, order)
-        return [flat[start : start + groups[1]] for start in range(0, len(flat), groups[1])]
+        return [flat[start : start + shape[1]] for start in range(0, len(flat), shape[1])]
     if found := _NAMED.search(rest):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
         inside = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found[2])

@@ -39,8 +39,8 @@ def make(encoder: EncoderConfig, *, dtype, name: str) -> nn.Module:
         return WaveConvolutions(width, channels, layers, encoder.norm_eps, dtype=dtype, name=name)
     if encoder.subsampler == "conv1d":
         return TimeConvolutions(width, channels, encoder.subsampling_kernel, name=name)
-    module = {"conv2d": ConvSubsampling, "conv2d_separable": SeparableSubsampling}[encoder.subsampler]
-    return module(width, channels, len(encoder.subsampling_layers), name=name)
+    separable = encoder.subsampler == "conv2d_separable"
+    return ConvSubsampling(width, channels, len(encoder.subsampling_layers), separable=separable, name=name)
 
 
 def _valid_only(x, lengths):
@@ -79,37 +79,22 @@ def _halve_depthwise(module: nn.Module, index: int, x):
 
 
 class ConvSubsampling(nn.Module):
-    """3 x 3 convolutions of stride 2 over time and frequency, each with ReLU, then a projection to D."""
+    """3 x 3 convolutions of stride 2 over time and frequency, each with ReLU, then a projection to D.
+
+    Where they are `separable`, every one after the first is a depthwise 3 x 3 and a pointwise one.
+    """
 
     width: int
     channels: int
     layers: int
+    separable: bool = False
 
     @nn.compact
     def __call__(self, features, lengths):
         """`[B, T, F]` -> `[B, T / 2^layers, D]`, see the head of this file."""
         x = _valid_only(features, lengths)[..., None]
         for index in range(self.layers):
-            x = _halve(self, index, x, self.channels)
-            lengths = padding.strided_length(lengths, kernel=3, stride=2, pad=1)
-            x = _valid_only(x, lengths)
-        x = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
-        return Projection(self.width, axes=("conv_out", "embed"), name="projection")(x), lengths.astype(jnp.int32)
-
-
-class SeparableSubsampling(nn.Module):
-    """As `ConvSubsampling`, but every layer after the first is a depthwise 3 x 3 and a pointwise one, then ReLU."""
-
-    width: int
-    channels: int
-    layers: int
-
-    @nn.compact
-    def __call__(self, features, lengths):
-        """`[B, T, F]` -> `[B, T / 2^layers, D]`, see the head of this file."""
-        x = _valid_only(features, lengths)[..., None]
-        for index in range(self.layers):
-            if index == 0:
+            if index == 0 or not self.separable:
                 x = _halve(self, index, x, self.channels)
             else:
                 x = _halve_depthwise(self, index, x)

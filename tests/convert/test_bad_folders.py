@@ -238,8 +238,9 @@ def test_pickled_weights_alone_are_refused(make, tmp_path):
 
 def test_pickled_weights_beside_safetensors_are_not_looked_at(make, tmp_path):
     source = make()
+    expected = convert(source, tmp_path / "without").fingerprint
     (source / "pytorch_model.bin").write_bytes(b"\x80")
-    convert(source, tmp_path / "out")
+    assert convert(source, tmp_path / "out").fingerprint == expected
 
 
 def test_a_truncated_file_is_named(make, tmp_path):
