@@ -3,11 +3,13 @@
 # make test-slow    the rest; installs PyTorch, transformers and PEFT, which some of them compare with
 # make lint         ruff
 #
-# PYTHON is the interpreter the environment is made from, VENV where it is made, WORKDIR where the quickstart writes.
+# PYTHON is the interpreter the environment is made from, VENV where it is made, WORKDIR where the quickstart writes,
+# WORKERS how many processes share the tests that are not slow.
 
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
+WORKERS ?= 2
 
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --disable-pip-version-check
@@ -23,7 +25,7 @@ quickstart: $(VENV)/.installed
 	@echo '  $(RUN) -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own'
 
 test: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m "not slow" --durations=10
+	$(RUN) -m pytest -m "not slow" --numprocesses=$(WORKERS) --dist=loadfile --durations=10
 
 # pytest's status 5 says that no test is marked slow.
 test-slow: $(VENV)/.installed-dev $(VENV)/.installed-parity

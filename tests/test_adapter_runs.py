@@ -30,6 +30,8 @@ SETTINGS = {
     "bitfit": {"adapter__output": "task"},
     "output": {},
 }
+# The first two have what the others have: shared weights, rows of tasks, dropout.
+METHODS_RUN = [pytest.param(name, marks=[] if name in ("hra", "lora") else pytest.mark.slow) for name in SETTINGS]
 WAVEFORMS = [world.tones(text, seed=seed) for seed, text in enumerate(("abc", "fade", "b"))]
 
 
@@ -60,7 +62,7 @@ def test_the_settings_cover_every_method():
     assert set(SETTINGS) == set(METHODS)
 
 
-@pytest.mark.parametrize("method", SETTINGS)
+@pytest.mark.parametrize("method", METHODS_RUN)
 def test_every_method_trains_resumes_exports_and_recognises(micro, tmp_path, method):
     config = config_of(micro, method, eval__suite=micro.suite("test"))
     whole = world.train(config, tmp_path / "whole")
@@ -229,7 +231,7 @@ def test_a_bank_in_host_memory_gives_the_same_adapter_and_resumes_exactly(micro,
     assert files_of(tmp_path / "W" / "adapter") == files_of(whole.workdir / "adapter")
 
 
-@pytest.mark.parametrize("bank", ["device", "host"])
+@pytest.mark.parametrize("bank", [pytest.param("device", marks=pytest.mark.slow), "host"])
 def test_a_checkpoint_does_not_grow_with_the_tasks_that_nothing_touched(micro, tmp_path, bank):
     sizes = {}
     for slots in (3, 300):
@@ -261,7 +263,7 @@ def alphabets(micro, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", ["hra", "output"])
+@pytest.mark.parametrize("method", ["hra", pytest.param("output", marks=pytest.mark.slow)])
 def test_a_task_may_write_in_letters_that_the_backbone_does_not_have(micro, alphabets, tmp_path, method):
     changes = {"adapter__output": "characters", "data__normalizer": "none", "data__dir": str(alphabets)}
     changes["adapter__output_size"] = 20  # more than the backbone has

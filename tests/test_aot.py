@@ -31,7 +31,11 @@ class Recorder:
         return self.function(*arguments)
 
 
-@pytest.mark.parametrize("changes", [{}, {"adapter__bank": "host"}, {"method": "full"}], ids=["device", "host", "full"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"adapter__bank": "host"}, pytest.param({"method": "full"}, marks=pytest.mark.slow)],
+    ids=["device", "host", "full"],
+)
 def test_what_is_compiled_ahead_is_what_a_run_compiles(micro, changes, tmp_path, monkeypatch):
     config = micro.config(**MESH, **changes, steps=1, eval__suite=micro.suite("test"))
     recorded, lay_out = [], programs.lay_out

@@ -288,9 +288,10 @@ def test_two_processes_train_and_score_as_one_does(micro, uneven, tmp_path, laun
     same_adapter(tmp_path / "two", tmp_path / "one")
     assert scores(tmp_path / "two", "uneven") == scores(tmp_path / "one", "uneven")
     assert len(missing(tmp_path / "two")) == 2 and missing(tmp_path / "two") == missing(tmp_path / "one")
-    # Process 1 prints and writes nothing of its own.
-    others = [line for line in launched.printed.splitlines() if line.startswith("[1]") and "[Gloo]" not in line]
-    assert others == [] and "2 of 7 utterances were not scored" in launched.printed
+    # Process 1 prints and writes nothing of its own. (Gloo's threads may cut each other's lines, and leave empty ones.)
+    others = [line.removeprefix("[1]").strip() for line in launched.printed.splitlines() if line.startswith("[1]")]
+    assert [line for line in others if line and "[Gloo]" not in line] == []
+    assert "2 of 7 utterances were not scored" in launched.printed
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_requirements_are_lower_bounds_only():
 
 def plain_environment() -> dict[str, str]:
     """The environment without what `make test` hands down to a make inside of the tests."""
-    handed_down = {"MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "PYTHON", "VENV", "WORKDIR"}
+    handed_down = {"MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "PYTHON", "VENV", "WORKDIR", "WORKERS"}
     return {name: value for name, value in os.environ.items() if name not in handed_down}
 
 

@@ -6,6 +6,7 @@ vocabularies are often upper case, and normalised transcripts lower case. What i
 `encode` and named by `unknown_characters`.
 """
 
+import abc
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -47,7 +48,7 @@ def _check_numbers(size: int, blank_id: int, special_ids: Sequence[int]) -> None
             raise UserError(f"{what} {value!r} of a vocabulary of {size} symbols; allowed: 0 to {size - 1}")
 
 
-class _Cased:
+class _Cased(abc.ABC):
     """Writes a text with the characters that a vocabulary knows, in the case in which it knows them."""
 
     def __init__(self, symbols: Iterable[str]):
@@ -59,8 +60,9 @@ class _Cased:
         """The case that texts are written in: 'upper', 'lower', or 'as is' where the tokenizer has both or none."""
         return self._case
 
+    @abc.abstractmethod
     def _knows(self, text: str) -> bool:
-        raise AssertionError("a vocabulary says which characters it knows")
+        """Whether the text is not empty, and each of its characters has a symbol."""
 
     def _spelling(self, character: str) -> str:
         """How the vocabulary writes a character; '' if it cannot."""
