@@ -35,10 +35,10 @@ FULL_BATCH = "--config.batch.seconds=245760"
 METHODS = ("hra", "full", "lora", "residual")
 # What was tried to move the bound: topology, batch, and what else differs from the configuration.
 VARIANTS = {
-    "4 a chip, all queries at a time": ("v5e:16x16", (), ("--config.attention_block=0",)),
     "32 a chip": ("v5e:16x16", (FULL_BATCH,), ()),
     "32 a chip, 8 micro-batches": ("v5e:16x16", (FULL_BATCH,), ("--config.accumulate=8",)),
     "v5p:4x4x4, 4 micro-batches": ("v5p:4x4x4", (), ("--config.accumulate=4",)),
+    "4 a chip, all queries at a time": ("v5e:16x16", (), ("--config.attention_block=0",)),
     "32 a chip, blocks of 32 queries": ("v5e:16x16", (FULL_BATCH,), ("--config.attention_block=32",)),
     "4 a chip, blocks of 256 queries": ("v5e:16x16", (), ("--config.attention_block=256",)),
     "4 a chip, remat=dots": ("v5e:16x16", (), ("--config.remat=dots",)),
@@ -72,16 +72,16 @@ def all_cells() -> dict[str, tuple[str, ...]]:
     found = {}
     for place, where in TOPOLOGIES.items():
         found[f"train {place}"] = ("usm_2b_hra", *where, "--steps=train")
-    for name, (place, batch, settings) in VARIANTS.items():
-        found[f"variant {name}"] = ("usm_2b_hra", place, *batch, "--steps=train", *settings)
-    for place, where in TOPOLOGIES.items():
-        for step in STEPS[1:]:
-            found[f"{step} {place}"] = ("usm_2b_hra", *where, f"--steps={step}")
     for config in PUBLISHED:
         for place in PUBLISHED_TOPOLOGIES:
             found[f"{config} {place}"] = (config, place, "--steps=train")
     for method in METHODS:
         found[f"search {method}"] = (f"usm_2b_{method}", "v5e:16x16", "--search=batch")
+    for name, (place, batch, settings) in VARIANTS.items():
+        found[f"variant {name}"] = ("usm_2b_hra", place, *batch, "--steps=train", *settings)
+    for place, where in TOPOLOGIES.items():
+        for step in STEPS[1:]:
+            found[f"{step} {place}"] = ("usm_2b_hra", *where, f"--steps={step}")
     return found
 
 
