@@ -3,11 +3,13 @@
 python benchmarks/backbones.py --workdir runs/backbones --json benchmarks/backbones.json
 
 Every family at width 256, 8 layers, random weights, float32, 4 utterances of 8 s, from features (the Conformer of
-wav2vec 2.0: from samples). A training step is forward, CTC, backward and AdamW: of the hierarchical recurrent adapter
-and of LoRA here, of LoRA with PEFT there (rank 8, query and value). Each library has a process of its own, and the two
-take turns; the peaks of memory are those of a process that does one thing alone.
+wav2vec 2.0: from samples). The encoder of SeamlessM4T v2 has no head; both sides put the same one on it, and neither
+runs what comes between its Conformer and its decoder. A training step is forward, CTC, backward and AdamW: of the
+hierarchical recurrent adapter and of LoRA here, of LoRA with PEFT there (rank 8, query and value). Each library has a
+process of its own, and the two take turns; the peaks of memory are those of a process that does one thing alone.
 """
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -35,7 +37,9 @@ _META = _SHAPE | _STILL | dict(vocab_size=V, hidden_act="swish", apply_spec_augm
 _META |= dict.fromkeys(("hidden_dropout", "feat_proj_dropout", "final_dropout", "conformer_conv_dropout"), 0.0)
 _WAVES = _META | dict(feat_extract_norm="layer", conv_bias=True)
 _OUTER = dict(vocab_size=V, pad_token_id=V - 1)
-# family -> class of transformers, of its configuration, its settings, the feature extractor, LoRA's modules
+_SPEECH = dict(layers=LAYERS, attention_heads=HEADS, intermediate_size=FF, layerdrop=0.0, dropout=0.0)
+_SPEECH = dict(hidden_size=D) | {f"speech_encoder_{name}": value for name, value in _SPEECH.items()}
+# family -> class of transformers, of its configuration, its settings
 FAMILIES = {
     "w2v-BERT, Shaw": (
         "Wav2Vec2BertForCTC",
@@ -55,13 +59,29 @@ FAMILIES = {
     ),
     "Parakeet": ("ParakeetForCTC", "ParakeetCTCConfig", _OUTER | dict(encoder_config=_INNER)),
     "LASR": ("LasrForCTC", "LasrCTCConfig", _OUTER | dict(encoder_config=_INNER)),
+    "SeamlessM4T v2": ("SeamlessM4Tv2SpeechEncoder", "SeamlessM4Tv2Config", _SPEECH),
 }
 _EXTRACTORS = {
     "Wav2Vec2BertForCTC": "SeamlessM4TFeatureExtractor",
     "Wav2Vec2ConformerForCTC": "Wav2Vec2FeatureExtractor",
     "ParakeetForCTC": "ParakeetFeatureExtractor",
     "LasrForCTC": "LasrFeatureExtractor",
+    "SeamlessM4Tv2SpeechEncoder": "SeamlessM4TFeatureExtractor",
 }
+
+
+def class_of(kind: str):
+    """The class of transformers; not all are where the others are."""
+    import transformers
+    from transformers.models.seamless_m4t_v2 import modeling_seamless_m4t_v2
+
+    return getattr(transformers, kind, None) or getattr(modeling_seamless_m4t_v2, kind)
+
+
+def head() -> dict[str, np.ndarray]:
+    """The head of an encoder that has none."""
+    kernel = np.random.default_rng(1).standard_normal((D, V)) / D**0.5
+    return {"kernel": kernel.astype(np.float32), "bias": np.zeros(V, np.float32)}
 
 
 def publish(family: str, folder: epath.Path) -> None:
@@ -73,7 +93,7 @@ def publish(family: str, folder: epath.Path) -> None:
 
     kind, config_kind, settings = FAMILIES[family]
     torch.manual_seed(0)
-    model = getattr(transformers, kind)(getattr(transformers, config_kind)(**settings))
+    model = class_of(kind)(getattr(transformers, config_kind)(**settings))
     model.save_pretrained(folder)
     getattr(transformers, _EXTRACTORS[kind])().save_pretrained(folder)
     pieces = [f"<{i}>" for i in range(V - 1)]
@@ -94,6 +114,33 @@ def batch_of(features) -> dict[str, np.ndarray]:
     }
 
 
+def with_head(encoder):
+    """The speech encoder of SeamlessM4T v2 up to the end of its Conformer, and a head with the loss of CTC."""
+    import torch
+    import transformers
+
+    class Headed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.speech, weights = encoder, head()
+            self.lm_head = torch.nn.Linear(D, V)
+            self.lm_head.load_state_dict(
+                {"weight": torch.from_numpy(weights["kernel"].T), "bias": torch.from_numpy(weights["bias"])}
+            )
+
+        def forward(self, input_features, attention_mask, labels=None):
+            found = self.speech.encoder(self.speech.feature_projection(input_features), attention_mask=attention_mask)
+            logits = self.lm_head(found[0])
+            if labels is None:
+                return transformers.modeling_outputs.CausalLMOutput(logits=logits)
+            log_probs = torch.log_softmax(logits, dim=-1).transpose(0, 1)
+            frames, targets = attention_mask.sum(dim=1), torch.full((len(labels),), labels.shape[1])
+            loss = torch.nn.functional.ctc_loss(log_probs, labels, frames, targets)
+            return transformers.modeling_outputs.CausalLMOutput(loss=loss, logits=logits)
+
+    return Headed()
+
+
 class TorchSide:
     """transformers, and PEFT."""
 
@@ -101,14 +148,15 @@ class TorchSide:
         """`act`: forward or lora."""
         import peft
         import torch
-        import transformers
 
         from hra_jax.models import backbone
 
         self._torch = torch
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         kind = json.loads((folder / "config.json").read_text())["architectures"][0]
-        model = getattr(transformers, kind).from_pretrained(folder)
+        model = class_of(kind).from_pretrained(folder)
+        if not kind.endswith("ForCTC"):
+            model = with_head(model)
         batch = batch_of(backbone.load(str(folder / "backbone")).features)
         self._x = torch.from_numpy(batch["x"])
         self._labels = torch.from_numpy(batch["labels"]).long()
@@ -151,24 +199,27 @@ class JaxSide:
         from hra_jax.training.optimizer import OptimizerConfig
 
         files = backbone.load(str(folder / "backbone"))
+        encoder, params = files.encoder, files.params
+        if encoder.vocab_size == 1:
+            encoder, params = dataclasses.replace(encoder, vocab_size=V), params | {"output": head()}
         adapters = {
             "forward": Adapter(),
             "hra": HierarchicalRecurrentAdapter(width=64),
             "lora": LowRankAdapter(rank=RANK, alpha=2.0 * RANK),
         }
-        model = _from_features()(files.features, files.encoder, adapter=adapters[act])
+        model = _from_features()(files.features, encoder, adapter=adapters[act])
         batch = batch_of(files.features)
         if files.features.kind == "waveform":
             batch["x"] = batch["x"][..., None]  # one channel behind the features
         lengths = np.full(ROWS, batch["x"].shape[1], np.int32)
-        self._act, self._frozen = act, jax.device_put(files.params)
+        self._act, self._frozen = act, jax.device_put(params)
         if act == "forward":
             forward = jax.jit(lambda params, x, n: model.apply({"params": params}, x, n, unbound())[0].sum())
             self._call = lambda: forward(self._frozen, batch["x"], lengths)
             return
-        blank = V - 1 if files.encoder.subsampler in ("conv2d_separable", "conv1d") else 0
+        blank = V - 1 if encoder.subsampler in ("conv2d_separable", "conv1d") else 0
         config = OptimizerConfig(steps=10_000)
-        weights = initial.new_weights(adapters[act], jax.random.key(0), files.encoder, ROWS)
+        weights = initial.new_weights(adapters[act], jax.random.key(0), encoder, ROWS)
         self._state = jax.device_put(states.create(weights, config))
         step = steps.make_train_step(model, config, blank_id=blank, seed=0, max_tasks=ROWS)
         self._step = jax.jit(step, donate_argnums=0)

@@ -36,11 +36,10 @@ METHODS = ("hra", "full", "lora", "residual")
 # What was tried to move the bound: topology, batch, and what else differs from the configuration.
 VARIANTS = {
     "32 a chip": ("v5e:16x16", (FULL_BATCH,), ()),
+    "32 a chip, all heads, 128 queries at a time": ("v5e:16x16", (FULL_BATCH,), ("--config.attention_block=128",)),
     "32 a chip, 8 micro-batches": ("v5e:16x16", (FULL_BATCH,), ("--config.accumulate=8",)),
+    "4 a chip, all heads and queries at a time": ("v5e:16x16", (), ("--config.attention_block=0",)),
     "v5p:4x4x4, 4 micro-batches": ("v5p:4x4x4", (), ("--config.accumulate=4",)),
-    "4 a chip, all queries at a time": ("v5e:16x16", (), ("--config.attention_block=0",)),
-    "32 a chip, blocks of 32 queries": ("v5e:16x16", (FULL_BATCH,), ("--config.attention_block=32",)),
-    "4 a chip, blocks of 256 queries": ("v5e:16x16", (), ("--config.attention_block=256",)),
     "4 a chip, remat=dots": ("v5e:16x16", (), ("--config.remat=dots",)),
     "4 a chip, mesh 8 x 32": ("v5e:16x16", (), ("--config.mesh.fsdp=32",)),
     "4 a chip, mesh 64 x 4": ("v5e:16x16", (), ("--config.mesh.fsdp=4",)),

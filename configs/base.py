@@ -18,7 +18,9 @@ def get_config() -> ConfigDict:
     config.dropout = 0.0  # on the residual branches of the encoder, 0 to 1; training only, also where it is frozen
     # what the backward pass computes anew: none | full (every layer) | dots (all but the projections)
     config.remat = "none"
-    config.attention_block = 0  # queries that attention takes at a time, their scores computed anew backward; 0: all
+    # Queries that attention takes at a time, their scores computed anew backward; 0: all; -1: on TPUs as many heads and
+    # queries as keep their scores on the chip, elsewhere all.
+    config.attention_block = -1
     config.accumulate = 1  # micro-batches per optimizer step
 
     config.pretrain = ConfigDict()

@@ -21,7 +21,5 @@ def get_config() -> ConfigDict:
     """Returns what differs from `parakeet_hra`."""
     config = configs.load("parakeet_hra").unlock()
     config.backbone = "abstract:medasr"
-    # Scores of all 750 frames of 30 s at a time would be the largest thing in memory.
-    config.attention_block = 128
     config.hra.width = 128
     return config.lock()

@@ -25,8 +25,6 @@ def get_config() -> ConfigDict:
     config = configs.load("base")
     config.backbone = "abstract"
     config.remat = "full"
-    # With the scores of all 750 queries at a time the step has twice the temporaries.
-    config.attention_block = 128
     config.pretrain.size = "usm_2b"
     config.pretrain.vocabulary = "sentencepiece"
     config.pretrain.sentencepiece_size = 4096

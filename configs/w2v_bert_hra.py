@@ -22,8 +22,6 @@ def get_config() -> ConfigDict:
     """Returns what differs from `parakeet_hra`."""
     config = configs.load("parakeet_hra").unlock()
     config.backbone = "abstract:w2v_bert_2.0"
-    # 30 s are 1,500 frames: scores of all of them at a time would be the largest thing in memory.
-    config.attention_block = 128
     # A layer that begins at nothing needs the speech of all tasks.
     config.adapter.output = "shared_characters"
     config.adapter.output_size = 64

@@ -120,7 +120,7 @@ class Shapes:
 
     def _transcription(self, seconds: float, rows: int):
         batch = self._batch(seconds, rows)
-        model = build.model(self._config, self._base, self._method, constrain=programs.Constraint(self._mesh))
+        model = programs.model_on(self._mesh, self._config, self._base, self._method)
         weights = self._shared_weights()
         shared, bank = (weights["shared"], weights["tasks"]) if "tasks" in weights else ({}, {})
         args = (weights.get("backbone", self._frozen()), shared, bank, self._everywhere((), jnp.int32))

@@ -17,8 +17,8 @@ from hra_jax.data.audio import resample
 from hra_jax.data.text import BlankVocabulary, Vocabulary, vocabulary_from_json
 from hra_jax.data.vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.errors import UserError
+from hra_jax.models import attention_parts, ctc
 from hra_jax.models import backbone as backbones
-from hra_jax.models import ctc
 from hra_jax.models.asr import AsrModel
 from hra_jax.training import placement
 
@@ -291,7 +291,11 @@ class Model:
         if self.own is not None:
             symbols = np.stack([self.own.symbols(task) for task in [*tasks, *[bank.BASE] * (rows - count)]])
         model = AsrModel(
-            self.backbone.files.features, self.backbone.files.encoder, adapter=self.adapter, dtype=self.backbone.dtype
+            self.backbone.files.features,
+            self.backbone.files.encoder,
+            adapter=self.adapter,
+            attention_block=attention_parts.for_platform(jax.default_backend()),
+            dtype=self.backbone.dtype,
         )
         # How many rows are in use is an argument, so that the same program serves while free slots are filled.
         used = np.int32(len(self.tasks))

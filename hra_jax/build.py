@@ -20,6 +20,7 @@ from hra_jax.models import augment as augmentation
 from hra_jax.models import backbone as backbones
 from hra_jax.models import published
 from hra_jax.models.asr import AsrModel
+from hra_jax.models.attention_parts import Budget
 from hra_jax.models.config import EncoderConfig, FeatureConfig, named_size
 from hra_jax.rules import OWN_VOCABULARIES
 from hra_jax.training.optimizer import OptimizerConfig
@@ -143,7 +144,9 @@ def adapter_method(config, *, output_size: int = 0) -> Adapter:
     return methods.from_config(config, output_size=output_size) if config.method == "adapter" else Adapter()
 
 
-def model(config, base: Foundation, adapter: Adapter, *, constrain=lambda x: x) -> AsrModel:
+def model(
+    config, base: Foundation, adapter: Adapter, *, constrain=lambda x: x, attention_block: int | Budget = 0
+) -> AsrModel:
     """The model that a run trains, with augmentation and dropout (they act only where keys are given)."""
     return AsrModel(
         features=base.features,
@@ -152,7 +155,7 @@ def model(config, base: Foundation, adapter: Adapter, *, constrain=lambda x: x) 
         augment=_augmentation(config),
         dropout=config.dropout,
         remat=config.remat,
-        attention_block=config.attention_block,
+        attention_block=attention_block,
         dtype=compute_dtype(config),
         constrain=constrain,
     )

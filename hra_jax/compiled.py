@@ -302,10 +302,21 @@ class Program:
             taken = self._taken(instruction.called[0], place)
             total += whole if taken is None else min(whole, taken)
         root = next((inner for inner in body if inner.root), None)
-        if root is not None and root.opcode in _UPDATES and len(root.operands) > _UPDATES[root.opcode]:
-            update = table.get(root.operands[_UPDATES[root.opcode]])
-            return total + (sum(array.bytes for array in update.arrays) if update else 0)
-        return total + _in_memory(instruction.arrays)
+        results = [root.name] if root and root.opcode != "tuple" else root.operands if root else ()
+        if len(results) != len(instruction.arrays):
+            return total + _in_memory(instruction.arrays)
+        return total + sum(self._written(table, *result) for result in zip(results, instruction.arrays, strict=True))
+
+    def _written(self, table: dict[str, Instruction], name: str, array: Array) -> int:
+        """Bytes that a fusion writes for one of its results."""
+        if array.on_chip:
+            return 0
+        made = table.get(name)
+        while made is not None and made.opcode == "bitcast":
+            made = table.get(made.operands[0])
+        place = _UPDATES.get(made.opcode) if made else None
+        update = table.get(made.operands[place]) if place is not None and len(made.operands) > place else None
+        return sum(part.bytes for part in update.arrays) if update else array.bytes
 
     def _taken(self, computation: str, place: int) -> int | None:
         """Bytes that a fused computation takes of its parameter of that number; None for all of it."""

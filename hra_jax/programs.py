@@ -15,6 +15,7 @@ from hra_jax.adapters.base import Adapter
 from hra_jax.data import batching
 from hra_jax.data.text import BLANK_ID
 from hra_jax.errors import UserError
+from hra_jax.models import attention_parts
 from hra_jax.models.asr import AsrModel
 from hra_jax.training import placement, sharding
 from hra_jax.training import state as states
@@ -74,6 +75,15 @@ def mesh_of(config, devices=None) -> jax.sharding.Mesh:
     return mesh
 
 
+def model_on(mesh, config, base: build.Foundation, method: Adapter) -> AsrModel:
+    """The model of a run on the devices of a mesh, absent ones too."""
+    block = config.attention_block
+    if block < 0:
+        platform = mesh.devices.flat[0].platform
+        block = attention_parts.for_platform(platform, devices=mesh.size, tensor=mesh.shape["tensor"])
+    return build.model(config, base, method, constrain=Constraint(mesh), attention_block=block)
+
+
 def check_rows(config, shards: int) -> None:
     """Checks that every bucket has rows, in training and in evaluation, and that `accumulate` divides them.
 
@@ -130,7 +140,7 @@ def lay_out(config, base: build.Foundation, method: Adapter, mesh, weights: dict
       mesh: from `mesh_of`.
       weights: {'backbone'}, or {'shared', 'tasks'} of an adapter, arrays or shapes.
     """
-    model: AsrModel = build.model(config, base, method, constrain=Constraint(mesh))
+    model = model_on(mesh, config, base, method)
     settings, blank_id = build.optimizer_settings(config), blank_of(base, method)
     everywhere = sharding.replicated(mesh)
     rows = next((leaf.shape[0] for leaf in jax.tree.leaves(weights.get("tasks", {}))), 0)

@@ -145,7 +145,7 @@ RULES: dict[str, Rule] = {
     "backbone_dtype": _one_of(lambda: DTYPES),
     "dropout": _number(0, 1),
     "remat": _one_of(lambda: REMAT),
-    "attention_block": _integer(0),
+    "attention_block": _integer(-1),
     "accumulate": _integer(1),
     "pretrain.size": _one_of(_sizes),
     "pretrain.vocabulary": _one_of(lambda: VOCABULARIES),

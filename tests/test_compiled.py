@@ -170,6 +170,31 @@ ENTRY %main (p: f32[100,8], q: s32[2,1], r: f32[2,8]) -> f32[100,8] {
     assert Program(text).traffic() == 8 + 64 + 64
 
 
+def test_each_result_of_a_fusion_counts_what_is_written_of_it():
+    text = """HloModule m
+%put (a: f32[100,8], i: s32[], u: f32[8]) -> (f32[100,8], f32[8], f32[8]) {
+  %a = f32[100,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %u = f32[8]{0} parameter(2)
+  %zero = s32[] constant(0)
+  %row = f32[1,8]{1,0} bitcast(%u)
+  %new = f32[100,8]{1,0} dynamic-update-slice(%a, %row, %i, %zero)
+  %double = f32[8]{0} add(%u, %u)
+  %kept = f32[8]{0} multiply(%u, %u)
+  ROOT %all = (f32[100,8]{1,0}, f32[8]{0}, f32[8]{0:S(1)}) tuple(%new, %double, %kept)
+}
+
+ENTRY %main (p: f32[100,8], q: s32[], r: f32[8]) -> (f32[100,8], f32[8], f32[8]) {
+  %p = f32[100,8]{1,0} parameter(0)
+  %q = s32[] parameter(1)
+  %r = f32[8]{0} parameter(2)
+  ROOT %f = (f32[100,8]{1,0}, f32[8]{0}, f32[8]{0:S(1)}) fusion(%p, %q, %r), kind=kLoop, calls=%put
+}
+"""
+    # The index, the new row, read and written, and the result beside it; the third one stays on the chip.
+    assert Program(text).traffic() == 4 + 32 + 32 + 32
+
+
 def test_the_largest_buffers_are_named_with_what_makes_them():
     def f(x):
         with jax.named_scope("wide"):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from hra_jax.adapters.base import Adapter, Bound
 from hra_jax.models import augment as augmentation
 from hra_jax.models import frontend, subsampling
+from hra_jax.models.attention_parts import Budget
 from hra_jax.models.config import EncoderConfig, FeatureConfig
 from hra_jax.models.conformer import Conformer
 from hra_jax.models.layers import Projection, wide
@@ -26,7 +27,7 @@ class AsrModel(nn.Module):
     augment: augmentation.AugmentConfig = augmentation.AugmentConfig()
     dropout: float = 0.0  # on the residual branches of the encoder; acts only with a 'dropout' key
     remat: str = "none"
-    attention_block: int = 0  # queries at a time, see `models.attention.Attention`; 0 for all
+    attention_block: int | Budget = 0  # what attention takes at a time, see `models.attention.Attention`; 0 for all
     dtype: jnp.dtype = jnp.float32  # of the activations
     constrain: Callable = lambda x: x
 

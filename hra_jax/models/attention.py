@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hra_jax.models import attention_parts
 from hra_jax.models.config import EncoderConfig
 from hra_jax.models.layers import Projection, weight, wide
 
@@ -97,12 +98,12 @@ def rotate(x, base: float):
 class Attention(nn.Module):
     """Multi-head self-attention; `hook(name, x, y)` sees the input and output of each named projection.
 
-    With `block` queries are taken so many at a time, and the backward pass computes the scores of a block anew. What
-    is in memory at a time is then `[B, N, Q, T]`, small enough for a chip to keep by itself. 0 takes all at once.
+    `block` says how many heads and queries are taken at a time (`attention_parts.part`); the backward pass computes the
+    scores of a part anew. What is in memory at a time is then `[B, heads, queries, T]`. 0 takes all at once.
     """
 
     config: EncoderConfig
-    block: int = 0
+    block: int | attention_parts.Budget = 0
 
     def _projected(self, x, hook, name):
         project = Projection(
@@ -135,19 +136,34 @@ class Attention(nn.Module):
             query, key = rotate(query, config.rope_base), rotate(key, config.rope_base)
         # Heads before frames: as plain batches of matrices the products are faster on a CPU (benchmarks/layers.py).
         query, key, value = (jnp.swapaxes(y, 1, 2) for y in (query, key, value))
-        queries = min(self.block or size, size)
-        blocks = -(-size // queries)
-        padded = blocks * queries
+        heads, queries = attention_parts.part(self.block, x.shape[0], config.n_heads, size)
+        padded = -(-size // queries) * queries
         terms = {"xl": self._xl_terms, "shaw": self._shaw_term}.get(config.position)
         position = terms and terms(padded, size, x.dtype)
 
-        def attend(query, mask, start):
+        def attend(query, key, value, position, mask, start):
             logits = self._logits(query, key, position, start, padded)
             logits = jnp.where(mask, logits * config.d_head**-0.5, jnp.finfo(jnp.float32).min)
             shares = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
             return jnp.einsum("bnij,bnjh->bnih", shares, value)
 
-        y = attend(query, mask, 0) if blocks == 1 else _by_blocks(attend, query, mask, blocks, queries)
+        if (heads, queries) != (config.n_heads, size):
+            # Inside a scan there is nothing to share with, so the barrier against it (prevent_cse) only costs.
+            attend = jax.checkpoint(attend, prevent_cse=False)
+        masks = None if queries == size else attention_parts.split_queries(mask, queries)
+
+        def attend_heads(query, key, value, *own):
+            terms = own or position
+            if masks is None:
+                return attend(query, key, value, terms, mask, 0)
+            return attention_parts.by_queries(
+                lambda query, mask, start: attend(query, key, value, terms, mask, start), query, masks
+            )
+
+        # All that the term of the distance has is of one head or another, but for Shaw's table.
+        arrays = (query, key, value, *(position if config.position == "xl" else ()))
+        together = heads == config.n_heads
+        y = attend_heads(*arrays) if together else attention_parts.by_heads(attend_heads, heads, arrays)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
         output = Projection(
             config.d_model,
@@ -201,22 +217,3 @@ class Attention(nn.Module):
             one = {} if padded == queries else {"first": start, "padded": padded}
             logits = logits + unclip(scores, keys, left=self.config.shaw_left, **one)
         return logits
-
-
-def _by_blocks(attend, query, mask, blocks: int, queries: int):
-    """`attend(query, mask, start)` of one block of queries after the other, put together: `[B, N, T, H]`."""
-    size = query.shape[2]
-    pad = ((0, 0), (0, 0), (0, blocks * queries - size), (0, 0))
-
-    def split(x):
-        x = jnp.pad(x, pad)
-        return jnp.moveaxis(x.reshape(*x.shape[:2], blocks, queries, x.shape[3]), 2, 0)
-
-    def body(start, part):
-        return start + queries, attend(*part, start)
-
-    # Inside a scan there is nothing to share with, so the barrier against it (prevent_cse) only costs.
-    body = jax.checkpoint(body, prevent_cse=False)
-    _, y = jax.lax.scan(body, jnp.int32(0), (split(query), split(mask)))
-    y = jnp.moveaxis(y, 0, 2)
-    return y.reshape(*y.shape[:2], -1, y.shape[4])[:, :, :size]

@@ -16,6 +16,7 @@ from hra_jax.adapters.base import Adapter, Bound
 from hra_jax.errors import UserError
 from hra_jax.models import padding
 from hra_jax.models.attention import Attention, context_mask
+from hra_jax.models.attention_parts import Budget
 from hra_jax.models.config import EncoderConfig
 from hra_jax.models.layers import BatchNorm, DepthwiseConvolution, LayerNorm, Projection
 
@@ -86,7 +87,7 @@ class ConformerLayer(nn.Module):
     config: EncoderConfig
     adapter: Adapter
     dropout: float = 0.0
-    attention_block: int = 0
+    attention_block: int | Budget = 0
     constrain: Callable = lambda x: x
 
     @nn.compact
@@ -142,7 +143,7 @@ class Conformer(nn.Module):
     adapter: Adapter = Adapter()
     dropout: float = 0.0
     remat: str = "none"
-    attention_block: int = 0  # queries at a time, see `Attention`; 0 for all
+    attention_block: int | Budget = 0  # what attention takes at a time, see `Attention`; 0 for all
     constrain: Callable = lambda x: x
 
     @nn.compact

@@ -5,6 +5,8 @@ the activations; norms are computed in float32, and in float64 where the activat
 axes where it is created.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -99,6 +101,43 @@ class BatchNorm(nn.Module):
         return ((y - along_last(mean, y)) * along_last(rate, y) + along_last(bias, y)).astype(x.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def shifted_products(x, taps, left: int):
+    """Depthwise convolution over time as a sum of K shifted products.
+
+    The gradient of x is such a sum too: left to itself it would be one of K padded arrays, each of which goes to memory
+    and back.
+
+    Args:
+      x: `[B, T, D]`; zeros are before and after it.
+      taps: `[K, D]`, the dtype of x.
+      left: how many frames before its own the first tap takes.
+
+    Returns:
+      `[B, T, D]`, y[t] = sum_k x[t + k - left] taps[k].
+    """
+    padded = _padded(x, taps, left)
+    return sum(padded[:, k : k + x.shape[1]] * tap[None, None] for k, tap in enumerate(taps))
+
+
+def _padded(x, taps, left: int):
+    return jnp.pad(x, ((0, 0), (left, len(taps) - 1 - left), (0, 0)))
+
+
+def _shifted_forward(x, taps, left: int):
+    return shifted_products(x, taps, left), (x, taps)
+
+
+def _shifted_backward(left: int, kept, slope):
+    x, taps = kept
+    padded, size = _padded(x, taps, left), x.shape[1]
+    products = [(padded[:, k : k + size] * slope).sum((0, 1), dtype=wide(x.dtype)) for k in range(len(taps))]
+    return shifted_products(slope, taps[::-1], len(taps) - 1 - left), jnp.stack(products).astype(taps.dtype)
+
+
+shifted_products.defvjp(_shifted_forward, _shifted_backward)
+
+
 class DepthwiseConvolution(nn.Module):
     """Depthwise convolution over time, as a sum of K shifted products.
 
@@ -114,9 +153,7 @@ class DepthwiseConvolution(nn.Module):
         """`[B, T, D]` -> `[B, T, D]`; zeros beyond both ends; an even kernel looks one frame further right."""
         taps = weight(self, "kernel", nn.initializers.lecun_normal(), (self.kernel, x.shape[-1]), ("taps", "conv"))
         left = self.kernel - 1 if self.causal else (self.kernel - 1) // 2
-        padded = jnp.pad(x, ((0, 0), (left, self.kernel - 1 - left), (0, 0)))
-        taps = taps.astype(x.dtype)
-        y = sum(padded[:, k : k + x.shape[1]] * taps[k][None, None] for k in range(self.kernel))
+        y = shifted_products(x, taps.astype(x.dtype), left)
         if self.use_bias:
             y = y + along_last(weight(self, "bias", nn.initializers.zeros, x.shape[-1:], ("conv",)), y)
         return y

@@ -143,6 +143,21 @@ def test_depthwise_convolution_sees_exactly_its_taps(kernel, causal):
     np.testing.assert_allclose(module.apply(params, x)[0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel, left", [(1, 0), (4, 1), (4, 3), (5, 2), (9, 4)])
+def test_gradients_of_the_depthwise_convolution_are_those_of_a_grouped_one(kernel, left):
+    rng = np.random.default_rng(0)
+    x, taps, slope = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 6, 3), (kernel, 3), (2, 6, 3)))
+
+    def grouped(x, taps):
+        pads, form = [(left, kernel - 1 - left)], ("NTC", "TIO", "NTC")
+        return jax.lax.conv_general_dilated(x, taps[:, None], (1,), pads, dimension_numbers=form, feature_group_count=3)
+
+    y, back = jax.vjp(lambda x, taps: layers.shifted_products(x, taps, left), x, taps)
+    expected, expected_back = jax.vjp(grouped, x, taps)
+    for found, wanted in zip((y, *back(slope)), (expected, *expected_back(slope)), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize("conv_padding, looks_ahead", [("causal", False), ("same", True)])
 def test_a_causal_encoder_with_an_adapter_does_not_look_ahead(conv_padding, looks_ahead):
     adapter = tiny.ADAPTERS["linear"]
