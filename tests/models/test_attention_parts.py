@@ -1,6 +1,7 @@
 """Which heads and queries attention takes at a time, and that it makes no difference which."""
 
 import dataclasses
+import types
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from reference import tiny
 
+from hra_jax import config as configs
+from hra_jax import programs
 from hra_jax.models import attention, attention_parts, padding
 from hra_jax.models.attention_parts import Budget
 from hra_jax.training.sharding import make_mesh
@@ -60,6 +63,20 @@ def test_a_number_is_one_of_queries(block, expected):
 def test_what_suits_the_devices():
     assert attention_parts.for_platform("tpu", devices=8, tensor=2) == Budget(12 << 20, devices=8, tensor=2)
     assert attention_parts.for_platform("cpu") == attention_parts.for_platform("gpu") == 0
+
+
+@pytest.mark.parametrize(
+    ("platform", "setting", "expected"),
+    [("tpu", -1, Budget(devices=8, tensor=2)), ("tpu", 0, 0), ("tpu", 64, 64), ("cpu", -1, 0), ("cpu", 64, 64)],
+)
+def test_a_run_takes_what_suits_its_devices_or_what_it_is_told(platform, setting, expected):
+    # There is no TPU here: what a mesh says of its devices is all that is asked.
+    devices = np.array([types.SimpleNamespace(platform=platform)] * 8, dtype=object)
+    mesh = types.SimpleNamespace(devices=devices, size=8, shape={"tensor": 2})
+    config = configs.load("quickstart")
+    config.attention_block = setting
+    foundation = types.SimpleNamespace(features=tiny.FEATURES, encoder=tiny.ENCODER)
+    assert programs.model_on(mesh, config, foundation, tiny.METHODS["hra"]).attention_block == expected
 
 
 def attend(position: str, block, *, shard=lambda params, x: (params, x)):
