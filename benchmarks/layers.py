@@ -5,6 +5,8 @@ python benchmarks/layers.py --json benchmarks/layers.json
 - depthwise convolution, forward and backward: a sum of shifted products (what the encoder does), or a grouped
   convolution;
 - attention scores and their mix of the values: heads before frames (what the encoder does), or frames before heads;
+- Transformer-XL's scores of all offsets brought to their keys: rows read back narrower (what the encoder does on CPUs),
+  or slid by powers of two (what it does on TPUs);
 - Shaw's scores of the clipped offsets brought to the keys: slid into a band and filled on both sides (what the encoder
   does), repeated at both ends and skewed, gathered, or multiplied by a one-hot tensor; or products with the table
   repeated for all offsets, and skewed.
@@ -18,8 +20,9 @@ import jax.numpy as jnp
 from absl import flags
 
 from hra_jax import cli
-from hra_jax.models.attention import skew, unclip
+from hra_jax.models.attention import unclip
 from hra_jax.models.layers import DepthwiseConvolution
+from hra_jax.models.skew import skew, slide
 
 BATCH, FRAMES, WIDTH, HEADS, KERNEL = 16, 140, 128, 4, 9
 SHAW_LEFT, SHAW_RIGHT = 64, 8
@@ -61,6 +64,18 @@ def attention() -> dict:
         return jnp.square(jnp.einsum("bnij,bjnh->binh", shares, value)).sum()
 
     return _same({"heads before frames": heads_first, "frames before heads": frames_first}, qkv)
+
+
+def skewed() -> dict:
+    """Gradient of both ways to bring scores `[B, N, T, 2 T - 1]` of all offsets to their keys."""
+    rng = jax.random.split(jax.random.key(3), 2)
+    scores = jax.random.normal(rng[0], (BATCH, HEADS, FRAMES, 2 * FRAMES - 1))
+    weights = jax.random.normal(rng[1], (BATCH, HEADS, FRAMES, FRAMES))
+
+    def of(place):
+        return lambda scores: jnp.square(place(scores) * weights).sum()
+
+    return _same({"read narrower": of(skew), "slide": of(slide)}, scores)
 
 
 def shaw(batch: int = BATCH, frames: int = FRAMES, heads: int = HEADS, width: int = WIDTH // HEADS) -> dict:
@@ -117,7 +132,7 @@ def _long() -> dict:
 def main(argv) -> None:
     """Entry point."""
     del argv
-    pairs = {"depthwise": depthwise, "attention": attention, "shaw": shaw, "shaw, 1000 frames": _long}
+    pairs = {"depthwise": depthwise, "attention": attention, "skew": skewed, "shaw": shaw, "shaw, 1000 frames": _long}
     groups = {name: harness.interleave(sides()) for name, sides in pairs.items()}
     harness.report("layers", groups, flags.FLAGS.json)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from hra_jax.models import attention_parts
 from hra_jax.models.config import EncoderConfig
 from hra_jax.models.layers import Projection, weight, wide
+from hra_jax.models.skew import skew
 
 
 def context_mask(size: int, config: EncoderConfig):
@@ -41,15 +42,6 @@ def sinusoids(queries: int, keys: int, width: int, *, dtype=jnp.float32):
     rates = jnp.power(10000.0, -jnp.arange(0, width, 2, dtype=dtype) / width)[None, :]
     angles = offsets * rates
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(-1, width)
-
-
-def skew(scores):
-    """Scores by offset -> scores by key: `[B, N, Q, M]` -> `[B, N, Q, T]`, out[i, j] = in[i, Q - 1 - i + j]."""
-    batch, heads, queries, offsets = scores.shape
-    # Rows padded to M + 1 and read back M wide slide by one place each.
-    flat = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (0, 1))).reshape(batch, heads, -1)
-    flat = flat[:, :, queries - 1 : queries - 1 + queries * offsets].reshape(batch, heads, queries, offsets)
-    return flat[..., : offsets - queries + 1]
 
 
 def unclip(scores, keys: int, *, left: int, first=0, padded: int | None = None):

@@ -41,17 +41,6 @@ def test_context_mask_equals_the_rule_for_every_pair(context):
         assert mask.tolist() == [[conformer_numpy.may_see(i, j, config) for j in range(size)] for i in range(size)]
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (2, 2), (5, 5), (2, 5), (5, 3)])
-def test_skew_reads_every_pair_at_its_offset(queries, keys):
-    scores = np.random.default_rng(0).standard_normal((2, 3, queries, queries + keys - 1)).astype(np.float32)
-    out = np.asarray(attention.skew(jnp.asarray(scores)))
-    assert out.shape == (2, 3, queries, keys)
-    for i in range(queries):
-        for j in range(keys):
-            # Column 0 is the offset i - j = Q - 1.
-            np.testing.assert_array_equal(out[:, :, i, j], scores[:, :, i, queries - 1 - (i - j)])
-
-
 @pytest.mark.parametrize(("left", "right"), [(0, 0), (2, 1), (1, 3), (20, 0), (0, 20), (20, 20)])
 def test_unclip_reads_every_pair_at_its_clipped_offset(left, right):
     for keys, queries, padded in [(1, 1, None), (2, 2, None), (7, 7, None), (7, 3, 9), (7, 1, 7)]:
