@@ -37,11 +37,11 @@ WORDS, TALKERS = ("one", "two", "six", "nine"), ("jackson", "theo")
 CASES = {
     "w2v-bert bare": ("digits", "shared_characters"),
     "w2v-bert shaw": ("letters", "task"),
-    "conformer rel-pos": ("letters", "characters"),
+    "conformer rel-pos": ("letters", "task"),
     "conformer rope": ("letters", "task"),
     "parakeet": ("letters", "backbone"),
     "lasr": ("letters", "task"),
-    "seamless encoder": ("digits", "characters"),
+    "seamless encoder": ("digits", "shared_characters"),
 }
 
 
@@ -177,6 +177,7 @@ def test_an_adapter_trains_on_a_converted_encoder(family, micro, tmp_path, reque
     check_is_the_identity_until_trained(whole, trained, waveforms)
     texts = check_recognises_as_it_was_scored(whole, trained, data)
     print(f"texts: {sorted(texts)}")
+    assert any(texts)  # equal texts that are all empty would say nothing
 
     config = settings_of(micro, data, report, adapter__output=output)
     stopped = world.train(config, tmp_path / "W", on_step=terminate_at(STOP))
