@@ -12,10 +12,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # JAX reads these when it is imported, so they are set before any test module is. Processes that share the tests inherit
 # them from the one that starts them.
 _DEVICES = "--xla_force_host_platform_device_count=8"
-_QUICK = "--xla_backend_optimization_level=1"  # tests compile more than they compute
-_FLAGS = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in (_DEVICES, _QUICK)]
+_FLAGS = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag != _DEVICES]
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, _QUICK, _DEVICES])
+os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, _DEVICES])
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
@@ -61,7 +60,7 @@ def trained(micro, tmp_path_factory):
 def command_env() -> dict[str, str]:
     """The environment of a command in its own process: one CPU device, as users have it; the tests' compile cache."""
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    changed = {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "XLA_FLAGS": " ".join([*_FLAGS, _QUICK])}
+    changed = {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "XLA_FLAGS": " ".join(_FLAGS)}
     return {name: value for name, value in os.environ.items() if name != "JAX_NUMPY_RANK_PROMOTION"} | changed
 
 
