@@ -30,7 +30,7 @@ SETTINGS = {
     "bitfit": {"adapter__output": "task"},
     "output": {},
 }
-# The first two have what the others have: shared weights, rows of tasks, dropout.
+# These two have between them what the others have: shared weights, rows of tasks, dropout.
 METHODS_RUN = [pytest.param(name, marks=[] if name in ("hra", "lora") else pytest.mark.slow) for name in SETTINGS]
 WAVEFORMS = [world.tones(text, seed=seed) for seed, text in enumerate(("abc", "fade", "b"))]
 

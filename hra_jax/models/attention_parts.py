@@ -68,7 +68,7 @@ def by_heads(attend, some: int, arrays: tuple):
     def split(x):
         return jnp.moveaxis(x.reshape(x.shape[0], some, count, *x.shape[2:]), 2, 0)
 
-    _, y = jax.lax.scan(lambda carry, split: (carry, attend(*split)), None, tuple(split(x) for x in arrays))
+    _, y = jax.lax.scan(lambda carry, own: (carry, attend(*own)), None, tuple(split(x) for x in arrays))
     y = jnp.moveaxis(y, 0, 2)
     return y.reshape(y.shape[0], -1, *y.shape[3:])
 
