@@ -41,7 +41,7 @@ CASES = {
     "conformer rope": ("letters", "task"),
     "parakeet": ("letters", "backbone"),
     "lasr": ("letters", "task"),
-    "seamless encoder": ("digits", "shared_characters"),
+    "seamless encoder": ("letters", "shared_characters"),
 }
 
 
@@ -66,6 +66,20 @@ def digits(fsdd_dir, tmp_path_factory) -> Path:
         for row in rows:
             row["audio_filepath"] = str(fsdd_dir / row["audio_filepath"])
         world.write_manifest(folder / f"{split}.jsonl", rows)
+    return folder
+
+
+def publish(folder: Path, family: str) -> Path:
+    """A folder of the family whose encoder lets the sound through: each norm scales by about 1, biases are small."""
+
+    def calm(tensors):
+        for name, value in tensors.items():
+            if "norm" in name and name.endswith(".weight"):
+                tensors[name] = 1 + 0.2 * value
+            elif name.endswith(".bias"):
+                tensors[name] = 0.1 * value
+
+    published.edit_tensors(published.write(folder, family), calm)
     return folder
 
 
@@ -158,7 +172,7 @@ def check_recognises_as_it_was_scored(done: world.Trained, trained: Model, data:
 def test_an_adapter_trains_on_a_converted_encoder(family, micro, tmp_path, request):
     kind, output = CASES[family]
     data = request.getfixturevalue(kind)
-    report = convert(published.write(tmp_path / "published", family), tmp_path / "backbone")
+    report = convert(publish(tmp_path / "published", family), tmp_path / "backbone")
     stored, on_disk = backbones.load(str(report.folder), verify=True), files_of(tmp_path / "backbone")
     suite = world.write_suite(tmp_path / "suite.py", (("*", "{dir}/test.jsonl", "speaker=*", "*"),))
     config = settings_of(micro, data, report, adapter__output=output, eval__suite=suite)
@@ -177,7 +191,7 @@ def test_an_adapter_trains_on_a_converted_encoder(family, micro, tmp_path, reque
     check_is_the_identity_until_trained(whole, trained, waveforms)
     texts = check_recognises_as_it_was_scored(whole, trained, data)
     print(f"texts: {sorted(texts)}")
-    assert any(texts)  # equal texts that are all empty would say nothing
+    assert len(texts) > 2 and any(texts)  # equal texts that do not depend on the sound would say nothing
 
     config = settings_of(micro, data, report, adapter__output=output)
     stopped = world.train(config, tmp_path / "W", on_step=terminate_at(STOP))
