@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -28,16 +30,18 @@ def test_notebook_has_no_outputs_and_little_code(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_from_top_to_bottom(path, tmp_path, command_env):
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-    notebook = nbformat.read(path, as_version=4)
+    pytest.importorskip("nbclient")
+    notebook = json.loads(path.read_text())
     for old, new in SMALL[path.stem]:
-        changed = [cell for cell in notebook.cells if old in cell.source]
+        changed = [cell for cell in notebook["cells"] if old in "".join(cell["source"])]
         assert len(changed) == 1, f"{old!r} should stand in one cell"
-        changed[0].source = changed[0].source.replace(old, new)
-    client = nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute(env=command_env)
-    printed = "".join(
-        output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
-    )
+        changed[0]["source"] = "".join(changed[0]["source"]).replace(old, new)
+    (tmp_path / path.name).write_text(json.dumps(notebook))
+    # In a process of its own: nbclient catches the interrupt that is to end the tests, and would report a dead kernel.
+    words = [sys.executable, "-m", "jupyter", "execute", "--inplace", "--timeout=900", path.name]
+    done = subprocess.run(words, cwd=tmp_path, env=command_env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cells = [cell for cell in json.loads((tmp_path / path.name).read_text())["cells"] if cell["cell_type"] == "code"]
+    printed = "".join("".join(output.get("text", "")) for cell in cells for output in cell["outputs"])
     for text in PRINTED[path.stem]:
         assert text in printed
