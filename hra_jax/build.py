@@ -145,9 +145,18 @@ def adapter_method(config, *, output_size: int = 0) -> Adapter:
 
 
 def model(
-    config, base: Foundation, adapter: Adapter, *, constrain=lambda x: x, attention_block: int | Budget = 0
+    config, base: Foundation, adapter: Adapter, *, attention_block: int | Budget, constrain=lambda x: x
 ) -> AsrModel:
-    """The model that a run trains, with augmentation and dropout (they act only where keys are given)."""
+    """The model that a run trains, with augmentation and dropout (they act only where keys are given).
+
+    Args:
+      config: a validated configuration.
+      base: what the encoder is built on.
+      adapter: the method.
+      attention_block: what attention takes at a time. Where `config` leaves that to the devices, `programs.model_on`
+        finds it.
+      constrain: where activations of `[B, ...]` are put.
+    """
     return AsrModel(
         features=base.features,
         encoder=base.encoder,

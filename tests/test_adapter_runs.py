@@ -31,7 +31,7 @@ SETTINGS = {
     "output": {},
 }
 # These two have between them what the others have: shared weights, rows of tasks, dropout.
-METHODS_RUN = [pytest.param(name, marks=[] if name in ("hra", "lora") else pytest.mark.slow) for name in SETTINGS]
+METHODS_RUN = [pytest.param(name, marks=[] if name == "hra" else pytest.mark.slow) for name in SETTINGS]
 WAVEFORMS = [world.tones(text, seed=seed) for seed, text in enumerate(("abc", "fade", "b"))]
 
 

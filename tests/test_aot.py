@@ -33,7 +33,10 @@ class Recorder:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"adapter__bank": "host"}, pytest.param({"method": "full"}, marks=pytest.mark.slow)],
+    [
+        {},
+        *(pytest.param(changes, marks=pytest.mark.slow) for changes in ({"adapter__bank": "host"}, {"method": "full"})),
+    ],
     ids=["device", "host", "full"],
 )
 def test_what_is_compiled_ahead_is_what_a_run_compiles(micro, changes, tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ def test_every_setting_of_the_model_and_the_optimizer_reaches_it(micro):
     for number, key in enumerate(sorted(config.optimizer), start=1):
         if key != "schedule":
             config.optimizer[key] = type(config.optimizer[key])(number)
-    model = build.model(config, build.foundation(config), build.adapter_method(config))
+    model = build.model(config, build.foundation(config), build.adapter_method(config), attention_block=0)
     assert (model.remat, model.dropout, model.dtype) == ("dots", 0.5, jnp.bfloat16)
     assert model.augment == AugmentConfig(**config.augment) and model.augment.warp == 0.125
     assert set(config.augment) == {field.name for field in dataclasses.fields(AugmentConfig)}

@@ -123,7 +123,8 @@ def test_the_exported_adapter_gives_the_log_probabilities_of_the_trained_state(t
         batch[row, : len(waveform)] = waveform
     batch = {"waveform": batch, "num_samples": np.array([len(waveform) for waveform in waveforms], np.int32)}
     state = run.state.trainable
-    forward = jax.jit(functools.partial(steps.forward, build.model(run.config, run.base, run.method)))
+    model = build.model(run.config, run.base, run.method, attention_block=0)
+    forward = jax.jit(functools.partial(steps.forward, model))
     expected, lengths = forward(run.frozen, state["shared"], state["tasks"], np.arange(3), batch)
     assert frames.tolist() == lengths.tolist()
     for row, length in enumerate(frames):
