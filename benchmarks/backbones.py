@@ -130,7 +130,7 @@ def with_head(encoder):
 
         def forward(self, input_features, attention_mask, labels=None):
             found = self.speech.encoder(self.speech.feature_projection(input_features), attention_mask=attention_mask)
-            logits = self.lm_head(found[0])
+            logits = self.lm_head(found)
             if labels is None:
                 return transformers.modeling_outputs.CausalLMOutput(logits=logits)
             log_probs = torch.log_softmax(logits, dim=-1).transpose(0, 1)
