@@ -5,8 +5,9 @@ python benchmarks/backbones.py --workdir runs/backbones --json benchmarks/backbo
 Every family at width 256, 8 layers, random weights, float32, 4 utterances of 8 s, from features (the Conformer of
 wav2vec 2.0: from samples). The encoder of SeamlessM4T v2 has no head; both sides put the same one on it, and neither
 runs what comes between its Conformer and its decoder. A training step is forward, CTC, backward and AdamW: of the
-hierarchical recurrent adapter and of LoRA here, of LoRA with PEFT there (rank 8, query and value). Each library has a
-process of its own, and the two take turns; the peaks of memory are those of a process that does one thing alone.
+hierarchical recurrent adapter and of LoRA here (remat = "dots", as in the small configurations), of LoRA with PEFT
+there (rank 8, query and value; the CNN on samples frozen as transformers wants it said). Each library has a process of
+its own, and the two take turns; the peaks of memory are those of a process that does one thing alone.
 """
 
 import dataclasses
@@ -164,6 +165,8 @@ class TorchSide:
         name = "input_values" if kind == "Wav2Vec2ConformerForCTC" else "input_features"
         self._inputs = {name: self._x, "attention_mask": mask}
         if act == "lora":
+            if hasattr(model, "freeze_feature_encoder"):
+                model.freeze_feature_encoder()  # its gradients are computed otherwise, though nothing trains it
             targets = ["q_proj", "v_proj"] if kind in ("ParakeetForCTC", "LasrForCTC") else ["linear_q", "linear_v"]
             model = peft.get_peft_model(model, peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets))
             trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -207,7 +210,7 @@ class JaxSide:
             "hra": HierarchicalRecurrentAdapter(width=64),
             "lora": LowRankAdapter(rank=RANK, alpha=2.0 * RANK),
         }
-        model = _from_features()(files.features, encoder, adapter=adapters[act])
+        model = _from_features()(files.features, encoder, adapter=adapters[act], remat="dots")
         batch = batch_of(files.features)
         if files.features.kind == "waveform":
             batch["x"] = batch["x"][..., None]  # one channel behind the features
