@@ -57,7 +57,8 @@ def test_what_is_not_centred_is_masked_with_the_mean_of_the_utterance():
     hidden = np.asarray(augment.spec_augment(KEY, x, LENGTHS, config)) == 0
     assert hidden.any() and not hidden.all()
     for row, length in enumerate(LENGTHS):
-        expected = np.where(hidden[row, :length], x[row, :length].mean(dtype=np.float64), x[row, :length])
+        mean = x[row, :length].mean(dtype=np.float64) if length else 0.0
+        expected = np.where(hidden[row, :length], mean, x[row, :length])
         np.testing.assert_allclose(out[row, :length], expected, rtol=1e-5)
         assert (out[row, length:] == 0).all()
 
