@@ -5,6 +5,8 @@ Letters: B utterances, S samples, T encoder frames, V vocabulary.
 
 import dataclasses
 import difflib
+import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -273,6 +275,8 @@ class Model:
             raise UserError(f"a waveform has shape {waveform.shape}; allowed is 1-D (mono) and not empty")
         if not np.isfinite(waveform).all():
             raise UserError("a waveform holds NaN or infinite samples")
+        if not isinstance(sample_rate, numbers.Real) or not 1 <= sample_rate < math.inf:
+            raise UserError(f"sample_rate = {sample_rate!r}: allowed are numbers of Hz from 1")
         return resample(waveform, sample_rate, self.backbone.sample_rate)
 
     def _run(self, waveforms, tasks):

@@ -33,6 +33,7 @@ from hra_jax.errors import UserError
 from hra_jax.models import backbone as backbones
 from hra_jax.models import config as models
 from hra_jax.models.config import EncoderConfig
+from hra_jax.rules import SHARED_VOCABULARIES
 from hra_jax.training import state as states
 
 FLAGS = flags.FLAGS
@@ -359,6 +360,14 @@ def _check_output(flag: str, path: str, *, suffix: str = "") -> None:
         raise UserError(f"--{flag}={path!r}; allowed: the path of a file to write that ends in {suffix}")
 
 
+def _all_methods(config) -> tuple[str, ...]:
+    """Every method; without `output`, where all tasks share a new output layer and so it has nothing to correct."""
+    if config.adapter.output not in SHARED_VOCABULARIES:
+        return METHODS
+    print(f"not counted: output, since adapter.output = {config.adapter.output!r} leaves it nothing to correct")
+    return tuple(name for name in METHODS if name != "output")
+
+
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     if argv[1:]:
@@ -369,7 +378,7 @@ def main(argv: Sequence[str]) -> None:
         _check_output("json", FLAGS.json)
     if FLAGS.plot is not None:
         _check_output("plot", FLAGS.plot, suffix=".png")
-    methods = METHODS if FLAGS.methods == ["all"] else FLAGS.methods
+    methods = _all_methods(FLAGS.config) if FLAGS.methods == ["all"] else FLAGS.methods
     accounted = account(FLAGS.config, _parsed_tasks(FLAGS.tasks), methods)
     print_table(accounted)
     if FLAGS.json is not None:

@@ -290,6 +290,12 @@ def test_a_waveform_that_is_none_is_one_line(model, waveform, told):
             call([waveform], sample_rate=8000, tasks=["ann"])
 
 
+@pytest.mark.parametrize("rate", [0, -8000, None, float("nan"), "8000"])
+def test_a_sample_rate_that_is_none_is_one_line(model, waveforms, rate):
+    with pytest.raises(UserError, match=r"^sample_rate = .*: allowed are numbers of Hz from 1$"):
+        model.log_probs(waveforms[:1], sample_rate=rate, tasks=["ann"])
+
+
 def test_an_unknown_task_is_named_with_near_matches(model, waveforms):
     for call in (model.log_probs, model.transcribe):
         with pytest.raises(UserError, match="unknown task 'bop'; did you mean 'bob'"):

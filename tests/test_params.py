@@ -384,6 +384,17 @@ def test_what_is_printed_has_formulas_and_every_cost():
     assert "not trained" in printed(params.account(config(adapter__train="tasks"), [1]))
 
 
+@pytest.mark.parametrize("name", ["w2v_bert_hra", "parakeet_hra", "medasr_hra"])
+def test_all_methods_that_a_configuration_allows_are_counted(name, monkeypatch, capsys):
+    flags = {"config": configs.load(name), "tasks": ["1"], "methods": ["all"], "json": None, "plot": None}
+    monkeypatch.setattr(params, "FLAGS", types.SimpleNamespace(**flags))
+    params.main(["params"])
+    out = capsys.readouterr().out
+    without = name == "w2v_bert_hra"
+    assert ("not counted: output, since adapter.output = 'shared_characters'" in out) == without
+    assert ("\noutput: " in out) != without and "\nlora: " in out
+
+
 def test_the_command_prints_and_writes_what_account_returns(tmp_path, command_env):
     json_path, plot = tmp_path / "new" / "params.json", tmp_path / "params.png"
     line = [sys.executable, "-m", "hra_jax.params", "--config", "quickstart", "--config.hra.width=8"]

@@ -64,7 +64,8 @@ def _encoder(values, features, vocab_size, fold, where) -> EncoderConfig:
         wave_strides=config.conv_stride,
         norm_eps=1e-5,
         conv_norm="none" if fold else "batch",
-        conv_mask="none",
+        # Published without a mask, which lets padding into what is beside it; alone an utterance has none.
+        conv_mask="post_glu",
         conv_bias=False,
         depthwise_bias=True if fold else None,
         final_norm=True,

@@ -71,7 +71,6 @@ _WAV2VEC2 = (
         subsampling=320,
         subsampling_channels=512,
         vocab_size=32,
-        conv_mask="none",
         final_norm=True,
     )
 )

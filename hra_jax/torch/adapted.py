@@ -27,6 +27,10 @@ _BLOCKS = (
     "SeamlessM4Tv2ConformerEncoderLayer",
 )
 _HEADS = ("lm_head", "ctc_head")
+# Their convolutions let padding into what is beside it.
+_UNMASKED = ("Wav2Vec2ConformerEncoderLayer",)
+# How many frames a model makes of a length; where there is neither, as many as it was given.
+_FRAMES = ("_get_subsampling_output_length", "_get_feat_extract_output_lengths")
 _NEVER = -1e30  # logit of an output that a vocabulary does not have
 
 
@@ -34,6 +38,8 @@ class AdaptedModel(torch.nn.Module):
     """Runs a transformers model with the adapter of a task for each row of a batch.
 
     The model stays as it is: its weights are not touched, and without this wrapper around it, it computes what it did.
+    Within it padding reaches no frame that counts, as in JAX: wav2vec2-conformers give each utterance what they give it
+    alone.
 
     Args:
       model: the published model, with or without its CTC head, on any device.
@@ -42,7 +48,7 @@ class AdaptedModel(torch.nn.Module):
         then. Needed where all tasks share one output layer.
 
     Raises:
-      UserError: not an adapter of this method, or one of another backbone, width or depth than the model's.
+      UserError: not an adapter of this method, or one of another backbone, width, depth or vocabulary than the model's.
     """
 
     def __init__(self, model: torch.nn.Module, folder, *, backbone=None):
@@ -52,13 +58,14 @@ class AdaptedModel(torch.nn.Module):
         self.settings = exported.config["method"]
         self._check_method()
         self.tasks = tuple(exported.tasks)
-        self._parent, self._layers = _blocks_of(model)
+        parent, self._layers = _blocks_of(model)
         self._adapted = sorted(self.settings["layers"]) or list(range(len(self._layers)))
-        self._head = next((getattr(model, name) for name in _HEADS if hasattr(model, name)), None)
+        # In a tuple, or they would be modules of this one a second time.
+        self._parts = parent, next((getattr(model, name) for name in _HEADS if hasattr(model, name)), None)
         self._base, self._own = self._vocabularies(exported, backbone)
         self._register(exported)
         self._check_sizes()
-        self._rows, self._carry, self._done, self._read, self._hidden = None, None, 0, None, None
+        self._rows, self._carry, self._done, self._read, self._hidden, self._valid = None, None, 0, None, None, None
 
     def _check_method(self) -> None:
         settings = self.settings
@@ -105,8 +112,9 @@ class AdaptedModel(torch.nn.Module):
         self._paths[part][path] = name
 
     def _tree(self, part: str, prefix: str) -> dict:
-        found = self._paths[part].items()
-        return {path.removeprefix(prefix): getattr(self, name) for path, name in found if path.startswith(prefix)}
+        """The weights under a prefix, float32 whatever the wrapper was cast to."""
+        found = {path: name for path, name in self._paths[part].items() if path.startswith(prefix)}
+        return {path.removeprefix(prefix): getattr(self, name).float() for path, name in found.items()}
 
     def _check_sizes(self) -> None:
         kernels = self._tree("rows", "per_layer/head/" if self.settings["head_per_layer"] else "all_layers/head/")
@@ -118,8 +126,14 @@ class AdaptedModel(torch.nn.Module):
             raise UserError(
                 f"{self._folder}: adapts layer {self._adapted[-1]}; the model has layers 0 to {len(self._layers) - 1}"
             )
-        if self._own is None and self._head is None and self.settings["output"] == "task":
-            raise UserError(f"{self._folder}: corrects an output layer; the model {type(self.model).__name__} has none")
+        kind, (_, head) = type(self.model).__name__, self._parts
+        if self._own is None and head is None and self.settings["output"] == "task":
+            raise UserError(f"{self._folder}: corrects an output layer; the model {kind} has none")
+        # Without its head a model may give the encoder's output; the blank alone stands for a backbone without one.
+        outputs, needed = 1 if head is None else len(head.weight), self._base.size
+        if outputs != needed and (head is not None or self._own is not None):
+            needed, found = ("no output layer" if count == 1 else f"{count} outputs" for count in (needed, outputs))
+            raise UserError(f"{self._folder}: for a model with {needed}; {kind} has {found}")
 
     def vocabulary(self, task: str):
         """The vocabulary in which a task writes."""
@@ -149,10 +163,10 @@ class AdaptedModel(torch.nn.Module):
             layers.
         """
         tasks = list(tasks)
-        rows = torch.tensor(self._index(tasks), device=next(self.buffers()).device)
-        self._rows = {path: getattr(self, name)[rows] for path, name in self._paths["rows"].items()}
+        rows = torch.tensor(self._index(tasks), dtype=torch.long, device=next(self.buffers()).device)
+        self._rows = {path: getattr(self, name)[rows].float() for path, name in self._paths["rows"].items()}
         self._active = (rows < len(self.tasks))[:, None, None]
-        self._carry, self._done, self._hidden = None, 0, None
+        self._carry, self._done, self._hidden, self._valid = None, 0, None, None
         handles = self._hooks()
         try:
             output = self.model(*args, **inputs)
@@ -170,7 +184,21 @@ class AdaptedModel(torch.nn.Module):
         handles = [layer.register_forward_hook(self._after(i)) for i, layer in enumerate(self._layers)]
         if self.settings["reads"] == "input":
             handles += [layer.register_forward_pre_hook(self._before, with_kwargs=True) for layer in self._layers]
-        return [*handles, self._parent.register_forward_hook(self._keep_hidden)]
+        parent, _ = self._parts
+        if type(self._layers[0]).__name__ in _UNMASKED:
+            handles.append(parent.register_forward_pre_hook(self._keep_valid, with_kwargs=True))
+            convolutions = [layer.conv_module.depthwise_conv for layer in self._layers]
+            handles += [convolution.register_forward_pre_hook(self._zero_invalid) for convolution in convolutions]
+        return [*handles, parent.register_forward_hook(self._keep_hidden)]
+
+    def _keep_valid(self, module, args, kwargs):
+        del module
+        self._valid = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+
+    def _zero_invalid(self, module, args):
+        """`[B, C, T]` with zeros behind the end of each utterance."""
+        del module
+        return None if self._valid is None else (args[0] * self._valid[:, None, :].to(args[0].dtype),)
 
     def _before(self, module, args, kwargs):
         del module
@@ -218,7 +246,7 @@ class AdaptedModel(torch.nn.Module):
 
     def _logits(self, output, tasks):
         x, own = self._hidden, self._of_rows("all_layers/output/")
-        logits = None if self._head is None else output.logits
+        logits = None if self._parts[1] is None else output.logits
         if own:
             added = x.float() @ own["kernel"] + own["bias"][:, None, :]
         elif self._own is not None:
@@ -241,16 +269,33 @@ class AdaptedModel(torch.nn.Module):
         found = torch.from_numpy(np.stack([table(task) for task in tasks])).long().to(x.device)
         return found[:, None, :].expand(-1, x.shape[1], -1)
 
-    def decode(self, logits, lengths, tasks) -> list[str]:
+    def frames(self, attention_mask):
+        """How many frames of each row's logits are valid: int64 `[B]`, from the mask `[B, S]` that the model takes."""
+        lengths = attention_mask.sum(dim=1)
+        for module in self.model.modules():
+            for name in _FRAMES:
+                if hasattr(module, name):
+                    return getattr(module, name)(lengths)
+        return lengths
+
+    def decode(self, logits, frames, tasks) -> list[str]:
         """Texts by greedy decoding.
 
         Args:
           logits: `[B, T, V or O]` from `forward`.
-          lengths: valid frames of each row.
+          frames: how many of them are valid in each row, from the method of that name.
           tasks: as in `forward`.
+
+        Raises:
+          UserError: more frames than there are.
         """
         texts = []
-        for scores, length, task in zip(logits, lengths, tasks, strict=True):
+        for scores, length, task in zip(logits, frames, tasks, strict=True):
+            if int(length) > len(scores):
+                raise UserError(
+                    f"{int(length)} valid frames of {len(scores)}: needed are those of the logits, "
+                    "frames(attention_mask)"
+                )
             vocabulary = self.vocabulary(task)
             labels = torch.unique_consecutive(scores[: int(length)].argmax(dim=-1)).tolist()
             texts.append(vocabulary.decode([label for label in labels if label != vocabulary.blank_id]))

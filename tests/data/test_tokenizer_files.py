@@ -122,6 +122,19 @@ def test_special_tokens_beside_the_symbols_may_have_outputs_or_not(tmp_path):
     assert vocabulary_from_folder(tmp_path, 6, 3).tokens[4:] == ("<s>", "</s>")
 
 
+def test_a_delimiter_that_the_tokenizer_added_behind_the_outputs_is_fine(tmp_path):
+    added = {"3": {"content": "|", "special": False}}
+    settings = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "bos_token": None, "eos_token": None, "unk_token": None}
+    settings |= {"pad_token": "[PAD]", "word_delimiter_token": "|", "added_tokens_decoder": added}
+    write(tmp_path, vocab={"[PAD]": 0, "你": 1, "好": 2}, tokenizer_config=settings)
+    vocabulary = vocabulary_from_folder(tmp_path, 3, 0)
+    assert vocabulary.encode("你 好") == [1, 2] and vocabulary.decode([1, 0, 2]) == "你好"
+    added["3"]["content"] = "吗"
+    write(tmp_path, tokenizer_config=settings)
+    with pytest.raises(UserError, match="'吗' has the id 3; allowed: 0 to 2, the model's outputs"):
+        vocabulary_from_folder(tmp_path, 3, 0)
+
+
 def test_one_language_of_many_is_chosen_by_name(tmp_path):
     tokens = {"eng": UPPER, "deu": {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "ü": 5}}
     write(tmp_path, vocab=tokens, tokenizer_config={"tokenizer_class": "Wav2Vec2CTCTokenizer", "target_lang": "deu"})
