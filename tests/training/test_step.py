@@ -246,7 +246,8 @@ def test_full_fine_tuning_moves_every_weight_but_the_stored_statistics():
     for (path, old), new in zip(before, jax.tree.leaves(state.trainable), strict=True):
         if np.asarray(old).tobytes() == np.asarray(new).tobytes():
             kept.add("/".join(key.key for key in path[-2:]))
-    assert kept == {"depthwise_norm/mean", "depthwise_norm/variance"}
+    # The bias of keys shifts all logits of a query alike: its gradient is rounding, on some CPUs none at all.
+    assert kept - {"key/bias"} == {"depthwise_norm/mean", "depthwise_norm/variance"}
     # Nor are they counted or listed among what is trained.
     parameters, statistics = state_lib.count(start.trainable), 2 * encoder.n_layers * encoder.d_model
     assert state_lib.accounting(start.trainable, 1, parameters)["trainable_parameters"] == parameters - statistics
