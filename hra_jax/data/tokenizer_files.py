@@ -131,8 +131,8 @@ def _from_symbols(folder: epath.Path, settings: dict, vocab_size: int, blank_id:
     by_id = {number: token for token, number in _checked_ids(str(path), symbols).items()}
     _check_blank(folder, blank_id, vocab_size, by_id.get(blank_id), special)
     # A delimiter that the model cannot write was added by the tokenizer.
-    silent = {*no_text, delimiter}
-    beyond = sorted(number for number, token in by_id.items() if number >= vocab_size and token not in silent)
+    text = (number for number, token in by_id.items() if token not in no_text and token != delimiter)
+    beyond = sorted(number for number in text if number >= vocab_size)
     if beyond:
         raise UserError(
             f"{path}: {by_id[beyond[0]]!r} has the id {beyond[0]}; allowed: 0 to {vocab_size - 1}, the model's outputs"

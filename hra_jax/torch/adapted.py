@@ -245,8 +245,8 @@ class AdaptedModel(torch.nn.Module):
         self._hidden = output
 
     def _logits(self, output, tasks):
-        x, own = self._hidden, self._of_rows("all_layers/output/")
-        logits = None if self._parts[1] is None else output.logits
+        x, own, (_, head) = self._hidden, self._of_rows("all_layers/output/"), self._parts
+        logits = None if head is None else output.logits
         if own:
             added = x.float() @ own["kernel"] + own["bias"][:, None, :]
         elif self._own is not None:

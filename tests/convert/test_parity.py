@@ -137,10 +137,6 @@ PUBLISHED = {
 }
 
 
-# In batches with padding transformers lets it leak into the convolutions of these; converted they have a mask.
-IN_BATCHES = {"conformer": {"conv_mask": "none"}}
-
-
 class FromFeatures(AsrModel):
     """The model behind its features."""
 
@@ -159,6 +155,11 @@ class Pair:
     extractor: object
     folded: backbone.BackboneFiles
     kept: backbone.BackboneFiles | None  # with the BatchNorm kept; None where there is none
+
+    @property
+    def in_batches(self) -> dict:
+        """What is as transformers has it where it pads: of one family padding leaks into its convolutions there."""
+        return {"conv_mask": "none"} if self.family == "conformer" else {}
 
 
 def randomise(model, torch):
@@ -285,8 +286,8 @@ def differences(pair, torch_dtype, dtype):
     expected = torch_log_probs(pair, inputs, mask, torch_dtype)
     found = {}
     for kept in (False, True) if pair.kept else (False,):
-        changes = IN_BATCHES.get(pair.family, {})
-        actual, frames = jax_log_probs(pair, features, lengths, features=True, dtype=dtype, kept=kept, **changes)
+        options = pair.in_batches | {"features": True, "dtype": dtype, "kept": kept}
+        actual, frames = jax_log_probs(pair, features, lengths, **options)
         found["kept" if kept else "folded"] = apart(expected, actual, frames).max()
     print(f"{pair.name}: features {jnp.dtype(dtype)} " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()))
     return max(found.values())
@@ -322,7 +323,7 @@ def test_from_the_waveform_in_float32(pair):
     waveform = np.zeros((len(rows), max(lengths)), np.float32)
     for row, samples in enumerate(rows):
         waveform[row, : len(samples)] = samples
-    actual, frames = jax_log_probs(pair, waveform, np.array(lengths, np.int32), **IN_BATCHES.get(pair.family, {}))
+    actual, frames = jax_log_probs(pair, waveform, np.array(lengths, np.int32), **pair.in_batches)
     found = apart(expected, actual, frames)
     print(f"{pair.name}: waveform float32 mean {found.mean():.1e} max {found.max():.1e}")
     assert min(frames) >= 1
@@ -362,6 +363,5 @@ def test_one_setting_that_is_wrong_is_seen(pair):
 
     inputs, features, mask, lengths = behind_features(pair)
     expected = torch_log_probs(pair, inputs, mask, torch.float32)
-    changes = IN_BATCHES.get(pair.family, {}) | WRONG[pair.name]
-    actual, frames = jax_log_probs(pair, features, lengths, features=True, **changes)
+    actual, frames = jax_log_probs(pair, features, lengths, features=True, **pair.in_batches | WRONG[pair.name])
     assert apart(expected, actual, frames).max() > 1e-3

@@ -27,8 +27,7 @@ BIASES = {
 PUBLISHED = {
     "w2v-bert": dict(position="shaw", shaw_left=3, shaw_right=2, conv_padding="causal", conv_mask="pre_pointwise")
     | dict(conv_bias=False, kernel=5),
-    "wav2vec2-conformer": dict(position="rope_in", conv_norm="batch", conv_mask="none", conv_bias=False, kernel=5)
-    | dict(final_norm=True),
+    "wav2vec2-conformer": dict(position="rope_in", conv_norm="batch", conv_bias=False, kernel=5, final_norm=True),
     "medasr": dict(position="rope_qk", conv_norm="batch", kernel=4, norm_eps=1e-6, final_norm=True)
     | dict(ff_residual=(1.5, 0.5), conv_residual=(2.0, 1.0))
     | BIASES["none"],
