@@ -25,6 +25,7 @@ from absl import flags
 from etils import epath
 
 from hra_jax import cli
+from hra_jax.models import backbone_folder
 
 FLAGS = flags.FLAGS
 D, HEADS, FF, LAYERS, V, RANK = 256, 4, 1024, 8, 64, 8
@@ -150,15 +151,13 @@ class TorchSide:
         import peft
         import torch
 
-        from hra_jax.models import backbone
-
         self._torch = torch
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         kind = json.loads((folder / "config.json").read_text())["architectures"][0]
         model = class_of(kind).from_pretrained(folder)
         if not kind.endswith("ForCTC"):
             model = with_head(model)
-        batch = batch_of(backbone.load(str(folder / "backbone")).features)
+        batch = batch_of(backbone_folder.load(str(folder / "backbone")).features)
         self._x = torch.from_numpy(batch["x"])
         self._labels = torch.from_numpy(batch["labels"]).long()
         mask = torch.ones(self._x.shape[:2], dtype=torch.long)
@@ -196,12 +195,12 @@ class JaxSide:
         from hra_jax.adapters.base import Adapter, unbound
         from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
         from hra_jax.adapters.lora import LowRankAdapter
-        from hra_jax.models import backbone
-        from hra_jax.training import state as states
-        from hra_jax.training import step as steps
+        from hra_jax.models import backbone_folder
+        from hra_jax.training import train_state
         from hra_jax.training.optimizer import OptimizerConfig
+        from hra_jax.training.step import make_train_step
 
-        files = backbone.load(str(folder / "backbone"))
+        files = backbone_folder.load(str(folder / "backbone"))
         encoder, params = files.encoder, files.params
         if encoder.vocab_size == 1:
             encoder, params = dataclasses.replace(encoder, vocab_size=V), params | {"output": head()}
@@ -223,8 +222,8 @@ class JaxSide:
         blank = V - 1 if encoder.subsampler in ("conv2d_separable", "conv1d") else 0
         config = OptimizerConfig(steps=10_000)
         weights = initial.new_weights(adapters[act], jax.random.key(0), encoder, ROWS)
-        self._state = jax.device_put(states.create(weights, config))
-        step = steps.make_train_step(model, config, blank_id=blank, seed=0, max_tasks=ROWS)
+        self._state = jax.device_put(train_state.create(weights, config))
+        step = make_train_step(model, config, blank_id=blank, seed=0, max_tasks=ROWS)
         self._step = jax.jit(step, donate_argnums=0)
         self._batch = jax.device_put(
             {

@@ -12,8 +12,8 @@ from etils import epath
 from harness import environment
 from ml_collections import ConfigDict
 
-from hra_jax import config as configs
-from hra_jax import train as training
+from hra_jax import train
+from hra_jax.config.files import load_config
 from hra_jax.evaluation.paired import paired_bootstrap
 
 
@@ -81,7 +81,7 @@ class Cells:
 
 def configured(name: str, **changes) -> ConfigDict:
     """A ready-made configuration with other values: keys with `__` for the dots."""
-    config = configs.load(name).copy_and_resolve_references().unlock()
+    config = load_config(name).copy_and_resolve_references().unlock()
     for key, value in changes.items():
         *groups, last = key.split("__")
         node = config
@@ -98,7 +98,7 @@ def trained(config: ConfigDict, workdir: epath.Path) -> dict:
       {'validation': best macro WER on the selection suite, None without one; 'parameters': {...}; 'wer', 'wer_macro';
        'tasks': {task: [[key, errors, words], ...]}} of the test suite.
     """
-    status = training.train(config, workdir)
+    status = train.train(config, workdir)
     if status:
         raise RuntimeError(f"{workdir}: training ended with status {status}")
     (folder,) = (workdir / "eval").iterdir()
@@ -127,7 +127,7 @@ def _validation_of(line: str) -> dict | None:
 
 
 def _errors_of(folder: epath.Path, task: str) -> list:
-    from hra_jax.adapters.export import task_file_names
+    from hra_jax.adapters.adapter_folder import task_file_names
 
     path = folder / f"predictions_{task_file_names([task])[task]}.jsonl"
     rows = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]

@@ -80,9 +80,9 @@ def _largest(folder: epath.Path) -> int:
     """Bytes of the largest stacked tensor."""
     import jax
 
-    from hra_jax.models import backbone
+    from hra_jax.models import backbone_folder
 
-    leaves = jax.tree.leaves(backbone.load(str(folder / "backbone")).abstract)
+    leaves = jax.tree.leaves(backbone_folder.load(str(folder / "backbone")).abstract)
     return max(4 * int(np.prod(leaf.shape)) for leaf in leaves)
 
 

@@ -24,13 +24,12 @@ from etils import epath
 from hra_jax import cli
 from hra_jax.adapters import initial
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
-from hra_jax.models import backbone as backbones
+from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
-from hra_jax.training import banks
-from hra_jax.training import state as states
-from hra_jax.training import step as steps
+from hra_jax.training import task_bank, train_state
 from hra_jax.training.checkpoints import Checkpoints
 from hra_jax.training.optimizer import OptimizerConfig
+from hra_jax.training.step import make_host_rows_step, make_train_step
 
 FLAGS = flags.FLAGS
 
@@ -62,24 +61,24 @@ class Side:
 
     def __init__(self, tasks: int, kind: str):
         """`kind`: device or host."""
-        files = backbones.load("builtin:tiny")
+        files = backbone_folder.load("builtin:tiny")
         adapter = HierarchicalRecurrentAdapter(width=32)
         model = AsrModel(files.features, files.encoder, adapter=adapter, remat="dots")
         config = OptimizerConfig(steps=10_000)
         weights = initial.new_weights_on_host(adapter, jax.random.key(0), files.encoder, tasks)
         knobs = {"seed": np.uint32(0), "learning_rate": np.float32(1e-3)}
-        step = steps.make_train_step(model, config, blank_id=0, seed=0, max_tasks=PLACES)
+        step = make_train_step(model, config, blank_id=0, seed=0, max_tasks=PLACES)
         self.frozen = jax.device_put(jax.tree.map(lambda leaf: leaf.astype(np.float32), files.params))
         on_device = weights if kind == "device" else {"shared": weights["shared"]}
-        self.state = jax.device_put(states.create(on_device, config))
+        self.state = jax.device_put(train_state.create(on_device, config))
         if kind == "host":
-            step = jax.jit(steps.make_host_rows_step(step), donate_argnums=0)
-            self.bank = banks.HostBank(
+            step = jax.jit(make_host_rows_step(step), donate_argnums=0)
+            self.bank = task_bank.HostBank(
                 step, weights["tasks"], knobs=knobs, size=PLACES, place=jax.device_put, draw=lambda: weights["tasks"]
             )
         else:
             step = jax.jit(step, donate_argnums=0)
-            self.bank = banks.DeviceBank(step, knobs=knobs, draw=lambda: weights["tasks"])
+            self.bank = task_bank.DeviceBank(step, knobs=knobs, draw=lambda: weights["tasks"])
         batch = batch_of(tasks, files.features.sample_rate)
         self.present, self.batch = sorted(set(batch["task"].tolist())), jax.device_put(batch)
 
@@ -98,7 +97,7 @@ class Side:
                 self.step().block_until_ready()
                 before, start = _bytes(folder), time.perf_counter()
                 ids, rows = self.bank.changed(self.state)
-                state = states.without_bank(self.state)
+                state = train_state.without_bank(self.state)
                 checkpoints.save(number, state, position={}, best={}, rows={"bank": (ids, rows)})
                 checkpoints.wait()
                 self.bank.saved()

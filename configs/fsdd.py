@@ -7,12 +7,12 @@ FSDD_FOLDER holds train.jsonl, validation.jsonl and test.jsonl, with the tag `sp
 
 from ml_collections import ConfigDict
 
-from hra_jax import config as configs
+from hra_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns what differs from `base`."""
-    config = configs.load("base")
+    config = load("base")
     config.steps = 1500
     config.remat = "dots"
     config.data.sources = (("fsdd", "{dir}/train.jsonl", 1.0),)

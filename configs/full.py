@@ -7,12 +7,12 @@ FOLDER is as for the configuration `own`, which this one starts from.
 
 from ml_collections import ConfigDict
 
-from hra_jax import config as configs
+from hra_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns what differs from `own`."""
-    config = configs.load("own").unlock()
+    config = load("own").unlock()
     config.method = "full"
     config.optimizer.learning_rate = 5e-4
     return config

@@ -14,12 +14,12 @@ need. The batch is one for 8 to 64 chips.
 
 from ml_collections import ConfigDict
 
-from hra_jax import config as configs
+from hra_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns what differs from `parakeet_hra`."""
-    config = configs.load("parakeet_hra").unlock()
+    config = load("parakeet_hra").unlock()
     config.backbone = "abstract:medasr"
     config.hra.width = 128
     return config.lock()

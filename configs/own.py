@@ -9,12 +9,12 @@ in transcripts.tsv). Utterances of more than 16 s are skipped and named in W/dat
 
 from ml_collections import ConfigDict
 
-from hra_jax import config as configs
+from hra_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns what differs from `base`."""
-    config = configs.load("base")
+    config = load("base")
     config.steps = 1000
     config.remat = "dots"
     config.data.sources = (("own", "{dir}/train.jsonl", 1.0),)

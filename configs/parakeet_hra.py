@@ -14,12 +14,12 @@ need. The batch is one for 8 to 64 chips.
 
 from ml_collections import ConfigDict
 
-from hra_jax import config as configs
+from hra_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns what differs from `base`."""
-    config = configs.load("base")
+    config = load("base")
     config.backbone = "abstract:parakeet_ctc_1.1b"
     config.remat = "full"
     config.data.sources = (("train", "{dir}/train.jsonl", 1.0),)

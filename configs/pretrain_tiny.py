@@ -5,12 +5,12 @@ python -m hra_jax.train --config pretrain_tiny --workdir runs/pretrain_tiny
 
 from ml_collections import ConfigDict
 
-from hra_jax import config as configs
+from hra_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns what differs from `base`."""
-    config = configs.load("base")
+    config = load("base")
     config.steps = 6000
     config.method = "pretrain"
     config.remat = "dots"

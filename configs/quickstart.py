@@ -7,12 +7,12 @@
 
 from ml_collections import ConfigDict
 
-from hra_jax import config as configs
+from hra_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns what differs from `base`."""
-    config = configs.load("base")
+    config = load("base")
     config.steps = 2000
     config.remat = "dots"
     config.data.dir = "runs/data/hard"

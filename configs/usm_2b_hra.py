@@ -17,12 +17,12 @@ for two slices of either.
 
 from ml_collections import ConfigDict
 
-from hra_jax import config as configs
+from hra_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns what differs from `base`."""
-    config = configs.load("base")
+    config = load("base")
     config.backbone = "abstract"
     config.remat = "full"
     config.pretrain.size = "usm_2b"

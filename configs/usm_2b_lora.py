@@ -11,11 +11,11 @@ trains it.
 
 from ml_collections import ConfigDict
 
-from hra_jax import config as configs
+from hra_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """Returns what differs from `usm_2b_hra`."""
-    config = configs.load("usm_2b_hra").unlock()
+    config = load("usm_2b_hra").unlock()
     config.adapter.name = "lora"
     return config.lock()

@@ -22,10 +22,12 @@ import rich.table
 from absl import flags
 from etils import epath
 
-from hra_jax import cli, programs, topologies
-from hra_jax import config as configs
+from hra_jax import cli
+from hra_jax.console import near_matches
 from hra_jax.data import batching
 from hra_jax.errors import UserError
+from hra_jax.run import programs
+from hra_jax.tpu import topologies
 from hra_jax.training import sharding
 
 FLAGS = flags.FLAGS
@@ -160,8 +162,8 @@ def measured(compiled, text: str, jaxpr, planned: Plan) -> dict:
       What --json writes of it.
     """
 
-    from hra_jax.compiled import Program
-    from hra_jax.flops import matmul_flops
+    from hra_jax.tpu.hlo import Program
+    from hra_jax.training.flops import matmul_flops
 
     sizes, chip = compiled.memory_analysis(), planned.topology.chip
     per_slice = planned.topology.chips
@@ -227,8 +229,8 @@ def largest_buffers(config, planned: Plan, entry: dict, *, tasks: int, labels_pe
         return []
     import jax
 
-    from hra_jax.abstract import Shapes
-    from hra_jax.compiled import Program
+    from hra_jax.tpu.hlo import Program
+    from hra_jax.tpu.shapes import Shapes
 
     mesh = programs.mesh_of(config, topologies.devices(topologies.parse(name), config.mesh.slices))
     shapes = Shapes(config, mesh, tasks=tasks, labels_per_second=labels_per_second)
@@ -408,7 +410,7 @@ def main(argv) -> int:
     config = FLAGS.config
     for name in FLAGS.steps:
         if name not in _KINDS:
-            raise UserError(f"steps: {name!r}; {configs.near(name, _KINDS)}")
+            raise UserError(f"steps: {name!r}; {near_matches(name, _KINDS)}")
     planned = plan(config, FLAGS.topology)
     show_plan(planned)
     if FLAGS.plan:
@@ -418,7 +420,7 @@ def main(argv) -> int:
         with config.unlocked():
             config.backbone_dtype = "float32" if planned.topology.generation == "cpu" else "bfloat16"
     devices = topologies.devices(planned.topology, config.mesh.slices)
-    from hra_jax.abstract import Shapes  # after JAX has been told which devices there are
+    from hra_jax.tpu.shapes import Shapes  # after JAX has been told which devices there are
 
     mesh = programs.mesh_of(config, devices)
     shapes = Shapes(config, mesh, tasks=FLAGS.tasks, labels_per_second=FLAGS.labels_per_second)

@@ -12,16 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hra_jax.adapters import bank, library, methods
-from hra_jax.adapters import export as exports
+from hra_jax.adapters import adapter_folder, methods, task_rows
 from hra_jax.adapters.base import NEVER, Adapter, bind, no_parameters, unbound
 from hra_jax.data.audio import resample
-from hra_jax.data.text import BlankVocabulary, Vocabulary, vocabulary_from_json
-from hra_jax.data.vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.errors import UserError
-from hra_jax.models import attention_parts, ctc
-from hra_jax.models import backbone as backbones
+from hra_jax.models import attention_parts, backbone_folder, ctc
 from hra_jax.models.asr import AsrModel
+from hra_jax.storage.trees import flatten, unflatten
+from hra_jax.tasks import library
+from hra_jax.tasks.names import BASE_TASK
+from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
+from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary, vocabulary_from_json
 from hra_jax.training import placement
 
 CHUNK_SECONDS, OVERLAP_SECONDS = 20.0, 4.0  # long audio is recognised in chunks that overlap
@@ -41,7 +42,7 @@ def padded_size(size: int, least: int) -> int:
 class Backbone:
     """A frozen speech encoder with its CTC head, on the device or the mesh."""
 
-    files: backbones.BackboneFiles
+    files: backbone_folder.BackboneFiles
     params: dict
     dtype: jnp.dtype
 
@@ -92,15 +93,15 @@ def load_backbone(location: str, mesh=None, *, dtype: str = "auto", verify: bool
     """
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UserError(f"dtype = {dtype!r}: allowed are 'auto', 'float32', 'bfloat16'")
-    files = backbones.load(location, verify=verify)
+    files = backbone_folder.load(location, verify=verify)
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if mesh is None:
         flat = {name: jnp.asarray(files.tensors.read(name), dtype) for name in files.tensors.names()}
-        params = exports.unflatten(flat, separator=".")
+        params = unflatten(flat, separator=".")
     else:
         shardings = placement.backbone_shardings(mesh, files.features, files.encoder)
-        params = backbones.load_params(files, shardings, dtype=jnp.dtype(dtype))
+        params = backbone_folder.load_params(files, shardings, dtype=jnp.dtype(dtype))
     return Backbone(files, params, jnp.dtype(dtype))
 
 
@@ -117,7 +118,7 @@ def load_adapter(folder, backbone: Backbone, *, slots: int = 0) -> "Model":
       UserError: not an adapter folder, a damaged one, or one that was trained on another backbone; fewer slots than
         tasks.
     """
-    exported = exports.read_adapter(folder)
+    exported = adapter_folder.read_adapter(folder)
     trained_on = exported.config["backbone"]
     if trained_on["fingerprint"] != backbone.fingerprint:
         raise UserError(
@@ -132,9 +133,9 @@ def load_adapter(folder, backbone: Backbone, *, slots: int = 0) -> "Model":
     size = max(slots, len(names), 1)
     flat = {path: np.zeros((size, *entry["shape"]), np.float32) for path, entry in declared.items()}
     for row, tree in enumerate(exported.tasks.values()):
-        for path, leaf in exports.flatten(tree, separator=".").items():
+        for path, leaf in flatten(tree, separator=".").items():
             flat[path][row] = leaf
-    tasks = jax.tree.map(jnp.asarray, no_parameters() | exports.unflatten(flat, separator="."))
+    tasks = jax.tree.map(jnp.asarray, no_parameters() | unflatten(flat, separator="."))
     shared = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), no_parameters() | exported.shared)
     adapter = methods.from_settings(exported.config["method"])
     own = None
@@ -186,15 +187,15 @@ class Model:
         """
         library.check_name(name, self.tasks)
         own = self._own_with(name, vocabulary)
-        given = {path: np.asarray(leaf, np.float32) for path, leaf in exports.flatten(row).items()}
-        wanted = {path: leaf.shape[1:] for path, leaf in exports.flatten(self.rows).items()}
+        given = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(row).items()}
+        wanted = {path: leaf.shape[1:] for path, leaf in flatten(self.rows).items()}
         for path in dict.fromkeys((*wanted, *given)):
             shapes = [str(side[path]) if path in side else "absent" for side in (_shapes(given), wanted)]
             if shapes[0] != shapes[1]:
                 raise UserError(f"task {name!r}: the parameter {path!r} is {shapes[0]}; allowed is {shapes[1]}")
             if not np.isfinite(given[path]).all():
                 raise UserError(f"task {name!r}: the parameter {path!r} holds NaN or infinity; allowed: finite ones")
-        number, tree = len(self.tasks), no_parameters() | exports.unflatten(given)
+        number, tree = len(self.tasks), no_parameters() | unflatten(given)
         if number < self.slots:
             rows = jax.tree.map(lambda leaf, new: leaf.at[number].set(new), self.rows, tree)
         else:
@@ -230,7 +231,7 @@ class Model:
         return dataclasses.replace(self, rows=jax.tree.map(move_up, self.rows), tasks=tasks)
 
     def _row_number(self, name: str) -> int:
-        if name == bank.BASE:
+        if name == BASE_TASK:
             raise UserError(f"task {name!r} has no parameters; allowed: {', '.join(self.tasks) or 'none, no task'}")
         return int(self._task_ids([name])[0])
 
@@ -240,7 +241,7 @@ class Model:
         return self.backbone.vocabulary if self.own is None else self.own.of(task)
 
     def _task_ids(self, tasks) -> np.ndarray:
-        ids = {name: index for index, name in enumerate(self.tasks)} | {bank.BASE: bank.NO_TASK}
+        ids = {name: index for index, name in enumerate(self.tasks)} | {BASE_TASK: task_rows.NO_TASK}
         for name in tasks:
             if name not in ids:
                 near = difflib.get_close_matches(str(name), ids, n=3, cutoff=0.5)
@@ -263,7 +264,7 @@ class Model:
         Raises:
           UserError: an unknown task, or a waveform that is not 1-D, empty, or not finite.
         """
-        tasks = [bank.BASE] * len(waveforms) if tasks is None else list(tasks)
+        tasks = [BASE_TASK] * len(waveforms) if tasks is None else list(tasks)
         if len(tasks) != len(waveforms):
             raise UserError(f"{len(tasks)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
         self._task_ids(tasks)
@@ -289,11 +290,11 @@ class Model:
         for row, waveform in enumerate(waveforms):
             batch[row, : len(waveform)] = waveform
         lengths = np.array([len(waveform) for waveform in waveforms] + [0] * (rows - count), np.int32)
-        index = np.full(rows, bank.NO_TASK, np.int32)
+        index = np.full(rows, task_rows.NO_TASK, np.int32)
         index[:count] = self._task_ids(tasks)
         symbols = None
         if self.own is not None:
-            symbols = np.stack([self.own.symbols(task) for task in [*tasks, *[bank.BASE] * (rows - count)]])
+            symbols = np.stack([self.own.symbols(task) for task in [*tasks, *[BASE_TASK] * (rows - count)]])
         model = AsrModel(
             self.backbone.files.features,
             self.backbone.files.encoder,
@@ -320,13 +321,13 @@ class Model:
 
         Args and errors are those of `log_probs`.
         """
-        tasks = [bank.BASE] * len(waveforms) if tasks is None else list(tasks)
+        tasks = [BASE_TASK] * len(waveforms) if tasks is None else list(tasks)
         if len(tasks) != len(waveforms):
             raise UserError(f"{len(tasks)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
         self._task_ids(tasks)
-        if bank.BASE in tasks and isinstance(self.backbone.vocabulary, BlankVocabulary):
+        if BASE_TASK in tasks and isinstance(self.backbone.vocabulary, BlankVocabulary):
             raise UserError(
-                f"task {bank.BASE!r}: the backbone {self.backbone.files.info['name']!r} has no output layer of its "
+                f"task {BASE_TASK!r}: the backbone {self.backbone.files.info['name']!r} has no output layer of its "
                 f"own; allowed: {', '.join(self.tasks) or 'none, an adapter with an output layer is needed'}"
             )
         prepared = [self._prepare(waveform, sample_rate) for waveform in waveforms]

@@ -27,9 +27,10 @@ from keyword import iskeyword
 
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from hra_jax import config as configs
+from hra_jax.config.files import flatten_config, load_config, near_key, ready_made_names, validate_config
+from hra_jax.config.keys import RULES
 from hra_jax.errors import UserError
 
 # The C++ libraries read these once, when jax or TensorFlow is imported. What the user has set stays.
@@ -111,8 +112,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if FLAGS["verbosity"].using_default_value:
         # absl would show every INFO line of every library from here on.
         FLAGS.verbosity = logging.WARNING
-    if "config" in FLAGS and isinstance(FLAGS.config, configs.ConfigDict):
-        configs.validate(FLAGS.config)
+    if "config" in FLAGS and isinstance(FLAGS.config, ConfigDict):
+        validate_config(FLAGS.config)
     return rest
 
 
@@ -120,9 +121,9 @@ def _illegal_value(message: str) -> str:
     """absl's message; for a configuration key, what is allowed in place of the parser's reason."""
     match = re.match(r"flag --config\.(.+?)=(.*?): ", message, flags=re.DOTALL)
     key = re.sub(r'\["(\w+)"\]', r".\1", match[1]) if match else ""
-    if key not in configs.RULES:
+    if key not in RULES:
         return message
-    return f"config.{key} is {match[2]!r}; allowed: {configs.RULES[key].describe()}"
+    return f"config.{key} is {match[2]!r}; allowed: {RULES[key].describe()}"
 
 
 def _fail(message: str, *, status: int, argv: list[str]) -> None:
@@ -176,8 +177,8 @@ def _define_config(argv: list[str]) -> list[str]:
         return argv
     name, rest = _take_config(argv)
     if name is None:
-        raise UserError(f"--config is missing; allowed: a path, or one of {', '.join(configs.names())}")
-    config = configs.load(name)
+        raise UserError(f"--config is missing; allowed: a path, or one of {', '.join(ready_made_names())}")
+    config = load_config(name)
     rest = [_check_override(arg, config) for arg in rest]
     try:
         config_flags.DEFINE_config_dict("config", config, _CONFIG_HELP, sys_argv=rest)
@@ -202,16 +203,16 @@ def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
     return name, rest
 
 
-def _check_override(word: str, config: configs.ConfigDict) -> str:
+def _check_override(word: str, config: ConfigDict) -> str:
     """Refuses an unknown key in `--config.key=value`; returns the word as config_flags wants it."""
     match = re.match(r"(--?(?:no)?config\.)([^=]*)(.*)", word, flags=re.DOTALL)
     if match is None:
         return word
     start, key, value = match.groups()
-    known = configs.flatten(config)
+    known = flatten_config(config)
     if key not in known:
         inside = tuple(name for name in known if name.startswith(f"{key}."))
-        hint = f"it is a group, set one of {', '.join(inside)}" if inside else configs.near_key(key)
+        hint = f"it is a group, set one of {', '.join(inside)}" if inside else near_key(key)
         raise UserError(f"unknown config key {key!r}; {hint}")
     # config_flags parses the key as Python, where `export.from` is a syntax error but `export["from"]` is not.
     first, *others = key.split(".")

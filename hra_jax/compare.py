@@ -18,11 +18,12 @@ from absl import flags
 from etils import epath
 
 from hra_jax import cli
-from hra_jax.adapters.export import json_text, task_file_names, write_file
-from hra_jax.adapters.model_card import percent
+from hra_jax.adapters.adapter_folder import task_file_names
+from hra_jax.console import percent
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.paired import PairedDifference, paired_bootstrap
+from hra_jax.storage.files import json_text, write_file
 
 FLAGS = flags.FLAGS
 RESULTS_FILE = "results.json"

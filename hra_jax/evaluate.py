@@ -8,11 +8,12 @@ import sys
 from absl import flags
 from etils import epath
 
-from hra_jax import cli, distributed
-from hra_jax import config as configs
+from hra_jax import cli
+from hra_jax.config.files import config_from_json, validate_config
 from hra_jax.errors import UserError
-from hra_jax.run import data_report, prepare, score, suite_weights
-from hra_jax.saving import restore
+from hra_jax.run import processes
+from hra_jax.run.preparation import data_report, prepare, score, suite_weights
+from hra_jax.run.saving import restore
 
 FLAGS = flags.FLAGS
 
@@ -46,13 +47,13 @@ def _configuration(workdir, suite: str):
     workdir = epath.Path(workdir)
     if not (workdir / "config.json").exists():
         raise UserError(f"workdir = {str(workdir)!r}: holds no config.json, so no run was started there")
-    config = configs.from_json((workdir / "config.json").read_text())
+    config = config_from_json((workdir / "config.json").read_text())
     with config.unlocked():
         config.eval.suite = suite
         # The selection suite may itself be scored; it is then no data that the suite must differ from.
         config.eval.select_suite = ""
         config.export["from"] = "last"
-    configs.validate(config)
+    validate_config(config)
     return config
 
 
@@ -64,14 +65,14 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "data_dir", None, "What {dir} in the suite's manifests stands for; default: the run's data.dir."
     )
-    distributed.define_flags()
+    processes.define_flags()
 
 
 def main(argv) -> None:
     """Entry point."""
     del argv
     config = _configuration(FLAGS.workdir, FLAGS.suite)
-    distributed.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=False)
+    processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=False)
     cli.setup_jax()
     evaluate(FLAGS.workdir, FLAGS.suite, step=FLAGS.step, data_dir=FLAGS.data_dir)
 

@@ -23,24 +23,25 @@ from absl import flags
 from etils import epath
 from matplotlib.figure import Figure
 
-from hra_jax import build, cli
-from hra_jax import config as configs
-from hra_jax.adapters import bank, initial
+from hra_jax import cli
+from hra_jax.adapters import initial, task_rows
 from hra_jax.adapters import methods as adapters
 from hra_jax.adapters.base import Adapter, Formula
-from hra_jax.adapters.export import json_text, write_file
+from hra_jax.config.files import validate_config
+from hra_jax.config.keys import SHARED_VOCABULARIES
+from hra_jax.console import near_matches
 from hra_jax.errors import UserError
-from hra_jax.models import backbone as backbones
-from hra_jax.models import config as models
-from hra_jax.models.config import EncoderConfig
-from hra_jax.rules import SHARED_VOCABULARIES
-from hra_jax.training import state as states
+from hra_jax.models import backbone_folder
+from hra_jax.models.config import EncoderConfig, to_json
+from hra_jax.run import build
+from hra_jax.storage.files import json_text, write_file
+from hra_jax.training import train_state
 
 FLAGS = flags.FLAGS
 FULL, FULL_JOINT = "full", "full_joint"
 METHODS = (*adapters.METHODS, FULL, FULL_JOINT)
 TASKS = ("1", "10", "100", "1000")
-MOST_TASKS = int(bank.NO_ROW)  # rows are numbered by int32
+MOST_TASKS = int(task_rows.NO_ROW)  # rows are numbered by int32
 
 _LABELS = {FULL: "full, one for each task", FULL_JOINT: "full, one for all tasks"}
 _HEADER = ("method", "tasks", "shared", "a task", "trained", "of backbone", "of full", "export", "optimizer")
@@ -85,12 +86,12 @@ def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) 
     Raises:
       UserError: a wrong number of tasks, method or configuration; no such backbone, or an abstract one of characters.
     """
-    configs.validate(config)
+    validate_config(config)
     tasks = _checked_tasks(list(tasks))
     methods = _methods_of(config) if methods is None else _checked_methods(list(methods))
     features, encoder = build.geometry(config)
-    backbone = nn.unbox(backbones.abstract_params(features, encoder))
-    parameters = states.count(backbone)
+    backbone = nn.unbox(backbone_folder.abstract_params(features, encoder))
+    parameters = train_state.count(backbone)
     found = {}
     for name in methods:
         if name in _LABELS:
@@ -101,8 +102,8 @@ def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) 
         "backbone": {
             "name": _name(config),
             "parameters": parameters,
-            "features": models.to_json(features),
-            "encoder": models.to_json(encoder),
+            "features": to_json(features),
+            "encoder": to_json(encoder),
         },
         "methods": found,
     }
@@ -123,7 +124,7 @@ def _checked_tasks(tasks: list) -> list[int]:
 def _checked_methods(methods: list) -> list[str]:
     for name in methods:
         if name not in METHODS:
-            raise UserError(f"methods: {name!r}; {configs.near(str(name), METHODS)}")
+            raise UserError(f"methods: {name!r}; {near_matches(str(name), METHODS)}")
     return _distinct(methods, "methods")
 
 
@@ -167,7 +168,7 @@ def _adapted(config, adapter: Adapter, encoder: EncoderConfig, backbone: int, ta
 def _adapter_cost(config, adapter: Adapter, encoder: EncoderConfig, tasks: int) -> _Cost:
     new = functools.partial(initial.new_weights, adapter, encoder=encoder, tasks=tasks)
     weights = jax.eval_shape(new, jax.random.key(0))
-    found = states.accounting(weights, tasks, 0, train=config.adapter.train)
+    found = train_state.accounting(weights, tasks, 0, train=config.adapter.train)
     return _Cost(
         shared=found["shared_parameters"],
         per_task=found["parameters_per_task"],
@@ -179,8 +180,8 @@ def _adapter_cost(config, adapter: Adapter, encoder: EncoderConfig, tasks: int) 
 
 def _full(config, name: str, backbone: dict, tasks: list[int]) -> dict:
     """The entry of full fine-tuning; `backbone` is the tree of its shapes."""
-    parameters = states.count(states.moving(backbone))
-    stored = states.count(backbone) * jnp.dtype(config.export.dtype).itemsize
+    parameters = train_state.count(train_state.moving(backbone))
+    stored = train_state.count(backbone) * jnp.dtype(config.export.dtype).itemsize
     moments = _optimizer_bytes(config, {"backbone": backbone}, train="all")
     shared, per_task = (0, parameters) if name == FULL else (parameters, 0)
     costs = {}
@@ -201,7 +202,7 @@ def _full(config, name: str, backbone: dict, tasks: list[int]) -> dict:
 
 def _optimizer_bytes(config, weights: dict, *, train: str) -> int:
     settings = build.optimizer_settings(config)
-    return _bytes(jax.eval_shape(lambda tree: states.create(tree, settings, train=train).optimizer, weights))
+    return _bytes(jax.eval_shape(lambda tree: train_state.create(tree, settings, train=train).optimizer, weights))
 
 
 def _bytes(tree: Any) -> int:

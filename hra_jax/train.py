@@ -12,15 +12,15 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from hra_jax import cli, distributed, topologies
-from hra_jax import config as configs
-from hra_jax.adapters import export as exports
-from hra_jax.adapters import methods
+from hra_jax import cli
+from hra_jax.adapters import adapter_folder, methods
+from hra_jax.config.files import config_difference, config_from_json, config_to_json, validate_config
 from hra_jax.data.loader import TrainLoader
 from hra_jax.errors import UserError
-from hra_jax.evaluation import report as reports
-from hra_jax.models import backbone as backbones
-from hra_jax.run import (
+from hra_jax.evaluation.report import evaluate_results
+from hra_jax.models import backbone_folder
+from hra_jax.run import processes
+from hra_jax.run.preparation import (
     Run,
     accounting,
     base_weights,
@@ -30,9 +30,11 @@ from hra_jax.run import (
     suite_weights,
     write_data_report,
 )
-from hra_jax.saving import restore, save
-from hra_jax.training import sharding
-from hra_jax.training import state as states
+from hra_jax.run.saving import restore, save
+from hra_jax.storage.files import write_file
+from hra_jax.storage.trees import flatten
+from hra_jax.tpu import topologies
+from hra_jax.training import sharding, train_state
 from hra_jax.training.checkpoints import METRIC, Checkpoints
 from hra_jax.training.metrics import MetricWriter
 from hra_jax.training.preemption import PREEMPTED, PreemptionGuard, stops_at_once
@@ -48,7 +50,7 @@ def train(config, workdir) -> int:
     """Trains as a configuration says, then evaluates, exports and prints the table.
 
     Args:
-      config: a configuration as `hra_jax.config.load` gives it.
+      config: a configuration as `hra_jax.config.files.load` gives it.
       workdir: the work directory; one that holds checkpoints of the same configuration is continued.
 
     Returns:
@@ -58,7 +60,7 @@ def train(config, workdir) -> int:
       SystemExit: SIGTERM came after the last step; the status is 75.
       UserError: a wrong configuration, bad data, or a work directory of another run.
     """
-    configs.validate(config)
+    validate_config(config)
     workdir = epath.Path(workdir)
     resumed = _claim_workdir(config, workdir)
     with data_report(config, workdir, keep=resumed) as report:
@@ -83,13 +85,13 @@ def _claim_workdir(config, workdir: epath.Path) -> bool:
         # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
         resumed = folder.exists() and any(entry.name.isdigit() for entry in folder.iterdir())
         if resumed and path.exists():
-            changed = configs.difference(configs.from_json(path.read_text()), config)
+            changed = config_difference(config_from_json(path.read_text()), config)
             if changed:
                 raise UserError(f"{workdir} belongs to a run with another configuration: {'; '.join(changed)}")
         workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            exports.write_file(path, configs.to_json(config))
-        distributed.barrier("work directory")
+            write_file(path, config_to_json(config))
+        processes.barrier("work directory")
         if not path.exists():
             raise UserError(
                 f"workdir = {str(workdir)!r}: process {jax.process_index()} does not see what process 0 wrote there; "
@@ -201,7 +203,7 @@ def _announce(run: Run, start: int) -> None:
         return
     numbers = run.accounting
     print(f"{'resuming at step ' + str(start) if start else 'starting'}: method {run.config.method}", flush=True)
-    for line in states.describe(run.bank.described(run.state)):
+    for line in train_state.describe(run.bank.described(run.state)):
         print(f"  trained  {line}")
     frozen = 0 if run.frozen is None else numbers["backbone_parameters"]
     print(
@@ -222,7 +224,7 @@ def _validate(run: Run, step: int, writer) -> dict:
     """Scores the selection suite, and keeps the best macro WER and the best per task in `run.best`."""
     best = run.best
     rows, loss, _ = run.select.run(run.evaluation_step, suite_weights(run, run.select), base_weights(run))
-    results = reports.evaluate_results(rows, run.select.suite, accounting=accounting(run), bootstrap=0)
+    results = evaluate_results(rows, run.select.suite, accounting=accounting(run), bootstrap=0)
     values = {"": results["wer_macro"]} | {name: task["wer"] for name, task in results["tasks"].items()}
     for name, wer in values.items():
         found = best.setdefault("tasks", {}).get(name) if name else best.get("macro")
@@ -288,7 +290,7 @@ def finish(run: Run, checkpoints: Checkpoints) -> dict | None:
             _export_adapter(run, shared, rows, step, task_steps, results)
     else:
         _export_backbone(run, step, results)
-    distributed.barrier("exported")
+    processes.barrier("exported")
     return results
 
 
@@ -310,7 +312,7 @@ def _export_adapter(run: Run, shared, rows: dict, step: int, task_steps: dict[st
             entry = {**entry, "vocabulary": run.own.of(name).to_json()}
         entries.append({**entry, "name": name, "row": row})
     in_common = run.own is not None and run.own.shared is not None
-    exports.write_adapter(
+    adapter_folder.write_adapter(
         folder,
         method=methods.settings(run.method),
         weights={"shared": shared, "tasks": rows["tasks"]},
@@ -326,7 +328,7 @@ def _export_adapter(run: Run, shared, rows: dict, step: int, task_steps: dict[st
 
 def _export_backbone(run: Run, step: int, results: dict | None) -> None:
     """Writes W/backbone from the state, a weight at a time; all processes must call it, and process 0 writes."""
-    weights = exports.flatten(run.state.weights["backbone"], separator=".")
+    weights = flatten(run.state.weights["backbone"], separator=".")
 
     def read(name: str) -> np.ndarray:
         return sharding.to_host(weights[name])
@@ -338,8 +340,8 @@ def _export_backbone(run: Run, step: int, results: dict | None) -> None:
         return
     config, folder = run.config, run.workdir / "backbone"
     wer = None if results is None else {run.test.suite.name: results["wer"]}
-    made_by = {"method": config.method, "config": json.loads(configs.to_json(config)), "step": step}
-    backbones.write(
+    made_by = {"method": config.method, "config": json.loads(config_to_json(config)), "step": step}
+    backbone_folder.write(
         folder,
         read,
         features=run.base.features,
@@ -362,13 +364,13 @@ def _scores(results: dict | None) -> dict[str, float]:
 def define_flags() -> None:
     """The flags of this command."""
     flags.DEFINE_string("workdir", None, "Work directory: checkpoints, metrics, exports, results.", required=True)
-    distributed.define_flags()
+    processes.define_flags()
 
 
 def main(argv) -> int:
     """Entry point."""
     del argv
-    distributed.initialize(heartbeat_seconds=FLAGS.config.distributed.heartbeat_seconds)
+    processes.initialize(heartbeat_seconds=FLAGS.config.distributed.heartbeat_seconds)
     cli.setup_jax()
     return train(FLAGS.config, FLAGS.workdir)
 

@@ -9,10 +9,10 @@ import sys
 from absl import flags
 
 from hra_jax import cli
-from hra_jax.adapters.bank import BASE
 from hra_jax.api import load_adapter, load_backbone
 from hra_jax.data import audio
 from hra_jax.errors import UserError
+from hra_jax.tasks.names import BASE_TASK
 
 FLAGS = flags.FLAGS
 _TOGETHER = 16  # files decoded and recognised at a time
@@ -32,8 +32,8 @@ def transcribe(files, *, adapter: str | None, backbone: str, task: str):
     """
     base = load_backbone(backbone)
     model = base if adapter is None else load_adapter(adapter, base)
-    if adapter is None and task != BASE:
-        raise UserError(f"task = {task!r} needs --adapter; without one only {BASE!r} is there")
+    if adapter is None and task != BASE_TASK:
+        raise UserError(f"task = {task!r} needs --adapter; without one only {BASE_TASK!r} is there")
     if adapter is not None:
         model.vocabulary(task)  # an unknown task fails now
     for start in range(0, len(files), _TOGETHER):
@@ -53,7 +53,7 @@ def define_flags() -> None:
     """The flags of this command."""
     flags.DEFINE_string("adapter", None, "Folder of an exported adapter; without it the backbone alone is used.")
     flags.DEFINE_string("backbone", "builtin:tiny", "Folder of the backbone, or builtin:NAME.")
-    flags.DEFINE_string("task", BASE, "Task of the adapter; __base__ for none.")
+    flags.DEFINE_string("task", BASE_TASK, "Task of the adapter; __base__ for none.")
     flags.DEFINE_bool("json", False, "JSON Lines on stdout: audio_filepath, text, task; or error.")
 
 

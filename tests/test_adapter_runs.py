@@ -13,13 +13,13 @@ import pytest
 from reference import micro as world
 
 import hra_jax
-from hra_jax import train as training
-from hra_jax.adapters.export import read_adapter
+from hra_jax import train
+from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.adapters.methods import METHODS
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
-from hra_jax.models import backbone as backbones
-from hra_jax.run import prepare
+from hra_jax.models import backbone_folder
+from hra_jax.run.preparation import prepare
 from hra_jax.training.checkpoints import Checkpoints
 
 STEPS, STOP = 4, 2
@@ -67,7 +67,7 @@ def test_every_method_trains_resumes_exports_and_recognises(micro, tmp_path, met
     config = config_of(micro, method, eval__suite=micro.suite("test"))
     whole = world.train(config, tmp_path / "whole")
     assert whole.status == 0
-    stored = jax.tree.leaves(backbones.load(micro.backbone, verify=True).params)
+    stored = jax.tree.leaves(backbone_folder.load(micro.backbone, verify=True).params)
     for held in (whole.frozen, whole.run.frozen):
         assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(held), stored, strict=True))
     counted = json.loads((tmp_path / "whole" / "eval" / "test" / "results.json").read_text())
@@ -180,7 +180,7 @@ def test_a_start_that_changed_since_is_refused_at_resume(micro, two, tmp_path):
 
 def test_each_task_is_exported_as_it_was_at_its_own_best_step(micro, tmp_path, monkeypatch):
     rates = {1: (0.9, 0.5, 0.5), 2: (0.2, 0.6, 0.5), 3: (0.3, 0.4, 0.7), 4: (0.8, 0.8, 0.8)}
-    evaluate, rows = training.reports.evaluate_results, {}
+    evaluate, rows = train.evaluate_results, {}
 
     def scripted(found, suite, **settings):
         results = evaluate(found, suite, **settings)
@@ -193,14 +193,14 @@ def test_each_task_is_exported_as_it_was_at_its_own_best_step(micro, tmp_path, m
     def remember(step):
         rows[step] = jax.device_get(done.run.state.trainable["tasks"])
 
-    monkeypatch.setattr(training.reports, "evaluate_results", scripted)
+    monkeypatch.setattr(train, "evaluate_results", scripted)
     changes = {"export__from": "best_per_task", "adapter__train": "tasks", "eval__every_steps": 1}
     config = micro.config(eval__select_suite=micro.suite("validation"), checkpoint__every_steps=1, **changes)
     done = world.Trained(tmp_path / "W")
     for stop in (3, None):
         hook = terminate_at(stop) if stop else lambda step: None
         with world.watched(done, lambda step, hook=hook: (remember(step), hook(step)), 1):
-            training.train(config, tmp_path / "W")
+            train.train(config, tmp_path / "W")
     exported = read_adapter(tmp_path / "W" / "adapter")
     steps = {entry["name"]: entry["step"] for entry in exported.tasks_json}
     assert steps == {"ann": 2, "bob": 3, "cy": 1}

@@ -10,10 +10,12 @@ import jax
 import pytest
 from reference import micro as world
 
-from hra_jax import aot, programs, topologies
-from hra_jax.abstract import Shapes
-from hra_jax.compiled import Program
+from hra_jax import aot
 from hra_jax.errors import UserError
+from hra_jax.run import programs
+from hra_jax.tpu import topologies
+from hra_jax.tpu.hlo import Program
+from hra_jax.tpu.shapes import Shapes
 
 DEVICES = 4
 MESH = {"batch__multiple": DEVICES, "batch__seconds": 8.0, "eval__batch_seconds": 8.0, "mesh__fsdp": 2}

@@ -12,14 +12,15 @@ from reference import micro as world
 
 import hra_jax
 from hra_jax import api
-from hra_jax.adapters import library
+from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.adapters.base import no_parameters
-from hra_jax.adapters.export import flatten, read_adapter
 from hra_jax.adapters.output import OutputAdapter
-from hra_jax.data.text import CharacterVocabulary
-from hra_jax.data.vocabularies import OwnVocabularies
 from hra_jax.errors import UserError
 from hra_jax.models.asr import AsrModel
+from hra_jax.storage.trees import flatten
+from hra_jax.tasks import library
+from hra_jax.text.task_vocabularies import OwnVocabularies
+from hra_jax.text.vocabularies import CharacterVocabulary
 from hra_jax.training import sharding
 
 TEXTS = ("fad cab", "b", "dead", "abcdefabc")

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from reference import micro as world
 
-from hra_jax import evaluate as evaluation
+from hra_jax import evaluate
 from hra_jax.errors import UserError
 
 
@@ -202,7 +202,7 @@ def test_evaluation_and_a_second_start_keep_what_training_has_named(spoilt, micr
     workdir = Path(shutil.copytree(done.workdir, tmp_path / "W"))
     before = report_of(workdir)
     world.use_devices(monkeypatch, 1)
-    evaluation.evaluate(workdir, micro.suite("test"))
+    evaluate.evaluate(workdir, micro.suite("test"))
     assert report_of(workdir) == before
     assert world.train(done.run.config, workdir).status == 0
     assert report_of(workdir) == before

@@ -8,9 +8,9 @@ from reference import micro as world
 from reference import tiny
 
 import hra_jax
-from hra_jax.data.tokens import CtcTokenVocabulary
-from hra_jax.models import backbone as backbones
+from hra_jax.models import backbone_folder
 from hra_jax.models.config import EncoderConfig
+from hra_jax.text.published_vocabularies import CtcTokenVocabulary
 
 TOKENS = ("<pad>", "|", *"ABCDEF")
 ORDERS = {"first": [0, 1, 2, 3, 4, 5, 6, 7], "last": [3, 1, 7, 2, 6, 5, 4, 0]}
@@ -26,7 +26,7 @@ def places(tmp_path_factory):
     bias = bias + 1.5 * (np.arange(len(TOKENS)) == 0)  # so that the blank is heard too
     for name, order in ORDERS.items():
         vocabulary = CtcTokenVocabulary([TOKENS[i] for i in order], blank_id=order.index(0))
-        backbones.save(
+        backbone_folder.save(
             folder / name,
             params | {"output": {"kernel": kernel[:, order], "bias": bias[order]}},
             features=world.FEATURES,

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import rich.console
 
-from hra_jax import compare as comparison
+from hra_jax import compare
 from hra_jax.errors import UserError
-from hra_jax.evaluation import report
 from hra_jax.evaluation.paired import paired_bootstrap
-from hra_jax.evaluation.report import UtteranceResult
+from hra_jax.evaluation.report import UtteranceResult, evaluate_results, write_report
 from hra_jax.evaluation.suites import Suite, SuiteTask
 
 ACCOUNTING = {
@@ -47,10 +46,8 @@ def make_side(wrong: float, *, seed: int) -> list[UtteranceResult]:
 def write(folder: Path, rows, *, suite="digits", normalizer="basic", **accounting) -> Path:
     names = dict.fromkeys(row.task for row in rows)
     tasks = tuple(SuiteTask(name, "test.jsonl", "", "", name, ()) for name in names)
-    results = report.evaluate_results(
-        rows, Suite(suite, normalizer, tasks), accounting=ACCOUNTING | accounting, bootstrap=0
-    )
-    report.write_report(folder, results, rows)
+    results = evaluate_results(rows, Suite(suite, normalizer, tasks), accounting=ACCOUNTING | accounting, bootstrap=0)
+    write_report(folder, results, rows)
     return folder
 
 
@@ -66,7 +63,7 @@ def sides(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def compared(sides) -> dict:
-    return comparison.compare([sides["a"], sides["b"], sides["c"]], samples=500)
+    return compare.compare([sides["a"], sides["b"], sides["c"]], samples=500)
 
 
 def changed(rows, index: int, **fields) -> list[UtteranceResult]:
@@ -80,7 +77,7 @@ def edit_results(folder: Path, **fields) -> None:
 
 def refused(*paths, **keywords) -> str:
     with pytest.raises(UserError) as caught:
-        comparison.compare(paths, **keywords)
+        compare.compare(paths, **keywords)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -134,14 +131,14 @@ def test_a_verdict_is_given_only_where_the_interval_excludes_0(compared):
 
 
 def test_an_evaluation_does_not_differ_from_itself(sides):
-    (entry,) = comparison.compare([sides["a"], sides["a"]], samples=100)["comparisons"]
+    (entry,) = compare.compare([sides["a"], sides["a"]], samples=100)["comparisons"]
     for part in (*entry["tasks"].values(), entry["macro"], entry["pooled"]):
         assert (part["difference"], part["low"], part["high"], part["verdict"]) == (0, 0, 0, None)
 
 
 def test_a_folder_and_its_results_file_are_the_same(sides):
     by_folder, by_file = (
-        comparison.compare([sides["a"] / file, sides["b"] / file], samples=100) for file in ("", "results.json")
+        compare.compare([sides["a"] / file, sides["b"] / file], samples=100) for file in ("", "results.json")
     )
     assert by_folder["comparisons"][0].pop("path") == str(sides["b"])
     assert by_file["comparisons"][0].pop("path") == str(sides["b"] / "results.json")
@@ -151,7 +148,7 @@ def test_a_folder_and_its_results_file_are_the_same(sides):
 def test_names_of_suites_order_of_rows_and_spelling_of_references_may_differ(sides, tmp_path):
     rows = changed(ROWS["b"], 0, reference=f" {ROWS['b'][0].reference.upper()}! ")[::-1]
     other = write(tmp_path / "other", rows, suite="renamed")
-    expected, found = (comparison.compare([sides["a"], side], samples=100) for side in (sides["b"], other))
+    expected, found = (compare.compare([sides["a"], side], samples=100) for side in (sides["b"], other))
     assert found["comparisons"][0]["suite"] == "renamed"
     for part in ("tasks", "macro", "pooled"):
         assert found["comparisons"][0][part] == expected["comparisons"][0][part]
@@ -161,14 +158,14 @@ def test_utterances_that_share_a_key_are_paired_by_their_references(tmp_path):
     texts = ["one two", "three four", "five six"]
     right = [UtteranceResult("t", "long.wav@12345.7+2", text, text, None, 2.0) for text in texts]
     wrong = changed(right, 2, hypothesis="five")
-    found = comparison.compare([write(tmp_path / "a", wrong), write(tmp_path / "b", wrong[::-1])], samples=50)
+    found = compare.compare([write(tmp_path / "a", wrong), write(tmp_path / "b", wrong[::-1])], samples=50)
     assert found["comparisons"][0]["pooled"]["low"] == found["comparisons"][0]["pooled"]["high"] == 0
 
 
 def test_line_separators_inside_a_transcript_do_not_end_a_row(tmp_path):
     rows = [UtteranceResult("t", "1.wav", "one\u2028two\x85three", "one\u2029two", None, 1.0)]
     folder = write(tmp_path / "a", rows)
-    assert comparison.compare([folder, folder], samples=10)["comparisons"][0]["pooled"]["words"] == 3
+    assert compare.compare([folder, folder], samples=10)["comparisons"][0]["pooled"]["words"] == 3
 
 
 # --- Errors -----------------------------------------------------------------------------------------------------------
@@ -278,7 +275,7 @@ def test_another_reference_or_number_of_words_is_refused(sides, tmp_path):
 
 def test_the_tables_show_every_task_the_means_and_what_each_side_trains(compared):
     stream = io.StringIO()
-    comparison.print_tables(compared, console=rich.console.Console(file=stream, width=110))
+    compare.print_tables(compared, console=rich.console.Console(file=stream, width=110))
     lines = stream.getvalue().splitlines()
     for entry in compared["comparisons"]:
         shown = {**entry["tasks"], "mean of the tasks": entry["macro"], "all utterances": entry["pooled"]}
@@ -293,7 +290,7 @@ def test_the_tables_show_every_task_the_means_and_what_each_side_trains(compared
 
 
 def test_a_difference_of_0_is_shown_without_a_minus(sides, capsys):
-    comparison.print_tables(comparison.compare([sides["a"], sides["a"]], samples=10))
+    compare.print_tables(compare.compare([sides["a"], sides["a"]], samples=10))
     shown = capsys.readouterr().out
     assert shown.count("+0.00 to +0.00") == 4 and "-0.00" not in shown
 
@@ -320,10 +317,10 @@ def test_an_error_of_the_command_is_one_line_with_status_2(sides, tmp_path, comm
 def test_an_evaluation_or_a_folder_is_not_written_over(sides, tmp_path):
     for output in (sides["b"] / "results.json", sides["b"] / ".." / "b" / "results.json"):
         with pytest.raises(UserError, match="is one of the evaluations to compare"):
-            comparison._check_output(str(output), [str(sides["a"]), str(sides["b"])])
+            compare._check_output(str(output), [str(sides["a"]), str(sides["b"])])
     for output in ("", str(tmp_path)):
         with pytest.raises(UserError, match="is a folder"):
-            comparison._check_output(output, [str(sides["a"]), str(sides["b"])])
+            compare._check_output(output, [str(sides["a"]), str(sides["b"])])
 
 
 def test_the_command_starts_without_jax(command_env):

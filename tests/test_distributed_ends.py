@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+from reference import launching
 from reference import micro as world
-from reference import processes
-from reference.processes import SETTINGS, TRAIN, same_losses
+from reference.launching import SETTINGS, TRAIN, same_losses
 
 from hra_jax.training.preemption import PREEMPTED
 
@@ -47,7 +47,7 @@ def go_on(endless, tmp_path, command_env):
     def run(steps: int, *, processes_: int, devices: int) -> None:
         words = [TRAIN, "--config", tmp_path / "c.py", "--workdir", tmp_path / "W", f"--config.steps={steps}"]
         folder = tmp_path / f"to step {steps}"
-        processes.run(words, folder=folder, env=command_env, processes=processes_, devices=devices)
+        launching.run(words, folder=folder, env=command_env, processes=processes_, devices=devices)
 
     return run
 
@@ -57,9 +57,9 @@ def go_on(endless, tmp_path, command_env):
 def test_after_kill_9_the_others_end_and_the_run_goes_on_with_two_processes_and_with_one(
     victim, endless, uninterrupted, tmp_path, command_env, go_on
 ):
-    file, workdir = processes.write_config(tmp_path / "c.py", endless), tmp_path / "W"
+    file, workdir = launching.write_config(tmp_path / "c.py", endless), tmp_path / "W"
     words = [TRAIN, "--config", file, "--workdir", workdir]
-    with processes.Launched(words, folder=tmp_path / "killed", env=command_env, processes=2, devices=2) as launched:
+    with launching.Launched(words, folder=tmp_path / "killed", env=command_env, processes=2, devices=2) as launched:
         launched.until(lambda: saved(workdir)[-1:] >= [4])
         launched.signal(signal.SIGKILL, victim)
         assert launched.wait(60) == 1, launched.said()
@@ -79,13 +79,13 @@ def test_after_kill_9_the_others_end_and_the_run_goes_on_with_two_processes_and_
 def test_sigterm_to_one_of_two_stops_both_at_one_step_with_everything_saved(
     endless, uninterrupted, tmp_path, command_env, go_on
 ):
-    file, workdir = processes.write_config(tmp_path / "c.py", endless), tmp_path / "W"
+    file, workdir = launching.write_config(tmp_path / "c.py", endless), tmp_path / "W"
     words = [TRAIN, "--config", file, "--workdir", workdir]
-    with processes.Launched(words, folder=tmp_path / "stopped", env=command_env, processes=2, devices=2) as launched:
-        launched.until(lambda: len(processes.logged_losses(workdir)) >= 3)
+    with launching.Launched(words, folder=tmp_path / "stopped", env=command_env, processes=2, devices=2) as launched:
+        launched.until(lambda: len(launching.logged_losses(workdir)) >= 3)
         launched.signal(signal.SIGTERM, 1)
         assert launched.wait(60) == PREEMPTED, launched.said()
-    done = max(processes.logged_losses(workdir))
+    done = max(launching.logged_losses(workdir))
     assert saved(workdir)[-1] == done and f"at step {done}; everything is saved" in launched.printed
     assert "launch/local.py" not in launched.errors
     go_on(done + 4, processes_=2, devices=2)
@@ -94,11 +94,11 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step_with_everything_saved(
 
 @pytest.mark.slow
 def test_a_process_that_hangs_is_taken_for_dead_after_the_heartbeat(endless, tmp_path, command_env):
-    file, workdir = processes.write_config(tmp_path / "c.py", endless), tmp_path / "W"
+    file, workdir = launching.write_config(tmp_path / "c.py", endless), tmp_path / "W"
     words = [TRAIN, "--config", file, "--workdir", workdir, "--config.distributed.heartbeat_seconds=4"]
     settings = dict(env=command_env, processes=2, devices=1, grace=3)
-    with processes.Launched(words, folder=tmp_path / "hung", **settings) as launched:
-        launched.until(lambda: len(processes.logged_losses(workdir)) >= 3)
+    with launching.Launched(words, folder=tmp_path / "hung", **settings) as launched:
+        launched.until(lambda: len(launching.logged_losses(workdir)) >= 3)
         stopped = time.monotonic()
         launched.signal(signal.SIGSTOP, 1)
         assert launched.wait(60) == 1, launched.said()
@@ -117,18 +117,18 @@ def test_a_users_error_in_one_process_ends_the_other(micro, tmp_path, command_en
     rows[5]["audio_filepath"] = str(tmp_path / "bad.wav")
     world.write_manifest(tmp_path / "train.jsonl", rows)
     config = micro.config(**SETTINGS | dict(steps=100_000), data__dir=str(tmp_path), data__strict=True)
-    words = [TRAIN, "--config", processes.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "W"]
-    with processes.Launched(words, folder=tmp_path / "ended", env=command_env, processes=2, devices=1) as launched:
+    words = [TRAIN, "--config", launching.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "W"]
+    with launching.Launched(words, folder=tmp_path / "ended", env=command_env, processes=2, devices=1) as launched:
         assert launched.wait(120) in (1, 2), launched.said()
     errors = [line for line in launched.errors.splitlines() if re.match(r"(\[1\] )?error: ", line)]
     assert len(errors) == 1 and "undecodable_audio: micro: " in errors[0], launched.said()
 
 
 def test_processes_with_different_configurations_end_with_one_line_each(micro, tmp_path, command_env):
-    file = processes.write_config(tmp_path / "c.py", micro.config(**SETTINGS))
+    file = launching.write_config(tmp_path / "c.py", micro.config(**SETTINGS))
     words = [TRAIN, "--config", file, "--workdir", tmp_path / "W", "1=--config.seed=1"]
     started = time.monotonic()
-    with processes.Launched(words, folder=tmp_path / "ended", env=command_env, processes=2, devices=1) as launched:
+    with launching.Launched(words, folder=tmp_path / "ended", env=command_env, processes=2, devices=1) as launched:
         assert launched.wait(60) == 2, launched.said()
     message = r"error: process 1 has another configuration than process 0 \(\w+, not \w+\); all processes of a run need"
     errors = [line for line in launched.errors.splitlines() if "error: " in line]

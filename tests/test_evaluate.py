@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from reference import micro as world
 
-from hra_jax import evaluate as evaluation
+from hra_jax import evaluate
 from hra_jax.errors import UserError
 from hra_jax.training.checkpoints import Checkpoints
 
@@ -27,15 +27,13 @@ def workdir(trained, tmp_path, monkeypatch) -> Path:
 def scored(monkeypatch) -> dict:
     """What is scored, by step; nothing is run."""
     found = {}
-    monkeypatch.setattr(
-        evaluation, "score", lambda run, trainable, step: found.update({step: jax.device_get(trainable)})
-    )
+    monkeypatch.setattr(evaluate, "score", lambda run, trainable, step: found.update({step: jax.device_get(trainable)}))
     return found
 
 
 def refused(*args, **keywords) -> str:
     with pytest.raises(UserError) as caught:
-        evaluation.evaluate(*args, **keywords)
+        evaluate.evaluate(*args, **keywords)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -43,12 +41,12 @@ def refused(*args, **keywords) -> str:
 def test_the_last_checkpoint_scores_what_the_training_run_reported(workdir, micro):
     reported = json.loads((workdir / "eval" / "test" / "results.json").read_text())
     shutil.rmtree(workdir / "eval")
-    assert evaluation.evaluate(workdir, micro.suite("test")) == reported
+    assert evaluate.evaluate(workdir, micro.suite("test")) == reported
     assert json.loads((workdir / "eval" / "test" / "results.json").read_text()) == reported
 
 
 def test_the_selection_suite_can_be_scored_like_any_other(workdir, micro):
-    results = evaluation.evaluate(workdir, micro.suite("validation"))
+    results = evaluate.evaluate(workdir, micro.suite("validation"))
     assert results["suite"] == "validation" and (workdir / "eval" / "validation" / "results.json").exists()
     assert results["utterances"] == len(world.SPEAKERS) * len(world.TEXTS["validation"])
 
@@ -56,7 +54,7 @@ def test_the_selection_suite_can_be_scored_like_any_other(workdir, micro):
 def test_last_best_and_a_number_name_the_checkpoint_that_is_scored(workdir, micro, scored, trained):
     (workdir / "checkpoints" / "2" / "metrics" / "metrics").write_text('{"wer_macro": 0.25}')
     for step in ("last", "best", "1", 2):
-        evaluation.evaluate(workdir, micro.suite("test"), step=step)
+        evaluate.evaluate(workdir, micro.suite("test"), step=step)
     assert list(scored) == [4, 2, 1]
     last, best, first = (np.asarray(tree["shared"]["all_layers"]["controller"]["kernel"]) for tree in scored.values())
     expected = trained.run.state.trainable["shared"]["all_layers"]["controller"]["kernel"]
@@ -116,7 +114,7 @@ def test_an_adapter_task_that_does_not_exist_is_named_with_near_matches(workdir,
 
 
 def test_the_mean_head_and_the_base_can_stand_in_for_a_task(workdir, micro):
-    results = evaluation.evaluate(workdir, micro.suite("mixed"))
+    results = evaluate.evaluate(workdir, micro.suite("mixed"))
     folder = workdir / "eval" / "mixed"
     rows = {
         name: [json.loads(line) for line in (folder / file).read_text().splitlines()]
@@ -144,7 +142,7 @@ def test_a_backbone_that_was_replaced_is_refused(micro, tmp_path, monkeypatch):
 
 def test_data_dir_moves_the_suite_and_not_the_training_data(workdir, micro, tmp_path, scored):
     shutil.copytree(micro.data, tmp_path / "moved")
-    evaluation.evaluate(workdir, micro.suite("test"), data_dir=str(tmp_path / "moved"))
+    evaluate.evaluate(workdir, micro.suite("test"), data_dir=str(tmp_path / "moved"))
     assert list(scored) == [4]
     line = refused(workdir, micro.suite("test"), data_dir=str(tmp_path / "nowhere"))
     assert f"no manifest at {tmp_path / 'nowhere'}/test.jsonl" in line

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from reference import micro as world
 
-from hra_jax.adapters import export as exports
+from hra_jax.adapters import adapter_folder
 from hra_jax.adapters.methods import METHODS
+from hra_jax.storage.trees import flatten
 
 STEPS = 20
 MESHES = {
@@ -60,7 +61,7 @@ def test_a_mesh_gives_the_losses_and_weights_of_one_device(method, mesh, micro, 
     if mesh != "8 x 1 x 1":
         bank = jax.tree.leaves(many.run.state.trainable["tasks"])
         assert all(leaf.sharding.spec[0] == "fsdp" for leaf in bank)
-    trees = [exports.read_adapter(done.workdir / "adapter") for done in (alone, many)]
-    for path, leaf in exports.flatten({"shared": trees[0].shared, "tasks": dict(trees[0].tasks)}).items():
-        other = exports.flatten({"shared": trees[1].shared, "tasks": dict(trees[1].tasks)})[path]
+    trees = [adapter_folder.read_adapter(done.workdir / "adapter") for done in (alone, many)]
+    for path, leaf in flatten({"shared": trees[0].shared, "tasks": dict(trees[0].tasks)}).items():
+        other = flatten({"shared": trees[1].shared, "tasks": dict(trees[1].tasks)})[path]
         np.testing.assert_allclose(other, leaf, atol=2e-4, err_msg=path)

@@ -10,18 +10,24 @@ from reference import micro as world
 from reference import tiny
 
 import hra_jax
-from hra_jax import config as configs
-from hra_jax import params, tasks
-from hra_jax import run as run_lib
+from hra_jax import params
 from hra_jax.adapters import methods
-from hra_jax.adapters.export import ExportedAdapter, read_adapter
+from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
+from hra_jax.config.files import load_config
 from hra_jax.data.manifest import Utterance
 from hra_jax.data.table import TableSource, own_vocabularies
-from hra_jax.data.text import BlankVocabulary, CharacterVocabulary, SentencePieceVocabulary, vocabulary_from_json
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import check_adapter_acts
-from hra_jax.models import backbone as backbones
+from hra_jax.models import backbone_folder
 from hra_jax.models.config import EncoderConfig
+from hra_jax.run import preparation
+from hra_jax.tasks import commands
+from hra_jax.text.vocabularies import (
+    BlankVocabulary,
+    CharacterVocabulary,
+    SentencePieceVocabulary,
+    vocabulary_from_json,
+)
 
 WAVEFORMS = [world.tones(text, seed=seed) for seed, text in enumerate(("abc", "fade", "b"))]
 
@@ -30,7 +36,7 @@ WAVEFORMS = [world.tones(text, seed=seed) for seed, text in enumerate(("abc", "f
 def bare(tmp_path_factory):
     """The folder of a backbone that knows the blank alone."""
     folder, encoder = tmp_path_factory.mktemp("bare"), EncoderConfig(vocab_size=1, **world.GEOMETRY)
-    backbones.save(
+    backbone_folder.save(
         folder,
         tiny.random_params(world.FEATURES, encoder, seed=6),
         features=world.FEATURES,
@@ -92,10 +98,10 @@ def test_a_task_beside_those_of_a_start_gets_pieces_that_fit_its_output_layer(na
     settings = {"name": "hra", "output": "sentencepiece", "output_size": 24}
     entries = [{"name": name, "row": row, "vocabulary": given.to_json()} for row, name in enumerate(names)]
     start = ExportedAdapter({"method": settings}, {}, {name: {} for name in names}, entries)
-    config = configs.load("base")
+    config = load_config("base")
     config.adapter.output = "sentencepiece"
     base = SimpleNamespace(vocabulary=BlankVocabulary())
-    found = run_lib._own_vocabularies(config, base, [source(y=texts)], start)
+    found = preparation._own_vocabularies(config, base, [source(y=texts)], start)
     assert found.size == 24 and 16 < found.of("y").size <= (20 if names else 24)
 
 
@@ -131,7 +137,7 @@ def test_a_shared_layer_acts_on_tasks_and_not_on_the_base():
 
 def check_that_a_row_of_zeros_is_found(run):
     """Also behind an output layer of all tasks, which `__base__` does not have."""
-    weights = jax.tree.map(np.array, run_lib.suite_weights(run, run.test))
+    weights = jax.tree.map(np.array, preparation.suite_weights(run, run.test))
     _, _, differences = run.test.run(run.evaluation_step, weights, run.frozen)
     assert min(differences.values()) > 0
     check_adapter_acts(run.test.suite, differences)
@@ -173,7 +179,7 @@ def test_a_bare_backbone_learns_to_write_and_a_task_more_moves_no_other(bare, mi
         size = model.vocabulary(name).size
         assert np.isfinite(before[row, 0, :size]).all() and (before[row, 0, size:] == -np.inf).all()
         assert np.ptp(before[row, 0, 1:size]) > 1e-3  # letters that were as likely at the start no longer are
-    tasks.add(str(tmp_path / "W" / "adapter"), "dee", init="ann", backbone=None, output=str(tmp_path / "more"))
+    commands.add(str(tmp_path / "W" / "adapter"), "dee", init="ann", backbone=None, output=str(tmp_path / "more"))
     more = hra_jax.load_adapter(tmp_path / "more", backbone)
     assert more.tasks == (*names, "dee")
     after, _ = more.log_probs(WAVEFORMS, sample_rate=world.RATE, tasks=names)
@@ -209,7 +215,7 @@ def test_a_task_trained_later_writes_in_the_shared_vocabulary_and_moves_no_other
     config = micro.config(backbone=bare, steps=2, adapter__output="shared_sentencepiece", adapter__output_pieces=12)
     world.train(config, tmp_path / "W")
     folder, manifest = str(tmp_path / "W" / "adapter"), str(micro.data / "train.jsonl")
-    status = tasks.add(
+    status = commands.add(
         folder, "dee", init="mean", backbone=bare, manifest=manifest, steps=2, output=str(tmp_path / "more")
     )
     before, after = read_adapter(folder), read_adapter(tmp_path / "more")

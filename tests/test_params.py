@@ -17,13 +17,14 @@ import rich.console
 from reference import micro as world
 from reference import tiny
 
-from hra_jax import build, params
-from hra_jax import config as configs
-from hra_jax.adapters import controllers, export, initial
+from hra_jax import params
+from hra_jax.adapters import adapter_folder, controllers, initial
+from hra_jax.config.files import config_to_json, load_config
 from hra_jax.errors import UserError
-from hra_jax.models import backbone as backbones
-from hra_jax.models import config as models
-from hra_jax.training import state as states
+from hra_jax.models import backbone_folder
+from hra_jax.models.config import EncoderConfig, from_json, named_size, to_json
+from hra_jax.run import build
+from hra_jax.training import train_state
 
 # The tiny and the usm_2b encoder, by hand: D width, F feed-forward, L layers, V vocabulary.
 D, F, L, V = 128, 512, 8, 32
@@ -49,13 +50,13 @@ BIASES = 2 * (D + F + D) + 5 * D + (D + 2 * D + D + D + D) + D
 def shapes_of_a_geometry_once():
     """The backbone is traced anew in every call otherwise, which takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "abstract_params", functools.cache(backbones.abstract_params))
+        patch.setattr(backbone_folder, "abstract_params", functools.cache(backbone_folder.abstract_params))
         yield
 
 
 def config(start: str = "base", /, **changes):
     """A configuration; `changes` has its keys with `__` for the dots."""
-    loaded = configs.load(start).unlock()
+    loaded = load_config(start).unlock()
     flat = {key.replace("__", "."): value for key, value in changes.items()}
     with loaded.ignore_type():
         loaded.update_from_flattened_dict((TINY if start == "base" else {}) | flat)
@@ -124,7 +125,7 @@ def test_the_other_methods_cost_what_they_have_by_hand(layers):
 
 
 def test_usm_2b_costs_what_its_geometry_says_by_hand():
-    found = params.account(configs.load("usm_2b_hra"), [1, 100_000], params.METHODS)
+    found = params.account(load_config("usm_2b_hra"), [1, 100_000], params.METHODS)
     d, f = 1536, 6144
     feed_forward = 2 * d + d * f + f + f * d + d
     attention = 2 * d + 4 * (d * d + d) + d * d + 2 * d
@@ -151,7 +152,7 @@ def test_usm_2b_costs_what_its_geometry_says_by_hand():
     ],
 )
 def test_a_published_model_costs_what_its_geometry_says_by_hand(start, backbone, d, r, outputs):
-    settings = configs.load(start)
+    settings = load_config(start)
     found = params.account(settings, [1, 100], ["hra", "full"])
     assert (found["backbone"]["name"], found["backbone"]["parameters"]) == (settings.backbone, backbone)
     # One layer of outputs for all tasks, where the model was published without.
@@ -167,7 +168,7 @@ def test_counts_are_those_of_the_shapes_of_new_weights(start, method):
     layers = () if method == "output" else (0, 3)
     settings = config(start, adapter__name=method, adapter__layers=layers)
     found = params.account(settings, [3])
-    encoder = models.from_json(models.EncoderConfig, found["backbone"]["encoder"])
+    encoder = from_json(EncoderConfig, found["backbone"]["encoder"])
     adapter = build.adapter_method(settings)
     weights = jax.eval_shape(lambda key: initial.new_weights(adapter, key, encoder, 3), jax.random.key(0))
     shared, per_task = counts(found, method)
@@ -224,7 +225,7 @@ def tensor_bytes(path: Path) -> int:
 
 def write_rows(folder: Path, settings, encoder, *, tasks: int, per_task_files: bool) -> None:
     adapter = build.adapter_method(settings)
-    export.write_adapter(
+    adapter_folder.write_adapter(
         folder,
         method=params.adapters.settings(adapter),
         weights=jax.device_get(initial.new_weights(adapter, jax.random.key(0), encoder, tasks)),
@@ -241,7 +242,7 @@ def write_rows(folder: Path, settings, encoder, *, tasks: int, per_task_files: b
 def test_an_exported_adapter_has_the_bytes_besides_the_headers(tmp_path, micro, output, per_task_files):
     settings = micro.config(adapter__output=output, hra__head="ffn")
     found = params.account(settings, [5])
-    encoder = models.from_json(models.EncoderConfig, found["backbone"]["encoder"])
+    encoder = from_json(EncoderConfig, found["backbone"]["encoder"])
     write_rows(tmp_path, settings, encoder, tasks=5, per_task_files=per_task_files)
     files = list(tmp_path.rglob("*.safetensors"))
     assert len(files) == (6 if per_task_files else 1)
@@ -251,7 +252,7 @@ def test_an_exported_adapter_has_the_bytes_besides_the_headers(tmp_path, micro, 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_exported_backbone_has_the_bytes_besides_the_header(tmp_path, dtype):
     kept = {"features": tiny.FEATURES, "encoder": tiny.ENCODER, "vocabulary": {}, "info": {"name": "tiny"}}
-    backbones.save(tmp_path, tiny.random_params(tiny.FEATURES, tiny.ENCODER), dtype=dtype, **kept)
+    backbone_folder.save(tmp_path, tiny.random_params(tiny.FEATURES, tiny.ENCODER), dtype=dtype, **kept)
     settings = config(method="full", backbone=str(tmp_path), export__dtype=dtype)
     found = params.account(settings, [3])["methods"]
     assert list(found) == ["full", "full_joint"]
@@ -260,7 +261,7 @@ def test_an_exported_backbone_has_the_bytes_besides_the_header(tmp_path, dtype):
 
 
 def state_bytes(weights, settings) -> int:
-    state = states.create(weights, build.optimizer_settings(settings), train=settings.adapter.train)
+    state = train_state.create(weights, build.optimizer_settings(settings), train=settings.adapter.train)
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state.optimizer))
 
 
@@ -269,7 +270,7 @@ def state_bytes(weights, settings) -> int:
 def test_the_optimizer_holds_the_bytes(micro, method, train):
     settings = micro.config(adapter__name=method, adapter__train=train)
     found = params.account(settings, [5])
-    encoder = models.from_json(models.EncoderConfig, found["backbone"]["encoder"])
+    encoder = from_json(EncoderConfig, found["backbone"]["encoder"])
     weights = initial.new_weights(build.adapter_method(settings), jax.random.key(0), encoder, 5)
     (cost,) = found["methods"][method]["costs"]
     assert cost["optimizer_bytes"] == state_bytes(weights, settings)
@@ -290,30 +291,30 @@ def test_the_optimizer_of_a_whole_backbone_holds_the_bytes(micro):
 
 def test_no_weights_are_read(tmp_path, monkeypatch):
     expected = params.account(config(backbone="builtin:tiny"), [4])
-    shutil.copy(backbones.resolve("builtin:tiny") / "backbone.json", tmp_path)
-    monkeypatch.setattr(backbones, "load", None)
+    shutil.copy(backbone_folder.resolve("builtin:tiny") / "backbone.json", tmp_path)
+    monkeypatch.setattr(backbone_folder, "load", None)
     found = params.account(config(backbone=str(tmp_path)), [4])
     assert found["methods"] == expected["methods"]
     assert found["backbone"] == expected["backbone"] | {"name": str(tmp_path)}
 
 
 def test_a_folder_has_the_number_of_weights_that_are_in_it():
-    weights = backbones.load("builtin:tiny").parameters
+    weights = backbone_folder.load("builtin:tiny").parameters
     assert params.account(config(backbone="builtin:tiny"), [1])["backbone"]["parameters"] == weights
 
 
 def test_an_abstract_backbone_has_the_geometry_that_pretraining_would_give():
     found = params.account(config(pretrain__size="small", pretrain__sentencepiece_size=77), [1])["backbone"]
-    features, encoder = models.named_size("small", 77)
-    assert (found["name"], found["encoder"]) == ("abstract small", models.to_json(encoder))
-    assert found["features"] == models.to_json(features)
+    features, encoder = named_size("small", 77)
+    assert (found["name"], found["encoder"]) == ("abstract small", to_json(encoder))
+    assert found["features"] == to_json(features)
 
 
 def test_the_configuration_stays_as_it_was():
     settings = config()
-    before = configs.to_json(settings)
+    before = config_to_json(settings)
     params.account(settings, [1], ["lora", "full"])
-    assert configs.to_json(settings) == before and settings.is_locked
+    assert config_to_json(settings) == before and settings.is_locked
 
 
 # --- Errors -----------------------------------------------------------------------------------------------------------
@@ -386,7 +387,7 @@ def test_what_is_printed_has_formulas_and_every_cost():
 
 @pytest.mark.parametrize("name", ["w2v_bert_hra", "parakeet_hra", "medasr_hra"])
 def test_all_methods_that_a_configuration_allows_are_counted(name, monkeypatch, capsys):
-    flags = {"config": configs.load(name), "tasks": ["1"], "methods": ["all"], "json": None, "plot": None}
+    flags = {"config": load_config(name), "tasks": ["1"], "methods": ["all"], "json": None, "plot": None}
     monkeypatch.setattr(params, "FLAGS", types.SimpleNamespace(**flags))
     params.main(["params"])
     out = capsys.readouterr().out
@@ -432,4 +433,4 @@ def test_a_wrong_flag_is_one_line_and_writes_nothing(tmp_path, monkeypatch, give
 def test_what_is_published_is_what_the_command_gives_today():
     published = json.loads((Path(__file__).parent.parent / "benchmarks" / "params_usm_2b.json").read_text())
     tasks = [10**power for power in range(6)]
-    assert published == json.loads(json.dumps(params.account(configs.load("usm_2b_hra"), tasks, params.METHODS)))
+    assert published == json.loads(json.dumps(params.account(load_config("usm_2b_hra"), tasks, params.METHODS)))

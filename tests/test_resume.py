@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from reference import micro as world
 
-from hra_jax import config as configs
-from hra_jax import train as train_lib
+from hra_jax.adapters import adapter_folder
+from hra_jax.config.files import config_from_json, config_to_json
 from hra_jax.errors import UserError
 from hra_jax.training.preemption import PREEMPTED
 
@@ -144,7 +144,7 @@ def test_a_run_may_be_continued_with_more_steps_and_other_intervals(micro, tmp_p
 )
 def test_a_resume_with_another_configuration_is_one_line_with_both_values(config, workdir, key, value, told):
     before = (workdir / "config.json").read_bytes()
-    changed = configs.from_json(configs.to_json(config)).unlock()
+    changed = config_from_json(config_to_json(config)).unlock()
     with changed.ignore_type():
         changed.update_from_flattened_dict({key: value})
     assert told in refused(changed, workdir)
@@ -193,7 +193,7 @@ def test_a_first_start_that_failed_may_be_mended_in_the_same_work_directory(micr
 def command(micro, tmp_path, command_env):
     """Starts the training command, 40 steps with a checkpoint every 3, in a work directory."""
     config = micro.config(steps=40, batch__buckets=(0.4, 1.0), batch__seconds=2.0, checkpoint__every_steps=3)
-    (tmp_path / "config.json").write_text(configs.to_json(config))
+    (tmp_path / "config.json").write_text(config_to_json(config))
     (tmp_path / "forty.py").write_text(
         "from hra_jax import config as configs\n\n\ndef get_config():\n"
         f"    return configs.from_json(open({str(tmp_path / 'config.json')!r}).read())\n"
@@ -252,14 +252,14 @@ def test_sigterm_ends_the_command_with_status_75_and_the_same_command_finishes(c
 
 
 def test_sigterm_after_the_last_step_ends_with_status_75_and_the_same_command_exports(micro, tmp_path, monkeypatch):
-    config, write = micro.config(steps=2), train_lib.exports.write_adapter
+    config, write = micro.config(steps=2), adapter_folder.write_adapter
 
     def stopped(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
         write(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr(train_lib.exports, "write_adapter", stopped)
+        patch.setattr(adapter_folder, "write_adapter", stopped)
         world.train(config, tmp_path / "W")
     assert caught.value.code == PREEMPTED and not (tmp_path / "W" / "adapter").exists()
     assert world.train(config, tmp_path / "W").status == 0 and (tmp_path / "W" / "adapter").exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hra_jax import config as configs
+from hra_jax.config.files import config_to_json
 
 SCRIPT = Path(__file__).resolve().parent.parent / "launch" / "sweep.py"
 SPEC = importlib.util.spec_from_file_location("sweep", SCRIPT)
@@ -91,7 +91,7 @@ def config(micro, tmp_path_factory) -> str:
     """The file of a run of 2 steps on the micro data."""
     folder = tmp_path_factory.mktemp("config")
     values = micro.config(steps=2, eval__suite=micro.suite("test"), eval__bootstrap=0)
-    (folder / "config.json").write_text(configs.to_json(values))
+    (folder / "config.json").write_text(config_to_json(values))
     (folder / "two.py").write_text(
         "from hra_jax import config as configs\n\n\ndef get_config():\n"
         f"    return configs.from_json(open({str(folder / 'config.json')!r}).read())\n"

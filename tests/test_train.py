@@ -12,17 +12,16 @@ import pytest
 from reference import micro as world
 
 import hra_jax
-from hra_jax import build
-from hra_jax import evaluate as evaluation
-from hra_jax import train as training
-from hra_jax.adapters.export import read_adapter
+from hra_jax import evaluate, train
+from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.data.audio import decode
 from hra_jax.errors import UserError
 from hra_jax.evaluation.suites import load_suite
-from hra_jax.models import backbone as backbones
-from hra_jax.models import config as models
-from hra_jax.training import step as steps
+from hra_jax.models import backbone_folder
+from hra_jax.models.config import SIZES
+from hra_jax.run import build
 from hra_jax.training.checkpoints import METRIC
+from hra_jax.training.step import forward
 
 PER_TASK = ("wer", "cer", "substitutions", "deletions", "insertions", "words", "utterances", "wer_low", "wer_high")
 TOTALS = ("wer", "wer_macro", "base_wer_macro", "normalizer", "backbone_fingerprint") + (
@@ -95,7 +94,7 @@ def test_what_is_trained_is_printed_by_name_and_number(trained):
 
 
 def test_training_leaves_every_frozen_weight_byte_identical(trained, micro):
-    stored = backbones.load(micro.backbone, verify=True).params
+    stored = backbone_folder.load(micro.backbone, verify=True).params
     assert bytes_of(trained.frozen) == bytes_of(stored)
     assert bytes_of(trained.run.frozen) == bytes_of(stored)
 
@@ -124,22 +123,22 @@ def test_the_exported_adapter_gives_the_log_probabilities_of_the_trained_state(t
     batch = {"waveform": batch, "num_samples": np.array([len(waveform) for waveform in waveforms], np.int32)}
     state = run.state.trainable
     model = build.model(run.config, run.base, run.method, attention_block=0)
-    forward = jax.jit(functools.partial(steps.forward, model))
-    expected, lengths = forward(run.frozen, state["shared"], state["tasks"], np.arange(3), batch)
+    compiled = jax.jit(functools.partial(forward, model))
+    expected, lengths = compiled(run.frozen, state["shared"], state["tasks"], np.arange(3), batch)
     assert frames.tolist() == lengths.tolist()
     for row, length in enumerate(frames):
         np.testing.assert_allclose(found[row, :length], expected[row, :length], rtol=0, atol=1e-5)
 
 
 def test_export_from_best_takes_the_checkpoint_of_the_lowest_error_and_keeps_it(micro, tmp_path, monkeypatch):
-    scripted, validate = {1: 0.9, 2: 0.4, 3: 0.8, 4: 0.6}, training._validate
+    scripted, validate = {1: 0.9, 2: 0.4, 3: 0.8, 4: 0.6}, train._validate
     states = {}
 
     def scored(run, step, writer):
         states[step] = jax.device_get(run.state.trainable)
         return validate(run, step, writer) | {METRIC: scripted[step]}
 
-    monkeypatch.setattr(training, "_validate", scored)
+    monkeypatch.setattr(train, "_validate", scored)
     config = micro.config(eval__select_suite=micro.suite("validation"), eval__every_steps=1, export__from="best")
     done = world.train(config, tmp_path / "W")
     assert sorted(path.name for path in (tmp_path / "W" / "checkpoints").iterdir()) == ["2", "4", "rows"]
@@ -184,10 +183,10 @@ def tuned(micro, tmp_path_factory):
 
 
 def test_full_fine_tuning_exports_another_backbone_that_loads(tuned, micro):
-    exported = backbones.load(str(tuned.workdir / "backbone"), verify=True)
+    exported = backbone_folder.load(str(tuned.workdir / "backbone"), verify=True)
     assert exported.fingerprint != micro.fingerprint
     assert bytes_of(exported.params) == bytes_of(tuned.run.state.trainable["backbone"])
-    original = backbones.load(micro.backbone)
+    original = backbone_folder.load(micro.backbone)
     assert exported.vocabulary == original.vocabulary and exported.encoder == original.encoder
     pairs = zip(bytes_of(original.params), bytes_of(exported.params), strict=True)
     assert all(before != after for before, after in pairs)
@@ -220,27 +219,27 @@ def test_beside_full_fine_tuning_stands_the_error_of_the_original_backbone(tuned
 def test_a_fine_tuned_run_evaluated_again_gives_its_report(tuned, micro, tmp_path, monkeypatch):
     world.use_devices(monkeypatch, 1)
     workdir = shutil.copytree(tuned.workdir, tmp_path / "W")
-    assert evaluation.evaluate(workdir, micro.suite("test")) == results_of(tuned.workdir, "test")
+    assert evaluate.evaluate(workdir, micro.suite("test")) == results_of(tuned.workdir, "test")
 
 
 # --- From random weights ----------------------------------------------------------------------------------------------
 
 
 def test_pretraining_exports_a_backbone_that_an_adapter_run_accepts(micro, tmp_path, monkeypatch):
-    monkeypatch.setitem(models.SIZES, "micro", (world.FEATURES, world.GEOMETRY))
+    monkeypatch.setitem(SIZES, "micro", (world.FEATURES, world.GEOMETRY))
     config = micro.config(
         method="pretrain", pretrain__size="micro", backbone="builtin:none", eval__suite=micro.suite("test")
     )
     made = world.train(config, tmp_path / "made")
     check_results(results_of(made.workdir, "test"), base=False)
     folder = str(made.workdir / "backbone")
-    stored = backbones.load(folder, verify=True)
+    stored = backbone_folder.load(folder, verify=True)
     assert stored.vocabulary["characters"] == sorted(" abcdef")
     assert stored.info["source"]["step"] == 4 and stored.info["wer"] == {
         "test": results_of(made.workdir, "test")["wer"]
     }
     world.use_devices(monkeypatch, 1)
-    assert evaluation.evaluate(made.workdir, micro.suite("test")) == results_of(made.workdir, "test")
+    assert evaluate.evaluate(made.workdir, micro.suite("test")) == results_of(made.workdir, "test")
     adapted = world.train(micro.config(backbone=folder), tmp_path / "adapted")
     assert adapted.status == 0
     assert read_adapter(tmp_path / "adapted" / "adapter").config["backbone"]["fingerprint"] == stored.fingerprint

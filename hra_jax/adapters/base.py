@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hra_jax.config.keys import OUTPUTS, OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.errors import UserError
-from hra_jax.rules import OUTPUTS, OWN_VOCABULARIES, SHARED_VOCABULARIES
 
 PARTS = ("all_layers", "per_layer")
 NEVER = -1e30  # logit of an output that a vocabulary does not have; finite, so that 0 times it is 0

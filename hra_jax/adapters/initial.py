@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from hra_jax import config as configs
-from hra_jax.adapters import bank, methods
-from hra_jax.adapters import export as exports
+from hra_jax.adapters import adapter_folder, methods, task_rows
 from hra_jax.adapters.base import Adapter, no_parameters
+from hra_jax.console import near_matches
 from hra_jax.errors import UserError
 
 _CHUNK = 4096  # rows that are drawn at a time
@@ -20,27 +19,27 @@ NEW_TASKS = ("zero", "mean")
 def new_weights(adapter: Adapter, key, encoder, tasks: int) -> dict:
     """A new adapter: {'shared', 'tasks'}, float32; row i does not depend on how many there are."""
     shared_key, task_key = jax.random.split(key)
-    rows = bank.init_rows(adapter, task_key, encoder, jnp.arange(tasks))
+    rows = task_rows.init_rows(adapter, task_key, encoder, jnp.arange(tasks))
     return {"shared": adapter.init_common(shared_key, encoder), "tasks": rows}
 
 
 def new_weights_on_host(adapter: Adapter, key, encoder, tasks: int) -> dict:
     """As `new_weights`, numpy; the device never holds more than some thousand rows."""
     shared_key, task_key = jax.random.split(key)
-    draw = jax.jit(lambda ids: bank.init_rows(adapter, task_key, encoder, ids))
+    draw = jax.jit(lambda ids: task_rows.init_rows(adapter, task_key, encoder, ids))
     size = min(tasks, _CHUNK)
     parts = [jax.device_get(draw(jnp.arange(first, first + size))) for first in range(0, tasks, size)]
     rows = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:tasks], *parts)
     return {"shared": jax.device_get(adapter.init_common(shared_key, encoder)), "tasks": rows}
 
 
-def read_start(folder: str, *, fingerprint: str) -> exports.ExportedAdapter:
+def read_start(folder: str, *, fingerprint: str) -> adapter_folder.ExportedAdapter:
     """The exported adapter that a run starts from.
 
     Raises:
       UserError: not an adapter folder, or one of another backbone.
     """
-    exported = exports.read_adapter(folder)
+    exported = adapter_folder.read_adapter(folder)
     trained_on = exported.config["backbone"]
     if trained_on["fingerprint"] != fingerprint:
         raise UserError(
@@ -50,7 +49,7 @@ def read_start(folder: str, *, fingerprint: str) -> exports.ExportedAdapter:
     return exported
 
 
-def check_start(exported: exports.ExportedAdapter, adapter: Adapter, *, folder: str) -> None:
+def check_start(exported: adapter_folder.ExportedAdapter, adapter: Adapter, *, folder: str) -> None:
     """Checks that an exported adapter has the settings of this run's method.
 
     Raises:
@@ -71,7 +70,7 @@ def content_hash(folder: str) -> str:
     return digest.hexdigest()
 
 
-def started_rows(rows: dict, names, start: exports.ExportedAdapter, *, new_task: str) -> list[int]:
+def started_rows(rows: dict, names, start: adapter_folder.ExportedAdapter, *, new_task: str) -> list[int]:
     """Fills a bank of new rows with what an exported adapter has for them; a task it lacks starts as `new_task` says.
 
     Args:
@@ -87,7 +86,7 @@ def started_rows(rows: dict, names, start: exports.ExportedAdapter, *, new_task:
       UserError: `new_task` is neither of the words nor a task of the exported adapter.
     """
     if new_task not in (*NEW_TASKS, *start.tasks):
-        hint = configs.near(new_task, [*NEW_TASKS, *start.tasks])
+        hint = near_matches(new_task, [*NEW_TASKS, *start.tasks])
         raise UserError(f"adapter.new_task = {new_task!r}: neither zero, mean nor a task of adapter.start; {hint}")
     if new_task == "mean" and not start.tasks:
         raise UserError("adapter.new_task = 'mean': adapter.start has no tasks; allowed is 'zero'")

@@ -8,8 +8,8 @@ from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.adapters.lora import LowRankAdapter
 from hra_jax.adapters.output import OutputAdapter
 from hra_jax.adapters.residual import ResidualAdapter
+from hra_jax.config.keys import OWN_VOCABULARIES
 from hra_jax.errors import UserError
-from hra_jax.rules import OWN_VOCABULARIES
 
 METHODS = {
     cls.name: cls for cls in (HierarchicalRecurrentAdapter, ResidualAdapter, LowRankAdapter, BiasAdapter, OutputAdapter)

@@ -1,30 +1,16 @@
 """The model card of an exported adapter, and how rates and names are written for people."""
 
 import json
-import re
 import shlex
 from collections.abc import Mapping
 
 from etils import epath
 
-from hra_jax.rules import ADAPTERS, BASE_TASK
+from hra_jax.config.keys import ADAPTERS
+from hra_jax.console import bounds, markdown_cell, percent
+from hra_jax.tasks.names import BASE_TASK
 
 _MOST_LISTED = 50  # task names
-
-
-def percent(rate: float | None) -> str:
-    """A rate for people: one decimal, or `-` where there is none."""
-    return "-" if rate is None else f"{rate:.1%}"
-
-
-def bounds(scores: Mapping) -> str:
-    """The 95% interval of the word error rate in a part of the results, for people; `-` where there is none."""
-    return "-" if scores["wer_low"] is None else f"{percent(scores['wer_low'])} to {percent(scores['wer_high'])}"
-
-
-def markdown_cell(text: str) -> str:
-    """A text that neither ends a cell of a Markdown table nor starts markup in it."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def model_card(config: Mapping, names: list[str], results: Mapping | None) -> str:

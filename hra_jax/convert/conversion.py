@@ -9,17 +9,17 @@ import flax.linen as nn
 import numpy as np
 from etils import epath
 
-from hra_jax.adapters.export import flatten
-from hra_jax.convert import features, registry
-from hra_jax.convert.families import Architecture, Family
-from hra_jax.convert.rules import LAYERS, Rule
+from hra_jax.convert import families, features
+from hra_jax.convert.family import Architecture, Family
 from hra_jax.convert.settings import Count, read_json, select
-from hra_jax.data.text import BlankVocabulary
-from hra_jax.data.tokenizer_files import FILES, vocabulary_from_folder
+from hra_jax.convert.tensor_rules import LAYERS, Rule
 from hra_jax.errors import UserError
-from hra_jax.models import backbone
+from hra_jax.models import backbone_folder
 from hra_jax.models.config import EncoderConfig, FeatureConfig
-from hra_jax.models.tensor_files import TensorFiles
+from hra_jax.storage.safetensors_reader import TensorFiles
+from hra_jax.storage.trees import flatten
+from hra_jax.text.tokenizer_files import FILES, vocabulary_from_folder
+from hra_jax.text.vocabularies import BlankVocabulary
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
 
@@ -82,7 +82,7 @@ def convert(
     _check_folders(source, output, dtype)
     where = str(source / "config.json")
     config = read_json(source / "config.json")
-    family, named = registry.find(config, where)
+    family, named = families.find(config, where)
     architecture = family.architectures[named]
     settings = features.read(source, family.extractor)
     vocabulary = _vocabulary(source, config, family, architecture, where)
@@ -108,7 +108,7 @@ def convert(
         found = parts(by_name[name], files)
         return next(found) if by_name[name].layers is None else found
 
-    fingerprint = backbone.write(
+    fingerprint = backbone_folder.write(
         output,
         rows,
         features=settings,
@@ -133,8 +133,8 @@ def convert(
 
 
 def _check_folders(source: epath.Path, output: epath.Path, dtype: str) -> None:
-    if dtype not in backbone.STORAGE_DTYPES:
-        raise UserError(f"dtype = {dtype!r}: allowed are {', '.join(backbone.STORAGE_DTYPES)}")
+    if dtype not in backbone_folder.STORAGE_DTYPES:
+        raise UserError(f"dtype = {dtype!r}: allowed are {', '.join(backbone_folder.STORAGE_DTYPES)}")
     if not source.is_dir():
         raise UserError(f"source = {str(source)!r}: no such folder")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -209,7 +209,7 @@ def plan(
     """
     shapes = {
         name: leaf.shape
-        for name, leaf in flatten(nn.unbox(backbone.abstract_params(features, encoder)), separator=".").items()
+        for name, leaf in flatten(nn.unbox(backbone_folder.abstract_params(features, encoder)), separator=".").items()
     }
     rules = {rule.target: rule for rule in family.rules(encoder, architecture)}
     assert set(rules) == set(shapes), f"{family.name}: {sorted(set(rules) ^ set(shapes))}"

@@ -1,8 +1,7 @@
 """LASR CTC, of which MedASR is one: `LasrForCTC`."""
 
-from hra_jax.convert import parakeet
-from hra_jax.convert import rules as r
-from hra_jax.convert.families import Architecture, Family
+from hra_jax.convert import parakeet, tensor_rules
+from hra_jax.convert.family import Architecture, Family
 from hra_jax.convert.settings import SILU, Only, select
 from hra_jax.errors import UserError
 from hra_jax.models.config import EncoderConfig
@@ -75,19 +74,19 @@ def _encoder(values, features, vocab_size, fold, where) -> EncoderConfig:
 
 
 _SUBSAMPLING = (
-    r.affine("subsampler.dense_0", "subsampling.input")
-    + r.convolution("subsampler.conv_0", "subsampling.conv_0", r.CONV_1D)
-    + r.convolution("subsampler.conv_1", "subsampling.conv_1", r.CONV_1D)
-    + r.affine("subsampler.dense_1", "subsampling.projection")
+    tensor_rules.affine("subsampler.dense_0", "subsampling.input")
+    + tensor_rules.convolution("subsampler.conv_0", "subsampling.conv_0", tensor_rules.CONV_1D)
+    + tensor_rules.convolution("subsampler.conv_1", "subsampling.conv_1", tensor_rules.CONV_1D)
+    + tensor_rules.affine("subsampler.dense_1", "subsampling.projection")
 )
 
 
 def _rules(encoder: EncoderConfig, architecture: Architecture):
     prefix = architecture.prefix
     return (
-        r.under(prefix, _SUBSAMPLING + r.norm("out_norm", "encoder.final_norm", bias=False))
-        + r.layers(f"{prefix}layers.{{n}}.", parakeet.block_rules(encoder))
-        + r.affine(architecture.head, "output", r.POINTWISE)
+        tensor_rules.under(prefix, _SUBSAMPLING + tensor_rules.norm("out_norm", "encoder.final_norm", bias=False))
+        + tensor_rules.layers(f"{prefix}layers.{{n}}.", parakeet.block_rules(encoder))
+        + tensor_rules.affine(architecture.head, "output", tensor_rules.POINTWISE)
     )
 
 

@@ -2,8 +2,8 @@
 
 import math
 
-from hra_jax.convert import rules as r
-from hra_jax.convert.families import Architecture, Family
+from hra_jax.convert import tensor_rules
+from hra_jax.convert.family import Architecture, Family
 from hra_jax.convert.settings import SILU, Only, select
 from hra_jax.convert.wav2vec2_bert import check_odd
 from hra_jax.errors import UserError
@@ -83,31 +83,35 @@ def block_rules(encoder: EncoderConfig):
     """Rules of a block without its position term."""
     bias, norm_bias = encoder.attention_bias, encoder.norm_bias
     found = (
-        r.norm("norm_feed_forward1", "ff1.norm", bias=norm_bias)
-        + r.norm("norm_self_att", "attention_norm", bias=norm_bias)
-        + r.norm("norm_conv", "convolution.norm", bias=norm_bias)
-        + r.norm("norm_feed_forward2", "ff2.norm", bias=norm_bias)
-        + r.norm("norm_out", "final_norm", bias=norm_bias)
+        tensor_rules.norm("norm_feed_forward1", "ff1.norm", bias=norm_bias)
+        + tensor_rules.norm("norm_self_att", "attention_norm", bias=norm_bias)
+        + tensor_rules.norm("norm_conv", "convolution.norm", bias=norm_bias)
+        + tensor_rules.norm("norm_feed_forward2", "ff2.norm", bias=norm_bias)
+        + tensor_rules.norm("norm_out", "final_norm", bias=norm_bias)
     )
     for number in (1, 2):
-        found += r.affine(f"feed_forward{number}.linear1", f"ff{number}.up", bias=encoder.ff_bias)
-        found += r.affine(f"feed_forward{number}.linear2", f"ff{number}.down", bias=encoder.ff_bias)
+        found += tensor_rules.affine(f"feed_forward{number}.linear1", f"ff{number}.up", bias=encoder.ff_bias)
+        found += tensor_rules.affine(f"feed_forward{number}.linear2", f"ff{number}.down", bias=encoder.ff_bias)
     for letter, name in zip("qkvo", ("query", "key", "value", "output"), strict=True):
-        found += r.affine(f"self_attn.{letter}_proj", f"attention.{name}", bias=bias)
+        found += tensor_rules.affine(f"self_attn.{letter}_proj", f"attention.{name}", bias=bias)
     return (
         found
-        + r.affine("conv.pointwise_conv1", "convolution.gated", r.POINTWISE, bias=encoder.conv_bias)
-        + r.affine("conv.pointwise_conv2", "convolution.output", r.POINTWISE, bias=encoder.conv_bias)
-        + r.batch_norm(
+        + tensor_rules.affine(
+            "conv.pointwise_conv1", "convolution.gated", tensor_rules.POINTWISE, bias=encoder.conv_bias
+        )
+        + tensor_rules.affine(
+            "conv.pointwise_conv2", "convolution.output", tensor_rules.POINTWISE, bias=encoder.conv_bias
+        )
+        + tensor_rules.batch_norm(
             "conv.norm", depthwise="conv.depthwise_conv", bias=encoder.conv_bias, fold=encoder.conv_norm == "none"
         )
     )
 
 
 _POSITION = (
-    r.affine("self_attn.relative_k_proj", "attention.position", bias=False)
-    + r.one("self_attn.bias_u", "attention.content_bias")
-    + r.one("self_attn.bias_v", "attention.position_bias")
+    tensor_rules.affine("self_attn.relative_k_proj", "attention.position", bias=False)
+    + tensor_rules.one("self_attn.bias_u", "attention.content_bias")
+    + tensor_rules.one("self_attn.bias_v", "attention.position_bias")
 )
 
 
@@ -115,18 +119,20 @@ def _rules(encoder: EncoderConfig, architecture: Architecture):
     # The places between are those of the activations.
     layers = "subsampling.layers"
     subsampling = (
-        r.convolution(f"{layers}.0", "subsampling.conv_0", r.CONV_2D)
-        + r.convolution(f"{layers}.2", "subsampling.depthwise_1", r.CONV_2D)
-        + r.affine(f"{layers}.3", "subsampling.pointwise_1", r.POINTWISE_2D)
-        + r.convolution(f"{layers}.5", "subsampling.depthwise_2", r.CONV_2D)
-        + r.affine(f"{layers}.6", "subsampling.pointwise_2", r.POINTWISE_2D)
-        + r.affine("subsampling.linear", "subsampling.projection", r.frequency_major(encoder.subsampling_channels))
+        tensor_rules.convolution(f"{layers}.0", "subsampling.conv_0", tensor_rules.CONV_2D)
+        + tensor_rules.convolution(f"{layers}.2", "subsampling.depthwise_1", tensor_rules.CONV_2D)
+        + tensor_rules.affine(f"{layers}.3", "subsampling.pointwise_1", tensor_rules.POINTWISE_2D)
+        + tensor_rules.convolution(f"{layers}.5", "subsampling.depthwise_2", tensor_rules.CONV_2D)
+        + tensor_rules.affine(f"{layers}.6", "subsampling.pointwise_2", tensor_rules.POINTWISE_2D)
+        + tensor_rules.affine(
+            "subsampling.linear", "subsampling.projection", tensor_rules.frequency_major(encoder.subsampling_channels)
+        )
     )
     prefix = architecture.prefix
     return (
-        r.under(prefix, subsampling)
-        + r.layers(f"{prefix}layers.{{n}}.", block_rules(encoder) + _POSITION)
-        + r.affine(architecture.head, "output", r.POINTWISE)
+        tensor_rules.under(prefix, subsampling)
+        + tensor_rules.layers(f"{prefix}layers.{{n}}.", block_rules(encoder) + _POSITION)
+        + tensor_rules.affine(architecture.head, "output", tensor_rules.POINTWISE)
     )
 
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 import numpy as np
 from etils import epath
 
-from hra_jax.adapters import export
-from hra_jax.adapters.export import ExportedAdapter
+from hra_jax.adapters import adapter_folder
+from hra_jax.adapters.adapter_folder import ExportedAdapter
 from hra_jax.adapters.lora import LowRankAdapter, key_of
-from hra_jax.convert import registry, rules
+from hra_jax.convert import families, tensor_rules
 from hra_jax.errors import UserError
-from hra_jax.models.backbone import BackboneFiles
+from hra_jax.models.backbone_folder import BackboneFiles
+from hra_jax.storage.files import json_text, write_file
 
 _PREFIX = "base_model.model."
 
@@ -33,7 +34,7 @@ class _Names:
                 "allowed: a backbone that hra_jax.convert wrote"
             )
         self.architecture = source["architecture"]
-        family, _ = registry.find(
+        family, _ = families.find(
             {"model_type": source["model_type"], "architectures": [self.architecture]}, str(files.folder)
         )
         self._head = family.architectures[self.architecture].head
@@ -42,7 +43,7 @@ class _Names:
 
     def module(self, name: str, layer: int) -> tuple[str, bool]:
         """The module of an affine map in a layer, and whether it is a convolution of one tap."""
-        return self._split(f"{rules.LAYERS}{name}.kernel", layer)
+        return self._split(f"{tensor_rules.LAYERS}{name}.kernel", layer)
 
     def head(self) -> tuple[str, bool]:
         """As `module`, of the output layer."""
@@ -55,7 +56,7 @@ class _Names:
     def _split(self, target: str, layer: int) -> tuple[str, bool]:
         rule = self._rules[target]
         key = rule.sources[0].replace("{n}", str(layer))
-        return key.removesuffix(".weight"), rule.transform is rules.POINTWISE
+        return key.removesuffix(".weight"), rule.transform is tensor_rules.POINTWISE
 
 
 def write(folder, exported: ExportedAdapter, task: str, method, files: BackboneFiles) -> int:
@@ -104,8 +105,8 @@ def write(folder, exported: ExportedAdapter, task: str, method, files: BackboneF
         "target_modules": targets,
         "modules_to_save": saved,
     }
-    export.write_file(epath.Path(folder) / export.WEIGHTS_FILE, export.tensors_to_bytes(tensors))
-    export.write_file(epath.Path(folder) / export.CONFIG_FILE, export.json_text(config))
+    write_file(epath.Path(folder) / adapter_folder.WEIGHTS_FILE, adapter_folder.tensors_to_bytes(tensors))
+    write_file(epath.Path(folder) / adapter_folder.CONFIG_FILE, json_text(config))
     return len(targets)
 
 

@@ -1,8 +1,7 @@
 """The speech encoder of SeamlessM4T v2: the Conformer in it with the norm after its last block, and no more."""
 
-from hra_jax.convert import rules as r
-from hra_jax.convert import wav2vec2_bert as w2v_bert
-from hra_jax.convert.families import Architecture, Family
+from hra_jax.convert import tensor_rules, wav2vec2_bert
+from hra_jax.convert.family import Architecture, Family
 from hra_jax.convert.settings import SILU, Count, Only, select
 from hra_jax.models.config import EncoderConfig
 
@@ -34,8 +33,8 @@ def _context(values: dict, where: str) -> dict:
 
 def _encoder(values, features, vocab_size, fold, where) -> EncoderConfig:
     config = select(values, _DEFAULTS, where=where)
-    w2v_bert.check_width(config, features, where)
-    w2v_bert.check_odd("conv_depthwise_kernel_size", config.conv_depthwise_kernel_size, where)
+    wav2vec2_bert.check_width(config, features, where)
+    wav2vec2_bert.check_odd("conv_depthwise_kernel_size", config.conv_depthwise_kernel_size, where)
     return EncoderConfig(
         d_model=config.hidden_size,
         n_layers=config.speech_encoder_layers,
@@ -52,16 +51,16 @@ def _encoder(values, features, vocab_size, fold, where) -> EncoderConfig:
         conv_bias=False,
         final_norm=True,
         **_context(values, where),
-        **w2v_bert.position_settings(config),
+        **wav2vec2_bert.position_settings(config),
     )
 
 
 def _rules(encoder: EncoderConfig, architecture: Architecture):
     prefix = architecture.prefix
     return (
-        w2v_bert.encoder_rules(encoder, prefix)
-        + r.norm(f"{prefix}encoder.layer_norm", "encoder.final_norm")
-        + w2v_bert.head_rules(encoder, architecture)
+        wav2vec2_bert.encoder_rules(encoder, prefix)
+        + tensor_rules.norm(f"{prefix}encoder.layer_norm", "encoder.final_norm")
+        + wav2vec2_bert.head_rules(encoder, architecture)
     )
 
 

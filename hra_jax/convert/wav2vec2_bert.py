@@ -3,8 +3,8 @@
 The block is that of the speech encoder of SeamlessM4T v2 too.
 """
 
-from hra_jax.convert import rules as r
-from hra_jax.convert.families import Architecture, Family
+from hra_jax.convert import tensor_rules
+from hra_jax.convert.family import Architecture, Family
 from hra_jax.convert.settings import SILU, Count, Only, select
 from hra_jax.errors import UserError
 from hra_jax.models.config import EncoderConfig
@@ -81,41 +81,41 @@ def _encoder(values, features, vocab_size, fold, where) -> EncoderConfig:
 def attention(position: str):
     """Rules of the self-attention of a block; also those of wav2vec2-conformer."""
     found = (
-        r.norm("self_attn_layer_norm", "attention_norm")
-        + r.affine("self_attn.linear_q", "attention.query")
-        + r.affine("self_attn.linear_k", "attention.key")
-        + r.affine("self_attn.linear_v", "attention.value")
-        + r.affine("self_attn.linear_out", "attention.output")
+        tensor_rules.norm("self_attn_layer_norm", "attention_norm")
+        + tensor_rules.affine("self_attn.linear_q", "attention.query")
+        + tensor_rules.affine("self_attn.linear_k", "attention.key")
+        + tensor_rules.affine("self_attn.linear_v", "attention.value")
+        + tensor_rules.affine("self_attn.linear_out", "attention.output")
     )
     if position == "xl":
         found += (
-            r.affine("self_attn.linear_pos", "attention.position", bias=False)
-            + r.one("self_attn.pos_bias_u", "attention.content_bias")
-            + r.one("self_attn.pos_bias_v", "attention.position_bias")
+            tensor_rules.affine("self_attn.linear_pos", "attention.position", bias=False)
+            + tensor_rules.one("self_attn.pos_bias_u", "attention.content_bias")
+            + tensor_rules.one("self_attn.pos_bias_v", "attention.position_bias")
         )
     if position == "shaw":
-        found += r.one("self_attn.distance_embedding.weight", "attention.distance")
+        found += tensor_rules.one("self_attn.distance_embedding.weight", "attention.distance")
     return found
 
 
 FEED_FORWARD = (
-    r.norm("ffn1_layer_norm", "ff1.norm")
-    + r.affine("ffn1.intermediate_dense", "ff1.up")
-    + r.affine("ffn1.output_dense", "ff1.down")
-    + r.norm("ffn2_layer_norm", "ff2.norm")
-    + r.affine("ffn2.intermediate_dense", "ff2.up")
-    + r.affine("ffn2.output_dense", "ff2.down")
-    + r.norm("final_layer_norm", "final_norm")
+    tensor_rules.norm("ffn1_layer_norm", "ff1.norm")
+    + tensor_rules.affine("ffn1.intermediate_dense", "ff1.up")
+    + tensor_rules.affine("ffn1.output_dense", "ff1.down")
+    + tensor_rules.norm("ffn2_layer_norm", "ff2.norm")
+    + tensor_rules.affine("ffn2.intermediate_dense", "ff2.up")
+    + tensor_rules.affine("ffn2.output_dense", "ff2.down")
+    + tensor_rules.norm("final_layer_norm", "final_norm")
 )
 POINTWISE = (
-    r.norm("conv_module.layer_norm", "convolution.norm")
-    + r.affine("conv_module.pointwise_conv1", "convolution.gated", r.POINTWISE, bias=False)
-    + r.affine("conv_module.pointwise_conv2", "convolution.output", r.POINTWISE, bias=False)
+    tensor_rules.norm("conv_module.layer_norm", "convolution.norm")
+    + tensor_rules.affine("conv_module.pointwise_conv1", "convolution.gated", tensor_rules.POINTWISE, bias=False)
+    + tensor_rules.affine("conv_module.pointwise_conv2", "convolution.output", tensor_rules.POINTWISE, bias=False)
 )
-_DEPTHWISE = r.affine("conv_module.depthwise_conv", "convolution.depthwise", r.DEPTHWISE, bias=False) + r.norm(
-    "conv_module.depthwise_layer_norm", "convolution.depthwise_norm"
-)
-INPUT = r.norm("feature_projection.layer_norm", "subsampling.norm") + r.affine(
+_DEPTHWISE = tensor_rules.affine(
+    "conv_module.depthwise_conv", "convolution.depthwise", tensor_rules.DEPTHWISE, bias=False
+) + tensor_rules.norm("conv_module.depthwise_layer_norm", "convolution.depthwise_norm")
+INPUT = tensor_rules.norm("feature_projection.layer_norm", "subsampling.norm") + tensor_rules.affine(
     "feature_projection.projection", "subsampling.projection"
 )
 
@@ -123,14 +123,14 @@ INPUT = r.norm("feature_projection.layer_norm", "subsampling.norm") + r.affine(
 def encoder_rules(encoder: EncoderConfig, prefix: str):
     """Rules of input and blocks."""
     block = FEED_FORWARD + attention(encoder.position) + POINTWISE + _DEPTHWISE
-    return r.under(prefix, INPUT) + r.layers(f"{prefix}encoder.layers.{{n}}.", block)
+    return tensor_rules.under(prefix, INPUT) + tensor_rules.layers(f"{prefix}encoder.layers.{{n}}.", block)
 
 
 def head_rules(encoder: EncoderConfig, architecture: Architecture):
     """Rules of the output layer."""
     if architecture.head is None:
-        return r.no_head(encoder.d_model, encoder.vocab_size)
-    return r.affine(architecture.head, "output")
+        return tensor_rules.no_head(encoder.d_model, encoder.vocab_size)
+    return tensor_rules.affine(architecture.head, "output")
 
 
 FAMILY = Family(

@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 
-from hra_jax.convert import rules as r
-from hra_jax.convert import wav2vec2_bert as w2v_bert
-from hra_jax.convert.families import Architecture, Family
+from hra_jax.convert import tensor_rules, wav2vec2_bert
+from hra_jax.convert.family import Architecture, Family
 from hra_jax.convert.settings import SILU, Only, select
 from hra_jax.errors import UserError
 from hra_jax.models.config import SUBSAMPLERS, EncoderConfig
@@ -49,7 +48,7 @@ def _check_waves(config, where: str) -> None:
 def _encoder(values, features, vocab_size, fold, where) -> EncoderConfig:
     config = select(values, _DEFAULTS, where=where)
     _check_waves(config, where)
-    w2v_bert.check_odd("conv_depthwise_kernel_size", config.conv_depthwise_kernel_size, where)
+    wav2vec2_bert.check_odd("conv_depthwise_kernel_size", config.conv_depthwise_kernel_size, where)
     return EncoderConfig(
         d_model=config.hidden_size,
         n_layers=config.num_hidden_layers,
@@ -69,7 +68,7 @@ def _encoder(values, features, vocab_size, fold, where) -> EncoderConfig:
         conv_bias=False,
         depthwise_bias=True if fold else None,
         final_norm=True,
-        **w2v_bert.position_settings(config),
+        **wav2vec2_bert.position_settings(config),
     )
 
 
@@ -78,16 +77,18 @@ def _rules(encoder: EncoderConfig, architecture: Architecture):
     waves = ()
     for index in range(len(encoder.wave_kernels)):
         layer = f"feature_extractor.conv_layers.{index}"
-        waves += r.convolution(f"{layer}.conv", f"subsampling.conv_{index}", r.CONV_1D)
-        waves += r.norm(f"{layer}.layer_norm", f"subsampling.norm_{index}")
-    depthwise = r.batch_norm(
+        waves += tensor_rules.convolution(f"{layer}.conv", f"subsampling.conv_{index}", tensor_rules.CONV_1D)
+        waves += tensor_rules.norm(f"{layer}.layer_norm", f"subsampling.norm_{index}")
+    depthwise = tensor_rules.batch_norm(
         "conv_module.batch_norm", depthwise="conv_module.depthwise_conv", bias=False, fold=encoder.conv_norm == "none"
     )
-    block = w2v_bert.FEED_FORWARD + w2v_bert.attention(encoder.position) + w2v_bert.POINTWISE + depthwise
+    block = wav2vec2_bert.FEED_FORWARD + wav2vec2_bert.attention(encoder.position) + wav2vec2_bert.POINTWISE + depthwise
     return (
-        r.under(prefix, waves + w2v_bert.INPUT + r.norm("encoder.layer_norm", "encoder.final_norm"))
-        + r.layers(f"{prefix}encoder.layers.{{n}}.", block)
-        + w2v_bert.head_rules(encoder, architecture)
+        tensor_rules.under(
+            prefix, waves + wav2vec2_bert.INPUT + tensor_rules.norm("encoder.layer_norm", "encoder.final_norm")
+        )
+        + tensor_rules.layers(f"{prefix}encoder.layers.{{n}}.", block)
+        + wav2vec2_bert.head_rules(encoder, architecture)
     )
 
 
@@ -109,7 +110,7 @@ FAMILY = Family(
     encoder=_encoder,
     rules=_rules,
     ignored={
-        "{prefix}masked_spec_embed": w2v_bert.SPEC_AUGMENT,
+        "{prefix}masked_spec_embed": wav2vec2_bert.SPEC_AUGMENT,
         "{prefix}encoder.pos_conv_embed.*": "in the files, but the published forward pass does not use it",
         "{prefix}encoder.embed_positions.*": "computed from the settings",
         "{prefix}encoder.layers.*.batch_norm.num_batches_tracked": "counts training batches",

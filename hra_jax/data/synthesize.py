@@ -23,8 +23,8 @@ import tqdm
 from absl import flags
 
 from hra_jax import cli
-from hra_jax.data import grammar
-from hra_jax.data.speakers import SETS, Speaker, SpeakerSet, check_speaker, custom_set, speakers_from_json
+from hra_jax.data.synthetic import grammar
+from hra_jax.data.synthetic.speakers import SETS, Speaker, SpeakerSet, check_speaker, custom_set, speakers_from_json
 from hra_jax.errors import UserError
 
 _RENDERING = 1  # raise it when the same request gives other samples or texts than before
@@ -73,7 +73,7 @@ def _start_worker() -> subprocess.Popen:
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     return subprocess.Popen(
-        [sys.executable, "-m", "hra_jax.data.voice_worker"],
+        [sys.executable, "-m", "hra_jax.data.synthetic.voice_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from etils import epath
 
-from hra_jax.data import manifest, mixtures, text
+from hra_jax.config.keys import SHARED_VOCABULARIES
+from hra_jax.data import manifest, mixtures
 from hra_jax.data.report import DataReport
-from hra_jax.data.vocabularies import OwnVocabularies
 from hra_jax.errors import UserError
 from hra_jax.models.ctc import augmented_length
-from hra_jax.rules import SHARED_VOCABULARIES
+from hra_jax.tasks.names import BASE_TASK
+from hra_jax.text.normalization import normalize_text
+from hra_jax.text.task_vocabularies import OwnVocabularies
+from hra_jax.text.vocabularies import CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
-BASE_TASK = "__base__"
 BASE_ID = -1
 
 
@@ -39,13 +41,13 @@ class TableSource:
 def own_vocabularies(
     sources: Iterable[TableSource],
     *,
-    base: text.Vocabulary,
+    base: Vocabulary,
     task_tag: str,
     normalizer: str,
     size: int,
     tasks: Sequence[str] = (),
-    given: Mapping[str, text.Vocabulary],
-    shared: text.Vocabulary | None = None,
+    given: Mapping[str, Vocabulary],
+    shared: Vocabulary | None = None,
     kind: str = "characters",
     pieces: int = 0,
 ) -> OwnVocabularies:
@@ -70,7 +72,7 @@ def own_vocabularies(
     for source in sources:
         for row in source.utterances:
             if task_tag in row.tags and (not tasks or str(row.tags[task_tag]) in tasks):
-                found.setdefault(str(row.tags[task_tag]), []).append(text.normalize_text(row.text, normalizer))
+                found.setdefault(str(row.tags[task_tag]), []).append(normalize_text(row.text, normalizer))
     vocabularies = {}
     if kind in SHARED_VOCABULARIES:
         if shared is None:
@@ -87,15 +89,15 @@ def own_vocabularies(
     return OwnVocabularies(base, vocabularies, size or needed, shared)
 
 
-def _learnt(kind: str, texts: Sequence[str], base: text.Vocabulary, pieces: int, *, whose: str) -> text.Vocabulary:
+def _learnt(kind: str, texts: Sequence[str], base: Vocabulary, pieces: int, *, whose: str) -> Vocabulary:
     """The vocabulary of some normalised texts; without a character in them, when no utterance is usable, the base's."""
     characters = sorted(set().union(*texts))
     if not "".join(characters).strip():
-        return text.CharacterVocabulary(characters) if characters else base
+        return CharacterVocabulary(characters) if characters else base
     if "characters" in kind:
-        return text.CharacterVocabulary(characters)
+        return CharacterVocabulary(characters)
     try:
-        return text.SentencePieceVocabulary.train(texts, pieces, fewer=True)
+        return SentencePieceVocabulary.train(texts, pieces, fewer=True)
     except UserError as error:
         raise UserError(f"adapter.output_pieces = {pieces}, {whose}: {error}") from error
 
@@ -173,7 +175,7 @@ class UtteranceTable:
         self,
         sources: Sequence[TableSource],
         *,
-        vocabulary: text.Vocabulary,
+        vocabulary: Vocabulary,
         normalizer: str,
         task_tag: str,
         tasks: Sequence[str] = (),
@@ -247,7 +249,7 @@ class UtteranceTable:
             if task != BASE_TASK and task not in self._chosen:
                 self.unselected += 1
                 continue
-            words = text.normalize_text(row.text, self._normalizer)
+            words = normalize_text(row.text, self._normalizer)
             labels = self._usable_labels(row, f"{source.name}: {row.key}", task=task, words=words, frames=row_frames)
             if labels is not None:
                 self.utterances.append(row)
@@ -255,7 +257,7 @@ class UtteranceTable:
                 self._rows_of_labels.append(labels)
                 self._columns.append((index, row.duration, ids[task], augmented_length(labels)))
 
-    def vocabulary_of(self, task: str) -> text.Vocabulary:
+    def vocabulary_of(self, task: str) -> Vocabulary:
         """What a task's labels are made with, and decoded: where tasks have their own, with the blank as id 0."""
         return self._own.in_batch(task) if self._own is not None else self._vocabulary
 

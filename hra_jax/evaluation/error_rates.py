@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 import kaldialign
 import numpy as np
 
-from hra_jax.data.text import normalize_text
 from hra_jax.errors import UserError
+from hra_jax.text.normalization import normalize_text
 
 CONFIDENCE = 0.95
 
@@ -85,7 +85,7 @@ def word_errors(reference: str, hypothesis: str, *, normalizer: str) -> ErrorCou
     Args:
       reference: what was said.
       hypothesis: what was recognised.
-      normalizer: a name of `hra_jax.data.text.NORMALIZERS`, applied to both texts.
+      normalizer: a name of `hra_jax.text.vocabularies.NORMALIZERS`, applied to both texts.
 
     Raises:
       UserError: an unknown normalizer.

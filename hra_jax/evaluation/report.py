@@ -20,13 +20,14 @@ import rich.text
 from etils import epath
 from matplotlib.figure import Figure
 
-from hra_jax.adapters.export import json_text, task_file_names, write_file
-from hra_jax.adapters.model_card import bounds, markdown_cell, percent
+from hra_jax.adapters.adapter_folder import task_file_names
+from hra_jax.console import bounds, markdown_cell, percent
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.error_rates import ErrorCounts
-from hra_jax.evaluation.suites import MEAN_TASK, Suite
-from hra_jax.rules import BASE_TASK
+from hra_jax.evaluation.suites import Suite
+from hra_jax.storage.files import json_text, write_file
+from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 
 ACCOUNTING = (
     "trainable_parameters",

@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from hra_jax.adapters.bank import BASE
 from hra_jax.data import batching
 from hra_jax.data.loader import eval_batches
 from hra_jax.data.table import TableSource, UtteranceTable
-from hra_jax.data.text import BlankVocabulary
 from hra_jax.errors import UserError
 from hra_jax.evaluation.report import UtteranceResult
-from hra_jax.evaluation.suites import MEAN_TASK, Suite
+from hra_jax.evaluation.suites import Suite
 from hra_jax.models import ctc
+from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
+from hra_jax.text.vocabularies import BlankVocabulary
 from hra_jax.training import sharding
 
 
@@ -47,7 +47,7 @@ class SuiteRunner:
         self.needs_mean = MEAN_TASK in used
         self._table = UtteranceTable(
             [
-                TableSource(task.name, task.utterances, task=task.adapter_task if tasks else BASE)
+                TableSource(task.name, task.utterances, task=task.adapter_task if tasks else BASE_TASK)
                 for task in suite.tasks
             ],
             vocabulary=base.vocabulary,
@@ -125,7 +125,7 @@ class SuiteRunner:
                             key=utterance.key,
                             reference=utterance.text,
                             # `__base__` is the backbone, also beside a fine-tuned one.
-                            hypothesis=base_text if task.adapter_task == BASE else text,
+                            hypothesis=base_text if task.adapter_task == BASE_TASK else text,
                             base_hypothesis=base_text,
                             duration=utterance.duration,
                         )
@@ -152,7 +152,7 @@ def check_adapter_acts(suite: Suite, differences: dict) -> None:
       UserError: the adapter of a task is loaded and does nothing.
     """
     for task in suite.tasks:
-        if task.adapter_task != BASE and differences[task.name] == 0.0:
+        if task.adapter_task != BASE_TASK and differences[task.name] == 0.0:
             raise UserError(
                 f"task {task.name!r}: the log-probabilities with the adapter {task.adapter_task!r} equal those without "
                 "it exactly; the adapter does nothing"

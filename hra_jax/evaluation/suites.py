@@ -3,7 +3,7 @@
 A suite file (`configs/suites/x.py`) has a `get_config()` that returns a ConfigDict with three keys:
 
   name: the name of the suite, which is also the folder of its results, `W/eval/<name>/`.
-  normalizer: a name of `hra_jax.data.text.NORMALIZERS`, applied to references and hypotheses alike.
+  normalizer: a name of `hra_jax.text.vocabularies.NORMALIZERS`, applied to references and hypotheses alike.
   tasks: rows (task, manifest, tag filter, adapter task), each a tuple of four strings:
     task: the name of the evaluation task.
     manifest: its path; `{dir}` stands for `data.dir`.
@@ -24,14 +24,14 @@ from collections.abc import Iterable
 
 import ml_collections
 
-from hra_jax import config as configs
+from hra_jax.config.files import load_config
+from hra_jax.console import near_matches
 from hra_jax.data.manifest import Utterance, load_manifest
 from hra_jax.data.report import DataReport
-from hra_jax.data.text import NORMALIZERS
 from hra_jax.errors import UserError
-from hra_jax.rules import BASE_TASK
+from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
+from hra_jax.text.normalization import NORMALIZERS
 
-MEAN_TASK = "__mean__"
 WILDCARD = "*"
 _KEYS = ("name", "normalizer", "tasks")
 
@@ -83,7 +83,7 @@ def load_suite(suite: str, *, data_dir: str, report: DataReport) -> Suite:
       UserError: an unknown suite, normalizer, manifest, tag or tag value; a row that is not four strings; two tasks of
         one name; a task without utterances.
     """
-    return build_suite(configs.load(suite, kind="suites"), data_dir=data_dir, report=report)
+    return build_suite(load_config(suite, kind="suites"), data_dir=data_dir, report=report)
 
 
 def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: DataReport) -> Suite:
@@ -201,7 +201,7 @@ def check_adapter_tasks(suite: Suite, adapter_tasks: Iterable[str]) -> None:
     known = {*adapter_tasks, BASE_TASK, MEAN_TASK}
     for task in suite.tasks:
         if task.adapter_task not in known:
-            hint = configs.near(task.adapter_task, sorted(known))
+            hint = near_matches(task.adapter_task, sorted(known))
             raise UserError(f"suite {suite.name!r}: task {task.name!r} needs the adapter {task.adapter_task!r}; {hint}")
 
 

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hra_jax.adapters.base import Adapter, Bound
-from hra_jax.models import augment as augmentation
-from hra_jax.models import frontend, subsampling
+from hra_jax.models import augmentation, frontend, subsampling
 from hra_jax.models.attention_parts import Budget
 from hra_jax.models.config import EncoderConfig, FeatureConfig
 from hra_jax.models.conformer import Conformer

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from etils import epath
 
-from hra_jax.adapters import export
-from hra_jax.data.text import vocabulary_from_json
-from hra_jax.data.vocabularies import OwnVocabularies, stored_vocabularies
+from hra_jax.adapters import adapter_folder
+from hra_jax.config.keys import OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.errors import UserError
-from hra_jax.rules import BASE_TASK, OWN_VOCABULARIES, SHARED_VOCABULARIES
+from hra_jax.storage.trees import flatten
+from hra_jax.tasks.names import BASE_TASK
+from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
+from hra_jax.text.vocabularies import vocabulary_from_json
 from hra_jax.torch import controllers
 
 # The blocks of the encoders that hra_jax.convert reads.
@@ -54,7 +56,7 @@ class AdaptedModel(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, folder, *, backbone=None):
         super().__init__()
         self.model, self._folder = model, str(folder)
-        exported = export.read_adapter(folder)
+        exported = adapter_folder.read_adapter(folder)
         self.settings = exported.config["method"]
         self._check_method()
         self.tasks = tuple(exported.tasks)
@@ -98,12 +100,12 @@ class AdaptedModel(torch.nn.Module):
     def _register(self, exported) -> None:
         """The adapter's weights as buffers, so that `.to(device)` moves them; row A of the bank is all zeros."""
         self._paths = {"shared": {}, "rows": {}}
-        for path, leaf in export.flatten(exported.shared).items():
+        for path, leaf in flatten(exported.shared).items():
             self._add("shared", path, leaf)
         for path, entry in exported.config["tensors"]["task"].items():
             path = path.replace(".", "/")
             zeros = np.zeros(entry["shape"], np.float32)
-            rows = [export.flatten(tree)[path] for tree in exported.tasks.values()]
+            rows = [flatten(tree)[path] for tree in exported.tasks.values()]
             self._add("rows", path, np.stack([*rows, zeros]))
 
     def _add(self, part: str, path: str, leaf) -> None:

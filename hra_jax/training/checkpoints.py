@@ -29,7 +29,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from hra_jax.errors import UserError
-from hra_jax.training.row_log import RowLog
+from hra_jax.storage.row_log import RowLog
 from hra_jax.training.sharding import leaf_name
 
 METRIC = "wer_macro"  # the lower the better

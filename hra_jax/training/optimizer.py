@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hra_jax.adapters import bank
+from hra_jax.adapters import task_rows
 from hra_jax.errors import UserError
 from hra_jax.models.layers import STATISTICS
 
@@ -117,8 +117,8 @@ def update_rows(grads, ids, state, tasks, step, config: OptimizerConfig):
         # As optax.clip_by_global_norm: only what exceeds the limit is scaled.
         factor = jnp.where(norms < config.clip_row, 1.0, config.clip_row / jnp.maximum(norms, 1e-30))
         grads = jax.tree.map(lambda g: g * _per_row(factor, g), grads)
-    rows, mu, nu = (bank.gather(tree, ids) for tree in (tasks, state["mu"], state["nu"]))
-    count = bank.gather(state["count"], ids) + 1
+    rows, mu, nu = (task_rows.gather(tree, ids) for tree in (tasks, state["mu"], state["nu"]))
+    count = task_rows.gather(state["count"], ids) + 1
     mu = jax.tree.map(lambda m, g: config.b1 * m + (1 - config.b1) * g, mu, grads)
     nu = jax.tree.map(lambda n, g: config.b2 * n + (1 - config.b2) * jnp.square(g), nu, grads)
     rate = learning_rate(config)(step)
@@ -130,8 +130,8 @@ def update_rows(grads, ids, state, tasks, step, config: OptimizerConfig):
 
     rows = jax.tree.map(move, rows, mu, nu, decay_mask(rows))
     state = {
-        "mu": bank.scatter(state["mu"], ids, mu),
-        "nu": bank.scatter(state["nu"], ids, nu),
-        "count": bank.scatter(state["count"], ids, count),
+        "mu": task_rows.scatter(state["mu"], ids, mu),
+        "nu": task_rows.scatter(state["nu"], ids, nu),
+        "count": task_rows.scatter(state["count"], ids, count),
     }
-    return bank.scatter(tasks, ids, rows), state, norms
+    return task_rows.scatter(tasks, ids, rows), state, norms

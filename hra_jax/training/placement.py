@@ -3,13 +3,13 @@
 import flax.linen as nn
 import jax
 
-from hra_jax.models import backbone as backbones
+from hra_jax.models import backbone_folder
 from hra_jax.training import sharding
 
 
 def backbone_axes(features, encoder):
     """Logical axes of every backbone weight, as a tree of PartitionSpec, and the tree of shapes."""
-    boxed = backbones.abstract_params(features, encoder)
+    boxed = backbone_folder.abstract_params(features, encoder)
     return nn.get_partition_spec(boxed), nn.unbox(boxed)
 
 

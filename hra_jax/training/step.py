@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hra_jax.adapters import bank
+from hra_jax.adapters import task_rows
 from hra_jax.adapters.base import bind, unbound
 from hra_jax.errors import UserError
 from hra_jax.models import ctc
 from hra_jax.models.asr import AsrModel
-from hra_jax.training import optimizer as optim
-from hra_jax.training import state as states
-from hra_jax.training.state import TrainState
+from hra_jax.training import train_state
+from hra_jax.training.optimizer import OptimizerConfig, dense, global_norm, learning_rate, update_rows
+from hra_jax.training.train_state import TrainState
 
 LOST = "utterances_without_task"  # metric: how many name a task that is not in the bank, or one beyond `max_tasks`
 
@@ -86,7 +86,7 @@ def _gradients(model, learned, frozen, shared, index, batch, blank_id, seed, ste
     return loss * scale, counted, infeasible, grads
 
 
-def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id, seed, max_tasks=1, accumulate=1):
+def make_train_step(model: AsrModel, config: OptimizerConfig, *, blank_id, seed, max_tasks=1, accumulate=1):
     """Builds `train_step(state, frozen, batch, knobs=None) -> (state, metrics)`.
 
     `knobs` {'seed': uint32, 'learning_rate': float32}, scalars, take the place of the two settings. As arguments they
@@ -109,7 +109,7 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
             raise UserError(f"accumulate = {accumulate}: must divide the batch of {batch['waveform'].shape[0]} rows")
         advance = backbone_step if "backbone" in state.trainable else adapter_step
         trainable, optimizer, metrics = advance(state, frozen, batch, settings, knobs["seed"])
-        metrics["learning_rate"] = optim.learning_rate(settings)(state.step)
+        metrics["learning_rate"] = learning_rate(settings)(state.step)
         return state.replace(step=state.step + 1, trainable=trainable, optimizer=optimizer), metrics
 
     def gradients(learned, frozen, shared, index, batch, seed, step):
@@ -122,7 +122,7 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
 
     def dense_update(part, clip, grads, state, settings):
         with jax.named_scope(f"update_{part}"):
-            transform = optim.dense(settings, clip)
+            transform = dense(settings, clip)
             moves, moments = transform.update(grads, state.optimizer[part], state.trainable[part])
             return optax.apply_updates(state.trainable[part], moves), moments
 
@@ -130,24 +130,24 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
         learned, index = {"backbone": state.trainable["backbone"]}, jnp.zeros_like(batch["task"])
         grads, metrics = gradients(learned, frozen, None, index, batch, seed, state.step)
         weights, moments = dense_update("backbone", config.clip_norm, grads["backbone"], state, settings)
-        metrics["gradient_norm"] = optim.global_norm(grads["backbone"])
+        metrics["gradient_norm"] = global_norm(grads["backbone"])
         return {"backbone": weights}, {"backbone": moments}, metrics
 
     def adapter_step(state, frozen, batch, settings, seed):
         # A row without weight is not present: its task must not advance.
-        task = jnp.where(batch["weight"] > 0, batch["task"], bank.NO_TASK)
+        task = jnp.where(batch["weight"] > 0, batch["task"], task_rows.NO_TASK)
         size = state.optimizer["tasks"]["count"].shape[0]
-        ids, index = bank.active_rows(task, max_tasks, size)
+        ids, index = task_rows.active_rows(task, max_tasks, size)
         # An utterance whose task found no place must not train the controller as if it were `__base__`.
-        lost = (task < bank.NO_TASK) | (task >= size) | ((task >= 0) & (index >= max_tasks))
+        lost = (task < task_rows.NO_TASK) | (task >= size) | ((task >= 0) & (index >= max_tasks))
         batch = batch | {"weight": jnp.where(lost, 0.0, batch["weight"])}
         with jax.named_scope("gather_rows"):
-            learned = {"rows": bank.gather(state.trainable["tasks"], ids)}
+            learned = {"rows": task_rows.gather(state.trainable["tasks"], ids)}
         if "shared" in state.trainable:
             learned["shared"] = state.trainable["shared"]
         grads, metrics = gradients(learned, frozen, state.fixed.get("shared"), index, batch, seed, state.step)
         with jax.named_scope("update_rows"):
-            tasks, rows, norms = optim.update_rows(
+            tasks, rows, norms = update_rows(
                 grads["rows"], ids, state.optimizer["tasks"], state.trainable["tasks"], state.step, settings
             )
         trainable, optimizer, present = {"tasks": tasks}, {"tasks": rows}, ids < size
@@ -155,7 +155,7 @@ def make_train_step(model: AsrModel, config: optim.OptimizerConfig, *, blank_id,
             trainable["shared"], optimizer["shared"] = dense_update(
                 "shared", config.clip_controller, grads["shared"], state, settings
             )
-            metrics["controller_gradient_norm"] = optim.global_norm(grads["shared"])
+            metrics["controller_gradient_norm"] = global_norm(grads["shared"])
         metrics["row_gradient_norm"] = jnp.where(present, norms, 0.0).sum() / jnp.maximum(present.sum(), 1)
         metrics["tasks_present"] = present.sum().astype(jnp.float32)
         metrics[LOST] = lost.sum().astype(jnp.float32)
@@ -180,13 +180,13 @@ def make_host_rows_step(train_step):
     """
 
     def step(state: TrainState, frozen, batch, knobs, incoming, resident):
-        ids, rows = incoming["ids"], bank.newest(incoming, resident)
+        ids, rows = incoming["ids"], task_rows.newest(incoming, resident)
         place = jnp.searchsorted(ids, batch["task"]).astype(jnp.int32)
         found = jnp.take(ids, place, mode="clip") == batch["task"]
         # A task that did not come along is beyond the K rows, where the step counts it as lost.
-        local = jnp.where(batch["task"] == bank.NO_TASK, bank.NO_TASK, jnp.where(found, place, ids.shape[0]))
-        state, metrics = train_step(states.with_bank(state, rows), frozen, batch | {"task": local}, knobs)
-        return states.without_bank(state), metrics, {"ids": ids, "rows": states.bank_of(state)}
+        local = jnp.where(batch["task"] == task_rows.NO_TASK, task_rows.NO_TASK, jnp.where(found, place, ids.shape[0]))
+        state, metrics = train_step(train_state.with_bank(state, rows), frozen, batch | {"task": local}, knobs)
+        return train_state.without_bank(state), metrics, {"ids": ids, "rows": train_state.bank_of(state)}
 
     return step
 
@@ -211,8 +211,8 @@ def make_evaluation_step(model: AsrModel, *, blank_id):
             size = jax.tree.leaves(trainable["tasks"])[0].shape[0]
             # One place more than there can be tasks: nothing fills the last, so its row is zero.
             places = batch["task"].shape[0] + 1
-            ids, index = bank.active_rows(batch["task"], places, size)
-            rows = bank.gather(trainable["tasks"], ids)
+            ids, index = task_rows.active_rows(batch["task"], places, size)
+            rows = task_rows.gather(trainable["tasks"], ids)
             log_probs, lengths = forward(model, frozen, trainable["shared"], rows, index, batch)
             # The base writes in its own vocabulary.
             plain = {name: value for name, value in batch.items() if name != "symbols"}

@@ -19,8 +19,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hra_jax import topologies
 from hra_jax.errors import UserError
+from hra_jax.tpu import topologies
 
 USER_ERROR = 2
 STOPPED = 75  # of a run that was told to stop and has saved

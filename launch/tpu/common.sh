@@ -153,7 +153,7 @@ read_topology() {
   local key value
   # HRA_CHECKED comes from resume.sh, which asks once for all the scripts that it calls.
   FACTS=${HRA_CHECKED:-}
-  [ -n "$FACTS" ] || FACTS=$("$PYTHON" -m hra_jax.topologies "$TOPOLOGY") || exit $?
+  [ -n "$FACTS" ] || FACTS=$("$PYTHON" -m hra_jax.tpu.topologies "$TOPOLOGY") || exit $?
   while IFS='=' read -r key value; do
     case $key in
       generation) GENERATION=$value ;;

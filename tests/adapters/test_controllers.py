@@ -11,7 +11,7 @@ from reference import adapters_numpy
 
 from hra_jax.adapters import controllers, heads
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
-from hra_jax.training import state as state_lib
+from hra_jax.training import train_state
 
 D, R = 5, 4
 SHAPE = (2, 3)  # utterances, frames
@@ -67,7 +67,7 @@ def test_a_recurrence_equals_the_cell_of_flax_with_the_same_weights(kind, activa
     if kind in ("gru", "mgu"):
         mapped["feedback_bias"] = weights["hn"]["bias"]
     assert jax.tree.map(np.shape, mapped) == jax.tree.map(np.shape, params)
-    assert state_lib.count(mapped) == state_lib.count(weights)  # nothing of the cell is left out
+    assert train_state.count(mapped) == train_state.count(weights)  # nothing of the cell is left out
     seen = []
     for x in inputs():
         theirs, expected = cell.apply({"params": weights}, theirs, x)
@@ -114,7 +114,7 @@ def test_parameters_are_counted_by_the_formula_which_the_docstring_shows(kind):
         carry = jnp.zeros((1, controllers.carry_width(kind, inner)))
         params = controllers.Controller(kind, inner).init(jax.random.key(0), jnp.zeros((1, width)), carry)
         expected = eval(controllers.FORMULAS[kind], {"D": width, "R": inner})
-        assert state_lib.count(params) == expected
+        assert train_state.count(params) == expected
     assert f" {controllers.FORMULAS[kind].replace(' * ', ' ')}" in text
 
 
@@ -170,7 +170,7 @@ def test_a_head_equals_its_formula_and_has_the_parameters_that_are_counted(kind)
     }[kind](state.astype(np.float64))
     np.testing.assert_allclose(module.apply({"params": params}, state), hidden @ p["kernel"] + p["bias"], atol=2e-6)
     by_hand = {"linear": 5 * 4 + 5, "ffn": 3 * 4 + 3 + 5 * 3 + 5, "lowrank": 3 * 4 + 5 * 3 + 5}[kind]
-    assert eval(heads.FORMULAS[kind], {"D": D, "R": R, "H": 3}) == by_hand == state_lib.count(params)
+    assert eval(heads.FORMULAS[kind], {"D": D, "R": R, "H": 3}) == by_hand == train_state.count(params)
 
 
 @pytest.mark.parametrize("kind", heads.FORMULAS)

@@ -12,8 +12,8 @@ from hra_jax.adapters import base, hra
 from hra_jax.errors import UserError
 from hra_jax.models import ctc, padding
 from hra_jax.models.asr import AsrModel
-from hra_jax.training import state as state_lib
-from hra_jax.training import step as step_lib
+from hra_jax.training import train_state
+from hra_jax.training.step import forward
 
 SAMPLES = [240, 133, 64, 200, 240, 90]
 HEADS = list(tiny.ADAPTERS)
@@ -66,8 +66,8 @@ def test_the_controller_has_no_layer_axis_and_parameters_are_affine_in_the_tasks
             assert trainable["shared"]["per_layer"] == {} == trainable["tasks"]["per_layer"]
             assert all(leaf.shape[0] == tasks for leaf in jax.tree.leaves(trainable["tasks"]))
             shared, own = r * (d + 2), (r * d + d if head == "linear" else h * (r + 1) + d * (h + 1))
-            counts = state_lib.accounting(trainable, tasks, backbone_parameters=1000)
-            assert counts["shared_parameters"] == shared == state_lib.count(trainable["shared"])
+            counts = train_state.accounting(trainable, tasks, backbone_parameters=1000)
+            assert counts["shared_parameters"] == shared == train_state.count(trainable["shared"])
             assert counts["parameters_per_task"] == own
             assert counts["trainable_parameters"] == shared + tasks * own
 
@@ -149,9 +149,7 @@ def test_the_gradient_equals_finite_differences_of_the_float64_reference(params)
     model = AsrModel(tiny.FEATURES, tiny.ENCODER, adapter=adapter)
 
     def loss(trainable):
-        log_probs, lengths = step_lib.forward(
-            model, params, trainable["shared"], trainable["tasks"], batch["task"], batch
-        )
+        log_probs, lengths = forward(model, params, trainable["shared"], trainable["tasks"], batch["task"], batch)
         return ctc.ctc_loss(log_probs, lengths, batch["labels"], batch["label_lengths"], 0)[0].sum()
 
     def reference(trainable):

@@ -21,9 +21,9 @@ from hra_jax.adapters.residual import ResidualAdapter
 from hra_jax.errors import UserError
 from hra_jax.models import conformer, padding
 from hra_jax.models.asr import AsrModel
-from hra_jax.training import state as state_lib
-from hra_jax.training import step as step_lib
+from hra_jax.training import train_state
 from hra_jax.training.optimizer import OptimizerConfig
+from hra_jax.training.step import make_train_step
 
 SAMPLES = [240, 133, 64, 200, 240, 90]
 TASKS = [3, -1, 0, 3, 4, 1]
@@ -199,7 +199,7 @@ def test_an_output_layer_of_its_own_adds_to_another_method(params):
 @functools.lru_cache(maxsize=16)
 def compiled_step(name):
     model = AsrModel(tiny.FEATURES, tiny.ENCODER, adapter=tiny.METHODS[name])
-    step = step_lib.make_train_step(model, OPTIMIZER, blank_id=0, seed=5, max_tasks=6)
+    step = make_train_step(model, OPTIMIZER, blank_id=0, seed=5, max_tasks=6)
     return jax.jit(step, compiler_options=QUICK)
 
 
@@ -216,7 +216,7 @@ def row_has_values(tree):
 def test_steps_train_every_leaf_of_the_tasks_present_and_nothing_else(params, name):
     adapter, step = tiny.METHODS[name], compiled_step(name)
     start = tiny.random_trainable(adapter)
-    frozen, state = jax.tree.map(jnp.asarray, params), state_lib.create(jax.tree.map(jnp.asarray, start), OPTIMIZER)
+    frozen, state = jax.tree.map(jnp.asarray, params), train_state.create(jax.tree.map(jnp.asarray, start), OPTIMIZER)
     batch = batch_of([3, -1, 0, 3, 4, 0], labels=2)
     losses = []
     for number in range(3):
@@ -300,7 +300,7 @@ def test_the_formula_counts_the_parameters(name):
     for changes in ({}, wide, dict(conv_bias=False, conv_norm="none", n_layers=5)):
         encoder = dataclasses.replace(tiny.ENCODER, **changes)
         weights = jax.eval_shape(lambda e=encoder: initial.new_weights(adapter, jax.random.key(0), e, 2))
-        counts = state_lib.count(weights["shared"]), state_lib.count(weights["tasks"]) // 2
+        counts = train_state.count(weights["shared"]), train_state.count(weights["tasks"]) // 2
         assert adapter.formula().count(adapter.letters(encoder)) == counts
 
 

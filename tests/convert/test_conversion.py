@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from hra_jax.adapters.base import unbound
 from hra_jax.convert.conversion import convert
-from hra_jax.data.text import vocabulary_from_json
-from hra_jax.models import backbone
+from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
+from hra_jax.text.vocabularies import vocabulary_from_json
 
 # What the publishers' classes have and a backbone does not.
 UNUSED = ("masked_spec_embed", "pos_conv_embed", "num_batches_tracked", "inner_layer_norm", "intermediate_ffn")
@@ -36,12 +36,12 @@ def converted(sources, tmp_path_factory):
     found = {}
     for family, source in sources.items():
         report = convert(source, root / source.name, keep_batch_norm=True)
-        found[family] = report, backbone.load(str(report.folder), verify=True)
+        found[family] = report, backbone_folder.load(str(report.folder), verify=True)
     return found
 
 
 def leaves(files):
-    return backbone.flatten(files.params, separator=".")
+    return backbone_folder.flatten(files.params, separator=".")
 
 
 def used(source):
@@ -89,7 +89,7 @@ def test_unused_tensors_are_listed_with_a_reason(family, sources, converted):
 @pytest.mark.parametrize("family", published.BATCH_NORM)
 def test_a_folded_batch_norm_is_the_same_map(family, sources, converted, tmp_path):
     kept = leaves(converted[family][1])
-    files = backbone.load(str(convert(sources[family], tmp_path / "folded").folder))
+    files = backbone_folder.load(str(convert(sources[family], tmp_path / "folded").folder))
     folded = leaves(files)
     assert files.encoder.conv_norm == "none" and files.encoder.has_depthwise_bias
     assert converted[family][1].encoder.conv_norm == "batch"
@@ -114,7 +114,7 @@ def test_a_folded_batch_norm_is_the_same_map(family, sources, converted, tmp_pat
 
 def test_outputs_with_the_batch_norm_folded_and_kept_are_equal(sources, converted, tmp_path):
     report, kept = converted["parakeet"]
-    folded = backbone.load(str(convert(sources["parakeet"], tmp_path / "folded").folder))
+    folded = backbone_folder.load(str(convert(sources["parakeet"], tmp_path / "folded").folder))
     waveform = np.random.default_rng(3).standard_normal((2, 8000)).astype(np.float32)
     lengths = np.array([8000, 5300], np.int32)
     found = []
@@ -156,7 +156,7 @@ def test_bfloat16_weights_are_stored_as_they_are(tmp_path):
         tensors.update({name: value.astype(ml_dtypes.bfloat16) for name, value in tensors.items()})
 
     published.edit_tensors(source, half)
-    found = leaves(backbone.load(str(convert(source, tmp_path / "out", dtype="bfloat16").folder)))
+    found = leaves(backbone_folder.load(str(convert(source, tmp_path / "out", dtype="bfloat16").folder)))
     assert {leaf.dtype for leaf in found.values()} == {np.dtype(ml_dtypes.bfloat16)}
     np.testing.assert_array_equal(
         values(leaf.astype(np.float32) for leaf in found.values()),
@@ -223,7 +223,7 @@ def test_the_command_prints_a_table_and_writes_the_backbone(sources, command_env
     assert done.returncode == 0, done.stderr
     for word in ("rope", "Wav2Vec2ConformerForCTC", "bfloat16", "pos_conv_embed", "cc-by-4.0"):
         assert word in done.stdout
-    assert backbone.load(str(tmp_path / "out"), verify=True).info["name"] == "rope"
+    assert backbone_folder.load(str(tmp_path / "out"), verify=True).info["name"] == "rope"
 
 
 def test_the_command_ends_with_one_line_where_something_is_wrong(sources, command_env, tmp_path):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from hra_jax.convert import features, registry
-from hra_jax.models import backbone, published
+from hra_jax.convert import families, features
+from hra_jax.models import backbone_folder, published
 
 BERT = {"model_type": "wav2vec2-bert", "architectures": ["Wav2Vec2BertForCTC"]}
 # As in the published files; what is not named is the default of the class.
@@ -113,7 +113,7 @@ SPARSE = {
 
 def converted(config, preprocessor, folder):
     """Feature settings and geometry of a folder that has these settings."""
-    family, named = registry.find(config, "config.json")
+    family, named = families.find(config, "config.json")
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     settings = features.read(epath.Path(folder), family.extractor)
     vocabulary = config["vocab_size"] if family.architectures[named].head else 1
@@ -121,14 +121,14 @@ def converted(config, preprocessor, folder):
 
 
 def parameters(settings, encoder):
-    leaves = jax.tree.leaves(nn.unbox(backbone.abstract_params(settings, encoder)))
+    leaves = jax.tree.leaves(nn.unbox(backbone_folder.abstract_params(settings, encoder)))
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_published_size_has_the_published_parameters(name):
     config, settings, vocabulary, counted, unused, statistics = CASES[name]
-    family, _ = registry.find(config, "config.json")
+    family, _ = families.find(config, "config.json")
     encoder = family.encoder(config, settings, vocabulary, False, "config.json")
     assert parameters(settings, encoder) == counted - unused + 2 * statistics
 
@@ -150,7 +150,7 @@ def test_a_named_model_is_what_the_defaults_of_the_classes_give(name, tmp_path):
 
 
 def test_the_encoder_of_seamless_has_the_blocks_of_w2v_bert_and_a_norm():
-    family, _ = registry.find(SEAMLESS, "config.json")
+    family, _ = families.find(SEAMLESS, "config.json")
     encoder = family.encoder(SEAMLESS, published.W2V_BERT, 1, True, "config.json")
     assert (encoder.context, encoder.chunk, encoder.left_context) == ("chunk", 20000, 128)
     bare = 580_493_120 - 1024 + 1024 + 1  # without the mask's vector, with an output of the blank alone
@@ -163,7 +163,7 @@ def test_the_encoder_of_seamless_has_the_blocks_of_w2v_bert_and_a_norm():
 )
 def test_chunks_of_seamless(chunk, left, expected):
     config = SEAMLESS | {"speech_encoder_chunk_size": chunk, "speech_encoder_left_chunk_num": left}
-    family, _ = registry.find(config, "config.json")
+    family, _ = families.find(config, "config.json")
     encoder = family.encoder(config, published.W2V_BERT, 1, True, "config.json")
     assert (encoder.context, encoder.chunk, encoder.left_context) == expected
 
@@ -198,11 +198,11 @@ def test_features_are_found_in_newer_folders_too(tmp_path):
 @pytest.mark.parametrize("inner", [{"rope_theta": 500.0}, {"rope_parameters": {"rope_theta": 500}}])
 def test_the_base_of_the_rotation_is_found_in_older_and_newer_files(inner):
     config = LASR | {"encoder_config": inner}
-    family, _ = registry.find(config, "config.json")
+    family, _ = families.find(config, "config.json")
     assert family.encoder(config, published.LASR, 512, True, "config.json").rope_base == 500.0
 
 
 def test_parakeet_scales_its_input_by_the_root_of_its_width():
-    family, _ = registry.find(PARAKEET, "config.json")
+    family, _ = families.find(PARAKEET, "config.json")
     encoder = family.encoder(PARAKEET, published.PARAKEET, 1025, True, "config.json")
     assert np.isclose(encoder.input_scale, 32.0)

@@ -17,7 +17,7 @@ from reference import published
 
 from hra_jax.adapters.base import unbound
 from hra_jax.convert.conversion import convert
-from hra_jax.models import backbone
+from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.published import MODELS
 
@@ -153,8 +153,8 @@ class Pair:
     case: Case
     torch: object
     extractor: object
-    folded: backbone.BackboneFiles
-    kept: backbone.BackboneFiles | None  # with the BatchNorm kept; None where there is none
+    folded: backbone_folder.BackboneFiles
+    kept: backbone_folder.BackboneFiles | None  # with the BatchNorm kept; None where there is none
 
     @property
     def in_batches(self) -> dict:
@@ -210,12 +210,12 @@ def pair(request, tmp_path_factory):
     extractor.save_pretrained(folder)
     if case.model.endswith("ForCTC"):
         published.write_tokenizer(folder, model.config.pad_token_id, case.size.outputs[family])
-    folded = backbone.load(str(convert(folder, folder / "folded").folder))
+    folded = backbone_folder.load(str(convert(folder, folder / "folded").folder))
     if case.size is FULL:
         check_published(family, case, folded)
     kept = None
     if folded.encoder.conv_norm == "none":
-        kept = backbone.load(str(convert(folder, folder / "kept", keep_batch_norm=True).folder))
+        kept = backbone_folder.load(str(convert(folder, folder / "kept", keep_batch_norm=True).folder))
     yield Pair(name, family, case, model, extractor, folded, kept)
     # A case of full width has half a gigabyte in memory, and thrice that in files.
     shutil.rmtree(folder)

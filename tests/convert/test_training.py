@@ -18,14 +18,14 @@ from reference import micro as world
 from reference import published
 
 import hra_jax
-from hra_jax import run as runs
 from hra_jax.adapters.base import bind
 from hra_jax.api import Backbone, Model
 from hra_jax.convert.conversion import convert
 from hra_jax.data.audio import decode_file
 from hra_jax.errors import UserError
-from hra_jax.models import backbone as backbones
+from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
+from hra_jax.run import preparation
 from hra_jax.training.preemption import PREEMPTED
 from hra_jax.transcribe import transcribe
 
@@ -92,7 +92,7 @@ def settings_of(micro, data: Path, report, **changes):
 
 
 def digest(tree) -> str:
-    leaves = backbones.flatten(jax.device_get(tree), separator=".")
+    leaves = backbone_folder.flatten(jax.device_get(tree), separator=".")
     content = b"".join(name.encode() + np.ascontiguousarray(leaves[name]).tobytes() for name in sorted(leaves))
     return hashlib.sha256(content).hexdigest()
 
@@ -173,7 +173,7 @@ def test_an_adapter_trains_on_a_converted_encoder(family, micro, tmp_path, reque
     kind, output = CASES[family]
     data = request.getfixturevalue(kind)
     report = convert(publish(tmp_path / "published", family), tmp_path / "backbone")
-    stored, on_disk = backbones.load(str(report.folder), verify=True), files_of(tmp_path / "backbone")
+    stored, on_disk = backbone_folder.load(str(report.folder), verify=True), files_of(tmp_path / "backbone")
     suite = world.write_suite(tmp_path / "suite.py", (("*", "{dir}/test.jsonl", "speaker=*", "*"),))
     config = settings_of(micro, data, report, adapter__output=output, eval__suite=suite)
 
@@ -211,7 +211,7 @@ def test_full_fine_tuning_moves_all_but_the_statistics_of_a_kept_batch_norm(lett
     print(f"\nfull: loss {losses[0]:.2f} -> {losses[-1]:.2f} in 10 steps")
     assert done.status == 0 and losses[-1] < 0.8 * losses[0]
     before, after = (
-        backbones.flatten(backbones.load(str(folder), verify=True).params, separator=".")
+        backbone_folder.flatten(backbone_folder.load(str(folder), verify=True).params, separator=".")
         for folder in (report.folder, tmp_path / "W" / "backbone")
     )
     statistics = {name for name in before if name.endswith(("depthwise_norm.mean", "depthwise_norm.variance"))}
@@ -223,7 +223,7 @@ def test_full_fine_tuning_moves_all_but_the_statistics_of_a_kept_batch_norm(lett
 @pytest.mark.parametrize("method", ["adapter", "full"])
 def test_masks_of_frequencies_are_refused_for_samples_before_anything_is_compiled(method, micro, tmp_path, monkeypatch):
     report = convert(published.write(tmp_path / "published", "conformer rope"), tmp_path / "backbone")
-    monkeypatch.setattr(runs, "_initial_weights", lambda *args: pytest.fail("went on"))
+    monkeypatch.setattr(preparation, "_initial_weights", lambda *args: pytest.fail("went on"))
     config = micro.config(backbone=str(report.folder), method=method, augment__speed=0.1)
     with pytest.raises(UserError) as caught:
         world.train(config, tmp_path / "W")

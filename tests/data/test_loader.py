@@ -14,8 +14,8 @@ from hra_jax.data import audio, manifest
 from hra_jax.data.loader import TrainLoader, eval_batches
 from hra_jax.data.report import DataReport
 from hra_jax.data.table import TableSource, UtteranceTable
-from hra_jax.data.text import CharacterVocabulary
 from hra_jax.errors import UserError
+from hra_jax.text.vocabularies import CharacterVocabulary
 
 RATE = 8000
 BUCKETS = (0.2, 0.4, 0.6)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from hra_jax.data import espeak, grammar, manifest, speakers, synthesize, voice_worker
+from hra_jax.data import manifest, synthesize
 from hra_jax.data.report import DataReport
+from hra_jax.data.synthetic import espeak, grammar, speakers, voice_worker
 from hra_jax.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -64,7 +65,7 @@ def test_the_order_of_utterances_and_the_state_of_the_process_change_nothing():
 
 
 def test_the_worker_imports_nothing_that_starts_threads():
-    code = "import sys, hra_jax.data.voice_worker; print({'jax', 'tensorflow'} & set(sys.modules))"
+    code = "import sys, hra_jax.data.synthetic.voice_worker; print({'jax', 'tensorflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

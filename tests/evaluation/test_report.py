@@ -11,8 +11,8 @@ import pytest
 import rich.console
 
 from hra_jax.errors import UserError
-from hra_jax.evaluation import error_rates, report
-from hra_jax.evaluation.report import UtteranceResult
+from hra_jax.evaluation import error_rates
+from hra_jax.evaluation.report import UtteranceResult, evaluate_results, print_table, software_versions, write_report
 from hra_jax.evaluation.suites import Suite, SuiteTask
 
 ACCOUNTING = {
@@ -71,7 +71,7 @@ ROWS = make_rows("george", 40) + make_rows(ODD, 20, seed=3)
 
 
 def evaluate(rows=ROWS, suite=SUITE, **changes):
-    return report.evaluate_results(rows, suite, **({"accounting": ACCOUNTING, "bootstrap": 100} | changes))
+    return evaluate_results(rows, suite, **({"accounting": ACCOUNTING, "bootstrap": 100} | changes))
 
 
 def test_results_have_every_field_of_the_published_format_and_survive_json():
@@ -150,7 +150,7 @@ def test_report_files_are_whole_and_agree_with_the_results(tmp_path):
     folder = tmp_path / "eval" / "digits"
     folder.mkdir(parents=True)
     (folder / "predictions_gone.jsonl").write_text("{}\n")
-    report.write_report(folder, results, ROWS)
+    write_report(folder, results, ROWS)
     odd_file = "predictions_a%2Fb%20%3Cb%3E%7C%24x%24%20%5Bred%5D.jsonl"
     assert {path.name for path in folder.iterdir()} == {
         "results.json",
@@ -173,7 +173,7 @@ def test_report_files_are_whole_and_agree_with_the_results(tmp_path):
 
 
 def test_html_report_needs_no_other_file_and_escapes_names(tmp_path):
-    report.write_report(tmp_path, evaluate(), ROWS)
+    write_report(tmp_path, evaluate(), ROWS)
     page = (tmp_path / "report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(sources) == 1
@@ -192,7 +192,7 @@ def test_worst_utterances_come_first_and_right_ones_not_at_all(tmp_path):
         UtteranceResult("a", "worse.wav", "one two", "three four", "one", 1.0),
         UtteranceResult("a", "bad.wav", "one two", "one three", "two", 1.0),
     ]
-    report.write_report(tmp_path, evaluate(rows, make_suite(a="a")), rows)
+    write_report(tmp_path, evaluate(rows, make_suite(a="a")), rows)
     for file in ("report.md", "report.html"):
         text = (tmp_path / file).read_text()
         assert "right.wav" not in text
@@ -202,7 +202,7 @@ def test_worst_utterances_come_first_and_right_ones_not_at_all(tmp_path):
 
 def test_report_bytes_repeat(tmp_path):
     for name in "ab":
-        report.write_report(tmp_path / name, evaluate(), ROWS)
+        write_report(tmp_path / name, evaluate(), ROWS)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
@@ -211,7 +211,7 @@ def test_report_is_written_without_a_base_without_intervals_and_for_many_tasks(t
     names = [f"speaker {i}" for i in range(50)]
     rows = [row for i, name in enumerate(names) for row in make_rows(name, 2, seed=i, base=False)]
     results = evaluate(rows, make_suite(**{name: name for name in names}), bootstrap=0)
-    report.write_report(tmp_path, results, rows)
+    write_report(tmp_path, results, rows)
     assert len(list(tmp_path.glob("predictions_*.jsonl"))) == 50
     assert "None" not in (tmp_path / "report.html").read_text() + (tmp_path / "report.md").read_text()
 
@@ -219,7 +219,7 @@ def test_report_is_written_without_a_base_without_intervals_and_for_many_tasks(t
 def test_table_shows_every_task_and_what_is_trained():
     stream = io.StringIO()
     results = evaluate()
-    report.print_table(results, console=rich.console.Console(file=stream, width=140))
+    print_table(results, console=rich.console.Console(file=stream, width=140))
     text = stream.getvalue()
     for name, task in results["tasks"].items():
         line = next(line for line in text.splitlines() if name in line)
@@ -230,11 +230,11 @@ def test_table_shows_every_task_and_what_is_trained():
 
 
 def test_table_without_a_terminal_keeps_a_task_on_one_line(capsys):
-    report.print_table(evaluate())
+    print_table(evaluate())
     out = capsys.readouterr().out
     assert all(len(line) <= 120 for line in out.splitlines())
     assert sum("│" in line and "george" in line and "100" in line for line in out.splitlines()) == 1
 
 
 def test_versions_name_the_libraries_that_results_depend_on():
-    assert report.software_versions().keys() >= {"python", "jax", "numpy", "kaldialign"}
+    assert software_versions().keys() >= {"python", "jax", "numpy", "kaldialign"}

@@ -12,7 +12,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts, share_shapes
 from hra_jax.evaluation.suites import load_suite
-from hra_jax.run import suite_weights
+from hra_jax.run.preparation import suite_weights
 
 
 def make(run, suite: str, *, data, report: DataReport | None = None, **changes) -> SuiteRunner:

@@ -6,7 +6,7 @@ import os
 import pytest
 from ml_collections import ConfigDict
 
-from hra_jax import config as configs
+from hra_jax.config.files import ready_made_names
 from hra_jax.data.manifest import Utterance
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
@@ -67,7 +67,7 @@ def test_rows_map_tasks_to_the_base_to_the_mean_and_to_other_adapters(tmp_path):
 def test_ready_made_suites_load_and_have_the_name_of_their_file(tmp_path):
     for split in ("test", "validation"):
         write_manifest(tmp_path, f"{split}.jsonl")
-    names = configs.names(kind="suites")
+    names = ready_made_names(kind="suites")
     assert set(names) >= {"fsdd", "fsdd_validation", "hard", "hard_validation", "plain", "plain_validation"}
     for name in names:
         suite = suites.load_suite(name, data_dir=str(tmp_path), report=DataReport())

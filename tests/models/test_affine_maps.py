@@ -10,8 +10,7 @@ import pytest
 from reference import conformer_numpy, tiny
 
 from hra_jax.adapters.base import Adapter, unbound
-from hra_jax.models import backbone as backbone_lib
-from hra_jax.models import conformer
+from hra_jax.models import backbone_folder, conformer
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.config import affine_maps
 
@@ -103,7 +102,7 @@ def test_each_map_is_what_its_name_says_of_the_weights_at_its_path(geometry):
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_the_table_leads_to_every_weight_of_a_layer_but_the_position_term(geometry):
     encoder = encoder_of(geometry)
-    flat = backbone_lib.flatten(layer_weights(encoder, 0), separator=".")
+    flat = backbone_folder.flatten(layer_weights(encoder, 0), separator=".")
     owners = {".".join(found.path) for found in affine_maps(encoder).values()}
     left = {name for name in flat if name.rpartition(".")[0] not in owners}
     terms = {

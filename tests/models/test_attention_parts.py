@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from reference import tiny
 
-from hra_jax import config as configs
-from hra_jax import programs
+from hra_jax.config.files import load_config
 from hra_jax.models import attention, attention_parts, padding
 from hra_jax.models.attention_parts import Budget
+from hra_jax.run import programs
 from hra_jax.training.sharding import make_mesh
 
 ROWS, FRAMES, HEADS, LENGTHS = 3, 20, 4, [20, 13, 1]
@@ -73,7 +73,7 @@ def test_a_run_takes_what_suits_its_devices_or_what_it_is_told(platform, setting
     # There is no TPU here: what a mesh says of its devices is all that is asked.
     devices = np.array([types.SimpleNamespace(platform=platform)] * 8, dtype=object)
     mesh = types.SimpleNamespace(devices=devices, size=8, shape={"tensor": 2})
-    config = configs.load("quickstart")
+    config = load_config("quickstart")
     config.attention_block = setting
     foundation = types.SimpleNamespace(features=tiny.FEATURES, encoder=tiny.ENCODER)
     assert programs.model_on(mesh, config, foundation, tiny.METHODS["hra"]).attention_block == expected

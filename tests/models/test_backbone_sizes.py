@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from reference import processes
+from reference import launching
 
-from hra_jax.models import backbone
+from hra_jax.models import backbone_folder
 
 WRITE = """
 import json, resource, sys
@@ -83,8 +83,8 @@ print(json.dumps(facts | {"split": split}), flush=True)
 
 @pytest.mark.slow
 def test_two_processes_read_their_halves_of_what_is_split(command_env):
-    total = 2 * backbone.load("builtin:tiny").parameters
-    launcher = [sys.executable, processes.LAUNCHER, "--processes", "2", "--devices", "4"]
+    total = 2 * backbone_folder.load("builtin:tiny").parameters
+    launcher = [sys.executable, launching.LAUNCHER, "--processes", "2", "--devices", "4"]
     command = [*launcher, "--", "-c", READ, "builtin:tiny"]
     done = subprocess.run(command, env=command_env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

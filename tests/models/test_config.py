@@ -8,8 +8,8 @@ import pytest
 from reference import tiny
 
 from hra_jax.errors import UserError
-from hra_jax.models import backbone, config
-from hra_jax.models.config import SIZES, EncoderConfig, FeatureConfig
+from hra_jax.models import backbone_folder
+from hra_jax.models.config import SIZES, EncoderConfig, FeatureConfig, from_json, named_size, to_json
 
 
 @pytest.mark.parametrize(
@@ -62,38 +62,38 @@ def test_wrong_feature_settings_are_an_error_that_names_the_value(changes, messa
 
 @pytest.mark.parametrize("settings", [tiny.FEATURES, tiny.ENCODER], ids=["features", "encoder"])
 def test_settings_survive_json_and_a_changed_field_name_does_not(settings):
-    cls, values = type(settings), json.loads(json.dumps(config.to_json(settings)))
-    assert config.from_json(cls, values) == settings
-    hash(config.from_json(cls, values))  # lists became tuples
+    cls, values = type(settings), json.loads(json.dumps(to_json(settings)))
+    assert from_json(cls, values) == settings
+    hash(from_json(cls, values))  # lists became tuples
     with pytest.raises(UserError, match="unknown field 'widht'"):
-        config.from_json(cls, values | {"widht": 1})
+        from_json(cls, values | {"widht": 1})
 
 
 def test_a_missing_field_without_a_default_is_named():
     with pytest.raises(UserError, match="EncoderConfig lacks the field 'd_ff'"):
-        values = config.to_json(tiny.ENCODER)
+        values = to_json(tiny.ENCODER)
         del values["d_ff"]
-        config.from_json(EncoderConfig, values)
+        from_json(EncoderConfig, values)
 
 
 def test_an_unknown_size_is_an_error_that_lists_the_sizes():
     with pytest.raises(UserError, match="size = 'huge': allowed are 'tiny', 'small', 'base', 'usm_2b'"):
-        config.named_size("huge", 32)
+        named_size("huge", 32)
 
 
 @pytest.mark.parametrize("size, millions", [("tiny", (2.5, 3.5)), ("base", (105, 135)), ("usm_2b", (1750, 2050))])
 def test_sizes_have_about_the_parameters_that_their_names_promise(size, millions):
-    shapes = backbone.abstract_params(*config.named_size(size, 32))
+    shapes = backbone_folder.abstract_params(*named_size(size, 32))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert millions[0] <= count / 1e6 <= millions[1]
 
 
 def test_a_block_has_the_parameters_of_the_formula():
     """The xl block of width D, FFN F, kernel K: four projections, a position projection, two biases, and the rest."""
-    for encoder in (config.named_size("usm_2b", 32)[1], config.named_size("small", 32)[1]):
+    for encoder in (named_size("usm_2b", 32)[1], named_size("small", 32)[1]):
         features = SIZES["small"][0]
         d, f, k = encoder.d_model, encoder.d_ff, encoder.kernel
-        shapes = backbone.abstract_params(features, encoder)["encoder"]["layers"]
+        shapes = backbone_folder.abstract_params(features, encoder)["encoder"]["layers"]
         count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         feed_forward = 2 * d * f + f + d + 2 * d
         attention = 4 * (d * d + d) + d * d + 2 * d + 2 * d
@@ -102,7 +102,7 @@ def test_a_block_has_the_parameters_of_the_formula():
 
 
 def test_tiny_frames_are_20_ms_and_keep_the_shortest_recordings():
-    features, encoder = config.named_size("tiny", 32)
+    features, encoder = named_size("tiny", 32)
     assert features.sample_rate == 8000
     assert encoder.output_length(features, 8000) == 50
     assert encoder.output_length(features, int(0.14 * 8000)) == 7
@@ -110,5 +110,5 @@ def test_tiny_frames_are_20_ms_and_keep_the_shortest_recordings():
 
 def test_sizes_are_complete_and_valid():
     for name in SIZES:
-        features, encoder = config.named_size(name, 40)
+        features, encoder = named_size(name, 40)
         assert isinstance(features, FeatureConfig) and encoder.vocab_size == 40

@@ -12,7 +12,7 @@ from hra_jax.adapters import base
 from hra_jax.errors import UserError
 from hra_jax.models import conformer, layers, padding
 from hra_jax.models.asr import AsrModel
-from hra_jax.training import step as step_lib
+from hra_jax.training.step import forward
 
 LENGTHS, SIZE = [240, 133, 64], 240  # 24, 13 and 6 feature frames
 
@@ -219,7 +219,7 @@ def test_bfloat16_activations_stay_close_to_float32():
     model = AsrModel(tiny.FEATURES, tiny.ENCODER, adapter=tiny.ADAPTERS["linear"], dtype=jnp.bfloat16)
     small = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     index = np.where(batch["task"] < 0, tiny.TASKS, batch["task"])
-    run = jax.jit(lambda p, t: step_lib.forward(model, p, t["shared"], t["tasks"], index, batch))
+    run = jax.jit(lambda p, t: forward(model, p, t["shared"], t["tasks"], index, batch))
     rough, _ = run(small, trainable)
     assert rough.dtype == jnp.float32
     valid = np.asarray(padding.valid_mask(frames, exact.shape[1]))

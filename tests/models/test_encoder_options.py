@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from reference import conformer_numpy, tiny
 
-from hra_jax import flops
 from hra_jax.adapters.base import unbound
-from hra_jax.models import backbone as backbone_lib
-from hra_jax.models import conformer, padding
+from hra_jax.models import backbone_folder, conformer, padding
 from hra_jax.models.config import CONV_MASKS, CONV_NORMS, POSITIONS, affine_maps
-from hra_jax.training import sharding
+from hra_jax.training import flops, sharding
 
 # Every map with a bias, none, and some; of the convolutions as the mask allows it.
 BIASES = {
@@ -123,7 +121,7 @@ def test_more_padding_moves_valid_frames_only_where_the_convolution_is_not_maske
 @pytest.mark.parametrize("name", BIASES)
 def test_a_bias_is_absent_where_the_settings_say_so(name):
     encoder = encoder_of(**BIASES[name], conv_norm="batch", final_norm=True, position="shaw", shaw_left=5, shaw_right=2)
-    flat = backbone_lib.flatten(nn.unbox(backbone_lib.abstract_params(tiny.FEATURES, encoder)), separator=".")
+    flat = backbone_folder.flatten(nn.unbox(backbone_folder.abstract_params(tiny.FEATURES, encoder)), separator=".")
     layers = {key.removeprefix("encoder.layers."): leaf for key, leaf in flat.items() if ".layers." in key}
     expected = {".".join((*found.path, "bias")) for found in affine_maps(encoder).values() if found.bias}
     assert {key for key in layers if key.endswith("bias")} == expected
@@ -183,7 +181,7 @@ def test_shaw_scores_cost_products_with_the_table_and_not_with_every_pair():
     x = jnp.zeros((2, frames, tiny.ENCODER.d_model))
     for position in ("none", "shaw"):
         encoder = encoder_of(position=position, shaw_left=5, shaw_right=2)
-        params = nn.unbox(backbone_lib.abstract_params(tiny.FEATURES, encoder))["encoder"]
+        params = nn.unbox(backbone_folder.abstract_params(tiny.FEATURES, encoder))["encoder"]
         model = conformer.Conformer(encoder)
         products[position] = flops.of(
             lambda p, x, model=model: model.apply({"params": p}, x, lengths, unbound()), params, x
@@ -196,9 +194,9 @@ def test_shaw_scores_cost_products_with_the_table_and_not_with_every_pair():
 def test_a_mesh_has_a_place_for_every_weight_of_every_option():
     mesh = sharding.make_mesh(2, 2, tensor=2)
     for settings in PUBLISHED.values():
-        boxed = backbone_lib.abstract_params(tiny.FEATURES, encoder_of(**settings))
+        boxed = backbone_folder.abstract_params(tiny.FEATURES, encoder_of(**settings))
         placed = sharding.tree_shardings(mesh, nn.get_partition_spec(boxed), nn.unbox(boxed))
-        flat = backbone_lib.flatten(placed, separator=".")
+        flat = backbone_folder.flatten(placed, separator=".")
         small = [name for name in flat if name.endswith(("distance", "mean", "variance"))]
         assert small and all(flat[name].is_fully_replicated for name in small)
         assert not flat["encoder.layers.attention.query.kernel"].is_fully_replicated

@@ -8,9 +8,8 @@ import pytest
 from reference import conformer_numpy, frontends_numpy
 
 from hra_jax.errors import UserError
-from hra_jax.models import config as model_config
 from hra_jax.models import frontend, published
-from hra_jax.models.config import SIZES, FeatureConfig
+from hra_jax.models.config import SIZES, FeatureConfig, from_json, to_json
 
 TELEPHONE = SIZES["tiny"][0]
 ODD = FeatureConfig(  # window - hop is odd, and the window no multiple of the hop
@@ -191,7 +190,7 @@ def test_feature_settings_that_cannot_act_are_an_error_that_names_the_value(chan
 @pytest.mark.parametrize("name", list(PUBLISHED))
 def test_published_settings_survive_json(name):
     config = PUBLISHED[name]
-    assert model_config.from_json(FeatureConfig, model_config.to_json(config)) == config
+    assert from_json(FeatureConfig, to_json(config)) == config
 
 
 def test_features_do_not_depend_on_the_padding():

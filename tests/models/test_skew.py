@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hra_jax.models import skew as skews
+from hra_jax.models import skew
 
 SHAPES = [(1, 1), (2, 2), (5, 5), (2, 5), (5, 3), (8, 11), (9, 4)]
-WAYS = {"skew": (skews.skew, skews.unskew), "reads": (skews.read_narrower, skews.read_wider)}
-WAYS |= {"slides": (skews.slide, skews.slide_back)}
+WAYS = {"skew": (skew.skew, skew.unskew), "reads": (skew.read_narrower, skew.read_wider)}
+WAYS |= {"slides": (skew.slide, skew.slide_back)}
 
 
 def random(queries, columns):
@@ -42,8 +42,8 @@ def test_the_gradient_is_that_of_either_way(queries, keys):
 
 def test_each_platform_has_its_way():
     scores = jax.ShapeDtypeStruct((2, 3, 8, 18), jnp.float32)
-    gradient = jax.jit(lambda scores: jax.vjp(skews.skew, scores)[1](jnp.ones((2, 3, 8, 11))))
+    gradient = jax.jit(lambda scores: jax.vjp(skew.skew, scores)[1](jnp.ones((2, 3, 8, 11))))
     for platform, slides in (("tpu", True), ("cpu", False), ("cuda", False)):
-        for function in (jax.jit(skews.skew), gradient):
+        for function in (jax.jit(skew.skew), gradient):
             text = function.trace(scores).lower(lowering_platforms=(platform,)).as_text()
             assert ("stablehlo.select" in text) is slides and ("stablehlo.reshape" in text) is not slides

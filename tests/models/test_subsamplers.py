@@ -13,7 +13,7 @@ from hra_jax.adapters.base import unbound
 from hra_jax.errors import UserError
 from hra_jax.models import frontend, published, subsampling
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.augment import AugmentConfig
+from hra_jax.models.augmentation import AugmentConfig
 from hra_jax.models.config import FeatureConfig
 
 STRIDES = (3, 2, 2)

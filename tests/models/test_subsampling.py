@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from reference import conformer_numpy, tiny
 
-from hra_jax.models import config as model_config
+from hra_jax.models.config import EncoderConfig, from_json, to_json
 from hra_jax.models.subsampling import ConvSubsampling
 
 LENGTHS = [21, 20, 13, 2, 1, 0]
@@ -46,9 +46,7 @@ def test_subsampling_equals_loops_and_ignores_padding(layers):
 
 @pytest.mark.parametrize("subsampling", [2, 4])
 def test_output_length_is_what_the_model_gives_for_every_number_of_samples(subsampling):
-    encoder = model_config.from_json(
-        model_config.EncoderConfig, model_config.to_json(tiny.ENCODER) | {"subsampling": subsampling}
-    )
+    encoder = from_json(EncoderConfig, to_json(tiny.ENCODER) | {"subsampling": subsampling})
     samples = np.arange(0, 200)
     lengths = encoder.output_length(tiny.FEATURES, samples)
     for count, length in zip(samples.tolist(), lengths.tolist(), strict=True):

@@ -17,12 +17,12 @@ import pytest
 import soundfile
 from ml_collections import ConfigDict
 
-from hra_jax import config as configs
 from hra_jax import train as training
-from hra_jax.data.text import CharacterVocabulary
-from hra_jax.models import backbone as backbones
+from hra_jax.config.files import load_config
+from hra_jax.models import backbone_folder
 from hra_jax.models.config import EncoderConfig, FeatureConfig
-from hra_jax.run import Run
+from hra_jax.run.preparation import Run
+from hra_jax.text.vocabularies import CharacterVocabulary
 from hra_jax.training import sharding
 from hra_jax.training.progress import Progress
 from reference import tiny
@@ -55,7 +55,7 @@ def make_backbone(folder: Path, *, seed: int = 6) -> str:
     """Saves a backbone of random weights (with seed 6 it hears something else in every recording); its fingerprint."""
     vocabulary = CharacterVocabulary(LETTERS)
     encoder = EncoderConfig(vocab_size=vocabulary.size, **GEOMETRY)
-    return backbones.save(
+    return backbone_folder.save(
         folder,
         tiny.random_params(FEATURES, encoder, seed=seed),
         features=FEATURES,
@@ -124,7 +124,7 @@ class Micro:
 
     def config(self, **changes) -> ConfigDict:
         """A run of 4 steps on the micro data; `changes` has the keys of a configuration with `__` for the dots."""
-        config = configs.load("base").unlock()
+        config = load_config("base").unlock()
         settings = {
             "steps": 4,
             "backbone": self.backbone,

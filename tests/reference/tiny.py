@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hra_jax.adapters import bank, initial
+from hra_jax.adapters import initial, task_rows
 from hra_jax.adapters.bitfit import BiasAdapter
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.adapters.lora import LowRankAdapter
 from hra_jax.adapters.output import OutputAdapter
 from hra_jax.adapters.residual import ResidualAdapter
-from hra_jax.models import backbone as backbone_lib
+from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.config import EncoderConfig, FeatureConfig
-from hra_jax.training import step as step_lib
+from hra_jax.training.step import forward
 
 FEATURES = FeatureConfig(sample_rate=1000, fft=32, bins=8, high_hz=500.0)  # hop 10 samples, window 25
 ENCODER = EncoderConfig(
@@ -62,7 +62,7 @@ METHODS = {
 
 @functools.lru_cache(maxsize=32)
 def _backbone_shapes(features: FeatureConfig, encoder: EncoderConfig) -> dict:
-    return backbone_lib.flatten(nn.unbox(backbone_lib.abstract_params(features, encoder)), separator=".")
+    return backbone_folder.flatten(nn.unbox(backbone_folder.abstract_params(features, encoder)), separator=".")
 
 
 def random_params(features: FeatureConfig, encoder: EncoderConfig, *, seed: int = 0) -> dict:
@@ -78,7 +78,7 @@ def random_params(features: FeatureConfig, encoder: EncoderConfig, *, seed: int 
             flat[name] = 0.5 + np.abs(value)
         else:
             flat[name] = 0.3 * value + np.float32(name.endswith("scale"))
-    return backbone_lib.unflatten(flat, separator=".")
+    return backbone_folder.unflatten(flat, separator=".")
 
 
 def new_trainable(adapter, encoder: EncoderConfig = ENCODER, *, tasks: int = TASKS) -> dict:
@@ -140,9 +140,9 @@ def compiled_forward(encoder: EncoderConfig = ENCODER, head: str = "linear", max
 
     def run(backbone, trainable, batch):
         tasks = jax.tree.leaves(trainable["tasks"])[0].shape[0]
-        ids, index = bank.active_rows(batch["task"], max_tasks, tasks)
-        rows = bank.gather(trainable["tasks"], ids)
-        return step_lib.forward(model, backbone, trainable["shared"], rows, index, batch)
+        ids, index = task_rows.active_rows(batch["task"], max_tasks, tasks)
+        rows = task_rows.gather(trainable["tasks"], ids)
+        return forward(model, backbone, trainable["shared"], rows, index, batch)
 
     return jax.jit(run)
 
@@ -151,6 +151,4 @@ def compiled_forward(encoder: EncoderConfig = ENCODER, head: str = "linear", max
 def compiled_base(encoder: EncoderConfig = ENCODER):
     """`f(backbone, batch) -> (log_probs, lengths)` of a model that knows of no adapter."""
     model = AsrModel(FEATURES, encoder)
-    return jax.jit(
-        lambda backbone, batch: step_lib.forward(model, backbone, None, None, jnp.zeros_like(batch["task"]), batch)
-    )
+    return jax.jit(lambda backbone, batch: forward(model, backbone, None, None, jnp.zeros_like(batch["task"]), batch))

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 from reference import published
 
-from hra_jax import api, tasks
-from hra_jax.adapters import export, initial, methods
+from hra_jax import api
+from hra_jax.adapters import adapter_folder, initial, methods
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.adapters.lora import LowRankAdapter
+from hra_jax.config.keys import SHARED_VOCABULARIES
 from hra_jax.convert.conversion import convert
-from hra_jax.data.text import CharacterVocabulary
 from hra_jax.errors import UserError
-from hra_jax.models import backbone as backbones
+from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
-from hra_jax.rules import SHARED_VOCABULARIES
+from hra_jax.tasks import commands
+from hra_jax.text.vocabularies import CharacterVocabulary
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -87,7 +88,7 @@ class Published:
         shared = method.output in SHARED_VOCABULARIES
         if method.output == "characters":
             entries = [entry | {"vocabulary": OWN[entry["name"]].to_json()} for entry in entries]
-        export.write_adapter(
+        adapter_folder.write_adapter(
             folder,
             method=methods.settings(method),
             weights=weights,
@@ -284,7 +285,7 @@ def test_peft_gives_the_outputs_of_an_exported_lora(world, family, output, tmp_p
     method = LowRankAdapter(rank=3, alpha=5.0, projections=projections, output=output)
     model = there.export(method, tmp_path / "adapter")
     location, target = str(there.backbone.files.folder), str(tmp_path / "peft")
-    tasks.specialize(str(tmp_path / "adapter"), "bob", output=target, backbone=location, peft=True)
+    commands.specialize(str(tmp_path / "adapter"), "bob", output=target, backbone=location, peft=True)
     written = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert len(written["target_modules"]) == len(projections) * published.LAYERS
     # Without the wrapper transformers lets padding leak into the convolutions of wav2vec2-conformers.
@@ -302,16 +303,16 @@ def test_what_peft_cannot_hold_is_refused(world, tmp_path):
     from hra_jax.convert import peft_export
 
     there = world("w2v-bert shaw")
-    files, hra = backbones.load(str(there.backbone.files.folder)), HierarchicalRecurrentAdapter(width=5)
+    files, hra = backbone_folder.load(str(there.backbone.files.folder)), HierarchicalRecurrentAdapter(width=5)
     there.export(hra, tmp_path / "hra")
     with pytest.raises(UserError, match="allowed: adapters of the method 'lora'"):
-        peft_export.write(tmp_path / "peft", export.read_adapter(tmp_path / "hra"), "bob", hra, files)
+        peft_export.write(tmp_path / "peft", adapter_folder.read_adapter(tmp_path / "hra"), "bob", hra, files)
     own = LowRankAdapter(rank=2, output="characters", output_size=7)
     there.export(own, tmp_path / "own")
     with pytest.raises(UserError, match="PEFT has no vocabulary per task"):
-        peft_export.write(tmp_path / "peft", export.read_adapter(tmp_path / "own"), "bob", own, files)
+        peft_export.write(tmp_path / "peft", adapter_folder.read_adapter(tmp_path / "own"), "bob", own, files)
     with pytest.raises(UserError, match="not converted from a published model"):
         plain = LowRankAdapter(rank=2)
         there.export(plain, tmp_path / "plain")
-        tiny = backbones.load("builtin:tiny")
-        peft_export.write(tmp_path / "peft", export.read_adapter(tmp_path / "plain"), "bob", plain, tiny)
+        tiny = backbone_folder.load("builtin:tiny")
+        peft_export.write(tmp_path / "peft", adapter_folder.read_adapter(tmp_path / "plain"), "bob", plain, tiny)

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hra_jax.adapters import controllers as in_jax
-from hra_jax.adapters import heads
+from hra_jax.adapters import controllers, heads
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
@@ -22,12 +21,11 @@ def _random(tree, seed):
 
 @pytest.mark.parametrize(
     ("recurrence", "activation"),
-    [*((name, "relu") for name in in_jax.FORMULAS), *itertools.product(["indrnn"], in_jax.ACTIVATIONS)],
+    [*((name, "relu") for name in controllers.FORMULAS), *itertools.product(["indrnn"], controllers.ACTIVATIONS)],
 )
 def test_a_controller_takes_the_same_steps(recurrence, activation):
-    from hra_jax.torch import controllers
 
-    module, width = in_jax.Controller(recurrence, R, activation), in_jax.carry_width(recurrence, R)
+    module, width = controllers.Controller(recurrence, R, activation), controllers.carry_width(recurrence, R)
     assert controllers.carry_width(recurrence, R) == width
     carry = jnp.zeros((B, T, width))
     weights = _random(module.init(jax.random.key(0), jnp.zeros((B, T, D)), carry)["params"], 1)

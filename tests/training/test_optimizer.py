@@ -11,9 +11,8 @@ import pytest
 from reference import tiny
 
 from hra_jax.errors import UserError
-from hra_jax.models import backbone
-from hra_jax.training import optimizer as optim
-from hra_jax.training.optimizer import OptimizerConfig
+from hra_jax.models import backbone_folder
+from hra_jax.training.optimizer import OptimizerConfig, decay_mask, dense, init_rows, learning_rate, update_rows
 
 TASKS, STEPS = 6, 12
 # The fifth step's gradients are large: clipping acts there and not everywhere.
@@ -38,7 +37,7 @@ def row(tree, index):
 
 @functools.partial(jax.jit, static_argnames="config")
 def update(grads, ids, state, tasks, step, *, config=CONFIG):
-    return optim.update_rows(grads, ids, state, tasks, step, config)
+    return update_rows(grads, ids, state, tasks, step, config)
 
 
 def gradients(step, rows):
@@ -50,7 +49,7 @@ def gradients(step, rows):
 def run(schedule, *, config=CONFIG):
     """The bank and its state after steps with the rows of `schedule`, a list of lists of ids."""
     tasks = random_tree(TASKS, seed=0)
-    state = optim.init_rows(tasks)
+    state = init_rows(tasks)
     for step, rows in enumerate(schedule):
         ids = np.array(rows, np.int32)
         tasks, state, _ = update(gradients(step, rows), ids, state, tasks, step, config=config)
@@ -63,7 +62,7 @@ def dense_reference(index, *, config=CONFIG, steps=STEPS):
     transform = optax.chain(
         optax.clip_by_global_norm(config.clip_row) if config.clip_row else optax.identity(),
         optax.adamw(
-            optim.learning_rate(config),
+            learning_rate(config),
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,
@@ -103,7 +102,7 @@ def test_each_row_counts_its_own_steps_and_the_rate_follows_the_global_step():
         norm = math.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(grads)))
         g = grads["head"]["kernel"] * min(1.0, 1.0 / norm)
         m, n = 0.9 * m + 0.1 * g, 0.98 * n + 0.02 * g**2
-        rate = float(optim.learning_rate(CONFIG)(step))
+        rate = float(learning_rate(CONFIG)(step))
         move = m / (1 - 0.9**count) / (np.sqrt(n / (1 - 0.98**count)) + 1e-8)
         kernel = kernel - rate * (move + 0.2 * kernel)
     np.testing.assert_allclose(row(tasks, 1)["head"]["kernel"], kernel, rtol=1e-5, atol=1e-6)
@@ -140,7 +139,7 @@ def test_a_rows_update_does_not_depend_on_its_neighbours():
 
 def test_a_places_gradient_that_is_not_finite_reaches_no_other_row():
     tasks = random_tree(TASKS, seed=0)
-    state = optim.init_rows(tasks)
+    state = init_rows(tasks)
     grads = gradients(0, [2, 4])
     dirty = jax.tree.map(lambda leaf: np.concatenate([leaf, np.full_like(leaf[:1], np.nan)]), grads)
     clean, _, _ = update(grads, np.array([2, 4], np.int32), state, tasks, 0)
@@ -153,7 +152,7 @@ def test_a_row_is_clipped_by_its_own_norm_alone():
     config = dataclasses.replace(CONFIG, clip_row=0.5)
     tasks = random_tree(TASKS, seed=0)
     grads = jax.tree.map(lambda g: np.stack([g[0] * 1e-3, g[1] * 1e3, g[2] * 0]), random_tree(3, seed=5))
-    _, state, norms = update(grads, np.array([0, 1, 2], np.int32), optim.init_rows(tasks), tasks, 0, config=config)
+    _, state, norms = update(grads, np.array([0, 1, 2], np.int32), init_rows(tasks), tasks, 0, config=config)
     for place in range(3):
         own = math.sqrt(sum(float((leaf[place].astype(np.float64) ** 2).sum()) for leaf in jax.tree.leaves(grads)))
         np.testing.assert_allclose(norms[place], own, rtol=1e-5)
@@ -164,7 +163,7 @@ def test_a_row_is_clipped_by_its_own_norm_alone():
 
 def test_the_schedule_warms_up_then_falls_as_a_cosine_to_its_last_step():
     config = OptimizerConfig(steps=50, learning_rate=2.0, warmup_steps=10, final_fraction=0.25)
-    schedule = optim.learning_rate(config)
+    schedule = learning_rate(config)
     for step in range(50):
         if step < 10:
             expected = 2.0 * (step + 1) / 10
@@ -179,7 +178,7 @@ def test_the_schedule_warms_up_then_falls_as_a_cosine_to_its_last_step():
 @pytest.mark.parametrize("warmup", [0, 1, 3, 10, 99])
 def test_every_warm_up_starts_above_zero_and_reaches_the_peak(warmup):
     config = OptimizerConfig(steps=10, learning_rate=1.0, warmup_steps=warmup, schedule="constant")
-    rates = [float(optim.learning_rate(config)(step)) for step in range(10)]
+    rates = [float(learning_rate(config)(step)) for step in range(10)]
     length = max(1, min(warmup, 10))
     expected = [min(1.0, (step + 1) / length) for step in range(10)]
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
@@ -191,7 +190,7 @@ def test_weight_decay_reaches_projections_and_no_bias_norm_statistic_or_recurren
     adapter = {"shared": tiny.new_trainable(tiny.ADAPTERS["ffn"])["shared"]}
     heads = {name: {"tasks": tiny.new_trainable(adapter)["tasks"]} for name, adapter in tiny.ADAPTERS.items()}
     for tree in (params, adapter, *heads.values()):
-        for name, decayed in backbone.flatten(optim.decay_mask(tree), separator=".").items():
+        for name, decayed in backbone_folder.flatten(decay_mask(tree), separator=".").items():
             assert decayed == name.endswith("kernel"), name
 
 
@@ -200,13 +199,13 @@ def test_the_dense_optimizer_clips_by_the_norm_of_its_whole_tree():
     params = row(random_tree(1, seed=0), 0)
     grads = jax.tree.map(lambda leaf: 100 * leaf, row(random_tree(1, seed=1), 0))
     norm = math.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(grads)))
-    transform = optim.dense(config, 2.0)
+    transform = dense(config, 2.0)
     moves, _ = transform.update(grads, transform.init(params), params)
-    rate = float(optim.learning_rate(config)(0))
+    rate = float(learning_rate(config)(0))
     clipped = jax.tree.map(lambda g: g * 2.0 / norm, grads)
     expected = jax.tree.map(lambda g: -rate * g / (np.abs(g) + 1e3), clipped)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-9), moves, expected)
-    free, _ = optim.dense(config, 0.0).update(grads, optim.dense(config, 0.0).init(params), params)
+    free, _ = dense(config, 0.0).update(grads, dense(config, 0.0).init(params), params)
     jax.tree.map(
         lambda m, g: np.testing.assert_allclose(m, -rate * g / (np.abs(g) + 1e3), rtol=1e-4, atol=1e-9), free, grads
     )

@@ -6,8 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from reference import tiny
 
-from hra_jax.training import placement, sharding
-from hra_jax.training import state as states
+from hra_jax.training import placement, sharding, train_state
 from hra_jax.training.optimizer import OptimizerConfig
 from hra_jax.training.sharding import leaf_name
 
@@ -23,12 +22,12 @@ def named(tree) -> dict:
     return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def backbone_state() -> states.TrainState:
-    return states.create({"backbone": tiny.random_params(tiny.FEATURES, tiny.ENCODER)}, SETTINGS)
+def backbone_state() -> train_state.TrainState:
+    return train_state.create({"backbone": tiny.random_params(tiny.FEATURES, tiny.ENCODER)}, SETTINGS)
 
 
-def adapter_state(tasks: int) -> states.TrainState:
-    return states.create(tiny.random_trainable(tiny.ADAPTERS["ffn"], tasks=tasks), SETTINGS)
+def adapter_state(tasks: int) -> train_state.TrainState:
+    return train_state.create(tiny.random_trainable(tiny.ADAPTERS["ffn"], tasks=tasks), SETTINGS)
 
 
 def placed(mesh, state) -> dict:

@@ -13,10 +13,10 @@ from reference import tiny
 from hra_jax.adapters.methods import METHODS
 from hra_jax.errors import UserError
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.augment import AugmentConfig
-from hra_jax.training import state as state_lib
-from hra_jax.training import step as step_lib
+from hra_jax.models.augmentation import AugmentConfig
+from hra_jax.training import train_state
 from hra_jax.training.optimizer import OptimizerConfig
+from hra_jax.training.step import LOST, _gradients, make_evaluation_step, make_train_step
 
 ENCODER = dataclasses.replace(tiny.ENCODER, n_layers=2)
 # A large eps: a first move is then a smooth function of the gradient and not its sign, so that trees can be compared.
@@ -35,14 +35,12 @@ def model_of(method="adapter", *, head="linear", augment=None, constrain=lambda 
 @functools.lru_cache(maxsize=16)
 def compiled_step(method="adapter", accumulate=1, augment=None, config=OPTIMIZER, max_tasks=6):
     model = model_of(method, augment=augment)
-    return jax.jit(
-        step_lib.make_train_step(model, config, blank_id=0, seed=5, max_tasks=max_tasks, accumulate=accumulate)
-    )
+    return jax.jit(make_train_step(model, config, blank_id=0, seed=5, max_tasks=max_tasks, accumulate=accumulate))
 
 
 @functools.lru_cache(maxsize=1)
 def compiled_evaluation():
-    return jax.jit(step_lib.make_evaluation_step(model_of(), blank_id=0))
+    return jax.jit(make_evaluation_step(model_of(), blank_id=0))
 
 
 @functools.lru_cache(maxsize=1)
@@ -52,7 +50,7 @@ def backbone():
 
 def adapter_state(seed=1):
     trainable = jax.tree.map(jnp.asarray, tiny.random_trainable(tiny.ADAPTERS["linear"], ENCODER, seed=seed))
-    return state_lib.create(trainable, OPTIMIZER)
+    return train_state.create(trainable, OPTIMIZER)
 
 
 def batch_of(tasks=TASKS, seed=2):
@@ -106,14 +104,14 @@ def test_the_gradient_tree_has_only_trainable_leaves():
     model, batch = model_of(), batch_of()
     learned = {"shared": adapter_state().trainable["shared"], "rows": adapter_state().trainable["tasks"]}
     _, _, _, grads = jax.eval_shape(
-        lambda learned: step_lib._gradients(model, learned, backbone(), None, batch["task"], batch, 0, 0, 0, 1), learned
+        lambda learned: _gradients(model, learned, backbone(), None, batch["task"], batch, 0, 0, 0, 1), learned
     )
     assert jax.tree.structure(grads) == jax.tree.structure(learned)
-    assert state_lib.count(grads) == state_lib.count(learned)
+    assert train_state.count(grads) == train_state.count(learned)
     state = adapter_state()
     # Two moments per trained number, and counts; nothing for the backbone.
     kept = sum(leaf.size for leaf in jax.tree.leaves(state.optimizer) if leaf.dtype == jnp.float32)
-    assert kept == 2 * state_lib.count(state.trainable)
+    assert kept == 2 * train_state.count(state.trainable)
 
 
 def test_only_the_rows_of_the_tasks_present_move():
@@ -126,7 +124,7 @@ def test_only_the_rows_of_the_tasks_present_move():
         np.testing.assert_array_equal(
             moved(state.optimizer["tasks"][moment], after.optimizer["tasks"][moment]), present
         )
-    assert metrics["tasks_present"] == 3 and metrics["utterances"] == 8 and metrics[step_lib.LOST] == 0
+    assert metrics["tasks_present"] == 3 and metrics["utterances"] == 8 and metrics[LOST] == 0
 
 
 def test_a_batch_of_base_and_unknown_tasks_moves_no_row_and_no_controller_by_gradient():
@@ -135,16 +133,16 @@ def test_a_batch_of_base_and_unknown_tasks_moves_no_row_and_no_controller_by_gra
     assert not moved(state.trainable["tasks"], after.trainable["tasks"]).any()
     assert not np.asarray(after.optimizer["tasks"]["count"]).any()
     assert metrics["controller_gradient_norm"] == 0 and metrics["tasks_present"] == 0
-    assert metrics[step_lib.LOST] == 4 and metrics["utterances"] == 4
+    assert metrics[LOST] == 4 and metrics["utterances"] == 4
 
 
 def test_utterances_of_more_tasks_than_a_step_may_touch_are_counted_and_train_nothing():
     state, batch = adapter_state(), batch_of()
     after, metrics = compiled_step(max_tasks=2)(state, backbone(), batch)
-    assert metrics[step_lib.LOST] == 1 and metrics["utterances"] == 7  # tasks 0 and 3 fit, 4 does not
+    assert metrics[LOST] == 1 and metrics["utterances"] == 7  # tasks 0 and 3 fit, 4 does not
     batch["weight"] = np.where(np.array(TASKS) == 4, 0, batch["weight"]).astype(np.float32)
     expected, counted = compiled_step(max_tasks=2)(state, backbone(), batch)
-    assert counted[step_lib.LOST] == 0
+    assert counted[LOST] == 0
     assert_same_bytes(after, expected)
 
 
@@ -215,14 +213,14 @@ def test_gradient_accumulation_equals_one_big_batch():
 
 
 def test_a_batch_that_accumulate_does_not_divide_is_an_error():
-    step = step_lib.make_train_step(model_of(), OPTIMIZER, blank_id=0, seed=0, max_tasks=6, accumulate=3)
+    step = make_train_step(model_of(), OPTIMIZER, blank_id=0, seed=0, max_tasks=6, accumulate=3)
     with pytest.raises(UserError, match="accumulate = 3: must divide the batch of 8 rows"):
         jax.eval_shape(step, adapter_state(), backbone(), batch_of())
 
 
 def test_full_fine_tuning_starts_at_the_base_as_a_new_adapter_does_and_moves_every_weight():
-    new = state_lib.create(tiny.new_trainable(tiny.ADAPTERS["linear"], ENCODER), OPTIMIZER)
-    full = state_lib.create({"backbone": jax.tree.map(jnp.asarray, backbone())}, OPTIMIZER)
+    new = train_state.create(tiny.new_trainable(tiny.ADAPTERS["linear"], ENCODER), OPTIMIZER)
+    full = train_state.create({"backbone": jax.tree.map(jnp.asarray, backbone())}, OPTIMIZER)
     _, adapter_metrics = compiled_step()(new, backbone(), batch_of())
     after, metrics = compiled_step("full")(full, None, batch_of())
     np.testing.assert_allclose(metrics["loss"], adapter_metrics["loss"], rtol=1e-6)
@@ -236,8 +234,8 @@ def test_full_fine_tuning_moves_every_weight_but_the_stored_statistics():
     encoder = dataclasses.replace(ENCODER, conv_norm="batch", position="shaw", shaw_left=4, shaw_right=3)
     model = AsrModel(tiny.FEATURES, encoder)
     config = dataclasses.replace(OPTIMIZER, weight_decay=0.5)
-    step = jax.jit(step_lib.make_train_step(model, config, blank_id=0, seed=5))
-    start = state_lib.create({"backbone": tiny.random_params(tiny.FEATURES, encoder)}, config)
+    step = jax.jit(make_train_step(model, config, blank_id=0, seed=5))
+    start = train_state.create({"backbone": tiny.random_params(tiny.FEATURES, encoder)}, config)
     state = start
     for number in range(2):
         state, metrics = step(state, None, batch_of(seed=number))
@@ -249,9 +247,9 @@ def test_full_fine_tuning_moves_every_weight_but_the_stored_statistics():
     # Without a rotation the bias of keys shifts all logits of a query alike: its gradient is rounding, or none at all.
     assert kept - {"key/bias"} == {"depthwise_norm/mean", "depthwise_norm/variance"}
     # Nor are they counted or listed among what is trained.
-    parameters, statistics = state_lib.count(start.trainable), 2 * encoder.n_layers * encoder.d_model
-    assert state_lib.accounting(start.trainable, 1, parameters)["trainable_parameters"] == parameters - statistics
-    names = [line.split()[0] for line in state_lib.describe(start.trainable, most=1000)]
+    parameters, statistics = train_state.count(start.trainable), 2 * encoder.n_layers * encoder.d_model
+    assert train_state.accounting(start.trainable, 1, parameters)["trainable_parameters"] == parameters - statistics
+    names = [line.split()[0] for line in train_state.describe(start.trainable, most=1000)]
     assert len(names) == len(before) - 2 and not [name for name in names if name.endswith(("mean", "variance"))]
 
 
@@ -272,7 +270,7 @@ def test_data_parallel_training_on_eight_devices_equals_one_device():
     mesh = Mesh(np.array(jax.devices()), ("data",))
     split, copied = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     model = model_of(constrain=lambda x: jax.lax.with_sharding_constraint(x, split))
-    step = jax.jit(step_lib.make_train_step(model, OPTIMIZER, blank_id=0, seed=5, max_tasks=6), out_shardings=copied)
+    step = jax.jit(make_train_step(model, OPTIMIZER, blank_id=0, seed=5, max_tasks=6), out_shardings=copied)
     state = jax.device_put(adapter_state(), copied)
     frozen = jax.device_put(backbone(), copied)
     batch = jax.device_put(batch_of(), split)
@@ -317,7 +315,7 @@ def test_a_row_of_zeros_makes_no_difference_behind_an_output_layer_of_all_tasks(
     model = AsrModel(tiny.FEATURES, ENCODER, adapter=adapter)
     trainable = tiny.random_trainable(adapter, ENCODER, tasks=8)
     jax.tree.map(lambda leaf: leaf[3].fill(0), trainable["tasks"])
-    evaluate = jax.jit(step_lib.make_evaluation_step(model, blank_id=0))
+    evaluate = jax.jit(make_evaluation_step(model, blank_id=0))
     for tasks in ([3, 7, 0, 1, 4, 2, 5, 6], [3, -1, 0, 3, 4, -1, 1, 0]):  # every utterance of another task, and not
         batch = batch_of(tasks) | {"symbols": np.tile(np.arange(7, dtype=np.int32), (8, 1))}
         difference = np.asarray(evaluate(trainable, backbone(), batch)["difference"])
@@ -327,11 +325,11 @@ def test_a_row_of_zeros_makes_no_difference_behind_an_output_layer_of_all_tasks(
 
 def test_the_description_names_every_trained_leaf_up_to_a_limit():
     trainable = tiny.new_trainable(tiny.ADAPTERS["ffn"], ENCODER)
-    lines = state_lib.describe(trainable)
+    lines = train_state.describe(trainable)
     assert "shared.all_layers.controller.kernel  (16, 6)  96" in lines
     assert "tasks.all_layers.head.bias  (5, 16)  80" in lines
     assert len(lines) == len(jax.tree.leaves(trainable))
-    assert state_lib.describe(trainable, most=2)[2] == "... and 5 more leaves"
+    assert train_state.describe(trainable, most=2)[2] == "... and 5 more leaves"
 
 
 @pytest.mark.parametrize("method", ["residual", "lora", "bitfit", "output"])
@@ -340,9 +338,9 @@ def test_a_task_that_shares_nothing_learns_in_a_mixed_batch_what_it_learns_alone
     adapter = METHODS[method]()
     model = AsrModel(tiny.FEATURES, ENCODER, adapter=adapter)
     config = dataclasses.replace(OPTIMIZER, eps=1e-12, clip_row=0.0)
-    step = jax.jit(step_lib.make_train_step(model, config, blank_id=0, seed=5, max_tasks=5))
+    step = jax.jit(make_train_step(model, config, blank_id=0, seed=5, max_tasks=5))
     trainable = jax.tree.map(jnp.asarray, tiny.random_trainable(adapter, ENCODER))
-    mixed = alone = state_lib.create(trainable, config)
+    mixed = alone = train_state.create(trainable, config)
     for number in range(3):
         batch = batch_of(seed=number)
         mixed, _ = step(mixed, backbone(), batch)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hra_jax import topologies
+from hra_jax.tpu import topologies
 from hra_jax.training.timing import StepTimes
 
 

@@ -8,14 +8,15 @@ METHOD is a method of hra_jax.adapters, or full; ROWS the utterances of the glob
 import json
 import sys
 
-from hra_jax import config as configs
-from hra_jax import programs, topologies
-from hra_jax.abstract import Shapes
-from hra_jax.compiled import Program
+from hra_jax.config.files import load_config
+from hra_jax.run import programs
+from hra_jax.tpu import topologies
+from hra_jax.tpu.hlo import Program
+from hra_jax.tpu.shapes import Shapes
 
 
 def main(method: str, rows: str) -> None:
-    config = configs.load("usm_2b_hra").unlock()
+    config = load_config("usm_2b_hra").unlock()
     config.pretrain.size, config.backbone_dtype = "tiny", "bfloat16"
     config.batch.buckets, config.batch.seconds, config.batch.multiple = (2.0,), 2.0 * int(rows), 4
     config.mesh.fsdp = 2

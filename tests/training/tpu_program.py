@@ -7,13 +7,12 @@ import jax
 import numpy as np
 from reference import tiny
 
-from hra_jax import topologies
 from hra_jax.adapters import initial
 from hra_jax.models.asr import AsrModel
-from hra_jax.training import sharding
-from hra_jax.training import state as states
-from hra_jax.training import step as steps
+from hra_jax.tpu import topologies
+from hra_jax.training import sharding, train_state
 from hra_jax.training.optimizer import OptimizerConfig
+from hra_jax.training.step import make_host_rows_step, make_train_step
 
 PLACES = 4
 
@@ -33,19 +32,23 @@ def compiled(tasks: int) -> dict:
         adapter=adapter,
         constrain=lambda x: sharding.constrain(x, mesh, ("batch", "time", "embed")),
     )
-    step = steps.make_train_step(model, settings, blank_id=0, seed=0, max_tasks=PLACES)
+    step = make_train_step(model, settings, blank_id=0, seed=0, max_tasks=PLACES)
     weights = jax.eval_shape(lambda: initial.new_weights(adapter, jax.random.key(0), tiny.ENCODER, tasks))
-    state = jax.eval_shape(lambda: states.create(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), weights), settings))
-    rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((PLACES, *leaf.shape[1:]), leaf.dtype), states.bank_of(state))
+    state = jax.eval_shape(
+        lambda: train_state.create(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), weights), settings)
+    )
+    rows = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((PLACES, *leaf.shape[1:]), leaf.dtype), train_state.bank_of(state)
+    )
     rows = {"ids": jax.ShapeDtypeStruct((PLACES,), np.int32), "rows": rows}
     knobs = {"seed": np.uint32(0), "learning_rate": np.float32(0)}
     batch = tiny.random_batch([240] * 8, size=240, tasks=[0] * 8)
     batch.pop("utterance")
     frozen = tiny.random_params(tiny.FEATURES, tiny.ENCODER)
     state, frozen, knobs, rows = (
-        abstract(tree, everywhere) for tree in (states.without_bank(state), frozen, knobs, rows)
+        abstract(tree, everywhere) for tree in (train_state.without_bank(state), frozen, knobs, rows)
     )
-    program = jax.jit(steps.make_host_rows_step(step), donate_argnums=0, out_shardings=everywhere)
+    program = jax.jit(make_host_rows_step(step), donate_argnums=0, out_shardings=everywhere)
     done = program.lower(state, frozen, abstract(batch, split), knobs, rows, rows).compile()
     sizes = done.memory_analysis()
     return {

@@ -1,0 +1,1 @@
+"""Synthetic speech by eSpeak NG: grammars, speakers, rendering."""

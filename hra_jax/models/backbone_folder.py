@@ -1,0 +1,397 @@
+"""Backbone folders: frozen weights, feature settings, vocabulary and fingerprint.
+
+    backbone.json       geometry, feature settings, vocabulary, fingerprint, hashes of every tensor, where it came from
+    model.safetensors   weights by dotted name, in the storage dtype; per-layer tensors stacked on a leading axis.
+                        Large ones lie in several files beside model.safetensors.index.json, see `tensor_files`
+
+Weights are read and written in pieces: a process holds its part of them, and while it writes, a layer of a tensor.
+
+The fingerprint identifies what the weights are, not how they are stored: it hashes the tensors before the cast to the
+storage dtype. An adapter is only ever run on the backbone whose fingerprint it names.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from hra_jax.adapters.base import unbound
+from hra_jax.errors import UserError
+from hra_jax.models.asr import AsrModel
+from hra_jax.models.config import EncoderConfig, FeatureConfig, from_json, to_json
+from hra_jax.storage.files import json_text, write_file
+from hra_jax.storage.safetensors_reader import TensorFiles
+from hra_jax.storage.safetensors_writer import SHARD_BYTES, TensorWriter
+from hra_jax.storage.trees import flatten, unflatten
+
+FORMAT = 1
+BUILTIN = "builtin:"
+_SETTINGS = "backbone.json"
+STORAGE_DTYPES = ("bfloat16", "float32")
+_VERIFIED_BYTES = 2**26  # that are read at a time
+_PIECE = 32 << 20  # bytes of a whole array that are cast, hashed and checked at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneFiles:
+    """A backbone folder whose settings are read and whose weights are known by their shapes.
+
+    Attributes:
+      tensors: the weights by dotted name; `load_params` reads them onto a mesh.
+    """
+
+    folder: epath.Path
+    features: FeatureConfig
+    encoder: EncoderConfig
+    vocabulary: dict  # as `data.text.vocabulary_from_json` takes it
+    fingerprint: str
+    info: dict  # 'name', 'source', 'license' and what else its maker recorded
+    tensors: TensorFiles
+
+    @property
+    def abstract(self) -> dict:
+        """Shapes and storage dtype of the weights: a nested dict of `jax.ShapeDtypeStruct`."""
+        return self._tree(lambda name: jax.ShapeDtypeStruct(self.tensors.shape(name), self.tensors.dtype(name)))
+
+    @property
+    def params(self) -> dict:
+        """All weights, read anew: a nested dict of numpy arrays in the storage dtype."""
+        return self._tree(self.tensors.read)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
+
+    def _tree(self, leaf: Callable) -> dict:
+        return unflatten({name: leaf(name) for name in self.tensors.names()}, separator=".")
+
+
+def resolve(location: str) -> epath.Path:
+    """The folder of `builtin:NAME` or of a path.
+
+    Raises:
+      UserError: there is no such backbone.
+    """
+    if location.startswith(BUILTIN):
+        root = epath.Path(__file__).parent.parent / "builtin"
+        folder = root / location.removeprefix(BUILTIN)
+        if not (folder / _SETTINGS).exists():
+            names = sorted(f"{BUILTIN}{path.parent.name}" for path in root.glob(f"*/{_SETTINGS}"))
+            raise UserError(f"backbone = {location!r}: the built-in ones are {', '.join(names) or 'none'}")
+        return folder
+    folder = epath.Path(location)
+    if not (folder / _SETTINGS).exists():
+        raise UserError(f"backbone = {location!r}: must be {BUILTIN}NAME or a folder that holds {_SETTINGS}")
+    return folder
+
+
+def abstract_params(features: FeatureConfig, encoder: EncoderConfig):
+    """Shapes, dtypes and logical axes of the backbone's parameters, boxed as Flax gives them; nothing is computed."""
+    model = AsrModel(features, encoder)
+    samples = jnp.zeros((1, features.sample_rate))
+    lengths = jnp.full((1,), samples.shape[1], jnp.int32)
+    return jax.eval_shape(lambda key: model.init(key, samples, lengths, unbound()), jax.random.key(0))["params"]
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(features: FeatureConfig, encoder: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight by dotted name."""
+    leaves = flatten(nn.unbox(abstract_params(features, encoder)), separator=".")
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+
+
+def _fingerprint(hashes: dict, features: FeatureConfig, encoder: EncoderConfig, vocabulary: dict) -> str:
+    settings = [hashes, to_json(features), to_json(encoder), vocabulary]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def save(
+    folder, params: dict, *, features, encoder, vocabulary: dict, dtype: str, info: dict, max_bytes: int = SHARD_BYTES
+) -> str:
+    """Writes a backbone folder from arrays, one after the other.
+
+    Args:
+      params: nested dict of float arrays.
+      folder, features, encoder, vocabulary, dtype, info, max_bytes: as for `write`.
+
+    Returns:
+      The fingerprint.
+
+    Raises:
+      UserError: as `write`; also where a weight is missing or unknown.
+    """
+    _check_dtype(dtype)
+    leaves, shapes = flatten(params, separator="."), _shapes(features, encoder)
+    for name in sorted(set(shapes) ^ set(leaves)):
+        what = "lacks the tensor" if name in shapes else "would have an unknown tensor"
+        raise UserError(f"{folder}: {what} {name!r}")
+    return write(
+        folder,
+        leaves.__getitem__,
+        features=features,
+        encoder=encoder,
+        vocabulary=vocabulary,
+        dtype=dtype,
+        info=info,
+        max_bytes=max_bytes,
+    )
+
+
+def write(
+    folder,
+    read: Callable[[str], np.ndarray | Iterable[np.ndarray]],
+    *,
+    features,
+    encoder,
+    vocabulary: dict,
+    dtype: str,
+    info: dict,
+    max_bytes: int = SHARD_BYTES,
+) -> str:
+    """Writes a backbone folder from weights that come one after the other; a folder that is there is replaced.
+
+    Args:
+      folder: where to; it is created.
+      read: called once with the dotted name of every weight, sorted. Returns the array, or its rows (arrays without
+        the leading axis) one after the other, so that no more than a row of it need be in memory.
+      features: feature settings.
+      encoder: encoder geometry.
+      vocabulary: the vocabulary's `to_json()`.
+      dtype: storage dtype, 'bfloat16' or 'float32'.
+      info: 'name', 'source', 'license', and anything else worth keeping (plain JSON values).
+      max_bytes: of the weights in one file; a weight that is larger has a file of its own.
+
+    Returns:
+      The fingerprint.
+
+    Raises:
+      UserError: an unknown storage dtype, or a weight of another shape than the settings ask for, of more than one
+        dtype, or with values that are not finite; the folder is then as it was.
+    """
+    _check_dtype(dtype)
+    folder, shapes = epath.Path(folder), _shapes(features, encoder)
+    source, stored = {}, {}
+    with TensorWriter(folder, shapes, jnp.dtype(dtype), max_bytes=max_bytes) as writer:
+        for name in writer.names:
+            given, kept = hashlib.sha256(), hashlib.sha256()
+            for piece in _pieces(name, read(name), shapes[name]):
+                rounded = _rounded(name, piece, dtype)
+                given.update(_bytes(piece))
+                kept.update(_bytes(rounded))
+                writer.append(name, rounded)
+            source[name], stored[name] = [list(shapes[name]), given.hexdigest()], kept.hexdigest()
+        settings = {
+            "format": FORMAT,
+            "features": to_json(features),
+            "encoder": to_json(encoder),
+            "vocabulary": vocabulary,
+            "fingerprint": _fingerprint(source, features, encoder, vocabulary),
+            "storage_dtype": dtype,
+            "source_sha256": source,
+            "stored_sha256": stored,
+            "info": info,
+        }
+        text = json_text(settings)
+        # A folder that has settings is complete: the old ones go before the weights change, the new ones come last.
+        (folder / _SETTINGS).unlink(missing_ok=True)
+        writer.finish()
+        write_file(folder / _SETTINGS, text)
+    return settings["fingerprint"]
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in STORAGE_DTYPES:
+        raise UserError(f"storage dtype {dtype!r}: allowed are {', '.join(STORAGE_DTYPES)}")
+
+
+def _pieces(name: str, value, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """A weight in pieces that follow one another in C order, checked against its shape."""
+    if hasattr(value, "shape"):
+        value = np.asarray(value)
+        _check_shape(name, value.shape, shape)
+        value = value.reshape(shape or (1,))
+        rows = max(1, _PIECE * len(value) // max(1, value.nbytes))
+        yield from (value[start : start + rows] for start in range(0, len(value), rows))
+        return
+    count, dtype = 0, None
+    for row in map(np.asarray, value):
+        _check_shape(name, (shape[0], *row.shape), shape)
+        if dtype not in (None, row.dtype):
+            raise UserError(f"{name!r} has rows of {dtype} and of {row.dtype}; allowed: one dtype")
+        count, dtype = count + 1, row.dtype
+        if count <= shape[0]:
+            yield row
+    _check_shape(name, (count, *shape[1:]), shape)
+
+
+def _check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if tuple(found) != wanted:
+        raise UserError(f"{name!r} has shape {tuple(found)}, the settings ask for {wanted}")
+
+
+def _rounded(name: str, piece: np.ndarray, dtype: str) -> np.ndarray:
+    """The values in the storage dtype."""
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        rounded = piece.astype(jnp.dtype(dtype), order="C", copy=False)
+    if not np.isfinite(rounded).all():
+        what = f"values beyond the range of {dtype}" if np.isfinite(piece).all() else "NaN or infinity"
+        raise UserError(f"{name!r} holds {what}; allowed: finite weights")
+    return rounded
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: epath.Path) -> dict:
+    """The object in backbone.json.
+
+    Raises:
+      UserError: it cannot be read, or holds something else; 'features' and 'encoder' in it must be objects too.
+    """
+    try:
+        settings = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    for key in ("features", "encoder"):
+        if not isinstance(settings, dict) or not isinstance(settings.get(key), dict):
+            raise UserError(f"{path}: must be a JSON object with an object {key!r}")
+    return settings
+
+
+def geometry(location: str) -> tuple[FeatureConfig, EncoderConfig]:
+    """Feature settings and geometry of a backbone folder; nothing else of it is read.
+
+    Raises:
+      UserError: no such backbone, or settings that are not right.
+    """
+    folder = resolve(location)
+    return _geometry(folder, read_json(folder / _SETTINGS))
+
+
+def _geometry(folder: epath.Path, settings: dict) -> tuple[FeatureConfig, EncoderConfig]:
+    try:
+        features = from_json(FeatureConfig, settings["features"])
+        return features, from_json(EncoderConfig, settings["encoder"])
+    except UserError as error:
+        raise UserError(f"{folder / _SETTINGS}: {error}") from error
+
+
+def _read_settings(folder: epath.Path) -> dict:
+    settings = read_json(folder / _SETTINGS)
+    needed = {"format": int, "vocabulary": dict, "fingerprint": str, "storage_dtype": str}
+    needed |= {"source_sha256": dict, "stored_sha256": dict, "info": dict}
+    for key, kind in needed.items():
+        if type(settings.get(key)) is not kind:
+            found = f"has {settings[key]!r:.60} for" if key in settings else "lacks"
+            raise UserError(f"{folder / _SETTINGS}: {found} {key!r} ({kind.__name__})")
+    if settings["format"] != FORMAT:
+        raise UserError(f"{folder / _SETTINGS}: format {settings['format']!r}; this version reads {FORMAT}")
+    return settings
+
+
+def _check_tensors(tensors: TensorFiles, shapes: dict[str, tuple[int, ...]], dtype: str) -> None:
+    """Checks that the files hold the weights that the settings ask for, and no others."""
+    for name, found in tensors.ignored.items():
+        raise UserError(f"{tensors.listing}: has the tensor {name!r} of dtype {found}; allowed here: {dtype}")
+    for name in sorted(set(shapes) ^ set(tensors.names())):
+        what = "lacks the tensor" if name in shapes else "has an unknown tensor"
+        raise UserError(f"{tensors.listing}: {what} {name!r}")
+    for name, wanted in shapes.items():
+        path, found = tensors.path(name), tensors.shape(name)
+        if found != wanted:
+            raise UserError(f"{path}: {name!r} has shape {found}, its settings ask for {wanted}")
+        if tensors.dtype(name).name != dtype:
+            raise UserError(f"{path}: {name!r} holds {tensors.dtype(name)}, its settings ask for {dtype}")
+
+
+def _verify(tensors: TensorFiles, hashes: dict) -> None:
+    """Hashes every tensor, some rows at a time, and compares with what was recorded."""
+    for name in tensors.names():
+        shape, digest = tensors.shape(name), hashlib.sha256()
+        if len(shape) > 1 and math.prod(shape):
+            rows = max(1, _VERIFIED_BYTES * shape[0] // (tensors.dtype(name).itemsize * math.prod(shape)))
+            for first in range(0, shape[0], rows):
+                digest.update(_bytes(tensors.read_slice(name, slice(first, first + rows))))
+        else:
+            digest.update(_bytes(tensors.read(name)))
+        if digest.hexdigest() != hashes.get(name):
+            raise UserError(f"{tensors.path(name)}: {name!r} is not what was stored; its hash differs")
+
+
+def load(location: str, *, verify: bool = False) -> BackboneFiles:
+    """Reads the settings of a backbone folder and the headers of its weights; the weights are read when they are used.
+
+    Args:
+      location: a folder, or `builtin:NAME`.
+      verify: hash every tensor again and compare with what the folder records.
+
+    Raises:
+      UserError: nothing there, or the folder contradicts itself; the line names the file and the value.
+    """
+    folder = resolve(location)
+    settings = _read_settings(folder)
+    features, encoder = _geometry(folder, settings)
+    tensors = TensorFiles(folder)
+    _check_tensors(tensors, _shapes(features, encoder), settings["storage_dtype"])
+    if settings["fingerprint"] != _fingerprint(settings["source_sha256"], features, encoder, settings["vocabulary"]):
+        raise UserError(f"{folder / _SETTINGS}: the fingerprint does not match the settings beside it")
+    if verify:
+        _verify(tensors, settings["stored_sha256"])
+    return BackboneFiles(
+        folder=folder,
+        features=features,
+        encoder=encoder,
+        vocabulary=settings["vocabulary"],
+        fingerprint=settings["fingerprint"],
+        info=settings["info"],
+        tensors=tensors,
+    )
+
+
+def load_params(files: BackboneFiles, shardings, *, dtype=None) -> dict:
+    """Reads the weights to where they live; every process reads its own part of them, and holds no more.
+
+    Args:
+      files: from `load`.
+      shardings: of each weight, a tree like `files.abstract`.
+      dtype: what the values are cast to; None keeps the storage dtype.
+
+    Returns:
+      A tree of `jax.Array`.
+
+    Raises:
+      UserError: a file that has changed or cannot be read.
+    """
+
+    def read(name: str, sharding) -> jax.Array:
+        parts = {}  # devices that hold the same part share one reading
+
+        def part(index) -> np.ndarray:
+            key = tuple((entry.start, entry.stop) for entry in index)
+            if key not in parts:
+                found = files.tensors.read_slice(name, index)
+                parts[key] = found if dtype is None else found.astype(dtype, copy=False)
+            return parts[key]
+
+        return jax.make_array_from_callback(files.tensors.shape(name), sharding, part)
+
+    flat = flatten(shardings, separator=".")
+    return unflatten({name: read(name, where) for name, where in flat.items()}, separator=".")

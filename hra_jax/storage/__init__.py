@@ -1,0 +1,1 @@
+"""What lies on disks and buckets: files, trees of tensors, row logs."""

@@ -1,0 +1,437 @@
+"""The life of a task in an exported adapter: a folder such as W/adapter.
+
+    python -m hra_jax.tasks list ADAPTER [--json PATH]
+    python -m hra_jax.tasks show ADAPTER TASK [--json PATH]
+    python -m hra_jax.tasks add ADAPTER TASK --init zero|mean|NAME [--backbone DIR] [--output DIR]
+    python -m hra_jax.tasks add ADAPTER TASK --init zero|mean|NAME --manifest M.jsonl [--steps N] [--workdir W]
+    python -m hra_jax.tasks remove ADAPTER TASK [TASK ...] [--output DIR]
+    python -m hra_jax.tasks rename ADAPTER OLD NEW [--output DIR]
+    python -m hra_jax.tasks export ADAPTER TASK [TASK ...] --output DIR
+    python -m hra_jax.tasks import ADAPTER FROM [--task NAME ...] [--as NEW] [--output DIR]
+    python -m hra_jax.tasks specialize ADAPTER TASK --output DIR [--backbone DIR] [--peft]
+
+Without --output the adapter is changed in place. Whatever a command is not about stays the same bytes.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import rich.console
+import rich.table
+import rich.text
+from absl import flags
+from etils import epath
+
+from hra_jax.adapters import adapter_folder, methods
+from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
+from hra_jax.console import near_matches, percent
+from hra_jax.convert import peft_export
+from hra_jax.errors import UserError
+from hra_jax.models import backbone_folder
+from hra_jax.storage.files import json_text, write_file
+from hra_jax.tasks import library
+
+FLAGS = flags.FLAGS
+
+_KNOWN_FIELDS = ("name", "row", "file", "step", "wer", "parameters", "norm", "tensors")
+
+
+# --- Where from and where to ------------------------------------------------------------------------------------------
+
+
+def _destination(adapter: str, output: str | None, *, in_place: bool = True) -> epath.Path:
+    """The folder that a command writes; refuses one that holds anything, but for the adapter that is changed."""
+    if output is None:
+        return epath.Path(adapter)
+    folder = epath.Path(output)
+    same = "://" not in output and os.path.realpath(output) == os.path.realpath(adapter)
+    if same and in_place:
+        return epath.Path(adapter)
+    if not output or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+        raise UserError(f"--output={output!r} is there already; allowed: a folder that is not, or an empty one")
+    return folder
+
+
+def _resolved_backbone(exported: ExportedAdapter, location: str | None) -> str:
+    """Where the backbone of an adapter lies: as given, or as the adapter names it if that is a built-in or a folder."""
+    if location is not None:
+        return location
+    name = exported.config["backbone"]["name"]
+    for candidate in (name, f"{backbone_folder.BUILTIN}{name}"):
+        with contextlib.suppress(UserError):
+            backbone_folder.resolve(candidate)
+            return candidate
+    raise UserError(f"the backbone {name!r} of the adapter is neither built in nor a folder here; give --backbone DIR")
+
+
+def _load_backbone(exported: ExportedAdapter, location: str | None) -> backbone_folder.BackboneFiles:
+    """The backbone of an adapter, checked by its fingerprint."""
+    location = _resolved_backbone(exported, location)
+    files, wanted = backbone_folder.load(location), exported.config["backbone"]
+    if files.fingerprint != wanted["fingerprint"]:
+        raise UserError(
+            f"--backbone={location!r} has the fingerprint {files.fingerprint[:12]}, but the adapter was trained on "
+            f"{wanted['name']!r} ({wanted['fingerprint'][:12]})"
+        )
+    return files
+
+
+def _finish(folder: epath.Path, exported: ExportedAdapter, done: str) -> None:
+    """Writes an adapter, and prints what was done and what is there now."""
+    library.write(folder, exported)
+    shared, own = library.parameters(exported)
+    count = len(exported.tasks)
+    print(f"{done}; {folder} has {count:,} tasks, {shared:,} + {count:,} x {own:,} parameters", flush=True)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+# --- Looking ----------------------------------------------------------------------------------------------------------
+
+
+def _console() -> rich.console.Console:
+    # Where there is no terminal the default of 80 columns would break the lines of a log.
+    return rich.console.Console(width=None if sys.stdout.isatty() else 110)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> rich.table.Table:
+    table = rich.table.Table()
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(rich.text.Text(cell) for cell in row))
+    return table
+
+
+def _print_header(console: rich.console.Console, adapter: str, found: Mapping) -> None:
+    settings = ", ".join(f"{key} {value}" for key, value in found["method"].items() if key != "name")
+    backbone, count = found["backbone"], len(found["tasks"])
+    shared, own = found["shared_parameters"], found["parameters_per_task"]
+    total = shared + count * own
+    for line in (
+        f"{adapter}: method {found['method']['name']}{f' ({settings})' if settings else ''}",
+        f"backbone {backbone['name']}, fingerprint {backbone['fingerprint'][:12]}",
+        f"parameters: {shared:,} shared (norm {found['shared_norm']:.4g}) + {count:,} tasks x {own:,} = {total:,}, "
+        f"{total / found['backbone_parameters']:.2%} of the backbone's {found['backbone_parameters']:,}",
+    ):
+        console.print(rich.text.Text(line), soft_wrap=True)
+
+
+def _cells(entry: Mapping) -> tuple[str, ...]:
+    step = "-" if entry["step"] is None else str(entry["step"])
+    rate = percent(entry["wer"] if isinstance(entry["wer"], (int, float)) else None)
+    return (entry["name"], str(entry["row"]), step, rate, f"{entry['parameters']:,}", f"{entry['norm']:.4g}")
+
+
+def _check_json(path: str | None) -> None:
+    if path is not None and (not path or epath.Path(path).is_dir()):
+        raise UserError(f"--json={path!r} is a folder; allowed: the path of a file to write")
+
+
+def list_tasks(adapter: str, *, json: str | None = None) -> None:
+    """Prints a table of the tasks of an adapter folder, and writes `library.described` to `json` where that is given.
+
+    Raises:
+      UserError: not an adapter folder, or `json` is a folder.
+    """
+    _check_json(json)
+    found = library.described(read_adapter(adapter))
+    console = _console()
+    _print_header(console, adapter, found)
+    header = ("task", "row", "step", "WER", "parameters", "norm")
+    console.print(_table(header, [_cells(entry) for entry in found["tasks"]]))
+    if json is not None:
+        write_file(json, json_text(found))
+
+
+def show(adapter: str, task: str, *, json: str | None = None) -> None:
+    """Prints everything known of one task, and writes `library.described_task` to `json` where that is given.
+
+    Raises:
+      UserError: not an adapter folder, an unknown task, or `json` is a folder.
+    """
+    _check_json(json)
+    exported = read_adapter(adapter)
+    found = library.described_task(exported, task)
+    console = _console()
+    _print_header(console, adapter, library.described(exported))
+    name, row, step, rate, count, norm = _cells(found)
+    line = f"task {name!r}: row {row}, trained at step {step}, WER {rate}, {count} parameters of norm {norm}"
+    console.print(rich.text.Text(line), soft_wrap=True)
+    for key in sorted(found.keys() - _KNOWN_FIELDS):
+        text = json_text(found[key]).strip() if not isinstance(found[key], str) else found[key]
+        console.print(rich.text.Text(f"{key}: {' '.join(text.split())}"), soft_wrap=True)
+    rows = [
+        (path, " x ".join(map(str, t["shape"])), t["dtype"], *(f"{t[key]:.4g}" for key in ("norm", "largest")))
+        + (t["sha256"][:12],)
+        for path, t in found["tensors"].items()
+    ]
+    console.print(_table(("tensor", "shape", "dtype", "norm", "largest", "SHA-256"), rows))
+    if json is not None:
+        write_file(json, json_text(found))
+
+
+# --- A new task -------------------------------------------------------------------------------------------------------
+
+
+def add(
+    adapter: str,
+    task: str,
+    *,
+    init: str | None,
+    output: str | None = None,
+    backbone: str | None = None,
+    manifest: str | None = None,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    workdir: str | None = None,
+) -> int:
+    """Adds a task to an adapter folder, and with a manifest trains it: its own parameters alone.
+
+    Args:
+      adapter: the folder.
+      task: name of the new task.
+      init: 'zero' (no effect), 'mean' of the tasks, or the name of the task to copy.
+      output: where the result goes; None changes the folder in place.
+      backbone: folder of the backbone, or builtin:NAME; None takes what the adapter names.
+      manifest: the recordings to train on, every one of them as this task whatever its tags say.
+      steps, learning_rate, workdir: as `new_task.train_task`.
+
+    Returns:
+      The exit status: 0, or 75 after SIGTERM, when the adapter is as it was.
+
+    Raises:
+      UserError: a name that is not allowed or in use, another backbone, a bad manifest, or a setting without use.
+    """
+    if init is None:
+        raise UserError("add needs --init; allowed: zero, mean, or the name of a task")
+    training = {"steps": steps, "learning_rate": learning_rate, "workdir": workdir}
+    for name, value in training.items():
+        if manifest is None and value is not None:
+            raise UserError(f"--{name}={value} has no use without --manifest, the recordings to train on")
+    if manifest is None and init != "zero" and backbone is not None:
+        raise UserError(f"--backbone={backbone!r} has no use with --init {init}; allowed: with zero or --manifest")
+    exported = read_adapter(adapter)
+    library.check_name(task, exported.tasks)
+    library.check_start(exported, init)
+    destination = _destination(adapter, output)
+    if manifest is None:
+        encoder = _load_backbone(exported, backbone).encoder if init == "zero" else None
+        tree, entry = library.started(exported, init, encoder), {"step": 0}
+        if init in exported.tasks:
+            entry |= _extras(exported, init, "vocabulary")
+    else:
+        from hra_jax.tasks.adding import train_task  # late: training needs TensorFlow, the other commands do not
+
+        location = _resolved_backbone(exported, backbone)
+        status, trained = train_task(adapter, task, init=init, manifest=manifest, backbone=location, **training)
+        if trained is None:
+            again = "the same command continues" if workdir else "a run with --workdir could be continued"
+            print(f"stopped; {adapter} is as it was; {again}", flush=True)
+            return status
+        tree, entry = trained.tasks[task], _extras(trained, task)
+        # What was trained is worth nothing if another command has changed the shared part meanwhile.
+        fresh = read_adapter(adapter)
+        library.check_same_base(exported, fresh)
+        exported = fresh
+    how = f"started as {init}" + (f", trained for {entry['step']} steps" if manifest else "")
+    result = library.added(exported, task, tree, entry={**entry, "init": init})
+    _finish(destination, result, f"added {task!r} in row {len(exported.tasks)}, {how}")
+    return 0
+
+
+def _extras(exported: ExportedAdapter, task: str, *only: str) -> dict:
+    """What tasks.json says of a task beyond its place; with `only` no other fields than these."""
+    (entry,) = (entry for entry in exported.tasks_json if entry["name"] == task)
+    return {k: v for k, v in entry.items() if k not in ("name", "row", "file") and (not only or k in only)}
+
+
+# --- Tasks that are there ---------------------------------------------------------------------------------------------
+
+
+def remove(adapter: str, *tasks: str, output: str | None = None) -> None:
+    """Takes tasks out of an adapter folder.
+
+    Raises:
+      UserError: an unknown task, or an output that is there already.
+    """
+    destination = _destination(adapter, output)
+    result = library.removed(read_adapter(adapter), tasks)
+    _finish(destination, result, f"removed {_listed(tasks)}")
+
+
+def rename(adapter: str, old: str, new: str, *, output: str | None = None) -> None:
+    """Gives a task of an adapter folder another name.
+
+    Raises:
+      UserError: an unknown task, a name that is not allowed or in use, or an output that is there already.
+    """
+    destination = _destination(adapter, output)
+    result = library.renamed(read_adapter(adapter), old, new)
+    _finish(destination, result, f"renamed {old!r} to {new!r}")
+
+
+def export_tasks(adapter: str, *tasks: str, output: str | None) -> None:
+    """Writes an adapter folder with some tasks of another one and all that they share.
+
+    Raises:
+      UserError: an unknown task, or no output, or one that is there already.
+    """
+    destination = _needed_output("export", adapter, output)
+    result = library.picked(read_adapter(adapter), tasks)
+    _finish(destination, result, f"exported {_listed(list(result.tasks))}")
+
+
+def _needed_output(command: str, adapter: str, output: str | None) -> epath.Path:
+    if output is None:
+        raise UserError(f"{command} needs --output, the folder to write")
+    return _destination(adapter, output, in_place=False)
+
+
+def import_tasks(
+    adapter: str,
+    source: str,
+    *more: str,
+    tasks: Sequence[str] = (),
+    new_name: str | None = None,
+    output: str | None = None,
+) -> None:
+    """Brings tasks of another adapter folder in.
+
+    Args:
+      adapter: the folder that gets them.
+      source: the folder that they come from; of the same backbone, method, vocabulary and shared part.
+      *more: as `tasks`.
+      tasks: names; none means all of the source.
+      new_name: what the task is called here; for one task alone.
+      output: where the result goes; None changes the folder in place.
+
+    Raises:
+      UserError: an adapter of another kind, an unknown task, a name in use, or an output that is there already.
+    """
+    destination = _destination(adapter, output)
+    other = read_adapter(source)
+    names = list(dict.fromkeys((*tasks, *more))) or list(other.tasks)
+    result = library.merged_in(read_adapter(adapter), other, names, new_name=new_name)
+    called = "" if new_name is None else f" as {new_name!r}"
+    _finish(destination, result, f"imported {_listed(names)}{called} from {source}")
+
+
+def specialize(adapter: str, task: str, *, output: str | None, backbone: str | None = None, peft: bool = False) -> None:
+    """Writes one task by itself: merged into a backbone folder, or where that is impossible an adapter of this task.
+
+    Args:
+      adapter: the folder.
+      task: one of its tasks.
+      output: the folder to write.
+      backbone: folder of the backbone, or builtin:NAME; None takes what the adapter names. Unused without merging.
+      peft: write an adapter folder of PEFT's instead, for the published model that the backbone was converted from.
+
+    Raises:
+      UserError: an unknown task, another backbone, an output that is there already, or what PEFT does not have.
+    """
+    destination = _needed_output("specialize", adapter, output)
+    exported = read_adapter(adapter)
+    library.check_tasks(exported, [task])
+    method = methods.from_settings(exported.config["method"])
+    if peft:
+        count = peft_export.write(destination, exported, task, method, _load_backbone(exported, backbone))
+        print(f"{task!r} for PEFT: {count} modules, rank {method.rank}; {destination}", flush=True)
+        return
+    reason = library.why_not_merged(method)
+    if reason is not None:
+        _finish(destination, library.picked(exported, [task]), f"exported {task!r} alone; {reason}")
+        return
+    files = _load_backbone(exported, backbone)
+    trained_on = exported.config["backbone"]
+    source = {
+        "merged": {"method": exported.config["method"], "task": _extras(exported, task) | {"name": task}},
+        "backbone": trained_on | {"source": files.info.get("source")},
+    }
+    name = f"{trained_on['name'].removeprefix(backbone_folder.BUILTIN)}-{adapter_folder.quote_task(task)}"
+    fingerprint = backbone_folder.save(
+        destination,
+        library.merged_weights(exported, task, files.params, files.encoder),
+        features=files.features,
+        encoder=files.encoder,
+        vocabulary=files.vocabulary,
+        dtype="float32",
+        info={"name": name, "source": source, "license": files.info.get("license")},
+    )
+    print(
+        f"merged {task!r} ({method.name}) into {trained_on['name']} ({trained_on['fingerprint'][:12]}): {destination} "
+        f"is the backbone {name!r}, fingerprint {fingerprint[:12]}",
+        flush=True,
+    )
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+class _Command(NamedTuple):
+    run: Callable
+    usage: str
+    least: int  # arguments
+    most: float
+    flags: tuple[str, ...]
+
+
+_MANY = float("inf")
+COMMANDS = {
+    "list": _Command(list_tasks, "ADAPTER", 1, 1, ("json",)),
+    "show": _Command(show, "ADAPTER TASK", 2, 2, ("json",)),
+    "add": _Command(
+        add,
+        "ADAPTER TASK --init zero|mean|NAME",
+        2,
+        2,
+        ("init", "output", "backbone", "manifest", "steps", "learning_rate", "workdir"),
+    ),
+    "remove": _Command(remove, "ADAPTER TASK [TASK ...]", 2, _MANY, ("output",)),
+    "rename": _Command(rename, "ADAPTER OLD NEW", 3, 3, ("output",)),
+    "export": _Command(export_tasks, "ADAPTER TASK [TASK ...] --output DIR", 2, _MANY, ("output",)),
+    "import": _Command(import_tasks, "ADAPTER FROM [--task NAME ...]", 2, _MANY, ("task", "as", "output")),
+    "specialize": _Command(specialize, "ADAPTER TASK --output DIR", 2, 2, ("output", "backbone", "peft")),
+}
+# Flags that are called otherwise in Python.
+_KEYWORDS = {"task": "tasks", "as": "new_name"}
+
+
+def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
+    """The flags of this command; `main` tells which of them each of COMMANDS takes."""
+    strings = {
+        "json": "list, show: a file to write everything to.",
+        "output": "The folder to write; without it the adapter is changed in place (export, specialize: needed).",
+        "backbone": "add, specialize: folder of the backbone, or builtin:NAME; else what the adapter names.",
+        "init": "add: what the task starts as: zero (no effect), mean of the tasks, or the name of a task.",
+        "manifest": "add: recordings to train the task on; all that tasks share stays as it is.",
+        "workdir": "add: work directory of the training; without it a temporary one.",
+        "as": "import: another name for the task.",
+    }
+    for name, text in strings.items():
+        flags.DEFINE_string(name, None, text, flag_values=flag_values)
+    flags.DEFINE_bool("peft", False, "specialize: write a LoRA as PEFT reads it.", flag_values=flag_values)
+    flags.DEFINE_integer("steps", None, "add: optimizer steps; 300 if not given.", 1, flag_values=flag_values)
+    flags.DEFINE_float("learning_rate", None, "add: peak learning rate.", 0.0, flag_values=flag_values)
+    flags.DEFINE_multi_string("task", [], "import: a task to bring in, any number of times.", flag_values=flag_values)
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Entry point."""
+    name, *arguments = argv[1:] or [""]
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}; {near_matches(name, list(COMMANDS))}")
+    command = COMMANDS[name]
+    if not command.least <= len(arguments) <= command.most:
+        raise UserError(f"{name} {' '.join(arguments)}: {len(arguments)} arguments; allowed: {name} {command.usage}")
+    taken = dict.fromkeys(flag for other in COMMANDS.values() for flag in other.flags)
+    for flag in taken:
+        if FLAGS[flag].present and flag not in command.flags:
+            raise UserError(f"--{flag} is no flag of {name}; allowed: {', '.join(f'--{f}' for f in command.flags)}")
+    values = {_KEYWORDS.get(flag, flag): FLAGS[flag].value for flag in command.flags}
+    return command.run(*arguments, **values)

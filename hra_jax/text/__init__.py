@@ -1,0 +1,1 @@
+"""Text: normalisation, and the vocabularies that turn it into outputs and back."""

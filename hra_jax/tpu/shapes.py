@@ -1,0 +1,171 @@
+"""The programs of a run with shapes for arguments: what is compiled ahead of time, for devices that are not here."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hra_jax import api
+from hra_jax.adapters import initial
+from hra_jax.config.keys import OWN_VOCABULARIES
+from hra_jax.data import batching
+from hra_jax.models import backbone_folder
+from hra_jax.run import build, programs
+from hra_jax.training import placement, sharding, train_state
+
+KINDS = ("train", "evaluation", "transcription")
+LABELS_PER_SECOND = 8.0  # room for labels: sentence pieces of fast speech come at about half of that
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One program to compile.
+
+    Attributes:
+      kind: of KINDS.
+      seconds: the length bucket.
+      rows: utterances of the global batch.
+      function: jitted.
+      arguments: shapes with shardings.
+    """
+
+    kind: str
+    seconds: float
+    rows: int
+    function: Callable
+    arguments: tuple
+
+    def trace(self):
+        """The function traced with its arguments."""
+        return self.function.trace(*self.arguments)
+
+
+class Shapes:
+    """Everything that a run of a configuration compiles, as shapes.
+
+    Args:
+      config: a validated configuration.
+      mesh: over the devices to compile for; they may be absent.
+      tasks: rows of the task bank.
+      labels_per_second: the labels of a bucket have room for so many, rounded up as the loader does.
+
+    Attributes:
+      counts: as `training.state.accounting` gives them.
+    """
+
+    def __init__(self, config, mesh, *, tasks: int, labels_per_second: float = LABELS_PER_SECOND):
+        self._config, self._mesh, self._labels = config, mesh, labels_per_second
+        features, encoder = build.geometry(config)
+        self._base = build.Foundation(features, encoder, None, config.backbone, "", None)
+        own = config.adapter.output in OWN_VOCABULARIES and config.method == "adapter"
+        self._outputs = (config.adapter.output_size or encoder.vocab_size) if own else 0
+        self._method = build.adapter_method(config, output_size=self._outputs)
+        self._method.adapted(encoder)
+        self._backbone = nn.unbox(backbone_folder.abstract_params(features, encoder))
+        self._weights = {"backbone": self._backbone}
+        if config.method == "adapter":
+            rows = programs.slots(config, tasks)
+            self._weights = jax.eval_shape(lambda: initial.new_weights(self._method, jax.random.key(0), encoder, rows))
+        self._programs = programs.lay_out(config, self._base, self._method, mesh, self._weights)
+        self.counts = train_state.accounting(
+            self._weights, tasks, train_state.count(self._backbone), train=programs.trained_part(config)
+        )
+
+    def jobs(self, kinds=KINDS) -> list[Job]:
+        """The programs of those kinds for every bucket, the longest bucket first."""
+        batch, buckets = self._config.batch, self._config.batch.buckets
+        train = batching.bucket_rows(buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
+        evaluation = batching.bucket_rows(
+            buckets, batch_seconds=self._config.eval.batch_seconds, multiple=batch.multiple
+        )
+        rows = {"train": train, "evaluation": evaluation, "transcription": evaluation}
+        return [
+            self.job(kind, seconds, rows[kind][place])
+            for place, seconds in reversed(list(enumerate(buckets)))
+            for kind in kinds
+        ]
+
+    def job(self, kind: str, seconds: float, rows: int) -> Job:
+        """One program, for a global batch of so many utterances."""
+        make = {"train": self._train, "evaluation": self._evaluation, "transcription": self._transcription}[kind]
+        function, arguments = make(seconds, rows)
+        return Job(kind, seconds, rows, function, arguments)
+
+    def _train(self, seconds: float, rows: int):
+        state = self._placed(self._programs.state, self._programs.shardings)
+        knobs = {"seed": self._everywhere((), jnp.uint32), "learning_rate": self._everywhere((), jnp.float32)}
+        batch = self._batch(seconds, rows)
+        arguments = (state, self._frozen() if self._config.method == "adapter" else None, batch, knobs)
+        if self._programs.host_bank:
+            whole = jax.eval_shape(
+                lambda: train_state.create(
+                    self._weights, self._programs.settings, train=programs.trained_part(self._config)
+                )
+            )
+            places = self._programs.places
+            held = {
+                "ids": self._everywhere((places,), jnp.int32),
+                "rows": jax.tree.map(
+                    lambda leaf: self._everywhere((places, *leaf.shape[1:]), leaf.dtype), train_state.bank_of(whole)
+                ),
+            }
+            arguments += (held, held)
+        return self._programs.train, arguments
+
+    def _evaluation(self, seconds: float, rows: int):
+        weights = self._shared_weights()
+        return self._programs.evaluation, (weights, self._frozen(), self._batch(seconds, rows))
+
+    def _transcription(self, seconds: float, rows: int):
+        batch = self._batch(seconds, rows)
+        model = programs.model_on(self._mesh, self._config, self._base, self._method)
+        weights = self._shared_weights()
+        shared, bank = (weights["shared"], weights["tasks"]) if "tasks" in weights else ({}, {})
+        args = (weights.get("backbone", self._frozen()), shared, bank, self._everywhere((), jnp.int32))
+        inputs = (batch["waveform"], batch["num_samples"], batch["task"], batch.get("symbols"))
+        return jax.jit(functools.partial(api.apply_model, model)), args + inputs
+
+    def _shared_weights(self) -> dict:
+        """The weights that a suite is run with: rows of the bank as copies on every device."""
+        if "backbone" in self._weights:
+            return self._placed(self._weights, self._programs.shardings.trainable)
+        return jax.tree.map(lambda leaf: self._everywhere(leaf.shape, leaf.dtype), self._weights)
+
+    def _frozen(self):
+        places = placement.backbone_shardings(self._mesh, self._base.features, self._base.encoder)
+        dtype = build.compute_dtype(self._config)
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), self._backbone, places
+        )
+
+    def _placed(self, tree, shardings):
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+        )
+
+    def _everywhere(self, shape, dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(self._mesh))
+
+    def _batch(self, seconds: float, rows: int) -> dict[str, Any]:
+        labels = batching.label_capacities([0], [int(seconds * self._labels)], buckets=1)[0]
+        shapes = {
+            "waveform": ((rows, round(seconds * self._base.features.sample_rate)), jnp.float32),
+            "num_samples": ((rows,), jnp.int32),
+            "labels": ((rows, labels), jnp.int32),
+            "label_lengths": ((rows,), jnp.int32),
+            "task": ((rows,), jnp.int32),
+            "weight": ((rows,), jnp.float32),
+            "utterance": ((rows,), jnp.int32),
+        }
+        if self._outputs:
+            shapes["symbols"] = ((rows, self._outputs), jnp.int32)
+        return {name: self._split(shape, dtype, name) for name, (shape, dtype) in shapes.items()}
+
+    def _split(self, shape, dtype, name: str) -> jax.ShapeDtypeStruct:
+        axes = ("batch", *(None,) * (len(shape) - 1))
+        place = sharding.sharding_for(self._mesh, axes, shape=shape, leaf=f"batch[{name!r}]")
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)

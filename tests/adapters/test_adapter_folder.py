@@ -1,0 +1,306 @@
+"""Exported adapter folders: what is written, what comes back, and what is refused."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from hra_jax.adapters import adapter_folder
+from hra_jax.errors import UserError
+from hra_jax.storage.trees import flatten, unflatten
+
+ACCOUNTING = {
+    "trainable_parameters": 10 + 4 * 9,
+    "shared_parameters": 10,
+    "parameters_per_task": 9,
+    "backbone_parameters": 1000,
+    "backbone_fingerprint": "f00d",
+}
+NAMES = ["george", "Nicolas/é.x", "nicolas", "../../etc/passwd"]
+
+
+def trainable(seed=0, rows=5):
+    rng = np.random.default_rng(seed)
+
+    def new(*shape, dtype=np.float32):
+        return rng.standard_normal(shape).astype(dtype)
+
+    return {
+        "shared": {"all_layers": {"controller": {"kernel": new(4, 2), "bias": new(2)}}, "per_layer": {}},
+        "tasks": {"all_layers": {"head": {"kernel": new(rows, 2, 3), "bias": new(rows, 3, dtype=ml_dtypes.bfloat16)}}},
+    }
+
+
+def write(folder, **changes):
+    arguments = {
+        "method": {"name": "hra", "width": 2, "head": "linear"},
+        "weights": trainable(),
+        "tasks": [{"name": name, "row": row, "utterances": 7} for row, name in zip((3, 1, 0, 4), NAMES, strict=True)],
+        "backbone": {"name": "/somewhere/on/this/machine/digits-backbone", "fingerprint": "f00d"},
+        "vocabulary": {"type": "characters", "characters": [" ", "/", "a"]},
+        "accounting": ACCOUNTING,
+    } | changes
+    adapter_folder.write_adapter(folder, **arguments)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def edit_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_tensors(path, change):
+    tensors = adapter_folder.tensors_from_bytes(path.read_bytes(), name="x")
+    change(tensors)
+    path.write_bytes(adapter_folder.tensors_to_bytes(tensors))
+
+
+@pytest.mark.parametrize("per_task_files", [False, True])
+def test_round_trip_gives_back_every_row_under_its_task(tmp_path, per_task_files):
+    write(tmp_path / "a", per_task_files=per_task_files)
+    adapter = adapter_folder.read_adapter(tmp_path / "a")
+    original = trainable()
+    for path, leaf in flatten(original["shared"]).items():
+        np.testing.assert_array_equal(flatten(adapter.shared)[path], leaf)
+    for row, name in zip((3, 1, 0, 4), NAMES, strict=True):
+        for path, leaf in flatten(original["tasks"]).items():
+            found = flatten(adapter.tasks[name])[path]
+            assert found.dtype == leaf.dtype
+            np.testing.assert_array_equal(found, leaf[row])
+    assert list(adapter.tasks) == ["nicolas", "Nicolas/é.x", "george", "../../etc/passwd"]  # by row
+    assert [entry["row"] for entry in adapter.tasks_json] == [0, 1, 3, 4]
+    assert adapter.config["method"] == {"name": "hra", "width": 2, "head": "linear"}
+    assert adapter.config["peft_type"] == "HIERARCHICAL_RECURRENT"
+    assert adapter.config["vocabulary"]["characters"] == [" ", "/", "a"]
+
+
+def test_one_file_and_many_files_hold_the_same_tensors(tmp_path):
+    write(tmp_path / "one")
+    write(tmp_path / "many", per_task_files=True)
+    assert len(list((tmp_path / "many" / "tasks").iterdir())) == len(NAMES)
+    together = {}
+    for path in [tmp_path / "many" / "adapter_model.safetensors", *(tmp_path / "many" / "tasks").iterdir()]:
+        together |= adapter_folder.tensors_from_bytes(path.read_bytes(), name=path.name)
+    one = adapter_folder.tensors_from_bytes((tmp_path / "one" / "adapter_model.safetensors").read_bytes(), name="one")
+    assert together.keys() == one.keys()
+    assert "tasks.george.all_layers.head.kernel" in one
+    assert all(np.array_equal(together[name], one[name]) for name in one)
+
+
+def test_the_same_weights_give_the_same_bytes_in_any_process_and_order(tmp_path):
+    write(tmp_path / "a")
+    tree = trainable()
+    backwards = {part: dict(reversed(list(tree[part].items()))) for part in ("tasks", "shared")}
+    tasks = [{"utterances": 7, "row": row, "name": name} for row, name in zip((3, 1, 0, 4), NAMES, strict=True)]
+    write(tmp_path / "b", weights=backwards, tasks=tasks[::-1])
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    again = "import pathlib, sys; sys.path.insert(0, sys.argv[1]); import test_adapter_folder; "
+    again += "test_adapter_folder.write(pathlib.Path(sys.argv[2]))"
+    command = [sys.executable, "-c", again, str(pathlib.Path(__file__).parent), str(tmp_path / "c")]
+    subprocess.run(command, check=True, cwd=pathlib.Path(__file__).parents[2])
+    assert contents(tmp_path / "a") == contents(tmp_path / "c")
+
+
+def test_other_weights_give_other_bytes(tmp_path):
+    write(tmp_path / "a")
+    write(tmp_path / "b", weights=trainable(seed=1))
+    assert (
+        contents(tmp_path / "a")["adapter_model.safetensors"] != contents(tmp_path / "b")["adapter_model.safetensors"]
+    )
+
+
+def test_no_absolute_path_is_written(tmp_path):
+    write(tmp_path / "a")
+    for name, content in contents(tmp_path / "a").items():
+        assert b"/somewhere" not in content, name
+        assert str(tmp_path).encode() not in content, name
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["backbone"]["name"] == "digits-backbone"
+
+
+def test_writing_again_leaves_no_task_of_the_earlier_export(tmp_path):
+    write(tmp_path, per_task_files=True)
+    write(tmp_path, per_task_files=True, tasks=[{"name": "george", "row": 3}])
+    assert [path.name for path in (tmp_path / "tasks").iterdir()] == ["george.safetensors"]
+    write(tmp_path)
+    assert list(adapter_folder.read_adapter(tmp_path).tasks) == ["nicolas", "Nicolas/é.x", "george", "../../etc/passwd"]
+    assert sorted(contents(tmp_path)) == ["README.md", "adapter_config.json", "adapter_model.safetensors", "tasks.json"]
+
+
+def test_an_adapter_without_tasks_is_read_back(tmp_path):
+    write(tmp_path, tasks=[])
+    assert adapter_folder.read_adapter(tmp_path).tasks == {}
+
+
+def test_model_card_says_what_it_costs_and_how_to_use_it(tmp_path):
+    task = {"adapter_task": "george", "base_wer": 0.8, "wer": 0.052, "wer_low": 0.03, "wer_high": 0.07, "cer": 0.02}
+    results = {"suite": "digits", "normalizer": "basic", "wer_macro": 0.052, "base_wer_macro": 0.8}
+    write(tmp_path, results=results | {"tasks": {"geo|rge": task | {"words": 1200}}})
+    card = (tmp_path / "README.md").read_text()
+    assert "10 shared + 4 tasks x 9 = 46, 4.60% of the backbone's 1,000" in card
+    assert r"| geo\|rge | george | 80.0% | 5.2% | 3.0% to 7.0% | 2.0% | 1,200 |" in card
+    assert "--backbone digits-backbone --task nicolas a.wav" in card
+    assert "fingerprint `f00d`" in card
+    snippet = card.split("```python\n")[1].split("```")[0]
+    compile(snippet, "README.md", "exec")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": {"name": "full"}}, "'full'.*allowed: hra"),
+        ({"tasks": [{"name": "a", "row": 0}, {"name": "a", "row": 1}]}, "2 tasks have the name 'a'"),
+        ({"tasks": [{"name": "a", "row": 0}, {"name": "b", "row": 0}]}, "2 tasks have the row 0"),
+        ({"tasks": [{"name": "__base__", "row": 0}]}, "cannot have the name '__base__'"),
+        ({"tasks": [{"name": "a\nb", "row": 0}]}, "printable"),
+        ({"tasks": [{"name": "a"}]}, "needs a 'row'"),
+        ({"weights": {"shared": {"w": np.array([np.nan], np.float32)}, "tasks": {}}}, "shared.w holds NaN"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        write(tmp_path / "a", **changes)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_row_outside_the_bank_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="row 5"):
+        write(tmp_path, tasks=[{"name": "a", "row": 5}])
+    tree = trainable()
+    tree["tasks"]["all_layers"]["head"]["bias"] = np.zeros((4, 3), np.float32)
+    with pytest.raises(ValueError, match="one number of rows"):
+        write(tmp_path, weights=tree)
+
+
+def set_config(key, value):
+    return lambda folder: edit_json(folder / "adapter_config.json", lambda content: content.__setitem__(key, value))
+
+
+def set_task(key, value):
+    return lambda folder: edit_json(folder / "tasks.json", lambda content: content["tasks"][0].__setitem__(key, value))
+
+
+def set_tensor(name, value):
+    return lambda folder: edit_tensors(
+        folder / "adapter_model.safetensors", lambda tensors: tensors.__setitem__(name, np.array(value, np.float32))
+    )
+
+
+def set_declared(key, value):
+    def change(content):
+        content["tensors"]["shared"]["all_layers.controller.bias"][key] = value
+
+    return lambda folder: edit_json(folder / "adapter_config.json", change)
+
+
+def cut(name, length):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:length])
+
+
+BIAS = "shared.all_layers.controller.bias"
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (lambda folder: (folder / "adapter_config.json").unlink(), "adapter_config.json is not a file"),
+        (lambda folder: (folder / "tasks.json").unlink(), "tasks.json is not a file"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is not a file"),
+        (cut("adapter_config.json", 100), "adapter_config.json is not JSON"),
+        (cut("tasks.json", 5), "tasks.json is not JSON"),
+        (cut("adapter_model.safetensors", 300), "not a whole safetensors file"),
+        (cut("adapter_model.safetensors", 0), "not a whole safetensors file"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "an object with 'peft_type'"),
+        (set_config("peft_type", "LORA"), "peft_type 'LORA'; allowed: HIERARCHICAL_RECURRENT"),
+        (set_config("peft_type", "HRA"), "peft_type 'HRA'; allowed: HIERARCHICAL_RECURRENT"),
+        (set_config("format_version", 2), "format_version 2; this version of hra_jax reads 1"),
+        (set_config("format_version", True), "needs 'format_version'"),
+        (set_config("backbone", {"name": "x"}), "backbone.fingerprint"),
+        (set_config("method", {"name": "lora"}), "'lora' and peft_type"),
+        (set_config("tensors", {"shared": {}}), "tensors.task"),
+        (set_declared("shape", [3]), f"{BIAS}' is .*declares"),
+        (set_declared("shape", [-2]), "list of sizes"),
+        (set_declared("dtype", "float16"), f"{BIAS}' is .*declares"),
+        (set_declared("dtype", "object"), "dtype 'object'; allowed"),
+        (set_task("name", "someone else"), "'tasks.nicolas.*|'tasks.someone.*"),
+        (set_task("name", "__base__"), "cannot have the name"),
+        (set_task("name", "george"), "2 tasks have the name 'george'"),
+        (set_task("row", "0"), r"'row' \(int\)"),
+        (set_task("row", -1), "row -1; allowed: 0 or more"),
+        (lambda folder: (folder / "tasks.json").write_text("{}"), "an object with 'tasks'"),
+        (lambda folder: (folder / "tasks.json").write_text('{"tasks": 3}'), "list of objects"),
+        (
+            lambda folder: edit_tensors(folder / "adapter_model.safetensors", lambda t: t.pop(BIAS)),
+            f"{BIAS}' is missing",
+        ),
+        (set_tensor("shared.extra", [1.0]), "'shared.extra' is not declared"),
+        (set_tensor(BIAS, [[1.0, 2.0]]), f"{BIAS}' is .*declares"),
+        (set_tensor(BIAS, [1.0, np.nan]), f"{BIAS}' holds NaN"),
+        (set_tensor(BIAS, [1.0, np.inf]), f"{BIAS}' holds NaN or infinite"),
+        (
+            lambda folder: edit_tensors(
+                folder / "adapter_model.safetensors", lambda t: t.__setitem__(BIAS, t[BIAS].astype(np.float64))
+            ),
+            "float64",
+        ),
+    ],
+)
+def test_a_tampered_folder_is_one_clear_line(tmp_path, tamper, message):
+    write(tmp_path)
+    tamper(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        adapter_folder.read_adapter(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["../x.safetensors", "/etc/x.safetensors", "tasks/../../x.safetensors", "tasks/a/b.safetensors", "x", 3, None],
+)
+def test_a_task_file_outside_the_folder_is_refused(tmp_path, file):
+    write(tmp_path, per_task_files=True)
+    set_task("file", file)(tmp_path)
+    with pytest.raises(UserError, match="allowed: tasks/NAME.safetensors"):
+        adapter_folder.read_adapter(tmp_path)
+
+
+def test_a_task_file_cannot_hold_the_tensors_of_another_task(tmp_path):
+    write(tmp_path, per_task_files=True)
+    george = (tmp_path / "tasks" / "george.safetensors").read_bytes()
+    next((tmp_path / "tasks").glob("nicolas*")).write_bytes(george)
+    with pytest.raises(UserError, match="'tasks.nicolas"):
+        adapter_folder.read_adapter(tmp_path)
+
+
+def test_flatten_and_unflatten_are_inverse_and_refuse_what_is_ambiguous():
+    tree = {"b": {"x": 1, "a": {"y": 2}}, "a": 3}
+    assert flatten(tree) == {"a": 3, "b/a/y": 2, "b/x": 1}
+    assert list(flatten(tree)) == ["a", "b/a/y", "b/x"]
+    for separator in ("/", "."):
+        assert unflatten(flatten(tree, separator=separator), separator=separator) == tree
+    for wrong in ({"a/b": 1}, {"": 1}, {"a": {1: 2}}):
+        with pytest.raises(ValueError, match="a key of a tree"):
+            flatten(wrong)
+    for wrong in ({"a": 1, "a/b": 2}, {"a/b": 2, "a": 1}, {"a//b": 1}, {"/a": 1}, {"a/": 1}, {"": 1}):
+        with pytest.raises(ValueError, match="the path"):
+            unflatten(wrong)
+
+
+def test_file_names_of_tasks_are_safe_and_differ_without_case_and_beyond_any_length():
+    long = "x" * 400
+    names = ["a", "A", "a/b", "a%2Fb", "..", "a b", "é", "É", long, long + "y", "~", "CON:1", "b"]
+    files = adapter_folder.task_file_names(names)
+    assert len({file.casefold() for file in files.values()}) == len(names)
+    for file in files.values():
+        assert len(file) < 200
+        assert adapter_folder._TASK_FILE.fullmatch(f"tasks/{file}.safetensors")
+    assert files["b"] == "b"
+    assert adapter_folder.task_file_names(reversed(names)) == files

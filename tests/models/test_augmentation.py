@@ -1,0 +1,197 @@
+"""Augmentation: what it may touch, how strong it is, and that a key decides all of it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import tiny
+
+from hra_jax.adapters.base import unbound
+from hra_jax.models import augmentation, padding
+from hra_jax.models.asr import AsrModel
+from hra_jax.models.augmentation import AugmentConfig
+
+KEY = jax.random.key(3)
+LENGTHS = np.array([40, 25, 8, 1, 0], np.int32)
+FRAMES, BINS = 40, 12
+
+
+def features():
+    x = np.random.default_rng(0).standard_normal((len(LENGTHS), FRAMES, BINS)).astype(np.float32) + 3.0
+    return np.asarray(padding.zero_invalid(x, padding.valid_mask(jnp.asarray(LENGTHS), FRAMES)))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def masked(key, x, lengths, config):
+    return augmentation.spec_augment(key, x, lengths, config)
+
+
+def test_masks_are_zero_spans_of_bounded_width_inside_the_valid_part():
+    x = features()
+    config = AugmentConfig(time_masks=1, time_mask_fraction=0.5, freq_masks=1, freq_mask_bins=5)
+    widths, heights = [], []
+    for seed in range(200):
+        out = np.asarray(masked(jax.random.key(seed), x, LENGTHS, config))
+        hidden = (out == 0) & (x != 0)
+        np.testing.assert_array_equal(out[~hidden], x[~hidden])
+        for row, length in enumerate(LENGTHS[:3]):
+            times, bins = hidden[row, :length].all(axis=1), hidden[row, :length].all(axis=0)
+            # A cell is hidden where its frame or its bin is, and each kind is one span.
+            np.testing.assert_array_equal(hidden[row, :length], times[:, None] | bins[None, :])
+            for span in (times, bins):
+                assert np.abs(np.diff(np.concatenate([[0], span.astype(int), [0]]))).sum() in (0, 2)
+            assert times.sum() <= np.ceil(0.5 * length) and bins.sum() <= 5
+        widths.append(hidden[0].all(axis=1).sum() / LENGTHS[0])
+        heights.append(hidden[0].all(axis=0).sum())
+    # Widths are uniform from 0 to the widest.
+    np.testing.assert_allclose([np.mean(widths), np.mean(heights)], [0.25, 2.5], rtol=0.2)
+
+
+def test_what_is_not_centred_is_masked_with_the_mean_of_the_utterance():
+    x = features() - 9.0
+    config = AugmentConfig(time_masks=2, time_mask_fraction=0.5, freq_masks=1, freq_mask_bins=5)
+    x = np.where(x == -9.0, np.float32(1e6), x)  # whatever lies behind the end
+    out = np.asarray(augmentation.spec_augment(KEY, x, LENGTHS, config, centred=False))
+    hidden = np.asarray(augmentation.spec_augment(KEY, x, LENGTHS, config)) == 0
+    assert hidden.any() and not hidden.all()
+    for row, length in enumerate(LENGTHS):
+        mean = x[row, :length].mean(dtype=np.float64) if length else 0.0
+        expected = np.where(hidden[row, :length], mean, x[row, :length])
+        np.testing.assert_allclose(out[row, :length], expected, rtol=1e-5)
+        assert (out[row, length:] == 0).all()
+
+
+def test_time_masks_lie_inside_the_utterance_and_not_behind_it():
+    config = AugmentConfig(time_masks=2, time_mask_fraction=0.9)
+    x = np.full((len(LENGTHS), FRAMES, BINS), 7.0, np.float32)
+    hidden = np.zeros((len(LENGTHS), FRAMES), bool)
+    for seed in range(200):
+        hidden |= (np.asarray(masked(jax.random.key(seed), x, LENGTHS, config)) == 0).all(axis=2)
+    np.testing.assert_array_equal(hidden, np.arange(FRAMES)[None] < LENGTHS[:, None])
+
+
+def test_masks_reach_every_frame_and_bin():
+    config = AugmentConfig(time_masks=2, time_mask_fraction=0.3, freq_masks=2, freq_mask_bins=4)
+    x = features()
+    hidden = np.zeros((FRAMES, BINS))
+    for seed in range(300):
+        hidden += np.asarray(masked(jax.random.key(seed), x, LENGTHS, config))[0] == 0
+    # The first and the last are reached least, by a span that happens to begin or end there.
+    assert hidden.min() > 5
+
+
+def test_augmentation_is_decided_by_the_key_alone_and_differs_between_rows():
+    config = AugmentConfig(time_masks=2, freq_masks=2, noise_probability=1.0, speed=0.1, warp=0.1)
+    x = np.broadcast_to(features()[:1], (4, FRAMES, BINS))
+    lengths = np.full(4, FRAMES, np.int32)
+    waveform = np.tile(np.sin(np.arange(300, dtype=np.float32)), (4, 1))
+    samples = np.full(4, 300, np.int32)
+    for run in (
+        lambda key: augmentation.spec_augment(key, x, lengths, config),
+        lambda key: augmentation.warp(key, x, lengths, config)[0],
+        lambda key: augmentation.add_noise(key, waveform, samples, config),
+    ):
+        once, again, other = (np.asarray(run(jax.random.key(seed))) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(once, again)
+        assert (once != other).any()
+        assert (once[0] != once[1]).any()
+
+
+def noisy(lengths, config, level=1.0, filler=np.nan):
+    """Waveforms, and the noise that was added to each."""
+    size = int(max(lengths))
+    tone = level * np.sin(0.3 * np.arange(size)[None] * (1 + np.arange(len(lengths))[:, None] % 9))
+    valid = np.arange(size)[None] < np.asarray(lengths)[:, None]
+    out = augmentation.add_noise(KEY, np.where(valid, tone, filler).astype(np.float32), jnp.asarray(lengths), config)
+    clean = np.where(valid, tone, 0.0).astype(np.float32)
+    return clean, np.asarray(out) - clean, valid
+
+
+@pytest.mark.parametrize("level", [1e-3, 100.0])
+@pytest.mark.parametrize("decibels", [0.0, 20.0])
+def test_noise_has_the_asked_signal_to_noise_ratio_at_any_level(decibels, level):
+    config = AugmentConfig(noise_probability=1.0, noise_snr_db=(decibels, decibels))
+    clean, noise, valid = noisy([30000, 20000, 25000, 8000], config, level)
+    ratio = 10 * np.log10((clean**2).sum(axis=1) / (noise**2).sum(axis=1))
+    np.testing.assert_allclose(ratio, decibels, atol=0.5)
+    assert not noise[~valid].any()
+
+
+def test_noise_reaches_the_asked_share_of_utterances_within_the_asked_range():
+    config = AugmentConfig(noise_probability=0.3, noise_snr_db=(5.0, 25.0))
+    clean, noise, _ = noisy([2000] * 1000, config)
+    chosen = noise.any(axis=1)
+    assert 0.25 < chosen.mean() < 0.35
+    ratio = 10 * np.log10((clean[chosen] ** 2).sum(axis=1) / (noise[chosen] ** 2).sum(axis=1))
+    assert 4 < ratio.min() < 7 and 23 < ratio.max() < 26
+    np.testing.assert_allclose(ratio.mean(), 15.0, atol=1.5)
+
+
+def test_noise_on_silence_and_on_nothing_is_silence():
+    config = AugmentConfig(noise_probability=1.0)
+    out = augmentation.add_noise(KEY, jnp.full((2, 50), jnp.nan).at[0].set(0.0), jnp.array([50, 0]), config)
+    assert not np.asarray(out).any()
+
+
+def test_warping_by_factor_one_is_the_identity():
+    # In float32, 1 +- 1e-9 is 1: the factors are exactly one, and the interpolation still runs.
+    x = features()
+    for config in (AugmentConfig(speed=1e-9), AugmentConfig(warp=1e-9), AugmentConfig(speed=1e-9, warp=1e-9)):
+        out, lengths = augmentation.warp(KEY, x, LENGTHS, config)
+        np.testing.assert_array_equal(out, x)
+        np.testing.assert_array_equal(lengths, LENGTHS)
+
+
+def test_speed_resamples_time_and_never_leaves_the_buffer():
+    frames = np.arange(FRAMES, dtype=np.float32)
+    lengths = np.array([40, 20, 30, 10] * 25, np.int32)
+    x = np.where(frames[None] < lengths[:, None], frames[None] + 1, 0.0)[..., None] * np.ones(3, np.float32)
+    out, new_lengths = (
+        np.asarray(v) for v in augmentation.warp(KEY, jnp.asarray(x), lengths, AugmentConfig(speed=0.2))
+    )
+    assert new_lengths.max() <= FRAMES
+    speeds = []
+    for row, (old, new) in enumerate(zip(lengths, new_lengths, strict=True)):
+        assert old / 1.2 - 1 <= new <= old / 0.8
+        # The features are the time itself, so interpolation shows the speed: out[p] = 1 + p speed.
+        speed = out[row, 1, 0] - 1.0
+        speeds.append(speed)
+        assert 0.8 - 1e-4 <= speed <= 1.2 + 1e-4
+        assert new == min(int(np.floor(np.float32(old) / np.float32(speed) + 1e-3)), FRAMES)
+        np.testing.assert_allclose(out[row, : new - 1, 0], 1 + speed * np.arange(new - 1), rtol=2e-3)
+        assert not out[row, new:].any()
+    assert np.min(speeds) < 0.85 and np.max(speeds) > 1.15
+    # An utterance that fills the buffer is never slowed down, or its end would be lost.
+    assert np.min(np.array(speeds)[lengths == FRAMES]) >= 1 - 1e-4
+
+
+def test_frequency_warp_moves_every_frame_of_an_utterance_alike():
+    x = np.broadcast_to(np.arange(BINS, dtype=np.float32), (50, 4, BINS)).copy()
+    out, lengths = augmentation.warp(KEY, jnp.asarray(x), np.full(50, 4, np.int32), AugmentConfig(warp=0.2))
+    out = np.asarray(out)
+    np.testing.assert_array_equal(lengths, 4)
+    factors = out[:, 0, 1]
+    assert 0.8 <= factors.min() < 0.85 and 1.15 < factors.max() <= 1.2
+    expected = np.minimum(np.arange(BINS)[None] * factors[:, None], BINS - 1)
+    np.testing.assert_allclose(out, np.broadcast_to(expected[:, None], out.shape), atol=1e-4)
+
+
+def test_the_model_augments_only_where_a_key_is_given():
+    strong = AugmentConfig(noise_probability=1.0, speed=0.2, warp=0.2, time_masks=2, freq_masks=2)
+    params = tiny.random_params(tiny.FEATURES, tiny.ENCODER)
+    batch = tiny.random_batch([200, 120], size=240, tasks=[-1, -1], filler=np.nan)
+
+    @functools.partial(jax.jit, static_argnames="config")
+    def run(config, key):
+        model = AsrModel(tiny.FEATURES, tiny.ENCODER, augment=config)
+        rngs = None if key is None else {"augment": key}
+        return model.apply({"params": params}, batch["waveform"], batch["num_samples"], unbound(), rngs=rngs)
+
+    plain, lengths = run(AugmentConfig(), None)
+    np.testing.assert_array_equal(run(strong, None)[0], plain)
+    np.testing.assert_array_equal(run(AugmentConfig(), KEY)[0], plain)
+    changed, changed_lengths = run(strong, KEY)
+    assert np.isfinite(changed).all() and (changed_lengths > 0).all() and (changed_lengths <= 12).all()
+    assert np.abs(changed - plain)[:, : lengths.min()].max() > 0.1

@@ -1,0 +1,117 @@
+"""Text: what normalisation keeps, and that labels give the text back."""
+
+import json
+
+import pytest
+
+from hra_jax.errors import UserError
+from hra_jax.text import vocabularies
+from hra_jax.text.normalization import normalize_text
+
+SENTENCES = [
+    "turn the kitchen light on",
+    "don't call anna before nine",
+    "the train leaves on the third of may",
+    "set an alarm for seven thirty",
+    "what is the weather like in the morning",
+    "play the next song and turn it up",
+]
+
+
+def _vocabularies():
+    return [vocabularies.CharacterVocabulary(), vocabularies.SentencePieceVocabulary.train(SENTENCES, 48)]
+
+
+@pytest.mark.parametrize(
+    "written, normal",
+    [
+        ("Don\u2019t  STOP!", "don't stop"),
+        ("'Tis the dogs' bone, 'quoted'", "tis the dogs bone quoted"),
+        ("twenty-one\tand\u00a0\uff15", "twenty one and 5"),
+        ("caf\u0065\u0301 (closed)", "caf\u00e9 closed"),
+        ("don\u00b4t", "don't"),
+        (" ... ", ""),
+    ],
+)
+def test_basic_normalizer_keeps_words_and_inner_apostrophes_only(written, normal):
+    assert normalize_text(written, "basic") == normal
+
+
+def test_normalizers_are_idempotent_and_named():
+    hard = "\u0130stanbul \u2018A\u2019 \ufb01n\u2026 O\u2019Neil''s -- 3\u00bd \u1e9e"
+    for name in ("none", "lower", "basic"):
+        once = normalize_text(hard, name)
+        assert normalize_text(once, name) == once
+    assert normalize_text(" A,b ", "none") == " A,b "
+    assert normalize_text(" A,b ", "lower") == " a,b "
+    with pytest.raises(UserError, match="'whisper'.*none, lower, basic"):
+        normalize_text("a", "whisper")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_encoded_text_decodes_to_itself_through_json_and_never_uses_the_blank(index):
+    vocabulary = _vocabularies()[index]
+    restored = vocabularies.vocabulary_from_json(json.loads(json.dumps(vocabulary.to_json())))
+    assert isinstance(restored, vocabularies.Vocabulary)
+    for sentence in [*SENTENCES, "a new sentence"]:
+        labels = vocabulary.encode(sentence)
+        assert labels and vocabulary.blank_id not in labels and max(labels) < vocabulary.size
+        assert restored.encode(sentence) == labels
+        assert restored.decode([0, *labels, 0]) == sentence
+    assert restored.size == vocabulary.size
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_unknown_characters_are_dropped_and_named(index):
+    vocabulary = _vocabularies()[index]
+    assert vocabulary.unknown_characters("turn \u00e9 the 5") == {"\u00e9", "5"}
+    assert vocabulary.unknown_characters("turn it on") == set()
+    assert vocabulary.decode(vocabulary.encode("tu5rn\u00e9")) == "turn"
+    assert vocabulary.encode("\u00e9") == []
+
+
+def test_character_ids_follow_the_order_given():
+    vocabulary = vocabularies.CharacterVocabulary("ba")
+    assert (vocabulary.encode("ab"), vocabulary.size, vocabulary.blank_id) == ([2, 1], 3, 0)
+
+
+def test_sentencepiece_training_is_deterministic_and_has_the_size_asked_for():
+    first, second = (vocabularies.SentencePieceVocabulary.train(SENTENCES, 48) for _ in range(2))
+    assert first.to_json() == second.to_json() and first.size == 48
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (["a"], "JSON object"),
+        ({"type": "words"}, "'words' is unknown; allowed: blank, characters, ctc_tokens, sentencepiece, tokenizer"),
+        ({"type": "characters"}, "'characters'"),
+        ({"type": "characters", "characters": 3}, "must be a list"),
+        ({"type": "characters", "characters": ["ab"]}, "'ab' is not a single character"),
+        ({"type": "characters", "characters": "aba"}, "'a' more than once"),
+        ({"type": "characters", "characters": []}, "at least one"),
+        ({"type": "sentencepiece", "model": "%%"}, "not base64"),
+        ({"type": "sentencepiece", "model": 3}, "not base64"),
+        ({"type": "sentencepiece", "model": "aGVsbG8="}, "not a SentencePiece model"),
+    ],
+)
+def test_a_wrong_vocabulary_is_one_clear_line(content, message):
+    with pytest.raises(UserError, match=message) as caught:
+        vocabularies.vocabulary_from_json(content)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [4, 100_000])
+def test_an_impossible_vocabulary_size_is_one_clear_line(size):
+    with pytest.raises(UserError, match=f"size {size} cannot be trained") as caught:
+        vocabularies.SentencePieceVocabulary.train(SENTENCES, size)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no text"):
+        vocabularies.SentencePieceVocabulary.train([" "], size)
+
+
+def test_decoding_an_id_outside_the_vocabulary_is_an_error():
+    for vocabulary in _vocabularies():
+        for wrong in (-1, vocabulary.size):
+            with pytest.raises(ValueError, match=str(wrong)):
+                vocabulary.decode([1, wrong])
