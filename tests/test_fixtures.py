@@ -11,8 +11,8 @@ import soundfile
 from reference import micro as world
 
 import hra_jax
-from hra_jax import config as configs
-from hra_jax import train as training
+from hra_jax import train
+from hra_jax.config.files import flatten_config, load_config, validate_config
 from hra_jax.evaluate import evaluate
 from hra_jax.transcribe import transcribe
 
@@ -109,7 +109,7 @@ def test_the_finished_run_exports_the_same_adapter_again(stored, backbone):
     metrics = Path("workdir/metrics.jsonl").read_bytes()
     for folder in ("adapter", "eval"):
         shutil.rmtree(stored / "workdir" / folder)
-    assert training.train(configs.load("user.py"), "workdir") == 0
+    assert train.train(load_config("user.py"), "workdir") == 0
     after = hra_jax.load_adapter("workdir/adapter", backbone)
     assert (after.tasks, after.adapter) == (before.tasks, before.adapter)
     jax.tree.map(np.testing.assert_array_equal, after.shared, before.shared)
@@ -120,9 +120,9 @@ def test_the_finished_run_exports_the_same_adapter_again(stored, backbone):
 
 
 def test_the_configuration_file_of_a_user_keeps_its_values(stored):
-    config = configs.load("user.py")
-    configs.validate(config)
-    found = configs.flatten(config)
+    config = load_config("user.py")
+    validate_config(config)
+    found = flatten_config(config)
     expected = {
         "steps": 3,
         "backbone": "backbone",
