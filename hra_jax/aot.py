@@ -26,7 +26,7 @@ from hra_jax import cli
 from hra_jax.console import near_matches
 from hra_jax.data import batching
 from hra_jax.errors import UserError
-from hra_jax.run import programs
+from hra_jax.run.layout import check_rows, open_mesh
 from hra_jax.tpu import topologies
 from hra_jax.training import sharding
 
@@ -93,7 +93,7 @@ def plan(config, topology: str) -> Plan:
             f"{topology}: batch.multiple = {batch.multiple}: must be a multiple of {shards}, the parts that a batch is "
             f"split into"
         )
-    programs.check_rows(config, shards)
+    check_rows(batch, shards, accumulate=config.accumulate, evaluation=config.eval)
     rows = (
         batching.bucket_rows(batch.buckets, batch_seconds=seconds, multiple=batch.multiple)
         for seconds in (batch.seconds, config.eval.batch_seconds)
@@ -232,7 +232,8 @@ def largest_buffers(config, planned: Plan, entry: dict, *, tasks: int, labels_pe
     from hra_jax.tpu.hlo import Program
     from hra_jax.tpu.shapes import Shapes
 
-    mesh = programs.mesh_of(config, topologies.devices(topologies.parse(name), config.mesh.slices))
+    devices = topologies.devices(topologies.parse(name), config.mesh.slices)
+    mesh = open_mesh(config.mesh, multiple=config.batch.multiple, devices=devices)
     shapes = Shapes(config, mesh, tasks=tasks, labels_per_second=labels_per_second)
     job = shapes.job(entry["step"], entry["bucket_seconds"], entry["rows"])
     try:
@@ -422,7 +423,7 @@ def main(argv) -> int:
     devices = topologies.devices(planned.topology, config.mesh.slices)
     from hra_jax.tpu.shapes import Shapes  # after JAX has been told which devices there are
 
-    mesh = programs.mesh_of(config, devices)
+    mesh = open_mesh(config.mesh, multiple=config.batch.multiple, devices=devices)
     shapes = Shapes(config, mesh, tasks=FLAGS.tasks, labels_per_second=FLAGS.labels_per_second)
     document = {"config": FLAGS["config"].value.backbone, "topology": FLAGS.topology, "mesh": planned.mesh_shape}
     document |= {"method": config.method, "adapter": config.adapter.name, "parameters": shapes.counts}

@@ -13,6 +13,7 @@ All processes run the same program in the same order. Where one of them fails, t
 a process that fails leaves at once (`leave`), and the heartbeat of jax ends the others.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from jax.experimental import multihost_utils
 
 from hra_jax import cli
@@ -211,6 +213,17 @@ def gather(value) -> list:
     padded[: len(content)] = np.frombuffer(content, np.uint8)
     parts = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
     return [json.loads(part[:length].tobytes()) for part, length in zip(parts, lengths, strict=True)]
+
+
+def check_same_command(workdir: epath.Path, config_json: str) -> None:
+    """`check_agreement` on what a run is started with: the version of jax, the work directory, the configuration."""
+    check_agreement(
+        {
+            "version of jax": jax.__version__,
+            "work directory": str(workdir),
+            "configuration": hashlib.sha256(config_json.encode()).hexdigest(),
+        }
+    )
 
 
 def check_agreement(facts: dict[str, str]) -> None:
