@@ -28,8 +28,7 @@ from hra_jax.adapters import initial, task_rows
 from hra_jax.adapters import methods as adapters
 from hra_jax.adapters.base import Adapter, Formula
 from hra_jax.config.files import validate_config
-from hra_jax.config.keys import group
-from hra_jax.config.keys import SHARED_VOCABULARIES
+from hra_jax.config.keys import SHARED_VOCABULARIES, group
 from hra_jax.console import near_matches
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
@@ -112,7 +111,9 @@ def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) 
 
 def _name(config) -> str:
     """The backbone for people: what the configuration says, with the size of an abstract one."""
-    return f"{foundation.ABSTRACT} {config.pretrain.size}" if config.backbone == foundation.ABSTRACT else config.backbone
+    return (
+        f"{foundation.ABSTRACT} {config.pretrain.size}" if config.backbone == foundation.ABSTRACT else config.backbone
+    )
 
 
 def _checked_tasks(tasks: list) -> list[int]:
@@ -146,7 +147,9 @@ def _adapter(config, name: str, encoder: EncoderConfig) -> Adapter:
     config = config.copy_and_resolve_references()
     config.adapter.name = name
     own = adapters.own_settings(config)
-    return adapters.from_config(group(config, "adapter"), own, output_size=config.adapter.output_size or encoder.vocab_size)
+    return adapters.from_config(
+        group(config, "adapter"), own, output_size=config.adapter.output_size or encoder.vocab_size
+    )
 
 
 def _adapted(config, adapter: Adapter, encoder: EncoderConfig, backbone: int, tasks: list[int]) -> dict:

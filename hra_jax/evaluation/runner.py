@@ -4,19 +4,25 @@ Each process decodes its own rows; the outputs are replicated, so every process 
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from hra_jax.data import batching
+from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import eval_batches
-from hra_jax.data.table import TableSource, UtteranceTable
+from hra_jax.data.report import DataReport
+from hra_jax.data.table import DataSettings, TableSource, UtteranceTable
 from hra_jax.errors import UserError
 from hra_jax.evaluation.report import UtteranceResult
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models import ctc
+from hra_jax.run.foundation import Foundation
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
+from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import BlankVocabulary
 from hra_jax.training import sharding
 

@@ -89,9 +89,7 @@ def _export_adapter(
     print(f"exported step {step} to {folder}", flush=True)
 
 
-def _export_backbone(
-    run: Run, *, config: ConfigDict, dtype: str, step: int, results: dict[str, Any] | None
-) -> None:
+def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int, results: dict[str, Any] | None) -> None:
     """Writes W/backbone from the state, a weight at a time; all processes must call it, and process 0 writes."""
     weights = flatten(run.state.weights["backbone"], separator=".")
 

@@ -1,4 +1,4 @@
-"""The second stage of a run: everything that is known before anything is on a device. All other checks are made here."""
+"""The second stage of a run: everything that is known before anything is on a device, checked."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ from jax.sharding import Mesh
 
 from hra_jax.adapters import initial, methods
 from hra_jax.adapters.base import Adapter
+from hra_jax.adapters.outputs import OWN_VOCABULARIES
+from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data.batching import BatchSettings, bucket_rows
 from hra_jax.data.report import DataReport
 from hra_jax.data.table import DataSettings, UtteranceTable
-from hra_jax.adapters.settings import AdapterSettings
-from hra_jax.adapters.outputs import OWN_VOCABULARIES
 from hra_jax.errors import UserError
 from hra_jax.evaluation import suites
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner, share_shapes
@@ -21,8 +21,8 @@ from hra_jax.models import augmentation
 from hra_jax.models.augmentation import AugmentConfig
 from hra_jax.run import processes, programs
 from hra_jax.run.foundation import Foundation
-from hra_jax.run.settings import RunSettings
 from hra_jax.run.read import Material
+from hra_jax.run.settings import RunSettings
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 from hra_jax.text.vocabularies import BlankVocabulary
 from hra_jax.training import sharding, train_state

@@ -18,6 +18,7 @@ from hra_jax.run.layout import Layout
 from hra_jax.run.read import Material
 from hra_jax.run.settings import RunSettings
 from hra_jax.training import placement, sharding, task_bank, train_state
+from hra_jax.training.best_rows import BestRows
 
 
 @dataclasses.dataclass
@@ -46,7 +47,7 @@ class Run:
     bank: task_bank.TaskBank
     frozen: dict[str, Any] | None
     best: dict[str, Any] = dataclasses.field(default_factory=dict)
-    best_rows: task_bank.BestRows = dataclasses.field(default_factory=task_bank.BestRows)
+    best_rows: BestRows = dataclasses.field(default_factory=BestRows)
 
 
 def place(

@@ -16,10 +16,10 @@ from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.errors import UserError
 from hra_jax.models import attention_parts
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.dtypes import compute_dtype
 from hra_jax.models.augmentation import NO_AUGMENTATION, AugmentConfig
-from hra_jax.run.settings import RunSettings
+from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run.foundation import Foundation
+from hra_jax.run.settings import RunSettings
 from hra_jax.text.vocabularies import BLANK_ID
 from hra_jax.training import placement, sharding, task_bank, train_state
 from hra_jax.training.optimizer import OptimizerConfig

@@ -70,9 +70,7 @@ class Shapes:
         self._base = foundation.Foundation(features, encoder, None, settings.backbone, "", None)
         own = adapter.output in OWN_VOCABULARIES and settings.method == "adapter"
         self._outputs = (adapter.output_size or encoder.vocab_size) if own else 0
-        self._method = adapter_method(
-            settings, adapter, own=methods.own_settings(config), output_size=self._outputs
-        )
+        self._method = adapter_method(settings, adapter, own=methods.own_settings(config), output_size=self._outputs)
         self._method.adapted(encoder)
         self._programs = programs.lay_out_programs(
             self._base,
@@ -95,9 +93,7 @@ class Shapes:
         """The programs of those kinds for every bucket, the longest bucket first."""
         batch, buckets = self._batch_settings, self._batch_settings.buckets
         train = batching.bucket_rows(buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
-        evaluation = batching.bucket_rows(
-            buckets, batch_seconds=self._evaluation_seconds, multiple=batch.multiple
-        )
+        evaluation = batching.bucket_rows(buckets, batch_seconds=self._evaluation_seconds, multiple=batch.multiple)
         rows = {"train": train, "evaluation": evaluation, "transcription": evaluation}
         return [
             self.job(kind, seconds, rows[kind][position])

@@ -18,19 +18,17 @@ from hra_jax.errors import UserError
 from hra_jax.models import ctc
 from hra_jax.models.asr import AsrModel
 from hra_jax.training import train_state
-from hra_jax.training.optimizer import OptimizerConfig, dense, global_norm, learning_rate, update_rows
+from hra_jax.training.optimizer import OptimizerConfig, Scalar, dense, global_norm, learning_rate, update_rows
 from hra_jax.training.train_state import TrainState
 
 Tree = dict[str, Any]
 Metrics = dict[str, jax.Array]
-Scalar = int | float | jax.Array
-
 LOST = "utterances_without_task"  # metric: how many name a task that is not in the bank, or one beyond `max_tasks`
 
 
 def forward(
     model: AsrModel,
-    backbone: Tree | None,
+    backbone: Tree,
     shared: Tree | None,
     rows: Tree | None,
     index: jax.Array,
@@ -43,15 +41,19 @@ def forward(
     `index` `[B]` is the slot of each utterance's task among `rows`; K or beyond means `__base__`. With `shared` None
     there is no adapter at all.
     """
-    bound = unbound() if shared is None else bind(model.adapter, model.encoder, shared, rows, index)
+    bound = unbound()
+    if shared is not None:
+        assert rows is not None, "an adapter has rows"
+        bound = bind(model.adapter, model.encoder, shared, rows, index)
     args = (batch["waveform"], batch["num_samples"], bound, batch.get("symbols"))
-    log_probs, lengths = model.apply({"params": backbone}, *args, rngs=rngs)
+    outputs: Any = model.apply({"params": backbone}, *args, rngs=rngs)
+    log_probs, lengths = outputs
     return log_probs, lengths
 
 
 def _loss_sums(
     model: AsrModel,
-    backbone: Tree | None,
+    backbone: Tree,
     shared: Tree | None,
     rows: Tree | None,
     index: jax.Array,
@@ -88,17 +90,18 @@ def _gradients(
 ) -> tuple[jax.Array, jax.Array, jax.Array, Tree]:
     """Gradient of the mean loss over the utterances of the global batch, accumulated over `accumulate` micro-batches.
 
-    `shared` is what the tasks share where it is not among `learned`. Returns the mean loss, how many utterances counted,
-    how many were infeasible, and the gradient.
+    `shared` is what the tasks share where it is not among `learned`. The result is the mean loss, how many utterances
+    counted, how many were infeasible, and the gradient.
     """
 
     def loss_fn(
         learned: Tree, part: Tree, part_index: jax.Array, number: Scalar
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        args: tuple[Tree | None, Tree | None, Tree | None]
+        args: tuple[Tree, Tree | None, Tree | None]
         if "backbone" in learned:
             args = (learned["backbone"], None, None)
         else:
+            assert frozen is not None, "an adapter trains on a frozen backbone"
             args = (frozen, learned.get("shared", shared), learned["rows"])
         return _loss_sums(model, *args, part_index, part, blank_id, _rngs(model, seed, step, number))
 
@@ -130,9 +133,9 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds `train_step(state, frozen, batch, hyper=None) -> (state, metrics)`.
 
-    `hyper` is seed and learning rate as arguments of the step, {'seed': uint32, 'learning_rate': float32}, scalars. They
-    take the place of the two settings and leave the program the same, so that runs that differ in them alone share a
-    compilation.
+    `hyper` is seed and learning rate as arguments of the step, {'seed': uint32, 'learning_rate': float32}, scalars.
+    They take the place of the two settings and leave the program the same, so that runs that differ in them alone share
+    a compilation.
 
     Args:
       model: the encoder, with its adapter method and augmentation.
@@ -226,8 +229,8 @@ def make_host_rows_step(train_step: Callable[..., Any]) -> Callable[..., tuple[T
 
     The device holds K rows: those of the tasks of the step. Nothing in the program depends on the number of tasks. The
     step takes a state without the bank, `hyper` as the train step does, and
-      incoming: {'ids': int32 `[K]` ascending, slots beyond the tasks of the batch hold `task_rows.NO_ROW`; 'rows': their
-        rows as the host has them, `{'tasks', 'mu', 'nu', 'count'}`}.
+      incoming: {'ids': int32 `[K]` ascending, slots beyond the tasks of the batch hold `task_rows.NO_ROW`; 'rows':
+        their rows as the host has them, `{'tasks', 'mu', 'nu', 'count'}`}.
       resident: the same, as the step before left it: where both have a row, this is the newer one, since the host
         copies a step's rows back while the next one runs.
     It returns (state, metrics, resident).
