@@ -71,8 +71,8 @@ def test_every_method_trains_resumes_exports_and_recognises(micro, tmp_path, met
     for held in (whole.frozen, whole.run.frozen):
         assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(held), stored, strict=True))
     counted = json.loads((tmp_path / "whole" / "eval" / "test" / "results.json").read_text())
-    shared, own = whole.run.config.adapter, counted["parameters_per_task"]
-    assert shared.name == method and counted["trainable_parameters"] == counted["shared_parameters"] + 3 * own
+    name, own = whole.run.layout.method.name, counted["parameters_per_task"]
+    assert name == method and counted["trainable_parameters"] == counted["shared_parameters"] + 3 * own
     # Stopped and continued: the same bytes.
     world.train(config, tmp_path / "W", on_step=terminate_at(STOP))
     assert not (tmp_path / "W" / "adapter").exists()

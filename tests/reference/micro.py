@@ -181,6 +181,7 @@ class Trained:
     """What came of a run in this process."""
 
     workdir: Path
+    config: ConfigDict | None = None  # None: given to the run by other means
     status: int | None = None  # None: it raised
     run: Run | None = None  # None: it did not get so far
     start: dict | None = None  # what was to be trained, before the first step
@@ -217,7 +218,7 @@ def train(
     config: ConfigDict, workdir: Path, *, devices: int = 1, on_step: Callable[[int], None] = lambda step: None
 ) -> Trained:
     """Trains in this process; `on_step` is called after each step, before its checkpoint."""
-    done = Trained(Path(workdir))
+    done = Trained(Path(workdir), config)
     with watched(done, on_step, devices):
         done.status = training.train(config, workdir)
     return done
