@@ -49,14 +49,14 @@ BIASES = 2 * (D + F + D) + 5 * D + (D + 2 * D + D + D + D) + D
 
 @pytest.fixture(autouse=True, scope="module")
 def shapes_of_a_geometry_once():
-    """The backbone is traced anew in every call otherwise, which takes most of the time."""
+    """The backbone is traced again in every call otherwise, which takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone_folder, "abstract_params", functools.cache(backbone_folder.abstract_params))
         yield
 
 
 def adapter_of(settings):
-    return methods.from_config(group(settings, "adapter"), methods.own_settings(settings))
+    return params.adapters.from_config(group(settings, "adapter"), params.adapters.own_settings(settings))
 
 
 def config(start: str = "base", /, **changes):

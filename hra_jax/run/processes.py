@@ -40,7 +40,7 @@ _ALL_OR_NONE = f"allowed: all of {', '.join(_VARIABLES)} (or {', '.join(_VARIABL
 _FAREWELL_SECONDS = 5.0  # in which processes that fail together end together
 
 
-class Place(NamedTuple):
+class Member(NamedTuple):
     """Which process of a run this one is."""
 
     coordinator_address: str  # HOST:PORT
@@ -59,7 +59,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("process_id", None, "Number of this process, from 0; default: HRA_PROCESS_ID.")
 
 
-def place(given: dict[str, Any]) -> Place | None:
+def member(given: dict[str, Any]) -> Member | None:
     """Which process this is, from flags and the environment variables that are their defaults.
 
     Args:
@@ -92,7 +92,7 @@ def place(given: dict[str, Any]) -> Place | None:
         raise UserError(
             f"{names['process_id']} = {number}; allowed: 0 to {count - 1}, as {names['num_processes']} = {count}"
         )
-    return Place(address, count, number)
+    return Member(address, count, number)
 
 
 def _integer(name: str, value: int | str, *, low: int) -> int:
@@ -115,7 +115,7 @@ def initialize(*, heartbeat_seconds: int, resumable: bool = True) -> None:
     Raises:
       UserError: flags or environment variables that do not fit together, or processes that did not all come.
     """
-    here = place({flag: flags.FLAGS[flag].value for flag in _VARIABLES})
+    here = member({flag: flags.FLAGS[flag].value for flag in _VARIABLES})
     if here is not None and here.num_processes == 1:
         return
     jax.config.update("jax_enable_preemption_service", resumable)

@@ -308,7 +308,7 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
       mesh: from `make_mesh`.
 
     Returns:
-      Global arrays. 64-bit numbers become 32-bit ones, as everywhere in jax.
+      Global arrays. 64-bit numbers become 32-bit ones, as always in jax.
 
     Raises:
       UserError: the rows cannot be split evenly.

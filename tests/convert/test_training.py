@@ -108,14 +108,8 @@ def terminate_at(step: int):
 def model_of(done: world.Trained, backbone: Backbone, weights: dict) -> Model:
     """What would be loaded if `weights` of a run were exported."""
     weights = jax.tree.map(jnp.asarray, weights)
-    return Model(
-        backbone,
-        done.run.layout.method,
-        weights["shared"],
-        weights["tasks"],
-        done.run.layout.tasks,
-        done.run.material.own,
-    )
+    layout, own = done.run.layout, done.run.material.own
+    return Model(backbone, layout.method, weights["shared"], weights["tasks"], layout.tasks, own)
 
 
 def hidden(waveforms):
