@@ -3,7 +3,6 @@
 python -m hra_jax.evaluate --workdir runs/quickstart --suite hard --step best
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,4 +86,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, define_flags=define_flags))
+    cli.run(main, define_flags=define_flags)

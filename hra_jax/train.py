@@ -4,7 +4,6 @@ python -m hra_jax.train --config quickstart --workdir runs/quickstart
 """
 
 import functools
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -339,4 +338,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, define_flags=define_flags, config_flag=True))
+    cli.run(main, define_flags=define_flags, config_flag=True)

@@ -214,8 +214,9 @@ def _runners(
 ) -> tuple[SuiteRunner | None, SuiteRunner | None]:
     """The runners of the test suite and of the selection suite, which share no utterance with each other."""
     test, select = (
-        suite
-        and _runner(suite, material, table, mesh=mesh, data=data, batch=batch, evaluation=evaluation, report=report)
+        _runner(suite, material, table, mesh=mesh, data=data, batch=batch, evaluation=evaluation, report=report)
+        if suite
+        else None
         for suite in (material.test, material.select)
     )
     if test and select:

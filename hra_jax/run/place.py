@@ -109,6 +109,7 @@ def frozen_weights(base: foundation.Foundation, layout: Layout, dtype: str) -> d
 
 def _read(base: foundation.Foundation, layout: Layout, dtype: Any) -> dict[str, Any]:
     """The backbone's weights on the mesh, of which every process reads its part."""
+    assert base.files is not None, "only pre-training has no files, and reads none"
     shardings = placement.backbone_shardings(layout.mesh, base.features, base.encoder)
     weights: dict[str, Any] = backbone_folder.load_params(base.files, shardings, dtype=dtype)
     return weights

@@ -141,7 +141,7 @@ def _found_by_jax(heartbeat_seconds: int) -> bool:
     """Starts the run's processes where jax finds them by itself: on Cloud TPUs; whether it did."""
     # jax puts tpu first where it finds TPUs. Elsewhere it is not asked: its search for other kinds of clusters would
     # take a lone process inside one for a part of something.
-    if "tpu" not in (jax.config.jax_platforms or ""):
+    if "tpu" not in (jax.config.read("jax_platforms") or ""):
         return False
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)

@@ -78,8 +78,8 @@ def model_on(
       settings: the top-level keys of a validated configuration.
       augment: augmentation, which acts only where keys are given, as dropout does.
     """
-    block = settings.attention_block
-    if block < 0:
+    block: int | attention_parts.Budget = settings.attention_block
+    if settings.attention_block < 0:
         platform = mesh.devices.flat[0].platform
         block = attention_parts.for_platform(platform, devices=mesh.size, tensor=mesh.shape["tensor"])
     return AsrModel(
@@ -150,7 +150,7 @@ def lay_out_programs(
     adapted = settings.method == "adapter"
     rows = bank_rows(adapter, tasks) if adapted else 0
     weights = new_weights_shapes(base, method, rows) if adapted else {"backbone": base.shapes()}
-    kind = task_bank.BANKS[adapter.bank] if adapted else task_bank.NoBank
+    kind: type[task_bank.TaskBank] = task_bank.BANKS[adapter.bank] if adapted else task_bank.NoBank
     has_rows = bool(jax.tree.leaves(weights.get("tasks", {})))
     most = min(max_tasks, rows) if has_rows else 1
     model = model_on(mesh, base, method, settings=settings, augment=augment)

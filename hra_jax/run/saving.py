@@ -13,7 +13,7 @@ from hra_jax.training.checkpoints import Checkpoints, CheckpointSettings
 def fingerprint(run: Run) -> dict[str, Any]:
     """What a checkpoint and this run must agree on."""
     material, tasks = run.material, run.layout.tasks
-    facts = {"method": run.settings.method, "backbone": material.base.fingerprint, "tasks": list(tasks)}
+    facts: dict[str, Any] = {"method": run.settings.method, "backbone": material.base.fingerprint, "tasks": list(tasks)}
     if material.start is not None:
         facts["start"] = initial.content_hash(material.start_folder)
     if material.own is not None:
@@ -73,7 +73,8 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     Returns:
       The data position; {} with `weights_only`.
     """
-    number, position = checkpoints.resolve(step), {}
+    number = checkpoints.resolve(step)
+    position: dict[str, Any] = {}
     state = train_state.without_bank(run.state)
     if weights_only:
         part = checkpoints.restore_part(number, {"trainable": state.trainable, "fixed": state.fixed})

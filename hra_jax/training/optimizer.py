@@ -56,7 +56,7 @@ class OptimizerConfig:
 
 
 def learning_rate(config: OptimizerConfig, peak: Scalar | None = None) -> optax.Schedule:
-    """The schedule: global step (0-based) -> learning rate; `peak` takes the place of `config.learning_rate`."""
+    """The schedule: global step (0-based) -> learning rate; `peak` is used in place of `config.learning_rate`."""
     peak = config.learning_rate if peak is None else peak
     warmup = max(1, min(config.warmup_steps, config.steps))
     decay = SCHEDULES[config.schedule](peak, max(1, config.steps - warmup), config.final_fraction)

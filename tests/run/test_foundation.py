@@ -99,7 +99,7 @@ def test_every_setting_of_the_model_and_the_optimizer_reaches_it(micro):
     config = config.unlock()
     for number, key in enumerate(sorted(config.optimizer), start=1):
         if key != "schedule":
-            config.optimizer[key] = type(config.optimizer[key])(number)
+            config.optimizer[key] = number if isinstance(config.optimizer[key], int) else number / 16
     settings, optimizer = group(config, ""), group(config, "optimizer", steps=config.steps)
     base, mesh = foundation.load(micro.backbone), open_mesh(config.mesh, multiple=8)
     model = programs.model_on(mesh, base, method_of(config), settings=settings, augment=group(config, "augment"))
