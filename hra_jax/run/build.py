@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from hra_jax.adapters import methods
 from hra_jax.adapters.base import Adapter, unbound
-from hra_jax.config.keys import OWN_VOCABULARIES
+from hra_jax.adapters.outputs import OWN_VOCABULARIES
+from hra_jax.config import keys
 from hra_jax.errors import UserError
-from hra_jax.models import augmentation, backbone_folder, published
+from hra_jax.models import augmentation, backbone_folder, dtypes, published
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.attention_parts import Budget
 from hra_jax.models.config import EncoderConfig, FeatureConfig, named_size
@@ -77,11 +78,7 @@ def check_has_outputs(config, base: Foundation) -> None:
 
 def check_augmentation(config, base: Foundation) -> None:
     """Refuses, with a UserError, augmentation of spectra where the backbone takes samples."""
-    augmentation.check(_augmentation(config), base.features)
-
-
-def _augmentation(config) -> augmentation.AugmentConfig:
-    return augmentation.AugmentConfig(**config.augment)
+    augmentation.check(keys.group(config, "augment"), base.features)
 
 
 def geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
@@ -127,11 +124,9 @@ def foundation(config, training_texts=()) -> Foundation:
     return Foundation(files.features, files.encoder, vocabulary, name, files.fingerprint, files)
 
 
-def compute_dtype(config):
+def compute_dtype(config) -> jnp.dtype:
     """The dtype of frozen weights and activations: `config.backbone_dtype`, 'auto' by the kind of device."""
-    if config.backbone_dtype == "auto":
-        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-    return jnp.dtype(config.backbone_dtype)
+    return dtypes.compute_dtype(config.backbone_dtype)
 
 
 def adapter_method(config, *, output_size: int = 0) -> Adapter:
@@ -159,7 +154,7 @@ def model(
         features=base.features,
         encoder=base.encoder,
         adapter=adapter,
-        augment=_augmentation(config),
+        augment=keys.group(config, "augment"),
         dropout=config.dropout,
         remat=config.remat,
         attention_block=attention_block,
@@ -170,7 +165,7 @@ def model(
 
 def optimizer_settings(config) -> OptimizerConfig:
     """The optimizer settings of a configuration."""
-    return OptimizerConfig(steps=config.steps, **config.optimizer)
+    return keys.group(config, "optimizer", steps=config.steps)
 
 
 def random_backbone(base: Foundation, seed: int):
