@@ -26,6 +26,7 @@ from hra_jax import cli
 from hra_jax.console import near_matches
 from hra_jax.data import batching
 from hra_jax.errors import UserError
+from hra_jax.models import dtypes
 from hra_jax.run.layout import check_rows, open_mesh
 from hra_jax.tpu import topologies
 from hra_jax.training import sharding
@@ -416,10 +417,11 @@ def main(argv) -> int:
     show_plan(planned)
     if FLAGS.plan:
         return 0
-    if config.backbone_dtype == "auto":
+    if config.backbone_dtype == dtypes.AUTO:
         # 'auto' asks the devices that are here.
         with config.unlocked():
-            config.backbone_dtype = "float32" if planned.topology.generation == "cpu" else "bfloat16"
+            platform = "cpu" if planned.topology.generation == "cpu" else "tpu"
+            config.backbone_dtype = dtypes.compute_dtype(dtypes.AUTO, platform=platform).name
     devices = topologies.devices(planned.topology, config.mesh.slices)
     from hra_jax.tpu.shapes import Shapes  # after JAX has been told which devices there are
 

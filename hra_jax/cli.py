@@ -29,8 +29,8 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from hra_jax.config import keys
 from hra_jax.config.files import flatten_config, load_config, near_key, ready_made_names, validate_config
-from hra_jax.config.keys import RULES
 from hra_jax.errors import UserError
 
 # The C++ libraries read these once, when jax or TensorFlow is imported. What the user has set stays.
@@ -121,9 +121,8 @@ def _illegal_value(message: str) -> str:
     """absl's message; for a configuration key, what is allowed in place of the parser's reason."""
     match = re.match(r"flag --config\.(.+?)=(.*?): ", message, flags=re.DOTALL)
     key = re.sub(r'\["(\w+)"\]', r".\1", match[1]) if match else ""
-    if key not in RULES:
-        return message
-    return f"config.{key} is {match[2]!r}; allowed: {RULES[key].describe()}"
+    rule = keys.rules().get(key)
+    return message if rule is None else f"config.{key} is {match[2]!r}; allowed: {rule.describe()}"
 
 
 def _fail(message: str, *, status: int, argv: list[str]) -> None:

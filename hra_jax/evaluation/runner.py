@@ -3,6 +3,7 @@
 Each process decodes its own rows; the outputs are replicated, so every process sees every row and counts the same.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from hra_jax.config.settings import Rule, check_settings, integer, number, setting
 from hra_jax.data import batching
 from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import eval_batches
@@ -25,6 +27,30 @@ from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import BlankVocabulary
 from hra_jax.training import sharding
+
+
+def _suite() -> Rule:
+    return Rule(lambda: "'' or the name or path of a suite", lambda value: isinstance(value, str))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """The keys `eval.*`."""
+
+    every_steps: int = setting(200, integer(1), "steps between two evaluations of select_suite")
+    suite: str = setting("", _suite(), "name or path of the test suite that runs once at the end; '' for none")
+    select_suite: str = setting(
+        "", _suite(), "name or path of the validation suite that picks the best checkpoint; '' for none"
+    )
+    batch_seconds: float = setting(
+        128.0,
+        number(0, above=True, unit=" (seconds of audio)"),
+        "seconds of audio in an evaluation batch, padding included",
+    )
+    bootstrap: int = setting(1000, integer(0), "resamples of the 95% interval; 0 for no interval")
+
+    def __post_init__(self) -> None:
+        check_settings(self, "eval")
 
 
 class SuiteRunner:

@@ -27,6 +27,7 @@ from hra_jax.adapters.base import unbound
 from hra_jax.errors import UserError
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.config import EncoderConfig, FeatureConfig, from_json, to_json
+from hra_jax.models.dtypes import STORAGE_DTYPES
 from hra_jax.storage.files import json_text, write_file
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.safetensors_writer import SHARD_BYTES, TensorWriter
@@ -35,7 +36,6 @@ from hra_jax.storage.trees import flatten, unflatten
 FORMAT = 1
 BUILTIN = "builtin:"
 _SETTINGS = "backbone.json"
-STORAGE_DTYPES = ("bfloat16", "float32")
 _VERIFIED_BYTES = 2**26  # that are read at a time
 _PIECE = 32 << 20  # bytes of a whole array that are cast, hashed and checked at a time
 

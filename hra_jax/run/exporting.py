@@ -1,5 +1,6 @@
 """What a run leaves behind: W/adapter of the methods of adaptation, W/backbone of the others."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +11,35 @@ from ml_collections import ConfigDict
 
 from hra_jax.adapters import adapter_folder, methods
 from hra_jax.config.files import config_to_json
+from hra_jax.config.settings import check_settings, one_of, setting
 from hra_jax.models import backbone_folder
+from hra_jax.models.dtypes import STORAGE_DTYPES
 from hra_jax.run import processes
 from hra_jax.run.place import Run
 from hra_jax.run.scoring import accounting
 from hra_jax.storage.trees import flatten
 from hra_jax.training import sharding
+
+BEST_PER_TASK = "best_per_task"  # the row of each task as it was when that task was at its best
+STEPS = ("last", "best", BEST_PER_TASK)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings:
+    """The keys `export.*`."""
+
+    step: str = setting(
+        "last",
+        one_of(lambda: STEPS),
+        "checkpoint that is exported: last; best (on eval.select_suite); best_per_task (each task at its own best; "
+        "where nothing that tasks share trains)",
+    )
+    dtype: str = setting(
+        "float32", one_of(lambda: STORAGE_DTYPES), "of an exported backbone (methods full and pretrain)"
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self, "export")
 
 
 def as_stored(weights: Any, dtype: str) -> Any:

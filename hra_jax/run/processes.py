@@ -13,6 +13,7 @@ All processes run the same program in the same order. Where one of them fails, t
 a process that fails leaves at once (`leave`), and the heartbeat of jax ends the others.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from hra_jax import cli
+from hra_jax.config.settings import check_settings, integer, setting
 from hra_jax.errors import UserError
 
 _VARIABLES = {
@@ -38,6 +40,20 @@ _VARIABLES = {
 }
 _ALL_OR_NONE = f"allowed: all of {', '.join(_VARIABLES)} (or {', '.join(_VARIABLES.values())}), or none"
 _FAREWELL_SECONDS = 5.0  # in which processes that fail together end together
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedSettings:
+    """The keys `distributed.*`."""
+
+    heartbeat_seconds: int = setting(
+        20,
+        integer(1, unit=" (seconds)"),
+        "seconds without a sign of life after which a process is taken for dead",
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self, "distributed")
 
 
 class Member(NamedTuple):
@@ -141,7 +157,7 @@ def _found_by_jax(heartbeat_seconds: int) -> bool:
     """Starts the run's processes where jax finds them by itself: on Cloud TPUs; whether it did."""
     # jax puts tpu first where it finds TPUs. Elsewhere it is not asked: its search for other kinds of clusters would
     # take a lone process inside one for a part of something.
-    if "tpu" not in (jax.config.read("jax_platforms") or ""):
+    if "tpu" not in (jax.config.values["jax_platforms"] or ""):
         return False
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)

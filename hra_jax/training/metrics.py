@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import jax
 from etils import epath
@@ -32,6 +32,8 @@ class MetricWriter:
     A run that resumes from step s goes on as if the steps after s had never been: metrics.jsonl is cut back, and the
     event files are told to forget them. So all numbers of a step must be written before its checkpoint is saved.
     """
+
+    EVERY: ClassVar[int] = 10  # steps between two lines; to read the numbers of a step is to wait for it
 
     def __init__(self, workdir: epath.PathLike, *, resume_step: int):
         """Opens both files and drops what is newer than `resume_step`.
@@ -72,6 +74,10 @@ class MetricWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def due(self, step: int) -> bool:
+        """Whether the numbers of a step are to be written."""
+        return step % self.EVERY == 0
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the numbers of a step.

@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hra_jax.models.dtypes import compute_dtype
-from hra_jax.run.settings import PretrainSettings
 from reference import micro as world
 
 from hra_jax.adapters import methods
@@ -19,8 +17,10 @@ from hra_jax.errors import UserError
 from hra_jax.models import published
 from hra_jax.models.augmentation import AugmentConfig
 from hra_jax.models.config import SIZES
+from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import foundation, programs
 from hra_jax.run.layout import adapter_method, open_mesh
+from hra_jax.run.settings import PretrainSettings
 from hra_jax.training.optimizer import OptimizerConfig
 
 
@@ -86,7 +86,7 @@ def test_there_is_no_adapter_where_the_backbone_is_trained(micro, method):
 
 
 def test_the_adapter_has_the_settings_of_the_configuration(micro):
-    config = micro.config(hra__width=5, hra__head="ffn", hra__head_width=3, hra__dropout=0.25)
+    config = micro.config(hra__width=5, hra__head="ffn", hra__head_width=3, adapter__dropout=0.25)
     expected = HierarchicalRecurrentAdapter(width=5, head="ffn", head_width=3, dropout=0.25)
     assert method_of(config) == expected
     with pytest.raises(UserError, match="adapter.name = 'other'"):
