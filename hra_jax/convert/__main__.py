@@ -10,11 +10,10 @@ files of the tokenizer where the model has a CTC head. Families: w2v-BERT 2.0, w
 import sys
 
 import rich.console
-import rich.table
-import rich.text
 from absl import flags
 
 from hra_jax import cli
+from hra_jax.console import stdout, table
 from hra_jax.convert.conversion import Report, convert
 from hra_jax.errors import UserError
 
@@ -23,7 +22,6 @@ FLAGS = flags.FLAGS
 
 def print_report(report: Report, *, console: rich.console.Console | None = None) -> None:
     """Prints what was converted, and every source tensor that was not used with the reason."""
-    console = console or rich.console.Console(width=None if sys.stdout.isatty() else 120)
     encoder, seconds = report.encoder, report.features.stride / report.features.sample_rate
     rows = {
         "backbone": str(report.folder),
@@ -36,13 +34,11 @@ def print_report(report: Report, *, console: rich.console.Console | None = None)
         "license": report.info["license"],
         "fingerprint": report.fingerprint,
     }
-    table = rich.table.Table(show_header=False)
-    for cells in rows.items():
-        table.add_row(*map(rich.text.Text, cells))
-    for entry in report.ignored:
-        count = f"{entry.tensors} tensor{'s' * (entry.tensors > 1)}"
-        table.add_row("not used", rich.text.Text(f"{entry.pattern} ({count}): {entry.reason}"))
-    console.print(table)
+    unused = [
+        ("not used", f"{entry.pattern} ({entry.tensors} tensor{'s' * (entry.tensors > 1)}): {entry.reason}")
+        for entry in report.ignored
+    ]
+    (console or stdout(width=120)).print(table((), [*rows.items(), *unused]))
 
 
 def define_flags() -> None:
