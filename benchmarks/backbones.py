@@ -26,6 +26,7 @@ from etils import epath
 
 from hra_jax import cli
 from hra_jax.models import backbone_folder
+from hra_jax.run.jax_setup import setup_jax
 
 FLAGS = flags.FLAGS
 D, HEADS, FF, LAYERS, V, RANK = 256, 4, 1024, 8, 64, 8
@@ -361,7 +362,7 @@ def measure(family: str, workdir: epath.Path, program: str) -> dict:
 
 def main(argv) -> None:
     """Entry point."""
-    cli.setup_jax()
+    setup_jax()
     if FLAGS.alone:
         print(alone(*FLAGS.alone, FLAGS.workdir))
         return

@@ -22,6 +22,7 @@ from etils import epath
 
 from hra_jax import cli
 from hra_jax.evaluation.error_rates import ErrorCounts, bootstrap_interval
+from hra_jax.run.jax_setup import setup_jax
 
 FLAGS = flags.FLAGS
 
@@ -166,7 +167,7 @@ def define_flags() -> None:
 def main(argv) -> None:
     """Entry point."""
     del argv
-    cli.setup_jax()
+    setup_jax()
     cells = cells_lib.Cells(FLAGS.cells, FLAGS.workdir, minutes=FLAGS.minutes)
     wanted = [(None, method) for method in METHODS]
     wanted += [(speaker, method) for speaker in ALONE["speakers"] for method in ALONE["methods"]]

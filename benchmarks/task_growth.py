@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from hra_jax import cli
 from hra_jax.data import synthesize
+from hra_jax.run.jax_setup import setup_jax
 
 FLAGS = flags.FLAGS
 
@@ -208,7 +209,7 @@ def define_flags() -> None:
 def main(argv) -> None:
     """Entry point."""
     del argv
-    cli.setup_jax()
+    setup_jax()
     synthesize.render("accents", FLAGS.data_dir)
     cells = cells_lib.Cells(FLAGS.cells, FLAGS.workdir, minutes=FLAGS.minutes)
     growth, added = run(cells)

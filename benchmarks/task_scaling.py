@@ -26,6 +26,7 @@ from hra_jax.adapters import initial
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
+from hra_jax.run.jax_setup import setup_jax
 from hra_jax.training import task_bank, train_state
 from hra_jax.training.checkpoints import Checkpoints
 from hra_jax.training.optimizer import OptimizerConfig
@@ -132,7 +133,7 @@ def define_flags() -> None:
 
 def main(argv) -> None:
     """Entry point."""
-    cli.setup_jax()
+    setup_jax()
     if FLAGS.alone:
         print(json.dumps(alone(FLAGS.alone)))
         return

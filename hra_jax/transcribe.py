@@ -12,6 +12,7 @@ from hra_jax import cli
 from hra_jax.api import load_adapter, load_backbone
 from hra_jax.data import audio
 from hra_jax.errors import UserError
+from hra_jax.run.jax_setup import setup_jax
 from hra_jax.tasks.names import BASE_TASK
 
 FLAGS = flags.FLAGS
@@ -62,7 +63,7 @@ def main(argv) -> int:
     files = argv[1:]
     if not files:
         raise UserError("no audio file given; usage: --adapter DIR --task NAME a.wav b.flac ...")
-    cli.setup_jax()
+    setup_jax()
     failed = 0
     for file, text, error in transcribe(files, adapter=FLAGS.adapter, backbone=FLAGS.backbone, task=FLAGS.task):
         failed += error is not None

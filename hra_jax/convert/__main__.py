@@ -10,12 +10,11 @@ of hra_jax/convert/families.
 import sys
 
 import rich.console
-import rich.table
-import rich.text
 from absl import flags
 
 from hra_jax import cli
 from hra_jax.convert import families
+from hra_jax.console import stdout, table
 from hra_jax.convert.conversion import Report, convert
 from hra_jax.errors import UserError
 
@@ -24,7 +23,6 @@ FLAGS = flags.FLAGS
 
 def print_report(report: Report, *, console: rich.console.Console | None = None) -> None:
     """Prints what was converted, and every source tensor that was not used with the reason."""
-    console = console or rich.console.Console(width=None if sys.stdout.isatty() else 120)
     encoder, seconds = report.encoder, report.features.stride / report.features.sample_rate
     rows = {
         "backbone": str(report.folder),
@@ -37,13 +35,11 @@ def print_report(report: Report, *, console: rich.console.Console | None = None)
         "license": report.info["license"],
         "fingerprint": report.fingerprint,
     }
-    table = rich.table.Table(show_header=False)
-    for cells in rows.items():
-        table.add_row(*map(rich.text.Text, cells))
-    for entry in report.ignored:
-        count = f"{entry.tensors} tensor{'s' * (entry.tensors > 1)}"
-        table.add_row("not used", rich.text.Text(f"{entry.pattern} ({count}): {entry.reason}"))
-    console.print(table)
+    unused = [
+        ("not used", f"{entry.pattern} ({entry.tensors} tensor{'s' * (entry.tensors > 1)}): {entry.reason}")
+        for entry in report.ignored
+    ]
+    (console or stdout(width=120)).print(table((), [*rows.items(), *unused]))
 
 
 def define_flags() -> None:

@@ -1,6 +1,5 @@
 """The table of usable utterances: tasks, labels and lengths as columns, and what was left out, named."""
 
-import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from hra_jax.config.keys import SHARED_VOCABULARIES
+from hra_jax.console import did_you_mean, listed
 from hra_jax.data import manifest, mixtures
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
@@ -114,10 +114,8 @@ def read_sources(
 
 
 def _unknown_task(name: str, known: Sequence[str], *, where: str) -> UserError:
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {', '.join(map(repr, near))}? " if near else ""
-    shown = ", ".join(known[:10]) + (f", ... ({len(known)} in all)" if len(known) > 10 else "")
-    return UserError(f"task {name!r} is not {where}; {hint}allowed: {shown or 'none'}")
+    hint = did_you_mean(name, known)
+    return UserError(f"task {name!r} is not {where}; {hint}{hint and ' '}allowed: {listed(known, most=10, show=str)}")
 
 
 def _check_unique(names: Sequence[str], what: str) -> None:

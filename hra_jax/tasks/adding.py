@@ -7,12 +7,13 @@ import tempfile
 import jax
 from etils import epath
 
-from hra_jax import cli, train
+from hra_jax import train
 from hra_jax.adapters import methods
 from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
 from hra_jax.config.files import load_config, validate_config
 from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
+from hra_jax.run.jax_setup import setup_jax
 from hra_jax.storage.files import write_file
 
 STEPS = 300  # where none are given
@@ -48,7 +49,7 @@ def train_task(
     Raises:
       UserError: as `train.train`.
     """
-    cli.setup_jax()
+    setup_jax()
     with contextlib.ExitStack() as stack:
         folder = epath.Path(stack.enter_context(tempfile.TemporaryDirectory()) if workdir is None else workdir)
         config = task_config(read_adapter(adapter), steps=steps, learning_rate=learning_rate)

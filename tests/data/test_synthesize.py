@@ -118,7 +118,7 @@ def test_an_unknown_voice_variant_or_set_is_one_line_with_near_matches(tmp_path)
     assert "'en-uss'" in done.stderr
     assert "en-us," in done.stderr
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match=r"variant 'wisper'; near matches: whisper"):
+    with pytest.raises(UserError, match=r"variant 'wisper'; did you mean 'whisper'\?"):
         espeak.check_voice("en-us", "wisper")
     with pytest.raises(UserError, match=r"'hart'; allowed: hard, plain, accents, tiny-test"):
         synthesize.render("hart", tmp_path / "out", progress=False)

@@ -7,7 +7,6 @@ own seed in a freshly forked child of a process that has initialised the library
 """
 
 import ctypes
-import difflib
 import functools
 import os
 import pathlib
@@ -18,6 +17,7 @@ from typing import Any
 import espeakng_loader
 import numpy as np
 
+from hra_jax.console import near_matches
 from hra_jax.errors import UserError
 
 _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples go to the callback, before espeak_Synth returns, without a thread
@@ -133,10 +133,9 @@ def voices() -> dict[str, str]:
 def check_voice(voice: str, variant: str = _NO_VARIANT) -> None:
     """Raises UserError, in one line with near matches, if the voice or its variant does not exist."""
     # eSpeak NG itself takes an unknown variant for no variant, without a word.
-    for kind, value, allowed in (("voice", voice, voices()), ("variant", variant, [_NO_VARIANT, *variants()])):
+    for kind, value, allowed in (("voice", voice, sorted(voices())), ("variant", variant, [_NO_VARIANT, *variants()])):
         if value not in allowed:
-            near = difflib.get_close_matches(str(value), allowed, n=5, cutoff=0.4) or sorted(allowed)[:12]
-            raise UserError(f"unknown eSpeak NG {kind} {value!r}; near matches: {', '.join(filter(None, near))}")
+            raise UserError(f"unknown eSpeak NG {kind} {value!r}; {near_matches(str(value), filter(None, allowed))}")
 
 
 def in_fork(function: Callable[[], Any]) -> Any:
