@@ -23,7 +23,8 @@ from hra_jax.console import percent
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.paired import PairedDifference, paired_bootstrap
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import json_text
 
 FLAGS = flags.FLAGS
 RESULTS_FILE = "results.json"

@@ -34,7 +34,8 @@ from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.config import EncoderConfig, to_json
 from hra_jax.run import build
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import json_text
 from hra_jax.training import train_state
 
 FLAGS = flags.FLAGS
