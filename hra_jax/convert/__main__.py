@@ -7,14 +7,12 @@ files of the tokenizer where the model has a CTC head. `--help` lists the famili
 of hra_jax/convert/families.
 """
 
-import sys
-
 import rich.console
 from absl import flags
 
 from hra_jax import cli
-from hra_jax.convert import families
 from hra_jax.console import stdout, table
+from hra_jax.convert import families
 from hra_jax.convert.conversion import Report, convert
 from hra_jax.errors import UserError
 

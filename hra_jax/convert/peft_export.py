@@ -18,7 +18,9 @@ from hra_jax.convert import families
 from hra_jax.convert.tensor_rules import LAYERS, POINTWISE
 from hra_jax.errors import UserError
 from hra_jax.models.backbone_folder import BackboneFiles
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.storage import safetensors
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import json_text
 
 _PREFIX = "base_model.model."
 
@@ -105,7 +107,7 @@ def write(folder, exported: ExportedAdapter, task: str, method, files: BackboneF
         "target_modules": targets,
         "modules_to_save": saved,
     }
-    write_file(epath.Path(folder) / adapter_folder.WEIGHTS_FILE, adapter_folder.tensors_to_bytes(tensors))
+    write_file(epath.Path(folder) / adapter_folder.WEIGHTS_FILE, safetensors.to_bytes(tensors))
     write_file(epath.Path(folder) / adapter_folder.CONFIG_FILE, json_text(config))
     return len(targets)
 
