@@ -62,6 +62,7 @@ EXTRAS = {
     "dev": [
         "jiwer>=3.0",
         "mypy>=1.18",
+        "packaging>=24.0",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "pyyaml>=6.0",

@@ -75,7 +75,7 @@ def tpu_env(command_env) -> dict[str, str]:
     return command_env | {"TPU_LIBRARY_PATH": str(library), "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": path}
 
 
-# --- The order of slow tests -------------------------------------------------------------------------------------------
+# --- The order of slow tests -----------------------------------------------------------------------------------------
 
 
 def minutes(item: pytest.Item) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def changed(constraints: str) -> list[str]:
-    """Returns a line for each package whose installed version is not the one that `NAME==VERSION` in `constraints` says."""
+    """Returns a line for each package whose installed version is not that of `NAME==VERSION` in `constraints`."""
     pinned = [line.split("==") for line in constraints.splitlines() if line and not line.startswith("#")]
     versions = [(name, wanted, importlib.metadata.version(name)) for name, wanted in pinned]
     return [f"{name} was {wanted} and is {found}" for name, wanted, found in versions if found != wanted]
