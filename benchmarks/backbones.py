@@ -1,6 +1,6 @@
 """Converted encoders against transformers on the same weights: forward, and a training step of an adapter.
 
-python benchmarks/backbones.py --workdir runs/backbones --json benchmarks/backbones.json
+python benchmarks/backbones.py --workdir runs/backbones --json benchmarks/results/backbones.json
 
 Every family at width 256, 8 layers, random weights, float32, 4 utterances of 8 s, from features (the Conformer of
 wav2vec 2.0: from samples). The encoder of SeamlessM4T v2 has no head; both sides put the same one on it, and neither
