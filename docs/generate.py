@@ -1,6 +1,6 @@
-"""Writes the generated parts of the pages: the keys of `configs/base.py`, and the tables of what was measured.
+"""Writes the generated parts of the pages: configuration keys, modules, and the tables of what was measured.
 
-    python docs/generate.py            rewrites README.md and docs/*.md
+    python docs/generate.py            rewrites the pages at the top level and in docs
     python docs/generate.py --check    only says which pages are out of date; status 1 if one is
 
 A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a function of `PARTS`. Tables come from the
@@ -25,7 +25,8 @@ _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", flags=re.D
 
 def pages() -> list[Path]:
     """The pages of the project, README.md first."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    top = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+    return [*top, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def regenerated(text: str) -> str:
@@ -110,6 +111,20 @@ def configurations() -> str:
     return table("`--config` | what it is", [[f"`{path.stem}`", _first_line(path)] for path in paths], left=2)
 
 
+def modules() -> str:
+    """Every module of the package with the first line of its docstring, a table for each folder."""
+    folders: dict[Path, list[list[str]]] = {}
+    for path in sorted((ROOT / "hra_jax").rglob("*.py")):
+        documented = ast.get_docstring(ast.parse(path.read_text()))
+        if documented and "__pycache__" not in path.parts:
+            folders.setdefault(path.parent, []).append([f"`{path.name}`", documented.splitlines()[0]])
+    parts = [
+        f"`{folder.relative_to(ROOT)}`\n\n{table('file | what it holds', rows, left=2)}"
+        for folder, rows in sorted(folders.items())
+    ]
+    return "\n\n".join(parts)
+
+
 def suites() -> str:
     """The ready-made suites, and the first line of each."""
     paths = sorted((ROOT / "configs" / "suites").glob("*.py"))
@@ -161,11 +176,10 @@ def comparison() -> str:
     rows = []
     for row in sorted(cell("compare_methods.json")["rows"], key=lambda row: row["wer"]):
         gap = row.get("minus_hra")
-        difference = (
-            f"{100 * gap['difference']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})" if gap else ""
-        )
-        counts = (f"{row['parameters_per_task'] or '':{',' if row['parameters_per_task'] else ''}}",)
-        counts += (f"{row['trainable_parameters']:,}", f"{row['learning_rate']:g}")
+        points = [f"{100 * gap[end]:+.1f}" for end in ("difference", "low", "high")] if gap else []
+        difference = "{} ({} to {})".format(*points) if gap else ""
+        own = f"{row['parameters_per_task']:,}" if row["parameters_per_task"] else ""
+        counts = (own, f"{row['trainable_parameters']:,}", f"{row['learning_rate']:g}")
         rates = (_percent(row["wer"]), _interval(row), " ".join(map(_percent, row["wer_by_seed"])), difference)
         rows.append([row["method"], *counts, *rates])
     head = "method | a task | trained in all | learning rate | WER | 95% interval | by seed | minus hra"
@@ -305,8 +319,10 @@ def layers() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     part.__name__: part
-    for part in (keys, configurations, suites, quickstart, quickstart_facts, comparison, comparison_facts, parameters)
-} | {part.__name__: part for part in (scaling, encoders, full_depth, tpus, tpu_variants, tpu_batches, layers)}
+    for part in (keys, configurations, suites, modules, quickstart, quickstart_facts, comparison, comparison_facts)
+} | {
+    part.__name__: part for part in (parameters, scaling, encoders, full_depth, tpus, tpu_variants, tpu_batches, layers)
+}
 
 
 def main(arguments: list[str]) -> int:
