@@ -241,8 +241,8 @@ def encoders() -> str:
         rows.append([title, f"{1e3 * median['torch forward']:,.0f}", ratios[0], f"{1e3 * median['torch lora']:,.0f}"])
         rows[-1] += [*ratios[1:], f"{peak['torch forward']} / {peak['jax forward']}"]
         rows[-1].append(f"{peak['torch lora']} / {peak['jax hra']} / {peak['jax lora']}")
-    head = "encoder | forward there, ms | here | LoRA step there, ms | HRA step here | LoRA step here"
-    return table(f"{head} | forward, MiB, there / here | step, MiB, LoRA there / HRA here / LoRA here", rows)
+    head = "encoder | forward, theirs (ms) | forward, ratio | LoRA step, theirs (ms) | HRA, ratio | LoRA, ratio"
+    return table(f"{head} | forward (MiB), theirs / ours | step (MiB), LoRA theirs / HRA ours / LoRA ours", rows)
 
 
 def full_depth() -> str:

@@ -117,8 +117,12 @@ PLACES = {
     "python -m hra_jax.compare W1 W2": {"W1": "runs/own/eval/speakers", "W2": "runs/own/eval/speakers"},
     "python -m hra_jax.params --config NAME --tasks 1,10,100 --methods all": {"NAME": "own"},
 }
-# Commands of other programs, which need an account or a daemon that no test has.
+# Commands of other programs, which need an account or a daemon that no test has; and of the shell itself.
 FOREIGN = {
+    "source .venv/bin/activate",
+    "pip wheel --no-deps .",  # tests/test_packaging.py makes one
+    "gcloud auth login",
+    "gcloud config set project PROJECT",
     "gcloud storage buckets create gs://BUCKET --location us-west4",
     "gcloud storage cp --recursive FSDD gs://BUCKET/fsdd",
     "docker build -f launch/gke/Dockerfile -t IMAGE . && docker push IMAGE",
@@ -140,7 +144,7 @@ def commands(text: str) -> list[str]:
         if line in in_block:
             found += [line.split("  #")[0].strip()] if line.strip() and not line.startswith("#") else []
         else:
-            found += re.findall(r"`((?:python |launch/[^`\s]+ |make )[^`]*)`", line)
+            found += re.findall(r"`((?:python |launch/[^`\s]+ |make |pip |gcloud |docker )[^`]*)`", line)
     return [found for found in found if found]
 
 
