@@ -4,22 +4,22 @@
     python docs/generate.py --check    only says which pages are out of date; status 1 if one is
 
 A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a function of `PARTS`. Tables come from the
-committed cells in benchmarks/results, so a new measurement is committed as a cell and this script is run. Nothing but
-the standard library is needed.
+committed cells in benchmarks/results, so a new measurement is committed as a cell and this script is run. Only the
+tables of configuration keys need the package.
 """
 
 import ast
-import io
 import json
 import re
 import sys
-import tokenize
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+# Run as a script, it finds the package of its checkout where none is installed.
+sys.path.append(str(ROOT))
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
@@ -56,49 +56,18 @@ def cell(name: str) -> Any:
 # ======================================================================================================================
 
 
-def keys_of_base() -> dict[str, tuple[str, str]]:
-    """{dotted key: (default as it is written, comment)} of `configs/base.py`, in its order.
+def known_keys() -> list[str]:
+    """Every dotted configuration key."""
+    from hra_jax.config.keys import settings
 
-    A comment stands behind its key, or on the lines before it; a key without one raises ValueError.
-    """
-    source = (ROOT / "configs" / "base.py").read_text()
-    comments = {
-        token.start[0]: (token.string.lstrip("# "), token.line.strip().startswith("#"))
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    (function,) = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
-    found = {}
-    for node in function.body:
-        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
-            continue
-        key = ast.unparse(node.targets[0]).removeprefix("config.")
-        if isinstance(node.value, ast.Call):  # a group
-            continue
-        before, line = [], node.lineno - 1
-        while comments.get(line, ("", False))[1]:
-            before.insert(0, comments[line][0])
-            line -= 1
-        inside = [comments[line][0] for line in range(node.lineno, node.end_lineno + 1) if line in comments]
-        comment = " ".join([*before, *inside])
-        if not comment:
-            raise ValueError(f"configs/base.py says nothing about {key}")
-        found[key] = (ast.get_source_segment(source, node.value).strip("()\n ") or "()", comment)
-        if isinstance(node.value, ast.Tuple):
-            found[key] = (ast.unparse(node.value), comment)
-    return found
+    return list(settings())
 
 
 def keys() -> str:
-    """Every configuration key, a table for each group."""
-    groups: dict[str, list[list[str]]] = {}
-    for key, (default, comment) in keys_of_base().items():
-        group = key.rpartition(".")[0]
-        groups.setdefault(group, []).append([f"`{key}`", f"`{default}`", comment.replace("|", "\\|")])
-    tables = []
-    for group, rows in groups.items():
-        tables += [f"### {f'`{group}`' if group else 'The run'}", table("key | default | meaning", rows, left=3)]
-    return "\n\n".join(tables)
+    """Every configuration key, a table for each group, as `python -m hra_jax.config` prints them."""
+    from hra_jax.config.keys import documentation
+
+    return re.sub("^## ", "### ", documentation().strip(), flags=re.MULTILINE)
 
 
 def _first_line(path: Path) -> str:
