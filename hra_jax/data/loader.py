@@ -77,7 +77,7 @@ class _Assembler:
         self._rows, self._local = rows, [local_rows(number) for number in rows]
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    def submit(self, bucket: int, indices: Sequence[int], *, position: dict | None = None) -> _Job:
+    def submit(self, bucket: int, indices: Sequence[int] | np.ndarray, *, position: dict | None = None) -> _Job:
         """Starts on the global batch of these utterances, padded to the bucket's rows."""
         everyones = np.full(self._rows[bucket], PADDING, np.int64)
         everyones[: len(indices)] = indices
@@ -94,7 +94,7 @@ class _Assembler:
         }
         if self._table.symbols is not None:
             batch["symbols"] = np.repeat(self._table.symbols[-1:], share, axis=0)
-        futures = [self._pool.submit(self._fill, batch, row) for row in np.flatnonzero(mine != PADDING)]
+        futures = [self._pool.submit(self._fill, batch, row) for row in np.flatnonzero(mine != PADDING).tolist()]
         numbers = np.asarray(indices, np.int64)
         tasks = np.unique(self._table.task[numbers])
         seconds = float(self._table.duration[numbers].sum())
@@ -126,7 +126,7 @@ class _Assembler:
             seconds, allowed = samples.size / table.sample_rate, limit / table.sample_rate
             raise audio.AudioError("too_long", f"{seconds:g} s of audio; its bucket ends at {allowed:g} s")
         samples = samples[:limit]
-        frames, needed = int(table.output_length(samples.size)), int(table.frames_needed[index])
+        frames, needed = int(table.output_length(np.asarray(samples.size))), int(table.frames_needed[index])
         if table.for_training and frames < needed:
             raise audio.AudioError("too_short", f"{frames} frames of audio; its labels need {needed}")
         return samples
@@ -233,7 +233,7 @@ class TrainLoader(Iterator[Batch]):
         return dict(position)
 
     def _plan(self) -> tuple[batching.BatchPlan, dict]:
-        """The next global batch, and the position behind it."""
+        """The next global batch, and the position after it."""
         plan = self._batcher.pop()
         while plan is None:
             reference = next(self._stream)
@@ -260,6 +260,7 @@ class TrainLoader(Iterator[Batch]):
         job = self._jobs.popleft()
         batch = job.result()
         self._watch(batch)
+        assert job.position is not None  # `_plan` gives every training batch one
         self._position, self.tasks, self.audio_seconds = job.position, job.tasks, job.seconds
         self.wait_seconds += time.perf_counter() - started
         return batch
@@ -277,7 +278,7 @@ class TrainLoader(Iterator[Batch]):
             )
 
     def position(self) -> dict:
-        """Where to go on behind the batch last handed out: small, JSON-able, valid for any number of hosts.
+        """Where to go on after the batch last handed out: small, JSON-able, valid for any number of hosts.
 
         Returns:
           {"consumed": references read, "waiting": {bucket: [[source, row], ...]}, "rows": {source: usable utterances}}.

@@ -78,11 +78,10 @@ def _check(sources: Sequence[SourceSpec]) -> None:
         seen.add(source.name)
         if source.rows < 1:
             raise UserError(f"source {source.name!r} has no usable utterance")
-        number = isinstance(source.rate, int | float) and not isinstance(source.rate, bool)
-        if source.rate != PROPORTIONAL and not (number and math.isfinite(source.rate) and source.rate > 0):
-            raise UserError(
-                f"rate {source.rate!r} of source {source.name!r} must be a positive number or 'proportional'"
-            )
+        rate = source.rate
+        number = isinstance(rate, int | float) and not isinstance(rate, bool) and math.isfinite(rate) and rate > 0
+        if rate != PROPORTIONAL and not number:
+            raise UserError(f"rate {rate!r} of source {source.name!r} must be a positive number or 'proportional'")
 
 
 _CHATTER = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} ")

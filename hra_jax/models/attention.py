@@ -4,6 +4,8 @@ Letters: B batch, T frames, N heads, H head width, D width, Q queries of a block
 Shaw table (one for each offset from -left to right).
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -131,7 +133,7 @@ class Attention(nn.Module):
         heads, queries = attention_parts.part(self.block, x.shape[0], config.n_heads, size)
         padded = -(-size // queries) * queries
         terms = {"xl": self._xl_terms, "shaw": self._shaw_term}.get(config.position)
-        position = terms and terms(padded, size, x.dtype)
+        position: Any = None if terms is None else terms(padded, size, x.dtype)
 
         def attend(query, key, value, position, mask, start):
             logits = self._logits(query, key, position, start, padded)

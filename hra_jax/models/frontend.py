@@ -145,4 +145,5 @@ def stacked(features, lengths, config: FeatureConfig):
 
 def extract(waveform, num_samples, config: FeatureConfig):
     """Features as the encoder takes them: `unstacked`, then `stacked`; arguments and results as theirs."""
-    return stacked(*unstacked(waveform, num_samples, config), config)
+    features, lengths = unstacked(waveform, num_samples, config)
+    return stacked(features, lengths, config)

@@ -165,8 +165,10 @@ class WaveConvolutions(nn.Module):
         for index, (kernel, stride) in enumerate(self.layers):
             # Samples have 16 bits and bfloat16 has 8: the first convolution is of float32 and at full precision.
             precision = None if index else jax.lax.Precision.HIGHEST
-            settings = dict(channels=self.channels, kernel=kernel, stride=stride, precision=precision)
-            x = LayerNorm(self.norm_eps, name=f"norm_{index}")(_convolve_time(self, index, x, **settings))
+            x = _convolve_time(
+                self, index, x, channels=self.channels, kernel=kernel, stride=stride, precision=precision
+            )
+            x = LayerNorm(self.norm_eps, name=f"norm_{index}")(x)
             x = nn.gelu(x, approximate=False).astype(self.dtype)
             lengths = padding.strided_length(lengths, kernel=kernel, stride=stride, pad=0)
         x = LayerNorm(self.norm_eps, name="norm")(x)

@@ -251,8 +251,15 @@ _TYPES: dict[str, tuple[Callable[[dict], Vocabulary], dict[str, type | None]]] =
     "characters": (_characters, {"characters": None}),
     "ctc_tokens": (
         lambda content: CtcTokenVocabulary(**content),
-        {"tokens": list, "blank_id": int, "special_ids": list}
-        | {"word_delimiter": str, "space": str, "lower": bool, "clean": bool},
+        {
+            "tokens": list,
+            "blank_id": int,
+            "special_ids": list,
+            "word_delimiter": str,
+            "space": str,
+            "lower": bool,
+            "clean": bool,
+        },
     ),
     "sentencepiece": (_sentencepiece, {"model": None}),
     "tokenizer": (
