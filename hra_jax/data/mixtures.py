@@ -195,7 +195,7 @@ class _Draws:
         return counts
 
     def mixed(self, datasets, start: int):
-        """The datasets, each already at its own place, interleaved from draw `start` on."""
+        """The datasets, each already at its own position, interleaved from draw `start` on."""
         blocks = self._tf.data.Dataset.counter(start=start // _BLOCK, step=1, dtype=self._tf.int64)
         draws = blocks.map(self.block).unbatch().skip(start % _BLOCK)
         return self._tf.data.Dataset.choose_from_datasets(datasets, draws)
@@ -220,7 +220,7 @@ def _task(tf, seqio, source: SourceSpec, *, index: int, key: int, given: int):
 
 
 def reference_dataset(sources: Sequence[SourceSpec], *, seed: int, start: int = 0):
-    """The endless, checkpointable tf.data.Dataset behind `ReferenceStream`.
+    """The endless, checkpointable tf.data.Dataset that `ReferenceStream` reads.
 
     Args:
       sources: what is mixed.

@@ -21,7 +21,7 @@ from hra_jax.models.checks import one_of
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.layers import BatchNorm, DepthwiseConvolution, LayerNorm, Projection
 
-# Rematerialisation policies: what the backward pass keeps of a block, None for everything; it recomputes the rest. A new
+# Rematerialisation policies: what the backward pass keeps of a block (None: everything); it recomputes the rest. A new
 # policy is one line here.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,

@@ -18,7 +18,7 @@ from hra_jax.models.layers import LayerNorm, Projection, along_last, weight
 
 
 def check(features: FeatureConfig, encoder: EncoderConfig) -> None:
-    """Whether the subsampler takes these features.
+    """Refuses features that the subsampler is not made for.
 
     Raises:
       UserError: one of them is made for samples, and the other for spectra.
@@ -156,7 +156,7 @@ class WaveConvolutions(nn.Module):
     channels: int
     layers: tuple[tuple[int, int], ...]  # (kernel, stride) of each
     norm_eps: float
-    dtype: jnp.dtype  # of the activations behind the first convolution
+    dtype: jnp.dtype  # of the activations after the first convolution
 
     @nn.compact
     def __call__(self, features, lengths):

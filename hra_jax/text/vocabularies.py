@@ -98,7 +98,7 @@ class CharacterVocabulary:
 class SentencePieceVocabulary:
     """Labels are SentencePiece pieces: id 0 is the blank, piece p of the model has the id p + 1.
 
-    The model's own `unk` piece keeps its place in the numbering but is never given by `encode`: characters that the
+    The model's own `unk` piece keeps its id but is never given by `encode`: characters that the
     model does not know are dropped first.
     """
 
