@@ -100,7 +100,7 @@ class _Waiting:
     def __init__(self):
         self.by_task: dict[int, list[tuple[int, tuple[int, int]]]] = {}  # arrival number and row
         self.count = 0
-        # No batch is possible while fewer wait than this: each row that comes fills at most one place of a batch that
+        # No batch is possible while fewer wait than this: each row that comes fills at most one slot of a batch that
         # lacked so many. Most calls of `take` end here, without a search.
         self._promising = 0
 
@@ -117,7 +117,7 @@ class _Waiting:
             return None
         tasks = list(self.by_task)
         if len(tasks) > max_tasks:
-            # The oldest row goes, so that none waits for ever; the other places go to the tasks with the most rows,
+            # The oldest row goes, so that none waits for ever; the other slots go to the tasks with the most rows,
             # and among equals to the one whose first row is older.
             oldest = min(tasks, key=lambda task: self.by_task[task][0])
             others = [(len(rows), -rows[0][0], task) for task, rows in self.by_task.items() if task != oldest]

@@ -10,7 +10,10 @@ from etils import epath
 from hra_jax.config.keys import SHARED_VOCABULARIES
 from hra_jax.console import did_you_mean, listed
 from hra_jax.data import manifest, mixtures
+from hra_jax.data import mixtures
+from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.models.ctc import augmented_length
 from hra_jax.tasks.names import BASE_TASK
@@ -33,7 +36,7 @@ class TableSource:
     """
 
     name: str
-    utterances: Sequence[manifest.Utterance]
+    utterances: Sequence[Utterance]
     rate: float | str = mixtures.PROPORTIONAL
     task: str | None = None
 
@@ -110,7 +113,7 @@ def read_sources(
     Raises:
       UserError: a manifest cannot be read, or a line is bad and the report strict.
     """
-    return [TableSource(name, manifest.load_manifest(path, report=report), rate) for name, path, rate in entries]
+    return [TableSource(name, load_manifest(path, report=report), rate) for name, path, rate in entries]
 
 
 def _unknown_task(name: str, known: Sequence[str], *, where: str) -> UserError:
@@ -154,7 +157,7 @@ class UtteranceTable:
     Attributes (N utterances, source after source, in the order of the manifests):
       sources: tuple of TableSource.
       task_names: tuple of str; an utterance's task is an index into it.
-      utterances: list [N] of manifest.Utterance.
+      utterances: list [N] of Utterance.
       texts: list [N] of normalised transcripts.
       source: int32 [N], index into `sources`.
       starts: int64 [sources + 1]; source s has the utterances starts[s] to starts[s + 1].
@@ -217,7 +220,7 @@ class UtteranceTable:
             self.sources, task_tag, tuple(tasks), first=tuple(first_tasks), for_training=for_training
         )
         self.unselected = 0
-        self.utterances: list[manifest.Utterance] = []
+        self.utterances: list[Utterance] = []
         self.texts: list[str] = []
         self._columns: list[tuple[int, float, int, int]] = []  # source, duration, task, frames needed
         self._rows_of_labels: list[np.ndarray] = []
@@ -259,9 +262,7 @@ class UtteranceTable:
         """What a task's labels are made with, and decoded: where tasks have their own, with the blank as id 0."""
         return self._own.in_batch(task) if self._own is not None else self._vocabulary
 
-    def _usable_labels(
-        self, row: manifest.Utterance, name: str, *, task: str, words: str, frames: int
-    ) -> np.ndarray | None:
+    def _usable_labels(self, row: Utterance, name: str, *, task: str, words: str, frames: int) -> np.ndarray | None:
         """The labels of an utterance, int32 [U]; None (and an entry in the report) if it cannot be used."""
         if row.duration > self._max_seconds:
             self._report.add("too_long", name, f"{row.duration:g} s; the limit is {self._max_seconds:g} s")
@@ -308,7 +309,7 @@ class UtteranceTable:
         """A hash of the columns and labels: tables of equal hash give equal batches."""
         found = hashlib.sha256(repr((self.task_names, self.specs())).encode())
         for column in (self.source, self.duration, self.task, self.label_lengths, self._labels):
-            found.update(np.ascontiguousarray(column))
+            found.update(np.ascontiguousarray(column).tobytes())
         return found.hexdigest()
 
     def labels(self, index: int) -> np.ndarray:

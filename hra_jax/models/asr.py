@@ -44,7 +44,7 @@ class AsrModel(nn.Module):
         Augmentation runs where an 'augment' key is given, dropout where a 'dropout' key is given.
 
         Args:
-          waveform: float `[B, S]`, mono, at `features.sample_rate`; anything may lie behind `num_samples`.
+          waveform: float `[B, S]`, mono, at `features.sample_rate`; samples after `num_samples` may be anything.
           num_samples: int32 `[B]`.
           bound: the adapter's parameters for the rows of this batch.
           symbols: int32 `[B, O]` of tasks with vocabularies of their own, see `Adapter.after_output`; else None.

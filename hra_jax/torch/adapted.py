@@ -207,7 +207,7 @@ class AdaptedModel(torch.nn.Module):
 
         return hook
 
-    def _adapt(self, x, place: int):
+    def _adapt(self, x, index: int):
         """A layer's output `[B, T, D]` with the corrections of the rows' tasks; the carry goes on."""
         settings = self.settings
         if len(x) != len(self._active):
@@ -220,7 +220,7 @@ class AdaptedModel(torch.nn.Module):
         weights = self._tree("shared", "all_layers/controller/")
         state, self._carry = controllers.advance(weights, recurrence, settings["activation"], read.float(), self._carry)
         if settings["head_per_layer"]:
-            rows = {name: leaf[:, place] for name, leaf in self._of_rows("per_layer/head/").items()}
+            rows = {name: leaf[:, index] for name, leaf in self._of_rows("per_layer/head/").items()}
         else:
             rows = self._of_rows("all_layers/head/")
         delta = controllers.correction(rows, settings["head"], state)

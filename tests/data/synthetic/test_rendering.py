@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from hra_jax.data import manifest, synthesize
+from hra_jax.data import manifest
 from hra_jax.data.report import DataReport
-from hra_jax.data.synthetic import espeak, grammar, speakers, voice_worker
+from hra_jax.data.synthetic import espeak, grammar, rendering, speakers, voice_worker
 from hra_jax.errors import UserError
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 
 
 def _summary(folder):
@@ -29,7 +29,7 @@ def _files(folder):
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
-    return synthesize.render("tiny-test", tmp_path_factory.mktemp("one") / "set", processes=1, progress=False)
+    return rendering.render("tiny-test", tmp_path_factory.mktemp("one") / "set", processes=1, progress=False)
 
 
 def _command(*arguments):
@@ -44,7 +44,7 @@ def _command(*arguments):
 
 
 def test_two_renderings_are_equal_whatever_the_number_of_processes(rendered, tmp_path):
-    again = synthesize.render("tiny-test", tmp_path / "set", processes=3, progress=False)
+    again = rendering.render("tiny-test", tmp_path / "set", processes=3, progress=False)
     assert _summary(again)["hash"] == _summary(rendered)["hash"]
     assert _files(again) == _files(rendered)
     assert any("whisper" in name for name in _files(again))
@@ -88,12 +88,12 @@ def test_manifests_name_decodable_audio_of_the_stated_length(rendered):
 
 def test_a_finished_folder_is_left_alone_and_another_request_is_refused(rendered):
     before = {path: path.stat().st_mtime_ns for path in rendered.rglob("*")}
-    assert synthesize.render("tiny-test", rendered, progress=False) == rendered
+    assert rendering.render("tiny-test", rendered, progress=False) == rendered
     assert {path: path.stat().st_mtime_ns for path in rendered.rglob("*")} == before
     with pytest.raises(UserError, match=r"another rendering \(sample_rate 8000, not 16000\)"):
-        synthesize.render("tiny-test", rendered, sample_rate=16000, progress=False)
+        rendering.render("tiny-test", rendered, sample_rate=16000, progress=False)
     with pytest.raises(UserError, match="set 'tiny-test', not 'hard'"):
-        synthesize.render("hard", rendered, progress=False)
+        rendering.render("hard", rendered, progress=False)
 
 
 def test_an_interrupted_rendering_starts_over_and_ends_the_same(rendered, tmp_path):
@@ -105,8 +105,8 @@ def test_an_interrupted_rendering_starts_over_and_ends_the_same(rendered, tmp_pa
     (folder / "synthesis.partial.json").write_text(json.dumps({"request": request}))
     next(iter(sorted(folder.rglob("*.flac")))).write_bytes(b"half a fi")
     with pytest.raises(UserError, match="another rendering"):
-        synthesize.render("tiny-test", folder, scale=0.5, progress=False)
-    synthesize.render("tiny-test", folder, progress=False)
+        rendering.render("tiny-test", folder, scale=0.5, progress=False)
+    rendering.render("tiny-test", folder, progress=False)
     assert _files(folder) == _files(rendered)
 
 
@@ -121,7 +121,7 @@ def test_an_unknown_voice_variant_or_set_is_one_line_with_near_matches(tmp_path)
     with pytest.raises(UserError, match=r"variant 'wisper'; did you mean 'whisper'\?"):
         espeak.check_voice("en-us", "wisper")
     with pytest.raises(UserError, match=r"'hart'; allowed: hard, plain, accents, tiny-test"):
-        synthesize.render("hart", tmp_path / "out", progress=False)
+        rendering.render("hart", tmp_path / "out", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_wrong_speaker_is_one_line_that_names_the_value(tmp_path, row, message
 
 def test_own_speakers_are_rendered_with_their_tags(tmp_path):
     own = (speakers.Speaker("me", voice="hi", rate=200, noise_snr_db=10.0, room_seconds=0.2, band=(300, 3400)),)
-    folder = synthesize.render("custom", tmp_path / "out", speakers=own, scale=0.05, sample_rate=16000, progress=False)
+    folder = rendering.render("custom", tmp_path / "out", speakers=own, scale=0.05, sample_rate=16000, progress=False)
     utterances = manifest.load_manifest(folder / "train.jsonl", report=DataReport(strict=True))
     assert len(utterances) == round(0.05 * speakers.SETS["hard"].utterances["train"]) == 20
     assert utterances[0].tags == {"speaker": "me", "lang": "en", "voice": "hi", "variant": ""}
@@ -157,13 +157,13 @@ def test_own_speakers_are_rendered_with_their_tags(tmp_path):
 
 def test_adding_a_speaker_changes_no_other_speaker():
     one, two = speakers.Speaker("one"), speakers.Speaker("two", voice="de")
-    alone = synthesize._plan(speakers.custom_set((two,)), 0.1)
-    together = synthesize._plan(speakers.custom_set((one, two)), 0.1)
+    alone = rendering._plan(speakers.custom_set((two,)), 0.1)
+    together = rendering._plan(speakers.custom_set((one, two)), 0.1)
     assert [(job.text, job.seed) for job in together if job.speaker == two] == [(job.text, job.seed) for job in alone]
 
 
 def test_the_hard_set_has_enough_test_words_of_at_least_six_speakers():
-    jobs = [job for job in synthesize._plan(speakers.SETS["hard"], 1.0) if job.split == "test"]
+    jobs = [job for job in rendering._plan(speakers.SETS["hard"], 1.0) if job.split == "test"]
     assert len({job.speaker.name for job in jobs}) >= 6
     assert sum(len(job.text.split()) for job in jobs) >= 1200
 
@@ -228,5 +228,5 @@ def test_silence_is_an_error():
 def test_a_failing_utterance_stops_the_rendering_and_is_named(tmp_path):
     mute = (speakers.Speaker("mute", voice="kaa"),)  # a voice whose dictionary is not in the wheel
     with pytest.raises(RuntimeError, match="mute"):
-        synthesize.render("custom", tmp_path / "out", speakers=mute, scale=0.01, progress=False)
+        rendering.render("custom", tmp_path / "out", speakers=mute, scale=0.01, progress=False)
     assert not (tmp_path / "out" / "synthesis.json").exists()
