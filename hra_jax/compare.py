@@ -21,7 +21,8 @@ from hra_jax.console import listed, percent, points, say, stdout, table
 from hra_jax.errors import UserError
 from hra_jax.evaluation import bootstrap, error_rates
 from hra_jax.evaluation.paired import described_differences
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import json_text
 
 FLAGS = flags.FLAGS
 RESULTS_FILE = "results.json"

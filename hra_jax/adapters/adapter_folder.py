@@ -19,15 +19,14 @@ import re
 import urllib.parse
 from collections.abc import Iterable, Mapping
 
-import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
 from etils import epath
 
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import UserError
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.storage import safetensors
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import json_text
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks.names import RESERVED_NAMES
 
@@ -46,8 +45,7 @@ TASKS_FILE = "tasks.json"
 CARD_FILE = "README.md"
 TASK_FOLDER = "tasks"
 
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-_FLOATS = tuple(np.dtype(dtype).name for dtype in _DTYPES.values())
+_FLOATS = tuple(safetensors.DTYPES[name].name for name in safetensors.FLOATS)
 _TASK_FILE = re.compile(rf"{TASK_FOLDER}/[A-Za-z0-9_%~-]+\.safetensors")
 _LONGEST_QUOTED = 120  # characters; file systems allow 255 bytes, prefix and extension included
 
@@ -85,32 +83,6 @@ def task_file_names(names: Iterable[str]) -> dict[str, str]:
         if len(file_name) > _LONGEST_QUOTED or folded[file_name.casefold()] > 1:
             quoted[name] = f"{file_name[:_LONGEST_QUOTED]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return quoted
-
-
-def tensors_to_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """A safetensors file of named arrays; the same arrays give the same bytes, whatever their order."""
-    arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    # One metadata key: the order of several would differ from process to process.
-    return safetensors.numpy.save(arrays, metadata={"format": "hra_jax"})
-
-
-def tensors_from_bytes(content: bytes, *, name: str) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file; bfloat16 as ml_dtypes.bfloat16. `name` is the file's, for the message.
-
-    Raises:
-      UserError: not a safetensors file, a truncated one, or a tensor that does not hold floating-point numbers.
-    """
-    try:
-        tensors = dict(safetensors.deserialize(content))
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{name} is not a whole safetensors file: {' '.join(str(error).split())}") from error
-    for key, tensor in tensors.items():
-        if tensor["dtype"] not in _DTYPES:
-            raise UserError(f"{name}: tensor {key!r} is {tensor['dtype']}; allowed: {', '.join(_DTYPES)}")
-    return {
-        key: np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
-        for key, tensor in tensors.items()
-    }
 
 
 def write_adapter(
@@ -165,7 +137,7 @@ def write_adapter(
     files = _weight_files(shared, bank, entries)
     # The configuration comes last: a folder has one only once everything that it describes is there.
     for file, tensors in files.items():
-        write_file(folder / file, tensors_to_bytes(tensors))
+        write_file(folder / file, safetensors.to_bytes(tensors))
     write_file(folder / TASKS_FILE, json_text({"tasks": entries}))
     write_file(folder / CARD_FILE, model_card(config, [entry["name"] for entry in entries], results))
     write_file(folder / CONFIG_FILE, json_text(config))
@@ -267,7 +239,7 @@ def read_adapter(folder: epath.PathLike) -> ExportedAdapter:
     entries = sorted(listed["tasks"], key=lambda entry: entry["row"])
     tensors: dict[str, np.ndarray] = {}
     for file, expected in _expected_tensors(config, entries, where=str(folder / TASKS_FILE)).items():
-        found = tensors_from_bytes(_read_bytes(folder / file), name=str(folder / file))
+        found = safetensors.from_bytes(_read_bytes(folder / file), where=str(folder / file))
         _check_tensors(found, expected, where=str(folder / file))
         tensors |= found
     return ExportedAdapter(

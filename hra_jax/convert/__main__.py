@@ -3,17 +3,16 @@
 python -m hra_jax.convert --source w2v-bert-2.0 --output backbones/w2v_bert --dtype bfloat16
 
 The source is a folder as published: config.json, preprocessor_config.json, model.safetensors or its shards, and the
-files of the tokenizer where the model has a CTC head. Families: w2v-BERT 2.0, wav2vec2-conformer, Parakeet CTC, LASR
-(MedASR), the speech encoder of SeamlessM4T v2.
+files of the tokenizer where the model has a CTC head. `--help` lists the families that can be converted; each is a file
+of hra_jax/convert/families.
 """
-
-import sys
 
 import rich.console
 from absl import flags
 
 from hra_jax import cli
 from hra_jax.console import stdout, table
+from hra_jax.convert import families
 from hra_jax.convert.conversion import Report, convert
 from hra_jax.errors import UserError
 
@@ -43,7 +42,8 @@ def print_report(report: Report, *, console: rich.console.Console | None = None)
 
 def define_flags() -> None:
     """The flags of this command."""
-    flags.DEFINE_string("source", None, "Folder as published.", required=True)
+    names = ", ".join(family.name for family in families.known().values())
+    flags.DEFINE_string("source", None, f"Folder as published, of one of the families {names}.", required=True)
     flags.DEFINE_string("output", None, "Backbone folder to make.", required=True)
     flags.DEFINE_string("dtype", "float32", "Storage dtype: float32 or bfloat16.")
     flags.DEFINE_string("name", None, "Name of the backbone; the name of the source folder where none is given.")
@@ -54,8 +54,8 @@ def define_flags() -> None:
     )
 
 
-def main(argv) -> None:
-    """Entry point."""
+def main(argv: list[str]) -> None:
+    """Converts what the flags name and prints the report."""
     if argv[1:]:
         raise UserError(f"{argv[1]!r} is no flag of this command; allowed: --source, --output, --dtype, --name, ...")
     report = convert(
@@ -65,4 +65,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, define_flags=define_flags))
+    cli.run(main, define_flags=define_flags)

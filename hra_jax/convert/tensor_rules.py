@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hra_jax.models.layers import BATCH_NORM_EPS
+from hra_jax.models.encoder_config import BATCH_NORM_EPS
 
 LAYERS = "encoder.layers."
 
@@ -106,7 +106,7 @@ def norm(source: str, target: str, *, bias: bool = True) -> tuple[Rule, ...]:
 
 
 def batch_norm(source: str, *, depthwise: str, bias: bool, fold: bool) -> tuple[Rule, ...]:
-    """A depthwise convolution and the BatchNorm behind it.
+    """A depthwise convolution and the BatchNorm after it.
 
     Args:
       source: of the norm: weight, bias, running_mean, running_var.
@@ -131,8 +131,17 @@ def batch_norm(source: str, *, depthwise: str, bias: bool, fold: bool) -> tuple[
     )
 
 
-def no_head(width: int, vocabulary: int) -> tuple[Rule, ...]:
-    """The output layer of an encoder that was published without one: zeros."""
+def head(source: str | None, *, width: int, vocabulary: int, transform: Transform = LINEAR) -> tuple[Rule, ...]:
+    """The output layer; zeros where the encoder was published without one (`source` is None).
+
+    Args:
+      source: of the layer: weight and bias.
+      width: of the encoder.
+      vocabulary: number of outputs.
+      transform: of the weight.
+    """
+    if source is not None:
+        return affine(source, "output", transform)
     return (
         Rule("output.kernel", (), zeros((width, vocabulary))),
         Rule("output.bias", (), zeros((vocabulary,))),

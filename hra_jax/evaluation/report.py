@@ -26,7 +26,8 @@ from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.bootstrap import CONFIDENCE, bootstrap_interval
 from hra_jax.evaluation.error_rates import ErrorCounts
 from hra_jax.evaluation.suites import Suite
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import json_text
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 
 ACCOUNTING = (

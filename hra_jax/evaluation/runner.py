@@ -20,7 +20,7 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation.report import UtteranceResult
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models import ctc
-from hra_jax.models.config import FeatureConfig
+from hra_jax.models.features import FeatureConfig
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary

@@ -31,7 +31,8 @@ from hra_jax.console import near_matches, percent
 from hra_jax.convert import peft_export
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import json_text
 from hra_jax.tasks import library
 
 FLAGS = flags.FLAGS

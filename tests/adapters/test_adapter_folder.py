@@ -11,6 +11,7 @@ import pytest
 
 from hra_jax.adapters import adapter_folder
 from hra_jax.errors import UserError
+from hra_jax.storage import safetensors
 from hra_jax.storage.trees import flatten, unflatten
 
 ACCOUNTING = {
@@ -58,9 +59,9 @@ def edit_json(path, change):
 
 
 def edit_tensors(path, change):
-    tensors = adapter_folder.tensors_from_bytes(path.read_bytes(), name="x")
+    tensors = safetensors.from_bytes(path.read_bytes(), where="x")
     change(tensors)
-    path.write_bytes(adapter_folder.tensors_to_bytes(tensors))
+    path.write_bytes(safetensors.to_bytes(tensors))
 
 
 @pytest.mark.parametrize("per_task_files", [False, True])
@@ -88,8 +89,8 @@ def test_one_file_and_many_files_hold_the_same_tensors(tmp_path):
     assert len(list((tmp_path / "many" / "tasks").iterdir())) == len(NAMES)
     together = {}
     for path in [tmp_path / "many" / "adapter_model.safetensors", *(tmp_path / "many" / "tasks").iterdir()]:
-        together |= adapter_folder.tensors_from_bytes(path.read_bytes(), name=path.name)
-    one = adapter_folder.tensors_from_bytes((tmp_path / "one" / "adapter_model.safetensors").read_bytes(), name="one")
+        together |= safetensors.from_bytes(path.read_bytes(), where=path.name)
+    one = safetensors.from_bytes((tmp_path / "one" / "adapter_model.safetensors").read_bytes(), where="one")
     assert together.keys() == one.keys()
     assert "tasks.george.all_layers.head.kernel" in one
     assert all(np.array_equal(together[name], one[name]) for name in one)

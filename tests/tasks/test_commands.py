@@ -26,6 +26,7 @@ from hra_jax.config.files import validate_config
 from hra_jax.data.batching import bucket_rows
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
+from hra_jax.storage import safetensors
 from hra_jax.storage.trees import flatten
 from hra_jax.tasks import adding, commands
 
@@ -100,7 +101,7 @@ def contents(folder) -> dict[str, bytes]:
 
 def tensors(folder) -> dict[str, bytes]:
     """{name of a tensor: its bytes} of an adapter folder."""
-    raw = adapter_folder.tensors_from_bytes((Path(folder) / adapter_folder.WEIGHTS_FILE).read_bytes(), name=str(folder))
+    raw = safetensors.from_bytes((Path(folder) / adapter_folder.WEIGHTS_FILE).read_bytes(), where=str(folder))
     return {name: leaf.tobytes() for name, leaf in raw.items()}
 
 

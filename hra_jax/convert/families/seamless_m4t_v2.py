@@ -1,9 +1,13 @@
 """The speech encoder of SeamlessM4T v2: the Conformer in it with the norm after its last block, and no more."""
 
-from hra_jax.convert import tensor_rules, wav2vec2_bert
-from hra_jax.convert.family import Architecture, Family
+from typing import Any
+
+from hra_jax.convert.families import wav2vec2_bert
+from hra_jax.convert.family import Architecture, Family, TorchEncoder
 from hra_jax.convert.settings import SILU, Count, Only, select
-from hra_jax.models.config import EncoderConfig
+from hra_jax.convert.tensor_rules import Rule, head, norm
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
 
 _DEFAULTS = {
     "hidden_size": 1024,
@@ -22,7 +26,7 @@ _DEFAULTS = {
 _CHUNKS = {"speech_encoder_chunk_size": 20000, "speech_encoder_left_chunk_num": Count(128, None)}
 
 
-def _context(values: dict, where: str) -> dict:
+def _context(values: dict, where: str) -> dict[str, Any]:
     """The fields of EncoderConfig that say which frames a frame sees."""
     if values.get("speech_encoder_chunk_size", 0) is None:
         return {"context": "full"}
@@ -31,7 +35,8 @@ def _context(values: dict, where: str) -> dict:
     return {"context": "chunk", "chunk": config.speech_encoder_chunk_size, "left_context": left}
 
 
-def _encoder(values, features, vocab_size, fold, where) -> EncoderConfig:
+def _encoder(values: dict, features: FeatureConfig, vocab_size: int, fold: bool, where: str) -> EncoderConfig:
+    del fold  # there is no BatchNorm
     config = select(values, _DEFAULTS, where=where)
     wav2vec2_bert.check_width(config, features, where)
     wav2vec2_bert.check_odd("conv_depthwise_kernel_size", config.conv_depthwise_kernel_size, where)
@@ -55,34 +60,36 @@ def _encoder(values, features, vocab_size, fold, where) -> EncoderConfig:
     )
 
 
-def _rules(encoder: EncoderConfig, architecture: Architecture):
+def _rules(encoder: EncoderConfig, architecture: Architecture) -> tuple[Rule, ...]:
     prefix = architecture.prefix
     return (
         wav2vec2_bert.encoder_rules(encoder, prefix)
-        + tensor_rules.norm(f"{prefix}encoder.layer_norm", "encoder.final_norm")
-        + wav2vec2_bert.head_rules(encoder, architecture)
+        + norm(f"{prefix}encoder.layer_norm", "encoder.final_norm")
+        + head(None, width=encoder.d_model, vocabulary=encoder.vocab_size)
     )
 
 
-_BEHIND = "comes after the Conformer and is no part of the backbone"
+_AFTER = "comes after the Conformer and is no part of the backbone"
 _TRANSLATION = "part of the translation model, not of its speech encoder"
 _WHOLE = Architecture("speech_encoder.")
 
 FAMILY = Family(
     name="SeamlessM4T v2 speech encoder",
+    model_type="seamless_m4t_v2",
     architectures={
         "SeamlessM4Tv2Model": _WHOLE,
         "SeamlessM4Tv2ForSpeechToText": _WHOLE,
         "SeamlessM4Tv2ForSpeechToSpeech": _WHOLE,
         "SeamlessM4Tv2SpeechEncoder": Architecture(""),
     },
-    extractor="SeamlessM4TFeatureExtractor",
+    extractor=wav2vec2_bert.EXTRACTOR,
     encoder=_encoder,
     rules=_rules,
+    torch=TorchEncoder("SeamlessM4Tv2ConformerEncoderLayer"),
     ignored={
-        "{prefix}intermediate_ffn.*": _BEHIND,
-        "{prefix}adapter.*": _BEHIND,
-        "{prefix}inner_layer_norm.*": _BEHIND,
+        "{prefix}intermediate_ffn.*": _AFTER,
+        "{prefix}adapter.*": _AFTER,
+        "{prefix}inner_layer_norm.*": _AFTER,
         "text_encoder.*": _TRANSLATION,
         "text_decoder.*": _TRANSLATION,
         "lm_head.*": _TRANSLATION,
@@ -90,5 +97,10 @@ FAMILY = Family(
         "t2u_model.*": _TRANSLATION,
         "vocoder.*": _TRANSLATION,
     },
-    head_defaults={},
+    models={
+        "seamless_m4t_v2": (
+            wav2vec2_bert.FEATURES,
+            EncoderConfig(**wav2vec2_bert.GEOMETRY, context="chunk", chunk=20000, left_context=128, final_norm=True),
+        ),
+    },
 )
