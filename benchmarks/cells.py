@@ -14,9 +14,6 @@ from ml_collections import ConfigDict
 
 from hra_jax import train
 from hra_jax.config.files import load_config
-from hra_jax.evaluation.paired import paired_bootstrap
-from hra_jax import config as configs
-from hra_jax import train as training
 
 
 def define_flags() -> None:

@@ -20,7 +20,6 @@ from absl import flags
 from etils import epath
 
 from hra_jax import cli
-from hra_jax.evaluation.error_rates import ErrorCounts, bootstrap_interval
 from hra_jax.run.jax_setup import setup_jax
 
 FLAGS = flags.FLAGS

@@ -97,8 +97,8 @@ _COLUMNS = (
     "arguments", "temporaries", "peak", "of memory", "TFLOPs", "HBM traffic", "moved", "compute", "HBM", "ICI", "DCN",
     "bound",
 )  # fmt: skip
-# What bounds a program, as cells name it, and what it is called here.
-_BOUNDS = {"compute": "compute", "memory": "HBM", "links": "ICI", "network": "DCN"}
+# What bounds a step, in the words of the page; cells of hra_jax 0.1 say "links" and "network".
+_RESOURCES = {"compute": "compute", "memory": "HBM", "ici": "ICI", "dcn": "DCN", "links": "ICI", "network": "DCN"}
 
 
 def _gigabytes(number: float) -> str:
@@ -117,8 +117,9 @@ def row_of(entry: dict, devices: int) -> list[str]:
     known = [_gigabytes(entry[name]) for name in ("arguments", "temporaries", "peak")]
     known += [f"{entry['peak'] / entry['memory']:.0%}", f"{entry['flops'] / devices / 1e12:.1f}"]
     moved = sum(collective["moved"] for collective in entry["collectives"])
-    times = [_milliseconds(entry["seconds"][name]) for name in _BOUNDS]
-    return [*known, _gigabytes(entry["traffic"]), _gigabytes(moved), *times, _BOUNDS[entry["bound"]]]
+    seconds = {_RESOURCES[name]: value for name, value in entry["seconds"].items()}
+    times = [_milliseconds(seconds[name]) for name in ("compute", "HBM", "ICI", "DCN")]
+    return [*known, _gigabytes(entry["traffic"]), _gigabytes(moved), *times, _RESOURCES[entry["bound"]]]
 
 
 def table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:

@@ -9,7 +9,6 @@ from etils import epath
 
 from hra_jax.config.keys import SHARED_VOCABULARIES
 from hra_jax.console import did_you_mean, listed
-from hra_jax.data import manifest, mixtures
 from hra_jax.data import mixtures
 from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
