@@ -31,6 +31,7 @@ from hra_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 PADDING = -1
+PREFETCH = 4  # training batches decoded ahead of the one handed out
 # By how much decoded audio may be longer than its bucket, seconds: it is cut there. Manifests and resampling round.
 _SLACK_SECONDS = 0.02
 # So many different utterances failing in a row mean that the data is not there, long before a large epoch is over.
@@ -168,7 +169,7 @@ class TrainLoader(Iterator[Batch]):
         multiple: int,
         max_tasks: int,
         threads: int,
-        prefetch: int,
+        prefetch: int = PREFETCH,
         report: DataReport,
         position: Mapping | None = None,
         local_rows: Callable[[int], np.ndarray] = np.arange,

@@ -24,7 +24,7 @@ class AsrModel(nn.Module):
     features: FeatureConfig
     encoder: EncoderConfig
     adapter: Adapter = Adapter()
-    augment: augmentation.AugmentConfig = augmentation.AugmentConfig()
+    augment: augmentation.AugmentConfig = augmentation.NO_AUGMENTATION
     dropout: float = 0.0  # on the residual branches of the encoder; acts only with a 'dropout' key
     remat: str = "none"
     attention_block: int | Budget = 0  # what attention takes at a time, see `models.attention.Attention`; 0 for all

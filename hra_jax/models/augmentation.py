@@ -4,27 +4,49 @@ Letters: B batch, S samples, T feature frames, F mel bins.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from hra_jax.config.settings import Rule, check_settings, integer, is_number, number, setting
 from hra_jax.errors import UserError
 from hra_jax.models import padding
 from hra_jax.models.features import FeatureConfig
 
 
+def _is_range(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(is_number, value)) and value[0] <= value[1]
+
+
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Strengths; the defaults do nothing."""
+    """Strengths: the keys `augment.*`. `NO_AUGMENTATION` is the one that does nothing."""
 
-    noise_probability: float = 0.0  # share of utterances that get noise
-    noise_snr_db: tuple[float, float] = (10.0, 40.0)  # range of the signal-to-noise ratio
-    speed: float = 0.0  # speeds are drawn from 1 - speed to 1 + speed
-    warp: float = 0.0  # frequency factors are drawn from 1 - warp to 1 + warp (vocal-tract length)
-    time_masks: int = 0
-    time_mask_fraction: float = 0.1  # longest time mask, as a fraction of the utterance
-    freq_masks: int = 0
-    freq_mask_bins: int = 8  # widest frequency mask
+    noise_probability: float = setting(0.0, number(0, 1), "share of the utterances that get noise")
+    noise_snr_db: tuple[float, float] = setting(
+        (5.0, 40.0),
+        Rule(lambda: "(low, high) with low <= high (dB)", _is_range),
+        "signal-to-noise ratio, (lowest, highest), dB",
+    )
+    speed: float = setting(
+        0.0, number(0, 0.5), "speeds are drawn from 1 - speed to 1 + speed; 0 where the backbone takes samples"
+    )
+    warp: float = setting(
+        0.0, number(0, 0.5), "frequency factors from 1 - warp to 1 + warp (vocal-tract length); 0 for samples too"
+    )
+    time_masks: int = setting(2, integer(0), "time masks per utterance")
+    time_mask_fraction: float = setting(0.1, number(0, 1), "longest time mask, as a share of the utterance")
+    freq_masks: int = setting(
+        2, integer(0), "frequency masks per utterance; 0 where the backbone takes samples (wav2vec2-conformer)"
+    )
+    freq_mask_bins: int = setting(8, integer(0), "widest frequency mask, mel bins")
+
+    def __post_init__(self) -> None:
+        check_settings(self, "augment")
+
+
+NO_AUGMENTATION = AugmentConfig(noise_probability=0.0, speed=0.0, warp=0.0, time_masks=0, freq_masks=0)
 
 
 def check(config: AugmentConfig, features: FeatureConfig) -> None:

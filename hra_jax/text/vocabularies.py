@@ -14,6 +14,8 @@ from typing import Protocol, runtime_checkable
 from hra_jax.errors import UserError
 from hra_jax.text.published_vocabularies import CtcTokenVocabulary, TokenizerVocabulary, check_ids
 
+LEARNT_VOCABULARIES = ("characters", "sentencepiece")  # kinds that are made from texts
+
 BLANK_ID = 0
 ENGLISH_CHARACTERS = " abcdefghijklmnopqrstuvwxyz'"
 

@@ -12,7 +12,7 @@ import torch
 from etils import epath
 
 from hra_jax.adapters import adapter_folder
-from hra_jax.config.keys import OWN_VOCABULARIES, SHARED_VOCABULARIES
+from hra_jax.adapters.outputs import OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.convert import families
 from hra_jax.convert.family import TorchEncoder
 from hra_jax.errors import UserError
