@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.accumulate = 1  # micro-batches per optimizer step
 
     config.pretrain = ConfigDict()
-    config.pretrain.size = "tiny"  # a name of hra_jax.models.config.SIZES
+    config.pretrain.size = "tiny"  # a name of hra_jax.models.encoder_config.SIZES
     config.pretrain.vocabulary = "characters"  # characters | sentencepiece; made from the training texts
     config.pretrain.sentencepiece_size = 512  # pieces
 

@@ -32,7 +32,8 @@ from hra_jax.config.keys import SHARED_VOCABULARIES
 from hra_jax.console import near_matches
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import EncoderConfig, to_json
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.stored_settings import to_json
 from hra_jax.run import build
 from hra_jax.storage.files import write_file
 from hra_jax.storage.json_files import json_text

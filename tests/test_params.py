@@ -22,7 +22,8 @@ from hra_jax.adapters import adapter_folder, controllers, initial
 from hra_jax.config.files import config_to_json, load_config
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import EncoderConfig, from_json, named_size, to_json
+from hra_jax.models.encoder_config import EncoderConfig, named_size
+from hra_jax.models.stored_settings import from_json, to_json
 from hra_jax.run import build
 from hra_jax.training import train_state
 

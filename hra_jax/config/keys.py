@@ -75,7 +75,9 @@ def _text(*, empty: bool = True) -> Rule:
 
 
 def _sizes() -> tuple[str, ...]:
-    from hra_jax.models.config import SIZES  # the one list of sizes; imported late, so that this module stays light
+    from hra_jax.models.encoder_config import (
+        SIZES,  # the one list of sizes; imported late, so that this module stays light
+    )
 
     return tuple(SIZES)
 

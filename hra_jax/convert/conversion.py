@@ -15,7 +15,8 @@ from hra_jax.convert.settings import Count, read_json, select
 from hra_jax.convert.tensor_rules import LAYERS, Rule
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import EncoderConfig, FeatureConfig
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.trees import flatten
 from hra_jax.text.tokenizer_files import FILES, vocabulary_from_folder

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hra_jax.convert.tensor_rules import Rule
-from hra_jax.models.config import EncoderConfig, FeatureConfig
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
 
 
 class Architecture(NamedTuple):

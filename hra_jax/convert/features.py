@@ -7,7 +7,7 @@ from etils import epath
 from hra_jax.convert.settings import Only, read_json, select
 from hra_jax.errors import UserError
 from hra_jax.models import published
-from hra_jax.models.config import FeatureConfig
+from hra_jax.models.features import FeatureConfig
 
 _COMMON = {"sampling_rate": Only(16000, (16000,)), "padding_side": Only("right", ("right",))}
 # What the classes take where the file does not say. What they pad with is not read: invalid frames reach nothing.

@@ -7,7 +7,7 @@ from hra_jax.convert.family import Architecture, Family
 from hra_jax.convert.settings import SILU, Only, select
 from hra_jax.convert.wav2vec2_bert import check_odd
 from hra_jax.errors import UserError
-from hra_jax.models.config import EncoderConfig
+from hra_jax.models.encoder_config import EncoderConfig
 
 _DEFAULTS = {
     "hidden_size": 1024,

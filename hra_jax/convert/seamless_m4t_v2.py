@@ -3,7 +3,7 @@
 from hra_jax.convert import tensor_rules, wav2vec2_bert
 from hra_jax.convert.family import Architecture, Family
 from hra_jax.convert.settings import SILU, Count, Only, select
-from hra_jax.models.config import EncoderConfig
+from hra_jax.models.encoder_config import EncoderConfig
 
 _DEFAULTS = {
     "hidden_size": 1024,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hra_jax.models.layers import BATCH_NORM_EPS
+from hra_jax.models.encoder_config import BATCH_NORM_EPS
 
 LAYERS = "encoder.layers."
 

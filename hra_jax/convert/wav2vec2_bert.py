@@ -7,7 +7,7 @@ from hra_jax.convert import tensor_rules
 from hra_jax.convert.family import Architecture, Family
 from hra_jax.convert.settings import SILU, Count, Only, select
 from hra_jax.errors import UserError
-from hra_jax.models.config import EncoderConfig
+from hra_jax.models.encoder_config import EncoderConfig
 
 POSITIONS = {"relative_key": "shaw", "relative": "xl", "rotary": "rope_in", None: "none"}
 SPEC_AUGMENT = "stands in for masked frames in training only"

@@ -8,7 +8,7 @@ from hra_jax.convert import tensor_rules, wav2vec2_bert
 from hra_jax.convert.family import Architecture, Family
 from hra_jax.convert.settings import SILU, Only, select
 from hra_jax.errors import UserError
-from hra_jax.models.config import SUBSAMPLERS, EncoderConfig
+from hra_jax.models.encoder_config import SUBSAMPLERS, EncoderConfig
 
 _DEFAULTS = {
     "hidden_size": 768,

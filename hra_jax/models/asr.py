@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from hra_jax.adapters.base import Adapter, Bound
 from hra_jax.models import augmentation, frontend, subsampling
 from hra_jax.models.attention_parts import Budget
-from hra_jax.models.config import EncoderConfig, FeatureConfig
 from hra_jax.models.conformer import Conformer
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
 from hra_jax.models.layers import Projection, wide
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from hra_jax.models import attention_parts
-from hra_jax.models.config import EncoderConfig
+from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.layers import Projection, weight, wide
 from hra_jax.models.skew import skew
 

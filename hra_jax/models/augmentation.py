@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from hra_jax.errors import UserError
 from hra_jax.models import padding
-from hra_jax.models.config import FeatureConfig
+from hra_jax.models.features import FeatureConfig
 
 
 @dataclasses.dataclass(frozen=True)

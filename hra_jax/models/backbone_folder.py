@@ -26,7 +26,9 @@ from etils import epath
 from hra_jax.adapters.base import unbound
 from hra_jax.errors import UserError
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.config import EncoderConfig, FeatureConfig, from_json, to_json
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
+from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
 from hra_jax.storage.files import write_file
 from hra_jax.storage.json_files import json_text
 from hra_jax.storage.safetensors_reader import TensorFiles
@@ -111,7 +113,7 @@ def _shapes(features: FeatureConfig, encoder: EncoderConfig) -> dict[str, tuple[
 
 
 def _fingerprint(hashes: dict, features: FeatureConfig, encoder: EncoderConfig, vocabulary: dict) -> str:
-    settings = [hashes, to_json(features), to_json(encoder), vocabulary]
+    settings = [hashes, fingerprinted(features), fingerprinted(encoder), vocabulary]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

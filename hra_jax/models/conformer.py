@@ -17,7 +17,7 @@ from hra_jax.errors import UserError
 from hra_jax.models import padding
 from hra_jax.models.attention import Attention, context_mask
 from hra_jax.models.attention_parts import Budget
-from hra_jax.models.config import EncoderConfig
+from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.layers import BatchNorm, DepthwiseConvolution, LayerNorm, Projection
 
 # What the backward pass keeps of a block; the rest is computed again.

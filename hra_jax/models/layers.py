@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-BATCH_NORM_EPS = 1e-5  # in all published encoders, whatever the epsilon of their LayerNorms
+from hra_jax.models.encoder_config import BATCH_NORM_EPS
+
 STATISTICS = ("mean", "variance")  # names of the weights that no training moves
 
 

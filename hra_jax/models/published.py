@@ -1,6 +1,7 @@
 """Feature settings and geometry of the published encoders that `hra_jax.convert` reads."""
 
-from hra_jax.models.config import EncoderConfig, FeatureConfig
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
 
 # Kaldi filter banks of 16-bit samples, two frames side by side (w2v-BERT 2.0, SeamlessM4T).
 W2V_BERT = FeatureConfig(

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from hra_jax.errors import UserError
 from hra_jax.models import padding
-from hra_jax.models.config import EncoderConfig, FeatureConfig
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
 from hra_jax.models.layers import LayerNorm, Projection, along_last, weight
 
 

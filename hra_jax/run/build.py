@@ -13,7 +13,8 @@ from hra_jax.errors import UserError
 from hra_jax.models import augmentation, backbone_folder, published
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.attention_parts import Budget
-from hra_jax.models.config import EncoderConfig, FeatureConfig, named_size
+from hra_jax.models.encoder_config import EncoderConfig, named_size
+from hra_jax.models.features import FeatureConfig
 from hra_jax.text.vocabularies import (
     BlankVocabulary,
     CharacterVocabulary,

@@ -14,7 +14,7 @@ from reference import tiny
 
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import named_size
+from hra_jax.models.encoder_config import named_size
 from hra_jax.storage import safetensors
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.trees import flatten

@@ -16,7 +16,7 @@ import soxr
 
 from hra_jax.data import audio
 from hra_jax.models import frontend, published, subsampling
-from hra_jax.models.config import EncoderConfig
+from hra_jax.models.encoder_config import EncoderConfig
 
 pytestmark = pytest.mark.slow
 RATE = 16000

@@ -14,7 +14,7 @@ from hra_jax.errors import UserError
 from hra_jax.models import frontend, published, subsampling
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.augmentation import AugmentConfig
-from hra_jax.models.config import FeatureConfig
+from hra_jax.models.features import FeatureConfig
 
 STRIDES = (3, 2, 2)
 # name -> changes of tiny.ENCODER, width of the features, the loops

@@ -14,7 +14,7 @@ from hra_jax.data.synthetic import grammar
 from hra_jax.errors import UserError
 from hra_jax.models import published
 from hra_jax.models.augmentation import AugmentConfig
-from hra_jax.models.config import SIZES
+from hra_jax.models.encoder_config import SIZES
 from hra_jax.run import build
 from hra_jax.training.optimizer import OptimizerConfig
 

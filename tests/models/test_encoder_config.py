@@ -9,7 +9,9 @@ from reference import tiny
 
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import SIZES, EncoderConfig, FeatureConfig, from_json, named_size, to_json
+from hra_jax.models.encoder_config import SIZES, EncoderConfig, named_size
+from hra_jax.models.features import FeatureConfig
+from hra_jax.models.stored_settings import from_json, to_json
 
 
 @pytest.mark.parametrize(
