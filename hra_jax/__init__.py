@@ -7,6 +7,8 @@ texts = model.transcribe(waveforms, sample_rate=8000, tasks=["nicolas", "__base_
 
 import importlib
 
+__version__ = "0.2.0"
+
 _FROM_API = ("Backbone", "Model", "load_adapter", "load_backbone")
 __all__ = ["Backbone", "Model", "load_adapter", "load_backbone"]
 

@@ -321,7 +321,6 @@ def _export_adapter(run: Run, shared, rows: dict, step: int, task_steps: dict[st
         vocabulary=(run.own.shared if in_common else run.base.vocabulary).to_json(),
         accounting=accounting(run),
         results=results,
-        per_task_files=run.config.export.per_task_files,
     )
     print(f"exported step {step} to {folder}", flush=True)
 
