@@ -43,12 +43,12 @@ def evaluate(workdir, suite: str, *, step: str | int = "last", data_dir: str | N
         return score(run, suite_weights(run, run.test), number)
 
 
-def _configuration(workdir, suite: str):
-    """The run's configuration with the suite in it."""
+def _configuration(workdir, suite: str, *, notify: bool = True):
+    """The run's configuration with the suite in it; `notify` as for `config_from_json`."""
     workdir = epath.Path(workdir)
     if not (workdir / "config.json").exists():
         raise UserError(f"workdir = {str(workdir)!r}: holds no config.json, so no run was started there")
-    config = config_from_json((workdir / "config.json").read_text())
+    config = config_from_json((workdir / "config.json").read_text(), notify=notify)
     with config.unlocked():
         config.eval.suite = suite
         # The selection suite may itself be scored; it is then no data that the suite must differ from.
@@ -72,7 +72,7 @@ def define_flags() -> None:
 def main(argv) -> None:
     """Entry point."""
     del argv
-    config = _configuration(FLAGS.workdir, FLAGS.suite)
+    config = _configuration(FLAGS.workdir, FLAGS.suite, notify=False)  # `evaluate` tells of old keys
     processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=False)
     setup_jax()
     evaluate(FLAGS.workdir, FLAGS.suite, step=FLAGS.step, data_dir=FLAGS.data_dir)

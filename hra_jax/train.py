@@ -14,7 +14,7 @@ from etils import epath
 
 from hra_jax import cli
 from hra_jax.adapters import adapter_folder, methods
-from hra_jax.config.files import config_difference, config_from_json, config_to_json, validate_config
+from hra_jax.config.files import config_to_json, stored_difference, validate_config
 from hra_jax.data.loader import TrainLoader
 from hra_jax.errors import UserError
 from hra_jax.evaluation.report import evaluate_results
@@ -84,9 +84,10 @@ def _claim_workdir(config, workdir: epath.Path) -> bool:
     path, folder = workdir / "config.json", workdir / "checkpoints"
     try:
         # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
-        resumed = folder.exists() and any(entry.name.isdigit() for entry in folder.iterdir())
+        steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.exists() else []
+        resumed = bool(steps)
         if resumed and path.exists():
-            changed = config_difference(config_from_json(path.read_text()), config)
+            changed = stored_difference(path.read_text(), config, trains=max(steps) < config.steps)
             if changed:
                 raise UserError(f"{workdir} belongs to a run with another configuration: {'; '.join(changed)}")
         workdir.mkdir(parents=True, exist_ok=True)
