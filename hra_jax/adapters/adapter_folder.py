@@ -216,6 +216,26 @@ def _check_tasks(tasks: object, *, where: str) -> None:
             raise UserError(f"{where}: task {entry['name']!r} has row {entry['row']}; allowed: 0 or more")
 
 
+def check_backbone(exported: ExportedAdapter, fingerprint: str, *, name: object, where: str) -> None:
+    """Checks that an adapter is used with the backbone that it was trained on.
+
+    Args:
+      exported: the adapter.
+      fingerprint: of the backbone.
+      name: what the error calls the backbone.
+      where: the folder or the setting that the adapter comes from, for the error.
+
+    Raises:
+      UserError: it was trained on another backbone.
+    """
+    trained_on = exported.config["backbone"]
+    if trained_on["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{where}: trained on the backbone {trained_on['name']!r} ({trained_on['fingerprint'][:12]}), "
+            f"but {name} has the fingerprint {fingerprint[:12]}"
+        )
+
+
 def read_adapter(folder: epath.PathLike) -> ExportedAdapter:
     """Reads and checks an adapter folder.
 
