@@ -18,7 +18,8 @@ from hra_jax import cli
 from hra_jax.console import duration, near_matches, size, stdout, table
 from hra_jax.errors import UserError
 from hra_jax.run import programs
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import json_text
 from hra_jax.tpu import topologies
 from hra_jax.tpu.plan import LABELS_PER_SECOND, STEPS, Plan, make_plan
 
