@@ -1,6 +1,6 @@
 """What a training step and a checkpoint cost as the number of tasks grows.
 
-python benchmarks/task_scaling.py --json benchmarks/task_scaling.json
+python benchmarks/task_scaling.py --json benchmarks/results/task_scaling.json
 
 The step at size tiny (random weights), a linear head, R = 32: a bank of 10 tasks on the device, one of 10,000 on the
 device, one of 100,000 in host memory; the same batch, the three taking turns. Each side also

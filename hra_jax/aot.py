@@ -17,6 +17,7 @@ from absl import flags
 from hra_jax import cli
 from hra_jax.console import duration, near_matches, size, stdout, table
 from hra_jax.errors import UserError
+from hra_jax.models import dtypes
 from hra_jax.run import programs
 from hra_jax.storage.files import write_file
 from hra_jax.storage.json_files import json_text
@@ -121,10 +122,11 @@ def main(argv: Sequence[str]) -> int:
     show_plan(planned)
     if FLAGS.plan:
         return 0
-    if config.backbone_dtype == "auto":
+    if config.backbone_dtype == dtypes.AUTO:
         # 'auto' asks the devices that are here.
         with config.unlocked():
-            config.backbone_dtype = "float32" if planned.topology.generation == "cpu" else "bfloat16"
+            platform = "cpu" if planned.topology.generation == "cpu" else "tpu"
+            config.backbone_dtype = dtypes.compute_dtype(dtypes.AUTO, platform=platform).name
     devices = topologies.devices(planned.topology, config.mesh.slices)
     # Late: `--plan` needs no compiler, and JAX must have been told which devices there are.
     from hra_jax.tpu import cost

@@ -19,7 +19,7 @@ from hra_jax.adapters import adapter_folder, methods, task_rows
 from hra_jax.adapters.base import NEVER, Adapter, bind, no_parameters, unbound
 from hra_jax.data.audio import resample
 from hra_jax.errors import UserError
-from hra_jax.models import attention_parts, backbone_folder, ctc
+from hra_jax.models import attention_parts, backbone_folder, ctc, dtypes
 from hra_jax.models.asr import AsrModel
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
@@ -97,18 +97,15 @@ def load_backbone(
     Raises:
       UserError: no such backbone, a damaged one, or a mesh that does not divide its widths.
     """
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise UserError(f"dtype = {dtype!r}: allowed are 'auto', 'float32', 'bfloat16'")
+    computed = dtypes.compute_dtype(dtype)
     files = backbone_folder.load(location, verify=verify)
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if mesh is None:
-        flat = {name: jnp.asarray(files.tensors.read(name), dtype) for name in files.tensors.names()}
+        flat = {name: jnp.asarray(files.tensors.read(name), computed) for name in files.tensors.names()}
         params = unflatten(flat, separator=".")
     else:
         shardings = placement.backbone_shardings(mesh, files.features, files.encoder)
-        params = backbone_folder.load_params(files, shardings, dtype=jnp.dtype(dtype))
-    return Backbone(files, params, jnp.dtype(dtype))
+        params = backbone_folder.load_params(files, shardings, dtype=computed)
+    return Backbone(files, params, computed)
 
 
 def load_adapter(folder: epath.PathLike, backbone: Backbone, *, slots: int = 0) -> "Model":

@@ -30,8 +30,8 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from hra_jax.config import keys
 from hra_jax.config.files import flatten_config, load_config, near_key, ready_made_names, validate_config
-from hra_jax.config.keys import RULES
 from hra_jax.errors import UserError
 
 # The C++ libraries read these once, when jax or TensorFlow is imported. What the user has set stays.
@@ -124,9 +124,8 @@ def _illegal_value(message: str) -> str:
     if match is None:
         return message
     key = re.sub(r'\["(\w+)"\]', r".\1", match[1])
-    if key not in RULES:
-        return message
-    return f"config.{key} is {match[2]!r}; allowed: {RULES[key].describe()}"
+    rule = keys.rules().get(key)
+    return message if rule is None else f"config.{key} is {match[2]!r}; allowed: {rule.describe()}"
 
 
 def check_output(flag: str, path: str | None, *, suffix: str = "") -> None:

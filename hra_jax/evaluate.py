@@ -53,7 +53,7 @@ def _configuration(workdir, suite: str):
         config.eval.suite = suite
         # The selection suite may itself be scored; it is then no data that the suite must differ from.
         config.eval.select_suite = ""
-        config.export["from"] = "last"
+        config.export.step = "last"
     validate_config(config)
     return config
 

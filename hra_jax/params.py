@@ -24,8 +24,8 @@ from hra_jax import cli
 from hra_jax.adapters import initial, task_rows
 from hra_jax.adapters import methods as adapters
 from hra_jax.adapters.base import Adapter, Formula
+from hra_jax.adapters.outputs import SHARED_VOCABULARIES
 from hra_jax.config.files import validate_config
-from hra_jax.config.keys import SHARED_VOCABULARIES
 from hra_jax.console import near_matches, ratio, say, size, stdout, table
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder

@@ -133,7 +133,6 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
         position=position,
         local_rows=functools.partial(sharding.local_rows, run.mesh),
         threads=config.data.threads,
-        prefetch=config.data.prefetch,
         report=run.report,
     )
     writer = MetricWriter(run.workdir, resume_step=start)
@@ -156,7 +155,7 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
 
             # ------------------------------------------------------------------------------------------------ metrics
             loss = None
-            if step == start + 1 or step % config.log.every_steps == 0 or step == config.steps:
+            if step == start + 1 or writer.due(step) or step == config.steps:
                 metrics = {name: float(value) for name, value in metrics.items()}
                 loss = metrics["loss"]
                 metrics |= times.take()
@@ -232,7 +231,7 @@ def _validate(run: Run, step: int, writer) -> dict:
         if found is None or wer < found["wer"]:
             entry = {"wer": wer, "step": step}
             best["tasks"].update({name: entry}) if name else best.update(macro=entry)
-    if run.config.export["from"] == "best_per_task":
+    if run.config.export.step == "best_per_task":
         _keep_best_rows(run, step, results)
     suite = run.select.suite.name
     scalars = {f"{suite}/wer_macro": values.pop(""), f"{suite}/loss": loss}
@@ -268,8 +267,8 @@ def finish(run: Run, checkpoints: Checkpoints) -> dict | None:
     Returns:
       The results, or None without a test suite.
     """
-    config, stitched = run.config, run.config.export["from"] == "best_per_task"
-    step = checkpoints.resolve("last" if stitched else config.export["from"])
+    config, stitched = run.config, run.config.export.step == "best_per_task"
+    step = checkpoints.resolve("last" if stitched else config.export.step)
     if step != int(run.state.step):
         restore(run, checkpoints, step)
     task_steps = dict.fromkeys(run.tasks, step)
@@ -322,7 +321,6 @@ def _export_adapter(run: Run, shared, rows: dict, step: int, task_steps: dict[st
         vocabulary=(run.own.shared if in_common else run.base.vocabulary).to_json(),
         accounting=accounting(run),
         results=results,
-        per_task_files=run.config.export.per_task_files,
     )
     print(f"exported step {step} to {folder}", flush=True)
 
@@ -341,6 +339,7 @@ def _export_backbone(run: Run, step: int, results: dict | None) -> None:
         return
     config, folder = run.config, run.workdir / "backbone"
     wer = None if results is None else {run.test.suite.name: results["wer"]}
+    source_license = "" if run.base.files is None else run.base.files.info.get("license", "")
     made_by = {"method": config.method, "config": json.loads(config_to_json(config)), "step": step}
     backbone_folder.write(
         folder,
@@ -349,7 +348,7 @@ def _export_backbone(run: Run, step: int, results: dict | None) -> None:
         encoder=run.base.encoder,
         vocabulary=run.base.vocabulary.to_json(),
         dtype=config.export.dtype,
-        info={"name": run.base.name, "source": made_by, "license": config.export.license, "wer": wer},
+        info={"name": run.base.name, "source": made_by, "license": source_license, "wer": wer},
     )
     print(f"exported step {step} to {folder}", flush=True)
 

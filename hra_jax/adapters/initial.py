@@ -68,12 +68,7 @@ def read_start(folder: str, *, fingerprint: str) -> adapter_folder.ExportedAdapt
       UserError: not an adapter folder, or one of another backbone.
     """
     exported = adapter_folder.read_adapter(folder)
-    trained_on = exported.config["backbone"]
-    if trained_on["fingerprint"] != fingerprint:
-        raise UserError(
-            f"adapter.start = {folder!r}: trained on the backbone {trained_on['name']!r} "
-            f"({trained_on['fingerprint'][:12]}), but this run's has the fingerprint {fingerprint[:12]}"
-        )
+    adapter_folder.check_backbone(exported, fingerprint, name="this run's", where=f"adapter.start = {folder!r}")
     return exported
 
 

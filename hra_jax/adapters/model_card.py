@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from hra_jax.config.keys import ADAPTERS
+from hra_jax.adapters.methods import METHODS
 from hra_jax.console import bounds, listed, markdown_cell, percent
 from hra_jax.tasks.names import BASE_TASK
 
@@ -34,7 +34,7 @@ def model_card(config: Mapping, names: list[str], results: Mapping | None) -> st
     lines = [
         f"# Adapter `{method}` for {len(names)} tasks on `{backbone}`",
         "",
-        f"Small trained parts for a frozen speech encoder, made with hra_jax: {ADAPTERS[method]}.",
+        f"Small trained parts for a frozen speech encoder, made with hra_jax: {METHODS[method].description}.",
         "",
         f"- Backbone: `{backbone}`, fingerprint `{config['backbone']['fingerprint']}`",
         f"- Method: `{json.dumps(config['method'], sort_keys=True)}`",

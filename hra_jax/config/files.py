@@ -1,8 +1,8 @@
 """Configurations: find them by name, load, check, store and compare them.
 
 A configuration file is Python with a function `get_config()` that returns a locked `ml_collections.ConfigDict`. Every
-key stands in `configs/base.py`; every other file starts from `load("base")` and holds differences only. `RULES` says
-what is allowed for each key, and `validate_config` applies it before anything expensive starts.
+key is in `load("base")`, from which every other file starts to hold differences only. `keys.rules` says what is
+allowed for each key, and `validate_config` applies it before anything expensive starts.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from hra_jax.config.keys import OWN_VOCABULARIES, PIECE_VOCABULARIES, RULES, SHARED_VOCABULARIES
+from hra_jax.config import keys
 from hra_jax.console import did_you_mean, near_matches
 from hra_jax.errors import UserError
 
@@ -22,7 +22,7 @@ _ROOTS = (epath.Path(__file__).parents[1] / "configs", epath.Path(__file__).pare
 _FOLDERS = {"configs": ".", "suites": "suites"}
 
 # A run may be continued with other values of these groups and keys: the weights and the data order stay what they are.
-RESUMABLE = ("steps", "eval", "checkpoint", "profile", "mesh", "distributed", "log")
+RESUMABLE = ("steps", "eval", "checkpoint", "profile", "mesh", "distributed")
 
 
 def _root() -> epath.Path:
@@ -40,9 +40,10 @@ def ready_made_names(*, kind: str = "configs") -> list[str]:
 
 def near_key(key: str) -> str:
     """Returns the end of an error line about the unknown key `key`: near matches, or the groups of keys."""
-    groups = tuple(dict.fromkeys(name.split(".")[0] for name in RULES))
-    hint = did_you_mean(key, dict.fromkeys((*RULES, *groups)))
-    return hint or f"allowed: {', '.join(name if name in RULES else f'{name}.*' for name in groups)}"
+    known = tuple(keys.rules())
+    groups = tuple(dict.fromkeys(name.split(".")[0] for name in known))
+    hint = did_you_mean(key, dict.fromkeys((*known, *groups)))
+    return hint or f"allowed: {', '.join(name if name in known else f'{name}.*' for name in groups)}"
 
 
 def find_config(name_or_path: str, *, kind: str = "configs") -> epath.Path:
@@ -139,11 +140,11 @@ def validate_config(config: ConfigDict) -> None:
     Raises:
       UserError: one line that names the key, the value and what is allowed.
     """
-    flat = flatten_config(config)
+    flat, rules = flatten_config(config), keys.rules()
     for key in flat:
-        if key not in RULES:
+        if key not in rules:
             raise UserError(f"unknown config key {key!r}; {near_key(key)}")
-    for key, rule in RULES.items():
+    for key, rule in rules.items():
         if key not in flat:
             raise UserError(f"config key {key!r} is missing; allowed: {rule.describe()}")
         if not rule.accepts(flat[key]):
@@ -157,24 +158,27 @@ def validate_config(config: ConfigDict) -> None:
         value = flat["data.max_seconds"]
         raise UserError(f"config.data.max_seconds is {value!r}; allowed: at most {limit!r}, the last of batch.buckets")
     _check_read(flat)
-    if flat["export.from"] != "last" and not flat["eval.select_suite"]:
-        value = flat["export.from"]
-        raise UserError(f"config.export.from is {value!r}; allowed: 'last' where config.eval.select_suite is ''")
-    if flat["export.from"] == "best_per_task" and (flat["method"] != "adapter" or _shares_what_trains(flat)):
+    if flat["export.step"] != "last" and not flat["eval.select_suite"]:
+        value = flat["export.step"]
+        raise UserError(f"config.export.step is {value!r}; allowed: 'last' where config.eval.select_suite is ''")
+    if flat["export.step"] == "best_per_task" and (flat["method"] != "adapter" or shares_what_trains(flat)):
         raise UserError(
-            "config.export.from is 'best_per_task'; allowed: 'last', 'best' where the tasks share what is trained "
+            "config.export.step is 'best_per_task'; allowed: 'last', 'best' where the tasks share what is trained "
             "(config.adapter.train 'tasks' keeps what they share as it is)"
         )
 
 
 def _check_read(flat: Mapping[str, Any]) -> None:
     """Refuses settings of adapters that nothing would read."""
+    from hra_jax.adapters.methods import METHODS  # imported late, as the classes of `keys.groups`
+    from hra_jax.adapters.outputs import OWN_VOCABULARIES, PIECE_VOCABULARIES, SHARED_VOCABULARIES
+
     if flat["adapter.output_size"] and flat["adapter.output"] not in OWN_VOCABULARIES:
         value, outputs = flat["adapter.output_size"], _either(OWN_VOCABULARIES)
         raise UserError(f"config.adapter.output_size is {value}; allowed: 0 unless config.adapter.output is {outputs}")
     if flat["adapter.output"] not in PIECE_VOCABULARIES or flat["adapter.start"]:
         # With a start the vocabularies there say how many pieces those of new tasks may have.
-        value, default = flat["adapter.output_pieces"], load_config("base").adapter.output_pieces
+        value, default = flat["adapter.output_pieces"], keys.defaults()["adapter.output_pieces"]
         if value != default:
             raise UserError(
                 f"config.adapter.output_pieces is {value}; allowed: {default} unless config.adapter.output is "
@@ -183,6 +187,9 @@ def _check_read(flat: Mapping[str, Any]) -> None:
     if flat["adapter.layers"] and flat["adapter.name"] == "output":
         value = flat["adapter.layers"]
         raise UserError(f"config.adapter.layers is {value}; allowed: () with config.adapter.name 'output'")
+    if flat["adapter.dropout"] and flat["method"] == "adapter" and not METHODS[flat["adapter.name"]].uses_dropout:
+        value, name = flat["adapter.dropout"], flat["adapter.name"]
+        raise UserError(f"config.adapter.dropout is {value}; allowed: 0.0 with config.adapter.name {name!r}")
     if flat["adapter.start"] and flat["method"] != "adapter":
         value, method = flat["adapter.start"], flat["method"]
         raise UserError(f"config.adapter.start is {value!r}; allowed: '' with config.method {method!r}")
@@ -199,9 +206,13 @@ def _either(values: Sequence[str]) -> str:
     return f"{', '.join(some)} or {last}"
 
 
-def _shares_what_trains(flat: Mapping[str, Any]) -> bool:
-    shares = flat["adapter.name"] == "hra" or flat["adapter.output"] in SHARED_VOCABULARIES
-    return flat["adapter.train"] == "all" and shares
+def shares_what_trains(flat: Mapping[str, Any]) -> bool:
+    """Whether the tasks of an adapter share weights that train."""
+    from hra_jax.adapters.methods import METHODS
+    from hra_jax.adapters.outputs import SHARED_VOCABULARIES
+
+    shares = METHODS[flat["adapter.name"]]().own_formula().shared != "0"
+    return flat["adapter.train"] == "all" and (shares or flat["adapter.output"] in SHARED_VOCABULARIES)
 
 
 def _check_suite(key: str, name: str) -> None:

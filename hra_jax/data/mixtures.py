@@ -78,11 +78,10 @@ def _check(sources: Sequence[SourceSpec]) -> None:
         seen.add(source.name)
         if source.rows < 1:
             raise UserError(f"source {source.name!r} has no usable utterance")
-        number = isinstance(source.rate, int | float) and not isinstance(source.rate, bool)
-        if source.rate != PROPORTIONAL and not (number and math.isfinite(source.rate) and source.rate > 0):
-            raise UserError(
-                f"rate {source.rate!r} of source {source.name!r} must be a positive number or 'proportional'"
-            )
+        rate = source.rate
+        number = isinstance(rate, int | float) and not isinstance(rate, bool) and math.isfinite(rate) and rate > 0
+        if rate != PROPORTIONAL and not number:
+            raise UserError(f"rate {rate!r} of source {source.name!r} must be a positive number or 'proportional'")
 
 
 _CHATTER = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} ")
@@ -196,7 +195,7 @@ class _Draws:
         return counts
 
     def mixed(self, datasets, start: int):
-        """The datasets, each already at its own place, interleaved from draw `start` on."""
+        """The datasets, each already at its own position, interleaved from draw `start` on."""
         blocks = self._tf.data.Dataset.counter(start=start // _BLOCK, step=1, dtype=self._tf.int64)
         draws = blocks.map(self.block).unbatch().skip(start % _BLOCK)
         return self._tf.data.Dataset.choose_from_datasets(datasets, draws)
@@ -221,7 +220,7 @@ def _task(tf, seqio, source: SourceSpec, *, index: int, key: int, given: int):
 
 
 def reference_dataset(sources: Sequence[SourceSpec], *, seed: int, start: int = 0):
-    """The endless, checkpointable tf.data.Dataset behind `ReferenceStream`.
+    """The endless, checkpointable tf.data.Dataset that `ReferenceStream` reads.
 
     Args:
       sources: what is mixed.

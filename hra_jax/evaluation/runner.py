@@ -3,6 +3,7 @@
 Each process decodes its own rows; the outputs are replicated, so every process sees every row and counts the same.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from hra_jax.config.settings import Rule, check_settings, integer, number, setting
 from hra_jax.data import batching
 from hra_jax.data.loader import eval_batches
 from hra_jax.data.report import DataReport
@@ -40,6 +42,30 @@ class Base(Protocol):
 
     def output_length(self, num_samples: np.ndarray) -> np.ndarray:
         """Encoder frames of `num_samples` samples, elementwise."""
+
+
+def _suite() -> Rule:
+    return Rule(lambda: "'' or the name or path of a suite", lambda value: isinstance(value, str))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """The keys `eval.*`."""
+
+    every_steps: int = setting(200, integer(1), "steps between two evaluations of select_suite")
+    suite: str = setting("", _suite(), "name or path of the test suite that runs once at the end; '' for none")
+    select_suite: str = setting(
+        "", _suite(), "name or path of the validation suite that picks the best checkpoint; '' for none"
+    )
+    batch_seconds: float = setting(
+        128.0,
+        number(0, above=True, unit=" (seconds of audio)"),
+        "seconds of audio in an evaluation batch, padding included",
+    )
+    bootstrap: int = setting(1000, integer(0), "resamples of the 95% interval; 0 for no interval")
+
+    def __post_init__(self) -> None:
+        check_settings(self, "eval")
 
 
 class SuiteRunner:

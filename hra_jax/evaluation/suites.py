@@ -26,8 +26,9 @@ import ml_collections
 
 from hra_jax.config.files import load_config
 from hra_jax.console import listed, near_matches
-from hra_jax.data.manifest import Utterance, load_manifest
+from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, RESERVED_NAMES
 from hra_jax.text.normalization import NORMALIZERS

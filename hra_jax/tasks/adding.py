@@ -203,7 +203,7 @@ def task_config(exported: ExportedAdapter, *, steps: int | None, learning_rate: 
     config.adapter.train = "tasks"
     config.data.task_tag = TASK_TAG
     config.eval.update({"suite": "", "select_suite": ""})
-    config.export["from"] = "last"
+    config.export.step = "last"
     if learning_rate is not None:
         config.optimizer.learning_rate = learning_rate
     # Every batch must divide by the devices, and who adds a task should not have to think of them.

@@ -238,18 +238,18 @@ def _write_files(folder: epath.Path, exported: ExportedAdapter) -> None:
         backbone=config["backbone"],
         vocabulary=config["vocabulary"],
         accounting=config["accounting"],
-        per_task_files=config["one_file_per_task"],
     )
 
 
 def write(folder: epath.PathLike, exported: ExportedAdapter) -> None:
     """Writes an adapter folder, in place of one that is there already.
 
-    A reader finds the old folder or the new one: the new one is written beside it, and then they change places. Other
-    files that lie in the folder stay. On object storage, where folders cannot be moved, it is replaced file by file.
+    A reader finds the old folder or the new one: the new one is written beside it and then takes its name. Other files
+    that lie in the folder stay. On object storage, where folders cannot be moved, it is replaced file by file. A folder
+    of 0.1.0 with a file for each task becomes one with a single file.
 
     Raises:
-      UserError: as `export.write_adapter`.
+      UserError: as `adapter_folder.write_adapter`.
       OSError: it cannot be written; the folder is then what it was.
     """
     folder = epath.Path(folder)

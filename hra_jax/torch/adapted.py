@@ -5,17 +5,16 @@ Outputs are in the order of each task's own ids, with the blank where its vocabu
 Letters: B batch, T frames, D width, L layers, A tasks, V outputs of the model, O outputs of a task's own vocabulary.
 """
 
-import json
-
 import numpy as np
 import torch
 from etils import epath
 
 from hra_jax.adapters import adapter_folder
-from hra_jax.config.keys import OWN_VOCABULARIES, SHARED_VOCABULARIES
+from hra_jax.adapters.outputs import OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.convert import families
 from hra_jax.convert.family import TorchEncoder
 from hra_jax.errors import UserError
+from hra_jax.storage.json_files import read_object
 from hra_jax.storage.trees import flatten
 from hra_jax.tasks.names import BASE_TASK
 from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
@@ -69,12 +68,12 @@ class AdaptedModel(torch.nn.Module):
         """The backbone's vocabulary, and those of the tasks where they do not write in it."""
         content, shared = exported.config["vocabulary"], self.settings["output"] in SHARED_VOCABULARIES
         if backbone is not None:
-            found, trained_on = _read(epath.Path(backbone) / "backbone.json"), exported.config["backbone"]
-            if found["fingerprint"] != trained_on["fingerprint"]:
-                raise UserError(
-                    f"{self._folder}: trained on the backbone {trained_on['name']!r} "
-                    f"({trained_on['fingerprint'][:12]}), but {backbone} is {found['fingerprint'][:12]}"
-                )
+            found = read_object(
+                epath.Path(backbone) / "backbone.json",
+                {"fingerprint": str, "vocabulary": dict},
+                what="a folder that hra_jax.convert wrote",
+            )
+            adapter_folder.check_backbone(exported, found["fingerprint"], name=backbone, where=self._folder)
             content = found["vocabulary"]
         elif shared:
             raise UserError(
@@ -207,7 +206,7 @@ class AdaptedModel(torch.nn.Module):
 
         return hook
 
-    def _adapt(self, x, place: int):
+    def _adapt(self, x, index: int):
         """A layer's output `[B, T, D]` with the corrections of the rows' tasks; the carry goes on."""
         settings = self.settings
         if len(x) != len(self._active):
@@ -220,7 +219,7 @@ class AdaptedModel(torch.nn.Module):
         weights = self._tree("shared", "all_layers/controller/")
         state, self._carry = controllers.advance(weights, recurrence, settings["activation"], read.float(), self._carry)
         if settings["head_per_layer"]:
-            rows = {name: leaf[:, place] for name, leaf in self._of_rows("per_layer/head/").items()}
+            rows = {name: leaf[:, index] for name, leaf in self._of_rows("per_layer/head/").items()}
         else:
             rows = self._of_rows("all_layers/head/")
         delta = controllers.correction(rows, settings["head"], state)
@@ -318,18 +317,3 @@ def _head_of(model: torch.nn.Module) -> torch.nn.Module | None:
     """The output layer of a model, by the names that it has in the families."""
     names = {kind.head for family in families.known().values() for kind in family.architectures.values() if kind.head}
     return next((getattr(model, name) for name in sorted(names) if hasattr(model, name)), None)
-
-
-def _read(path: epath.Path) -> dict:
-    """What backbone.json says of fingerprint and vocabulary.
-
-    Raises:
-      UserError: it is not there, or something else.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read; needed is a folder that hra_jax.convert wrote") from error
-    if not isinstance(found, dict) or not {"fingerprint", "vocabulary"} <= set(found):
-        raise UserError(f"{path}: lacks 'fingerprint' and 'vocabulary'; needed is a folder that hra_jax.convert wrote")
-    return found

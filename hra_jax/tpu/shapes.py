@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from hra_jax import api
 from hra_jax.adapters import initial
-from hra_jax.config.keys import OWN_VOCABULARIES
+from hra_jax.adapters.outputs import OWN_VOCABULARIES
 from hra_jax.data import batching
 from hra_jax.models import backbone_folder
 from hra_jax.run import build, programs

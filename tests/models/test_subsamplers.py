@@ -14,7 +14,7 @@ from hra_jax.convert.families import lasr, parakeet, wav2vec2_bert, wav2vec2_con
 from hra_jax.errors import UserError
 from hra_jax.models import frontend, subsampling
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.augmentation import AugmentConfig
+from hra_jax.models.augmentation import NO_AUGMENTATION
 from hra_jax.models.features import FeatureConfig
 
 STRIDES = (3, 2, 2)
@@ -165,19 +165,29 @@ def test_samples_for_spectral_subsamplers_and_spectra_for_the_wave_one_are_an_er
         AsrModel(features, encoder)
 
 
+def augmented_model(features, encoder, **settings):
+    """The model of some features and changes of the encoder, with the augmentation of `settings` alone."""
+    augment = dataclasses.replace(NO_AUGMENTATION, **settings)
+    return AsrModel(features, dataclasses.replace(tiny.ENCODER, **encoder), augment=augment)
+
+
 @pytest.mark.parametrize("changes", [dict(speed=0.1), dict(warp=0.1), dict(freq_masks=2), dict(warp=0.1, freq_masks=2)])
 def test_augmentation_that_needs_spectra_is_an_error_where_the_model_takes_samples(changes):
     small, encoder = PAIRS["wav2vec2"]
     asked = ", ".join(f"augment.{name} = {value}" for name, value in changes.items())
     allowed = ", ".join(f"--config.augment.{name}=0" for name in changes)
     with pytest.raises(UserError, match=f"^{asked}: for spectra.*; allowed there: {allowed}$"):
-        AsrModel(small, dataclasses.replace(tiny.ENCODER, **encoder), augment=AugmentConfig(**changes))
+        AsrModel(
+            small, dataclasses.replace(tiny.ENCODER, **encoder), augment=dataclasses.replace(NO_AUGMENTATION, **changes)
+        )
 
 
 def augmented(name, seed=0, **settings):
     """Features of random sound with augmentation, and without."""
     small, changes = PAIRS[name]
-    model = AsrModel(small, dataclasses.replace(tiny.ENCODER, **changes), augment=AugmentConfig(**settings))
+    model = AsrModel(
+        small, dataclasses.replace(tiny.ENCODER, **changes), augment=dataclasses.replace(NO_AUGMENTATION, **settings)
+    )
     batch = tiny.random_batch([600, 433], size=600, tasks=[0, 0])
     waveform, lengths = batch["waveform"], batch["num_samples"]
     run = jax.jit(lambda key: model.apply({}, waveform, lengths, rngs={"augment": key}, method="_features"))

@@ -77,7 +77,7 @@ def test_there_is_no_adapter_where_the_backbone_is_trained(micro, method):
 
 
 def test_the_adapter_has_the_settings_of_the_configuration(micro):
-    config = micro.config(hra__width=5, hra__head="ffn", hra__head_width=3, hra__dropout=0.25)
+    config = micro.config(hra__width=5, hra__head="ffn", hra__head_width=3, adapter__dropout=0.25)
     expected = HierarchicalRecurrentAdapter(width=5, head="ffn", head_width=3, dropout=0.25)
     assert build.adapter_method(config) == expected
     with pytest.raises(UserError, match="adapter.name = 'other'"):

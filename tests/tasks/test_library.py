@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from reference import tiny
+from reference.task_files import split_into_task_files
 
 from hra_jax.adapters import adapter_folder, initial, methods
 from hra_jax.errors import UserError
@@ -318,29 +319,31 @@ def test_what_is_told_of_tasks_is_what_they_are(exported):
 # --- Storage ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("per_task_files", [False, True])
-def test_writing_what_was_read_gives_the_same_bytes(tmp_path, per_task_files):
-    exported = written(tmp_path / "a", per_task_files=per_task_files)
+def test_writing_what_was_read_gives_the_same_bytes(tmp_path):
+    exported = written(tmp_path / "a")
     before = contents(tmp_path / "a")
     library.write(tmp_path / "b", exported)
     library.write(tmp_path / "a", exported)
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == before
 
 
-def test_with_a_file_for_each_task_the_files_of_the_others_stay_the_same_bytes(tmp_path):
-    names = ("ann", "bob", "cy")
-    exported = written(tmp_path / "a", names=names, per_task_files=True)
+def test_a_folder_with_a_file_for_each_task_becomes_the_one_that_is_written_now(tmp_path):
+    written(tmp_path / "a")
     before = contents(tmp_path / "a")
-    library.write(tmp_path / "a", library.renamed(library.removed(exported, ["ann"]), "bob", "rob"))
-    after = contents(tmp_path / "a")
-    kept = ("adapter_model.safetensors", "tasks/cy.safetensors")
-    assert all(before[name] == after[name] for name in kept)
-    assert {name for name in after if name.startswith("tasks/")} == {"tasks/cy.safetensors", "tasks/rob.safetensors"}
-    assert adapter_folder.read_adapter(tmp_path / "a").tasks.keys() == {"rob", "cy"}
+    split_into_task_files(tmp_path / "a")
+    assert len(list((tmp_path / "a" / "tasks").iterdir())) == len(NAMES)
+    exported = adapter_folder.read_adapter(tmp_path / "a")
+    assert exported.config["one_file_per_task"]
+    for folder in ("b", "a"):
+        library.write(tmp_path / folder, exported)
+        assert contents(tmp_path / folder) == before
+        assert not (tmp_path / folder / "tasks").exists()
 
 
 def test_other_files_in_the_folder_and_a_link_to_it_stay(tmp_path):
-    exported = written(tmp_path / "a", per_task_files=True)
+    written(tmp_path / "a")
+    split_into_task_files(tmp_path / "a")
+    exported = adapter_folder.read_adapter(tmp_path / "a")
     (tmp_path / "a" / "notes").mkdir()
     (tmp_path / "a" / "notes" / "mine.txt").write_text("mine")
     (tmp_path / "a" / "tasks" / "mine.txt").write_text("mine too")
@@ -350,7 +353,7 @@ def test_other_files_in_the_folder_and_a_link_to_it_stay(tmp_path):
     assert (tmp_path / "link").is_symlink() and not (tmp_path / "a").is_symlink()
     found = contents(tmp_path / "a")
     assert found["notes/mine.txt"] == b"mine" and found["tasks/mine.txt"] == b"mine too"
-    assert "tasks/cy.safetensors" not in found
+    assert {name for name in found if name.startswith("tasks/")} == {"tasks/mine.txt"}
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o750
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "link"]
 

@@ -23,7 +23,8 @@ def register(family: Family) -> None:
     """Adds a family.
 
     Raises:
-      UserError: another family has its `model_type`, one of its architectures, or the name of one of its models.
+      UserError: another family has its `model_type`, its block in PyTorch, one of its architectures, or the name of
+        one of its models.
     """
     _discover()
     _add(family)
@@ -68,11 +69,20 @@ def _discover() -> None:
         _add(importlib.import_module(f"{__name__}.{module.name}").FAMILY)
 
 
+def _names(family: Family) -> dict[str, set[str]]:
+    """What no two families may share."""
+    return {
+        "model_type": {family.model_type},
+        "architectures": set(family.architectures),
+        "models": set(family.models),
+        "torch block": set() if family.torch is None else {family.torch.block},
+    }
+
+
 def _add(family: Family) -> None:
     for other in _BY_TYPE.values():
-        for what in ("model_type", "architectures", "models"):
-            mine, theirs = (getattr(one, what) for one in (family, other))
-            same = sorted({mine} & {theirs} if isinstance(mine, str) else set(mine) & set(theirs))
-            if same:
-                raise UserError(f"family {family.name!r}: {what} {same[0]!r} belongs to the family {other.name!r}")
+        theirs = _names(other)
+        for what, mine in _names(family).items():
+            for name in sorted(mine & theirs[what]):
+                raise UserError(f"family {family.name!r}: {what} {name!r} belongs to the family {other.name!r}")
     _BY_TYPE[family.model_type] = family

@@ -145,6 +145,7 @@ def in_fork(function: Callable[[], Any]) -> Any:
       UserError: the function raised UserError.
       RuntimeError: the child died, or raised OSError, ValueError or RuntimeError.
     """
+    answer: tuple[str | None, Any]
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
