@@ -260,16 +260,15 @@ def define_flags() -> None:
 
 def _check_output(output: str, paths: Sequence[str]) -> None:
     """Refuses a --json that is a folder, or a file that is read."""
+    cli.check_output("json", output)
     file = epath.Path(output)
-    if not output or file.is_dir():
-        raise UserError(f"--json={output!r} is a folder; allowed: the path of a file to write")
     for path in map(epath.Path, paths):
         if file.resolve() in (path.resolve(), (path / RESULTS_FILE).resolve()):
             raise UserError(f"--json={output!r} is one of the evaluations to compare; allowed: any other file")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Entry point."""
+    """Compares, prints, and writes the numbers where that is asked for."""
     if FLAGS.json is not None:
         _check_output(FLAGS.json, argv[1:])
     compared = compare(argv[1:], samples=FLAGS.samples, seed=FLAGS.seed)
