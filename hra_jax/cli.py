@@ -122,15 +122,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _illegal_value(message: str) -> str:
     """absl's message; for a configuration key, what is allowed in place of the parser's reason."""
     match = re.match(r"flag --config\.(.+?)=(.*?): ", message, flags=re.DOTALL)
-<<<<<<< HEAD
     if match is None:
         return message
     key = re.sub(r'\["(\w+)"\]', r".\1", match[1])
-    rule = keys.rules().get(key)
-=======
-    key = re.sub(r'\["(\w+)"\]', r".\1", match[1]) if match else ""
     rule = keys.rules().get(renamed.RENAMED[key].new if key in renamed.RENAMED else key)
->>>>>>> config
     return message if rule is None else f"config.{key} is {match[2]!r}; allowed: {rule.describe()}"
 
 
