@@ -12,6 +12,7 @@ from hra_jax import cli
 from hra_jax.config.files import config_from_json, validate_config
 from hra_jax.errors import UserError
 from hra_jax.run import processes
+from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.preparation import data_report, prepare, score, suite_weights
 from hra_jax.run.saving import restore
 
@@ -73,7 +74,7 @@ def main(argv) -> None:
     del argv
     config = _configuration(FLAGS.workdir, FLAGS.suite, notify=False)  # `evaluate` tells of old keys
     processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=False)
-    cli.setup_jax()
+    setup_jax()
     evaluate(FLAGS.workdir, FLAGS.suite, step=FLAGS.step, data_dir=FLAGS.data_dir)
 
 

@@ -20,6 +20,7 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation.report import evaluate_results
 from hra_jax.models import backbone_folder
 from hra_jax.run import processes
+from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.preparation import (
     Run,
     accounting,
@@ -371,7 +372,7 @@ def main(argv) -> int:
     """Entry point."""
     del argv
     processes.initialize(heartbeat_seconds=FLAGS.config.distributed.heartbeat_seconds)
-    cli.setup_jax()
+    setup_jax()
     return train(FLAGS.config, FLAGS.workdir)
 
 

@@ -19,7 +19,7 @@ from hra_jax.data.table import TableSource, own_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import check_adapter_acts
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import EncoderConfig
+from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.run import preparation
 from hra_jax.tasks import commands
 from hra_jax.text.vocabularies import (

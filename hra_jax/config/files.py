@@ -6,7 +6,6 @@ allowed for each key, and `validate_config` applies it before anything expensive
 """
 
 import contextvars
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 
 from hra_jax.config import keys, renamed
 from hra_jax.config.keys import flatten_config
-from hra_jax.console import near_matches
+from hra_jax.console import did_you_mean, near_matches
 from hra_jax.errors import UserError
 
 # Installed, the files are package data in the package; in a checkout they are at the top level.
@@ -47,10 +46,8 @@ def near_key(key: str) -> str:
     """Returns the end of an error line about the unknown key `key`: near matches, or the groups of keys."""
     known = tuple(keys.rules())
     groups = tuple(dict.fromkeys(name.split(".")[0] for name in known))
-    hint = near_matches(key, tuple(dict.fromkeys((*known, *groups))))
-    if hint.startswith("did you mean"):
-        return hint
-    return f"allowed: {', '.join(name if name in known else f'{name}.*' for name in groups)}"
+    hint = did_you_mean(key, dict.fromkeys((*known, *groups)))
+    return hint or f"allowed: {', '.join(name if name in known else f'{name}.*' for name in groups)}"
 
 
 def find_config(name_or_path: str, *, kind: str = "configs") -> epath.Path:
@@ -155,10 +152,8 @@ def validate_config(config: ConfigDict) -> None:
         if key not in flat:
             raise UserError(f"config key {key!r} is missing; allowed: {rule.describe()}")
         if not rule.accepts(flat[key]):
-            hint = ""
-            if rule.choices is not None and difflib.get_close_matches(str(flat[key]), rule.choices()):
-                hint = f" ({near_matches(str(flat[key]), rule.choices())})"
-            raise UserError(f"config.{key} is {flat[key]!r}; allowed: {rule.describe()}{hint}")
+            hint = "" if rule.choices is None else did_you_mean(str(flat[key]), rule.choices())
+            raise UserError(f"config.{key} is {flat[key]!r}; allowed: {rule.describe()}{hint and f' ({hint})'}")
     for key in ("eval.suite", "eval.select_suite"):
         if flat[key]:
             _check_suite(key, flat[key])

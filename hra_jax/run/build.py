@@ -10,11 +10,13 @@ from hra_jax.adapters import methods
 from hra_jax.adapters.base import Adapter, unbound
 from hra_jax.adapters.outputs import OWN_VOCABULARIES
 from hra_jax.config import keys
+from hra_jax.convert import families
 from hra_jax.errors import UserError
-from hra_jax.models import augmentation, backbone_folder, dtypes, published
+from hra_jax.models import augmentation, backbone_folder, dtypes
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.attention_parts import Budget
-from hra_jax.models.config import EncoderConfig, FeatureConfig, named_size
+from hra_jax.models.encoder_config import EncoderConfig, named_size
+from hra_jax.models.features import FeatureConfig
 from hra_jax.text.vocabularies import (
     BlankVocabulary,
     CharacterVocabulary,
@@ -88,11 +90,11 @@ def geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
       UserError: no such backbone, a damaged one, or an abstract one whose vocabulary has no size before it is learnt.
     """
     if is_abstract(config.backbone) and config.backbone != ABSTRACT:
-        name = config.backbone.partition(":")[2]
-        if name not in published.MODELS:
-            allowed = ", ".join(f"{ABSTRACT}:{known}" for known in published.MODELS)
+        name, models = config.backbone.partition(":")[2], families.models()
+        if name not in models:
+            allowed = ", ".join(f"{ABSTRACT}:{known}" for known in models)
             raise UserError(f"backbone = {config.backbone!r}: of published models there are {allowed}")
-        return published.MODELS[name]
+        return models[name]
     if config.backbone == ABSTRACT:
         if config.pretrain.vocabulary != "sentencepiece":
             raise UserError(
