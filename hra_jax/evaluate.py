@@ -15,6 +15,7 @@ from hra_jax.config.files import config_from_json, validate_config
 from hra_jax.config.keys import group
 from hra_jax.errors import UserError
 from hra_jax.run import processes
+from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.saving import open_checkpoints, restore
 from hra_jax.run.scoring import data_report, score, suite_weights
 from hra_jax.run.stages import prepare
@@ -50,12 +51,12 @@ def evaluate(
         return score(run, test, suite_weights(run, test), step=number, bootstrap=config.eval.bootstrap)
 
 
-def _configuration(workdir: epath.PathLike, suite: str) -> ConfigDict:
-    """The run's configuration with the suite in it."""
+def _configuration(workdir: epath.PathLike, suite: str, *, notify: bool = True) -> ConfigDict:
+    """The run's configuration with the suite in it; `notify` as for `config_from_json`."""
     workdir = epath.Path(workdir)
     if not (workdir / "config.json").exists():
         raise UserError(f"workdir = {str(workdir)!r}: holds no config.json, so no run was started there")
-    config = config_from_json((workdir / "config.json").read_text())
+    config = config_from_json((workdir / "config.json").read_text(), notify=notify)
     with config.unlocked():
         config.eval.suite = suite
         # The selection suite may itself be scored; it is then no data that the suite must differ from.
@@ -79,9 +80,9 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
-    config = _configuration(FLAGS.workdir, FLAGS.suite)
+    config = _configuration(FLAGS.workdir, FLAGS.suite, notify=False)  # `evaluate` tells of old keys
     processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=False)
-    cli.setup_jax()
+    setup_jax()
     evaluate(FLAGS.workdir, FLAGS.suite, step=FLAGS.step, data_dir=FLAGS.data_dir)
 
 

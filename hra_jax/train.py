@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from hra_jax import cli
-from hra_jax.config.files import config_difference, config_from_json, config_to_json, validate_config
+from hra_jax.config.files import config_to_json, stored_difference, validate_config
 from hra_jax.config.keys import group
 from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import TrainLoader
@@ -24,6 +24,7 @@ from hra_jax.evaluation.report import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
 from hra_jax.run import processes
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, as_stored, export
+from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import Run
 from hra_jax.run.saving import open_checkpoints, restore, save
 from hra_jax.run.scoring import accounting, base_weights, data_report, score, suite_weights, write_data_report
@@ -96,9 +97,10 @@ def _claim_workdir(config: ConfigDict, workdir: epath.Path) -> bool:
     path, folder = workdir / "config.json", workdir / "checkpoints"
     try:
         # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
-        resumed = folder.exists() and any(entry.name.isdigit() for entry in folder.iterdir())
+        steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.exists() else []
+        resumed = bool(steps)
         if resumed and path.exists():
-            changed = config_difference(config_from_json(path.read_text()), config)
+            changed = stored_difference(path.read_text(), config, trains=max(steps) < config.steps)
             if changed:
                 raise UserError(f"{workdir} belongs to a run with another configuration: {'; '.join(changed)}")
         workdir.mkdir(parents=True, exist_ok=True)
@@ -333,7 +335,7 @@ def main(argv: Sequence[str]) -> int:
     """Trains as the flags say."""
     del argv
     processes.initialize(heartbeat_seconds=FLAGS.config.distributed.heartbeat_seconds)
-    cli.setup_jax()
+    setup_jax()
     return train(FLAGS.config, FLAGS.workdir)
 
 

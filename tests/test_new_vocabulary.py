@@ -20,7 +20,7 @@ from hra_jax.data.table import TableSource, own_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import check_adapter_acts
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import EncoderConfig
+from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.run import read
 from hra_jax.run.scoring import suite_weights
 from hra_jax.tasks import commands
@@ -102,7 +102,7 @@ def test_a_task_beside_those_of_a_start_gets_pieces_that_fit_its_output_layer(na
     start = ExportedAdapter({"method": settings}, {}, {name: {} for name in names}, entries)
     config = load_config("base")
     config.adapter.output = "sentencepiece"
-    base = SimpleNamespace(known_vocabulary=BlankVocabulary)
+    base = SimpleNamespace(vocabulary=BlankVocabulary())
     found = read._own_vocabularies(group(config, "adapter"), base, [source(y=texts)], start, data=group(config, "data"))
     assert found.size == 24 and 16 < found.of("y").size <= (20 if names else 24)
 

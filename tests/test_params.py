@@ -23,7 +23,8 @@ from hra_jax.config.files import config_to_json, load_config
 from hra_jax.config.keys import group
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import EncoderConfig, from_json, named_size, to_json
+from hra_jax.models.encoder_config import EncoderConfig, named_size
+from hra_jax.models.stored_settings import from_json, to_json
 from hra_jax.run import foundation
 from hra_jax.training import train_state
 
@@ -228,7 +229,7 @@ def tensor_bytes(path: Path) -> int:
     return len(content) - 8 - struct.unpack("<Q", content[:8])[0]
 
 
-def write_rows(folder: Path, settings, encoder, *, tasks: int, per_task_files: bool) -> None:
+def write_rows(folder: Path, settings, encoder, *, tasks: int) -> None:
     adapter = adapter_of(settings)
     adapter_folder.write_adapter(
         folder,
@@ -238,20 +239,16 @@ def write_rows(folder: Path, settings, encoder, *, tasks: int, per_task_files: b
         backbone={"name": "tiny", "fingerprint": "f00d"},
         vocabulary={"type": "characters", "characters": "ab"},
         accounting={"shared_parameters": 1, "parameters_per_task": 1, "backbone_parameters": 1},
-        per_task_files=per_task_files,
     )
 
 
-@pytest.mark.parametrize("per_task_files", [False, True])
 @pytest.mark.parametrize("output", ["backbone", "task"])
-def test_an_exported_adapter_has_the_bytes_besides_the_headers(tmp_path, micro, output, per_task_files):
+def test_an_exported_adapter_has_the_bytes_besides_the_headers(tmp_path, micro, output):
     settings = micro.config(adapter__output=output, hra__head="ffn")
     found = params.account(settings, [5])
     encoder = from_json(EncoderConfig, found["backbone"]["encoder"])
-    write_rows(tmp_path, settings, encoder, tasks=5, per_task_files=per_task_files)
-    files = list(tmp_path.rglob("*.safetensors"))
-    assert len(files) == (6 if per_task_files else 1)
-    assert sum(map(tensor_bytes, files)) == found["methods"]["hra"]["costs"][0]["export_bytes"]
+    write_rows(tmp_path, settings, encoder, tasks=5)
+    assert tensor_bytes(tmp_path / "adapter_model.safetensors") == found["methods"]["hra"]["costs"][0]["export_bytes"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -438,6 +435,6 @@ def test_a_wrong_flag_is_one_line_and_writes_nothing(tmp_path, monkeypatch, give
 
 
 def test_what_is_published_is_what_the_command_gives_today():
-    published = json.loads((Path(__file__).parent.parent / "benchmarks" / "params_usm_2b.json").read_text())
+    published = json.loads((Path(__file__).parent.parent / "benchmarks" / "results" / "params_usm_2b.json").read_text())
     tasks = [10**power for power in range(6)]
     assert published == json.loads(json.dumps(params.account(load_config("usm_2b_hra"), tasks, params.METHODS)))

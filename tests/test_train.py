@@ -18,7 +18,7 @@ from hra_jax.data.audio import decode
 from hra_jax.errors import UserError
 from hra_jax.evaluation.suites import load_suite
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import SIZES
+from hra_jax.models.encoder_config import SIZES
 from hra_jax.run import programs
 from hra_jax.training.checkpoints import METRIC
 from hra_jax.training.step import forward

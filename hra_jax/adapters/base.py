@@ -188,7 +188,7 @@ class Adapter:
         """The output y `[B, T, out]` of the affine map `name` of x `[B, T, in]`, adapted.
 
         `params` is (all_layers, per_layer) of `Bound` with the layer axis taken off; `rng()` gives a key for dropout,
-        or None where the pass is deterministic. The names are those of `models.config.affine_maps`.
+        or None where the pass is deterministic. The names are those of `models.encoder_config.affine_maps`.
         """
         del params, name, x, rng
         return y

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from hra_jax.adapters.base import Adapter, Formula, no_parameters
 from hra_jax.adapters.lora import key_of
-from hra_jax.models.config import affine_maps
+from hra_jax.models.encoder_config import affine_maps
 
 
 @dataclasses.dataclass(frozen=True)

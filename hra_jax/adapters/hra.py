@@ -23,7 +23,7 @@ from hra_jax.adapters import controllers, heads
 from hra_jax.adapters.base import Adapter, Formula, no_parameters, unless_skipped
 from hra_jax.config.settings import boolean, integer, one_of, setting, text
 from hra_jax.errors import UserError
-from hra_jax.models.config import affine_maps
+from hra_jax.models.encoder_config import affine_maps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The weights that an adapter run starts with: new ones, or those of an exported adapter with new tasks beside them."""
 
 import hashlib
+from collections.abc import Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from hra_jax.adapters import adapter_folder, methods, task_rows
 from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.console import near_matches
 from hra_jax.errors import UserError
+from hra_jax.models.encoder_config import EncoderConfig
 
 _CHUNK = 4096  # rows that are drawn at a time
 NEW_TASKS = ("zero", "mean")
@@ -33,6 +36,31 @@ def new_weights_on_host(adapter: Adapter, key, encoder, tasks: int) -> dict:
     return {"shared": jax.device_get(adapter.init_common(shared_key, encoder)), "tasks": rows}
 
 
+def new_rows(adapter: Adapter, key: jax.Array, encoder: EncoderConfig, ids: jax.Array) -> dict[str, Any]:
+    """The rows of those numbers alone, as `new_weights` draws them."""
+    _, task_key = jax.random.split(key)
+    return task_rows.init_rows(adapter, task_key, encoder, ids)
+
+
+def check_new_task(new_task: str, tasks: Collection[str], *, where: str, source: str = "") -> None:
+    """Refuses what a new task cannot start as: anything but zero, mean (of at least one task), and a task's name.
+
+    Args:
+      new_task: what the user asks for.
+      tasks: the tasks that there are.
+      where: the start of the error line.
+      source: where the tasks are, for the error line: ` of adapter.start`.
+
+    Raises:
+      UserError: one line.
+    """
+    if new_task not in (*NEW_TASKS, *tasks):
+        hint = near_matches(new_task, [*NEW_TASKS, *tasks])
+        raise UserError(f"{where}: neither zero, mean nor a task{source}; {hint}")
+    if new_task == "mean" and not tasks:
+        raise UserError(f"{where}: there is no task{source} to take the mean of; allowed: zero")
+
+
 def read_start(folder: str, *, fingerprint: str) -> adapter_folder.ExportedAdapter:
     """The exported adapter that a run starts from.
 
@@ -40,12 +68,7 @@ def read_start(folder: str, *, fingerprint: str) -> adapter_folder.ExportedAdapt
       UserError: not an adapter folder, or one of another backbone.
     """
     exported = adapter_folder.read_adapter(folder)
-    trained_on = exported.config["backbone"]
-    if trained_on["fingerprint"] != fingerprint:
-        raise UserError(
-            f"adapter.start = {folder!r}: trained on the backbone {trained_on['name']!r} "
-            f"({trained_on['fingerprint'][:12]}), but this run's has the fingerprint {fingerprint[:12]}"
-        )
+    adapter_folder.check_backbone(exported, fingerprint, name="this run's", where=f"adapter.start = {folder!r}")
     return exported
 
 
@@ -85,11 +108,7 @@ def started_rows(rows: dict, names, start: adapter_folder.ExportedAdapter, *, ne
     Raises:
       UserError: `new_task` is neither of the words nor a task of the exported adapter.
     """
-    if new_task not in (*NEW_TASKS, *start.tasks):
-        hint = near_matches(new_task, [*NEW_TASKS, *start.tasks])
-        raise UserError(f"adapter.new_task = {new_task!r}: neither zero, mean nor a task of adapter.start; {hint}")
-    if new_task == "mean" and not start.tasks:
-        raise UserError("adapter.new_task = 'mean': adapter.start has no tasks; allowed is 'zero'")
+    check_new_task(new_task, start.tasks, where=f"adapter.new_task = {new_task!r}", source=" of adapter.start")
     given = {name: no_parameters() | tree for name, tree in start.tasks.items()}
     template = None
     if new_task == "mean":

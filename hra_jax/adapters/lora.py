@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from hra_jax.adapters.base import Adapter, Formula, no_parameters
 from hra_jax.config.settings import distinct_names, integer, number, setting
 from hra_jax.errors import UserError
-from hra_jax.models.config import AffineMap, affine_maps
+from hra_jax.models.encoder_config import AffineMap, affine_maps
 
 
 def key_of(name: str) -> str:

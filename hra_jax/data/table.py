@@ -1,6 +1,5 @@
 """The table of usable utterances: tasks, labels and lengths as columns, and what was left out, named."""
 
-import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,11 @@ from hra_jax.config.settings import (
     setting,
     text,
 )
-from hra_jax.data import manifest, mixtures
+from hra_jax.console import did_you_mean, listed
+from hra_jax.data import mixtures
+from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.models.ctc import augmented_length
 from hra_jax.tasks.names import BASE_TASK
@@ -46,7 +48,7 @@ class TableSource:
     """
 
     name: str
-    utterances: Sequence[manifest.Utterance]
+    utterances: Sequence[Utterance]
     rate: float | str = mixtures.PROPORTIONAL
     task: str | None = None
 
@@ -183,14 +185,12 @@ def read_sources(
     Raises:
       UserError: a manifest cannot be read, or a line is bad and the report strict.
     """
-    return [TableSource(name, manifest.load_manifest(path, report=report), rate) for name, path, rate in entries]
+    return [TableSource(name, load_manifest(path, report=report), rate) for name, path, rate in entries]
 
 
 def _unknown_task(name: str, known: Sequence[str], *, where: str) -> UserError:
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {', '.join(map(repr, near))}? " if near else ""
-    shown = ", ".join(known[:10]) + (f", ... ({len(known)} in all)" if len(known) > 10 else "")
-    return UserError(f"task {name!r} is not {where}; {hint}allowed: {shown or 'none'}")
+    hint = did_you_mean(name, known)
+    return UserError(f"task {name!r} is not {where}; {hint}{hint and ' '}allowed: {listed(known, most=10, show=str)}")
 
 
 def _check_unique(names: Sequence[str], what: str) -> None:
@@ -229,7 +229,7 @@ class UtteranceTable:
     Attributes (N utterances, source after source, in the order of the manifests):
       sources: tuple of TableSource.
       task_names: tuple of str; an utterance's task is an index into it.
-      utterances: list [N] of manifest.Utterance.
+      utterances: list [N] of Utterance.
       texts: list [N] of normalised transcripts.
       source: int32 [N], index into `sources`.
       starts: int64 [sources + 1]; source s has the utterances starts[s] to starts[s + 1].
@@ -292,7 +292,7 @@ class UtteranceTable:
             self.sources, task_tag, tuple(tasks), first=tuple(first_tasks), for_training=for_training
         )
         self.unselected = 0
-        self.utterances: list[manifest.Utterance] = []
+        self.utterances: list[Utterance] = []
         self.texts: list[str] = []
         self._columns: list[tuple[int, float, int, int]] = []  # source, duration, task, frames needed
         self._rows_of_labels: list[np.ndarray] = []
@@ -334,9 +334,7 @@ class UtteranceTable:
         """What a task's labels are made with, and decoded: where tasks have their own, with the blank as id 0."""
         return self._own.in_batch(task) if self._own is not None else self._vocabulary
 
-    def _usable_labels(
-        self, row: manifest.Utterance, name: str, *, task: str, words: str, frames: int
-    ) -> np.ndarray | None:
+    def _usable_labels(self, row: Utterance, name: str, *, task: str, words: str, frames: int) -> np.ndarray | None:
         """The labels of an utterance, int32 [U]; None (and an entry in the report) if it cannot be used."""
         if row.duration > self._max_seconds:
             self._report.add("too_long", name, f"{row.duration:g} s; the limit is {self._max_seconds:g} s")
@@ -383,7 +381,7 @@ class UtteranceTable:
         """A hash of the columns and labels: tables of equal hash give equal batches."""
         found = hashlib.sha256(repr((self.task_names, self.specs())).encode())
         for column in (self.source, self.duration, self.task, self.label_lengths, self._labels):
-            found.update(np.ascontiguousarray(column))
+            found.update(np.ascontiguousarray(column).tobytes())
         return found.hexdigest()
 
     def labels(self, index: int) -> np.ndarray:

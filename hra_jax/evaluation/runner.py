@@ -5,7 +5,8 @@ Each process decodes its own rows; the outputs are replicated, so every process 
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -22,11 +23,26 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation.report import UtteranceResult
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models import ctc
-from hra_jax.run.foundation import Foundation
+from hra_jax.models.features import FeatureConfig
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 from hra_jax.text.task_vocabularies import OwnVocabularies
-from hra_jax.text.vocabularies import BlankVocabulary
+from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary
 from hra_jax.training import sharding
+
+
+class Base(Protocol):
+    """What a suite must know of the backbone that it is run on."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary that the backbone itself writes in."""
+
+    @property
+    def features(self) -> FeatureConfig:
+        """The settings of its features; of them the sample rate, in Hz, is read."""
+
+    def output_length(self, num_samples: np.ndarray) -> np.ndarray:
+        """Encoder frames of `num_samples` samples, elementwise."""
 
 
 def _suite() -> Rule:
@@ -58,7 +74,7 @@ class SuiteRunner:
 
     Args:
       suite: what to score.
-      base: the backbone: vocabulary, features, lengths.
+      base: what the encoder is built on: vocabulary, features, lengths.
       tasks: names of the adapter's rows, in order; () where there is no bank (`full`, `pretrain`).
       mesh: the device mesh.
       data, batch, evaluation: groups of the run's configuration.
@@ -75,7 +91,7 @@ class SuiteRunner:
         self,
         suite: Suite,
         *,
-        base: Foundation,
+        base: Base,
         tasks: Sequence[str],
         mesh: Mesh,
         data: DataSettings,
@@ -115,7 +131,14 @@ class SuiteRunner:
         )
         self.label_capacities = tuple(lengths)
 
-    def run(self, evaluation_step, weights: dict, frozen, *, progress: bool = False):
+    def run(
+        self,
+        evaluation_step: Callable[..., dict[str, jax.Array]],
+        weights: dict[str, Any],
+        frozen: dict[str, Any],
+        *,
+        progress: bool = False,
+    ) -> tuple[list[UtteranceResult], float, dict[str, float]]:
         """Scores the suite.
 
         Args:
@@ -142,44 +165,48 @@ class SuiteRunner:
             label_capacities=self.label_capacities,
             local_rows=functools.partial(sharding.local_rows, self._mesh),
         )
-        results, losses, differences = [], [], {task.name: 0.0 for task in self.suite.tasks}
+        results: list[UtteranceResult] = []
+        losses: list[float] = []
+        differences = {task.name: 0.0 for task in self.suite.tasks}
         shown = progress and jax.process_index() == 0
         bar = tqdm(total=len(self._table), desc=f"evaluating {self.suite.name}", unit="utterance", disable=not shown)
         with bar:
             for batch in batches:
-                outputs = evaluation_step(weights, frozen, sharding.shard_batch(batch, self._mesh))
-                outputs = {name: np.asarray(value) for name, value in outputs.items()}
-                blanks = {"paths": self._table.blank_id, "base_paths": self._base.vocabulary.blank_id}
-                paths, base_paths = (
-                    ctc.greedy_decode(outputs[name], outputs["lengths"], blank) for name, blank in blanks.items()
-                )
-                scored = np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0))
-                for row in scored:
-                    number = int(outputs["utterance"][row])
-                    task = self.suite.tasks[self._table.source[number]]
-                    owner, utterance = task.name, self._table.utterances[number]
-                    text = self._table.vocabulary_of(task.adapter_task).decode(paths[row])
-                    # A backbone without an output layer of its own recognises nothing that could be compared.
-                    base_text = self._base.vocabulary.decode(base_paths[row]) if self._has_outputs else None
-                    differences[owner] = max(differences[owner], float(outputs["difference"][row]))
+                step_outputs = evaluation_step(weights, frozen, sharding.shard_batch(batch, self._mesh))
+                outputs = {name: np.asarray(value) for name, value in step_outputs.items()}
+                found = self._results(outputs)
+                for row, result in found.items():
+                    differences[result.task] = max(differences[result.task], float(outputs["difference"][row]))
                     losses.append(float(outputs["loss"][row]))
-                    results.append(
-                        UtteranceResult(
-                            task=owner,
-                            key=utterance.key,
-                            reference=utterance.text,
-                            # `__base__` is the backbone, also beside a fine-tuned one.
-                            hypothesis=base_text if task.adapter_task == BASE_TASK else text,
-                            base_hypothesis=base_text,
-                            duration=utterance.duration,
-                        )
-                    )
-                bar.update(len(scored))
+                results += found.values()
+                bar.update(len(found))
         if not results:
             raise UserError(
                 f"suite {self.suite.name!r}: none of its utterances could be read; {self._report.summary()}"
             )
         return results, float(np.mean(losses)), differences
+
+    def _results(self, outputs: Mapping[str, np.ndarray]) -> dict[int, UtteranceResult]:
+        """What was recognised in the rows of a batch that hold an utterance, by the number of the row."""
+        paths = ctc.greedy_decode(outputs["paths"], outputs["lengths"], self._table.blank_id)
+        base_paths = ctc.greedy_decode(outputs["base_paths"], outputs["lengths"], self._base.vocabulary.blank_id)
+        found = {}
+        for row in np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0)):
+            number = int(outputs["utterance"][row])
+            task, utterance = self.suite.tasks[self._table.source[number]], self._table.utterances[number]
+            text = self._table.vocabulary_of(task.adapter_task).decode(paths[row])
+            # A backbone without an output layer of its own recognises nothing that could be compared.
+            base_text = self._base.vocabulary.decode(base_paths[row]) if self._has_outputs else None
+            found[int(row)] = UtteranceResult(
+                task=task.name,
+                key=utterance.key,
+                reference=utterance.text,
+                # `__base__` is the backbone, also beside a fine-tuned one.
+                hypothesis=text if base_text is None or task.adapter_task != BASE_TASK else base_text,
+                base_hypothesis=base_text,
+                duration=utterance.duration,
+            )
+        return found
 
 
 def share_shapes(*runners: SuiteRunner) -> None:
@@ -189,7 +216,7 @@ def share_shapes(*runners: SuiteRunner) -> None:
         runner.label_capacities = most
 
 
-def check_adapter_acts(suite: Suite, differences: dict) -> None:
+def check_adapter_acts(suite: Suite, differences: Mapping[str, float]) -> None:
     """Checks that every task's adapter changes the log-probabilities.
 
     Raises:

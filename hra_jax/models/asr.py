@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from hra_jax.adapters.base import Adapter, Bound
 from hra_jax.models import augmentation, frontend, subsampling
 from hra_jax.models.attention_parts import Budget
-from hra_jax.models.config import EncoderConfig, FeatureConfig
 from hra_jax.models.conformer import Conformer
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
 from hra_jax.models.layers import Projection, wide
 
 
@@ -43,7 +44,7 @@ class AsrModel(nn.Module):
         Augmentation runs where an 'augment' key is given, dropout where a 'dropout' key is given.
 
         Args:
-          waveform: float `[B, S]`, mono, at `features.sample_rate`; anything may lie behind `num_samples`.
+          waveform: float `[B, S]`, mono, at `features.sample_rate`; samples after `num_samples` may be anything.
           num_samples: int32 `[B]`.
           bound: the adapter's parameters for the rows of this batch.
           symbols: int32 `[B, O]` of tasks with vocabularies of their own, see `Adapter.after_output`; else None.

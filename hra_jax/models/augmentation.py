@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from hra_jax.config.settings import Rule, check_settings, integer, is_number, number, setting
 from hra_jax.errors import UserError
 from hra_jax.models import padding
-from hra_jax.models.config import FeatureConfig
+from hra_jax.models.features import FeatureConfig
 
 
 def _is_range(value: Any) -> bool:
@@ -50,7 +50,7 @@ NO_AUGMENTATION = AugmentConfig(noise_probability=0.0, speed=0.0, warp=0.0, time
 
 
 def check(config: AugmentConfig, features: FeatureConfig) -> None:
-    """Whether the features can be augmented so: noise and time masks make sense for samples too, the rest does not.
+    """Refuses augmentation that is for spectra where the features are samples; noise and time masks suit both.
 
     Raises:
       UserError: warping or frequency masks of a model that takes samples.
@@ -84,7 +84,7 @@ def add_noise(rng, waveform, num_samples, config: AugmentConfig):
 
 
 def _interpolation(positions, size: int):
-    """Linear interpolation at `positions` `[B, P]` in places 0 .. size - 1, as a matrix `[B, P, size]`."""
+    """Linear interpolation at `positions` `[B, P]` between 0 and size - 1, as a matrix `[B, P, size]`."""
     positions = jnp.clip(positions, 0, size - 1)[:, :, None]
     return jnp.maximum(0.0, 1.0 - jnp.abs(positions - jnp.arange(size, dtype=jnp.float32)[None, None, :]))
 
@@ -124,9 +124,9 @@ def _spans(rng, count: int, widest, size: int, extent):
     shape = (widest.shape[0], count)
     width = jax.random.uniform(width_rng, shape) * widest[:, None]
     start = jax.random.uniform(start_rng, shape) * jnp.maximum(extent[:, None] - width, 0.0)
-    # A place is hidden where its middle is: by its left edge, the first place would never be.
-    places = jnp.arange(size, dtype=jnp.float32)[None, None, :] + 0.5
-    return ((places >= start[:, :, None]) & (places < (start + width)[:, :, None])).any(axis=1)
+    # A position is masked where its middle is: by its left edge, the first position would never be.
+    middles = jnp.arange(size, dtype=jnp.float32)[None, None, :] + 0.5
+    return ((middles >= start[:, :, None]) & (middles < (start + width)[:, :, None])).any(axis=1)
 
 
 def spec_augment(rng, features, lengths, config: AugmentConfig, *, centred: bool = True):

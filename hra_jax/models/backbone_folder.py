@@ -2,7 +2,7 @@
 
     backbone.json       geometry, feature settings, vocabulary, fingerprint, hashes of every tensor, where it came from
     model.safetensors   weights by dotted name, in the storage dtype; per-layer tensors stacked on a leading axis.
-                        Large ones lie in several files beside model.safetensors.index.json, see `tensor_files`
+                        Large ones lie in several files beside model.safetensors.index.json
 
 Weights are read and written in pieces: a process holds its part of them, and while it writes, a layer of a tensor.
 
@@ -26,9 +26,12 @@ from etils import epath
 from hra_jax.adapters.base import unbound
 from hra_jax.errors import UserError
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.config import EncoderConfig, FeatureConfig, from_json, to_json
 from hra_jax.models.dtypes import STORAGE_DTYPES
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
+from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import json_text
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.safetensors_writer import SHARD_BYTES, TensorWriter
 from hra_jax.storage.trees import flatten, unflatten
@@ -110,7 +113,7 @@ def _shapes(features: FeatureConfig, encoder: EncoderConfig) -> dict[str, tuple[
 
 
 def _fingerprint(hashes: dict, features: FeatureConfig, encoder: EncoderConfig, vocabulary: dict) -> str:
-    settings = [hashes, to_json(features), to_json(encoder), vocabulary]
+    settings = [hashes, fingerprinted(features), fingerprinted(encoder), vocabulary]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -183,7 +186,7 @@ def write(
     _check_dtype(dtype)
     folder, shapes = epath.Path(folder), _shapes(features, encoder)
     source, stored = {}, {}
-    with TensorWriter(folder, shapes, jnp.dtype(dtype), max_bytes=max_bytes) as writer:
+    with TensorWriter(folder, shapes, dtype=jnp.dtype(dtype), max_bytes=max_bytes) as writer:
         for name in writer.names:
             given, kept = hashlib.sha256(), hashlib.sha256()
             for piece in _pieces(name, read(name), shapes[name]):

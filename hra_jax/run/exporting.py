@@ -99,7 +99,7 @@ def _export_adapter(
         if own is not None and own.shared is None:
             entry = {**entry, "vocabulary": own.of(name).to_json()}
         entries.append({**entry, "name": name, "row": row})
-    vocabulary = own.shared if own is not None and own.shared is not None else base.known_vocabulary()
+    vocabulary = own.shared if own is not None and own.shared is not None else base.vocabulary
     adapter_folder.write_adapter(
         folder,
         method=methods.settings(run.layout.method),
@@ -135,7 +135,7 @@ def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int, res
         read,
         features=base.features,
         encoder=base.encoder,
-        vocabulary=base.known_vocabulary().to_json(),
+        vocabulary=base.vocabulary.to_json(),
         dtype=dtype,
         info={"name": base.name, "source": made_by, "license": source_license, "wer": wer},
     )

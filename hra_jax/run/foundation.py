@@ -9,12 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from hra_jax.adapters.base import unbound
+from hra_jax.convert import families
 from hra_jax.errors import UserError
-from hra_jax.models import backbone_folder, published
+from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.config import EncoderConfig, FeatureConfig, named_size
+from hra_jax.models.encoder_config import EncoderConfig, named_size
+from hra_jax.models.features import FeatureConfig
 from hra_jax.run.settings import PretrainSettings
-from hra_jax.text.vocabularies import CharacterVocabulary, SentencePieceVocabulary, Vocabulary, vocabulary_from_json
+from hra_jax.text.vocabularies import (
+    BlankVocabulary,
+    CharacterVocabulary,
+    SentencePieceVocabulary,
+    Vocabulary,
+    vocabulary_from_json,
+)
 
 ABSTRACT = "abstract"  # a backbone of shapes alone: of the size `pretrain.size`, or `abstract:` and a published one
 
@@ -25,7 +33,7 @@ class Foundation:
 
     features: FeatureConfig
     encoder: EncoderConfig
-    vocabulary: Vocabulary | None  # None for shapes alone
+    vocabulary: Vocabulary  # without a character for shapes alone
     name: str
     fingerprint: str  # '' before there are weights
     files: backbone_folder.BackboneFiles | None  # where the weights are; None for pre-training and for shapes alone
@@ -37,11 +45,6 @@ class Foundation:
     def shapes(self) -> dict[str, Any]:
         """Shapes and dtypes (float32) of all weights, as a tree of `jax.ShapeDtypeStruct`."""
         return nn.unbox(backbone_folder.abstract_params(self.features, self.encoder))
-
-    def known_vocabulary(self) -> Vocabulary:
-        """The vocabulary of a foundation that is more than shapes."""
-        assert self.vocabulary is not None, self.name
-        return self.vocabulary
 
 
 def is_abstract(backbone: str) -> bool:
@@ -88,6 +91,12 @@ def vocabulary_of_texts(pretrain: PretrainSettings, texts: Iterable[str]) -> Voc
     return CharacterVocabulary(sorted({character for text in texts for character in text} | {" "}))
 
 
+def shapes_alone(backbone: str, pretrain: PretrainSettings) -> Foundation:
+    """The geometry of a backbone whose weights and vocabulary are not read; errors as for `geometry`."""
+    features, encoder = geometry(backbone, pretrain)
+    return Foundation(features, encoder, BlankVocabulary(), backbone, "", None)
+
+
 def geometry(backbone: str, pretrain: PretrainSettings) -> tuple[FeatureConfig, EncoderConfig]:
     """Feature settings and geometry of a backbone, without its weights.
 
@@ -95,11 +104,11 @@ def geometry(backbone: str, pretrain: PretrainSettings) -> tuple[FeatureConfig, 
       UserError: no such backbone, a damaged one, or an abstract one whose vocabulary has no size before it is learnt.
     """
     if is_abstract(backbone) and backbone != ABSTRACT:
-        name = backbone.partition(":")[2]
-        if name not in published.MODELS:
-            allowed = ", ".join(f"{ABSTRACT}:{known}" for known in published.MODELS)
+        name, models = backbone.partition(":")[2], families.models()
+        if name not in models:
+            allowed = ", ".join(f"{ABSTRACT}:{known}" for known in models)
             raise UserError(f"backbone = {backbone!r}: of published models there are {allowed}")
-        return published.MODELS[name]
+        return models[name]
     if backbone == ABSTRACT:
         if pretrain.vocabulary != "sentencepiece":
             raise UserError(

@@ -189,7 +189,7 @@ def _table(
     base, start = material.base, material.start
     return UtteranceTable(
         material.sources,
-        vocabulary=base.known_vocabulary(),
+        vocabulary=base.vocabulary,
         normalizer=data.normalizer,
         task_tag=data.task_tag if adapted else "",
         tasks=data.tasks if adapted else (),

@@ -134,7 +134,10 @@ def initialize(*, heartbeat_seconds: int, resumable: bool = True) -> None:
     here = member({flag: flags.FLAGS[flag].value for flag in _VARIABLES})
     if here is not None and here.num_processes == 1:
         return
-    jax.config.update("jax_enable_preemption_service", resumable)
+    # Older versions of jax, among them 0.7.2, have no such option: there the service is always on, and only SIGKILL
+    # ends a run that is not resumable.
+    if hasattr(jax.config, "jax_enable_preemption_service"):
+        jax.config.update("jax_enable_preemption_service", resumable)
     if here is None:
         if not _found_by_jax(heartbeat_seconds):
             return

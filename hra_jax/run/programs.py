@@ -113,9 +113,7 @@ def trained_part(settings: RunSettings, adapter: AdapterSettings) -> str:
 
 def blank_of(base: Foundation, method: Adapter) -> int:
     """The blank among the outputs of a batch: 0 where tasks have vocabularies of their own, else the backbone's."""
-    if base.vocabulary is None or method.own_vocabulary:
-        return BLANK_ID
-    return base.vocabulary.blank_id
+    return BLANK_ID if method.own_vocabulary else base.vocabulary.blank_id
 
 
 def new_weights_shapes(base: Foundation, method: Adapter, rows: int) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def _own_vocabularies(
         pieces = max((vocabulary.size for vocabulary in given.values()), default=size)
     return own_vocabularies(
         sources,
-        base=base.known_vocabulary(),
+        base=base.vocabulary,
         task_tag=data.task_tag,
         normalizer=data.normalizer,
         tasks=data.tasks,

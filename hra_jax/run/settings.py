@@ -3,9 +3,9 @@
 import dataclasses
 
 from hra_jax.config.settings import check_settings, integer, number, one_of, setting, text
-from hra_jax.models.config import SIZES
 from hra_jax.models.conformer import REMAT_POLICIES
 from hra_jax.models.dtypes import COMPUTE_DTYPES
+from hra_jax.models.encoder_config import SIZES
 from hra_jax.text.vocabularies import LEARNT_VOCABULARIES
 
 METHODS = ("adapter", "full", "pretrain")

@@ -1,11 +1,10 @@
 """Trees of arrays, nested dicts, as flat dicts of paths, and back."""
 
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 
-
-def flatten(tree: Mapping, *, separator: str = "/") -> dict[str, np.ndarray]:
+def flatten(tree: Mapping[str, Any], *, separator: str = "/") -> dict[str, Any]:
     """{"a": {"b": x}} as {"a/b": x}, sorted by path. An empty dict has no path, so it is lost.
 
     Raises:
@@ -22,7 +21,7 @@ def flatten(tree: Mapping, *, separator: str = "/") -> dict[str, np.ndarray]:
     return dict(sorted(flat.items()))
 
 
-def unflatten(flat: Mapping[str, np.ndarray], *, separator: str = "/") -> dict:
+def unflatten(flat: Mapping[str, Any], *, separator: str = "/") -> dict[str, Any]:
     """The tree whose `flatten` is `flat`.
 
     Raises:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from hra_jax import api
@@ -18,10 +19,10 @@ from hra_jax.data import batching
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import foundation, programs
 from hra_jax.run.layout import adapter_method
+from hra_jax.tpu.plan import LABELS_PER_SECOND, STEPS
 from hra_jax.training import placement, sharding, train_state
 
-KINDS = ("train", "evaluation", "transcription")
-LABELS_PER_SECOND = 8.0  # room for labels: sentence pieces of fast speech come at about half of that
+_Program = tuple[Callable[..., Any], tuple[Any, ...]]  # a jitted function, and the shapes of its arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Job:
     """One program to compile.
 
     Attributes:
-      kind: of KINDS.
+      kind: of STEPS.
       seconds: the length bucket.
       rows: utterances of the global batch.
       function: jitted.
@@ -39,10 +40,10 @@ class Job:
     kind: str
     seconds: float
     rows: int
-    function: Callable
-    arguments: tuple
+    function: jax.stages.Wrapped
+    arguments: tuple[Any, ...]
 
-    def trace(self):
+    def trace(self) -> jax.stages.Traced:
         """The function traced with its arguments."""
         return self.function.trace(*self.arguments)
 
@@ -57,21 +58,25 @@ class Shapes:
       labels_per_second: the labels of a bucket have room for so many, rounded up as the loader does.
 
     Attributes:
-      counts: as `training.state.accounting` gives them.
+      counts: as `training.train_state.accounting` gives them.
     """
 
     def __init__(
-        self, config: ConfigDict, mesh: Mesh, *, tasks: int, labels_per_second: float = LABELS_PER_SECOND
-    ) -> None:
+        self,
+        config: ConfigDict,
+        mesh: jax.sharding.Mesh,
+        *,
+        tasks: int,
+        labels_per_second: float = LABELS_PER_SECOND,
+    ):
         settings, adapter = group(config, ""), group(config, "adapter")
         self._settings, self._mesh, self._labels = settings, mesh, labels_per_second
-        self._batch_settings, self._evaluation_seconds = group(config, "batch"), config.eval.batch_seconds
-        features, encoder = foundation.geometry(settings.backbone, group(config, "pretrain"))
-        self._base = foundation.Foundation(features, encoder, None, settings.backbone, "", None)
+        self._batch_settings, self._evaluation = group(config, "batch"), group(config, "eval")
+        self._base = foundation.shapes_alone(settings.backbone, group(config, "pretrain"))
         own = adapter.output in OWN_VOCABULARIES and settings.method == "adapter"
-        self._outputs = (adapter.output_size or encoder.vocab_size) if own else 0
+        self._outputs = (adapter.output_size or self._base.encoder.vocab_size) if own else 0
         self._method = adapter_method(settings, adapter, own=methods.own_settings(config), output_size=self._outputs)
-        self._method.adapted(encoder)
+        self._method.adapted(self._base.encoder)
         self._programs = programs.lay_out_programs(
             self._base,
             self._method,
@@ -89,11 +94,13 @@ class Shapes:
             self._weights, tasks, train_state.count(self._base.shapes()), train=self._trained
         )
 
-    def jobs(self, kinds=KINDS) -> list[Job]:
+    def jobs(self, kinds: Sequence[str] = STEPS) -> list[Job]:
         """The programs of those kinds for every bucket, the longest bucket first."""
         batch, buckets = self._batch_settings, self._batch_settings.buckets
         train = batching.bucket_rows(buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
-        evaluation = batching.bucket_rows(buckets, batch_seconds=self._evaluation_seconds, multiple=batch.multiple)
+        evaluation = batching.bucket_rows(
+            buckets, batch_seconds=self._evaluation.batch_seconds, multiple=batch.multiple
+        )
         rows = {"train": train, "evaluation": evaluation, "transcription": evaluation}
         return [
             self.job(kind, seconds, rows[kind][position])
@@ -105,13 +112,13 @@ class Shapes:
         """One program, for a global batch of so many utterances."""
         make = {"train": self._train, "evaluation": self._evaluation, "transcription": self._transcription}[kind]
         function, arguments = make(seconds, rows)
-        return Job(kind, seconds, rows, function, arguments)
+        return Job(kind, seconds, rows, cast(jax.stages.Wrapped, function), arguments)
 
-    def _train(self, seconds: float, rows: int):
+    def _train(self, seconds: float, rows: int) -> _Program:
         state = self._placed(self._programs.state, self._programs.shardings)
         hyper = {"seed": self._replicated((), jnp.uint32), "learning_rate": self._replicated((), jnp.float32)}
         frozen = self._frozen() if self._settings.method == "adapter" else None
-        arguments = (state, frozen, self._batch(seconds, rows), hyper)
+        arguments: tuple[Any, ...] = (state, frozen, self._batch(seconds, rows), hyper)
         if not self._programs.bank.in_state:
             optimizer = self._programs.optimizer
             whole = jax.eval_shape(lambda: train_state.create(self._weights, optimizer, train=self._trained))
@@ -120,11 +127,11 @@ class Shapes:
             )
         return self._programs.train, arguments
 
-    def _evaluation(self, seconds: float, rows: int):
+    def _evaluation(self, seconds: float, rows: int) -> _Program:
         weights = self._shared_weights()
         return self._programs.evaluation, (weights, self._frozen(), self._batch(seconds, rows))
 
-    def _transcription(self, seconds: float, rows: int):
+    def _transcription(self, seconds: float, rows: int) -> _Program:
         batch = self._batch(seconds, rows)
         model = programs.model_on(self._mesh, self._base, self._method, settings=self._settings)
         weights = self._shared_weights()
@@ -133,29 +140,29 @@ class Shapes:
         inputs = (batch["waveform"], batch["num_samples"], batch["task"], batch.get("symbols"))
         return jax.jit(functools.partial(api.apply_model, model)), args + inputs
 
-    def _shared_weights(self) -> dict:
-        """The weights that a suite is run with: rows of the bank replicated."""
+    def _shared_weights(self) -> dict[str, Any]:
+        """The weights that a suite is run with: rows of the bank are replicated."""
         if "backbone" in self._weights:
             return self._placed(self._weights, self._programs.shardings.trainable)
         return jax.tree.map(lambda leaf: self._replicated(leaf.shape, leaf.dtype), self._weights)
 
-    def _frozen(self):
+    def _frozen(self) -> dict[str, Any]:
         shardings = placement.backbone_shardings(self._mesh, self._base.features, self._base.encoder)
         dtype = compute_dtype(self._settings.backbone_dtype)
         return jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where), self._base.shapes(), shardings
         )
 
-    def _placed(self, tree, shardings):
+    def _placed(self, tree: Any, shardings: Any) -> Any:
         return jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, shardings
         )
 
-    def _replicated(self, shape, dtype) -> jax.ShapeDtypeStruct:
+    def _replicated(self, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(self._mesh))
 
     def _batch(self, seconds: float, rows: int) -> dict[str, Any]:
-        labels = batching.label_capacities([0], [int(seconds * self._labels)], buckets=1)[0]
+        labels = batching.label_capacities(np.zeros(1, np.int64), np.array([int(seconds * self._labels)]), buckets=1)[0]
         shapes = {
             "waveform": ((rows, round(seconds * self._base.features.sample_rate)), jnp.float32),
             "num_samples": ((rows,), jnp.int32),
@@ -169,7 +176,7 @@ class Shapes:
             shapes["symbols"] = ((rows, self._outputs), jnp.int32)
         return {name: self._split(shape, dtype, name) for name, (shape, dtype) in shapes.items()}
 
-    def _split(self, shape, dtype, name: str) -> jax.ShapeDtypeStruct:
+    def _split(self, shape: tuple[int, ...], dtype: DTypeLike, name: str) -> jax.ShapeDtypeStruct:
         axes = ("batch", *(None,) * (len(shape) - 1))
         split = sharding.sharding_for(self._mesh, axes, shape=shape, leaf=f"batch[{name!r}]")
         return jax.ShapeDtypeStruct(shape, dtype, sharding=split)

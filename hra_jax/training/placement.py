@@ -7,7 +7,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import EncoderConfig, FeatureConfig
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
 from hra_jax.training import sharding
 from hra_jax.training.train_state import TrainState
 

@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 from hra_jax import train as training
 from hra_jax.config.files import config_to_json, load_config
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import EncoderConfig, FeatureConfig
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
 from hra_jax.run.place import Run
 from hra_jax.text.vocabularies import CharacterVocabulary
 from hra_jax.training import sharding

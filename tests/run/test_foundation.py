@@ -12,12 +12,12 @@ from hra_jax.adapters import methods
 from hra_jax.adapters.base import Adapter
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.config.keys import group
+from hra_jax.convert import families
 from hra_jax.data.synthetic import grammar
 from hra_jax.errors import UserError
-from hra_jax.models import published
 from hra_jax.models.augmentation import AugmentConfig
-from hra_jax.models.config import SIZES
 from hra_jax.models.dtypes import compute_dtype
+from hra_jax.models.encoder_config import SIZES
 from hra_jax.run import foundation, programs
 from hra_jax.run.layout import adapter_method, open_mesh
 from hra_jax.run.settings import PretrainSettings
@@ -37,9 +37,9 @@ def test_a_foundation_is_the_folder_of_the_backbone(micro):
     assert base.output_length(np.array([0, 79, 80, 160, 161, 240, 8000])).tolist() == [0, 0, 1, 1, 1, 2, 50]
 
 
-@pytest.mark.parametrize("name", published.MODELS)
+@pytest.mark.parametrize("name", families.models())
 def test_a_published_model_has_a_geometry_without_its_weights(name):
-    assert foundation.geometry(f"abstract:{name}", PretrainSettings()) == published.MODELS[name]
+    assert foundation.geometry(f"abstract:{name}", PretrainSettings()) == families.models()[name]
     with pytest.raises(UserError, match=f"^backbone = 'abstract:{name}' has no weights; .*$") as caught:
         foundation.load(f"abstract:{name}")
     assert "\n" not in str(caught.value)
@@ -51,7 +51,7 @@ def test_a_published_model_that_there_is_not_is_one_line_with_those_that_there_a
         foundation.geometry(f"abstract:{name}", PretrainSettings())
     told = str(caught.value)
     assert "\n" not in told and f"'abstract:{name}'" in told
-    assert all(f"abstract:{known}" in told for known in published.MODELS)
+    assert all(f"abstract:{known}" in told for known in families.models())
 
 
 def test_pretraining_lays_out_a_new_backbone_around_the_training_texts(micro, monkeypatch):
