@@ -10,7 +10,7 @@
 A step directory appears under its name only when everything in it is written, so a process killed at any moment leaves
 the last complete checkpoint as the last one. The frozen backbone is never in a checkpoint: the fingerprint names it.
 
-    DIRECTORY/rows/<log>/     rows of the task bank (training/row_log.py): a save writes those that changed since the
+    DIRECTORY/rows/<log>/     rows of the task bank (storage/row_log.py): a save writes those that changed since the
                               save before, so its cost does not grow with the tasks that stayed as they were
 """
 
@@ -29,6 +29,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from hra_jax.errors import UserError
+from hra_jax.storage.json_files import check_fields, parse_json
 from hra_jax.storage.row_log import RowLog
 from hra_jax.training.sharding import leaf_name
 
@@ -237,7 +238,8 @@ class Checkpoints:
             # Not through Orbax, where all processes would have to ask at once.
             file = self.directory / str(step) / "rows" / "metadata"
             try:
-                self._segments[step] = json.loads(file.read_text())
+                stored = parse_json(file.read_bytes(), where=str(file))
+                self._segments[step] = check_fields(stored, dict.fromkeys(LOGS, list), where=str(file))
             except (OSError, ValueError) as error:
                 raise UserError(f"{self.directory}: checkpoint {step} cannot be read: {_reason(error)}") from error
         return self._segments[step]
