@@ -389,6 +389,7 @@ def test_verify_finds_any_flipped_byte_and_names_the_tensor(folder, params):
     + [
         ('{"features": 3, "encoder": {}}', "'features'"),
         ('{"features": {}, "encoder": {}}', "needs 'format' (an integer); got nothing"),
+        ('{"features": {}, "encoder": {}, "format": 2}', "format 2; this version of hra_jax reads 1"),
     ],
 )
 def test_settings_that_cannot_be_read_are_refused(folder, content, words):
