@@ -1,6 +1,6 @@
 """What a training step and a checkpoint cost as the number of tasks grows.
 
-python benchmarks/task_scaling.py --json benchmarks/task_scaling.json
+python benchmarks/task_scaling.py --json benchmarks/results/task_scaling.json
 
 The step at size tiny (random weights), a linear head, R = 32: a bank of 10 tasks on the device, one of 10,000 on the
 device, one of 100,000 in host memory; the same batch, the three taking turns. Each side also
@@ -26,6 +26,7 @@ from hra_jax.adapters import initial
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
+from hra_jax.run.jax_setup import setup_jax
 from hra_jax.training import task_bank, train_state
 from hra_jax.training.checkpoints import Checkpoints
 from hra_jax.training.optimizer import OptimizerConfig
@@ -132,7 +133,7 @@ def define_flags() -> None:
 
 def main(argv) -> None:
     """Entry point."""
-    cli.setup_jax()
+    setup_jax()
     if FLAGS.alone:
         print(json.dumps(alone(FLAGS.alone)))
         return

@@ -12,6 +12,7 @@ from hra_jax import cli
 from hra_jax.config.files import config_from_json, validate_config
 from hra_jax.errors import UserError
 from hra_jax.run import processes
+from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.preparation import data_report, prepare, score, suite_weights
 from hra_jax.run.saving import restore
 
@@ -42,17 +43,17 @@ def evaluate(workdir, suite: str, *, step: str | int = "last", data_dir: str | N
         return score(run, suite_weights(run, run.test), number)
 
 
-def _configuration(workdir, suite: str):
-    """The run's configuration with the suite in it."""
+def _configuration(workdir, suite: str, *, notify: bool = True):
+    """The run's configuration with the suite in it; `notify` as for `config_from_json`."""
     workdir = epath.Path(workdir)
     if not (workdir / "config.json").exists():
         raise UserError(f"workdir = {str(workdir)!r}: holds no config.json, so no run was started there")
-    config = config_from_json((workdir / "config.json").read_text())
+    config = config_from_json((workdir / "config.json").read_text(), notify=notify)
     with config.unlocked():
         config.eval.suite = suite
         # The selection suite may itself be scored; it is then no data that the suite must differ from.
         config.eval.select_suite = ""
-        config.export["from"] = "last"
+        config.export.step = "last"
     validate_config(config)
     return config
 
@@ -71,9 +72,9 @@ def define_flags() -> None:
 def main(argv) -> None:
     """Entry point."""
     del argv
-    config = _configuration(FLAGS.workdir, FLAGS.suite)
+    config = _configuration(FLAGS.workdir, FLAGS.suite, notify=False)  # `evaluate` tells of old keys
     processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=False)
-    cli.setup_jax()
+    setup_jax()
     evaluate(FLAGS.workdir, FLAGS.suite, step=FLAGS.step, data_dir=FLAGS.data_dir)
 
 

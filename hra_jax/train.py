@@ -14,12 +14,13 @@ from etils import epath
 
 from hra_jax import cli
 from hra_jax.adapters import adapter_folder, methods
-from hra_jax.config.files import config_difference, config_from_json, config_to_json, validate_config
+from hra_jax.config.files import config_to_json, stored_difference, validate_config
 from hra_jax.data.loader import TrainLoader
 from hra_jax.errors import UserError
 from hra_jax.evaluation.report import evaluate_results
 from hra_jax.models import backbone_folder
 from hra_jax.run import processes
+from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.preparation import (
     Run,
     accounting,
@@ -83,9 +84,10 @@ def _claim_workdir(config, workdir: epath.Path) -> bool:
     path, folder = workdir / "config.json", workdir / "checkpoints"
     try:
         # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
-        resumed = folder.exists() and any(entry.name.isdigit() for entry in folder.iterdir())
+        steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.exists() else []
+        resumed = bool(steps)
         if resumed and path.exists():
-            changed = config_difference(config_from_json(path.read_text()), config)
+            changed = stored_difference(path.read_text(), config, trains=max(steps) < config.steps)
             if changed:
                 raise UserError(f"{workdir} belongs to a run with another configuration: {'; '.join(changed)}")
         workdir.mkdir(parents=True, exist_ok=True)
@@ -132,7 +134,6 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
         position=position,
         local_rows=functools.partial(sharding.local_rows, run.mesh),
         threads=config.data.threads,
-        prefetch=config.data.prefetch,
         report=run.report,
     )
     writer = MetricWriter(run.workdir, resume_step=start)
@@ -155,7 +156,7 @@ def _loop(run: Run, checkpoints: Checkpoints) -> bool:
 
             # ------------------------------------------------------------------------------------------------ metrics
             loss = None
-            if step == start + 1 or step % config.log.every_steps == 0 or step == config.steps:
+            if step == start + 1 or writer.due(step) or step == config.steps:
                 metrics = {name: float(value) for name, value in metrics.items()}
                 loss = metrics["loss"]
                 metrics |= times.take()
@@ -231,7 +232,7 @@ def _validate(run: Run, step: int, writer) -> dict:
         if found is None or wer < found["wer"]:
             entry = {"wer": wer, "step": step}
             best["tasks"].update({name: entry}) if name else best.update(macro=entry)
-    if run.config.export["from"] == "best_per_task":
+    if run.config.export.step == "best_per_task":
         _keep_best_rows(run, step, results)
     suite = run.select.suite.name
     scalars = {f"{suite}/wer_macro": values.pop(""), f"{suite}/loss": loss}
@@ -267,8 +268,8 @@ def finish(run: Run, checkpoints: Checkpoints) -> dict | None:
     Returns:
       The results, or None without a test suite.
     """
-    config, stitched = run.config, run.config.export["from"] == "best_per_task"
-    step = checkpoints.resolve("last" if stitched else config.export["from"])
+    config, stitched = run.config, run.config.export.step == "best_per_task"
+    step = checkpoints.resolve("last" if stitched else config.export.step)
     if step != int(run.state.step):
         restore(run, checkpoints, step)
     task_steps = dict.fromkeys(run.tasks, step)
@@ -339,6 +340,7 @@ def _export_backbone(run: Run, step: int, results: dict | None) -> None:
         return
     config, folder = run.config, run.workdir / "backbone"
     wer = None if results is None else {run.test.suite.name: results["wer"]}
+    source_license = "" if run.base.files is None else run.base.files.info.get("license", "")
     made_by = {"method": config.method, "config": json.loads(config_to_json(config)), "step": step}
     backbone_folder.write(
         folder,
@@ -347,7 +349,7 @@ def _export_backbone(run: Run, step: int, results: dict | None) -> None:
         encoder=run.base.encoder,
         vocabulary=run.base.vocabulary.to_json(),
         dtype=config.export.dtype,
-        info={"name": run.base.name, "source": made_by, "license": config.export.license, "wer": wer},
+        info={"name": run.base.name, "source": made_by, "license": source_license, "wer": wer},
     )
     print(f"exported step {step} to {folder}", flush=True)
 
@@ -370,7 +372,7 @@ def main(argv) -> int:
     """Entry point."""
     del argv
     processes.initialize(heartbeat_seconds=FLAGS.config.distributed.heartbeat_seconds)
-    cli.setup_jax()
+    setup_jax()
     return train(FLAGS.config, FLAGS.workdir)
 
 

@@ -26,7 +26,7 @@ STEPS, STOP = 4, 2
 SETTINGS = {
     "hra": {"hra__recurrence": "gru", "hra__head": "lowrank", "hra__head_width": 3, "hra__head_per_layer": True},
     "residual": {"residual__width": 3},
-    "lora": {"lora__projections": ("attention.value", "ff1.up"), "lora__dropout": 0.2},
+    "lora": {"lora__projections": ("attention.value", "ff1.up"), "adapter__dropout": 0.2},
     "bitfit": {"adapter__output": "task"},
     "output": {},
 }
@@ -194,7 +194,7 @@ def test_each_task_is_exported_as_it_was_at_its_own_best_step(micro, tmp_path, m
         rows[step] = jax.device_get(done.run.state.trainable["tasks"])
 
     monkeypatch.setattr(train, "evaluate_results", scripted)
-    changes = {"export__from": "best_per_task", "adapter__train": "tasks", "eval__every_steps": 1}
+    changes = {"export__step": "best_per_task", "adapter__train": "tasks", "eval__every_steps": 1}
     config = micro.config(eval__select_suite=micro.suite("validation"), checkpoint__every_steps=1, **changes)
     done = world.Trained(tmp_path / "W")
     for stop in (3, None):
@@ -211,7 +211,7 @@ def test_each_task_is_exported_as_it_was_at_its_own_best_step(micro, tmp_path, m
 
 def test_stitching_heads_of_a_controller_that_trains_is_refused(micro, tmp_path):
     config = micro.config(eval__select_suite=micro.suite("validation"), export__from="best_per_task")
-    with pytest.raises(UserError, match="export.from is 'best_per_task'; allowed: 'last', 'best' where"):
+    with pytest.raises(UserError, match="export.step is 'best_per_task'; allowed: 'last', 'best' where"):
         world.train(config, tmp_path / "W")
 
 

@@ -252,7 +252,7 @@ def test_only_bad_audio_ends_the_run_and_is_named(micro, data, tmp_path):
         ({"backbone": "builtin:huge"}, "backbone = 'builtin:huge': the built-in ones are"),
         ({"method": "pretrain", "pretrain__size": "huge"}, "config.pretrain.size is 'huge'; allowed: "),
         ({"eval__suite": "tset"}, "config.eval.suite is 'tset': unknown suite 'tset'"),
-        ({"export__from": "best"}, "config.export.from is 'best'"),
+        ({"export__step": "best"}, "config.export.step is 'best'"),
     ],
 )
 def test_an_unknown_name_or_path_is_one_line_before_anything_is_compiled(micro, tmp_path, changes, told):

@@ -428,6 +428,6 @@ def test_a_wrong_flag_is_one_line_and_writes_nothing(tmp_path, monkeypatch, give
 
 
 def test_what_is_published_is_what_the_command_gives_today():
-    published = json.loads((Path(__file__).parent.parent / "benchmarks" / "params_usm_2b.json").read_text())
+    published = json.loads((Path(__file__).parent.parent / "benchmarks" / "results" / "params_usm_2b.json").read_text())
     tasks = [10**power for power in range(6)]
     assert published == json.loads(json.dumps(params.account(load_config("usm_2b_hra"), tasks, params.METHODS)))

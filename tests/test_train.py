@@ -139,7 +139,7 @@ def test_export_from_best_takes_the_checkpoint_of_the_lowest_error_and_keeps_it(
         return validate(run, step, writer) | {METRIC: scripted[step]}
 
     monkeypatch.setattr(train, "_validate", scored)
-    config = micro.config(eval__select_suite=micro.suite("validation"), eval__every_steps=1, export__from="best")
+    config = micro.config(eval__select_suite=micro.suite("validation"), eval__every_steps=1, export__step="best")
     done = world.train(config, tmp_path / "W")
     assert sorted(path.name for path in (tmp_path / "W" / "checkpoints").iterdir()) == ["2", "4", "rows"]
     exported = read_adapter(tmp_path / "W" / "adapter")
@@ -149,7 +149,7 @@ def test_export_from_best_takes_the_checkpoint_of_the_lowest_error_and_keeps_it(
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_one_line(micro, tmp_path):
-    config = micro.config(optimizer__learning_rate=1e30, optimizer__clip_row=1e30, optimizer__clip_controller=1e30)
+    config = micro.config(optimizer__learning_rate=1e30, optimizer__clip=1e30)
     with pytest.raises(UserError, match=r"^step \d: the loss is (nan|inf); lower optimizer.learning_rate[^\n]*$"):
         world.train(config, tmp_path / "W")
     assert not (tmp_path / "W" / "adapter").exists()
@@ -162,7 +162,7 @@ def test_a_profile_is_written_for_the_steps_asked_for_and_otherwise_none(trained
     def look(step: int) -> None:
         seen[step] = bool(list((tmp_path / "W").glob("profile/plugins/profile/*/*.xplane.pb")))
 
-    config = micro.config(profile__start_step=2, profile__steps=2, profile__peak_tflops=1e-3, log__every_steps=2)
+    config = micro.config(profile__start_step=2, profile__steps=2, profile__peak_tflops=1e-3)
     assert world.train(config, tmp_path / "W", on_step=look).status == 0
     assert seen == {1: False, 2: False, 3: False, 4: True}
     lines = [json.loads(line) for line in (tmp_path / "W" / "metrics.jsonl").read_text().splitlines()]

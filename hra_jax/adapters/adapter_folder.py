@@ -35,7 +35,7 @@ from hra_jax.storage import safetensors
 from hra_jax.storage.files import remove_leftovers, write_file
 from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, read_json, read_object
 from hra_jax.storage.trees import flatten, unflatten
-from hra_jax.tasks.names import RESERVED_NAMES
+from hra_jax.tasks.names import check_name
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
@@ -221,9 +221,7 @@ def _check_tasks(tasks: list[Any], *, where: str) -> None:
     """Checks the entries of a task list: names and rows there, usable, and each given once."""
     for entry in tasks:
         check_fields(entry, {"name": str, "row": COUNT}, where=f"{where}: a task")
-        if entry["name"] in RESERVED_NAMES or not entry["name"].isprintable():
-            allowed = f"printable characters, and none of {', '.join(map(repr, RESERVED_NAMES))}"
-            raise UserError(f"{where}: a task cannot have the name {entry['name']!r}; allowed: {allowed}")
+        check_name(entry["name"], where=where)
     for key in ("name", "row"):
         value, times = next(iter(collections.Counter(entry[key] for entry in tasks).most_common(1)), (None, 0))
         if times > 1:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hra_jax.config.keys import OUTPUTS, OWN_VOCABULARIES, SHARED_VOCABULARIES
+from hra_jax.adapters.outputs import OUTPUTS, OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.errors import UserError
 
 PARTS = ("all_layers", "per_layer")
@@ -69,10 +69,13 @@ class Adapter:
     """
 
     name: ClassVar[str] = "none"
+    description: ClassVar[str] = "no adapter"  # for model cards
+    uses_dropout: ClassVar[bool] = False
 
     layers: tuple[int, ...] = ()  # the adapted layers, from 0; () for all
-    output: str = "backbone"  # whose output layer, one of `rules.OUTPUTS`
+    output: str = "backbone"  # whose output layer, one of `outputs.OUTPUTS`
     output_size: int = 0  # O, outputs of a task's layer with a vocabulary of its own; 0 otherwise
+    dropout: float = 0.0  # in training, of a method that uses it
 
     def __post_init__(self):
         self._one_of("output", OUTPUTS)

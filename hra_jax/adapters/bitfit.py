@@ -23,6 +23,7 @@ class BiasAdapter(Adapter):
     """A correction of each bias, per adapted layer and task."""
 
     name: ClassVar[str] = "bitfit"
+    description: ClassVar[str] = "corrections of the biases (BitFit, arXiv 2106.10199)"
 
     def init_own(self, rng, encoder) -> dict:
         """Zeros."""

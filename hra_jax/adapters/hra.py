@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from hra_jax.adapters import controllers, heads
 from hra_jax.adapters.base import Adapter, Formula, no_parameters, unless_skipped
+from hra_jax.config.settings import boolean, integer, one_of, setting, text
 from hra_jax.errors import UserError
 from hra_jax.models.encoder_config import affine_maps
 
@@ -30,15 +31,23 @@ class HierarchicalRecurrentAdapter(Adapter):
     """Hyper-parameters of the method; the modules are applied to explicit trees."""
 
     name: ClassVar[str] = "hra"
+    description: ClassVar[str] = "the hierarchical recurrent adapter of arXiv 2403.19709"
+    uses_dropout: ClassVar[bool] = True
 
-    width: int = 64  # R
-    recurrence: str = "indrnn"  # a key of controllers.FORMULAS
-    activation: str = "relu"  # a key of controllers.ACTIVATIONS
-    reads: str = "layer"  # layer: the layer's output | input: its input | the name of an affine map: that one's output
-    head: str = "linear"  # linear | ffn | lowrank
-    head_width: int = 32  # H, of an ffn or lowrank head
-    head_per_layer: bool = False  # a head for each adapted layer, in place of one for all
-    dropout: float = 0.0  # of the controller's state, before the head
+    width: int = setting(64, integer(1), "controller width R")
+    recurrence: str = setting("indrnn", one_of(controllers.FORMULAS.keys), "recurrence; none is feed-forward")
+    activation: str = setting("relu", one_of(controllers.ACTIVATIONS.keys), "activation of the controller")
+    reads: str = setting(
+        "layer",
+        text(empty=False),
+        "what the controller reads: layer (its output), input (of the layer), or an affine map, such as "
+        "attention.output",
+    )
+    head: str = setting("linear", one_of(heads.FORMULAS.keys), "kind of head")
+    head_width: int = setting(
+        32, integer(1), "hidden units of an ffn head, rank of a lowrank one; unused by a linear head"
+    )
+    head_per_layer: bool = setting(False, boolean(), "a head for each adapted layer in place of one for all")
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,7 +1,7 @@
 """The weights that an adapter run starts with: new ones, or those of an exported adapter, with rows for new tasks."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -34,6 +34,31 @@ def new_weights_on_host(adapter: Adapter, key: jax.Array, encoder: EncoderConfig
     parts = [jax.device_get(draw(jnp.arange(first, first + size))) for first in range(0, tasks, size)]
     rows = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:tasks], *parts)
     return {"shared": jax.device_get(adapter.init_common(shared_key, encoder)), "tasks": rows}
+
+
+def new_rows(adapter: Adapter, key: jax.Array, encoder: EncoderConfig, ids: jax.Array) -> dict[str, Any]:
+    """The rows of those numbers alone, as `new_weights` draws them."""
+    _, task_key = jax.random.split(key)
+    return task_rows.init_rows(adapter, task_key, encoder, ids)
+
+
+def check_new_task(new_task: str, tasks: Collection[str], *, where: str, source: str = "") -> None:
+    """Refuses what a new task cannot start as: anything but zero, mean (of at least one task), and a task's name.
+
+    Args:
+      new_task: what the user asks for.
+      tasks: the tasks that there are.
+      where: the start of the error line.
+      source: where the tasks are, for the error line: ` of adapter.start`.
+
+    Raises:
+      UserError: one line.
+    """
+    if new_task not in (*NEW_TASKS, *tasks):
+        hint = near_matches(new_task, [*NEW_TASKS, *tasks])
+        raise UserError(f"{where}: neither zero, mean nor a task{source}; {hint}")
+    if new_task == "mean" and not tasks:
+        raise UserError(f"{where}: there is no task{source} to take the mean of; allowed: zero")
 
 
 def read_start(folder: str, *, fingerprint: str) -> adapter_folder.ExportedAdapter:
@@ -85,11 +110,7 @@ def started_rows(
     Raises:
       UserError: `new_task` is neither of the words nor a task of the exported adapter.
     """
-    if new_task not in (*NEW_TASKS, *start.tasks):
-        hint = near_matches(new_task, [*NEW_TASKS, *start.tasks])
-        raise UserError(f"adapter.new_task = {new_task!r}: neither zero, mean nor a task of adapter.start; {hint}")
-    if new_task == "mean" and not start.tasks:
-        raise UserError("adapter.new_task = 'mean': adapter.start has no tasks; allowed is 'zero'")
+    check_new_task(new_task, start.tasks, where=f"adapter.new_task = {new_task!r}", source=" of adapter.start")
     given = {name: no_parameters() | tree for name, tree in start.tasks.items()}
     template = None
     if new_task == "mean":

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from hra_jax.adapters.base import Adapter, Formula, no_parameters
+from hra_jax.config.settings import distinct_names, integer, number, setting
 from hra_jax.errors import UserError
 from hra_jax.models.encoder_config import AffineMap, affine_maps
 
@@ -30,11 +31,16 @@ class LowRankAdapter(Adapter):
     """A low-rank correction of each named projection, per adapted layer and task."""
 
     name: ClassVar[str] = "lora"
+    description: ClassVar[str] = "low-rank adaptation of projections (LoRA, arXiv 2106.09685)"
+    uses_dropout: ClassVar[bool] = True
 
-    projections: tuple[str, ...] = ("attention.query", "attention.value")
-    rank: int = 4  # r
-    alpha: float = 8.0  # the correction is scaled by alpha / r
-    dropout: float = 0.0  # of the projection's input, on the low-rank path alone
+    projections: tuple[str, ...] = setting(
+        ("attention.query", "attention.value"),
+        distinct_names("a tuple of distinct names of projections, at least one", empty=False),
+        "projections that are corrected: attention.query, ff1.up, convolution.gated, ...",
+    )
+    rank: int = setting(4, integer(1), "rank of each correction")
+    alpha: float = setting(8.0, number(0, above=True), "corrections are scaled by alpha / rank")
 
     def _maps(self, encoder) -> dict[str, AffineMap]:
         known = {name: found for name, found in affine_maps(encoder).items() if found.kind == "projection"}
@@ -49,8 +55,8 @@ class LowRankAdapter(Adapter):
         """A drawn, B zero, of every adapted layer."""
         layers, tree = len(self.adapted(encoder)), {}
         down = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-2, out_axis=-1, batch_axis=0)
-        for number, (name, found) in enumerate(self._maps(encoder).items()):
-            key = jax.random.fold_in(rng, number)
+        for place, (name, found) in enumerate(self._maps(encoder).items()):
+            key = jax.random.fold_in(rng, place)
             tree[key_of(name)] = {
                 "a": down(key, (layers, found.inputs, self.rank)),
                 "b": jnp.zeros((layers, self.rank, found.outputs)),

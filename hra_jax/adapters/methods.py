@@ -7,8 +7,8 @@ from hra_jax.adapters.bitfit import BiasAdapter
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.adapters.lora import LowRankAdapter
 from hra_jax.adapters.output import OutputAdapter
+from hra_jax.adapters.outputs import OWN_VOCABULARIES
 from hra_jax.adapters.residual import ResidualAdapter
-from hra_jax.config.keys import OWN_VOCABULARIES
 from hra_jax.errors import UserError
 
 METHODS = {
@@ -40,7 +40,7 @@ def from_config(config, *, output_size: int = 0) -> Adapter:
     """
     name = config.adapter.name
     own = config[name].to_dict() if name in config else {}
-    common = {"layers": config.adapter.layers}
+    common = {"layers": config.adapter.layers, "dropout": config.adapter.dropout}
     # This method is nothing but an output layer, whatever the setting says for the others.
     if name != OutputAdapter.name or config.adapter.output != "backbone":
         common["output"] = config.adapter.output

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hra_jax.adapters.base import Adapter, Formula, affine, no_parameters
+from hra_jax.config.settings import integer, setting
 from hra_jax.models.layers import standardized
 
 _EPS = 1e-5  # of the norm
@@ -25,9 +26,10 @@ class ResidualAdapter(Adapter):
     """A bottleneck per adapted layer and task."""
 
     name: ClassVar[str] = "residual"
+    description: ClassVar[str] = "a residual bottleneck adapter after each layer"
+    uses_dropout: ClassVar[bool] = True
 
-    width: int = 16  # H
-    dropout: float = 0.0  # of the bottleneck
+    width: int = setting(16, integer(1), "width of the bottleneck")
 
     def init_own(self, rng, encoder) -> dict:
         """Norm, down-projection, and an up-projection of zeros, of every adapted layer."""

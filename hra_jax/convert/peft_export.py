@@ -13,8 +13,10 @@ from etils import epath
 
 from hra_jax.adapters import adapter_folder
 from hra_jax.adapters.adapter_folder import ExportedAdapter
+from hra_jax.adapters.base import Adapter
 from hra_jax.adapters.lora import LowRankAdapter, key_of
-from hra_jax.convert import families, tensor_rules
+from hra_jax.convert import families
+from hra_jax.convert.tensor_rules import LAYERS, POINTWISE
 from hra_jax.errors import UserError
 from hra_jax.models.backbone_folder import BackboneFiles
 from hra_jax.storage import safetensors
@@ -29,8 +31,7 @@ class _Names:
 
     def __init__(self, files: BackboneFiles):
         source = files.info.get("source")
-        known = isinstance(source, Mapping) and {"model_type", "architecture"} <= set(source)
-        if not known:
+        if not (isinstance(source, Mapping) and {"model_type", "architecture"} <= set(source)):
             raise UserError(
                 f"{files.folder}: not converted from a published model, so there is no model for PEFT to adapt; "
                 "allowed: a backbone that hra_jax.convert wrote"
@@ -45,7 +46,7 @@ class _Names:
 
     def module(self, name: str, layer: int) -> tuple[str, bool]:
         """The module of an affine map in a layer, and whether it is a convolution of one tap."""
-        return self._split(f"{tensor_rules.LAYERS}{name}.kernel", layer)
+        return self._split(f"{LAYERS}{name}.kernel", layer)
 
     def head(self) -> tuple[str, bool]:
         """As `module`, of the output layer."""
@@ -58,10 +59,10 @@ class _Names:
     def _split(self, target: str, layer: int) -> tuple[str, bool]:
         rule = self._rules[target]
         key = rule.sources[0].replace("{n}", str(layer))
-        return key.removesuffix(".weight"), rule.transform is tensor_rules.POINTWISE
+        return key.removesuffix(".weight"), rule.transform is POINTWISE
 
 
-def write(folder, exported: ExportedAdapter, task: str, method, files: BackboneFiles) -> int:
+def write(folder: epath.PathLike, exported: ExportedAdapter, task: str, method: Adapter, files: BackboneFiles) -> int:
     """Writes the folder.
 
     Args:
@@ -114,18 +115,19 @@ def write(folder, exported: ExportedAdapter, task: str, method, files: BackboneF
 
 def _factors(names: _Names, row: dict, method: LowRankAdapter, files: BackboneFiles) -> tuple[dict, list[str]]:
     """The tensors of all adapted modules, and the modules' names."""
-    tensors, targets = {}, []
+    tensors: dict[str, np.ndarray] = {}
+    targets: list[str] = []
     for name in method.projections:
         factors = row["per_layer"][key_of(name)]
-        for place, layer in enumerate(method.adapted(files.encoder)):
+        for index, layer in enumerate(method.adapted(files.encoder)):
             module, pointwise = names.module(name, layer)
-            for letter, factor in (("A", factors["a"][place]), ("B", factors["b"][place])):
+            for letter, factor in (("A", factors["a"][index]), ("B", factors["b"][index])):
                 tensors[f"{_PREFIX}{module}.lora_{letter}.weight"] = _turned(factor, pointwise)
             targets.append(module)
     return tensors, sorted(targets)
 
 
-def _turned(kernel, pointwise: bool) -> np.ndarray:
+def _turned(kernel: np.ndarray, pointwise: bool) -> np.ndarray:
     """`[in, out]` as PyTorch has it: `[out, in]`, or `[out, in, 1]` of a convolution."""
     turned = np.asarray(kernel, np.float32).T
     return turned[:, :, None] if pointwise else turned

@@ -24,7 +24,7 @@ class AsrModel(nn.Module):
     features: FeatureConfig
     encoder: EncoderConfig
     adapter: Adapter = Adapter()
-    augment: augmentation.AugmentConfig = augmentation.AugmentConfig()
+    augment: augmentation.AugmentConfig = augmentation.NO_AUGMENTATION
     dropout: float = 0.0  # on the residual branches of the encoder; acts only with a 'dropout' key
     remat: str = "none"
     attention_block: int | Budget = 0  # what attention takes at a time, see `models.attention.Attention`; 0 for all
@@ -44,7 +44,7 @@ class AsrModel(nn.Module):
         Augmentation runs where an 'augment' key is given, dropout where a 'dropout' key is given.
 
         Args:
-          waveform: float `[B, S]`, mono, at `features.sample_rate`; anything may lie behind `num_samples`.
+          waveform: float `[B, S]`, mono, at `features.sample_rate`; samples after `num_samples` may be anything.
           num_samples: int32 `[B]`.
           bound: the adapter's parameters for the rows of this batch.
           symbols: int32 `[B, O]` of tasks with vocabularies of their own, see `Adapter.after_output`; else None.

@@ -4,6 +4,8 @@ Letters: B batch, T frames, N heads, H head width, D width, Q queries of a block
 Shaw table (one for each offset from -left to right).
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -47,9 +49,9 @@ def sinusoids(queries: int, keys: int, width: int, *, dtype=jnp.float32):
 def unclip(scores, keys: int, *, left: int, first=0, padded: int | None = None):
     """Scores by clipped offset -> scores by key, out[r, j] = in[r, clip(j - i, -left, right) + left] of query i.
 
-    The S scores of a query lie side by side among those of its keys, one place further right for each query, and what
-    is left and right of them repeats the first and the last. Pads, slices and two `where` do it: gathers, and above all
-    the scatters of their gradients, are slow on accelerators, and here on a CPU too (benchmarks/layers.py).
+    The S scores of a query lie side by side among those of its keys, one position further right for each query; left
+    and right of them the first and the last are repeated. This is done with pads, slices and two `where`: gathers, and
+    above all the scatters of their gradients, are slow on accelerators, and on a CPU too (benchmarks/layers.py).
 
     Args:
       scores: `[B, N, Q, S]` with S = left + right + 1.
@@ -62,7 +64,7 @@ def unclip(scores, keys: int, *, left: int, first=0, padded: int | None = None):
       `[B, N, Q, T]`.
     """
     batch, heads, queries, width = scores.shape
-    # Rows padded by Q and read back one narrower slide by one place each: place r + c of row r holds its score c.
+    # Rows padded by Q and read back one narrower slide by one position each: position r + c of row r holds its score c.
     flat = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (0, queries))).reshape(batch, heads, -1)
     span = queries + width - 1
     slid = flat[:, :, : queries * span].reshape(batch, heads, queries, span)
@@ -90,8 +92,8 @@ def rotate(x, base: float):
 class Attention(nn.Module):
     """Multi-head self-attention; `hook(name, x, y)` sees the input and output of each named projection.
 
-    `block` says how many heads and queries are taken at a time (`attention_parts.part`); the backward pass computes the
-    scores of a part anew. What is in memory at a time is then `[B, heads, queries, T]`. 0 takes all at once.
+    `block` says how many heads and queries are taken at a time (`attention_parts.part`); the backward pass
+    recomputes the scores of a part. What is in memory at a time is then `[B, heads, queries, T]`. 0 takes all at once.
     """
 
     config: EncoderConfig
@@ -131,7 +133,7 @@ class Attention(nn.Module):
         heads, queries = attention_parts.part(self.block, x.shape[0], config.n_heads, size)
         padded = -(-size // queries) * queries
         terms = {"xl": self._xl_terms, "shaw": self._shaw_term}.get(config.position)
-        position = terms and terms(padded, size, x.dtype)
+        position: Any = None if terms is None else terms(padded, size, x.dtype)
 
         def attend(query, key, value, position, mask, start):
             logits = self._logits(query, key, position, start, padded)

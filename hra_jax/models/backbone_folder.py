@@ -29,6 +29,7 @@ from hra_jax import __version__
 from hra_jax.adapters.base import unbound
 from hra_jax.errors import UserError
 from hra_jax.models.asr import AsrModel
+from hra_jax.models.dtypes import STORAGE_DTYPES
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
@@ -55,7 +56,6 @@ _FIELDS: dict[int, dict[str, Kind]] = {
 _UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0"}}  # the release that did not write its version
 BUILTIN = "builtin:"
 _SETTINGS = "backbone.json"
-STORAGE_DTYPES = ("bfloat16", "float32")
 _VERIFIED_BYTES = 2**26  # that are read at a time
 _PIECE = 32 << 20  # bytes of a whole array that are cast, hashed and checked at a time
 

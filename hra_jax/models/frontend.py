@@ -64,7 +64,7 @@ def _precise_spectrum(frames, config: FeatureConfig):
 
 
 def _log_mel(waveform, config: FeatureConfig):
-    """`[B, S]` -> `[B, T, F]`, not normalised; a constant may be missing where normalisation would take it away."""
+    """`[B, S]` -> `[B, T, F]`, not normalised. A constant may be missing where normalisation removes it anyway."""
     # The DFT is a matrix product: on a mesh it stays sharded by rows, where an FFT may be gathered to every device.
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     dtype = waveform.dtype.type
@@ -99,10 +99,10 @@ def _normalize(features, valid, config: FeatureConfig):
 
 
 def unstacked(waveform, num_samples, config: FeatureConfig):
-    """Features before frames are put side by side: the place for what looks at bins of one frame (augmentation).
+    """Features before frames are stacked. Augmentation works on these, since it needs the bins of single frames.
 
     Args:
-      waveform: `[B, S]`, mono, at `config.sample_rate`; what lies behind `num_samples` may be anything.
+      waveform: `[B, S]`, mono, at `config.sample_rate`; samples after `num_samples` may be anything.
       num_samples: int32 `[B]`.
       config: the feature settings.
 
@@ -120,7 +120,7 @@ def unstacked(waveform, num_samples, config: FeatureConfig):
         waveform = waveform * jax.lax.rsqrt(variance[..., 0] + 1e-10)
     if config.preemphasis and config.preemphasis_of == "signal":
         before = jnp.pad(waveform, ((0, 0), (1, 0)))[:, :-1]
-        # The first sample behind the end would not be zero.
+        # The first sample after the end would not be zero.
         waveform = padding.zero_invalid(waveform - config.preemphasis * before, valid_samples)
     features = waveform[..., None] if config.kind == "waveform" else _log_mel(waveform, config)
     lengths = config.spectra(num_samples)
@@ -145,4 +145,5 @@ def stacked(features, lengths, config: FeatureConfig):
 
 def extract(waveform, num_samples, config: FeatureConfig):
     """Features as the encoder takes them: `unstacked`, then `stacked`; arguments and results as theirs."""
-    return stacked(*unstacked(waveform, num_samples, config), config)
+    features, lengths = unstacked(waveform, num_samples, config)
+    return stacked(features, lengths, config)

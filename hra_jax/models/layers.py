@@ -122,7 +122,7 @@ def shifted_products(x, taps, left: int):
 
 
 def _padded(x, taps, left: int):
-    return jnp.pad(x, ((0, 0), (left, len(taps) - 1 - left), (0, 0)))
+    return jnp.pad(x, ((0, 0), (left, taps.shape[0] - 1 - left), (0, 0)))
 
 
 def _shifted_forward(x, taps, left: int):
@@ -132,8 +132,8 @@ def _shifted_forward(x, taps, left: int):
 def _shifted_backward(left: int, kept, slope):
     x, taps = kept
     padded, size = _padded(x, taps, left), x.shape[1]
-    products = [(padded[:, k : k + size] * slope).sum((0, 1), dtype=wide(x.dtype)) for k in range(len(taps))]
-    return shifted_products(slope, taps[::-1], len(taps) - 1 - left), jnp.stack(products).astype(taps.dtype)
+    products = [(padded[:, k : k + size] * slope).sum((0, 1), dtype=wide(x.dtype)) for k in range(taps.shape[0])]
+    return shifted_products(slope, taps[::-1], taps.shape[0] - 1 - left), jnp.stack(products).astype(taps.dtype)
 
 
 shifted_products.defvjp(_shifted_forward, _shifted_backward)

@@ -1,4 +1,4 @@
-"""Feature settings and encoder geometry as JSON values, and what a stored backbone means that does not say all of them.
+"""Feature settings and encoder geometry as JSON values, and what a stored backbone that leaves settings out means.
 
 Every setting is written. Folders of format 1 that were stored before a setting existed lack it; `UNSAID` holds what
 such a folder means. These values belong to the stored format: they never change, whatever default a class gets later.

@@ -18,7 +18,7 @@ from hra_jax.models.layers import LayerNorm, Projection, along_last, weight
 
 
 def check(features: FeatureConfig, encoder: EncoderConfig) -> None:
-    """Whether the subsampler takes these features.
+    """Refuses features that the subsampler is not made for.
 
     Raises:
       UserError: one of them is made for samples, and the other for spectra.
@@ -156,7 +156,7 @@ class WaveConvolutions(nn.Module):
     channels: int
     layers: tuple[tuple[int, int], ...]  # (kernel, stride) of each
     norm_eps: float
-    dtype: jnp.dtype  # of the activations behind the first convolution
+    dtype: jnp.dtype  # of the activations after the first convolution
 
     @nn.compact
     def __call__(self, features, lengths):
@@ -165,8 +165,10 @@ class WaveConvolutions(nn.Module):
         for index, (kernel, stride) in enumerate(self.layers):
             # Samples have 16 bits and bfloat16 has 8: the first convolution is of float32 and at full precision.
             precision = None if index else jax.lax.Precision.HIGHEST
-            settings = dict(channels=self.channels, kernel=kernel, stride=stride, precision=precision)
-            x = LayerNorm(self.norm_eps, name=f"norm_{index}")(_convolve_time(self, index, x, **settings))
+            x = _convolve_time(
+                self, index, x, channels=self.channels, kernel=kernel, stride=stride, precision=precision
+            )
+            x = LayerNorm(self.norm_eps, name=f"norm_{index}")(x)
             x = nn.gelu(x, approximate=False).astype(self.dtype)
             lengths = padding.strided_length(lengths, kernel=kernel, stride=stride, pad=0)
         x = LayerNorm(self.norm_eps, name="norm")(x)

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 
 from hra_jax.adapters import methods
 from hra_jax.adapters.base import Adapter, unbound
-from hra_jax.config.keys import OWN_VOCABULARIES
+from hra_jax.adapters.outputs import OWN_VOCABULARIES
+from hra_jax.config import keys
+from hra_jax.convert import families
 from hra_jax.errors import UserError
-from hra_jax.models import augmentation, backbone_folder, published
+from hra_jax.models import augmentation, backbone_folder, dtypes
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.attention_parts import Budget
 from hra_jax.models.encoder_config import EncoderConfig, named_size
@@ -78,11 +80,7 @@ def check_has_outputs(config, base: Foundation) -> None:
 
 def check_augmentation(config, base: Foundation) -> None:
     """Refuses, with a UserError, augmentation of spectra where the backbone takes samples."""
-    augmentation.check(_augmentation(config), base.features)
-
-
-def _augmentation(config) -> augmentation.AugmentConfig:
-    return augmentation.AugmentConfig(**config.augment)
+    augmentation.check(keys.group(config, "augment"), base.features)
 
 
 def geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
@@ -92,11 +90,11 @@ def geometry(config) -> tuple[FeatureConfig, EncoderConfig]:
       UserError: no such backbone, a damaged one, or an abstract one whose vocabulary has no size before it is learnt.
     """
     if is_abstract(config.backbone) and config.backbone != ABSTRACT:
-        name = config.backbone.partition(":")[2]
-        if name not in published.MODELS:
-            allowed = ", ".join(f"{ABSTRACT}:{known}" for known in published.MODELS)
+        name, models = config.backbone.partition(":")[2], families.models()
+        if name not in models:
+            allowed = ", ".join(f"{ABSTRACT}:{known}" for known in models)
             raise UserError(f"backbone = {config.backbone!r}: of published models there are {allowed}")
-        return published.MODELS[name]
+        return models[name]
     if config.backbone == ABSTRACT:
         if config.pretrain.vocabulary != "sentencepiece":
             raise UserError(
@@ -128,11 +126,9 @@ def foundation(config, training_texts=()) -> Foundation:
     return Foundation(files.features, files.encoder, vocabulary, name, files.fingerprint, files)
 
 
-def compute_dtype(config):
+def compute_dtype(config) -> jnp.dtype:
     """The dtype of frozen weights and activations: `config.backbone_dtype`, 'auto' by the kind of device."""
-    if config.backbone_dtype == "auto":
-        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-    return jnp.dtype(config.backbone_dtype)
+    return dtypes.compute_dtype(config.backbone_dtype)
 
 
 def adapter_method(config, *, output_size: int = 0) -> Adapter:
@@ -160,7 +156,7 @@ def model(
         features=base.features,
         encoder=base.encoder,
         adapter=adapter,
-        augment=_augmentation(config),
+        augment=keys.group(config, "augment"),
         dropout=config.dropout,
         remat=config.remat,
         attention_block=attention_block,
@@ -171,7 +167,7 @@ def model(
 
 def optimizer_settings(config) -> OptimizerConfig:
     """The optimizer settings of a configuration."""
-    return OptimizerConfig(steps=config.steps, **config.optimizer)
+    return keys.group(config, "optimizer", steps=config.steps)
 
 
 def random_backbone(base: Foundation, seed: int):

@@ -19,8 +19,8 @@ from etils import epath
 
 from hra_jax.adapters import adapter_folder, initial, methods
 from hra_jax.adapters.base import Adapter, no_parameters
+from hra_jax.adapters.outputs import OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.config.files import config_to_json
-from hra_jax.config.keys import OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.data import synthesize
 from hra_jax.data.report import DataReport
 from hra_jax.data.table import TableSource, UtteranceTable, own_vocabularies, read_sources

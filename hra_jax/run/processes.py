@@ -13,6 +13,7 @@ All processes run the same program in the same order. Where one of them fails, t
 a process that fails leaves at once (`leave`), and the heartbeat of jax ends the others.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from hra_jax import cli
+from hra_jax.config.settings import check_settings, integer, setting
 from hra_jax.errors import UserError
 
 _VARIABLES = {
@@ -36,6 +38,20 @@ _VARIABLES = {
 }
 _ALL_OR_NONE = f"allowed: all of {', '.join(_VARIABLES)} (or {', '.join(_VARIABLES.values())}), or none"
 _FAREWELL_SECONDS = 5.0  # in which processes that fail together end together
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedSettings:
+    """The keys `distributed.*`."""
+
+    heartbeat_seconds: int = setting(
+        20,
+        integer(1, unit=" (seconds)"),
+        "seconds without a sign of life after which a process is taken for dead",
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self, "distributed")
 
 
 class Place(NamedTuple):
@@ -116,7 +132,10 @@ def initialize(*, heartbeat_seconds: int, resumable: bool = True) -> None:
     here = place({flag: flags.FLAGS[flag].value for flag in _VARIABLES})
     if here is not None and here.num_processes == 1:
         return
-    jax.config.update("jax_enable_preemption_service", resumable)
+    # Older versions of jax, among them 0.7.2, have no such option: there the service is always on, and only SIGKILL
+    # ends a run that is not resumable.
+    if hasattr(jax.config, "jax_enable_preemption_service"):
+        jax.config.update("jax_enable_preemption_service", resumable)
     if here is None:
         if not _found_by_jax(heartbeat_seconds):
             return

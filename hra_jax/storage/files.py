@@ -69,16 +69,16 @@ def _new_local_file(path: epath.Path, replaced: epath.Path) -> IO[bytes]:
     """A new file, with the permissions of the regular file that it will replace, if there is one."""
     # O_EXCL never opens what is there, a link included.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(path.unlink, missing_ok=True)
+        undo.callback(os.close, descriptor)
         with contextlib.suppress(FileNotFoundError):
             before = os.lstat(replaced)
             if stat.S_ISREG(before.st_mode):
                 os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
-        return os.fdopen(descriptor, "wb")
-    except BaseException:
-        os.close(descriptor)
-        path.unlink(missing_ok=True)
-        raise
+        stream = os.fdopen(descriptor, "wb")
+        undo.pop_all()
+    return stream
 
 
 def _sync_folder(folder: epath.Path) -> None:

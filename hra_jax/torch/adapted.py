@@ -10,7 +10,9 @@ import torch
 from etils import epath
 
 from hra_jax.adapters import adapter_folder
-from hra_jax.config.keys import OWN_VOCABULARIES, SHARED_VOCABULARIES
+from hra_jax.adapters.outputs import OWN_VOCABULARIES, SHARED_VOCABULARIES
+from hra_jax.convert import families
+from hra_jax.convert.family import TorchEncoder
 from hra_jax.errors import UserError
 from hra_jax.storage.json_files import read_object
 from hra_jax.storage.trees import flatten
@@ -19,19 +21,6 @@ from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.text.vocabularies import vocabulary_from_json
 from hra_jax.torch import controllers
 
-# The blocks of the encoders that hra_jax.convert reads.
-_BLOCKS = (
-    "Wav2Vec2BertEncoderLayer",
-    "Wav2Vec2ConformerEncoderLayer",
-    "ParakeetEncoderBlock",
-    "LasrEncoderBlock",
-    "SeamlessM4Tv2ConformerEncoderLayer",
-)
-_HEADS = ("lm_head", "ctc_head")
-# Their convolutions let padding into what is beside it.
-_UNMASKED = ("Wav2Vec2ConformerEncoderLayer",)
-# How many frames a model makes of a length; where there is neither, as many as it was given.
-_FRAMES = ("_get_subsampling_output_length", "_get_feat_extract_output_lengths")
 _NEVER = -1e30  # logit of an output that a vocabulary does not have
 
 
@@ -59,10 +48,10 @@ class AdaptedModel(torch.nn.Module):
         self.settings = exported.config["method"]
         self._check_method()
         self.tasks = tuple(exported.tasks)
-        parent, self._layers = _blocks_of(model)
+        self._encoder, parent, self._layers = _blocks_of(model)
         self._adapted = sorted(self.settings["layers"]) or list(range(len(self._layers)))
         # In a tuple, or they would be modules of this one a second time.
-        self._parts = parent, next((getattr(model, name) for name in _HEADS if hasattr(model, name)), None)
+        self._parts = parent, _head_of(model)
         self._base, self._own = self._vocabularies(exported, backbone)
         self._register(exported)
         self._check_sizes()
@@ -186,7 +175,7 @@ class AdaptedModel(torch.nn.Module):
         if self.settings["reads"] == "input":
             handles += [layer.register_forward_pre_hook(self._before, with_kwargs=True) for layer in self._layers]
         parent, _ = self._parts
-        if type(self._layers[0]).__name__ in _UNMASKED:
+        if not self._encoder.masks_convolutions:
             handles.append(parent.register_forward_pre_hook(self._keep_valid, with_kwargs=True))
             convolutions = [layer.conv_module.depthwise_conv for layer in self._layers]
             handles += [convolution.register_forward_pre_hook(self._zero_invalid) for convolution in convolutions]
@@ -197,7 +186,7 @@ class AdaptedModel(torch.nn.Module):
         self._valid = args[1] if len(args) > 1 else kwargs.get("attention_mask")
 
     def _zero_invalid(self, module, args):
-        """`[B, C, T]` with zeros behind the end of each utterance."""
+        """`[B, C, T]` with zeros after the end of each utterance."""
         del module
         return None if self._valid is None else (args[0] * self._valid[:, None, :].to(args[0].dtype),)
 
@@ -217,7 +206,7 @@ class AdaptedModel(torch.nn.Module):
 
         return hook
 
-    def _adapt(self, x, place: int):
+    def _adapt(self, x, index: int):
         """A layer's output `[B, T, D]` with the corrections of the rows' tasks; the carry goes on."""
         settings = self.settings
         if len(x) != len(self._active):
@@ -230,7 +219,7 @@ class AdaptedModel(torch.nn.Module):
         weights = self._tree("shared", "all_layers/controller/")
         state, self._carry = controllers.advance(weights, recurrence, settings["activation"], read.float(), self._carry)
         if settings["head_per_layer"]:
-            rows = {name: leaf[:, place] for name, leaf in self._of_rows("per_layer/head/").items()}
+            rows = {name: leaf[:, index] for name, leaf in self._of_rows("per_layer/head/").items()}
         else:
             rows = self._of_rows("all_layers/head/")
         delta = controllers.correction(rows, settings["head"], state)
@@ -272,12 +261,10 @@ class AdaptedModel(torch.nn.Module):
 
     def frames(self, attention_mask):
         """How many frames of each row's logits are valid: int64 `[B]`, from the mask `[B, S]` that the model takes."""
-        lengths = attention_mask.sum(dim=1)
-        for module in self.model.modules():
-            for name in _FRAMES:
-                if hasattr(module, name):
-                    return getattr(module, name)(lengths)
-        return lengths
+        lengths, name = attention_mask.sum(dim=1), self._encoder.frames
+        if name is None:
+            return lengths
+        return next(getattr(module, name) for module in self.model.modules() if hasattr(module, name))(lengths)
 
     def decode(self, logits, frames, tasks) -> list[str]:
         """Texts by greedy decoding.
@@ -303,20 +290,30 @@ class AdaptedModel(torch.nn.Module):
         return texts
 
 
-def _blocks_of(model) -> tuple[torch.nn.Module, list[torch.nn.Module]]:
-    """The encoder of a model, and its blocks.
+def _blocks_of(model: torch.nn.Module) -> tuple[TorchEncoder, torch.nn.Module, list[torch.nn.Module]]:
+    """What its family says of the encoder of a model, the encoder, and its blocks.
 
     Raises:
-      UserError: none, or several.
+      UserError: none or several, or a model of a family without an encoder in PyTorch.
     """
+    kind, every = type(model).__name__, families.known().values()
+    for family in every:
+        if family.torch is None and kind in family.architectures:
+            raise UserError(f"the model {kind} is of the family {family.name!r}, which hra_jax.torch cannot adapt")
+    known = {family.torch.block: family.torch for family in every if family.torch is not None}
     found = []
     for parent in model.modules():
         for child in parent.children():
-            if isinstance(child, torch.nn.ModuleList) and len(child) and type(child[0]).__name__ in _BLOCKS:
-                found.append((parent, list(child)))
+            if isinstance(child, torch.nn.ModuleList) and len(child) and type(child[0]).__name__ in known:
+                found.append((known[type(child[0]).__name__], parent, list(child)))
     if len(found) != 1:
         raise UserError(
-            f"the model {type(model).__name__} has {len(found)} encoders of a kind that is known; needed is one of "
-            f"{', '.join(_BLOCKS)}"
+            f"the model {kind} has {len(found)} encoders of a kind that is known; needed is one of {', '.join(known)}"
         )
     return found[0]
+
+
+def _head_of(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The output layer of a model, by the names that it has in the families."""
+    names = {kind.head for family in families.known().values() for kind in family.architectures.values() if kind.head}
+    return next((getattr(model, name) for name in sorted(names) if hasattr(model, name)), None)

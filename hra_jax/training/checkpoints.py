@@ -14,6 +14,7 @@ the last complete checkpoint as the last one. The frozen backbone is never in a 
                               save before, so its cost does not grow with the tasks that stayed as they were
 """
 
+import dataclasses
 import json
 import logging
 import math
@@ -28,6 +29,7 @@ from absl import logging as absl_logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from hra_jax.config.settings import check_settings, integer, setting
 from hra_jax.errors import UserError
 from hra_jax.storage.json_files import check_fields, parse_json
 from hra_jax.storage.row_log import RowLog
@@ -38,6 +40,20 @@ LOGS = ("bank", "best")  # rows of the task bank as they train, and those of eac
 
 # What Orbax and TensorStore raise when storage fails; TensorStore reports I/O errors as ValueError.
 _STORAGE_ERRORS = (OSError, ValueError, RuntimeError)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSettings:
+    """The keys `checkpoint.*`."""
+
+    every_steps: int = setting(200, integer(1), "steps; the first checkpoint is always at step 1")
+    keep_latest: int = setting(1, integer(1), "newest checkpoints that are kept")
+    keep_best: int = setting(
+        1, integer(0), "checkpoints with the lowest macro word error rate on eval.select_suite that are kept besides"
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self, "checkpoint")
 
 
 class _Manager(ocp.CheckpointManager):
@@ -89,15 +105,11 @@ class Checkpoints:
         Raises:
           UserError: a number out of range; the directory cannot be made; with `read_only`, it does not exist.
         """
-        for name, value, least in (("keep_latest", keep_latest, 1), ("keep_best", keep_best, 0)):
-            if value < least:
-                raise UserError(f"checkpoint.{name} = {value}: must be at least {least}")
-        if every_steps < 1:
-            raise UserError(f"checkpoint.every_steps = {every_steps}: must be at least 1")
+        settings = CheckpointSettings(every_steps=every_steps, keep_latest=keep_latest, keep_best=keep_best)
         path = epath.Path(directory)
         # epath's resolve() would take gs:// for a relative path; TensorStore wants local paths absolute.
         self.directory = path if path.is_absolute() else path.resolve()
-        self._every = every_steps
+        self._every = settings.every_steps
         self._fingerprint = None if fingerprint is None else _plain(fingerprint, "fingerprint")
         self._read_only = read_only
         self._writing: int | None = None

@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 from etils import epath
@@ -30,6 +31,8 @@ class MetricWriter:
     A run that resumes from step s goes on as if the steps after s had never been: metrics.jsonl is cut back, and the
     event files are told to forget them. So all numbers of a step must be written before its checkpoint is saved.
     """
+
+    EVERY: ClassVar[int] = 10  # steps between two lines; to read the numbers of a step is to wait for it
 
     def __init__(self, workdir: epath.PathLike, *, resume_step: int):
         """Opens both files and drops what is newer than `resume_step`.
@@ -68,6 +71,10 @@ class MetricWriter:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+    def due(self, step: int) -> bool:
+        """Whether the numbers of a step are to be written."""
+        return step % self.EVERY == 0
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the numbers of a step.

@@ -4,52 +4,58 @@ Letters: A tasks in the bank, K rows that a step touches.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from hra_jax.adapters import task_rows
-from hra_jax.errors import UserError
+from hra_jax.config.settings import check_settings, integer, number, one_of, setting
 from hra_jax.models.layers import STATISTICS
 
-SCHEDULES = ("cosine", "constant")
 # Biases, norm scales and recurrent weights, by the end of their names, are not decayed; nor are the stored statistics
 # of a BatchNorm, which have no gradient either and so stay as they are.
 NOT_DECAYED = ("bias", "scale", "recurrent", *STATISTICS)
 
 
+# After the warm-up: (peak learning rate, steps that are left, at least 1, final share of the peak) -> schedule.
+SCHEDULES: dict[str, Callable[[float, int, float], optax.Schedule]] = {
+    "cosine": lambda peak, steps, final: optax.cosine_decay_schedule(peak, steps, alpha=final),
+    "constant": lambda peak, steps, final: optax.constant_schedule(peak),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) with linear warm-up and one decay; clipping norms of 0 clip nothing."""
+    """AdamW (arXiv 1711.05101) with linear warm-up and one decay: the keys `optimizer.*`."""
 
     steps: int  # of the whole run
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    schedule: str = "cosine"
-    final_fraction: float = 0.0  # of the peak learning rate, at the last step
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-8
-    weight_decay: float = 1e-2
-    clip_norm: float = 1.0  # global norm of the backbone's gradient (full, pretrain)
-    clip_controller: float = 1.0  # global norm of the shared tree's gradient
-    clip_row: float = 1.0  # norm of each task's own gradient
+    learning_rate: float = setting(2e-3, number(0, above=True), "peak, per step")
+    warmup_steps: int = setting(100, integer(0), "steps of linear warm-up from 0")
+    schedule: str = setting("cosine", one_of(SCHEDULES.keys), "after the warm-up")
+    final_fraction: float = setting(
+        0.05, number(0, 1), "learning rate at the last step, as a share of the peak; cosine only"
+    )
+    b1: float = setting(0.9, number(0, 1), "AdamW, decay of the first moment")
+    b2: float = setting(0.98, number(0, 1), "AdamW, decay of the second moment")
+    eps: float = setting(1e-8, number(0, above=True), "AdamW, added to the root of the second moment")
+    weight_decay: float = setting(1e-4, number(0), "AdamW, per step, times the learning rate")
+    clip: float = setting(
+        1.0,
+        number(0),
+        "largest gradient norm: of the shared part of an adapter, of each task row, or of the whole backbone (methods "
+        "full and pretrain); 0 for no clipping",
+    )
 
-    def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"optimizer.schedule = {self.schedule!r}: allowed are {', '.join(map(repr, SCHEDULES))}")
+    def __post_init__(self) -> None:
+        check_settings(self, "optimizer")
 
 
-def learning_rate(config: OptimizerConfig):
+def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     """The schedule: global step (0-based) -> learning rate."""
     warmup = max(1, min(config.warmup_steps, config.steps))
-    if config.schedule == "constant":
-        decay = optax.constant_schedule(config.learning_rate)
-    else:
-        decay = optax.cosine_decay_schedule(
-            config.learning_rate, max(1, config.steps - warmup), alpha=config.final_fraction
-        )
+    decay = SCHEDULES[config.schedule](config.learning_rate, max(1, config.steps - warmup), config.final_fraction)
     # The first step already moves: (step + 1) / warmup of the peak.
     start = config.learning_rate / warmup
     return optax.join_schedules([optax.linear_schedule(start, config.learning_rate, warmup - 1), decay], [warmup - 1])
@@ -60,7 +66,7 @@ def decay_mask(tree):
     return jax.tree_util.tree_map_with_path(lambda path, _: not path[-1].key.endswith(NOT_DECAYED), tree)
 
 
-def dense(config: OptimizerConfig, clip: float) -> optax.GradientTransformation:
+def dense(config: OptimizerConfig) -> optax.GradientTransformation:
     """AdamW for a tree that takes part in every step, clipped by its own global norm."""
     adamw = optax.adamw(
         learning_rate(config),
@@ -70,7 +76,7 @@ def dense(config: OptimizerConfig, clip: float) -> optax.GradientTransformation:
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
-    return optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw
+    return optax.chain(optax.clip_by_global_norm(config.clip), adamw) if config.clip else adamw
 
 
 def init_rows(tasks):
@@ -113,9 +119,9 @@ def update_rows(grads, ids, state, tasks, step, config: OptimizerConfig):
       The new bank, the new state, and the norms of the rows' gradients `[K]` before clipping.
     """
     norms = row_norms(grads)
-    if config.clip_row:
+    if config.clip:
         # As optax.clip_by_global_norm: only what exceeds the limit is scaled.
-        factor = jnp.where(norms < config.clip_row, 1.0, config.clip_row / jnp.maximum(norms, 1e-30))
+        factor = jnp.where(norms < config.clip, 1.0, config.clip / jnp.maximum(norms, 1e-30))
         grads = jax.tree.map(lambda g: g * _per_row(factor, g), grads)
     rows, mu, nu = (task_rows.gather(tree, ids) for tree in (tasks, state["mu"], state["nu"]))
     count = task_rows.gather(state["count"], ids) + 1

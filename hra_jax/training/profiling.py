@@ -1,7 +1,23 @@
 """A profile of a few steps, for TensorBoard or Perfetto."""
 
+import dataclasses
+
 import jax
 from etils import epath
+
+from hra_jax.config.settings import check_settings, integer, number, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileSettings:
+    """The keys `profile.*`."""
+
+    start_step: int = setting(-1, integer(-1), "first step of a profile in W/profile; -1 for none")
+    steps: int = setting(5, integer(1), "steps that are profiled")
+    peak_tflops: float = setting(0.0, number(0), "peak TFLOP/s of one device, for train/mfu; 0: that of known chips")
+
+    def __post_init__(self) -> None:
+        check_settings(self, "profile")
 
 
 class Profiler:

@@ -11,6 +11,7 @@ One device is a mesh of 1 x 1 x 1 x 1. Weights and activations name their dimens
 created; RULES turns names into mesh axes. A name that RULES does not know is an error.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from hra_jax.config.settings import check_settings, integer, setting
 from hra_jax.errors import UserError
 
 MESH_AXES = ("slices", "data", "fsdp", "tensor")
@@ -51,6 +53,23 @@ RULES: dict[str, tuple[str, ...]] = {
 # The number of tasks is the user's business and not the mesh's: a bank whose rows do not divide is copied. Padding it
 # instead would write the mesh into the checkpoint.
 COPIED_WHEN_UNEVEN = frozenset({"task"})
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """The keys `mesh.*`: sizes of the mesh axes."""
+
+    data: int = setting(
+        -1,
+        integer(1, extra=-1),
+        "devices along the batch; -1 for all that are left, which one of the sizes may be",
+    )
+    fsdp: int = setting(1, integer(1, extra=-1), "devices along the batch that also share the backbone's weights")
+    tensor: int = setting(1, integer(1, extra=-1), "devices that share one layer's width")
+    slices: int = setting(1, integer(1), "TPU slices")
+
+    def __post_init__(self) -> None:
+        check_settings(self, "mesh")
 
 
 def make_mesh(

@@ -120,16 +120,16 @@ def make_train_step(model: AsrModel, config: OptimizerConfig, *, blank_id, seed,
         )
         return grads, {"loss": loss, "utterances": counted, "infeasible": infeasible}
 
-    def dense_update(part, clip, grads, state, settings):
+    def dense_update(part, grads, state, settings):
         with jax.named_scope(f"update_{part}"):
-            transform = dense(settings, clip)
+            transform = dense(settings)
             moves, moments = transform.update(grads, state.optimizer[part], state.trainable[part])
             return optax.apply_updates(state.trainable[part], moves), moments
 
     def backbone_step(state, frozen, batch, settings, seed):
         learned, index = {"backbone": state.trainable["backbone"]}, jnp.zeros_like(batch["task"])
         grads, metrics = gradients(learned, frozen, None, index, batch, seed, state.step)
-        weights, moments = dense_update("backbone", config.clip_norm, grads["backbone"], state, settings)
+        weights, moments = dense_update("backbone", grads["backbone"], state, settings)
         metrics["gradient_norm"] = global_norm(grads["backbone"])
         return {"backbone": weights}, {"backbone": moments}, metrics
 
@@ -152,9 +152,7 @@ def make_train_step(model: AsrModel, config: OptimizerConfig, *, blank_id, seed,
             )
         trainable, optimizer, present = {"tasks": tasks}, {"tasks": rows}, ids < size
         if "shared" in learned:
-            trainable["shared"], optimizer["shared"] = dense_update(
-                "shared", config.clip_controller, grads["shared"], state, settings
-            )
+            trainable["shared"], optimizer["shared"] = dense_update("shared", grads["shared"], state, settings)
             metrics["controller_gradient_norm"] = global_norm(grads["shared"])
         metrics["row_gradient_norm"] = jnp.where(present, norms, 0.0).sum() / jnp.maximum(present.sum(), 1)
         metrics["tasks_present"] = present.sum().astype(jnp.float32)

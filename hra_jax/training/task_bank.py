@@ -17,6 +17,8 @@ import numpy as np
 from hra_jax.adapters import task_rows
 from hra_jax.training import sharding, train_state
 
+BANKS = ("device", "host")  # memory that holds the rows
+
 
 class NoBank:
     """Of a run that trains the backbone itself: there are no tasks."""

@@ -15,6 +15,8 @@ import numpy as np
 from hra_jax.models.layers import STATISTICS
 from hra_jax.training.optimizer import OptimizerConfig, dense, init_rows
 
+TRAINED = ("all", "tasks")  # which part of an adapter trains
+
 
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes, and what else belongs to the result."""
@@ -62,11 +64,11 @@ def create(weights: dict, config: OptimizerConfig, *, train: str = "all") -> Tra
     fixed = {"shared": weights["shared"]} if train == "tasks" else {}
     trainable = {name: part for name, part in weights.items() if name not in fixed}
     if "backbone" in trainable:
-        optimizer = {"backbone": dense(config, config.clip_norm).init(trainable["backbone"])}
+        optimizer = {"backbone": dense(config).init(trainable["backbone"])}
     else:
         optimizer = {"tasks": init_rows(trainable["tasks"])} if "tasks" in trainable else {}
         if "shared" in trainable:
-            optimizer["shared"] = dense(config, config.clip_controller).init(trainable["shared"])
+            optimizer["shared"] = dense(config).init(trainable["shared"])
     return TrainState(step=jnp.zeros((), jnp.int32), trainable=trainable, optimizer=optimizer, fixed=fixed)
 
 

@@ -10,9 +10,9 @@ from reference import micro as world
 
 from hra_jax.adapters.base import Adapter
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
+from hra_jax.convert import families
 from hra_jax.data.synthetic import grammar
 from hra_jax.errors import UserError
-from hra_jax.models import published
 from hra_jax.models.augmentation import AugmentConfig
 from hra_jax.models.encoder_config import SIZES
 from hra_jax.run import build
@@ -27,10 +27,10 @@ def test_a_foundation_is_the_folder_of_the_backbone(micro):
     assert base.output_length(np.array([0, 79, 80, 160, 161, 240, 8000])).tolist() == [0, 0, 1, 1, 1, 2, 50]
 
 
-@pytest.mark.parametrize("name", published.MODELS)
+@pytest.mark.parametrize("name", families.models())
 def test_a_published_model_has_a_geometry_without_its_weights(micro, name):
     config = micro.config(backbone=f"abstract:{name}")
-    assert build.geometry(config) == published.MODELS[name]
+    assert build.geometry(config) == families.models()[name]
     with pytest.raises(UserError, match=f"^backbone = 'abstract:{name}' has no weights; .*$") as caught:
         build.foundation(config)
     assert "\n" not in str(caught.value)
@@ -42,7 +42,7 @@ def test_a_published_model_that_there_is_not_is_one_line_with_those_that_there_a
         build.geometry(micro.config(backbone=f"abstract:{name}"))
     told = str(caught.value)
     assert "\n" not in told and f"'abstract:{name}'" in told
-    assert all(f"abstract:{known}" in told for known in published.MODELS)
+    assert all(f"abstract:{known}" in told for known in families.models())
 
 
 def test_pretraining_lays_out_a_new_backbone_around_the_training_texts(micro, monkeypatch):
@@ -77,7 +77,7 @@ def test_there_is_no_adapter_where_the_backbone_is_trained(micro, method):
 
 
 def test_the_adapter_has_the_settings_of_the_configuration(micro):
-    config = micro.config(hra__width=5, hra__head="ffn", hra__head_width=3, hra__dropout=0.25)
+    config = micro.config(hra__width=5, hra__head="ffn", hra__head_width=3, adapter__dropout=0.25)
     expected = HierarchicalRecurrentAdapter(width=5, head="ffn", head_width=3, dropout=0.25)
     assert build.adapter_method(config) == expected
     with pytest.raises(UserError, match="adapter.name = 'other'"):

@@ -16,6 +16,7 @@ from reference import micro as world
 from reference import tiny
 
 import hra_jax
+from hra_jax import train
 from hra_jax.adapters import adapter_folder, methods
 from hra_jax.adapters.bitfit import BiasAdapter
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
@@ -29,6 +30,7 @@ from hra_jax.models import backbone_folder
 from hra_jax.storage import safetensors
 from hra_jax.storage.trees import flatten
 from hra_jax.tasks import adding, commands
+from hra_jax.tasks.backbone import resolve_backbone
 
 METHODS = {
     "lora": LowRankAdapter(projections=("attention.query", "ff1.up", "convolution.gated"), rank=3, layers=(1,)),
@@ -247,14 +249,14 @@ def test_a_stopped_training_changes_nothing_and_goes_on(
     before = contents(adapter)
     line = ("add", adapter, "dee", "--init", "zero", "--manifest", manifest, "--backbone", micro.backbone)
     line += ("--steps", STEPS, "--workdir", tmp_path / "W")
-    update = adding.train.Progress.update
+    update = train.Progress.update
 
     def stop(progress, step, **figures):
         update(progress, step, **figures)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(adding.train.Progress, "update", stop)
+        patch.setattr(train.Progress, "update", stop)
         assert call(*line) == 75
     assert "the same command continues" in capsys.readouterr().out
     assert contents(adapter) == before
@@ -395,7 +397,7 @@ def test_a_task_that_cannot_be_merged_is_an_adapter_by_itself_and_the_reason_is_
             "cannot start as 'bop': neither zero, mean nor a task; did you mean 'bob'",
         ),
         (("add", "A", "dee", "--init", "zero"), "the backbone 'micro' of the adapter is neither built in nor a folder"),
-        (("add", "A", "dee", "--init", "zero", "--backbone", "OTHER"), "but the adapter was trained on 'micro'"),
+        (("add", "A", "dee", "--init", "zero", "--backbone", "OTHER"), "the adapter: trained on the backbone 'micro'"),
         (
             ("add", "A", "dee", "--init", "zero", "--backbone", "no"),
             "backbone = 'no': must be builtin:NAME or a folder",
@@ -429,7 +431,10 @@ def test_a_task_that_cannot_be_merged_is_an_adapter_by_itself_and_the_reason_is_
         (("specialize", "A", "ann"), "specialize needs --output"),
         (("specialize", "A", "bop", "--output", "new"), "unknown task 'bop'"),
         (("specialize", "LORA", "ann", "--output", "new"), "give --backbone DIR"),
-        (("specialize", "LORA", "ann", "--output", "new", "--backbone", "OTHER"), "but the adapter was trained on"),
+        (
+            ("specialize", "LORA", "ann", "--output", "new", "--backbone", "OTHER"),
+            "the adapter: trained on the backbone",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -456,8 +461,8 @@ def test_what_is_wrong_is_one_line_and_changes_nothing(
 def test_a_built_in_backbone_is_found_by_its_name(micro, trained):
     exported = adapter_folder.read_adapter(trained.workdir / "adapter")
     exported.config["backbone"] = {"name": "tiny", "fingerprint": "x"}
-    assert commands._resolved_backbone(exported, None) == "builtin:tiny"
-    assert commands._resolved_backbone(exported, "elsewhere") == "elsewhere"
+    assert resolve_backbone(exported, None) == "builtin:tiny"
+    assert resolve_backbone(exported, "elsewhere") == "elsewhere"
 
 
 def test_the_command_in_a_process_of_its_own(adapter, command_env):
