@@ -18,11 +18,22 @@ os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, _DEVICES])
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 # .ci/run interrupts the slow tests when their time is over. A shell that runs it in the background would have SIGINT
 # ignored, and pytest would then not close with its summary.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture compiles
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What a test compiles is optimised as little as possible, unless it is marked `optimised`.
+
+    Most of the time of the tests goes into machine code; what XLA itself does to a program stays the same. Commands in
+    processes of their own are optimised fully, as users have them.
+    """
+    if jax := sys.modules.get("jax"):
+        jax.config.update("jax_disable_most_optimizations", not item.get_closest_marker("optimised"))
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from hra_jax.models import backbone_folder
 from hra_jax.run.stages import prepare
 from hra_jax.training.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.optimised  # much here is about the bits that users get
 STEPS, STOP = 4, 2
 SETTINGS = {
     "hra": {"hra__recurrence": "gru", "hra__head": "lowrank", "hra__head_width": 3, "hra__head_per_layer": True},

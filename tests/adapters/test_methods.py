@@ -28,6 +28,7 @@ from hra_jax.training.step import make_train_step
 SAMPLES = [240, 133, 64, 200, 240, 90]
 TASKS = [3, -1, 0, 3, 4, 1]
 EVERY_METHOD = pytest.mark.parametrize("name", tiny.METHODS)
+BITS = pytest.mark.optimised  # the bits that users get; the tests of all that run() gives share its programs
 # The recurrences, heads and places to read that METHODS leaves out.
 MORE_HRA = {
     "indrnn, two layers": dict(layers=(1, 2)),
@@ -42,7 +43,6 @@ MASKED_BEFORE = dataclasses.replace(tiny.ENCODER, conv_mask="pre_pointwise", con
 LAYERWISE = {name: tiny.METHODS[name] for name in ("residual", "lora", "bitfit")} | {
     "hra": HierarchicalRecurrentAdapter(width=6, recurrence="none", head_per_layer=True)
 }
-QUICK = {"xla_backend_optimization_level": 0}  # compiles in half the time; where no bits of two programs are compared
 OPTIMIZER = OptimizerConfig(steps=10, learning_rate=0.02, warmup_steps=1, schedule="constant", eps=0.1)
 
 
@@ -64,6 +64,7 @@ def run(params, adapter, trainable, batch, encoder=tiny.ENCODER):
 # --- What a method computes ---
 
 
+@BITS
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_whole_model_equals_the_float64_reference(params, name):
     adapter = VARIANTS[name]
@@ -86,6 +87,7 @@ def assert_bare(log_probs, bare, *, name):
         np.testing.assert_array_equal(log_probs, bare)
 
 
+@BITS
 @EVERY_METHOD
 def test_a_new_adapter_is_the_identity_bit_for_bit(params, name):
     adapter, batch = tiny.METHODS[name], batch_of([0, 1, 2, 3, 4, 4])
@@ -93,6 +95,7 @@ def test_a_new_adapter_is_the_identity_bit_for_bit(params, name):
     assert_bare(new, tiny.compiled_base()(params, batch)[0], name=name)
 
 
+@BITS
 @EVERY_METHOD
 def test_base_rows_are_the_bare_backbone_whatever_the_adapter_holds(params, name):
     adapter = tiny.METHODS[name]
@@ -103,6 +106,7 @@ def test_base_rows_are_the_bare_backbone_whatever_the_adapter_holds(params, name
     assert not np.isfinite(mixed[[1, 3]]).any()
 
 
+@BITS
 @EVERY_METHOD
 def test_a_mixed_batch_equals_each_task_alone_bit_for_bit(params, name):
     adapter = tiny.METHODS[name]
@@ -116,6 +120,7 @@ def test_a_mixed_batch_equals_each_task_alone_bit_for_bit(params, name):
         assert (np.abs(mixed[~own] - alone[~own]).max(axis=(1, 2)) > 1e-2).all()
 
 
+@BITS
 @EVERY_METHOD
 def test_rows_in_another_order_give_the_same_bits_in_that_order(params, name):
     adapter, order = tiny.METHODS[name], np.array([4, 2, 5, 0, 3, 1])
@@ -124,6 +129,7 @@ def test_rows_in_another_order_give_the_same_bits_in_that_order(params, name):
     np.testing.assert_array_equal(run(params, adapter, trainable, tiny.rows_of(batch_of(), order)), log_probs[order])
 
 
+@BITS
 @EVERY_METHOD
 def test_padding_content_changes_no_bit(params, name):
     adapter = tiny.METHODS[name]
@@ -160,7 +166,7 @@ def compiled_encoder(adapter, dropout=False):
         rngs = {"dropout": key} if dropout else None
         return model.apply({"params": params["encoder"]}, x, jnp.array([7, 7, 5]), bound, rngs=rngs)
 
-    return jax.jit(run, compiler_options=QUICK)
+    return jax.jit(run)
 
 
 def encoded(params, adapter, trainable, seed=None):
@@ -185,6 +191,7 @@ def test_some_layers_adapted_equals_all_adapted_with_zeros_in_the_others(params,
     assert np.abs(adapted - encoded(params, adapter, trainable))[0].max() > 1e-2
 
 
+@BITS
 def test_an_output_layer_of_its_own_adds_to_another_method(params):
     both = tiny.METHODS["lora and output"]
     inner = dataclasses.replace(both, output="backbone")
@@ -209,7 +216,7 @@ def test_an_output_layer_of_its_own_adds_to_another_method(params):
 def compiled_step(name):
     model = AsrModel(tiny.FEATURES, tiny.ENCODER, adapter=tiny.METHODS[name])
     step = make_train_step(model, OPTIMIZER, blank_id=0, seed=5, max_tasks=6)
-    return jax.jit(step, compiler_options=QUICK)
+    return jax.jit(step)
 
 
 def row_has_values(tree):

@@ -131,13 +131,25 @@ def rows_of(batch: dict, order) -> dict:
     return {name: value[np.asarray(order)] for name, value in batch.items()}
 
 
-@functools.lru_cache(maxsize=32)
 def compiled_forward(encoder: EncoderConfig = ENCODER, head: str = "linear", max_tasks: int = 8, *, adapter=None):
     """`f(backbone, trainable, batch) -> (log_probs, lengths)`, through the bank as training and evaluation do it.
 
     The method is `adapter`, or where that is None the one of ADAPTERS that `head` names.
     """
-    model = AsrModel(FEATURES, encoder, adapter=adapter or ADAPTERS[head])
+    return _compiled_forward(
+        encoder, adapter or ADAPTERS[head], max_tasks, jax.config.read("jax_disable_most_optimizations")
+    )
+
+
+def compiled_base(encoder: EncoderConfig = ENCODER):
+    """`f(backbone, batch) -> (log_probs, lengths)` of a model that knows of no adapter."""
+    return _compiled_base(encoder, jax.config.read("jax_disable_most_optimizations"))
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_forward(encoder: EncoderConfig, adapter, max_tasks: int, quick: bool):
+    """`quick` only tells programs apart: what was compiled for one kind of test is nothing that the other may see."""
+    model = AsrModel(FEATURES, encoder, adapter=adapter)
 
     def run(backbone, trainable, batch):
         tasks = jax.tree.leaves(trainable["tasks"])[0].shape[0]
@@ -149,7 +161,6 @@ def compiled_forward(encoder: EncoderConfig = ENCODER, head: str = "linear", max
 
 
 @functools.lru_cache(maxsize=8)
-def compiled_base(encoder: EncoderConfig = ENCODER):
-    """`f(backbone, batch) -> (log_probs, lengths)` of a model that knows of no adapter."""
+def _compiled_base(encoder: EncoderConfig, quick: bool):
     model = AsrModel(FEATURES, encoder)
     return jax.jit(lambda backbone, batch: forward(model, backbone, None, None, jnp.zeros_like(batch["task"]), batch))
