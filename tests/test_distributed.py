@@ -21,6 +21,8 @@ from reference.launching import EVALUATE, SETTINGS, TRAIN, same_losses
 from hra_jax.errors import UserError
 from hra_jax.run import processes
 
+pytestmark = pytest.mark.optimised  # runs here are compared with commands, which are optimised
+
 
 @pytest.fixture
 def launch(tmp_path, command_env):

@@ -12,6 +12,8 @@ from reference.launching import SETTINGS, TRAIN, same_losses
 
 from hra_jax.training.preemption import PREEMPTED
 
+pytestmark = pytest.mark.optimised  # runs here are compared with commands, which are optimised
+
 
 @pytest.fixture(scope="module")
 def endless(micro):

@@ -30,6 +30,7 @@ from hra_jax.storage import safetensors
 from hra_jax.tasks import library
 from hra_jax.transcribe import transcribe
 
+pytestmark = pytest.mark.optimised  # the stored figures are those of optimised programs
 FIXTURES = Path(__file__).parent / "fixtures"
 EXPECTED = json.loads((FIXTURES / "expected.json").read_text())
 HEARD = ("data/audio/test-0.flac", "data/audio/test-4.flac")

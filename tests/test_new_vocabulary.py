@@ -151,6 +151,7 @@ def check_that_a_row_of_zeros_is_found(run):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @pytest.mark.parametrize("output", ["sentencepiece", "shared_characters"])
 def test_a_bare_backbone_learns_to_write_and_a_task_more_moves_no_other(bare, micro, tmp_path, output):
     changes = {"adapter__output": output, "optimizer__learning_rate": 0.1}
@@ -213,6 +214,7 @@ def test_what_a_bare_backbone_cannot_do_is_one_line(bare, micro, tmp_path, chang
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_a_task_trained_later_writes_in_the_shared_vocabulary_and_moves_no_other(bare, micro, tmp_path):
     config = micro.config(backbone=bare, steps=2, adapter__output="shared_sentencepiece", adapter__output_pieces=12)
     world.train(config, tmp_path / "W")

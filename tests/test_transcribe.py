@@ -13,6 +13,8 @@ from hra_jax.data.audio import decode_file
 from hra_jax.errors import UserError
 from hra_jax.transcribe import transcribe
 
+pytestmark = pytest.mark.optimised  # runs here are compared with commands, which are optimised
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):

@@ -15,6 +15,7 @@ from hra_jax.tasks import commands
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_a_seventh_task_leaves_the_six_bit_identical_and_comes_back_from_an_export(fsdd_dir, tmp_path):
     config = load_config("fsdd").copy_and_resolve_references().unlock()
     config.steps, config.seed, config.eval.suite, config.eval.select_suite = 12, 3, "", ""
