@@ -6,6 +6,7 @@ within 1e-6 (transformers has its tables of sinusoids in float32).
 """
 
 import dataclasses
+import functools
 import shutil
 from typing import NamedTuple
 
@@ -238,6 +239,11 @@ def torch_log_probs(pair, inputs, mask, dtype):
         return torch.log_softmax(found.logits.double(), dim=-1).numpy()
 
 
+@functools.lru_cache(maxsize=4)
+def compiled(model):
+    return jax.jit(model.apply)
+
+
 def jax_log_probs(pair, inputs, lengths, *, dtype=jnp.float32, features=False, kept=False, **changes):
     """The same of the converted backbone, and the lengths."""
     files = pair.kept if kept else pair.folded
@@ -249,7 +255,7 @@ def jax_log_probs(pair, inputs, lengths, *, dtype=jnp.float32, features=False, k
         params |= {"output": {"kernel": np.eye(width, width + 1), "bias": np.zeros(width + 1)}}
         model = model.clone(encoder=dataclasses.replace(encoder, vocab_size=width + 1))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
-    out, frames = jax.jit(model.apply)({"params": params}, jnp.asarray(inputs, dtype), jnp.asarray(lengths), unbound())
+    out, frames = compiled(model)({"params": params}, jnp.asarray(inputs, dtype), jnp.asarray(lengths), unbound())
     out = np.asarray(out, np.float64)
     return (out[..., :-1] - out[..., -1:] if headless else out), np.asarray(frames)
 
