@@ -7,7 +7,7 @@
 # make format       what ruff can put right by itself
 #
 # PYTHON is the interpreter the environment is made from, VENV where it is made, WORKDIR where the quickstart writes,
-# WORKERS how many processes share the tests that are not slow, PYTHON312 the interpreter of `make test-oldest`.
+# WORKERS how many processes share the tests, PYTHON312 the interpreter of `make test-oldest`.
 
 PYTHON ?= python3
 PYTHON312 ?= python3.12
@@ -17,7 +17,8 @@ WORKERS ?= 2
 
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --disable-pip-version-check
-FAST_TESTS := -m pytest -m "not slow" --numprocesses=$(WORKERS) --dist=loadfile --durations=10
+SHARED := --numprocesses=$(WORKERS) --dist=loadfile --durations=10
+FAST_TESTS := -m pytest -m "not slow" $(SHARED)
 ENVIRONMENTS := tests/environments
 
 .PHONY: quickstart test test-slow test-oldest lint format
@@ -33,9 +34,9 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(RUN) $(FAST_TESTS)
 
-# pytest's status 5 says that no test is marked slow.
+# In the order of tests/conftest.py, longest last. pytest's status 5 says that no test is marked slow.
 test-slow: $(VENV)/.installed-dev $(VENV)/.installed-parity
-	$(RUN) -m pytest -m slow --durations=10 || test $$? -eq 5
+	$(RUN) -m pytest -m slow $(SHARED) --no-loadscope-reorder || test $$? -eq 5
 
 test-oldest: .venv-colab/.installed .venv-colab-tpu/.installed
 	.venv-colab/bin/python $(ENVIRONMENTS)/left_alone.py $(ENVIRONMENTS)/colab.txt

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # .ci/run interrupts the slow tests when their time is over. A shell that runs it in the background would have SIGINT
 # ignored, and pytest would then not close with its summary.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of processes that share the tests only the one that started the others takes the interrupt, and ends them."""
+    if hasattr(config, "workerinput"):
+        # What they start themselves gets a handler of its own, which it would not if they ignored the signal.
+        signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture compiles
@@ -75,15 +83,25 @@ def command_env() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "JAX_NUMPY_RANK_PROMOTION"} | changed
 
 
+@pytest.fixture(scope="session")
+def tpu_lock(tmp_path_factory, pytestconfig) -> Path:
+    """The file for `launching.one_at_a_time`, the same in all processes that share the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if hasattr(pytestconfig, "workerinput") else folder) / "tpu.lock"
+
+
 @pytest.fixture
-def tpu_env(command_env) -> dict[str, str]:
+def tpu_env(command_env, tpu_lock) -> Iterator[dict[str, str]]:
     """The environment in which JAX finds the TPU compiler; `make .venv/.installed-dev` puts it there."""
     library = Path(os.environ.get("TPU_LIBRARY_PATH") or Path(sys.prefix) / "libtpu" / "libtpu" / "libtpu.so")
     if not library.exists():
         pytest.skip(f"no TPU compiler at {library}: pip install --no-deps --target {library.parent.parent} libtpu")
     tests = str(Path(__file__).parent)
     path = os.pathsep.join([command_env["PYTHONPATH"], tests])
-    return command_env | {"TPU_LIBRARY_PATH": str(library), "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": path}
+    from reference import launching  # not there where a test runs pytest with this file alone
+
+    with launching.one_at_a_time(tpu_lock):
+        yield command_env | {"TPU_LIBRARY_PATH": str(library), "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": path}
 
 
 # --- The order of slow tests -----------------------------------------------------------------------------------------
@@ -114,9 +132,19 @@ _skipped: set[str] = set()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Writes the ids of the tests that are going to run."""
+    """Writes the ids of the tests that are going to run, where one process runs them."""
+    _write_collected([item.nodeid for item in session.items])
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
+    """Writes the ids of the tests that processes are going to share; each of them has collected them all."""
+    _write_collected(ids)
+
+
+def _write_collected(ids: list[str]) -> None:
     if _LOG:
-        (Path(_LOG) / "collected").write_text("".join(f"{item.nodeid}\n" for item in session.items))
+        (Path(_LOG) / "collected").write_text("".join(f"{name}\n" for name in ids))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

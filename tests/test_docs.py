@@ -1,6 +1,7 @@
 """The pages: each command runs as it stands there, each path and key exists, each figure has a committed cell."""
 
 import ast
+import contextlib
 import importlib.util
 import json
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from ml_collections import ConfigDict
-from reference import published
+from reference import launching, published
 
 from hra_jax.data import synthesize
 
@@ -234,7 +235,7 @@ def printed() -> dict[str, str]:
 
 
 @pytest.fixture
-def run(place, printed, command_env) -> Callable[[str], str]:
+def run(place, printed, command_env, tpu_lock) -> Callable[[str], str]:
     """Runs a command of the pages in `place`, once: what another test has run there is not run again."""
 
     def once(command: str) -> str:
@@ -244,7 +245,9 @@ def run(place, printed, command_env) -> Callable[[str], str]:
             words = [str(ROOT / word) if word.startswith(("launch/", "docs/")) else word for word in words]
             for name, value in ({"SPEAKER": "whisper"} | PLACES.get(command, {})).items():
                 words = [re.sub(rf"\b{name}\b", value, word) for word in words]
-            printed[command] = executed(words, place, command_env, what=command)
+            alone = launching.one_at_a_time(tpu_lock) if "hra_jax.aot" in command else contextlib.nullcontext()
+            with alone:
+                printed[command] = executed(words, place, command_env, what=command)
         return printed[command]
 
     return once

@@ -276,29 +276,32 @@ def test_last(): pass
 """
 
 
-def ci(folder: Path, tests: str, *, limit: str) -> subprocess.CompletedProcess:
-    """Runs .ci/run in a small repository that has these tests."""
+def ci(folder: Path, tests: str, *, limit: str, workers: int = 0) -> subprocess.CompletedProcess:
+    """Runs .ci/run in a small repository that has these tests, which so many processes share (0: one, by itself)."""
     for name in ("Makefile", "setup.py", "pyproject.toml", ".ci/run", "tests/conftest.py"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
     (folder / "tests" / "test_small.py").write_text(tests)
     os.utime(folder / "setup.py", (0, 0))
     fake_environment(folder)
-    env = plain_environment() | {"HRA_SLOW_LIMIT": limit}
+    env = plain_environment() | {"HRA_SLOW_LIMIT": limit, "WORKERS": str(workers)}
     # In a group of its own, so that the interrupt for the small run cannot reach this one.
     return subprocess.run(
         [folder / ".ci" / "run"], env=env, capture_output=True, text=True, check=False, start_new_session=True
     )
 
 
-def test_ci_names_what_the_time_did_not_suffice_for_and_fails(tmp_path):
-    done = ci(tmp_path, SLOW_TESTS.format(first="True", seconds=60), limit="4s")
+@pytest.mark.parametrize(("workers", "deselected"), [(0, ", 1 deselected"), (2, "")], ids=["one", "shared"])
+def test_ci_names_what_the_time_did_not_suffice_for_and_fails(tmp_path, workers, deselected):
+    done = ci(
+        tmp_path, SLOW_TESTS.format(first="True", seconds=60), limit="4s" if workers == 0 else "12s", workers=workers
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     unreached = done.stdout.split("Not reached:\n")[1].splitlines()
     assert unreached[:2] == ["  tests/test_small.py::test_long", "  tests/test_small.py::test_last"]
     skipped = done.stdout.split("\nSkipped:\n")[1].splitlines()
     assert skipped[0].startswith("  tests/test_small.py::test_skipped - Skipped: for want of a reason")
-    assert re.fullmatch(r"=+ 1 passed, 1 skipped, 1 deselected.* in .*s.*=+", done.stdout.splitlines()[-1])
+    assert re.fullmatch(rf"=+ 1 passed, 1 skipped{deselected}.* in .*s.*=+", done.stdout.splitlines()[-1])
 
 
 def test_ci_fails_where_a_test_failed_before_the_time_was_over(tmp_path):
@@ -321,9 +324,9 @@ def test_ci_succeeds_where_no_test_is_slow(tmp_path):
 
 
 def test_ci_succeeds_where_all_slow_tests_pass_in_time(tmp_path):
-    done = ci(tmp_path, SLOW_TESTS.format(first="True", seconds=0), limit="60s")
+    done = ci(tmp_path, SLOW_TESTS.format(first="True", seconds=0), limit="60s", workers=2)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.fullmatch(r"=+ 3 passed, 1 skipped, .* in .*s.*=+", done.stdout.splitlines()[-1])
+    assert re.fullmatch(r"=+ 3 passed, 1 skipped.* in .*s.*=+", done.stdout.splitlines()[-1])
 
 
 def test_files_whose_slow_tests_take_longest_come_last(tmp_path):

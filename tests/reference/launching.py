@@ -1,11 +1,13 @@
 """Commands in several processes on this machine, through the launcher that users have."""
 
+import contextlib
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,14 @@ mine = [word for word in sys.argv[2:] if word[:2] not in ("0=", "1=") or word[0]
 sys.argv = [word.removeprefix(number + "=") for word in mine]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Waits until no other process holds the lock: compiling for TPUs takes half of the memory of a small machine."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Launched:
