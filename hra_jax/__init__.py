@@ -6,6 +6,10 @@ texts = model.transcribe(waveforms, sample_rate=8000, tasks=["nicolas", "__base_
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hra_jax.api import Backbone, Model, load_adapter, load_backbone
 
 __version__ = "0.2.0"  # setup.py reads it from here, results and exports carry it
 

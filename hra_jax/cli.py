@@ -30,8 +30,8 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from hra_jax.config import keys
-from hra_jax.config.files import flatten_config, load_config, near_key, ready_made_names, validate_config
+from hra_jax.config import keys, renamed
+from hra_jax.config.files import load_config, near_key, ready_made_names, validate_config
 from hra_jax.errors import UserError
 
 # The C++ libraries read these once, when jax or TensorFlow is imported. What the user has set stays.
@@ -114,6 +114,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         # absl would show every INFO line of every library from here on.
         FLAGS["verbosity"].value = logging.WARNING
     if "config" in FLAGS and isinstance(FLAGS.config, ConfigDict):
+        renamed.settle(FLAGS.config)
         validate_config(FLAGS.config)
     return rest
 
@@ -124,7 +125,7 @@ def _illegal_value(message: str) -> str:
     if match is None:
         return message
     key = re.sub(r'\["(\w+)"\]', r".\1", match[1])
-    rule = keys.rules().get(key)
+    rule = keys.rules().get(renamed.RENAMED[key].new if key in renamed.RENAMED else key)
     return message if rule is None else f"config.{key} is {match[2]!r}; allowed: {rule.describe()}"
 
 
@@ -199,7 +200,7 @@ def _define_config(argv: list[str]) -> list[str]:
     name, rest = _take_config(argv)
     if name is None:
         raise UserError(f"--config is missing; allowed: a path, or one of {', '.join(ready_made_names())}")
-    config = load_config(name)
+    config = load_config(name, unfinished=True)
     rest = [_check_override(arg, config) for arg in rest]
     try:
         config_flags.DEFINE_config_dict("config", config, _CONFIG_HELP, sys_argv=rest)
@@ -231,9 +232,9 @@ def _check_override(word: str, config: ConfigDict) -> str:
     if match is None:
         return word
     start, key, value = match.groups()
-    known = flatten_config(config)
+    known = keys.flatten_config(config)
     if key not in known:
-        inside = tuple(name for name in known if name.startswith(f"{key}."))
+        inside = tuple(name for name in keys.rules() if name.startswith(f"{key}."))
         hint = f"it is a group, set one of {', '.join(inside)}" if inside else near_key(key)
         raise UserError(f"unknown config key {key!r}; {hint}")
     # config_flags parses the key as Python, where `export.from` is a syntax error but `export["from"]` is not.

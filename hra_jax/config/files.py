@@ -5,21 +5,25 @@ key is in `load("base")`, from which every other file starts to hold differences
 allowed for each key, and `validate_config` applies it before anything expensive starts.
 """
 
+import contextvars
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from hra_jax.config import keys
+from hra_jax.config import keys, renamed
+from hra_jax.config.keys import flatten_config
 from hra_jax.console import did_you_mean, near_matches
 from hra_jax.errors import UserError
 
 # Installed, the files are package data in the package; in a checkout they are at the top level.
 _ROOTS = (epath.Path(__file__).parents[1] / "configs", epath.Path(__file__).parents[2] / "configs")
 _FOLDERS = {"configs": ".", "suites": "suites"}
+
+FORMAT = 2  # of config.json; 1 has no number, and keys that `renamed` knows
 
 # A run may be continued with other values of these groups and keys: the weights and the data order stay what they are.
 RESUMABLE = ("steps", "eval", "checkpoint", "profile", "mesh", "distributed")
@@ -75,21 +79,29 @@ def find_config(name_or_path: str, *, kind: str = "configs") -> epath.Path:
     raise UserError(f"unknown {noun} {str(name_or_path)!r}: neither a file nor a ready-made {noun}; {hint}")
 
 
-def load_config(name_or_path: str, *, kind: str = "configs") -> ConfigDict:
+# Whether the file that asks for a configuration is one itself: it may then set keys of earlier versions.
+_loading = contextvars.ContextVar("loading", default=False)
+
+
+def load_config(name_or_path: str, *, kind: str = "configs", unfinished: bool = False) -> ConfigDict:
     """Runs `get_config()` of a configuration or suite file and locks what it returns.
 
     Args:
       name_or_path: as in `find_config`.
       kind: "configs" or "suites".
+      unfinished: for who goes on to set keys, those of earlier versions too, and then calls `renamed.settle`.
 
     Returns:
-      The locked ConfigDict, not yet checked by `validate_config`.
+      The locked ConfigDict, not yet checked by `validate_config`. Keys of earlier versions are translated, with a line
+      on stderr each.
 
     Raises:
       UserError: no such file, or the file is wrong (an unknown key, a value of another type, a syntax error).
     """
     path = find_config(name_or_path, kind=kind)
     namespace: dict[str, Any] = {"__name__": f"hra_jax_config_{path.stem}", "__file__": str(path)}
+    inside = _loading.get()
+    token = _loading.set(True)
     try:
         exec(compile(path.read_text(), str(path), "exec"), namespace)
         config = namespace["get_config"]()
@@ -97,9 +109,14 @@ def load_config(name_or_path: str, *, kind: str = "configs") -> ConfigDict:
         raise
     except (SyntaxError, NameError, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
         raise UserError(f"{path}: {_reason(error)}") from error
+    finally:
+        _loading.reset(token)
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}; allowed: an ml_collections ConfigDict")
-    return config.lock()
+    config.lock()
+    if kind == "configs" and "optimizer" in config:  # of a run, and no suite
+        (renamed.accept_old_keys if inside or unfinished else renamed.settle)(config)
+    return config
 
 
 def _reason(error: Exception) -> str:
@@ -113,19 +130,6 @@ def _reason(error: Exception) -> str:
     if unknown and isinstance(error, (KeyError, AttributeError)):
         return f"unknown key {unknown[1]!r}; {near_key(unknown[1])}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def flatten_config(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {dotted key: value} with the keys in sorted order: `{"adapter.name": "hra", ...}`."""
-    return dict(sorted(_leaves(config, "")))
-
-
-def _leaves(config: ConfigDict | Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, (ConfigDict, Mapping)):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 # --- What is allowed --------------------------------------------------------------------------------------------------
@@ -158,6 +162,8 @@ def validate_config(config: ConfigDict) -> None:
         value = flat["data.max_seconds"]
         raise UserError(f"config.data.max_seconds is {value!r}; allowed: at most {limit!r}, the last of batch.buckets")
     _check_read(flat)
+    from hra_jax.adapters.settings import shares_what_trains  # imported late, as the classes of `keys.groups`
+
     if flat["export.step"] != "last" and not flat["eval.select_suite"]:
         value = flat["export.step"]
         raise UserError(f"config.export.step is {value!r}; allowed: 'last' where config.eval.select_suite is ''")
@@ -206,15 +212,6 @@ def _either(values: Sequence[str]) -> str:
     return f"{', '.join(some)} or {last}"
 
 
-def shares_what_trains(flat: Mapping[str, Any]) -> bool:
-    """Whether the tasks of an adapter share weights that train."""
-    from hra_jax.adapters.methods import METHODS
-    from hra_jax.adapters.outputs import SHARED_VOCABULARIES
-
-    shares = METHODS[flat["adapter.name"]]().own_formula().shared != "0"
-    return flat["adapter.train"] == "all" and (shares or flat["adapter.output"] in SHARED_VOCABULARIES)
-
-
 def _check_suite(key: str, name: str) -> None:
     try:
         find_config(name, kind="suites")
@@ -226,29 +223,74 @@ def _check_suite(key: str, name: str) -> None:
 
 
 def config_to_json(config: ConfigDict) -> str:
-    """Returns the configuration as indented JSON, keys sorted; tuples become lists."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    """Returns the configuration as indented JSON with the number of its format, keys sorted; tuples become lists."""
+    return json.dumps({"format": FORMAT, **config.to_dict()}, indent=2, sort_keys=True) + "\n"
 
 
-def config_from_json(text: str) -> ConfigDict:
+def config_from_json(text: str, *, notify: bool = True) -> ConfigDict:
     """Reads what `config_to_json` wrote: lists become tuples again, and the result is locked.
 
+    What an earlier version wrote is translated: old keys with the values that acted, and keys that it lacks as they
+    were meant then.
+
+    Args:
+      text: of a config.json.
+      notify: whether a line on stderr tells of each old key that had been set.
+
     Raises:
-      UserError: the text is not a JSON object.
+      UserError: the text is not a JSON object, or was written by a newer version.
     """
+    found = _translated(text)
+    if notify:
+        renamed.tell(found.notices.values())
+    return keys.nest_config(found.flat)
+
+
+def _translated(text: str) -> renamed.Translation:
+    """The stored configuration in today's keys; there is no notice of old keys that had their default."""
+    stored = _stored(text)
+    format = stored.pop("format", 1)
+    if format not in range(1, FORMAT + 1):
+        raise UserError(f"the stored configuration has format {format!r}; allowed: at most {FORMAT}, of this version")
+    flat = flatten_config(_tuples(stored))
+    if format == FORMAT:
+        return renamed.Translation(renamed.complete(flat), {}, {})
+    found = renamed.translate(flat)
+    notices = {key: line for key, line in found.notices.items() if flat[key] != renamed.RENAMED[key].default}
+    return renamed.Translation(renamed.complete(found.flat), notices, found.conflicts)
+
+
+def _stored(text: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"the stored configuration is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"the stored configuration is a JSON {type(values).__name__}; allowed: an object")
-    return ConfigDict(_tuples(values)).lock()
+    return values
 
 
 def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def stored_difference(text: str, config: ConfigDict, *, trains: bool = True) -> list[str]:
+    """As `config_difference`, of a run's config.json; it may be of an earlier version.
+
+    Args:
+      text: of the config.json.
+      config: the configuration that the run would be continued with.
+      trains: whether there are steps left to train. If not, old values that no key of today can have are no obstacle.
+    """
+    found = _translated(text)
+    lines = [
+        line
+        for line in config_difference(keys.nest_config(found.flat), config)
+        if line.split(":")[0] not in found.conflicts
+    ]
+    return lines + (list(found.conflicts.values()) if trains else [])
 
 
 def config_difference(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -5,6 +5,7 @@ must not wait for it.
 """
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -91,10 +92,33 @@ def meanings() -> dict[str, str]:
 
 def default_config() -> ConfigDict:
     """The locked configuration that has every key at its default."""
-    config = ConfigDict({name: {} for name in groups() if name})
-    for key, value in defaults().items():
+    return nest_config(defaults())
+
+
+def flatten_config(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """Returns {dotted key: value} with the keys in sorted order: `{"adapter.name": "hra", ...}`."""
+    return dict(sorted(_leaves(config, "")))
+
+
+def _leaves(config: ConfigDict | Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, (ConfigDict, Mapping)):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nest_config(flat: Mapping[str, Any]) -> ConfigDict:
+    """The inverse of `flatten_config`, locked."""
+    config = ConfigDict()
+    for key, value in flat.items():
         *group, name = key.split(".")
-        (config[group[0]] if group else config)[name] = value
+        node = config
+        for part in group:
+            if part not in node:
+                node[part] = ConfigDict()
+            node = node[part]
+        node[name] = value
     return config.lock()
 
 

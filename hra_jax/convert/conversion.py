@@ -59,7 +59,12 @@ class _Leaf(NamedTuple):
 
 
 def convert(
-    source, output, *, dtype: str = "float32", name: str | None = None, keep_batch_norm: bool = False
+    source: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    dtype: str = "float32",
+    name: str | None = None,
+    keep_batch_norm: bool = False,
 ) -> Report:
     """Converts a published folder to a backbone folder.
 
@@ -105,7 +110,7 @@ def convert(
     }
     by_name = {leaf.name: leaf for leaf in leaves}
 
-    def rows(name: str):
+    def rows(name: str) -> np.ndarray | Iterator[np.ndarray]:
         found = parts(by_name[name], files)
         return next(found) if by_name[name].layers is None else found
 

@@ -13,6 +13,7 @@ from etils import epath
 
 from hra_jax.adapters import adapter_folder
 from hra_jax.adapters.adapter_folder import ExportedAdapter
+from hra_jax.adapters.base import Adapter
 from hra_jax.adapters.lora import LowRankAdapter, key_of
 from hra_jax.convert import families
 from hra_jax.convert.tensor_rules import LAYERS, POINTWISE
@@ -61,7 +62,7 @@ class _Names:
         return key.removesuffix(".weight"), rule.transform is POINTWISE
 
 
-def write(folder, exported: ExportedAdapter, task: str, method, files: BackboneFiles) -> int:
+def write(folder: epath.PathLike, exported: ExportedAdapter, task: str, method: Adapter, files: BackboneFiles) -> int:
     """Writes the folder.
 
     Args:
@@ -126,7 +127,7 @@ def _factors(names: _Names, row: dict, method: LowRankAdapter, files: BackboneFi
     return tensors, sorted(targets)
 
 
-def _turned(kernel, pointwise: bool) -> np.ndarray:
+def _turned(kernel: np.ndarray, pointwise: bool) -> np.ndarray:
     """`[in, out]` as PyTorch has it: `[out, in]`, or `[out, in, 1]` of a convolution."""
     turned = np.asarray(kernel, np.float32).T
     return turned[:, :, None] if pointwise else turned

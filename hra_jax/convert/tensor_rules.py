@@ -54,22 +54,24 @@ def zeros(shape: tuple[int, ...]) -> Transform:
 def frequency_major(channels: int) -> Transform:
     """A projection `[O, C F]` of frames flattened channel by channel -> `[F C, O]`, of frames flattened bin by bin."""
 
-    def apply(w):
+    def apply(w: np.ndarray) -> np.ndarray:
         w = w.reshape(w.shape[0], channels, -1)  # [O, C, F]
         return w.transpose(2, 1, 0).reshape(-1, w.shape[0])
 
     return Transform(apply, lambda s: (s[::-1],))
 
 
-def _gain(scale, variance):
+def _gain(scale: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + BATCH_NORM_EPS)
 
 
-def _folded_kernel(w, scale, variance):
+def _folded_kernel(w: np.ndarray, scale: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return (w[:, 0, :].T * _gain(scale, variance)).astype(np.float32)
 
 
-def _folded_bias(scale, bias, mean, variance, convolution=None):
+def _folded_bias(
+    scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, variance: np.ndarray, convolution: np.ndarray | None = None
+) -> np.ndarray:
     # At the borders too: the zeros beyond the signal enter the convolution, not the norm.
     offset = (0.0 if convolution is None else convolution.astype(np.float64)) - mean.astype(np.float64)
     return (offset * _gain(scale, variance) + bias.astype(np.float64)).astype(np.float32)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hra_jax.config.settings import Rule, check_settings, integer, is_number, number, setting
 from hra_jax.errors import UserError
@@ -95,7 +96,7 @@ def bucket_rows(buckets: Sequence[float], *, batch_seconds: float, multiple: int
     return tuple(rows)
 
 
-def bucket_of(durations, buckets: Sequence[float]) -> np.ndarray:
+def bucket_of(durations: ArrayLike, buckets: Sequence[float]) -> np.ndarray:
     """Index of the shortest bucket that holds each duration; `len(buckets)` where none does.
 
     Args:
@@ -124,7 +125,7 @@ def label_capacities(bucket_ids: np.ndarray, label_lengths: np.ndarray, *, bucke
 class _Waiting:
     """What waits in one bucket: rows in order of arrival, grouped by task."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.by_task: dict[int, list[tuple[int, tuple[int, int]]]] = {}  # arrival number and row
         self.count = 0
         # No batch is possible while fewer wait than this: each row that comes fills at most one slot of a batch that

@@ -296,7 +296,7 @@ class TrainLoader(Iterator[Batch]):
         """The loader itself."""
         return self
 
-    def __exit__(self, *unused) -> None:
+    def __exit__(self, *unused: object) -> None:
         """Closes the loader."""
         self.close()
 

@@ -74,7 +74,7 @@ class EncoderConfig:
     attention_bias: bool = True  # of query, key, value and output
     ff_bias: bool = True  # of both projections of the feed-forward modules
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("encoder.subsampler", self.subsampler, SUBSAMPLERS)
         one_of("encoder.position", self.position, POSITIONS)
         one_of("encoder.context", self.context, CONTEXTS)
@@ -134,7 +134,7 @@ class EncoderConfig:
             return ()
         return ((3, 2, 1),) * int(math.log2(self.subsampling))
 
-    def output_length(self, features: FeatureConfig, num_samples):
+    def output_length(self, features: FeatureConfig, num_samples: Any) -> Any:
         """Encoder frames of `num_samples` samples (int, numpy or jax integers; elementwise)."""
         from hra_jax.models import padding  # imports JAX, which nobody who only reads settings needs
 
@@ -190,15 +190,15 @@ class AffineMap(NamedTuple):
 def affine_maps(config: EncoderConfig) -> dict[str, AffineMap]:
     """The affine maps of one layer by name, in the order in which they are applied."""
     d, f = config.d_model, config.d_ff
-    found = {}
+    found: dict[str, AffineMap] = {}
 
-    def norm(name: str, path: tuple[str, ...], *, bias: bool = config.norm_bias):
+    def norm(name: str, path: tuple[str, ...], *, bias: bool = config.norm_bias) -> None:
         found[name] = AffineMap(path, "norm", d, d, bias)
 
-    def projection(name: str, inputs: int, outputs: int, *, bias: bool = True):
+    def projection(name: str, inputs: int, outputs: int, *, bias: bool = True) -> None:
         found[name] = AffineMap(tuple(name.split(".")), "projection", inputs, outputs, bias)
 
-    def feed_forward(name: str):
+    def feed_forward(name: str) -> None:
         norm(f"{name}.norm", (name, "norm"))
         projection(f"{name}.up", d, f, bias=config.ff_bias)
         projection(f"{name}.down", f, d, bias=config.ff_bias)

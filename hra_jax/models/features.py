@@ -6,15 +6,17 @@ Letters: W window samples, K transform bins, F mel bins.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from hra_jax.errors import UserError
 from hra_jax.models.checks import at_least, one_of
 from hra_jax.models.stored_settings import UNSAID
 
 
-def _kaldi_mel(hz):
+def _kaldi_mel(hz: float | np.ndarray) -> np.ndarray:
     return 1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0)
 
 
@@ -22,17 +24,17 @@ def _kaldi_mel(hz):
 _KNEE_HZ, _KNEE_MEL, _OCTAVE = 1000.0, 15.0, 27.0 / np.log(6.4)
 
 
-def _slaney_mel(hz):
+def _slaney_mel(hz: float | np.ndarray) -> np.ndarray:
     hz = np.asarray(hz, np.float64)
     above = _KNEE_MEL + _OCTAVE * np.log(np.maximum(hz, _KNEE_HZ) / _KNEE_HZ)
     return np.where(hz < _KNEE_HZ, hz * _KNEE_MEL / _KNEE_HZ, above)
 
 
-def _kaldi_hz(mel):
+def _kaldi_hz(mel: np.ndarray) -> np.ndarray:
     return 700.0 * np.expm1(mel / 1127.0)
 
 
-def _slaney_hz(mel):
+def _slaney_hz(mel: np.ndarray) -> np.ndarray:
     above = _KNEE_HZ * np.exp(np.maximum(mel - _KNEE_MEL, 0.0) / _OCTAVE)
     return np.where(mel < _KNEE_MEL, mel * _KNEE_HZ / _KNEE_MEL, above)
 
@@ -111,7 +113,7 @@ class FeatureConfig:
     floor_mode: str = "add"  # of the mel power: add `floor` | max(power, floor)
     stack: int = 1  # consecutive frames put side by side; what does not fill a stack is invalid
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in (
             ("kind", KINDS),
             ("normalization", NORMALIZATIONS),
@@ -162,7 +164,7 @@ class FeatureConfig:
         """Samples from one feature frame to the next."""
         return 1 if self.kind == "waveform" else self.hop_samples * self.stack
 
-    def spectra(self, num_samples):
+    def spectra(self, num_samples: Any) -> Any:
         """Valid frames of `num_samples` samples (int or integer array) before they are stacked."""
         if self.kind == "waveform":
             return num_samples
@@ -172,7 +174,7 @@ class FeatureConfig:
         frames = (num_samples - self.window_samples) // self.hop_samples + 1
         return frames * (frames > 0)
 
-    def frames(self, num_samples):
+    def frames(self, num_samples: Any) -> Any:
         """Valid feature frames of `num_samples` samples (int or integer array)."""
         return self.spectra(num_samples) // self.stack
 
@@ -181,7 +183,7 @@ class FeatureConfig:
 
 
 @functools.lru_cache(maxsize=8)
-def mel_matrix(config: FeatureConfig, dtype=np.float32) -> np.ndarray:
+def mel_matrix(config: FeatureConfig, dtype: DTypeLike = np.float32) -> np.ndarray:
     """Triangles between points at equal distances on the mel scale: `[K, F]`, computed in float64.
 
     They are linear in mel with peak 1, or with `mel_area` linear in Hz with area 1.
@@ -198,7 +200,7 @@ def mel_matrix(config: FeatureConfig, dtype=np.float32) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def transform_matrix(config: FeatureConfig, dtype=np.float32) -> np.ndarray:
+def transform_matrix(config: FeatureConfig, dtype: DTypeLike = np.float32) -> np.ndarray:
     """From the samples of a frame to its spectrum, `[W, 2K]` (cosines, then sines), computed in float64.
 
     All that is linear in the samples of one frame is in it: its mean is subtracted, then it is pre-emphasised, windowed

@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -207,3 +210,17 @@ def test_parakeet_scales_its_input_by_the_root_of_its_width():
     family, _ = families.find(PARAKEET, "config.json")
     encoder = family.encoder(PARAKEET, parakeet.FEATURES, 1025, True, "config.json")
     assert np.isclose(encoder.input_scale, 32.0)
+
+
+def test_the_list_of_families_needs_neither_jax_nor_pytorch():
+    """`hra_jax.torch` reads it where no JAX may start."""
+    code = "import sys; from hra_jax.convert import families; print(len(families.known()), {'jax', 'flax', 'torch'} & "
+    code += "set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split(maxsplit=1) == [str(len(families.known())), "set()\n"]
+
+
+def test_every_file_of_the_folder_is_a_family_of_its_own():
+    files = {path.stem for path in Path(families.__file__).parent.glob("*.py")} - {"__init__"}
+    assert len(files) == len(families.known()) == 5
+    assert {family.model_type for family in families.known().values()} == set(families.known())

@@ -35,7 +35,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, _SAMPLES, ctypes.c_int, ctypes.c_void
 class Espeak:
     """The library, initialised. There can be one in a process: use `library()`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lib = ctypes.cdll.LoadLibrary(espeakng_loader.get_library_path())
         self._lib.espeak_Info.restype = ctypes.c_char_p
         self._lib.espeak_Synth.argtypes = [
@@ -61,7 +61,7 @@ class Espeak:
         self._callback = _CALLBACK(self._receive)  # kept alive here: the library holds only its address
         self._lib.espeak_SetSynthCallback(self._callback)
 
-    def _receive(self, samples, count: int, events) -> int:
+    def _receive(self, samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
             self._pieces.append(ctypes.string_at(samples, 2 * count))
         return 0
