@@ -125,7 +125,8 @@ def _illegal_value(message: str) -> str:
     if match is None:
         return message
     key = re.sub(r'\["(\w+)"\]', r".\1", match[1])
-    rule = keys.rules().get(renamed.RENAMED[key].new if key in renamed.RENAMED else key)
+    now = renamed.RENAMED[key].new if key in renamed.RENAMED else key
+    rule = None if now is None else keys.rules().get(now)
     return message if rule is None else f"config.{key} is {match[2]!r}; allowed: {rule.describe()}"
 
 
