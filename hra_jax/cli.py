@@ -178,7 +178,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _storage_trouble(error: BaseException) -> str | None:
-    """What to tell the user where a full or unwritable disk is behind the error; None where it is not."""
+    """What to tell the user where a full or unwritable disk caused the error; None where it did not."""
     for link in _chain(error):
         if isinstance(link, OSError) and link.errno in _STORAGE_ERRNOS:
             where = f": {link.filename!r}" if link.filename else ""
