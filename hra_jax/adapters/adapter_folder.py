@@ -25,6 +25,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from hra_jax.adapters.methods import peft_types
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import UserError
 from hra_jax.storage.files import json_text, write_file
@@ -32,14 +33,6 @@ from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks.names import RESERVED_NAMES
 
 FORMAT_VERSION = 1
-# PEFT must refuse these folders, not read them as a method of its own: none of the values is one of PEFT's names.
-PEFT_TYPES = {
-    "hra": "HIERARCHICAL_RECURRENT",
-    "residual": "HRA_JAX_RESIDUAL",
-    "lora": "HRA_JAX_LORA",
-    "bitfit": "HRA_JAX_BITFIT",
-    "output": "HRA_JAX_OUTPUT",
-}
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TASKS_FILE = "tasks.json"
@@ -129,7 +122,7 @@ def write_adapter(
 
     Args:
       folder: where to; made where absent.
-      method: JSON settings of the adaptation method; "name" is a key of `PEFT_TYPES`.
+      method: JSON settings of the adaptation method; "name" is a registered one.
       weights: {"shared": tree, "tasks": tree whose leaves have a leading row axis}; floating-point arrays.
       tasks: a dict for each task: "name", "row" (its index on the row axis), and anything else that is JSON. Rows that
         no task names are not written.
@@ -144,14 +137,15 @@ def write_adapter(
       ValueError: a row that the bank does not have, or a bank whose leaves differ in rows.
     """
     folder = epath.Path(folder)
-    if method["name"] not in PEFT_TYPES:
-        raise UserError(f"method {method['name']!r} has no adapter folder; allowed: {', '.join(PEFT_TYPES)}")
+    types = peft_types()
+    if method["name"] not in types:
+        raise UserError(f"method {method['name']!r} has no adapter folder; allowed: {', '.join(types)}")
     _check_tasks(tasks, where="adapter export")
     entries = _task_entries(tasks, per_task_files=per_task_files)
     shared, bank = (_arrays(weights[part], part) for part in ("shared", "tasks"))
     config = {
         "format_version": FORMAT_VERSION,
-        "peft_type": PEFT_TYPES[method["name"]],
+        "peft_type": types[method["name"]],
         "method": dict(method),
         "backbone": {"name": _last_part(backbone["name"]), "fingerprint": backbone["fingerprint"]},
         "vocabulary": dict(vocabulary),
@@ -310,8 +304,9 @@ def _read_json(path: epath.Path) -> object:
 def _check_config(config: object, *, where: str) -> None:
     if not isinstance(config, dict) or "peft_type" not in config:
         raise UserError(f"{where}: must be an object with 'peft_type'; got {config!r:.80}")
-    if config["peft_type"] not in PEFT_TYPES.values():
-        raise UserError(f"{where}: peft_type {config['peft_type']!r}; allowed: {', '.join(PEFT_TYPES.values())}")
+    types = peft_types()
+    if config["peft_type"] not in types.values():
+        raise UserError(f"{where}: peft_type {config['peft_type']!r}; allowed: {', '.join(types.values())}")
     fields = {
         "format_version": int,
         "method": dict,
@@ -332,7 +327,7 @@ def _check_config(config: object, *, where: str) -> None:
             if not isinstance(config[part].get(key), str):
                 raise UserError(f"{where}: needs a string {part}.{key}; got {config[part].get(key)!r}")
     method, peft_type = config["method"]["name"], config["peft_type"]
-    if method not in PEFT_TYPES or PEFT_TYPES[method] != peft_type:
+    if types.get(method) != peft_type:
         raise UserError(f"{where}: method {method!r} and peft_type {peft_type!r} do not go together")
     for part in ("shared", "task"):
         _check_declared(config["tensors"].get(part), where=f"{where}: tensors.{part}")

@@ -1,6 +1,10 @@
 """The weights that an adapter run starts with: new ones, or those of an exported adapter with new tasks beside them."""
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +13,25 @@ from etils import epath
 
 from hra_jax.adapters import adapter_folder, methods, task_rows
 from hra_jax.adapters.base import Adapter, no_parameters
+from hra_jax.adapters.weights import Tree
 from hra_jax.console import near_matches
 from hra_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from hra_jax.models.config import EncoderConfig
 
 _CHUNK = 4096  # rows that are drawn at a time
 NEW_TASKS = ("zero", "mean")
 
 
-def new_weights(adapter: Adapter, key, encoder, tasks: int) -> dict:
+def new_weights(adapter: Adapter, key: jax.Array, encoder: EncoderConfig, tasks: int) -> Tree:
     """A new adapter: {'shared', 'tasks'}, float32; row i does not depend on how many there are."""
     shared_key, task_key = jax.random.split(key)
     rows = task_rows.init_rows(adapter, task_key, encoder, jnp.arange(tasks))
     return {"shared": adapter.init_common(shared_key, encoder), "tasks": rows}
 
 
-def new_weights_on_host(adapter: Adapter, key, encoder, tasks: int) -> dict:
+def new_weights_on_host(adapter: Adapter, key: jax.Array, encoder: EncoderConfig, tasks: int) -> Tree:
     """As `new_weights`, numpy; the device never holds more than some thousand rows."""
     shared_key, task_key = jax.random.split(key)
     draw = jax.jit(lambda ids: task_rows.init_rows(adapter, task_key, encoder, ids))
@@ -55,7 +63,7 @@ def check_start(exported: adapter_folder.ExportedAdapter, adapter: Adapter, *, f
     Raises:
       UserError: it does not.
     """
-    found, wanted = methods.settings(methods.from_settings(exported.config["method"])), methods.settings(adapter)
+    found, wanted = methods.settings(methods.from_folder(exported.config)), methods.settings(adapter)
     for key in sorted(found.keys() | wanted.keys()):
         there, here = (repr(side[key]) if key in side else "absent" for side in (found, wanted))
         if there != here:
@@ -64,13 +72,15 @@ def check_start(exported: adapter_folder.ExportedAdapter, adapter: Adapter, *, f
 
 def content_hash(folder: str) -> str:
     """A hash of the weights of an adapter folder: what a resumed run must start from again."""
-    folder, digest = epath.Path(folder), hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
+    root, digest = epath.Path(folder), hashlib.sha256()
+    for path in sorted([*root.glob("*.safetensors"), *root.glob("*/*.safetensors")]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def started_rows(rows: dict, names, start: adapter_folder.ExportedAdapter, *, new_task: str) -> list[int]:
+def started_rows(
+    rows: Tree, names: Sequence[str], start: adapter_folder.ExportedAdapter, *, new_task: str
+) -> list[int]:
     """Fills a bank of new rows with what an exported adapter has for them; a task it lacks starts as `new_task` says.
 
     Args:

@@ -3,17 +3,18 @@
 import json
 import shlex
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
-from hra_jax.config.keys import ADAPTERS
+from hra_jax.adapters.methods import METHODS
 from hra_jax.console import bounds, markdown_cell, percent
 from hra_jax.tasks.names import BASE_TASK
 
 _MOST_LISTED = 50  # task names
 
 
-def model_card(config: Mapping, names: list[str], results: Mapping | None) -> str:
+def model_card(config: Mapping[str, Any], names: list[str], results: Mapping[str, Any] | None) -> str:
     """The README.md of an adapter folder.
 
     Args:
@@ -34,7 +35,7 @@ def model_card(config: Mapping, names: list[str], results: Mapping | None) -> st
     lines = [
         f"# Adapter `{method}` for {len(names)} tasks on `{backbone}`",
         "",
-        f"Small trained parts for a frozen speech encoder, made with hra_jax: {ADAPTERS[method]}.",
+        f"Small trained parts for a frozen speech encoder, made with hra_jax: {METHODS[method].description}.",
         "",
         f"- Backbone: `{backbone}`, fingerprint `{config['backbone']['fingerprint']}`",
         f"- Method: `{json.dumps(config['method'], sort_keys=True)}`",
@@ -72,7 +73,7 @@ def _location(backbone: str) -> str:
     return f"builtin:{backbone}" if (folder / "backbone.json").exists() else backbone
 
 
-def _error_rate_lines(results: Mapping) -> list[str]:
+def _error_rate_lines(results: Mapping[str, Any]) -> list[str]:
     """The part of a model card that holds error rates."""
     lines = [
         f"## Error rates on the suite `{results['suite']}`",

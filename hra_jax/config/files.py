@@ -174,6 +174,8 @@ def validate_config(config: ConfigDict) -> None:
 
 def _check_read(flat: Mapping[str, Any]) -> None:
     """Refuses settings of adapters that nothing would read."""
+    from hra_jax.adapters.methods import METHODS  # imported late: the classes there take their rules from this package
+
     if flat["adapter.output_size"] and flat["adapter.output"] not in OWN_VOCABULARIES:
         value, outputs = flat["adapter.output_size"], _either(OWN_VOCABULARIES)
         raise UserError(f"config.adapter.output_size is {value}; allowed: 0 unless config.adapter.output is {outputs}")
@@ -185,9 +187,9 @@ def _check_read(flat: Mapping[str, Any]) -> None:
                 f"config.adapter.output_pieces is {value}; allowed: {default} unless config.adapter.output is "
                 f"{_either(PIECE_VOCABULARIES)} and config.adapter.start is ''"
             )
-    if flat["adapter.layers"] and flat["adapter.name"] == "output":
-        value = flat["adapter.layers"]
-        raise UserError(f"config.adapter.layers is {value}; allowed: () with config.adapter.name 'output'")
+    if flat["adapter.layers"] and not METHODS[flat["adapter.name"]].adapts_layers:
+        value, name = flat["adapter.layers"], flat["adapter.name"]
+        raise UserError(f"config.adapter.layers is {value}; allowed: () with config.adapter.name {name!r}")
     if flat["adapter.start"] and flat["method"] != "adapter":
         value, method = flat["adapter.start"], flat["method"]
         raise UserError(f"config.adapter.start is {value!r}; allowed: '' with config.method {method!r}")
@@ -205,7 +207,11 @@ def _either(values: Sequence[str]) -> str:
 
 
 def _shares_what_trains(flat: Mapping[str, Any]) -> bool:
-    shares = flat["adapter.name"] == "hra" or flat["adapter.output"] in SHARED_VOCABULARIES
+    from hra_jax.adapters.methods import METHODS  # imported late: the classes there take their rules from this package
+
+    shares = (
+        METHODS[flat["adapter.name"]]().own_formula().shared != "0" or flat["adapter.output"] in SHARED_VOCABULARIES
+    )
     return flat["adapter.train"] == "all" and shares
 
 

@@ -3,32 +3,21 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from hra_jax.adapters.outputs import OUTPUTS, OWN_VOCABULARIES, PIECE_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.tasks.names import BASE_TASK
 
 METHODS = ("adapter", "full", "pretrain")
-ADAPTERS = {
-    "hra": "the hierarchical recurrent adapter of arXiv 2403.19709",
-    "residual": "a residual bottleneck adapter after each layer",
-    "lora": "low-rank adaptation of projections (LoRA, arXiv 2106.09685)",
-    "bitfit": "corrections of the biases (BitFit, arXiv 2106.10199)",
-    "output": "an output layer of each task's own",
-}
-# Output layers in new vocabularies, learnt from the training texts: one for each task, or one for all of them.
-SHARED_VOCABULARIES = ("shared_characters", "shared_sentencepiece")
-OWN_VOCABULARIES = ("characters", "sentencepiece", *SHARED_VOCABULARIES)
-PIECE_VOCABULARIES = ("sentencepiece", "shared_sentencepiece")  # those made of pieces, whose number can be chosen
-OUTPUTS = ("backbone", "task", *OWN_VOCABULARIES)
 TRAINED = ("all", "tasks")
 BANKS = ("device", "host")
-RECURRENCES = ("indrnn", "rnn", "gru", "lstm", "mgu", "none")
-ACTIVATIONS = ("relu", "tanh", "gelu", "silu", "sigmoid")
-HEADS = ("linear", "ffn", "lowrank")
 DTYPES = ("auto", "float32", "bfloat16")
 STORAGE_DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "full", "dots")
 VOCABULARIES = ("characters", "sentencepiece")
 SCHEDULES = ("cosine", "constant")
 EXPORTS = ("last", "best", "best_per_task")
+
+
+__all__ = ["OUTPUTS", "OWN_VOCABULARIES", "PIECE_VOCABULARIES", "SHARED_VOCABULARIES"]
 
 
 class Rule(NamedTuple):
@@ -72,6 +61,30 @@ def _one_of(choices: Callable[[], tuple[str, ...]]) -> Rule:
 def _text(*, empty: bool = True) -> Rule:
     kind = "a string" if empty else "a string that is not empty"
     return Rule(lambda: kind, lambda value: isinstance(value, str) and (empty or bool(value)))
+
+
+def _methods() -> tuple[str, ...]:
+    from hra_jax.adapters.methods import METHODS  # imported late: the classes there take their rules from this package
+
+    return tuple(METHODS)
+
+
+def _recurrences() -> tuple[str, ...]:
+    from hra_jax.adapters.controllers import RECURRENCES
+
+    return tuple(RECURRENCES)
+
+
+def _activations() -> tuple[str, ...]:
+    from hra_jax.adapters.activations import ACTIVATIONS
+
+    return tuple(ACTIVATIONS)
+
+
+def _heads() -> tuple[str, ...]:
+    from hra_jax.adapters.heads import HEADS
+
+    return tuple(HEADS)
 
 
 def _sizes() -> tuple[str, ...]:
@@ -153,7 +166,7 @@ RULES: dict[str, Rule] = {
     "pretrain.size": _one_of(_sizes),
     "pretrain.vocabulary": _one_of(lambda: VOCABULARIES),
     "pretrain.sentencepiece_size": _integer(8),
-    "adapter.name": _one_of(lambda: ADAPTERS),
+    "adapter.name": _one_of(_methods),
     "adapter.layers": Rule(lambda: "a tuple of distinct layer numbers from 0, or () for all", _are_layers),
     "adapter.output": _one_of(lambda: OUTPUTS),
     "adapter.output_size": _integer(0),
@@ -164,10 +177,10 @@ RULES: dict[str, Rule] = {
     "adapter.slots": _integer(0),
     "adapter.bank": _one_of(lambda: BANKS),
     "hra.width": _integer(1),
-    "hra.recurrence": _one_of(lambda: RECURRENCES),
-    "hra.activation": _one_of(lambda: ACTIVATIONS),
+    "hra.recurrence": _one_of(_recurrences),
+    "hra.activation": _one_of(_activations),
     "hra.reads": _text(empty=False),
-    "hra.head": _one_of(lambda: HEADS),
+    "hra.head": _one_of(_heads),
     "hra.head_width": _integer(1),
     "hra.head_per_layer": _BOOLEAN,
     "hra.dropout": _number(0, 1),

@@ -1,9 +1,9 @@
-"""One task's LoRA as a PEFT adapter folder, for the published model that its backbone was converted from.
+"""One task as a PEFT adapter folder, for the published model that its backbone was converted from.
 
-    adapter_config.json          what PEFT's `LoraConfig` is made of; every adapted module by its whole name
-    adapter_model.safetensors    `base_model.model.<module>.lora_A.weight` [r, in], `.lora_B.weight` [out, r]
+    adapter_config.json          what PEFT's configuration is made of; every adapted module by its whole name
+    adapter_model.safetensors    `base_model.model.<module>.<factor>.weight` [out, in]: lora_A, lora_B of a LoRA
 
-Letters: D width, V vocabulary, r rank, L adapted layers.
+Methods that PEFT knows say so in their own files: `Adapter.peft_config` and `Adapter.peft_factors`.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,9 @@ from etils import epath
 
 from hra_jax.adapters import adapter_folder
 from hra_jax.adapters.adapter_folder import ExportedAdapter
-from hra_jax.adapters.lora import LowRankAdapter, key_of
+from hra_jax.adapters.base import Adapter
+from hra_jax.adapters.methods import METHODS
+from hra_jax.adapters.weights import Tree
 from hra_jax.convert import families, tensor_rules
 from hra_jax.errors import UserError
 from hra_jax.models.backbone_folder import BackboneFiles
@@ -27,8 +29,7 @@ class _Names:
 
     def __init__(self, files: BackboneFiles):
         source = files.info.get("source")
-        known = isinstance(source, Mapping) and {"model_type", "architecture"} <= set(source)
-        if not known:
+        if not isinstance(source, Mapping) or not {"model_type", "architecture"} <= set(source):
             raise UserError(
                 f"{files.folder}: not converted from a published model, so there is no model for PEFT to adapt; "
                 "allowed: a backbone that hra_jax.convert wrote"
@@ -59,12 +60,12 @@ class _Names:
         return key.removesuffix(".weight"), rule.transform is tensor_rules.POINTWISE
 
 
-def write(folder, exported: ExportedAdapter, task: str, method, files: BackboneFiles) -> int:
+def write(folder: epath.PathLike, exported: ExportedAdapter, task: str, method: Adapter, files: BackboneFiles) -> int:
     """Writes the folder.
 
     Args:
       folder: where to; it is made.
-      exported: an adapter of the method LoRA.
+      exported: an adapter of a method that PEFT has too.
       task: one of its tasks.
       method: its method.
       files: the backbone of the adapter.
@@ -77,11 +78,12 @@ def write(folder, exported: ExportedAdapter, task: str, method, files: BackboneF
     Raises:
       UserError: another method, a vocabulary of the task's own, or a backbone that was not converted.
     """
-    if not isinstance(method, LowRankAdapter):
-        raise UserError(f"PEFT has no method {method.name!r} of hra_jax; allowed: adapters of the method 'lora'")
+    if not method.defines("peft_config"):
+        known = ", ".join(repr(name) for name, cls in METHODS.items() if cls.defines("peft_config"))
+        raise UserError(f"PEFT has no method {method.name!r} of hra_jax; allowed: adapters of the method {known}")
     if method.output not in ("backbone", "task"):
         raise UserError(
-            f"lora.output = {method.output!r}: PEFT has no vocabulary per task; allowed: 'backbone', 'task'"
+            f"{method.name}.output = {method.output!r}: PEFT has no vocabulary per task; allowed: 'backbone', 'task'"
         )
     names, row = _Names(files), exported.tasks[task]
     tensors, targets = _factors(names, row, method, files)
@@ -92,15 +94,9 @@ def write(folder, exported: ExportedAdapter, task: str, method, files: BackboneF
         kernel, bias = (np.asarray(files.tensors.read(f"output.{name}"), np.float32) for name in ("kernel", "bias"))
         tensors[f"{_PREFIX}{module}.weight"] = _turned(kernel + correction["kernel"], pointwise)
         tensors[f"{_PREFIX}{module}.bias"] = bias + correction["bias"]
-    config = {
-        "peft_type": "LORA",
+    config = method.peft_config() | {
         "task_type": None,
         "base_model_name_or_path": files.info["name"],
-        "r": method.rank,
-        "lora_alpha": method.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
         "inference_mode": True,
         "target_modules": targets,
         "modules_to_save": saved,
@@ -110,16 +106,15 @@ def write(folder, exported: ExportedAdapter, task: str, method, files: BackboneF
     return len(targets)
 
 
-def _factors(names: _Names, row: dict, method: LowRankAdapter, files: BackboneFiles) -> tuple[dict, list[str]]:
+def _factors(
+    names: _Names, row: Tree, method: Adapter, files: BackboneFiles
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """The tensors of all adapted modules, and the modules' names."""
-    tensors, targets = {}, []
-    for name in method.projections:
-        factors = row["per_layer"][key_of(name)]
-        for place, layer in enumerate(method.adapted(files.encoder)):
-            module, pointwise = names.module(name, layer)
-            for letter, factor in (("A", factors["a"][place]), ("B", factors["b"][place])):
-                tensors[f"{_PREFIX}{module}.lora_{letter}.weight"] = _turned(factor, pointwise)
-            targets.append(module)
+    tensors, targets = {}, set()
+    for factor in method.peft_factors(row, files.encoder):
+        module, pointwise = names.module(factor.affine_map, factor.layer)
+        tensors[f"{_PREFIX}{module}.{factor.name}.weight"] = _turned(factor.kernel, pointwise)
+        targets.add(module)
     return tensors, sorted(targets)
 
 

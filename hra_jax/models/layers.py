@@ -26,7 +26,7 @@ def weight(module: nn.Module, name: str, initializer, shape, axes):
     return value.unbox() if isinstance(value, nn.meta.AxisMetadata) else value
 
 
-def along_last(vector, y):
+def along_last(vector: jax.Array, y: jax.Array) -> jax.Array:
     """A vector `[D]` as `[1, ..., D]`, to meet y `[..., D]` without implicit rank promotion, in the dtype of y."""
     return vector.reshape((1,) * (y.ndim - 1) + vector.shape).astype(y.dtype)
 

@@ -139,7 +139,10 @@ def adapter_method(config, *, output_size: int = 0) -> Adapter:
 
     `output_size`: outputs that hold every vocabulary, where tasks have their own.
     """
-    return methods.from_config(config, output_size=output_size) if config.method == "adapter" else Adapter()
+    if config.method != "adapter":
+        return Adapter()
+    groups = config.to_dict()
+    return methods.from_groups(groups["adapter"], groups.get(config.adapter.name, {}), output_size=output_size)
 
 
 def model(

@@ -155,7 +155,8 @@ def prepare(config, workdir, report: DataReport, *, suite_dir: str | None = None
     build.check_augmentation(config, base)
     own = _own_vocabularies(config, base, sources, start)
     method = build.adapter_method(config, output_size=own.size if own else 0)
-    method.adapted(base.encoder)
+    if config.method == "adapter":
+        methods.check(method, base.encoder)
     if start is not None:
         initial.check_start(start, method, folder=config.adapter.start)
     table = UtteranceTable(
@@ -279,7 +280,7 @@ def _own_vocabularies(config, base, sources, start) -> OwnVocabularies | None:
     given, shared = {}, None
     size, pieces = config.adapter.output_size, config.adapter.output_pieces
     # A start with another kind of output layer is refused with all else that differs, see `initial.check_start`.
-    if start is not None and methods.from_settings(start.config["method"]).output == config.adapter.output:
+    if start is not None and methods.from_folder(start.config).output == config.adapter.output:
         if config.adapter.new_task != "zero" and config.adapter.output not in SHARED_VOCABULARIES:
             value = config.adapter.new_task
             raise UserError(f"adapter.new_task = {value!r}: allowed is 'zero' where tasks have their own vocabulary")

@@ -83,7 +83,7 @@ def task_config(exported: ExportedAdapter, *, steps: int | None, learning_rate: 
     """The configuration `own` for the method of an exported adapter, of which one task trains; without data."""
     config = load_config("own")
     config.steps = STEPS if steps is None else steps
-    settings = methods.settings(methods.from_settings(exported.config["method"]))
+    settings = methods.settings(methods.from_folder(exported.config))
     config.adapter.name = settings.pop("name")
     for key, value in settings.items():
         group = config.adapter if key in config.adapter else config[config.adapter.name]

@@ -338,7 +338,7 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
     destination = _needed_output("specialize", adapter, output)
     exported = read_adapter(adapter)
     library.check_tasks(exported, [task])
-    method = methods.from_settings(exported.config["method"])
+    method = methods.from_folder(exported.config)
     if peft:
         count = peft_export.write(destination, exported, task, method, _load_backbone(exported, backbone))
         print(f"{task!r} for PEFT: {count} modules, rank {method.rank}; {destination}", flush=True)

@@ -176,7 +176,7 @@ def started(exported: ExportedAdapter, init: str, encoder=None, *, seed: int = 0
       UserError: `init` is none of these.
     """
     check_start(exported, init)
-    adapter = methods.from_settings(exported.config["method"])
+    adapter = methods.from_folder(exported.config)
     if adapter.own_vocabulary and not adapter.shared_output and init in initial.NEW_TASKS:
         raise UserError(
             f"a new task cannot start as {init!r} without training texts: every task has a vocabulary of its own; "
@@ -270,7 +270,7 @@ def _facts(exported: ExportedAdapter) -> dict[str, object]:
     shared = flatten(exported.shared, separator=".")
     return {
         "the backbone's fingerprint": config["backbone"]["fingerprint"],
-        **{f"the method's {key}": v for key, v in methods.settings(methods.from_settings(config["method"])).items()},
+        **{f"the method's {key}": v for key, v in methods.settings(methods.from_folder(config)).items()},
         "the vocabulary": config["vocabulary"],
         **{f"the tensor {path!r} of a task": entry for path, entry in config["tensors"]["task"].items()},
         **{f"the shape of the shared {path!r}": entry for path, entry in config["tensors"]["shared"].items()},
@@ -323,7 +323,7 @@ def merged_in(
 
 def why_not_merged(adapter: Adapter) -> str | None:
     """Why a task of this method cannot become a part of the backbone's weights; None where it can."""
-    if not hasattr(adapter, "merged"):
+    if not adapter.defines("merged"):
         return (
             f"{adapter.name} cannot be merged: its correction depends on activations and is not linear in what a layer "
             "gives, so no other weights of the layer equal it"
@@ -348,7 +348,7 @@ def merged_weights(exported: ExportedAdapter, name: str, params: Mapping, encode
       UserError: an unknown task.
     """
     check_tasks(exported, [name])
-    adapter = methods.from_settings(exported.config["method"])
+    adapter = methods.from_folder(exported.config)
     flat = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(params, separator=".").items()}
     row = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), no_parameters() | exported.tasks[name])
     layers = unflatten(flat, separator=".")["encoder"]["layers"]
