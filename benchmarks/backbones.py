@@ -1,6 +1,6 @@
 """Converted encoders against transformers on the same weights: forward, and a training step of an adapter.
 
-python benchmarks/backbones.py --workdir runs/backbones --json benchmarks/backbones.json
+python benchmarks/backbones.py --workdir runs/backbones --json benchmarks/results/backbones.json
 
 Every family at width 256, 8 layers, random weights, float32, 4 utterances of 8 s, from features (the Conformer of
 wav2vec 2.0: from samples). The encoder of SeamlessM4T v2 has no head; both sides put the same one on it, and neither
@@ -26,6 +26,7 @@ from etils import epath
 
 from hra_jax import cli
 from hra_jax.models import backbone_folder
+from hra_jax.run.jax_setup import setup_jax
 
 FLAGS = flags.FLAGS
 D, HEADS, FF, LAYERS, V, RANK = 256, 4, 1024, 8, 64, 8
@@ -212,7 +213,7 @@ class JaxSide:
         model = _from_features()(files.features, encoder, adapter=adapters[act], remat="dots")
         batch = batch_of(files.features)
         if files.features.kind == "waveform":
-            batch["x"] = batch["x"][..., None]  # one channel behind the features
+            batch["x"] = batch["x"][..., None]  # one channel after the features
         lengths = np.full(ROWS, batch["x"].shape[1], np.int32)
         self._act, self._frozen = act, jax.device_put(params)
         if act == "forward":
@@ -235,11 +236,11 @@ class JaxSide:
                 "weight": np.ones(ROWS, np.float32),
             }
         )
-        self._knobs = {"seed": np.uint32(0), "learning_rate": np.float32(1e-4)}
+        self._hyper = {"seed": np.uint32(0), "learning_rate": np.float32(1e-4)}
         self._call = self._train
 
     def _train(self):
-        self._state, metrics = self._step(self._state, self._frozen, self._batch, self._knobs)
+        self._state, metrics = self._step(self._state, self._frozen, self._batch, self._hyper)
         return metrics["loss"]
 
     def __call__(self):
@@ -251,7 +252,7 @@ def _from_features():
     from hra_jax.models.asr import AsrModel
 
     class FromFeatures(AsrModel):
-        """The model behind its features, as transformers takes them."""
+        """The model after its features, as transformers takes them."""
 
         def _features(self, waveform, num_samples):
             return waveform, num_samples
@@ -361,7 +362,7 @@ def measure(family: str, workdir: epath.Path, program: str) -> dict:
 
 def main(argv) -> None:
     """Entry point."""
-    cli.setup_jax()
+    setup_jax()
     if FLAGS.alone:
         print(alone(*FLAGS.alone, FLAGS.workdir))
         return

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from hra_jax import train
 from hra_jax.config.files import load_config
-from hra_jax.evaluation.paired import paired_bootstrap
 
 
 def define_flags() -> None:
@@ -135,25 +134,73 @@ def _errors_of(folder: epath.Path, task: str) -> list:
     return [[row["key"][max(row["key"].rfind("audio/"), 0) :], row["errors"], row["words"]] for row in rows]
 
 
-def pooled(cells: list[dict]) -> dict[str, dict[str, tuple[int, int]]]:
-    """{task: {utterance: (errors, words)}} summed over cells of the same tasks and utterances (several seeds)."""
-    sums: dict[str, dict[str, np.ndarray]] = {}
-    for cell in cells:
-        for task, rows in cell["tasks"].items():
-            for key, errors, words in rows:
-                place = sums.setdefault(task, {})
-                place[key] = place.get(key, np.zeros(2, int)) + (errors, words)
-    return {task: {key: tuple(map(int, value)) for key, value in rows.items()} for task, rows in sums.items()}
+def _errors_and_words(group: list[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{task: (errors [K, U], words [U])} of one method: a cell for each of K seeds, utterances in one order."""
+    found = {}
+    for task in sorted(group[0]["tasks"]):
+        rows = [{key: (errors, words) for key, errors, words in cell["tasks"][task]} for cell in group]
+        keys = sorted(rows[0])
+        errors = np.array([[row[key][0] for key in keys] for row in rows])
+        found[task] = errors, np.array([rows[0][key][1] for key in keys])
+    return found
 
 
-def difference_of(reference: list[dict], other: list[dict]) -> dict:
-    """The paired difference of the pooled error rates, other minus reference, with its interval and what it says."""
-    sides = pooled(reference), pooled(other)
-    counts = {
-        task: np.array([(errors, sides[1][task][key][0], words) for key, (errors, words) in rows.items()])
-        for task, rows in sides[0].items()
-        if task in sides[1]
-    }
-    found = paired_bootstrap(counts).pooled
-    verdict = ("worse" if found.low > 0 else "better") if found.significant else "-"
-    return {"difference": found.difference, "low": found.low, "high": found.high, "verdict": verdict}
+def clustered_rates(groups: list[list[dict]], *, samples: int = 10_000, seed: int = 0) -> np.ndarray:
+    """Pooled error rates of several methods on resampled speakers, utterances and seeds.
+
+    A resample draws as many speakers as there are, with replacement; for each of them as many of its utterances; and
+    for each method as many of its seeds. Methods share the speakers and utterances of a resample, not the seeds, which
+    have nothing to do with each other. So an interval says what other speakers and other seeds would do to a number.
+
+    Args:
+      groups: for each of G methods its cells, one for each seed; all of them scored the same utterances.
+      samples: S, the number of resamples.
+      seed: of the resamples.
+
+    Returns:
+      [S, G] rates, fractions.
+
+    Raises:
+      ValueError: the methods did not score the same tasks.
+    """
+    sides = [_errors_and_words(group) for group in groups]
+    tasks = list(sides[0])
+    if any(list(side) != tasks for side in sides):
+        raise ValueError(f"methods scored other tasks: {[list(side) for side in sides]}")
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(tasks), size=(samples, len(tasks)))
+    words = np.zeros(samples)
+    errors = [np.zeros((samples, len(group))) for group in groups]
+    for number, task in enumerate(tasks):
+        sample, _ = np.nonzero(drawn == number)
+        utterances = len(sides[0][task][1])
+        counts = rng.multinomial(utterances, np.full(utterances, 1 / utterances), size=len(sample))
+        np.add.at(words, sample, counts @ sides[0][task][1])
+        for total, side in zip(errors, sides, strict=True):
+            np.add.at(total, sample, counts @ side[task][0].T)
+    rates = []
+    for total in errors:
+        seeds = total.shape[1]
+        weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=samples) / seeds
+        rates.append(np.sum(total * weights, axis=1) / words)
+    return np.stack(rates, axis=1)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95% percentile interval of resampled values."""
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def rate_of(group: list[dict]) -> float:
+    """The pooled error rate of a method's cells, all seeds together."""
+    sides = _errors_and_words(group).values()
+    return float(sum(errors.sum() for errors, _ in sides) / (len(group) * sum(words.sum() for _, words in sides)))
+
+
+def difference_of(reference: list[dict], other: list[dict]) -> dict[str, float | str]:
+    """The difference of the pooled error rates, other minus reference, with its interval and what it says."""
+    rates = clustered_rates([reference, other])
+    low, high = interval(rates[:, 1] - rates[:, 0])
+    verdict = "worse" if low > 0 else "better" if high < 0 else "-"
+    return {"difference": rate_of(other) - rate_of(reference), "low": low, "high": high, "verdict": verdict}

@@ -1,13 +1,12 @@
 """Every adaptation method on the Free Spoken Digit Dataset, for the same number of steps.
 
-python benchmarks/compare_methods.py --data_dir FSDD --cells benchmarks/compare_methods --workdir runs/compare \
-    --json benchmarks/compare_methods.json
+python benchmarks/compare_methods.py --data_dir FSDD --cells benchmarks/results/compare_methods --workdir runs/compare \
+    --json benchmarks/results/compare_methods.json
 
-Six speakers as six tasks in one run for every method; and one speaker alone, for the two methods that share weights
-between tasks (of the others a task moves by its own utterances alone, so one mixed run trains six speakers at once).
-One speaker alone has a sixth of the batch, which is what that speaker has in a batch of six.
-For each method three learning rates with seed 0, and one more beyond the edge where the best of them lies on it; the
-best on the validation set goes on with seeds 1 and 2. The test set takes no part in any choice.
+Six speakers as six tasks in one run for every method. For each method three learning rates with seed 0, and one more
+beyond the edge where the best of them lies on it; the best on the validation set goes on with seeds 1 and 2, and of
+rates that tie the one that is farthest from the edges of what was tried. The test set takes no part in any choice.
+Intervals resample speakers, utterances within speakers, and seeds.
 Cells that are there are not run again, so the benchmark can be stopped at any time.
 """
 
@@ -21,7 +20,7 @@ from absl import flags
 from etils import epath
 
 from hra_jax import cli
-from hra_jax.evaluation.error_rates import ErrorCounts, bootstrap_interval
+from hra_jax.run.jax_setup import setup_jax
 
 FLAGS = flags.FLAGS
 
@@ -38,94 +37,65 @@ METHODS = {
     "output": ({"adapter__name": "output"}, (3e-3, 1e-2, 3e-2)),
     "full": ({"method": "full"}, (2e-4, 5e-4, 1e-3)),
 }
-ALONE = {"methods": ("hra", "full"), "speakers": ("nicolas", "theo")}
-ALONE_SECONDS = 4.0  # of audio in a batch
 
 
-def manifests_of(speaker: str, data_dir: str, folder: epath.Path) -> str:
-    """Writes the three manifests of one speaker, who is then alone in them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "validation", "test"):
-        rows = [json.loads(line) for line in (epath.Path(data_dir) / f"{split}.jsonl").read_text().splitlines()]
-        rows = [row for row in rows if row["speaker"] == speaker]
-        for row in rows:
-            row["audio_filepath"] = str(epath.Path(data_dir).resolve() / row["audio_filepath"])
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder)
-
-
-def run(cells: cells_lib.Cells, method: str, rate: float, seed: int, speaker: str | None) -> dict:
+def run(cells: cells_lib.Cells, method: str, rate: float, seed: int) -> dict:
     """One cell."""
     settings, _ = METHODS[method]
-    slug = method.replace(", R = ", "_")
-    name = f"{speaker or 'six'}-{slug}-{rate:g}-{seed}"
+    name = f"six-{method.replace(', R = ', '_')}-{rate:g}-{seed}"
 
-    def make(workdir):
+    def make(workdir: epath.Path) -> dict:
         changes = SHARED | settings | {"data__dir": FLAGS.data_dir, "optimizer__learning_rate": rate, "seed": seed}
-        if speaker:
-            folder = epath.Path(FLAGS.workdir) / "data" / speaker
-            changes["data__dir"] = manifests_of(speaker, FLAGS.data_dir, folder)
-            changes["batch__seconds"] = ALONE_SECONDS
         return cells_lib.trained(cells_lib.configured("fsdd", **changes), workdir)
 
-    facts = {"method": method, "speaker": speaker, "learning_rate": rate, "seed": seed, "steps": STEPS}
+    facts = {"method": method, "speaker": None, "learning_rate": rate, "seed": seed, "steps": STEPS}
     return cells.get(name, make, facts)
 
 
-def group(cells: cells_lib.Cells, method: str, speaker: str | None) -> list[dict]:
+def best_of(tried: list[dict]) -> dict:
+    """The cell with the lowest validation error; of those that tie, the one farthest from the edges of the rates."""
+    inside = {id(cell): min(place, len(tried) - 1 - place) for place, cell in enumerate(tried)}
+    return min(tried, key=lambda cell: (cell["validation"], -inside[id(cell)], cell["learning_rate"]))
+
+
+def group(cells: cells_lib.Cells, method: str) -> list[dict]:
     """The three seeds of a method at the learning rate that is best on the validation set."""
     rates = list(METHODS[method][1])
     step = rates[1] / rates[0]
     for beyond in range(MOST_BEYOND + 1):
-        first = [run(cells, method, rate, SEEDS[0], speaker) for rate in rates]
-        best = min(first, key=lambda cell: (cell["validation"], cell["learning_rate"]))
+        best = best_of([run(cells, method, rate, SEEDS[0]) for rate in rates])
         if beyond == MOST_BEYOND or rates[0] < best["learning_rate"] < rates[-1]:
             break
         # Two significant digits name a cell.
         rates = [rates[0] / step, *rates] if best["learning_rate"] == rates[0] else [*rates, rates[-1] * step]
         rates = [_rounded(rate) for rate in rates]
-    return [best] + [run(cells, method, best["learning_rate"], seed, speaker) for seed in SEEDS[1:]]
+    return [best] + [run(cells, method, best["learning_rate"], seed) for seed in SEEDS[1:]]
 
 
 def _rounded(rate: float) -> float:
     return float(f"{rate:.2g}")
 
 
-def counts_of(group: list[dict]) -> list[ErrorCounts]:
-    """Per utterance, summed over seeds; errors are all counted as substitutions, which the rate does not tell apart."""
-    rows = [row for task in cells_lib.pooled(group).values() for row in task.values()]
-    return [ErrorCounts(substitutions=errors, words=words, utterances=1) for errors, words in rows]
-
-
-def summary(groups: dict[tuple[str | None, str], list[dict]]) -> list[dict]:
-    """A row for each method and speaker."""
+def summary(groups: dict[str, list[dict]]) -> list[dict]:
+    """A row for each method."""
     rows = []
-    for (speaker, method), group in groups.items():
-        counts = counts_of(group)
-        low, high = bootstrap_interval(counts, samples=10_000)
+    for method, group in groups.items():
+        low, high = cells_lib.interval(cells_lib.clustered_rates([group])[:, 0])
         row = {
-            "speakers": speaker or "six",
             "method": method,
             "learning_rate": group[0]["learning_rate"],
             **group[0]["parameters"],
             "base_wer": group[0]["base_wer"],
-            "wer": sum(count.errors for count in counts) / sum(count.words for count in counts),
+            "wer": cells_lib.rate_of(group),
             "wer_low": low,
             "wer_high": high,
             "wer_by_seed": [cell["wer"] for cell in group],
             "validation_by_seed": [cell["validation"] for cell in group],
-            "words": sum(count.words for count in counts),
+            "words": sum(words for rows in group[0]["tasks"].values() for _, _, words in rows),
             "seconds": sum(cell["seconds"] for cell in group),
         }
-        # One speaker alone is compared with HRA alone, and with its method on six (that speaker's utterances only).
-        references = {"hra": groups.get((speaker, "hra"))}
-        if speaker:
-            references[f"{method}, six"] = groups.get((None, method))
-        row["differences"] = {
-            name: cells_lib.difference_of(reference, group)
-            for name, reference in references.items()
-            if reference is not None and reference is not group
-        }
+        if method != "hra" and "hra" in groups:
+            row["minus_hra"] = cells_lib.difference_of(groups["hra"], group)
         rows.append(row)
     return rows
 
@@ -133,13 +103,11 @@ def summary(groups: dict[tuple[str | None, str], list[dict]]) -> list[dict]:
 def show(rows: list[dict]) -> None:
     """Prints the table."""
     table = rich.table.Table(title="Free Spoken Digit Dataset, test set, three seeds pooled", title_justify="left")
-    columns = ("speakers", "method", "per task", "total", "rate", "WER", "95%", "by seed")
-    for name in (*columns, "minus", "difference", "verdict"):
-        table.add_column(name, justify="left" if name in ("speakers", "method", "minus") else "right")
+    for name in ("method", "per task", "total", "rate", "WER", "95%", "by seed", "minus hra", "verdict"):
+        table.add_column(name, justify="left" if name == "method" else "right")
     for row in rows:
-        gaps = row["differences"]
+        gap = row.get("minus_hra")
         table.add_row(
-            row["speakers"],
             row["method"],
             f"{row['parameters_per_task']:,}",
             f"{row['trainable_parameters']:,}",
@@ -147,12 +115,8 @@ def show(rows: list[dict]) -> None:
             f"{row['wer']:.1%}",
             f"{row['wer_low']:.1%} to {row['wer_high']:.1%}",
             " ".join(f"{wer:.1%}" for wer in row["wer_by_seed"]),
-            "\n".join(gaps),
-            "\n".join(
-                f"{100 * gap['difference']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
-                for gap in gaps.values()
-            ),
-            "\n".join(gap["verdict"] for gap in gaps.values()),
+            f"{100 * gap['difference']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})" if gap else "",
+            gap["verdict"] if gap else "",
         )
     rich.console.Console(width=160).print(table)
 
@@ -166,16 +130,14 @@ def define_flags() -> None:
 def main(argv) -> None:
     """Entry point."""
     del argv
-    cli.setup_jax()
+    setup_jax()
     cells = cells_lib.Cells(FLAGS.cells, FLAGS.workdir, minutes=FLAGS.minutes)
-    wanted = [(None, method) for method in METHODS]
-    wanted += [(speaker, method) for speaker in ALONE["speakers"] for method in ALONE["methods"]]
     groups = {}
-    for speaker, method in wanted:
+    for method in METHODS:
         try:
-            groups[speaker, method] = group(cells, method, speaker)
+            groups[method] = group(cells, method)
         except cells_lib.OutOfTime as missing:
-            print(f"not run, no time was left: {missing} and what comes after it in {speaker or 'six'}, {method}")
+            print(f"not run, no time was left: {missing} and what comes after it in {method}")
     rows = summary(groups)
     show(rows)
     spent, cpu = (sum(cell[name] for cell in cells.all()) / 60 for name in ("seconds", "cpu_seconds"))

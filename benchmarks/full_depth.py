@@ -1,6 +1,6 @@
 """The published sizes on one machine: conversion in bounded memory, and agreement with transformers at full depth.
 
-python benchmarks/full_depth.py --workdir runs/full_depth --json benchmarks/full_depth.json
+python benchmarks/full_depth.py --workdir runs/full_depth --json benchmarks/results/full_depth.json
 
 w2v-BERT 2.0 (24 layers, 580 million parameters) and Parakeet CTC 1.1B (42 layers) with random weights, written by
 transformers as published (float32). Each step has a process of its own, whose peak of memory is given above that of the

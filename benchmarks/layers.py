@@ -1,6 +1,6 @@
 """Several ways to write a layer, where the choice matters on a CPU.
 
-python benchmarks/layers.py --json benchmarks/layers.json
+python benchmarks/layers.py --json benchmarks/results/layers.json
 
 - depthwise convolution, forward and backward: a sum of shifted products (what the encoder does), or a grouped
   convolution;

@@ -1,6 +1,6 @@
 """What the paper's size takes on TPU pods: memory, collectives, roofline, and the largest batch, by method.
 
-python benchmarks/tpu_memory.py --cells benchmarks/tpu_memory --workdir runs/tpu_memory
+python benchmarks/tpu_memory.py --cells benchmarks/results/tpu_memory --workdir runs/tpu_memory
 
 Every cell is one call of `hra_jax.aot`, which takes minutes on one core and some 12 GB of memory. Cells that are there
 are not compiled again, and the page is written from those that are there.
@@ -94,9 +94,11 @@ def file_name(name: str) -> str:
 # ======================================================================================================================
 
 _COLUMNS = (
-    "arguments", "temporaries", "peak", "of memory", "TFLOP", "HBM traffic", "moved", "compute", "memory", "links",
-    "network", "bound",
+    "arguments", "temporaries", "peak", "of memory", "TFLOPs", "HBM traffic", "moved", "compute", "HBM", "ICI", "DCN",
+    "bound",
 )  # fmt: skip
+# What bounds a step, in the words of the page; cells of hra_jax 0.1 say "links" and "network".
+_RESOURCES = {"compute": "compute", "memory": "HBM", "ici": "ICI", "dcn": "DCN", "links": "ICI", "network": "DCN"}
 
 
 def _gigabytes(number: float) -> str:
@@ -115,12 +117,13 @@ def row_of(entry: dict, devices: int) -> list[str]:
     known = [_gigabytes(entry[name]) for name in ("arguments", "temporaries", "peak")]
     known += [f"{entry['peak'] / entry['memory']:.0%}", f"{entry['flops'] / devices / 1e12:.1f}"]
     moved = sum(collective["moved"] for collective in entry["collectives"])
-    times = [_milliseconds(entry["seconds"][name]) for name in ("compute", "memory", "links", "network")]
-    return [*known, _gigabytes(entry["traffic"]), _gigabytes(moved), *times, entry["bound"]]
+    seconds = {_RESOURCES[name]: value for name, value in entry["seconds"].items()}
+    times = [_milliseconds(seconds[name]) for name in ("compute", "HBM", "ICI", "DCN")]
+    return [*known, _gigabytes(entry["traffic"]), _gigabytes(moved), *times, _RESOURCES[entry["bound"]]]
 
 
 def table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    """A Markdown table; columns behind the first are right-aligned."""
+    """A Markdown table; columns after the first are right-aligned."""
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
@@ -162,10 +165,11 @@ def page(done: dict[str, dict]) -> str:
     lines = [
         "# The paper's size on TPU pods, as compiled",
         "",
-        "Written by `benchmarks/tpu_memory.py` from the cells in `benchmarks/tpu_memory/`, which the compiler for TPUs",
-        "made without a TPU: 1.83 billion frozen parameters (but for the published encoders) in bfloat16, 1,024 tasks,",
-        "utterances of 30 s. Bytes, FLOPs and times are those of one chip and one step; times are the least that the",
-        "chip's peak rates allow.",
+        "Written by `benchmarks/tpu_memory.py` from the cells in `benchmarks/results/tpu_memory/`, which the compiler",
+        "for TPUs made without a TPU: 1.83 billion frozen parameters (except for the published encoders) in bfloat16,",
+        "1,024 tasks, utterances of 30 s. Bytes, FLOPs and times are those of one chip and one step; times are the",
+        "least that the chip's peak rates allow, for arithmetic, for HBM, for the links between chips of a slice (ICI)",
+        "and for the network between slices (DCN). Nothing here was measured on a TPU.",
         "",
     ]
     on_published = {name: cell for name, cell in done.items() if name.split(" ")[0] in PUBLISHED}
@@ -195,7 +199,7 @@ def page(done: dict[str, dict]) -> str:
 def define_flags() -> None:
     """The flags of this benchmark."""
     define_cell_flags()
-    flags.DEFINE_string("output", "benchmarks/tpu_memory.md", "Where the page is written.")
+    flags.DEFINE_string("output", "benchmarks/results/tpu_memory.md", "Where the page is written.")
     flags.DEFINE_bool("page", False, "Only writes the page, from the cells that are there.")
 
 

@@ -29,5 +29,5 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 1e-2
     config.eval.suite = "fsdd"
     config.eval.select_suite = "fsdd_validation"
-    config.export["from"] = "best"
+    config.export.step = "best"
     return config

@@ -23,5 +23,5 @@ def get_config() -> ConfigDict:
     config.augment.warp = 0.05
     config.eval.suite = "speakers"
     config.eval.select_suite = "speakers_validation"
-    config.export["from"] = "best"
+    config.export.step = "best"
     return config

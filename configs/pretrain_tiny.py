@@ -35,5 +35,4 @@ def get_config() -> ConfigDict:
     config.eval.suite = "plain"
     config.eval.select_suite = "plain_validation"
     config.export.dtype = "bfloat16"
-    config.export.license = "Apache-2.0"
     return config

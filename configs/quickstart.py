@@ -32,5 +32,5 @@ def get_config() -> ConfigDict:
     config.eval.every_steps = 1000
     config.eval.suite = "hard"
     config.eval.select_suite = "hard_validation"
-    config.export["from"] = "best"
+    config.export.step = "best"
     return config

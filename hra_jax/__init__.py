@@ -6,12 +6,18 @@ texts = model.transcribe(waveforms, sample_rate=8000, tasks=["nicolas", "__base_
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hra_jax.api import Backbone, Model, load_adapter, load_backbone
+
+__version__ = "0.2.0"  # setup.py reads it from here, results and exports carry it
 
 _FROM_API = ("Backbone", "Model", "load_adapter", "load_backbone")
-__all__ = ["Backbone", "Model", "load_adapter", "load_backbone"]
+__all__ = ["Backbone", "Model", "__version__", "load_adapter", "load_backbone"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     # Late, so that commands which only read files do not wait for JAX.
     if name in _FROM_API:
         return getattr(importlib.import_module("hra_jax.api"), name)

@@ -4,28 +4,32 @@ Letters: B utterances, S samples, T encoder frames, V vocabulary.
 """
 
 import dataclasses
-import difflib
 import math
 import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
+from numpy.typing import ArrayLike
 
 from hra_jax.adapters import adapter_folder, methods, task_rows
 from hra_jax.adapters.base import Adapter, bind, no_parameters, unbound
 from hra_jax.adapters.outputs import NEVER
 from hra_jax.data.audio import resample
 from hra_jax.errors import UserError
-from hra_jax.models import attention_parts, backbone_folder, ctc
+from hra_jax.models import attention_parts, backbone_folder, ctc, dtypes
 from hra_jax.models.asr import AsrModel
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
-from hra_jax.tasks.names import BASE_TASK
+from hra_jax.tasks.names import BASE_TASK, check_name, unknown_task
 from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary, vocabulary_from_json
 from hra_jax.training import placement
 
+Waveforms = Sequence[ArrayLike]  # each 1-D, mono, float samples
 CHUNK_SECONDS, OVERLAP_SECONDS = 20.0, 4.0  # long audio is recognised in chunks that overlap
 
 
@@ -44,7 +48,7 @@ class Backbone:
     """A frozen speech encoder with its CTC head, on the device or the mesh."""
 
     files: backbone_folder.BackboneFiles
-    params: dict
+    params: dict[str, Any]
     dtype: jnp.dtype
 
     @property
@@ -62,7 +66,7 @@ class Backbone:
         """Hz, of the features; audio at any other rate is resampled."""
         return self.files.features.sample_rate
 
-    def log_probs(self, waveforms, *, sample_rate: int):
+    def log_probs(self, waveforms: Waveforms, *, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities without an adapter.
 
         Args:
@@ -74,58 +78,53 @@ class Backbone:
         """
         return Model(self, Adapter(), {}, {}, ()).log_probs(waveforms, sample_rate=sample_rate)
 
-    def transcribe(self, waveforms, *, sample_rate: int) -> list[str]:
+    def transcribe(self, waveforms: Waveforms, *, sample_rate: int) -> list[str]:
         """Texts without an adapter; as `Model.transcribe`."""
         return Model(self, Adapter(), {}, {}, ()).transcribe(waveforms, sample_rate=sample_rate)
 
 
-def load_backbone(location: str, mesh=None, *, dtype: str = "auto", verify: bool = False) -> Backbone:
+def load_backbone(
+    location: str, mesh: jax.sharding.Mesh | None = None, *, dtype: str = "auto", verify: bool = False
+) -> Backbone:
     """Loads a backbone.
 
     Args:
       location: a folder, or `builtin:NAME`.
-      mesh: where the weights are to lie, see `hra_jax.training.sharding.make_mesh`: large ones are split over its
-        devices, and a process reads its own part. None: the default device.
+      mesh: where the weights are placed, see `hra_jax.training.sharding.make_mesh`: large ones are sharded over its
+        devices, and each process reads only its own shards. None: the default device.
       dtype: 'float32', 'bfloat16', or 'auto' (float32 on a CPU, else bfloat16).
-      verify: hash every tensor again.
+      verify: checks the hash of every tensor.
 
     Raises:
       UserError: no such backbone, a damaged one, or a mesh that does not divide its widths.
     """
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise UserError(f"dtype = {dtype!r}: allowed are 'auto', 'float32', 'bfloat16'")
+    computed = dtypes.compute_dtype(dtype)
     files = backbone_folder.load(location, verify=verify)
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if mesh is None:
-        flat = {name: jnp.asarray(files.tensors.read(name), dtype) for name in files.tensors.names()}
+        flat = {name: jnp.asarray(files.tensors.read(name), computed) for name in files.tensors.names()}
         params = unflatten(flat, separator=".")
     else:
         shardings = placement.backbone_shardings(mesh, files.features, files.encoder)
-        params = backbone_folder.load_params(files, shardings, dtype=jnp.dtype(dtype))
-    return Backbone(files, params, jnp.dtype(dtype))
+        params = backbone_folder.load_params(files, shardings, dtype=computed)
+    return Backbone(files, params, computed)
 
 
-def load_adapter(folder, backbone: Backbone, *, slots: int = 0) -> "Model":
+def load_adapter(folder: epath.PathLike, backbone: Backbone, *, slots: int = 0) -> "Model":
     """Loads an exported adapter onto a backbone.
 
     Args:
       folder: the adapter folder.
       backbone: the backbone that it was trained on.
       slots: rows of the task bank, 0 for as many as there are tasks. More leave room for tasks that `Model.with_task`
-        adds without compiling anew.
+        adds without recompiling.
 
     Raises:
       UserError: not an adapter folder, a damaged one, or one that was trained on another backbone; fewer slots than
         tasks.
     """
     exported = adapter_folder.read_adapter(folder)
-    trained_on = exported.config["backbone"]
-    if trained_on["fingerprint"] != backbone.fingerprint:
-        raise UserError(
-            f"{folder}: trained on the backbone {trained_on['name']!r} ({trained_on['fingerprint'][:12]}), "
-            f"but {backbone.files.info['name']!r} has the fingerprint {backbone.fingerprint[:12]}"
-        )
+    name = repr(backbone.files.info["name"])
+    adapter_folder.check_backbone(exported, backbone.fingerprint, name=name, where=str(folder))
     names = tuple(exported.tasks)
     if slots and slots < len(names):
         raise UserError(f"slots = {slots}: {folder} has {len(names)} tasks; allowed are 0 or at least as many")
@@ -152,9 +151,9 @@ class Model:
 
     backbone: Backbone
     adapter: Adapter
-    shared: dict
-    rows: dict  # the task bank, leaves [A, ...]
-    tasks: tuple[str, ...]  # names of its first rows; those behind are free
+    shared: dict[str, Any]
+    rows: dict[str, Any]  # the task bank, leaves [A, ...]
+    tasks: tuple[str, ...]  # names of its first rows; the rows after them are free slots
     own: OwnVocabularies | None = None  # of tasks that do not write in the backbone's vocabulary
 
     @property
@@ -162,20 +161,21 @@ class Model:
         """A, the rows of the task bank, free ones included."""
         return next((leaf.shape[0] for leaf in jax.tree.leaves(self.rows)), 0)
 
-    def row(self, name: str) -> dict:
+    def row(self, name: str) -> dict[str, Any]:
         """The parameters of a task: a tree of float32 numpy arrays.
 
         Raises:
           UserError: an unknown task, or `__base__`, which has none.
         """
         number = self._row_number(name)
-        return jax.tree.map(lambda leaf: np.asarray(leaf[number]), self.rows)
+        tree: dict[str, Any] = jax.tree.map(lambda leaf: np.asarray(leaf[number]), self.rows)
+        return tree
 
-    def with_task(self, name: str, row, *, vocabulary: Vocabulary | None = None) -> "Model":
+    def with_task(self, name: str, row: Mapping[str, Any], *, vocabulary: Vocabulary | None = None) -> "Model":
         """The model with one task more, which takes the first free slot.
 
-        What has been compiled serves on while slots are free. Where none is, the bank grows by one row, and the next
-        batch compiles anew.
+        Compiled programs stay in use while slots are free. Where none is, the bank grows by one row, and the next batch
+        recompiles.
 
         Args:
           name: of the new task.
@@ -186,16 +186,11 @@ class Model:
           UserError: a name that is not allowed or in use; parameters of another method or shape, or not finite; a
             vocabulary where there must be none, or none, or one that is too large.
         """
-        library.check_name(name, self.tasks)
+        check_name(name, self.tasks)
         own = self._own_with(name, vocabulary)
         given = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(row).items()}
         wanted = {path: leaf.shape[1:] for path, leaf in flatten(self.rows).items()}
-        for path in dict.fromkeys((*wanted, *given)):
-            shapes = [str(side[path]) if path in side else "absent" for side in (_shapes(given), wanted)]
-            if shapes[0] != shapes[1]:
-                raise UserError(f"task {name!r}: the parameter {path!r} is {shapes[0]}; allowed is {shapes[1]}")
-            if not np.isfinite(given[path]).all():
-                raise UserError(f"task {name!r}: the parameter {path!r} holds NaN or infinity; allowed: finite ones")
+        library.check_parameters(name, given, wanted)
         number, tree = len(self.tasks), no_parameters() | unflatten(given)
         if number < self.slots:
             rows = jax.tree.map(lambda leaf, new: leaf.at[number].set(new), self.rows, tree)
@@ -204,28 +199,29 @@ class Model:
         return dataclasses.replace(self, rows=rows, tasks=(*self.tasks, name), own=own)
 
     def _own_with(self, name: str, vocabulary: Vocabulary | None) -> OwnVocabularies | None:
-        brings = self.own is not None and self.own.shared is None
-        if (vocabulary is not None) != brings:
-            given, allowed = "no vocabulary", "one, as every task here has its own"
+        """The vocabularies of the tasks with that of a new one, where tasks have their own."""
+        if self.own is None or self.own.shared is not None:
             if vocabulary is not None:
                 whose = "the backbone's" if self.own is None else "one vocabulary"
-                given, allowed = "a vocabulary", f"None, as every task here writes in {whose}"
-            raise UserError(f"task {name!r} comes with {given}; allowed is {allowed}")
-        if not brings:
+                raise UserError(
+                    f"task {name!r} comes with a vocabulary; allowed is None, as every task here writes in {whose}"
+                )
             return self.own
+        if vocabulary is None:
+            raise UserError(f"task {name!r} comes with no vocabulary; allowed is one, as every task here has its own")
         if vocabulary.size > self.own.size:
             raise UserError(f"task {name!r}: its vocabulary has {vocabulary.size} symbols; allowed: {self.own.size}")
         return dataclasses.replace(self.own, by_task={**self.own.by_task, name: vocabulary})
 
     def without_task(self, name: str) -> "Model":
-        """The model without a task; tasks behind it move up, and their outputs stay the same bits.
+        """The model without a task; the tasks after it move up, and their outputs stay the same bits.
 
         Raises:
           UserError: an unknown task, or `__base__`, which is always there.
         """
         number = self._row_number(name)
 
-        def move_up(leaf):
+        def move_up(leaf: jax.Array) -> jax.Array:
             return jnp.concatenate([leaf[:number], leaf[number + 1 :], jnp.zeros_like(leaf[:1])])
 
         tasks = tuple(task for task in self.tasks if task != name)
@@ -241,16 +237,17 @@ class Model:
         self._task_ids([task])
         return self.backbone.vocabulary if self.own is None else self.own.of(task)
 
-    def _task_ids(self, tasks) -> np.ndarray:
+    def _task_ids(self, tasks: Iterable[str]) -> np.ndarray:
         ids = {name: index for index, name in enumerate(self.tasks)} | {BASE_TASK: task_rows.NO_TASK}
-        for name in tasks:
+        names = list(tasks)
+        for name in names:
             if name not in ids:
-                near = difflib.get_close_matches(str(name), ids, n=3, cutoff=0.5)
-                hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(ids)}"
-                raise UserError(f"unknown task {name!r}; {hint}")
-        return np.array([ids[name] for name in tasks], np.int32)
+                raise unknown_task(name, ids)
+        return np.array([ids[name] for name in names], np.int32)
 
-    def log_probs(self, waveforms, *, sample_rate: int, tasks=None):
+    def log_probs(
+        self, waveforms: Waveforms, *, sample_rate: int, tasks: Iterable[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities of utterances, each through the adapter of its task.
 
         Args:
@@ -265,14 +262,19 @@ class Model:
         Raises:
           UserError: an unknown task, or a waveform that is not 1-D, empty, or not finite.
         """
-        tasks = [BASE_TASK] * len(waveforms) if tasks is None else list(tasks)
-        if len(tasks) != len(waveforms):
-            raise UserError(f"{len(tasks)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
-        self._task_ids(tasks)
-        return self._run([self._prepare(waveform, sample_rate) for waveform in waveforms], tasks)
+        names = self._one_task_each(waveforms, tasks)
+        return self._run([self._prepare(waveform, sample_rate) for waveform in waveforms], names)
 
-    def _prepare(self, waveform, sample_rate: int) -> np.ndarray:
-        waveform = np.asarray(waveform, np.float32)
+    def _one_task_each(self, waveforms: Waveforms, tasks: Iterable[str] | None) -> list[str]:
+        """The task of every waveform; refuses unknown tasks, and more or fewer tasks than waveforms."""
+        names = [BASE_TASK] * len(waveforms) if tasks is None else list(tasks)
+        if len(names) != len(waveforms):
+            raise UserError(f"{len(names)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
+        self._task_ids(names)
+        return names
+
+    def _prepare(self, samples: ArrayLike, sample_rate: int) -> np.ndarray:
+        waveform = np.asarray(samples, np.float32)
         if waveform.ndim != 1 or not waveform.size:
             raise UserError(f"a waveform has shape {waveform.shape}; allowed is 1-D (mono) and not empty")
         if not np.isfinite(waveform).all():
@@ -281,7 +283,7 @@ class Model:
             raise UserError(f"sample_rate = {sample_rate!r}: allowed are numbers of Hz from 1")
         return resample(waveform, sample_rate, self.backbone.sample_rate)
 
-    def _run(self, waveforms, tasks):
+    def _run(self, waveforms: Sequence[np.ndarray], tasks: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if not waveforms:
             return np.zeros((0, 0, self.backbone.vocabulary.size), np.float32), np.zeros(0, np.int32)
         count = len(waveforms)
@@ -317,16 +319,13 @@ class Model:
         # What a vocabulary does not have is impossible, not just unlikely.
         return np.where(log_probs > NEVER / 2, log_probs, -np.inf), frames
 
-    def transcribe(self, waveforms, *, sample_rate: int, tasks=None) -> list[str]:
+    def transcribe(self, waveforms: Waveforms, *, sample_rate: int, tasks: Iterable[str] | None = None) -> list[str]:
         """Texts of utterances, each through the adapter of its task; long audio in overlapping chunks.
 
         Args and errors are those of `log_probs`.
         """
-        tasks = [BASE_TASK] * len(waveforms) if tasks is None else list(tasks)
-        if len(tasks) != len(waveforms):
-            raise UserError(f"{len(tasks)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
-        self._task_ids(tasks)
-        if BASE_TASK in tasks and isinstance(self.backbone.vocabulary, BlankVocabulary):
+        names = self._one_task_each(waveforms, tasks)
+        if BASE_TASK in names and isinstance(self.backbone.vocabulary, BlankVocabulary):
             raise UserError(
                 f"task {BASE_TASK!r}: the backbone {self.backbone.files.info['name']!r} has no output layer of its "
                 f"own; allowed: {', '.join(self.tasks) or 'none, an adapter with an output layer is needed'}"
@@ -334,22 +333,22 @@ class Model:
         prepared = [self._prepare(waveform, sample_rate) for waveform in waveforms]
         short = [i for i, waveform in enumerate(prepared) if len(waveform) <= CHUNK_SECONDS * self.backbone.sample_rate]
         texts = [""] * len(prepared)
-        vocabularies = {task: self.vocabulary(task) for task in tasks}
+        vocabularies = {task: self.vocabulary(task) for task in names}
         # Utterances of like length run together, a few at a time: little padding, bounded memory.
         short.sort(key=lambda i: len(prepared[i]))
         for start in range(0, len(short), 16):
             part = short[start : start + 16]
-            log_probs, lengths = self._run([prepared[i] for i in part], [tasks[i] for i in part])
-            blanks = [vocabularies[tasks[i]].blank_id for i in part]
+            log_probs, lengths = self._run([prepared[i] for i in part], [names[i] for i in part])
+            blanks = [vocabularies[names[i]].blank_id for i in part]
             for i, labels in zip(part, ctc.greedy_decode(log_probs, lengths, blanks), strict=True):
-                texts[i] = vocabularies[tasks[i]].decode(labels)
+                texts[i] = vocabularies[names[i]].decode(labels)
         for i in sorted(set(range(len(prepared))) - set(short)):
-            path, vocabulary = self._long_path(prepared[i], tasks[i]), vocabularies[tasks[i]]
+            path, vocabulary = self._long_path(prepared[i], names[i]), vocabularies[names[i]]
             (labels,) = ctc.greedy_decode(path[None], [len(path)], vocabulary.blank_id)
             texts[i] = vocabulary.decode(labels)
         return texts
 
-    def _long_path(self, waveform, task: str) -> np.ndarray:
+    def _long_path(self, waveform: np.ndarray, task: str) -> np.ndarray:
         """The best label per frame of long audio: of two overlapping chunks each keeps its half of the overlap."""
         rate = self.backbone.sample_rate
         hop = self.backbone.files.features.stride * self.backbone.files.encoder.subsampling
@@ -366,30 +365,40 @@ class Model:
         return np.concatenate(paths)
 
 
-def _shapes(arrays: dict) -> dict:
-    return {path: leaf.shape for path, leaf in arrays.items()}
-
-
-def apply_model(model, params, shared, rows, used, waveform, num_samples, task, symbols):
+def apply_model(
+    model: AsrModel,
+    params: Mapping[str, Any],
+    shared: dict[str, Any],
+    rows: dict[str, Any],
+    used: jax.Array,
+    waveform: jax.Array,
+    num_samples: jax.Array,
+    task: jax.Array,
+    symbols: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
     """The transcription step: log-probabilities `[B, T, V]` and lengths `[B]` of a batch.
 
     Args:
       model: the encoder with its adapter method.
       params: the backbone's weights.
-      shared, rows: of the adapter; `rows` is the task bank, leaves `[A, ...]`, or {} for no adapter.
+      shared: the parameters that all tasks of the adapter share.
+      rows: the task bank of the adapter, leaves `[A, ...]`, or {} for no adapter.
       used: how many rows of the bank are in use.
-      waveform, num_samples: `[B, S]` and `[B]`.
-      task: int32 `[B]`; what is no row in use gets no adapter.
+      waveform: float32 `[B, S]`.
+      num_samples: int32 `[B]`.
+      task: int32 `[B]`. Task ids outside the rows in use get no adapter.
       symbols: as `AsrModel` takes them.
     """
     if not rows:
         bound = unbound()
     else:
         count = jax.tree.leaves(rows)[0].shape[0]
-        # Straight from the bank by id; what is no task lies beyond its end and gets no adapter.
+        # Rows are read by id straight from the bank; ids beyond its end get no adapter.
         index = jnp.where((task >= 0) & (task < used), task, count)
         bound = bind(model.adapter, model.encoder, shared, rows, index)
-    return model.apply({"params": params}, waveform, num_samples, bound, symbols)
+    outputs: Any = model.apply({"params": params}, waveform, num_samples, bound, symbols)
+    log_probs, lengths = outputs
+    return log_probs, lengths
 
 
 _apply = jax.jit(apply_model, static_argnums=0)

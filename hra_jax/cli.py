@@ -24,13 +24,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from keyword import iskeyword
+from typing import NoReturn
 
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from hra_jax.config.files import flatten_config, load_config, near_key, ready_made_names, validate_config
-from hra_jax.config.keys import RULES
+from hra_jax.config import keys, renamed
+from hra_jax.config.files import load_config, near_key, ready_made_names, validate_config
 from hra_jax.errors import UserError
 
 # The C++ libraries read these once, when jax or TensorFlow is imported. What the user has set stays.
@@ -66,7 +67,7 @@ def run(
     config_flag: bool = False,
     define_flags: Callable[[], None] | None = None,
     argv: Sequence[str] | None = None,
-) -> None:
+) -> NoReturn:
     """Parses the command line, calls `main` and exits the process.
 
     Args:
@@ -111,8 +112,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         raise SystemExit(0 if _flag_names(argv) & _HELP else stop.code) from None
     if FLAGS["verbosity"].using_default_value:
         # absl would show every INFO line of every library from here on.
-        FLAGS.verbosity = logging.WARNING
+        FLAGS["verbosity"].value = logging.WARNING
     if "config" in FLAGS and isinstance(FLAGS.config, ConfigDict):
+        renamed.settle(FLAGS.config)
         validate_config(FLAGS.config)
     return rest
 
@@ -120,13 +122,33 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _illegal_value(message: str) -> str:
     """absl's message; for a configuration key, what is allowed in place of the parser's reason."""
     match = re.match(r"flag --config\.(.+?)=(.*?): ", message, flags=re.DOTALL)
-    key = re.sub(r'\["(\w+)"\]', r".\1", match[1]) if match else ""
-    if key not in RULES:
+    if match is None:
         return message
-    return f"config.{key} is {match[2]!r}; allowed: {RULES[key].describe()}"
+    key = re.sub(r'\["(\w+)"\]', r".\1", match[1])
+    rule = keys.rules().get(renamed.RENAMED[key].new if key in renamed.RENAMED else key)
+    return message if rule is None else f"config.{key} is {match[2]!r}; allowed: {rule.describe()}"
 
 
-def _fail(message: str, *, status: int, argv: list[str]) -> None:
+def check_output(flag: str, path: str | None, *, suffix: str = "") -> None:
+    """Refuses a path that no file can be written to, before any work is done for it.
+
+    Args:
+      flag: the flag that gives the path, without its dashes.
+      path: its value; None, where the flag was not given, is right.
+      suffix: what the path must end in.
+
+    Raises:
+      UserError: the path is a folder, or has another suffix.
+    """
+    if path is None:
+        return
+    if not path or epath.Path(path).is_dir():
+        raise UserError(f"--{flag}={path!r} is a folder; allowed: the path of a file to write")
+    if not path.endswith(suffix):
+        raise UserError(f"--{flag}={path!r}; allowed: the path of a file to write that ends in {suffix}")
+
+
+def _fail(message: str, *, status: int, argv: list[str]) -> NoReturn:
     """Prints one line (with the traceback where it is asked for) and exits."""
     # The flags themselves may be what is wrong, so the command line is read here as text.
     if any(re.fullmatch(r"--?traceback(=(true|1|yes))?", arg, re.IGNORECASE) for arg in argv):
@@ -178,7 +200,7 @@ def _define_config(argv: list[str]) -> list[str]:
     name, rest = _take_config(argv)
     if name is None:
         raise UserError(f"--config is missing; allowed: a path, or one of {', '.join(ready_made_names())}")
-    config = load_config(name)
+    config = load_config(name, unfinished=True)
     rest = [_check_override(arg, config) for arg in rest]
     try:
         config_flags.DEFINE_config_dict("config", config, _CONFIG_HELP, sys_argv=rest)
@@ -189,7 +211,8 @@ def _define_config(argv: list[str]) -> list[str]:
 
 def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
     """Splits `--config NAME` or `--config=NAME` off; the last one counts."""
-    name, rest = None, []
+    name: str | None = None
+    rest: list[str] = []
     words = iter(argv)
     for word in words:
         if word == "--":
@@ -209,38 +232,11 @@ def _check_override(word: str, config: ConfigDict) -> str:
     if match is None:
         return word
     start, key, value = match.groups()
-    known = flatten_config(config)
+    known = keys.flatten_config(config)
     if key not in known:
-        inside = tuple(name for name in known if name.startswith(f"{key}."))
+        inside = tuple(name for name in keys.rules() if name.startswith(f"{key}."))
         hint = f"it is a group, set one of {', '.join(inside)}" if inside else near_key(key)
         raise UserError(f"unknown config key {key!r}; {hint}")
     # config_flags parses the key as Python, where `export.from` is a syntax error but `export["from"]` is not.
     first, *others = key.split(".")
     return start + first + "".join(f'["{part}"]' if iskeyword(part) else f".{part}" for part in others) + value
-
-
-# --- Start of JAX -----------------------------------------------------------------------------------------------------
-
-
-def setup_jax(compile_cache: str | None = None) -> str | None:
-    """Turns JAX's persistent compile cache on.
-
-    Args:
-      compile_cache: folder (`gs://` too). None: the environment's JAX_COMPILATION_CACHE_DIR, else ~/.cache/hra_jax/jax.
-
-    Returns:
-      The folder in use, or None where it cannot be written: then programs are compiled anew in every process.
-    """
-    import jax  # late, so that commands which only read files start fast
-
-    folder = epath.Path(
-        compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR") or epath.Path("~/.cache/hra_jax/jax").expanduser()
-    )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        logging.warning("no compile cache: %s", error)
-        return None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return str(folder)

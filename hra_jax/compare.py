@@ -6,33 +6,31 @@ The first evaluation is A, the reference side; every other one is compared with 
 """
 
 import collections
-import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import rich.console
-import rich.table
-import rich.text
 from absl import flags
 from etils import epath
 
 from hra_jax import cli
 from hra_jax.adapters.adapter_folder import task_file_names
-from hra_jax.console import percent
+from hra_jax.console import listed, percent, points, say, stdout, table
 from hra_jax.errors import UserError
-from hra_jax.evaluation import error_rates
-from hra_jax.evaluation.paired import PairedDifference, paired_bootstrap
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.evaluation import bootstrap, error_rates
+from hra_jax.evaluation.paired import described_differences
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, parse_json, read_object
 
 FLAGS = flags.FLAGS
 RESULTS_FILE = "results.json"
 SAMPLES = 10_000
 
 _PARAMETERS = ("trainable_parameters", "shared_parameters", "parameters_per_task")
-_RESULT_FIELDS = {"suite": str, "normalizer": str, "tasks": dict} | dict.fromkeys(_PARAMETERS, int)
+_RESULT_FIELDS: dict[str, Kind] = {"suite": str, "normalizer": str, "tasks": dict, **dict.fromkeys(_PARAMETERS, COUNT)}
 _COUNTS = ("substitutions", "deletions", "insertions", "words")
-_ROW_FIELDS = {"task": str, "key": str, "reference": str, "words": int, "errors": int}
+_ROW_FIELDS: dict[str, Kind] = {"task": str, "key": str, "reference": str, "words": COUNT, "errors": COUNT}
 _HEADER = ("task", "WER A", "WER B", "B - A", "95% interval", "verdict")
 
 
@@ -49,11 +47,11 @@ class _Side(NamedTuple):
     """One evaluation: the path as given, the content of results.json, and sorted rows by task."""
 
     path: str
-    results: dict
+    results: dict[str, Any]
     rows: dict[str, list[_Row]]
 
 
-def compare(paths: Sequence[epath.PathLike], *, samples: int = SAMPLES, seed: int = 0) -> dict:
+def compare(paths: Sequence[epath.PathLike], *, samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
     """Differences of error rates between the first evaluation and each of the others.
 
     Args:
@@ -80,7 +78,7 @@ def compare(paths: Sequence[epath.PathLike], *, samples: int = SAMPLES, seed: in
         _check_same(reference, other)
     return {
         "normalizer": reference.results["normalizer"],
-        "bootstrap": {"samples": samples, "confidence": error_rates.CONFIDENCE, "seed": seed},
+        "bootstrap": {"samples": samples, "confidence": bootstrap.CONFIDENCE, "seed": seed},
         "reference": _describe(reference),
         "comparisons": [
             _describe(other) | _differences(reference, other, samples=samples, seed=seed) for other in others
@@ -95,14 +93,13 @@ def _read_side(path: epath.PathLike) -> _Side:
     """An evaluation, checked by itself."""
     file = epath.Path(path)
     file = file / RESULTS_FILE if file.is_dir() else file
-    results = _parse(_read(file, "a results.json or the folder that holds one, W/eval/<suite>"), where=str(file))
-    _check_fields(results, _RESULT_FIELDS, where=str(file))
+    results = read_object(file, _RESULT_FIELDS, what="a results.json or the folder that holds one, W/eval/<suite>")
     if not results["tasks"]:
         raise UserError(f"{file}: has 0 tasks; needed are 1 or more")
     names = task_file_names(results["tasks"])
     rows = {}
     for task, scores in results["tasks"].items():
-        _check_fields(scores, dict.fromkeys(_COUNTS, int), where=f"{file}: task {task!r}")
+        check_fields(scores, dict.fromkeys(_COUNTS, COUNT), where=f"{file}: task {task!r}")
         predictions = file.parent / f"predictions_{names[task]}.jsonl"
         rows[task] = _read_rows(predictions, task, results["normalizer"])
         found = sum(row.errors for row in rows[task]), sum(row.words for row in rows[task])
@@ -115,38 +112,18 @@ def _read_side(path: epath.PathLike) -> _Side:
     return _Side(str(path), results, rows)
 
 
-def _read(file: epath.Path, what: str) -> bytes:
-    if not file.exists() or file.is_dir():
-        raise UserError(f"no file {str(file)!r}; needed is {what}")
-    return file.read_bytes()
-
-
-def _parse(content: bytes, *, where: str) -> object:
-    try:
-        return json.loads(content)
-    except ValueError as error:  # bytes that are not UTF-8 included
-        raise UserError(f"{where}: not JSON ({error})") from error
-
-
-def _check_fields(content: object, fields: Mapping[str, type], *, where: str) -> None:
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: must be a JSON object; got {content!r:.80}")
-    for name, kind in fields.items():
-        if name not in content or type(content[name]) is not kind or (kind is int and content[name] < 0):
-            found = f"{content[name]!r:.80}" if name in content else "nothing"
-            allowed = "integer of 0 or more" if kind is int else kind.__name__
-            raise UserError(f"{where}: needs {name!r} ({allowed}); got {found}")
-
-
 def _read_rows(file: epath.Path, task: str, normalizer: str) -> list[_Row]:
     """The sorted rows of predictions_<task>.jsonl."""
     rows = []
-    content = _read(file, f"the predictions of the task {task!r}, which an evaluation writes beside {RESULTS_FILE}")
+    if not file.exists() or file.is_dir():
+        raise UserError(
+            f"{file} is not a file; needed is the predictions of the task {task!r}, which an evaluation writes beside "
+            f"{RESULTS_FILE}"
+        )
     # As bytes: text also ends a line at characters that JSON leaves as they are in a transcript.
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         where = f"{file}:{number}"
-        row = _parse(line, where=where)
-        _check_fields(row, _ROW_FIELDS, where=where)
+        row = check_fields(parse_json(line, where=where), _ROW_FIELDS, where=where)
         if row["task"] != task:
             raise UserError(f"{where}: belongs to the task {row['task']!r}; allowed here: {task!r}")
         reference = " ".join(error_rates.words(row["reference"], normalizer))
@@ -166,7 +143,7 @@ def _check_same(a: _Side, b: _Side) -> None:
             f"{a.path} has the normalizer {normalizers[0]!r}, {b.path} has {normalizers[1]!r}; they must be the same"
         )
     lacking = [
-        f"{side.path} lacks the tasks {_listed(missing)}"
+        f"{side.path} lacks the tasks {listed(sorted(missing))}"
         for side, missing in ((a, b.rows.keys() - a.rows.keys()), (b, a.rows.keys() - b.rows.keys()))
         if missing
     ]
@@ -179,7 +156,7 @@ def _check_same(a: _Side, b: _Side) -> None:
 def _check_same_utterances(a: _Side, b: _Side, task: str) -> None:
     keys_a, keys_b = (collections.Counter(row.key for row in side.rows[task]) for side in (a, b))
     lacking = [
-        f"{side.path} lacks {missing.total()} utterances, such as {_listed(missing, most=3)}"
+        f"{side.path} lacks {missing.total()} utterances, such as {listed(sorted(missing), most=3)}"
         for side, missing in ((a, keys_b - keys_a), (b, keys_a - keys_b))
         if missing
     ]
@@ -198,95 +175,56 @@ def _check_same_utterances(a: _Side, b: _Side, task: str) -> None:
             )
 
 
-def _listed(names: Iterable[str], *, most: int = 8) -> str:
-    names = sorted(names)
-    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+# --- Differences ------------------------------------------------------------------------------------------------------
 
 
-# --- Numbers ----------------------------------------------------------------------------------------------------------
-
-
-def _describe(side: _Side) -> dict:
+def _describe(side: _Side) -> dict[str, Any]:
     return {"path": side.path} | {name: side.results[name] for name in ("suite", *_PARAMETERS)}
 
 
-def _differences(a: _Side, b: _Side, *, samples: int, seed: int) -> dict:
+def _differences(a: _Side, b: _Side, *, samples: int, seed: int) -> dict[str, Any]:
     """What `compare` returns of two sides: "tasks", "macro", "pooled"."""
     triples = {
         task: [(row.errors, other.errors, row.words) for row, other in zip(rows, b.rows[task], strict=True)]
         for task, rows in a.rows.items()
     }
-    found = paired_bootstrap(triples, samples=samples, seed=seed)
-    tasks = {task: _entry(triples[task], found.tasks[task]) for task in triples}
-    pooled = _entry([triple for own in triples.values() for triple in own], found.pooled)
-    means = {name: sum(task[name] for task in tasks.values()) / len(tasks) for name in ("wer_a", "wer_b")}
-    return {"tasks": tasks, "macro": pooled | means | _judged(found.macro), "pooled": pooled}
-
-
-def _entry(triples: Sequence[tuple[int, int, int]], found: PairedDifference) -> dict:
-    errors_a, errors_b, words = map(sum, zip(*triples, strict=True))
-    counts = {"utterances": len(triples), "words": words, "wer_a": errors_a / words, "wer_b": errors_b / words}
-    return counts | _judged(found)
-
-
-def _judged(found: PairedDifference) -> dict:
-    verdict = None
-    if found.significant:
-        verdict = "better" if found.high < 0 else "worse"
-    return {
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
-        "significant": found.significant,
-        "verdict": verdict,
-    }
+    return described_differences(triples, samples=samples, seed=seed)
 
 
 # --- For the terminal -------------------------------------------------------------------------------------------------
 
 
-def _points(fraction: float) -> str:
-    """A difference of rates in percentage points, with its sign; what rounds to 0 is not negative."""
-    return f"{100 * fraction:+z.2f}"
+def _cells(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    bounds = f"{points(entry['low'])} to {points(entry['high'])}"
+    rates = (percent(entry["wer_a"]), percent(entry["wer_b"]), points(entry["difference"]), bounds)
+    return (name, *rates, entry["verdict"] or "-")
 
 
-def _cells(name: str, entry: Mapping) -> list[rich.text.Text]:
-    bounds = f"{_points(entry['low'])} to {_points(entry['high'])}"
-    rates = (percent(entry["wer_a"]), percent(entry["wer_b"]), _points(entry["difference"]), bounds)
-    return [rich.text.Text(cell) for cell in (name, *rates, entry["verdict"] or "-")]
-
-
-def _side_line(letter: str, side: Mapping) -> rich.text.Text:
+def _side_line(letter: str, side: Mapping[str, Any]) -> str:
     total, shared, per_task = (side[name] for name in _PARAMETERS)
-    return rich.text.Text(
+    return (
         f"{letter}: {side['path']}, suite {side['suite']}; trained parameters: {shared:,} shared, {per_task:,} per "
         f"task, {total:,} in total"
     )
 
 
-def print_tables(compared: Mapping, *, console: rich.console.Console | None = None) -> None:
+def print_tables(compared: Mapping[str, Any], *, console: rich.console.Console | None = None) -> None:
     """Prints what `compare` returned, a table for every side B; to standard output by default."""
-    # Where there is no terminal the default of 80 columns would break the lines of a log.
-    console = console or rich.console.Console(width=None if sys.stdout.isatty() else 110)
+    console = console or stdout()
     for comparison in compared["comparisons"]:
         for letter, side in (("A", compared["reference"]), ("B", comparison)):
-            console.print(_side_line(letter, side), soft_wrap=True)
-        table = rich.table.Table()
-        for index, name in enumerate(_HEADER):
-            table.add_column(name, justify="right" if index else "left", overflow="fold")
-        for name, entry in comparison["tasks"].items():
-            table.add_row(*_cells(name, entry))
-        table.add_section()
-        table.add_row(*_cells("mean of the tasks", comparison["macro"]))
-        table.add_row(*_cells("all utterances", comparison["pooled"]))
-        console.print(table)
+            say(console, _side_line(letter, side))
+        tasks = [_cells(name, entry) for name, entry in comparison["tasks"].items()]
+        means = [
+            _cells("mean of the tasks", comparison["macro"]),
+            _cells("all utterances", comparison["pooled"]),
+        ]
+        console.print(table(_HEADER, tasks, means))
     samples = compared["bootstrap"]["samples"]
-    console.print(
-        rich.text.Text(
-            "B - A is in percentage points, below 0 where B makes fewer errors. B is better or worse where 0 is "
-            f"outside the interval, which holds 95% of {samples:,} paired resamples of the utterances."
-        ),
-        soft_wrap=True,
+    say(
+        console,
+        "B - A is in percentage points, below 0 where B makes fewer errors. B is better or worse where 0 is outside "
+        f"the interval, which holds 95% of {samples:,} paired resamples of the utterances.",
     )
 
 
@@ -299,16 +237,15 @@ def define_flags() -> None:
 
 def _check_output(output: str, paths: Sequence[str]) -> None:
     """Refuses a --json that is a folder, or a file that is read."""
+    cli.check_output("json", output)
     file = epath.Path(output)
-    if not output or file.is_dir():
-        raise UserError(f"--json={output!r} is a folder; allowed: the path of a file to write")
     for path in map(epath.Path, paths):
         if file.resolve() in (path.resolve(), (path / RESULTS_FILE).resolve()):
             raise UserError(f"--json={output!r} is one of the evaluations to compare; allowed: any other file")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Entry point."""
+    """Compares, prints, and writes the numbers where that is asked for."""
     if FLAGS.json is not None:
         _check_output(FLAGS.json, argv[1:])
     compared = compare(argv[1:], samples=FLAGS.samples, seed=FLAGS.seed)

@@ -17,10 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import rich.console
-import rich.table
-import rich.text
 from absl import flags
-from etils import epath
 from matplotlib.figure import Figure
 
 from hra_jax import cli
@@ -29,12 +26,15 @@ from hra_jax.adapters import methods as adapters
 from hra_jax.adapters.base import Adapter
 from hra_jax.adapters.formula import Formula, letters_in
 from hra_jax.config.files import validate_config
-from hra_jax.console import near_matches
+from hra_jax.config.keys import group
+from hra_jax.console import near_matches, ratio, say, size, stdout, table
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import EncoderConfig, to_json
-from hra_jax.run import build
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.stored_settings import to_json
+from hra_jax.run import foundation
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import json_text
 from hra_jax.training import train_state
 
 FLAGS = flags.FLAGS
@@ -93,7 +93,7 @@ def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) 
     validate_config(config)
     tasks = _checked_tasks(list(tasks))
     methods = _methods_of(config) if methods is None else _checked_methods(list(methods))
-    features, encoder = build.geometry(config)
+    features, encoder = foundation.geometry(config.backbone, config.pretrain)
     backbone = nn.unbox(backbone_folder.abstract_params(features, encoder))
     parameters = train_state.count(backbone)
     found = {}
@@ -115,7 +115,9 @@ def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) 
 
 def _name(config) -> str:
     """The backbone for people: what the configuration says, with the size of an abstract one."""
-    return f"{build.ABSTRACT} {config.pretrain.size}" if config.backbone == build.ABSTRACT else config.backbone
+    return (
+        f"{foundation.ABSTRACT} {config.pretrain.size}" if config.backbone == foundation.ABSTRACT else config.backbone
+    )
 
 
 def _checked_tasks(tasks: list) -> list[int]:
@@ -146,8 +148,10 @@ def _methods_of(config) -> list[str]:
 
 def _adapter(config, name: str, encoder: EncoderConfig) -> Adapter:
     """The adaptation method `name` with the configuration's settings of it, checked."""
-    groups, size = config.to_dict(), config.adapter.output_size or encoder.vocab_size
-    adapter = adapters.from_groups(groups["adapter"] | {"name": name}, groups.get(name, {}), output_size=size)
+    config = config.copy_and_resolve_references()
+    config.adapter.name = name
+    own, size = adapters.own_settings(config), config.adapter.output_size or encoder.vocab_size
+    adapter = adapters.from_config(group(config, "adapter"), own, output_size=size)
     adapters.check(adapter, encoder)
     return adapter
 
@@ -161,7 +165,7 @@ def _adapted(config, adapter: Adapter, encoder: EncoderConfig, backbone: int, ta
         settings=adapters.settings(adapter),
         formula=formula,
         letters=letters,
-        shared_is_trained=config.adapter.train == "all",
+        shared_is_trained="shared" in train_state.TRAINED[config.adapter.train],
         backbone=backbone,
     )
 
@@ -202,7 +206,7 @@ def _full(config, name: str, backbone: dict, tasks: list[int]) -> dict:
 
 
 def _optimizer_bytes(config, weights: dict, *, train: str) -> int:
-    settings = build.optimizer_settings(config)
+    settings = group(config, "optimizer", steps=config.steps)
     return _bytes(jax.eval_shape(lambda tree: train_state.create(tree, settings, train=train).optimizer, weights))
 
 
@@ -251,22 +255,7 @@ def _entry(
 # --- For people -------------------------------------------------------------------------------------------------------
 
 
-def _ratio(value: float) -> str:
-    """A ratio with three digits: in percent, or as a factor from ten on."""
-    return f"{100 * value:.3g}%" if value < 9.99 else f"{value:,.1f} x"
-
-
-def _size(count: int) -> str:
-    """Bytes in decimal units."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:,.3g} PB" if value < 999.5 else f"{value:,.0f} PB"
-
-
-def _formula_line(entry: Mapping) -> str:
+def _formula_line(entry: Mapping[str, Any]) -> str:
     """A method's number of parameters: in letters, with numbers for them, multiplied out."""
     counts = {"shared": f"{entry['shared_parameters']:,}", "task": f"{entry['parameters_per_task']:,}"}
     sums = [_sum_of(**parts) for parts in (entry["formula"], entry["filled"], counts)]
@@ -280,38 +269,38 @@ def _sum_of(shared: str, task: str) -> str:
     return " + ".join([shared] * (shared != "0") + [f"tasks x {task}"] * (task != "0"))
 
 
-def print_table(accounted: Mapping, *, console: rich.console.Console | None = None) -> None:
+def print_table(accounted: Mapping[str, Any], *, console: rich.console.Console | None = None) -> None:
     """Prints what `account` returned: a formula for every method, then a row for each number of tasks."""
-    # Where there is no terminal the default of 80 columns would break the lines of a log.
-    console = console or rich.console.Console(width=None if sys.stdout.isatty() else 150)
+    console = console or stdout(width=150)
     backbone = accounted["backbone"]
-
-    def say(line: str) -> None:
-        console.print(rich.text.Text(line), soft_wrap=True)
-
-    say(f"backbone {backbone['name']}: {backbone['parameters']:,} parameters")
+    say(console, f"backbone {backbone['name']}: {backbone['parameters']:,} parameters")
     for entry in accounted["methods"].values():
-        say(_formula_line(entry))
-    table = rich.table.Table()
-    for index, name in enumerate(_HEADER):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
-    for entry in accounted["methods"].values():
-        counts = [f"{entry[key]:,}" for key in ("shared_parameters", "parameters_per_task")]
-        for cost in entry["costs"]:
-            trained = f"{cost['trainable_parameters']:,}"
-            ratios = [_ratio(cost[key]) for key in ("of_backbone", "of_full")]
-            sizes = [_size(cost[key]) for key in ("export_bytes", "optimizer_bytes")]
-            cells = (entry["label"], f"{cost['tasks']:,}", *counts, trained, *ratios, *sizes)
-            table.add_row(*map(rich.text.Text, cells))
-        table.add_section()
-    console.print(table)
+        say(console, _formula_line(entry))
+    console.print(table(_HEADER, *map(_rows, accounted["methods"].values())))
     say(
+        console,
         "'of full' compares with a fine-tuned backbone for each task. The export is counted without the headers of its "
-        "files; the optimizer keeps two float32 moments for each trained parameter, and step counts."
+        "files; the optimizer keeps two float32 moments for each trained parameter, and step counts.",
     )
 
 
-def growth_plot(accounted: Mapping) -> bytes:
+def _rows(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of a method, a row for each number of tasks."""
+    counts = [f"{entry[key]:,}" for key in ("shared_parameters", "parameters_per_task")]
+    return [
+        (
+            entry["label"],
+            f"{cost['tasks']:,}",
+            *counts,
+            f"{cost['trainable_parameters']:,}",
+            *(ratio(cost[key]) for key in ("of_backbone", "of_full")),
+            *(size(cost[key]) for key in ("export_bytes", "optimizer_bytes")),
+        )
+        for cost in entry["costs"]
+    ]
+
+
+def growth_plot(accounted: Mapping[str, Any]) -> bytes:
     """A PNG of what `account` returned: trained parameters against tasks, a line for each method, both axes log."""
     backbone = accounted["backbone"]
     figure = Figure(figsize=(7.5, 5.0), dpi=110, layout="constrained")
@@ -355,13 +344,6 @@ def _parsed_tasks(words: Sequence[str]) -> list[int]:
     return [int(word) for word in words]
 
 
-def _check_output(flag: str, path: str, *, suffix: str = "") -> None:
-    if not path or epath.Path(path).is_dir():
-        raise UserError(f"--{flag}={path!r} is a folder; allowed: the path of a file to write")
-    if not path.endswith(suffix):
-        raise UserError(f"--{flag}={path!r}; allowed: the path of a file to write that ends in {suffix}")
-
-
 def _all_methods(config) -> tuple[str, ...]:
     """Every method but those that cannot have the configuration's output layer."""
     output = config.adapter.output
@@ -372,15 +354,13 @@ def _all_methods(config) -> tuple[str, ...]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Entry point."""
+    """Counts, prints, and writes what is asked for."""
     if argv[1:]:
         raise UserError(
             f"{argv[1]!r} is no flag of this command; allowed: --config, --tasks, --methods, --json, --plot"
         )
-    if FLAGS.json is not None:
-        _check_output("json", FLAGS.json)
-    if FLAGS.plot is not None:
-        _check_output("plot", FLAGS.plot, suffix=".png")
+    cli.check_output("json", FLAGS.json)
+    cli.check_output("plot", FLAGS.plot, suffix=".png")
     methods = _all_methods(FLAGS.config) if FLAGS.methods == ["all"] else FLAGS.methods
     accounted = account(FLAGS.config, _parsed_tasks(FLAGS.tasks), methods)
     print_table(accounted)

@@ -5,20 +5,25 @@ python -m hra_jax.transcribe --adapter runs/quickstart/adapter --task whisper a.
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 from absl import flags
 
 from hra_jax import cli
 from hra_jax.api import load_adapter, load_backbone
 from hra_jax.data import audio
 from hra_jax.errors import UserError
+from hra_jax.run.jax_setup import setup_jax
 from hra_jax.tasks.names import BASE_TASK
 
 FLAGS = flags.FLAGS
 _TOGETHER = 16  # files decoded and recognised at a time
 
 
-def transcribe(files, *, adapter: str | None, backbone: str, task: str):
+def transcribe(
+    files: Sequence[str], *, adapter: str | None, backbone: str, task: str
+) -> Iterator[tuple[str, str | None, str | None]]:
     """Yields (file, text, error) for each audio file; of text and error one is None.
 
     Args:
@@ -31,20 +36,25 @@ def transcribe(files, *, adapter: str | None, backbone: str, task: str):
       UserError: an unknown task, or an adapter of another backbone; before any file is read.
     """
     base = load_backbone(backbone)
-    model = base if adapter is None else load_adapter(adapter, base)
     if adapter is None and task != BASE_TASK:
         raise UserError(f"task = {task!r} needs --adapter; without one only {BASE_TASK!r} is there")
-    if adapter is not None:
+    model = None if adapter is None else load_adapter(adapter, base)
+    if model is not None:
         model.vocabulary(task)  # an unknown task fails now
     for start in range(0, len(files), _TOGETHER):
-        part, waveforms, errors = files[start : start + _TOGETHER], [], {}
+        part = files[start : start + _TOGETHER]
+        waveforms: list[np.ndarray] = []
+        errors: dict[str, str] = {}
         for file in part:
             try:
                 waveforms.append(audio.decode_file(file, base.sample_rate))
             except audio.AudioError as error:
                 errors[file] = str(error)
-        chosen = {} if adapter is None else {"tasks": [task] * len(waveforms)}
-        texts = iter(model.transcribe(waveforms, sample_rate=base.sample_rate, **chosen))
+        if model is None:
+            found = base.transcribe(waveforms, sample_rate=base.sample_rate)
+        else:
+            found = model.transcribe(waveforms, sample_rate=base.sample_rate, tasks=[task] * len(waveforms))
+        texts = iter(found)
         for file in part:
             yield file, (None if file in errors else next(texts)), errors.get(file)
 
@@ -57,12 +67,12 @@ def define_flags() -> None:
     flags.DEFINE_bool("json", False, "JSON Lines on stdout: audio_filepath, text, task; or error.")
 
 
-def main(argv) -> int:
-    """Entry point: 2 if any file could not be read, after all others are done."""
+def main(argv: Sequence[str]) -> int:
+    """Prints the text of each file; returns 2 if any file could not be read, after all others are done."""
     files = argv[1:]
     if not files:
         raise UserError("no audio file given; usage: --adapter DIR --task NAME a.wav b.flac ...")
-    cli.setup_jax()
+    setup_jax()
     failed = 0
     for file, text, error in transcribe(files, adapter=FLAGS.adapter, backbone=FLAGS.backbone, task=FLAGS.task):
         failed += error is not None

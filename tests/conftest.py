@@ -75,6 +75,26 @@ def tpu_env(command_env) -> dict[str, str]:
     return command_env | {"TPU_LIBRARY_PATH": str(library), "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": path}
 
 
+# --- The order of slow tests -----------------------------------------------------------------------------------------
+
+
+def minutes(item: pytest.Item) -> float:
+    """What `@pytest.mark.slow(minutes=...)` says that a test takes; 0 where it says nothing, or is not slow."""
+    marker = item.get_closest_marker("slow")
+    return marker.kwargs.get("minutes", 0.0) if marker else 0.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files whose slow tests take longest last, so that few tests are missed where the time is limited.
+
+    Tests of a file stay together, in their order, as they share fixtures; so do files that say nothing of minutes.
+    """
+    total: dict[Path, float] = {}
+    for item in items:
+        total[item.path] = total.get(item.path, 0.0) + minutes(item)
+    items.sort(key=lambda item: total[item.path])
+
+
 # --- The log that .ci/run reads when the time was over: the files `collected` and `outcomes` in HRA_TEST_LOG ----------
 
 _LOG = os.environ.pop("HRA_TEST_LOG", "")  # popped: a test that runs pytest itself must not write there

@@ -13,12 +13,18 @@ from reference import micro as world
 from hra_jax import aot
 from hra_jax.errors import UserError
 from hra_jax.run import programs
-from hra_jax.tpu import topologies
+from hra_jax.run.layout import open_mesh
+from hra_jax.tpu import cost, topologies
 from hra_jax.tpu.hlo import Program
+from hra_jax.tpu.plan import make_plan
 from hra_jax.tpu.shapes import Shapes
 
 DEVICES = 4
 MESH = {"batch__multiple": DEVICES, "batch__seconds": 8.0, "eval__batch_seconds": 8.0, "mesh__fsdp": 2}
+
+
+def mesh_of(config):
+    return open_mesh(config.mesh, multiple=config.batch.multiple, devices=jax.devices()[:DEVICES])
 
 
 class Recorder:
@@ -43,18 +49,18 @@ class Recorder:
 )
 def test_what_is_compiled_ahead_is_what_a_run_compiles(micro, changes, tmp_path, monkeypatch):
     config = micro.config(**MESH, **changes, steps=1, eval__suite=micro.suite("test"))
-    recorded, lay_out = [], programs.lay_out
+    recorded, lay_out = [], programs.lay_out_programs
 
-    def watched(*arguments):
-        found = lay_out(*arguments)
+    def watched(*arguments, **keywords):
+        found = lay_out(*arguments, **keywords)
         recorded.extend(Recorder(function) for function in (found.train, found.evaluation))
         return dataclasses.replace(found, train=recorded[0], evaluation=recorded[1])
 
-    monkeypatch.setattr(programs, "lay_out", watched)
+    monkeypatch.setattr(programs, "lay_out_programs", watched)
     run = world.train(config, tmp_path / "W", devices=DEVICES)
     assert run.status == 0
-    monkeypatch.setattr(programs, "lay_out", lay_out)
-    mesh = programs.mesh_of(config, jax.devices()[:DEVICES])
+    monkeypatch.setattr(programs, "lay_out_programs", lay_out)
+    mesh = mesh_of(config)
     for kind, recorder in zip(("train", "evaluation"), recorded, strict=True):
         ((waveform, labels),) = recorder.seen
         shapes = Shapes(config, mesh, tasks=3, labels_per_second=labels / config.batch.buckets[-1])
@@ -64,10 +70,10 @@ def test_what_is_compiled_ahead_is_what_a_run_compiles(micro, changes, tmp_path,
 
 def test_numbers_of_a_compiled_step(micro):
     config = micro.config(**MESH)
-    planned = aot.plan(config, f"cpu-{DEVICES}")
-    mesh = programs.mesh_of(config, jax.devices()[:DEVICES])
+    planned = make_plan(config, f"cpu-{DEVICES}")
+    mesh = mesh_of(config)
     shapes = Shapes(config, mesh, tasks=3)
-    train, evaluation, transcription = aot.compile_all(shapes.jobs(), planned, parallel=1)
+    train, evaluation, transcription = cost.compile_all(shapes.jobs(), planned, parallel=1)
     assert [entry["step"] for entry in (train, evaluation, transcription)] == ["train", "evaluation", "transcription"]
     assert (
         shapes.counts["trainable_parameters"]
@@ -85,8 +91,8 @@ def test_numbers_of_a_compiled_step(micro):
 
 def test_the_text_that_the_compiler_writes_says_what_jax_reads_back(micro):
     config = micro.config(**MESH)
-    shapes = Shapes(config, programs.mesh_of(config, jax.devices()[:DEVICES]), tasks=3)
-    compiled, text = aot.compiled_with_text(shapes.job("transcription", 1.0, 16).trace().lower())
+    shapes = Shapes(config, mesh_of(config), tasks=3)
+    compiled, text = cost.compiled_with_text(shapes.job("transcription", 1.0, 16).trace().lower())
     assert text != compiled.as_text(), "the text did not come from the compiler"
     written, read = Program(text), Program(compiled.as_text())
     assert written.traffic() == read.traffic() > 0
@@ -97,14 +103,14 @@ def test_the_text_that_the_compiler_writes_says_what_jax_reads_back(micro):
 def test_no_more_programs_are_compiled_at_a_time_than_memory_holds(cores, gigabytes, expected, monkeypatch, tmp_path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text(f"MemTotal: 1 kB\nMemAvailable:   {gigabytes * 10**6} kB\n")
-    monkeypatch.setattr(aot.os, "cpu_count", lambda: cores)
-    monkeypatch.setattr(aot.epath, "Path", lambda name: meminfo if name == "/proc/meminfo" else None)
-    assert aot.at_a_time() == expected
+    monkeypatch.setattr(cost.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(cost.epath, "Path", lambda name: meminfo if name == "/proc/meminfo" else None)
+    assert cost.at_a_time() == expected
 
 
 def test_a_profile_names_the_modules(micro):
     config = micro.config(**MESH)
-    shapes = Shapes(config, programs.mesh_of(config, jax.devices()[:DEVICES]), tasks=3)
+    shapes = Shapes(config, mesh_of(config), tasks=3)
     (job,) = shapes.jobs(["train"])
     text = job.trace().lower().as_text(debug_info=True)
     forward = ("frontend", "subsampling", "encoder", "layers", "attention", "convolution", "ff1", "ff2", "final_norm")
@@ -114,9 +120,9 @@ def test_a_profile_names_the_modules(micro):
 
 def test_twice_the_rows_are_twice_the_work(micro):
     config = micro.config(**MESH)
-    planned = aot.plan(config, f"cpu-{DEVICES}")
-    shapes = Shapes(config, programs.mesh_of(config, jax.devices()[:DEVICES]), tasks=3)
-    few, many = (aot.compile_job(shapes.job("transcription", 1.0, rows), planned) for rows in (16, 32))
+    planned = make_plan(config, f"cpu-{DEVICES}")
+    shapes = Shapes(config, mesh_of(config), tasks=3)
+    few, many = (cost.compile_job(shapes.job("transcription", 1.0, rows), planned) for rows in (16, 32))
     assert many["flops"] == pytest.approx(2 * few["flops"], rel=0.01)
     assert many["temporaries"] > 1.5 * few["temporaries"]
 
@@ -131,9 +137,9 @@ def test_the_roofline_names_what_takes_longest():
             {"moved": 9.3e9, "between_slices": True},
         ],
     }
-    times = aot.roofline(found, chip, 4)
-    assert times["seconds"] == pytest.approx({"compute": 1.0, "memory": 2.0, "links": 0.5, "network": 3.0})
-    assert (times["bound"], times["step_seconds"]) == ("network", pytest.approx(3.0))
+    times = cost.roofline(found, chip, 4)
+    assert times["seconds"] == pytest.approx({"compute": 1.0, "memory": 2.0, "ici": 0.5, "dcn": 3.0})
+    assert (times["bound"], times["step_seconds"]) == ("dcn", pytest.approx(3.0))
 
 
 # --- What does not fit ------------------------------------------------------------------------------------------------
@@ -153,7 +159,7 @@ def test_the_roofline_names_what_takes_longest():
 )
 def test_a_wrong_topology_mesh_or_bucket_is_one_line(micro, changes, topology, told):
     with pytest.raises(UserError, match=told) as error:
-        aot.plan(micro.config(**MESH | changes), topology)
+        make_plan(micro.config(**MESH | changes), topology)
     assert "\n" not in str(error.value)
 
 
@@ -181,12 +187,12 @@ def test_the_command_plans_without_compiling_and_refuses_with_status_2(command_e
     ],
 )
 def test_what_a_compiler_out_of_memory_says(message, needed, available):
-    assert aot.too_large(message) == {"needed": needed, "available": available}
+    assert cost.too_large(message) == {"needed": needed, "available": available}
 
 
 @pytest.mark.parametrize(("most", "start"), [(0, 4), (1, 4), (7, 1), (37, 4), (300, 2)])
 def test_the_search_finds_the_largest_batch(micro, monkeypatch, most, start):
-    planned = aot.plan(micro.config(**MESH), "v5e:2x2")
+    planned = make_plan(micro.config(**MESH), "v5e:2x2")
     compiled = []
 
     class Rows:
@@ -200,8 +206,8 @@ def test_the_search_finds_the_largest_batch(micro, monkeypatch, most, start):
         fits = rows <= most
         return {"fits": fits, "peak": 1.5e9 + rows * each, "needed": 1.5e9 + rows * each, "memory": memory}
 
-    monkeypatch.setattr(aot, "compile_job", compile_job)
-    found, entries = aot.search(Rows(), planned, start=start)
+    monkeypatch.setattr(cost, "compile_job", compile_job)
+    found, entries = cost.largest_batch(Rows(), planned, start=start)
     # To within a sixteenth.
     assert most - most // 16 <= found <= most
     assert len(entries) == len(set(compiled)) <= 12
@@ -211,7 +217,7 @@ def test_the_table_says_what_does_not_fit_and_names_its_largest_buffers(micro, c
     buffer = {"bytes": 2e9, "type": "f32[2]", "operator": "x", "on": "v5p:2x2x1"}
     entry = {"step": "train", "bucket_seconds": 1.0, "rows_per_device": 2.0, "fits": False, "compile_seconds": 1.0}
     entry |= {"needed": 40e9, "available": 15.75e9, "largest": [buffer]}
-    planned = aot.plan(micro.config(**MESH), "v5e:2x2")
+    planned = make_plan(micro.config(**MESH), "v5e:2x2")
     numbers = ("backbone_parameters", "trainable_parameters", "shared_parameters", "tasks", "parameters_per_task")
     aot.show([entry], dict.fromkeys(numbers, 1), planned)
     printed = capsys.readouterr().out
@@ -243,7 +249,7 @@ def test_the_command_compiles_for_a_tpu_and_says_what_does_not_fit(micro, tmp_pa
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     (entry,) = json.loads((tmp_path / "fits.json").read_text())["programs"]
-    assert entry["fits"] and entry["memory"] == 16e9 and entry["bound"] in ("compute", "memory", "links")
+    assert entry["fits"] and entry["memory"] == 16e9 and entry["bound"] in ("compute", "memory", "ici")
     done = subprocess.run(
         [*command, *small, "--config.batch.seconds=4000000", "--json", str(tmp_path / "no.json")],
         env=tpu_env, capture_output=True, text=True, check=False,

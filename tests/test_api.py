@@ -227,7 +227,7 @@ def with_leaf(row, value):
             lambda m: m.with_task("dee", m.row("cy") | {"per_layer": {"x": np.zeros(2)}}),
             r"the parameter 'per_layer/x' is \(2,\); allowed is absent",
         ),
-        (lambda m: m.with_task("dee", with_leaf(m.row("cy"), np.full(16, np.nan))), "holds NaN or infinity"),
+        (lambda m: m.with_task("dee", with_leaf(m.row("cy"), np.full(16, np.nan))), "holds NaN or infinite values"),
         (
             lambda m: m.with_task("dee", m.row("cy"), vocabulary=m.backbone.vocabulary),
             "comes with a vocabulary; allowed is None",
@@ -301,7 +301,7 @@ def test_an_unknown_task_is_named_with_near_matches(model, waveforms):
     for call in (model.log_probs, model.transcribe):
         with pytest.raises(UserError, match="unknown task 'bop'; did you mean 'bob'"):
             call(waveforms[:1], sample_rate=8000, tasks=["bop"])
-    with pytest.raises(UserError, match="unknown task 'zzz'; known are ann, bob, cy, __base__"):
+    with pytest.raises(UserError, match="unknown task 'zzz'; allowed: ann, bob, cy, __base__"):
         model.vocabulary("zzz")
     with pytest.raises(UserError, match="2 tasks for 1 waveforms"):
         model.transcribe(waveforms[:1], sample_rate=8000, tasks=["ann", "bob"])

@@ -204,7 +204,7 @@ def test_evaluation_and_a_second_start_keep_what_training_has_named(spoilt, micr
     world.use_devices(monkeypatch, 1)
     evaluate.evaluate(workdir, micro.suite("test"))
     assert report_of(workdir) == before
-    assert world.train(done.run.config, workdir).status == 0
+    assert world.train(done.config, workdir).status == 0
     assert report_of(workdir) == before
 
 
@@ -252,7 +252,7 @@ def test_only_bad_audio_ends_the_run_and_is_named(micro, data, tmp_path):
         ({"backbone": "builtin:huge"}, "backbone = 'builtin:huge': the built-in ones are"),
         ({"method": "pretrain", "pretrain__size": "huge"}, "config.pretrain.size is 'huge'; allowed: "),
         ({"eval__suite": "tset"}, "config.eval.suite is 'tset': unknown suite 'tset'"),
-        ({"export__from": "best"}, "config.export.from is 'best'"),
+        ({"export__step": "best"}, "config.export.step is 'best'"),
     ],
 )
 def test_an_unknown_name_or_path_is_one_line_before_anything_is_compiled(micro, tmp_path, changes, told):

@@ -1,5 +1,6 @@
-"""The harness of the benchmarks: sides take turns, disturbed samples are dropped, everything is written down."""
+"""The benchmarks: how sides are timed and methods are compared, and that what is committed follows from its cells."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -69,3 +70,71 @@ def test_the_report_holds_every_sample_and_where_they_were_taken(harness, tmp_pa
         assert entry["samples_s"] == values and entry["median_s"] == statistics.median(values)
     printed = capsys.readouterr().out
     assert "pair: b" in printed and "1.50" in printed
+
+
+# --- Cells and what is said of them -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a benchmark as its script does, with its neighbours beside it."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
+            del sys.modules[name]
+
+
+def cell(errors: dict[str, list[int]]) -> dict:
+    """A cell with one-word utterances."""
+    return {"tasks": {task: [[str(n), error, 1] for n, error in enumerate(row)] for task, row in errors.items()}}
+
+
+def test_intervals_cover_speakers_who_differ(benchmark):
+    cells = benchmark("cells")
+    one_is_bad = [cell({"a": [1] * 40, "b": [0] * 40, "c": [0] * 40})]
+    all_alike = [cell({name: [1] * 13 + [0] * 27 for name in "abc"})]
+    ends = [cells.interval(cells.clustered_rates([group])[:, 0]) for group in (one_is_bad, all_alike)]
+    wide, narrow = (high - low for low, high in ends)
+    assert wide > 2 * narrow > 0
+
+
+def test_intervals_cover_seeds_that_differ(benchmark):
+    cells = benchmark("cells")
+    good, bad = cell({"a": [0] * 40}), cell({"a": [1] * 40})
+    assert cells.interval(cells.clustered_rates([[good, bad]])[:, 0]) == (0.0, 1.0)
+    assert cells.interval(cells.clustered_rates([[good, good]])[:, 0]) == (0.0, 0.0)
+
+
+def test_methods_share_speakers_and_utterances_of_a_resample(benchmark):
+    cells = benchmark("cells")
+    errors = {"a": [1, 0, 1, 0, 0] * 8, "b": [0, 0, 0, 1, 0] * 8}
+    assert cells.difference_of([cell(errors)], [cell(errors)]) == {
+        "difference": 0.0, "low": 0.0, "high": 0.0, "verdict": "-",
+    }  # fmt: skip
+    worse = {"a": [1] * 40, "b": [1] * 40}
+    assert cells.difference_of([cell(errors)], [cell(worse)])["verdict"] == "worse"
+    with pytest.raises(ValueError, match="other tasks"):
+        cells.clustered_rates([[cell({"a": [1]})], [cell({"b": [1]})]])
+
+
+def test_of_learning_rates_that_tie_none_at_the_edge_is_taken(benchmark):
+    compare = benchmark("compare_methods")
+    tried = [{"learning_rate": rate, "validation": value} for rate, value in ((1, 0.1), (2, 0.1), (4, 0.2), (8, 0.1))]
+    assert compare.best_of(tried)["learning_rate"] == 2
+    assert compare.best_of([{**cell, "validation": cell["learning_rate"]} for cell in tried])["learning_rate"] == 1
+
+
+def test_the_committed_comparison_follows_from_its_cells(benchmark, tmp_path):
+    compare, cells_lib = benchmark("compare_methods"), benchmark("cells")
+    committed = json.loads((FOLDER / "results" / "compare_methods.json").read_text())["rows"]
+    cells = cells_lib.Cells(str(FOLDER / "results" / "compare_methods"), str(tmp_path), minutes=1e-9)
+    assert compare.summary({method: compare.group(cells, method) for method in compare.METHODS}) == committed
+
+
+def test_the_committed_page_on_tpus_follows_from_its_cells(benchmark):
+    memory = benchmark("tpu_memory")
+    folder = FOLDER / "results" / "tpu_memory"
+    done = {name: json.loads((folder / f"{memory.file_name(name)}.json").read_text()) for name in memory.all_cells()}
+    assert memory.page(done) == (FOLDER / "results" / "tpu_memory.md").read_text()

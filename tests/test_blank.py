@@ -9,7 +9,7 @@ from reference import tiny
 
 import hra_jax
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import EncoderConfig
+from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.text.published_vocabularies import CtcTokenVocabulary
 
 TOKENS = ("<pad>", "|", *"ABCDEF")

@@ -146,7 +146,10 @@ def test_help_lists_the_flags_and_is_no_error(call):
 
 
 def test_the_compile_cache_is_where_the_environment_says_and_no_folder_is_no_error(tmp_path, command_env):
-    script = "from hra_jax import cli; print(cli.setup_jax()); import jax; print(jax.config.jax_compilation_cache_dir)"
+    script = (
+        "from hra_jax.run.jax_setup import setup_jax; print(setup_jax()); "
+        "import jax; print(jax.config.jax_compilation_cache_dir)"
+    )
 
     def folders(cache: str, home: str) -> list[str]:
         env = command_env | {"HOME": home, "JAX_COMPILATION_CACHE_DIR": cache}

@@ -67,15 +67,15 @@ def no_variables(monkeypatch):
 
 
 def test_variables_are_the_defaults_of_the_flags(no_variables, monkeypatch):
-    assert processes.place(NOTHING) is None
-    assert processes.place(ALL) == ("10.0.0.1:8476", 4, 3)
+    assert processes.member(NOTHING) is None
+    assert processes.member(ALL) == ("10.0.0.1:8476", 4, 3)
     for name, value in {"COORDINATOR_ADDRESS": "[::1]:99", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}.items():
         monkeypatch.setenv(f"HRA_{name}", value)
-    assert processes.place(NOTHING) == ("[::1]:99", 2, 1)
-    assert processes.place(NOTHING | {"process_id": 0}) == ("[::1]:99", 2, 0)
+    assert processes.member(NOTHING) == ("[::1]:99", 2, 1)
+    assert processes.member(NOTHING | {"process_id": 0}) == ("[::1]:99", 2, 0)
     monkeypatch.setenv("HRA_PROCESS_ID", "")
     with pytest.raises(UserError, match="process_id not given"):
-        processes.place(NOTHING)
+        processes.member(NOTHING)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_variables_are_the_defaults_of_the_flags(no_variables, monkeypatch):
 )
 def test_values_that_do_not_fit_together_are_one_line(no_variables, given, message):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
-        processes.place(NOTHING | given)
+        processes.member(NOTHING | given)
     assert "\n" not in str(caught.value)
 
 
@@ -101,11 +101,11 @@ def test_a_wrong_variable_is_named_as_such(no_variables, monkeypatch):
     monkeypatch.setenv("HRA_NUM_PROCESSES", "two")
     message = "HRA_NUM_PROCESSES = 'two'; allowed: an integer of at least 1"
     with pytest.raises(UserError, match=message):
-        processes.place(NOTHING | {"coordinator_address": "h:1", "process_id": 0})
+        processes.member(NOTHING | {"coordinator_address": "h:1", "process_id": 0})
 
 
 def test_the_commands_end_before_anything_starts(micro, tmp_path, command_env):
-    config = launching.write_config(tmp_path / "config.py", micro.config())
+    config = world.write_config(tmp_path / "config.py", micro.config())
     for flags in (["--num_processes=2"], ["--coordinator_address=h:1", "--num_processes=1", "--process_id=1"]):
         command = [sys.executable, "-m", TRAIN, "--config", config, "--workdir", str(tmp_path / "W"), *flags]
         done = subprocess.run(command, env=command_env, capture_output=True, text=True, timeout=60, check=False)
@@ -282,7 +282,7 @@ def test_two_processes_train_and_score_as_one_does(micro, uneven, tmp_path, laun
     one = world.train(config, tmp_path / "one", devices=4)
     assert one.status == 0
     launched = launch(
-        TRAIN, "--config", launching.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "two", devices=2
+        TRAIN, "--config", world.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "two", devices=2
     )
     same_losses(world.losses(tmp_path / "two"), world.losses(tmp_path / "one"))
     same_adapter(tmp_path / "two", tmp_path / "one")
@@ -298,10 +298,10 @@ def test_two_processes_train_and_score_as_one_does(micro, uneven, tmp_path, laun
 @pytest.mark.parametrize("bank", ["device", "host"])
 def test_two_processes_of_four_devices_are_one_process_of_eight(bank, micro, tmp_path, launch):
     settings = dict(adapter__bank=bank, eval__suite=micro.suite("mixed"), eval__select_suite=micro.suite("validation"))
-    settings |= dict(steps=8, eval__every_steps=2, export__from="best")
+    settings |= dict(steps=8, eval__every_steps=2, export__step="best")
     config = micro.config(**SETTINGS | settings)
     assert world.train(config, tmp_path / "one", devices=8).status == 0
-    file = launching.write_config(tmp_path / "c.py", config)
+    file = world.write_config(tmp_path / "c.py", config)
     launch(TRAIN, "--config", file, "--workdir", tmp_path / "two", devices=4)
     same_losses(world.losses(tmp_path / "two"), world.losses(tmp_path / "one"))
     same_adapter(tmp_path / "two", tmp_path / "one")
@@ -317,7 +317,7 @@ def test_each_task_is_exported_from_its_own_best_step(bank, micro, tmp_path, lau
     settings |= dict(eval__suite=micro.suite("test"), eval__every_steps=1, optimizer__learning_rate=2e-2)
     config = micro.config(**SETTINGS | settings | dict(steps=6, batch__multiple=2), export__from="best_per_task")
     assert world.train(config, tmp_path / "one", devices=2).status == 0
-    launch(TRAIN, "--config", launching.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "two")
+    launch(TRAIN, "--config", world.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "two")
     same_adapter(tmp_path / "two", tmp_path / "one")
     tasks = json.loads((tmp_path / "two" / "adapter" / "tasks.json").read_text())
     assert len({task["step"] for task in tasks["tasks"] if "step" in task}) > 1
@@ -338,7 +338,7 @@ def test_weights_that_are_split_over_processes_train_and_export_as_whole_ones(ax
         **{f"mesh__{axis}": 2},
     )
     assert world.train(config, tmp_path / "one", devices=2).status == 0
-    launch(TRAIN, "--config", launching.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "two")
+    launch(TRAIN, "--config", world.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "two")
     same_losses(world.losses(tmp_path / "two"), world.losses(tmp_path / "one"))
     assert scores(tmp_path / "two") == scores(tmp_path / "one")
     sides = [
@@ -378,7 +378,7 @@ def test_one_process_renders_speech_and_the_others_wait_for_it(micro, tmp_path, 
         data__dir=str(data),
         data__synthetic="tiny-test",
     )
-    words = [TRAIN, "--config", launching.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "W"]
+    words = [TRAIN, "--config", world.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "W"]
     launched = launch(*words)
     assert (data / "synthesis.json").exists() and (tmp_path / "W" / "adapter").is_dir()
     assert "speaking" in launched.errors and "[1] speaking" not in launched.errors

@@ -57,7 +57,7 @@ def go_on(endless, tmp_path, command_env):
 def test_after_kill_9_the_others_end_and_the_run_goes_on_with_two_processes_and_with_one(
     victim, endless, uninterrupted, tmp_path, command_env, go_on
 ):
-    file, workdir = launching.write_config(tmp_path / "c.py", endless), tmp_path / "W"
+    file, workdir = world.write_config(tmp_path / "c.py", endless), tmp_path / "W"
     words = [TRAIN, "--config", file, "--workdir", workdir]
     with launching.Launched(words, folder=tmp_path / "killed", env=command_env, processes=2, devices=2) as launched:
         launched.until(lambda: saved(workdir)[-1:] >= [4])
@@ -79,7 +79,7 @@ def test_after_kill_9_the_others_end_and_the_run_goes_on_with_two_processes_and_
 def test_sigterm_to_one_of_two_stops_both_at_one_step_with_everything_saved(
     endless, uninterrupted, tmp_path, command_env, go_on
 ):
-    file, workdir = launching.write_config(tmp_path / "c.py", endless), tmp_path / "W"
+    file, workdir = world.write_config(tmp_path / "c.py", endless), tmp_path / "W"
     words = [TRAIN, "--config", file, "--workdir", workdir]
     with launching.Launched(words, folder=tmp_path / "stopped", env=command_env, processes=2, devices=2) as launched:
         launched.until(lambda: len(launching.logged_losses(workdir)) >= 3)
@@ -94,7 +94,7 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step_with_everything_saved(
 
 @pytest.mark.slow
 def test_a_process_that_hangs_is_taken_for_dead_after_the_heartbeat(endless, tmp_path, command_env):
-    file, workdir = launching.write_config(tmp_path / "c.py", endless), tmp_path / "W"
+    file, workdir = world.write_config(tmp_path / "c.py", endless), tmp_path / "W"
     words = [TRAIN, "--config", file, "--workdir", workdir, "--config.distributed.heartbeat_seconds=4"]
     settings = dict(env=command_env, processes=2, devices=1, grace=3)
     with launching.Launched(words, folder=tmp_path / "hung", **settings) as launched:
@@ -117,7 +117,7 @@ def test_a_users_error_in_one_process_ends_the_other(micro, tmp_path, command_en
     rows[5]["audio_filepath"] = str(tmp_path / "bad.wav")
     world.write_manifest(tmp_path / "train.jsonl", rows)
     config = micro.config(**SETTINGS | dict(steps=100_000), data__dir=str(tmp_path), data__strict=True)
-    words = [TRAIN, "--config", launching.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "W"]
+    words = [TRAIN, "--config", world.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "W"]
     with launching.Launched(words, folder=tmp_path / "ended", env=command_env, processes=2, devices=1) as launched:
         assert launched.wait(120) in (1, 2), launched.said()
     errors = [line for line in launched.errors.splitlines() if re.match(r"(\[1\] )?error: ", line)]
@@ -125,7 +125,7 @@ def test_a_users_error_in_one_process_ends_the_other(micro, tmp_path, command_en
 
 
 def test_processes_with_different_configurations_end_with_one_line_each(micro, tmp_path, command_env):
-    file = launching.write_config(tmp_path / "c.py", micro.config(**SETTINGS))
+    file = world.write_config(tmp_path / "c.py", micro.config(**SETTINGS))
     words = [TRAIN, "--config", file, "--workdir", tmp_path / "W", "1=--config.seed=1"]
     started = time.monotonic()
     with launching.Launched(words, folder=tmp_path / "ended", env=command_env, processes=2, devices=1) as launched:

@@ -1,4 +1,4 @@
-"""What is installed: configurations and backbones as package data, declared requirements; `make` and .ci/run."""
+"""What is installed: package data, requirements, the version; `make`, .ci/run and the files other tools read."""
 
 import ast
 import importlib.metadata
@@ -11,6 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import hra_jax
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESOLVE = (
@@ -61,9 +66,14 @@ def test_a_wheel_holds_configs_and_backbones_and_resolves_them_where_it_is_insta
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"hra_jax/{path.relative_to(source)}" for path in (source / "configs").rglob("*.py")}
     expected |= {str(path.relative_to(source)) for path in (source / "hra_jax").rglob("*") if path.is_file()}
+    assert "hra_jax/py.typed" in expected
     assert expected <= names
     assert "hra_jax/builtin/for_the_test/deeper/config.json" in names
     assert any(name.endswith("LICENSE") for name in names)
+    (metadata,) = (zipfile.ZipFile(wheel).read(name).decode() for name in names if name.endswith("/METADATA"))
+    assert f"\nVersion: {hra_jax.__version__}\n" in metadata
+    python = re.search(r"^Requires-Python: (.*)$", metadata, re.MULTILINE)[1]
+    assert set(python.split(",")) == {">=3.11", "<3.14"}
     assert not [name for name in names if name.startswith(("configs/", "tests/"))]
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     configs = tmp_path / "site" / "hra_jax" / "configs"
@@ -88,7 +98,7 @@ def declared(variable: str) -> str:
 
 def test_every_import_of_the_package_is_a_declared_requirement():
     always, optional = (
-        {re.split(r"[\[><=]", line)[0].lower().replace("_", "-") for line in lines}
+        {canonicalize_name(Requirement(line).name) for line in lines}
         for lines in (declared("REQUIRES"), declared("EXTRAS")["torch"])
     )
     distributions = importlib.metadata.packages_distributions()
@@ -105,11 +115,46 @@ def test_every_import_of_the_package_is_a_declared_requirement():
     assert missing == set()
 
 
-def test_requirements_are_lower_bounds_only():
+def test_requirements_are_lower_bounds_but_for_the_four_that_setup_py_explains():
     # Tests of parity have tolerances that were measured on one version of what they compare with.
     extras = {name: lines for name, lines in declared("EXTRAS").items() if name != "parity"}
     lines = declared("REQUIRES") + [line for lines in extras.values() for line in lines]
-    assert [line for line in lines if re.search(r"==|<|~=|!=", line)] == []
+    bounded = {Requirement(line).name for line in lines if re.search(r"==|<|~=|!=", line)}
+    assert bounded == {"googleapis-common-protos", "sentencepiece", "seqio", "tensorflow-metadata"}
+    comment = (REPOSITORY / "setup.py").read_text().split("REQUIRES")[0]
+    assert [name for name in bounded if not re.search(rf"^#   {name} ", comment, re.MULTILINE)] == []
+
+
+def environments() -> dict[str, dict[str, str]]:
+    """What each file of tests/environments/ says is installed before hra_jax: the version of each package."""
+    found = {}
+    for path in (REPOSITORY / "tests" / "environments").glob("*.txt"):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        found[path.stem] = dict(line.split("==") for line in lines)
+    return found
+
+
+def test_requirements_allow_what_colab_has():
+    assert set(environments()) == {"colab", "colab-tpu"}
+    requirements = [Requirement(line) for line in declared("REQUIRES")]
+    refused = [
+        f"{environment}: {requirement} refuses {versions[requirement.name]}"
+        for environment, versions in environments().items()
+        for requirement in requirements
+        if requirement.name in versions and versions[requirement.name] not in requirement.specifier
+    ]
+    assert refused == []
+
+
+def test_a_package_that_an_installation_changed_is_named(tmp_path):
+    constraints = tmp_path / "constraints.txt"
+    numpy = importlib.metadata.version("numpy")
+    constraints.write_text(f"# A comment.\nnumpy=={numpy}\nabsl-py==0.0.1\n")
+    command = [sys.executable, REPOSITORY / "tests" / "environments" / "left_alone.py", constraints]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    absl = importlib.metadata.version("absl-py")
+    assert done.stderr.splitlines()[1:] == [f"absl-py was 0.0.1 and is {absl}"]
 
 
 def plain_environment() -> dict[str, str]:
@@ -169,6 +214,47 @@ def test_pytorch_is_installed_for_the_slow_tests_only_and_may_be_missing(tmp_pat
     assert [call.split()[1] for call in calls] == ["pip", "pytest"] * 2
 
 
+@pytest.mark.parametrize("version", [(2, 7), (3, 10), (3, 11), (3, 13), (3, 14)])
+def test_make_refuses_a_python_that_hra_jax_has_no_requirements_for_in_one_line(tmp_path, version):
+    for name in ("Makefile", "setup.py"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    python = tmp_path / "python"
+    # Says that it is of that version, and makes no environment.
+    pretend = f"import sys; sys.version_info = {(*version, 0)}; exec(sys.argv[1])"
+    python.write_text(f'#!/bin/sh\ntest "$1" = -c && exec "{sys.executable}" -c "{pretend}" "$2"\nexit 3\n')
+    python.chmod(0o755)
+    command = ["make", "--silent", ".venv/bin/python", f"PYTHON={python}"]
+    env = plain_environment()
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    if (3, 11) <= version < (3, 14):
+        assert said == []
+    else:
+        (line,) = said
+        assert "3.11, 3.12 or 3.13" in line and f"is {version[0]}.{version[1]}:" in line
+
+
+def test_oldest_environments_are_made_of_their_files_and_anew_when_these_change(tmp_path):
+    for name in ("Makefile", "setup.py"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    shutil.copytree(REPOSITORY / "tests" / "environments", tmp_path / "tests" / "environments")
+    fresh = make(tmp_path, "-n", "test-oldest", "PYTHON312=python-of-that-name")
+    for name in environments():
+        steps = [f"python-of-that-name -m venv .venv-{name}", f"-r tests/environments/{name}.txt", "pip install"]
+        positions = [fresh.index(step, fresh.index(f"rm -rf .venv-{name}\n")) for step in steps[:2]]
+        assert positions == sorted(positions)
+        (tmp_path / f".venv-{name}").mkdir()
+        (tmp_path / f".venv-{name}" / ".installed").touch()
+        os.utime(tmp_path / "tests" / "environments" / f"{name}.txt", (0, 0))
+    os.utime(tmp_path / "setup.py", (0, 0))
+    assert "pip install" not in make(tmp_path, "-n", "test-oldest")
+    (tmp_path / "tests" / "environments" / "colab.txt").touch()
+    later = (tmp_path / ".venv-colab" / ".installed").stat().st_mtime + 10
+    os.utime(tmp_path / "tests" / "environments" / "colab.txt", (later, later))
+    again = make(tmp_path, "-n", "test-oldest")
+    assert "rm -rf .venv-colab\n" in again and "rm -rf .venv-colab-tpu" not in again
+
+
 SLOW_TESTS = """
 import time
 import pytest
@@ -205,12 +291,13 @@ def ci(folder: Path, tests: str, *, limit: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_ci_names_what_the_time_did_not_suffice_for_and_succeeds(tmp_path):
+def test_ci_names_what_the_time_did_not_suffice_for_and_fails(tmp_path):
     done = ci(tmp_path, SLOW_TESTS.format(first="True", seconds=60), limit="4s")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 1, done.stdout + done.stderr
     unreached = done.stdout.split("Not reached:\n")[1].splitlines()
     assert unreached[:2] == ["  tests/test_small.py::test_long", "  tests/test_small.py::test_last"]
-    assert "tests/test_small.py::test_skipped - Skipped: for want of a reason" in done.stdout
+    skipped = done.stdout.split("\nSkipped:\n")[1].splitlines()
+    assert skipped[0].startswith("  tests/test_small.py::test_skipped - Skipped: for want of a reason")
     assert re.fullmatch(r"=+ 1 passed, 1 skipped, 1 deselected.* in .*s.*=+", done.stdout.splitlines()[-1])
 
 
@@ -231,3 +318,57 @@ def test_ci_succeeds_where_no_test_is_slow(tmp_path):
     done = ci(tmp_path, "def test_fast(): pass\n", limit="60s")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.fullmatch(r"=+ 1 deselected in .*s.*=+", done.stdout.splitlines()[-1])
+
+
+def test_ci_succeeds_where_all_slow_tests_pass_in_time(tmp_path):
+    done = ci(tmp_path, SLOW_TESTS.format(first="True", seconds=0), limit="60s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.fullmatch(r"=+ 3 passed, 1 skipped, .* in .*s.*=+", done.stdout.splitlines()[-1])
+
+
+def test_files_whose_slow_tests_take_longest_come_last(tmp_path):
+    (tmp_path / "tests").mkdir()
+    for name in ("pyproject.toml", "tests/conftest.py"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    slow = "import pytest\n" + "".join(
+        f"@pytest.mark.slow({said})\ndef test_{name}(): pass\n" for name, said in (("b", "minutes=2"), ("a", ""))
+    )
+    (tmp_path / "tests" / "test_1.py").write_text(slow)
+    (tmp_path / "tests" / "test_2.py").write_text(slow.replace("minutes=2", "minutes=0.5"))
+    (tmp_path / "tests" / "test_3.py").write_text("def test_c(): pass\n")
+    (tmp_path / "tests" / "test_4.py").write_text(slow.replace("minutes=2", ""))
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    collected = [line for line in done.stdout.splitlines() if "::" in line]
+    order = ["3.py::test_c", "4.py::test_b", "4.py::test_a", "2.py::test_b", "2.py::test_a"]
+    order += ["1.py::test_b", "1.py::test_a"]
+    assert collected == [f"tests/test_{name}" for name in order]
+
+
+def test_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == hra_jax.__version__
+    assert citation.get("repository-code", "") == declared("url")
+    (paper,) = citation["references"]
+    assert paper["url"] == declared("PAPER") and paper["authors"] and paper["title"]
+
+
+def test_github_runs_lint_and_the_tests_on_every_python_that_setup_py_allows():
+    workflow = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "tests.yml").read_text())
+    versions = workflow["jobs"]["test"]["strategy"]["matrix"]["python-version"]
+    classifiers = re.findall(r"Python :: (3\.\d+)", (REPOSITORY / "setup.py").read_text())
+    assert versions == classifiers == ["3.11", "3.12", "3.13"]
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for job in workflow["jobs"].values():
+        for target in [step["run"].removeprefix("make ") for step in job["steps"] if "run" in step]:
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert [job["steps"][-1]["run"] for job in workflow["jobs"].values()] == ["make lint", "make test"]
+
+
+def test_commits_are_checked_as_make_lint_checks():
+    (repository,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for hook in repository["hooks"]:
+        command = hook["entry"].removeprefix("python ").removesuffix(" --force-exclude")
+        assert f"$(RUN) {command} .\n" in makefile

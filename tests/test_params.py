@@ -21,10 +21,12 @@ from hra_jax import params
 from hra_jax.adapters import adapter_folder, initial
 from hra_jax.adapters.controllers import RECURRENCES
 from hra_jax.config.files import config_to_json, load_config
+from hra_jax.config.keys import group
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import EncoderConfig, from_json, named_size, to_json
-from hra_jax.run import build
+from hra_jax.models.encoder_config import EncoderConfig, named_size
+from hra_jax.models.stored_settings import from_json, to_json
+from hra_jax.run import foundation
 from hra_jax.training import train_state
 
 # The tiny and the usm_2b encoder, by hand: D width, F feed-forward, L layers, V vocabulary.
@@ -49,10 +51,14 @@ BIASES = 2 * (D + F + D) + 5 * D + (D + 2 * D + D + D + D) + D
 
 @pytest.fixture(autouse=True, scope="module")
 def shapes_of_a_geometry_once():
-    """The backbone is traced anew in every call otherwise, which takes most of the time."""
+    """The backbone is traced again in every call otherwise, which takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone_folder, "abstract_params", functools.cache(backbone_folder.abstract_params))
         yield
+
+
+def adapter_of(settings):
+    return params.adapters.from_config(group(settings, "adapter"), params.adapters.own_settings(settings))
 
 
 def config(start: str = "base", /, **changes):
@@ -170,7 +176,7 @@ def test_counts_are_those_of_the_shapes_of_new_weights(start, method):
     settings = config(start, adapter__name=method, adapter__layers=layers)
     found = params.account(settings, [3])
     encoder = from_json(EncoderConfig, found["backbone"]["encoder"])
-    adapter = build.adapter_method(settings)
+    adapter = adapter_of(settings)
     weights = jax.eval_shape(lambda key: initial.new_weights(adapter, key, encoder, 3), jax.random.key(0))
     shared, per_task = counts(found, method)
     assert (size(weights["shared"]), size(weights["tasks"])) == (shared, 3 * per_task)
@@ -224,8 +230,8 @@ def tensor_bytes(path: Path) -> int:
     return len(content) - 8 - struct.unpack("<Q", content[:8])[0]
 
 
-def write_rows(folder: Path, settings, encoder, *, tasks: int, per_task_files: bool) -> None:
-    adapter = build.adapter_method(settings)
+def write_rows(folder: Path, settings, encoder, *, tasks: int) -> None:
+    adapter = adapter_of(settings)
     adapter_folder.write_adapter(
         folder,
         method=params.adapters.settings(adapter),
@@ -234,20 +240,16 @@ def write_rows(folder: Path, settings, encoder, *, tasks: int, per_task_files: b
         backbone={"name": "tiny", "fingerprint": "f00d"},
         vocabulary={"type": "characters", "characters": "ab"},
         accounting={"shared_parameters": 1, "parameters_per_task": 1, "backbone_parameters": 1},
-        per_task_files=per_task_files,
     )
 
 
-@pytest.mark.parametrize("per_task_files", [False, True])
 @pytest.mark.parametrize("output", ["backbone", "task"])
-def test_an_exported_adapter_has_the_bytes_besides_the_headers(tmp_path, micro, output, per_task_files):
+def test_an_exported_adapter_has_the_bytes_besides_the_headers(tmp_path, micro, output):
     settings = micro.config(adapter__output=output, hra__head="ffn")
     found = params.account(settings, [5])
     encoder = from_json(EncoderConfig, found["backbone"]["encoder"])
-    write_rows(tmp_path, settings, encoder, tasks=5, per_task_files=per_task_files)
-    files = list(tmp_path.rglob("*.safetensors"))
-    assert len(files) == (6 if per_task_files else 1)
-    assert sum(map(tensor_bytes, files)) == found["methods"]["hra"]["costs"][0]["export_bytes"]
+    write_rows(tmp_path, settings, encoder, tasks=5)
+    assert tensor_bytes(tmp_path / "adapter_model.safetensors") == found["methods"]["hra"]["costs"][0]["export_bytes"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -262,7 +264,9 @@ def test_an_exported_backbone_has_the_bytes_besides_the_header(tmp_path, dtype):
 
 
 def state_bytes(weights, settings) -> int:
-    state = train_state.create(weights, build.optimizer_settings(settings), train=settings.adapter.train)
+    state = train_state.create(
+        weights, group(settings, "optimizer", steps=settings.steps), train=settings.adapter.train
+    )
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state.optimizer))
 
 
@@ -272,7 +276,7 @@ def test_the_optimizer_holds_the_bytes(micro, method, train):
     settings = micro.config(adapter__name=method, adapter__train=train)
     found = params.account(settings, [5])
     encoder = from_json(EncoderConfig, found["backbone"]["encoder"])
-    weights = initial.new_weights(build.adapter_method(settings), jax.random.key(0), encoder, 5)
+    weights = initial.new_weights(adapter_of(settings), jax.random.key(0), encoder, 5)
     (cost,) = found["methods"][method]["costs"]
     assert cost["optimizer_bytes"] == state_bytes(weights, settings)
     counters = 4 * 5 + (8 if train == "all" else 0)  # of the rows; of Adam and of the schedule, whatever is shared
@@ -282,7 +286,7 @@ def test_the_optimizer_holds_the_bytes(micro, method, train):
 def test_the_optimizer_of_a_whole_backbone_holds_the_bytes(micro):
     settings = micro.config(method="full")
     found = params.account(settings, [5])["methods"]
-    expected = state_bytes({"backbone": build.foundation(settings).files.params}, settings)
+    expected = state_bytes({"backbone": foundation.load(settings.backbone).files.params}, settings)
     assert found["full_joint"]["costs"][0]["optimizer_bytes"] == expected
     assert found["full"]["costs"][0]["optimizer_bytes"] == 5 * expected
 
@@ -432,6 +436,6 @@ def test_a_wrong_flag_is_one_line_and_writes_nothing(tmp_path, monkeypatch, give
 
 
 def test_what_is_published_is_what_the_command_gives_today():
-    published = json.loads((Path(__file__).parent.parent / "benchmarks" / "params_usm_2b.json").read_text())
+    published = json.loads((Path(__file__).parent.parent / "benchmarks" / "results" / "params_usm_2b.json").read_text())
     tasks = [10**power for power in range(6)]
     assert published == json.loads(json.dumps(params.account(load_config("usm_2b_hra"), tasks, params.known_methods())))

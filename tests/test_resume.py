@@ -122,7 +122,7 @@ def test_a_finished_run_started_again_does_no_step_and_gives_the_same(uninterrup
 
 def test_a_run_may_be_continued_with_more_steps_and_other_intervals(micro, tmp_path):
     short = world.train(micro.config(steps=2), tmp_path / "W")
-    config = micro.config(steps=3, log__every_steps=2, checkpoint__every_steps=1, eval__every_steps=7)
+    config = micro.config(steps=3, checkpoint__every_steps=1, eval__every_steps=7)
     steps = []
     longer = world.train(config, tmp_path / "W", on_step=steps.append)
     assert (short.status, longer.status, steps) == (0, 0, [3])
@@ -193,11 +193,7 @@ def test_a_first_start_that_failed_may_be_mended_in_the_same_work_directory(micr
 def command(micro, tmp_path, command_env):
     """Starts the training command, 40 steps with a checkpoint every 3, in a work directory."""
     config = micro.config(steps=40, batch__buckets=(0.4, 1.0), batch__seconds=2.0, checkpoint__every_steps=3)
-    (tmp_path / "config.json").write_text(config_to_json(config))
-    (tmp_path / "forty.py").write_text(
-        "from hra_jax import config as configs\n\n\ndef get_config():\n"
-        f"    return configs.from_json(open({str(tmp_path / 'config.json')!r}).read())\n"
-    )
+    world.write_config(tmp_path / "forty.py", config)
     processes = []
 
     def start(workdir: Path) -> subprocess.Popen:

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-from hra_jax.config.files import config_to_json
+from reference import micro as world
 
 SCRIPT = Path(__file__).resolve().parent.parent / "launch" / "sweep.py"
 SPEC = importlib.util.spec_from_file_location("sweep", SCRIPT)
@@ -91,12 +90,7 @@ def config(micro, tmp_path_factory) -> str:
     """The file of a run of 2 steps on the micro data."""
     folder = tmp_path_factory.mktemp("config")
     values = micro.config(steps=2, eval__suite=micro.suite("test"), eval__bootstrap=0)
-    (folder / "config.json").write_text(config_to_json(values))
-    (folder / "two.py").write_text(
-        "from hra_jax import config as configs\n\n\ndef get_config():\n"
-        f"    return configs.from_json(open({str(folder / 'config.json')!r}).read())\n"
-    )
-    return str(folder / "two.py")
+    return world.write_config(folder / "two.py", values)
 
 
 def test_a_sweep_trains_goes_on_after_a_failure_and_runs_nothing_twice(run, config, tmp_path):

@@ -1,36 +1,42 @@
 """Exported adapters: a small folder that, beside its backbone, is all that recognition needs.
 
-  adapter_config.json         format version, method, backbone (name, fingerprint), vocabulary, and the shape and dtype
-                              of every tensor
+  adapter_config.json         format version, version of hra_jax, method, backbone (name, fingerprint), vocabulary, and
+                              the shape and dtype of every tensor
   adapter_model.safetensors   `shared.<path>` for what all tasks share, `tasks.<quoted task>.<path>` for each task's own
   tasks.json                  the tasks in the order of their rows
-  tasks/<quoted task>.safetensors   each task's own tensors instead, where one file per task was asked for
   README.md                   the model card
 
+Folders that hra_jax 0.1.0 wrote may hold each task's own tensors in `tasks/<quoted task>.safetensors` instead; they are
+read, and written again with one file.
+
 A task name is percent-quoted in tensor and file names. The same weights and settings give the same bytes: keys are
-sorted, and nothing in the folder depends on the time, the machine or the place. Trees are nested dicts of arrays.
+sorted, and nothing in the folder depends on the time, the machine or the location. Trees are nested dicts of arrays.
+
+Every field is always written. `_UNSAID` says what a folder means that lacks a field, by its format version: these
+values belong to the stored format and never change.
 """
 
 import collections
 import dataclasses
 import hashlib
-import json
+import os
 import re
 import urllib.parse
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
 from etils import epath
 
+from hra_jax import __version__
 from hra_jax.adapters.methods import peft_types
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import UserError
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.storage import safetensors
+from hra_jax.storage.files import remove_leftovers, write_file
+from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, read_json, read_object
 from hra_jax.storage.trees import flatten, unflatten
-from hra_jax.tasks.names import RESERVED_NAMES
+from hra_jax.tasks.names import check_name
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
@@ -39,10 +45,23 @@ TASKS_FILE = "tasks.json"
 CARD_FILE = "README.md"
 TASK_FOLDER = "tasks"
 
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-_FLOATS = tuple(np.dtype(dtype).name for dtype in _DTYPES.values())
+_FLOATS = tuple(safetensors.DTYPES[name].name for name in safetensors.FLOATS)
 _TASK_FILE = re.compile(rf"{TASK_FOLDER}/[A-Za-z0-9_%~-]+\.safetensors")
 _LONGEST_QUOTED = 120  # characters; file systems allow 255 bytes, prefix and extension included
+_NEEDED = f"an adapter folder, which has {CONFIG_FILE}, {WEIGHTS_FILE} and {TASKS_FILE}"
+# The fields of adapter_config.json by format version, and what a folder that lacks one of them means.
+_FIELDS: dict[int, dict[str, Kind]] = {
+    1: {
+        "hra_jax": str,
+        "method": dict,
+        "backbone": dict,
+        "vocabulary": dict,
+        "tensors": dict,
+        "one_file_per_task": bool,
+        "accounting": dict,
+    }
+}
+_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0"}}  # the release that did not write its version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +69,16 @@ class ExportedAdapter:
     """What an adapter folder holds.
 
     Attributes:
-      config: the content of adapter_config.json.
+      config: the content of adapter_config.json, with what its format version leaves unsaid.
       shared: tree of what all tasks share.
       tasks: tree of each task's own arrays by task name, in the order of their rows, without a row axis.
       tasks_json: the entries of tasks.json: a dict for each task, with at least "name" and "row".
     """
 
-    config: dict
-    shared: dict
-    tasks: dict[str, dict]
-    tasks_json: list[dict]
+    config: dict[str, Any]
+    shared: dict[str, Any]
+    tasks: dict[str, dict[str, Any]]
+    tasks_json: list[dict[str, Any]]
 
 
 def quote_task(name: str) -> str:
@@ -80,49 +99,22 @@ def task_file_names(names: Iterable[str]) -> dict[str, str]:
     return quoted
 
 
-def tensors_to_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """A safetensors file of named arrays; the same arrays give the same bytes, whatever their order."""
-    arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    # One metadata key: the order of several would differ from process to process.
-    return safetensors.numpy.save(arrays, metadata={"format": "hra_jax"})
-
-
-def tensors_from_bytes(content: bytes, *, name: str) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file; bfloat16 as ml_dtypes.bfloat16. `name` is the file's, for the message.
-
-    Raises:
-      UserError: not a safetensors file, a truncated one, or a tensor that does not hold floating-point numbers.
-    """
-    try:
-        tensors = dict(safetensors.deserialize(content))
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{name} is not a whole safetensors file: {' '.join(str(error).split())}") from error
-    for key, tensor in tensors.items():
-        if tensor["dtype"] not in _DTYPES:
-            raise UserError(f"{name}: tensor {key!r} is {tensor['dtype']}; allowed: {', '.join(_DTYPES)}")
-    return {
-        key: np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
-        for key, tensor in tensors.items()
-    }
-
-
 def write_adapter(
     folder: epath.PathLike,
     *,
-    method: Mapping,
-    weights: Mapping[str, Mapping],
-    tasks: list[dict],
+    method: Mapping[str, Any],
+    weights: Mapping[str, Mapping[str, Any]],
+    tasks: list[dict[str, Any]],
     backbone: Mapping[str, str],
-    vocabulary: Mapping,
-    accounting: Mapping,
-    results: Mapping | None = None,
-    per_task_files: bool = False,
+    vocabulary: Mapping[str, Any],
+    accounting: Mapping[str, Any],
+    results: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an adapter folder; one that is there already is replaced file by file.
 
     Args:
       folder: where to; made where absent.
-      method: JSON settings of the adaptation method; "name" is a registered one.
+      method: JSON settings of the adaptation method, with its "name".
       weights: {"shared": tree, "tasks": tree whose leaves have a leading row axis}; floating-point arrays.
       tasks: a dict for each task: "name", "row" (its index on the row axis), and anything else that is JSON. Rows that
         no task names are not written.
@@ -130,22 +122,23 @@ def write_adapter(
       vocabulary: `Vocabulary.to_json()`.
       accounting: parameter counts, see `hra_jax.evaluation.report.evaluate_results`.
       results: what `evaluate_results` returned, for the model card; None leaves the error rates out.
-      per_task_files: each task's tensors in a file of its own.
 
     Raises:
       UserError: an unknown method, a task name that is not allowed or given twice, or weights that are not finite.
       ValueError: a row that the bank does not have, or a bank whose leaves differ in rows.
     """
     folder = epath.Path(folder)
-    types = peft_types()
-    if method["name"] not in types:
-        raise UserError(f"method {method['name']!r} has no adapter folder; allowed: {', '.join(types)}")
+    if method["name"] not in peft_types():
+        raise UserError(f"method {method['name']!r} has no adapter folder; allowed: {', '.join(peft_types())}")
     _check_tasks(tasks, where="adapter export")
-    entries = _task_entries(tasks, per_task_files=per_task_files)
+    entries = sorted(
+        ({key: value for key, value in task.items() if key != "file"} for task in tasks), key=lambda entry: entry["row"]
+    )
     shared, bank = (_arrays(weights[part], part) for part in ("shared", "tasks"))
     config = {
         "format_version": FORMAT_VERSION,
-        "peft_type": types[method["name"]],
+        "hra_jax": __version__,
+        "peft_type": peft_types()[method["name"]],
         "method": dict(method),
         "backbone": {"name": _last_part(backbone["name"]), "fingerprint": backbone["fingerprint"]},
         "vocabulary": dict(vocabulary),
@@ -153,17 +146,17 @@ def write_adapter(
             "shared": {path: _specification(leaf.shape, leaf.dtype) for path, leaf in shared.items()},
             "task": {path: _specification(leaf.shape[1:], leaf.dtype) for path, leaf in bank.items()},
         },
-        "one_file_per_task": per_task_files,
+        "one_file_per_task": False,
         "accounting": dict(accounting),
     }
-    files = _weight_files(shared, bank, entries)
+    tensors = _named_tensors(shared, bank, entries)
     # The configuration comes last: a folder has one only once everything that it describes is there.
-    for file, tensors in files.items():
-        write_file(folder / file, tensors_to_bytes(tensors))
+    write_file(folder / WEIGHTS_FILE, safetensors.to_bytes(tensors))
     write_file(folder / TASKS_FILE, json_text({"tasks": entries}))
     write_file(folder / CARD_FILE, model_card(config, [entry["name"] for entry in entries], results))
     write_file(folder / CONFIG_FILE, json_text(config))
-    _remove_stale_task_files(folder, files)
+    remove_leftovers(folder)
+    _remove_task_files(folder)
 
 
 def _last_part(name: str) -> str:
@@ -171,17 +164,7 @@ def _last_part(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
 
-def _task_entries(tasks: list[dict], *, per_task_files: bool) -> list[dict]:
-    """The entries of tasks.json in the order of their rows."""
-    entries = [{key: value for key, value in task.items() if key != "file"} for task in tasks]
-    if per_task_files:
-        names = task_file_names(entry["name"] for entry in entries)
-        for entry in entries:
-            entry["file"] = f"{TASK_FOLDER}/{names[entry['name']]}.safetensors"
-    return sorted(entries, key=lambda entry: entry["row"])
-
-
-def _arrays(tree: Mapping, part: str) -> dict[str, np.ndarray]:
+def _arrays(tree: Mapping[str, Any], part: str) -> dict[str, np.ndarray]:
     arrays = {path: np.asarray(leaf) for path, leaf in flatten(tree, separator=".").items()}
     for path, array in arrays.items():
         if array.dtype.name not in _FLOATS:
@@ -193,49 +176,64 @@ def _arrays(tree: Mapping, part: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _weight_files(
-    shared: dict[str, np.ndarray], bank: dict[str, np.ndarray], entries: list[dict]
-) -> dict[str, dict[str, np.ndarray]]:
-    """The named tensors of every safetensors file, by its path in the folder."""
-    files = {WEIGHTS_FILE: {f"shared.{path}": array for path, array in shared.items()}}
+def _named_tensors(
+    shared: dict[str, np.ndarray], bank: dict[str, np.ndarray], entries: list[dict[str, Any]]
+) -> dict[str, np.ndarray]:
+    """All tensors by the names that they have in the file."""
+    tensors = {f"shared.{path}": array for path, array in shared.items()}
     for entry in entries:
         row = entry["row"]
         if any(row >= len(array) for array in bank.values()):
             raise ValueError(f"task {entry['name']!r} has row {row}, which the bank does not have")
-        tensors = files.setdefault(entry.get("file", WEIGHTS_FILE), {})
         tensors |= {_prefix(entry["name"]) + path: array[row] for path, array in bank.items()}
-    return files
+    return tensors
 
 
-def _remove_stale_task_files(folder: epath.Path, files: Mapping) -> None:
-    """Deletes task files that an earlier export left in the folder."""
-    if (folder / TASK_FOLDER).exists():
-        for file in (folder / TASK_FOLDER).iterdir():
-            if f"{TASK_FOLDER}/{file.name}" not in files and file.name.endswith(".safetensors"):
-                file.unlink()
+def _remove_task_files(folder: epath.Path) -> None:
+    """Deletes the files of single tasks that an earlier export left in the folder."""
+    tasks = folder / TASK_FOLDER
+    if tasks.exists():
+        found = list(tasks.iterdir())
+        ours = [file for file in found if file.name.endswith(".safetensors")]
+        for file in ours:
+            file.unlink()
+        if len(ours) == len(found) and "://" not in os.fspath(tasks):  # a bucket has no empty folders
+            tasks.rmdir()
 
 
-def _specification(shape: tuple[int, ...], dtype: np.dtype) -> dict:
+def _specification(shape: tuple[int, ...], dtype: np.dtype) -> dict[str, Any]:
     return {"shape": list(shape), "dtype": dtype.name}
 
 
-def _check_tasks(tasks: object, *, where: str) -> None:
+def _check_tasks(tasks: list[Any], *, where: str) -> None:
     """Checks the entries of a task list: names and rows there, usable, and each given once."""
-    if not isinstance(tasks, list) or not all(isinstance(entry, dict) for entry in tasks):
-        raise UserError(f"{where}: the tasks must be a list of objects; got {tasks!r:.80}")
-    for key, kind in (("name", str), ("row", int)):
-        for entry in tasks:
-            if key not in entry or type(entry[key]) is not kind:
-                raise UserError(f"{where}: every task needs a {key!r} ({kind.__name__}); got {entry!r:.80}")
+    for entry in tasks:
+        check_fields(entry, {"name": str, "row": COUNT}, where=f"{where}: a task")
+        check_name(entry["name"], where=where)
+    for key in ("name", "row"):
         value, times = next(iter(collections.Counter(entry[key] for entry in tasks).most_common(1)), (None, 0))
         if times > 1:
             raise UserError(f"{where}: {times} tasks have the {key} {value!r}; each needs its own")
-    for entry in tasks:
-        if entry["name"] in RESERVED_NAMES or not entry["name"].isprintable():
-            allowed = f"printable characters, and none of {', '.join(map(repr, RESERVED_NAMES))}"
-            raise UserError(f"{where}: a task cannot have the name {entry['name']!r}; allowed: {allowed}")
-        if entry["row"] < 0:
-            raise UserError(f"{where}: task {entry['name']!r} has row {entry['row']}; allowed: 0 or more")
+
+
+def check_backbone(exported: ExportedAdapter, fingerprint: str, *, name: object, where: str) -> None:
+    """Checks that an adapter is used with the backbone that it was trained on.
+
+    Args:
+      exported: the adapter.
+      fingerprint: of the backbone.
+      name: what the error calls the backbone.
+      where: the folder or the setting that the adapter comes from, for the error.
+
+    Raises:
+      UserError: it was trained on another backbone.
+    """
+    trained_on = exported.config["backbone"]
+    if trained_on["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{where}: trained on the backbone {trained_on['name']!r} ({trained_on['fingerprint'][:12]}), "
+            f"but {name} has the fingerprint {fingerprint[:12]}"
+        )
 
 
 def read_adapter(folder: epath.PathLike) -> ExportedAdapter:
@@ -252,16 +250,13 @@ def read_adapter(folder: epath.PathLike) -> ExportedAdapter:
         declared, of another shape or dtype than declared, or not finite; a task file that is not in the folder.
     """
     folder = epath.Path(folder)
-    config = _read_json(folder / CONFIG_FILE)
-    _check_config(config, where=str(folder / CONFIG_FILE))
-    listed = _read_json(folder / TASKS_FILE)
-    if not isinstance(listed, dict) or "tasks" not in listed:
-        raise UserError(f"{folder / TASKS_FILE}: must be an object with 'tasks'; got {listed!r:.80}")
-    _check_tasks(listed["tasks"], where=str(folder / TASKS_FILE))
-    entries = sorted(listed["tasks"], key=lambda entry: entry["row"])
+    config = _checked_config(read_json(folder / CONFIG_FILE, what=_NEEDED), where=str(folder / CONFIG_FILE))
+    tasks = read_object(folder / TASKS_FILE, {"tasks": list}, what=_NEEDED)["tasks"]
+    _check_tasks(tasks, where=str(folder / TASKS_FILE))
+    entries = sorted(tasks, key=lambda entry: entry["row"])
     tensors: dict[str, np.ndarray] = {}
     for file, expected in _expected_tensors(config, entries, where=str(folder / TASKS_FILE)).items():
-        found = tensors_from_bytes(_read_bytes(folder / file), name=str(folder / file))
+        found = safetensors.from_bytes(_read_bytes(folder / file), where=str(folder / file))
         _check_tensors(found, expected, where=str(folder / file))
         tensors |= found
     return ExportedAdapter(
@@ -276,7 +271,9 @@ def _prefix(task: str) -> str:
     return f"{TASK_FOLDER}.{quote_task(task)}."
 
 
-def _expected_tensors(config: dict, entries: list[dict], *, where: str) -> dict[str, dict[str, dict]]:
+def _expected_tensors(
+    config: dict[str, Any], entries: list[dict[str, Any]], *, where: str
+) -> dict[str, dict[str, dict[str, Any]]]:
     """What every safetensors file must hold, by its path in the folder: {tensor name: {"shape", "dtype"}}."""
     files = {WEIGHTS_FILE: {f"shared.{path}": declared for path, declared in config["tensors"]["shared"].items()}}
     for entry in entries:
@@ -288,68 +285,47 @@ def _expected_tensors(config: dict, entries: list[dict], *, where: str) -> dict[
 
 def _read_bytes(path: epath.Path) -> bytes:
     if not path.exists() or path.is_dir():
-        raise UserError(f"{path} is not a file; an adapter folder has {CONFIG_FILE}, {WEIGHTS_FILE} and {TASKS_FILE}")
-    return path.read_bytes()
+        raise UserError(f"{path} is not a file; needed is {_NEEDED}")
+    content: bytes = path.read_bytes()
+    return content
 
 
-def _read_json(path: epath.Path) -> object:
-    try:
-        return json.loads(_read_bytes(path))
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is not JSON: {error}") from error
-
-
-def _check_config(config: object, *, where: str) -> None:
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise UserError(f"{where}: must be an object with 'peft_type'; got {config!r:.80}")
+def _checked_config(content: object, *, where: str) -> dict[str, Any]:
+    """The content of adapter_config.json, checked, with what its format version leaves unsaid."""
+    config = check_fields(content, {"peft_type": str}, where=where)
     types = peft_types()
     if config["peft_type"] not in types.values():
         raise UserError(f"{where}: peft_type {config['peft_type']!r}; allowed: {', '.join(types.values())}")
-    fields = {
-        "format_version": int,
-        "method": dict,
-        "backbone": dict,
-        "vocabulary": dict,
-        "tensors": dict,
-        "one_file_per_task": bool,
-        "accounting": dict,
-    }
-    for key, kind in fields.items():
-        if key not in config or type(config[key]) is not kind:
-            found = f"{config[key]!r:.80}" if key in config else "nothing"
-            raise UserError(f"{where}: needs {key!r} ({kind.__name__}); got {found}")
-        if key == "format_version" and config[key] != FORMAT_VERSION:
-            raise UserError(f"{where}: format_version {config[key]!r}; this version of hra_jax reads {FORMAT_VERSION}")
-    for part, keys in {"method": ("name",), "backbone": ("name", "fingerprint")}.items():
-        for key in keys:
-            if not isinstance(config[part].get(key), str):
-                raise UserError(f"{where}: needs a string {part}.{key}; got {config[part].get(key)!r}")
-    method, peft_type = config["method"]["name"], config["peft_type"]
-    if types.get(method) != peft_type:
-        raise UserError(f"{where}: method {method!r} and peft_type {peft_type!r} do not go together")
+    version = check_fields(config, {"format_version": int}, where=where)["format_version"]
+    if version not in _FIELDS:
+        known = ", ".join(map(str, _FIELDS))
+        raise UserError(f"{where}: format_version {version!r}; this version of hra_jax reads {known}")
+    config = check_fields(_UNSAID[version] | config, _FIELDS[version], where=where)
+    check_fields(config["backbone"], {"name": str, "fingerprint": str}, where=f"{where}: backbone")
+    method = check_fields(config["method"], {"name": str}, where=f"{where}: method")["name"]
+    if types.get(method) != config["peft_type"]:
+        raise UserError(f"{where}: method {method!r} and peft_type {config['peft_type']!r} do not go together")
+    check_fields(config["tensors"], {"shared": dict, "task": dict}, where=f"{where}: tensors")
     for part in ("shared", "task"):
-        _check_declared(config["tensors"].get(part), where=f"{where}: tensors.{part}")
+        _check_declared(config["tensors"][part], where=f"{where}: tensors.{part}")
+    return config
 
 
-def _check_declared(declared: object, *, where: str) -> None:
+def _check_declared(declared: dict[str, Any], *, where: str) -> None:
     """Checks {path: {"shape", "dtype"}} of adapter_config.json."""
-    if not isinstance(declared, dict):
-        raise UserError(f"{where} must be an object of tensors; got {declared!r:.80}")
     for path, entry in declared.items():
-        shape = entry.get("shape") if isinstance(entry, dict) else None
-        if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
-            raise UserError(f"{where}.{path}: needs a 'shape', a list of sizes; got {entry!r:.80}")
-        if entry.get("dtype") not in _FLOATS:
-            raise UserError(f"{where}.{path}: dtype {entry.get('dtype')!r}; allowed: {', '.join(_FLOATS)}")
+        check_fields(entry, {"shape": list, "dtype": str}, where=f"{where}.{path}")
+        if any(type(size) is not int or size < 0 for size in entry["shape"]):
+            raise UserError(f"{where}.{path}: the 'shape' must be a list of sizes; got {entry['shape']!r:.80}")
+        if entry["dtype"] not in _FLOATS:
+            raise UserError(f"{where}.{path}: dtype {entry['dtype']!r}; allowed: {', '.join(_FLOATS)}")
     try:
         unflatten(declared, separator=".")
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
 
 
-def _task_file(entry: dict, *, where: str) -> str:
+def _task_file(entry: dict[str, Any], *, where: str) -> str:
     """The file of a task's own tensors; only a plain file of the folder's `tasks/` will do."""
     file = entry.get("file")
     if not isinstance(file, str) or not _TASK_FILE.fullmatch(file):
@@ -359,7 +335,7 @@ def _task_file(entry: dict, *, where: str) -> str:
     return file
 
 
-def _check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, dict], *, where: str) -> None:
+def _check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, dict[str, Any]], *, where: str) -> None:
     for what, names in (("is missing", expected.keys() - tensors), ("is not declared", tensors.keys() - expected)):
         if names:
             count = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
@@ -372,5 +348,5 @@ def _check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, dic
             raise UserError(f"{where}: tensor {name!r} holds NaN or infinite weights; all must be finite")
 
 
-def _subtree(tensors: Mapping[str, np.ndarray], paths: Iterable[str], prefix: str) -> dict:
+def _subtree(tensors: Mapping[str, np.ndarray], paths: Iterable[str], prefix: str) -> dict[str, Any]:
     return unflatten({path: tensors[prefix + path] for path in paths}, separator=".")

@@ -36,7 +36,7 @@ with epy.lazy_imports():
     import jax.numpy as jnp
 
 if TYPE_CHECKING:
-    from hra_jax.models.config import EncoderConfig
+    from hra_jax.models.encoder_config import EncoderConfig
 
 Params = tuple[Tree, Tree]  # (all_layers, per_layer) of `Bound`, without the layer axis
 DropoutKey = Callable[[], "jax.Array | None"]  # gives a key for dropout; None where the pass is deterministic
@@ -107,17 +107,22 @@ class Adapter:
     uses_dropout: ClassVar[bool] = False
     adapts_layers: ClassVar[bool] = True
 
-    layers: tuple[int, ...] = setting((), _LAYERS, "numbers of the adapted layers, from 0; () means all")
+    layers: tuple[int, ...] = setting((), _LAYERS, "numbers of the adapted layers, from 0; () for all")
     output: str = setting(
         "backbone",
-        one_of(OUTPUTS),
-        "output layer: backbone | task (owns a correction) | characters, sentencepiece (owns it, and a new vocabulary "
-        "of its training texts) | shared_characters, shared_sentencepiece (one for all tasks)",
+        one_of(lambda: OUTPUTS),
+        "output layer: backbone; task (each task owns a correction); characters, sentencepiece (each task owns it, "
+        "with a new vocabulary of its training texts); shared_characters, shared_sentencepiece (one for all tasks)",
     )
     output_size: int = setting(
         0, integer(0), "outputs with a new vocabulary; 0: as many as the largest vocabulary needs"
     )
-    dropout: float = setting(0.0, number(0, 1), "0 to 1, in training; what is dropped stands in the method's own file")
+    dropout: float = setting(
+        0.0,
+        number(0, 1),
+        "in training, of the state before the head (hra), the bottleneck (residual), or a projection's input on the "
+        "low-rank path (lora)",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self, self.name)
@@ -234,7 +239,7 @@ class Adapter:
         """The output y `[B, T, out]` of the affine map `name` of x `[B, T, in]`, adapted.
 
         `params` is (all_layers, per_layer) of `Bound` with the layer axis taken off; `rng()` gives a key for dropout,
-        or None where the pass is deterministic. The names are those of `models.config.affine_maps`.
+        or None where the pass is deterministic. The names are those of `models.encoder_config.affine_maps`.
         """
         del params, name, x, rng
         return y

@@ -38,11 +38,11 @@ with epy.lazy_imports():
     import jax.numpy as jnp
     import torch
 
-    from hra_jax.models import config as encoder_config
+    from hra_jax.models import encoder_config
 
 if TYPE_CHECKING:
     from hra_jax.adapters.heads import Head
-    from hra_jax.models.config import EncoderConfig
+    from hra_jax.models.encoder_config import EncoderConfig
 
 
 @register

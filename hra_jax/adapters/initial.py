@@ -1,10 +1,8 @@
-"""The weights that an adapter run starts with: new ones, or those of an exported adapter with new tasks beside them."""
-
-from __future__ import annotations
+"""The weights that an adapter run starts with: new ones, or those of an exported adapter, with rows for new tasks."""
 
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,32 +11,54 @@ from etils import epath
 
 from hra_jax.adapters import adapter_folder, methods, task_rows
 from hra_jax.adapters.base import Adapter, no_parameters
-from hra_jax.adapters.weights import Tree
 from hra_jax.console import near_matches
 from hra_jax.errors import UserError
+from hra_jax.models.encoder_config import EncoderConfig
 
-if TYPE_CHECKING:
-    from hra_jax.models.config import EncoderConfig
-
-_CHUNK = 4096  # rows that are drawn at a time
+_CHUNK = 4096  # rows drawn at once
 NEW_TASKS = ("zero", "mean")
 
 
-def new_weights(adapter: Adapter, key: jax.Array, encoder: EncoderConfig, tasks: int) -> Tree:
-    """A new adapter: {'shared', 'tasks'}, float32; row i does not depend on how many there are."""
+def new_weights(adapter: Adapter, key: jax.Array, encoder: EncoderConfig, tasks: int) -> dict[str, Any]:
+    """The weights of a new adapter, {'shared', 'tasks'}, float32; row i does not depend on the number of tasks."""
     shared_key, task_key = jax.random.split(key)
     rows = task_rows.init_rows(adapter, task_key, encoder, jnp.arange(tasks))
     return {"shared": adapter.init_common(shared_key, encoder), "tasks": rows}
 
 
-def new_weights_on_host(adapter: Adapter, key: jax.Array, encoder: EncoderConfig, tasks: int) -> Tree:
-    """As `new_weights`, numpy; the device never holds more than some thousand rows."""
+def new_weights_on_host(adapter: Adapter, key: jax.Array, encoder: EncoderConfig, tasks: int) -> dict[str, Any]:
+    """The same as numpy arrays; the device never holds more than some thousand rows."""
     shared_key, task_key = jax.random.split(key)
     draw = jax.jit(lambda ids: task_rows.init_rows(adapter, task_key, encoder, ids))
     size = min(tasks, _CHUNK)
     parts = [jax.device_get(draw(jnp.arange(first, first + size))) for first in range(0, tasks, size)]
     rows = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:tasks], *parts)
     return {"shared": jax.device_get(adapter.init_common(shared_key, encoder)), "tasks": rows}
+
+
+def new_rows(adapter: Adapter, key: jax.Array, encoder: EncoderConfig, ids: jax.Array) -> dict[str, Any]:
+    """The rows of those numbers alone, as `new_weights` draws them."""
+    _, task_key = jax.random.split(key)
+    return task_rows.init_rows(adapter, task_key, encoder, ids)
+
+
+def check_new_task(new_task: str, tasks: Collection[str], *, where: str, source: str = "") -> None:
+    """Refuses what a new task cannot start as: anything but zero, mean (of at least one task), and a task's name.
+
+    Args:
+      new_task: what the user asks for.
+      tasks: the tasks that there are.
+      where: the start of the error line.
+      source: where the tasks are, for the error line: ` of adapter.start`.
+
+    Raises:
+      UserError: one line.
+    """
+    if new_task not in (*NEW_TASKS, *tasks):
+        hint = near_matches(new_task, [*NEW_TASKS, *tasks])
+        raise UserError(f"{where}: neither zero, mean nor a task{source}; {hint}")
+    if new_task == "mean" and not tasks:
+        raise UserError(f"{where}: there is no task{source} to take the mean of; allowed: zero")
 
 
 def read_start(folder: str, *, fingerprint: str) -> adapter_folder.ExportedAdapter:
@@ -48,12 +68,7 @@ def read_start(folder: str, *, fingerprint: str) -> adapter_folder.ExportedAdapt
       UserError: not an adapter folder, or one of another backbone.
     """
     exported = adapter_folder.read_adapter(folder)
-    trained_on = exported.config["backbone"]
-    if trained_on["fingerprint"] != fingerprint:
-        raise UserError(
-            f"adapter.start = {folder!r}: trained on the backbone {trained_on['name']!r} "
-            f"({trained_on['fingerprint'][:12]}), but this run's has the fingerprint {fingerprint[:12]}"
-        )
+    adapter_folder.check_backbone(exported, fingerprint, name="this run's", where=f"adapter.start = {folder!r}")
     return exported
 
 
@@ -79,7 +94,7 @@ def content_hash(folder: str) -> str:
 
 
 def started_rows(
-    rows: Tree, names: Sequence[str], start: adapter_folder.ExportedAdapter, *, new_task: str
+    rows: dict[str, Any], names: Iterable[str], start: adapter_folder.ExportedAdapter, *, new_task: str
 ) -> list[int]:
     """Fills a bank of new rows with what an exported adapter has for them; a task it lacks starts as `new_task` says.
 
@@ -95,11 +110,7 @@ def started_rows(
     Raises:
       UserError: `new_task` is neither of the words nor a task of the exported adapter.
     """
-    if new_task not in (*NEW_TASKS, *start.tasks):
-        hint = near_matches(new_task, [*NEW_TASKS, *start.tasks])
-        raise UserError(f"adapter.new_task = {new_task!r}: neither zero, mean nor a task of adapter.start; {hint}")
-    if new_task == "mean" and not start.tasks:
-        raise UserError("adapter.new_task = 'mean': adapter.start has no tasks; allowed is 'zero'")
+    check_new_task(new_task, start.tasks, where=f"adapter.new_task = {new_task!r}", source=" of adapter.start")
     given = {name: no_parameters() | tree for name, tree in start.tasks.items()}
     template = None
     if new_task == "mean":

@@ -29,10 +29,10 @@ with epy.lazy_imports():
     import jax
     import jax.numpy as jnp
 
-    from hra_jax.models import config as encoder_config
+    from hra_jax.models import encoder_config
 
 if TYPE_CHECKING:
-    from hra_jax.models.config import AffineMap, EncoderConfig
+    from hra_jax.models.encoder_config import AffineMap, EncoderConfig
 
 
 @register

@@ -32,7 +32,10 @@ with epy.lazy_imports():
     import jax.numpy as jnp
 
 if TYPE_CHECKING:
-    from hra_jax.models.config import EncoderConfig
+    from ml_collections import ConfigDict
+
+    from hra_jax.adapters.settings import AdapterSettings
+    from hra_jax.models.encoder_config import EncoderConfig
 
 
 # --- What there is ----------------------------------------------------------------------------------------------------
@@ -138,29 +141,33 @@ def from_folder(config: Mapping[str, Any]) -> Adapter:
     return from_settings(settings)
 
 
-def from_groups(
-    adapter_settings: Mapping[str, Any], own_settings: Mapping[str, Any], *, output_size: int = 0
-) -> Adapter:
+def own_settings(config: ConfigDict) -> dict[str, Any]:
+    """The settings that only the method `config.adapter.name` has: the group of its name, {} without one."""
+    name = config.adapter.name
+    return dict(config[name].to_dict()) if name in config else {}
+
+
+def from_config(adapter: AdapterSettings, own: Mapping[str, Any], *, output_size: int = 0) -> Adapter:
     """The method of a run's configuration.
 
     Args:
-      adapter_settings: the group `adapter`: 'name', and what all methods have; what is no setting of a method is passed
-        over.
-      own_settings: the group of the method's own name; empty for a method without settings of its own.
+      adapter: the group `adapter`, what all methods have.
+      own: from `own_settings`.
       output_size: outputs that hold every vocabulary, where tasks have their own.
 
     Raises:
       UserError: as for `from_settings`.
     """
-    name, common = adapter_settings["name"], [said.name for said in settings_of(Adapter)]
-    METHODS.find(name, setting="adapter.name")
-    values = {key: adapter_settings[key] for key in common if key in adapter_settings}
-    if not METHODS[name].adapts_layers:
-        del values["layers"]  # a configuration that chooses some is refused before; `params` counts every method
-    values["output_size"] = output_size if adapter_settings["output"] in OWN_VOCABULARIES else 0
-    if not _setting(METHODS[name], "output").rule.accepts(values["output"]) and takes_output(name, values["output"]):
+    cls = METHODS.find(adapter.name, setting="adapter.name")
+    values: dict[str, Any] = {"output": adapter.output, "dropout": adapter.dropout}
+    # A configuration that chooses some all the same is refused before; `hra_jax.params` counts every method.
+    if cls.adapts_layers:
+        values["layers"] = adapter.layers
+    if adapter.output in OWN_VOCABULARIES:
+        values["output_size"] = output_size
+    if not _setting(cls, "output").rule.accepts(adapter.output) and takes_output(adapter.name, adapter.output):
         del values["output"]
-    return from_settings({"name": name, **values, **own_settings})
+    return from_settings({"name": adapter.name, **values, **own})
 
 
 def settings(adapter: Adapter) -> dict[str, Any]:
@@ -197,7 +204,7 @@ def check(adapter: Adapter, encoder: EncoderConfig) -> None:
 
 def _check_layer(adapter: Adapter, encoder: EncoderConfig, shared: Any, rows: Any) -> None:
     """Traces what an adapter does after one layer."""
-    from hra_jax.models import config as encoder_config
+    from hra_jax.models import encoder_config
 
     maps = encoder_config.affine_maps(encoder)
 

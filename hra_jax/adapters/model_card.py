@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from hra_jax.adapters.methods import METHODS
-from hra_jax.console import bounds, markdown_cell, percent
+from hra_jax.console import bounds, listed, markdown_cell, percent
 from hra_jax.tasks.names import BASE_TASK
 
 _MOST_LISTED = 50  # task names
@@ -29,8 +29,8 @@ def model_card(config: Mapping[str, Any], names: list[str], results: Mapping[str
     shared, per_task, whole = (account[f] for f in ("shared_parameters", "parameters_per_task", "backbone_parameters"))
     total = shared + len(names) * per_task
     method = config["method"]["name"]
-    listed = ", ".join(markdown_cell(name) for name in names[:_MOST_LISTED])
-    more = f" and {len(names) - _MOST_LISTED} more (tasks.json)" if len(names) > _MOST_LISTED else ""
+    listing = listed(names, most=_MOST_LISTED, show=markdown_cell)
+    where = " (all of them: tasks.json)" if len(names) > _MOST_LISTED else ""
     example = names[0] if names else BASE_TASK
     lines = [
         f"# Adapter `{method}` for {len(names)} tasks on `{backbone}`",
@@ -39,7 +39,7 @@ def model_card(config: Mapping[str, Any], names: list[str], results: Mapping[str
         "",
         f"- Backbone: `{backbone}`, fingerprint `{config['backbone']['fingerprint']}`",
         f"- Method: `{json.dumps(config['method'], sort_keys=True)}`",
-        f"- Tasks: {listed}{more}",
+        f"- Tasks: {listing}{where}",
         f"- Parameters: {shared:,} shared + {len(names):,} tasks x {per_task:,} = {total:,}, {total / whole:.2%} of "
         f"the backbone's {whole:,}",
         "",

@@ -22,7 +22,7 @@ from hra_jax.config.settings import one_of, setting
 if TYPE_CHECKING:
     import jax
 
-    from hra_jax.models.config import EncoderConfig
+    from hra_jax.models.encoder_config import EncoderConfig
 
 
 @register

@@ -33,7 +33,7 @@ with epy.lazy_imports():
 if TYPE_CHECKING:
     import jax
 
-    from hra_jax.models.config import EncoderConfig
+    from hra_jax.models.encoder_config import EncoderConfig
 
 _EPS = 1e-5  # of the norm
 

@@ -15,7 +15,7 @@ from hra_jax.adapters.weights import Tree
 
 if TYPE_CHECKING:
     from hra_jax.adapters.base import Adapter
-    from hra_jax.models.config import EncoderConfig
+    from hra_jax.models.encoder_config import EncoderConfig
 
 NO_TASK = -1  # its number in a batch
 NO_ROW = np.iinfo(np.int32).max  # fills the slots of a list of row numbers that name no row

@@ -1,29 +1,32 @@
 """Configurations: find them by name, load, check, store and compare them.
 
 A configuration file is Python with a function `get_config()` that returns a locked `ml_collections.ConfigDict`. Every
-key stands in `configs/base.py`; every other file starts from `load("base")` and holds differences only. `RULES` says
-what is allowed for each key, and `validate_config` applies it before anything expensive starts.
+key is in `load("base")`, from which every other file starts to hold differences only. `keys.rules` says what is
+allowed for each key, and `validate_config` applies it before anything expensive starts.
 """
 
-import difflib
+import contextvars
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from hra_jax.config.keys import OWN_VOCABULARIES, PIECE_VOCABULARIES, RULES, SHARED_VOCABULARIES
-from hra_jax.console import near_matches
+from hra_jax.config import keys, renamed
+from hra_jax.config.keys import flatten_config
+from hra_jax.console import did_you_mean, near_matches
 from hra_jax.errors import UserError
 
 # Installed, the files are package data in the package; in a checkout they are at the top level.
 _ROOTS = (epath.Path(__file__).parents[1] / "configs", epath.Path(__file__).parents[2] / "configs")
 _FOLDERS = {"configs": ".", "suites": "suites"}
 
+FORMAT = 2  # of config.json; 1 has no number, and keys that `renamed` knows
+
 # A run may be continued with other values of these groups and keys: the weights and the data order stay what they are.
-RESUMABLE = ("steps", "eval", "checkpoint", "profile", "mesh", "distributed", "log")
+RESUMABLE = ("steps", "eval", "checkpoint", "profile", "mesh", "distributed")
 
 
 def _root() -> epath.Path:
@@ -41,11 +44,10 @@ def ready_made_names(*, kind: str = "configs") -> list[str]:
 
 def near_key(key: str) -> str:
     """Returns the end of an error line about the unknown key `key`: near matches, or the groups of keys."""
-    groups = tuple(dict.fromkeys(name.split(".")[0] for name in RULES))
-    hint = near_matches(key, tuple(dict.fromkeys((*RULES, *groups))))
-    if hint.startswith("did you mean"):
-        return hint
-    return f"allowed: {', '.join(name if name in RULES else f'{name}.*' for name in groups)}"
+    known = tuple(keys.rules())
+    groups = tuple(dict.fromkeys(name.split(".")[0] for name in known))
+    hint = did_you_mean(key, dict.fromkeys((*known, *groups)))
+    return hint or f"allowed: {', '.join(name if name in known else f'{name}.*' for name in groups)}"
 
 
 def find_config(name_or_path: str, *, kind: str = "configs") -> epath.Path:
@@ -77,21 +79,29 @@ def find_config(name_or_path: str, *, kind: str = "configs") -> epath.Path:
     raise UserError(f"unknown {noun} {str(name_or_path)!r}: neither a file nor a ready-made {noun}; {hint}")
 
 
-def load_config(name_or_path: str, *, kind: str = "configs") -> ConfigDict:
+# Whether the file that asks for a configuration is one itself: it may then set keys of earlier versions.
+_loading = contextvars.ContextVar("loading", default=False)
+
+
+def load_config(name_or_path: str, *, kind: str = "configs", unfinished: bool = False) -> ConfigDict:
     """Runs `get_config()` of a configuration or suite file and locks what it returns.
 
     Args:
       name_or_path: as in `find_config`.
       kind: "configs" or "suites".
+      unfinished: for who goes on to set keys, those of earlier versions too, and then calls `renamed.settle`.
 
     Returns:
-      The locked ConfigDict, not yet checked by `validate_config`.
+      The locked ConfigDict, not yet checked by `validate_config`. Keys of earlier versions are translated, with a line
+      on stderr each.
 
     Raises:
       UserError: no such file, or the file is wrong (an unknown key, a value of another type, a syntax error).
     """
     path = find_config(name_or_path, kind=kind)
     namespace: dict[str, Any] = {"__name__": f"hra_jax_config_{path.stem}", "__file__": str(path)}
+    inside = _loading.get()
+    token = _loading.set(True)
     try:
         exec(compile(path.read_text(), str(path), "exec"), namespace)
         config = namespace["get_config"]()
@@ -99,9 +109,14 @@ def load_config(name_or_path: str, *, kind: str = "configs") -> ConfigDict:
         raise
     except (SyntaxError, NameError, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
         raise UserError(f"{path}: {_reason(error)}") from error
+    finally:
+        _loading.reset(token)
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}; allowed: an ml_collections ConfigDict")
-    return config.lock()
+    config.lock()
+    if kind == "configs" and "optimizer" in config:  # of a run, and no suite
+        (renamed.accept_old_keys if inside or unfinished else renamed.settle)(config)
+    return config
 
 
 def _reason(error: Exception) -> str:
@@ -117,19 +132,6 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def flatten_config(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {dotted key: value} with the keys in sorted order: `{"adapter.name": "hra", ...}`."""
-    return dict(sorted(_leaves(config, "")))
-
-
-def _leaves(config: ConfigDict | Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, (ConfigDict, Mapping)):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 # --- What is allowed --------------------------------------------------------------------------------------------------
 
 
@@ -142,18 +144,16 @@ def validate_config(config: ConfigDict) -> None:
     Raises:
       UserError: one line that names the key, the value and what is allowed.
     """
-    flat = flatten_config(config)
+    flat, rules = flatten_config(config), keys.rules()
     for key in flat:
-        if key not in RULES:
+        if key not in rules:
             raise UserError(f"unknown config key {key!r}; {near_key(key)}")
-    for key, rule in RULES.items():
+    for key, rule in rules.items():
         if key not in flat:
             raise UserError(f"config key {key!r} is missing; allowed: {rule.describe()}")
         if not rule.accepts(flat[key]):
-            hint = ""
-            if rule.choices is not None and difflib.get_close_matches(str(flat[key]), rule.choices()):
-                hint = f" ({near_matches(str(flat[key]), rule.choices())})"
-            raise UserError(f"config.{key} is {flat[key]!r}; allowed: {rule.describe()}{hint}")
+            hint = "" if rule.choices is None else did_you_mean(str(flat[key]), rule.choices())
+            raise UserError(f"config.{key} is {flat[key]!r}; allowed: {rule.describe()}{hint and f' ({hint})'}")
     for key in ("eval.suite", "eval.select_suite"):
         if flat[key]:
             _check_suite(key, flat[key])
@@ -162,26 +162,29 @@ def validate_config(config: ConfigDict) -> None:
         value = flat["data.max_seconds"]
         raise UserError(f"config.data.max_seconds is {value!r}; allowed: at most {limit!r}, the last of batch.buckets")
     _check_read(flat)
-    if flat["export.from"] != "last" and not flat["eval.select_suite"]:
-        value = flat["export.from"]
-        raise UserError(f"config.export.from is {value!r}; allowed: 'last' where config.eval.select_suite is ''")
-    if flat["export.from"] == "best_per_task" and (flat["method"] != "adapter" or _shares_what_trains(flat)):
+    from hra_jax.adapters.settings import shares_what_trains  # imported late, as the classes of `keys.groups`
+
+    if flat["export.step"] != "last" and not flat["eval.select_suite"]:
+        value = flat["export.step"]
+        raise UserError(f"config.export.step is {value!r}; allowed: 'last' where config.eval.select_suite is ''")
+    if flat["export.step"] == "best_per_task" and (flat["method"] != "adapter" or shares_what_trains(flat)):
         raise UserError(
-            "config.export.from is 'best_per_task'; allowed: 'last', 'best' where the tasks share what is trained "
+            "config.export.step is 'best_per_task'; allowed: 'last', 'best' where the tasks share what is trained "
             "(config.adapter.train 'tasks' keeps what they share as it is)"
         )
 
 
 def _check_read(flat: Mapping[str, Any]) -> None:
     """Refuses settings of adapters that nothing would read."""
-    from hra_jax.adapters.methods import METHODS  # imported late: the classes there take their rules from this package
+    from hra_jax.adapters.methods import METHODS  # imported late, as the classes of `keys.groups`
+    from hra_jax.adapters.outputs import OWN_VOCABULARIES, PIECE_VOCABULARIES, SHARED_VOCABULARIES
 
     if flat["adapter.output_size"] and flat["adapter.output"] not in OWN_VOCABULARIES:
         value, outputs = flat["adapter.output_size"], _either(OWN_VOCABULARIES)
         raise UserError(f"config.adapter.output_size is {value}; allowed: 0 unless config.adapter.output is {outputs}")
     if flat["adapter.output"] not in PIECE_VOCABULARIES or flat["adapter.start"]:
         # With a start the vocabularies there say how many pieces those of new tasks may have.
-        value, default = flat["adapter.output_pieces"], load_config("base").adapter.output_pieces
+        value, default = flat["adapter.output_pieces"], keys.defaults()["adapter.output_pieces"]
         if value != default:
             raise UserError(
                 f"config.adapter.output_pieces is {value}; allowed: {default} unless config.adapter.output is "
@@ -190,6 +193,9 @@ def _check_read(flat: Mapping[str, Any]) -> None:
     if flat["adapter.layers"] and not METHODS[flat["adapter.name"]].adapts_layers:
         value, name = flat["adapter.layers"], flat["adapter.name"]
         raise UserError(f"config.adapter.layers is {value}; allowed: () with config.adapter.name {name!r}")
+    if flat["adapter.dropout"] and flat["method"] == "adapter" and not METHODS[flat["adapter.name"]].uses_dropout:
+        value, name = flat["adapter.dropout"], flat["adapter.name"]
+        raise UserError(f"config.adapter.dropout is {value}; allowed: 0.0 with config.adapter.name {name!r}")
     if flat["adapter.start"] and flat["method"] != "adapter":
         value, method = flat["adapter.start"], flat["method"]
         raise UserError(f"config.adapter.start is {value!r}; allowed: '' with config.method {method!r}")
@@ -206,15 +212,6 @@ def _either(values: Sequence[str]) -> str:
     return f"{', '.join(some)} or {last}"
 
 
-def _shares_what_trains(flat: Mapping[str, Any]) -> bool:
-    from hra_jax.adapters.methods import METHODS  # imported late: the classes there take their rules from this package
-
-    shares = (
-        METHODS[flat["adapter.name"]]().own_formula().shared != "0" or flat["adapter.output"] in SHARED_VOCABULARIES
-    )
-    return flat["adapter.train"] == "all" and shares
-
-
 def _check_suite(key: str, name: str) -> None:
     try:
         find_config(name, kind="suites")
@@ -226,29 +223,74 @@ def _check_suite(key: str, name: str) -> None:
 
 
 def config_to_json(config: ConfigDict) -> str:
-    """Returns the configuration as indented JSON, keys sorted; tuples become lists."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    """Returns the configuration as indented JSON with the number of its format, keys sorted; tuples become lists."""
+    return json.dumps({"format": FORMAT, **config.to_dict()}, indent=2, sort_keys=True) + "\n"
 
 
-def config_from_json(text: str) -> ConfigDict:
+def config_from_json(text: str, *, notify: bool = True) -> ConfigDict:
     """Reads what `config_to_json` wrote: lists become tuples again, and the result is locked.
 
+    What an earlier version wrote is translated: old keys with the values that acted, and keys that it lacks as they
+    were meant then.
+
+    Args:
+      text: of a config.json.
+      notify: whether a line on stderr tells of each old key that had been set.
+
     Raises:
-      UserError: the text is not a JSON object.
+      UserError: the text is not a JSON object, or was written by a newer version.
     """
+    found = _translated(text)
+    if notify:
+        renamed.tell(found.notices.values())
+    return keys.nest_config(found.flat)
+
+
+def _translated(text: str) -> renamed.Translation:
+    """The stored configuration in today's keys; there is no notice of old keys that had their default."""
+    stored = _stored(text)
+    format = stored.pop("format", 1)
+    if format not in range(1, FORMAT + 1):
+        raise UserError(f"the stored configuration has format {format!r}; allowed: at most {FORMAT}, of this version")
+    flat = flatten_config(_tuples(stored))
+    if format == FORMAT:
+        return renamed.Translation(renamed.complete(flat), {}, {})
+    found = renamed.translate(flat)
+    notices = {key: line for key, line in found.notices.items() if flat[key] != renamed.RENAMED[key].default}
+    return renamed.Translation(renamed.complete(found.flat), notices, found.conflicts)
+
+
+def _stored(text: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"the stored configuration is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"the stored configuration is a JSON {type(values).__name__}; allowed: an object")
-    return ConfigDict(_tuples(values)).lock()
+    return values
 
 
 def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def stored_difference(text: str, config: ConfigDict, *, trains: bool = True) -> list[str]:
+    """As `config_difference`, of a run's config.json; it may be of an earlier version.
+
+    Args:
+      text: of the config.json.
+      config: the configuration that the run would be continued with.
+      trains: whether there are steps left to train. If not, old values that no key of today can have are no obstacle.
+    """
+    found = _translated(text)
+    lines = [
+        line
+        for line in config_difference(keys.nest_config(found.flat), config)
+        if line.split(":")[0] not in found.conflicts
+    ]
+    return lines + (list(found.conflicts.values()) if trains else [])
 
 
 def config_difference(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -55,12 +55,13 @@ def check_settings(instance: Any, group: str) -> None:
     """Checks every setting of a dataclass instance against its rule.
 
     Raises:
-      UserError: `group.name = value: allowed is ...`, for the first that is refused.
+      UserError: `group.name = value: allowed: ...`, for the first that is refused; `group` may be ''.
     """
     for name, _, rule, _ in settings_of(type(instance)):
         value = getattr(instance, name)
         if not rule.accepts(value):
-            raise UserError(f"{group}.{name} = {value!r}: allowed: {rule.describe()}")
+            key = f"{group}.{name}" if group else name
+            raise UserError(f"{key} = {value!r}: allowed: {rule.describe()}")
 
 
 # --- Rules ------------------------------------------------------------------------------------------------------------

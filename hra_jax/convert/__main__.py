@@ -3,18 +3,16 @@
 python -m hra_jax.convert --source w2v-bert-2.0 --output backbones/w2v_bert --dtype bfloat16
 
 The source is a folder as published: config.json, preprocessor_config.json, model.safetensors or its shards, and the
-files of the tokenizer where the model has a CTC head. Families: w2v-BERT 2.0, wav2vec2-conformer, Parakeet CTC, LASR
-(MedASR), the speech encoder of SeamlessM4T v2.
+files of the tokenizer where the model has a CTC head. `--help` lists the families that can be converted; each is a file
+of hra_jax/convert/families.
 """
 
-import sys
-
 import rich.console
-import rich.table
-import rich.text
 from absl import flags
 
 from hra_jax import cli
+from hra_jax.console import stdout, table
+from hra_jax.convert import families
 from hra_jax.convert.conversion import Report, convert
 from hra_jax.errors import UserError
 
@@ -23,7 +21,6 @@ FLAGS = flags.FLAGS
 
 def print_report(report: Report, *, console: rich.console.Console | None = None) -> None:
     """Prints what was converted, and every source tensor that was not used with the reason."""
-    console = console or rich.console.Console(width=None if sys.stdout.isatty() else 120)
     encoder, seconds = report.encoder, report.features.stride / report.features.sample_rate
     rows = {
         "backbone": str(report.folder),
@@ -36,18 +33,17 @@ def print_report(report: Report, *, console: rich.console.Console | None = None)
         "license": report.info["license"],
         "fingerprint": report.fingerprint,
     }
-    table = rich.table.Table(show_header=False)
-    for cells in rows.items():
-        table.add_row(*map(rich.text.Text, cells))
-    for entry in report.ignored:
-        count = f"{entry.tensors} tensor{'s' * (entry.tensors > 1)}"
-        table.add_row("not used", rich.text.Text(f"{entry.pattern} ({count}): {entry.reason}"))
-    console.print(table)
+    unused = [
+        ("not used", f"{entry.pattern} ({entry.tensors} tensor{'s' * (entry.tensors > 1)}): {entry.reason}")
+        for entry in report.ignored
+    ]
+    (console or stdout(width=120)).print(table((), [*rows.items(), *unused]))
 
 
 def define_flags() -> None:
     """The flags of this command."""
-    flags.DEFINE_string("source", None, "Folder as published.", required=True)
+    names = ", ".join(family.name for family in families.known().values())
+    flags.DEFINE_string("source", None, f"Folder as published, of one of the families {names}.", required=True)
     flags.DEFINE_string("output", None, "Backbone folder to make.", required=True)
     flags.DEFINE_string("dtype", "float32", "Storage dtype: float32 or bfloat16.")
     flags.DEFINE_string("name", None, "Name of the backbone; the name of the source folder where none is given.")
@@ -58,8 +54,8 @@ def define_flags() -> None:
     )
 
 
-def main(argv) -> None:
-    """Entry point."""
+def main(argv: list[str]) -> None:
+    """Converts what the flags name and prints the report."""
     if argv[1:]:
         raise UserError(f"{argv[1]!r} is no flag of this command; allowed: --source, --output, --dtype, --name, ...")
     report = convert(
@@ -69,4 +65,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, define_flags=define_flags))
+    cli.run(main, define_flags=define_flags)

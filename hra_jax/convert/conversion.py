@@ -15,11 +15,12 @@ from hra_jax.convert.settings import Count, read_json, select
 from hra_jax.convert.tensor_rules import LAYERS, Rule
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import EncoderConfig, FeatureConfig
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.trees import flatten
-from hra_jax.text.tokenizer_files import FILES, vocabulary_from_folder
-from hra_jax.text.vocabularies import BlankVocabulary
+from hra_jax.text.tokenizer_files import FILES
+from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
 
@@ -58,7 +59,12 @@ class _Leaf(NamedTuple):
 
 
 def convert(
-    source, output, *, dtype: str = "float32", name: str | None = None, keep_batch_norm: bool = False
+    source: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    dtype: str = "float32",
+    name: str | None = None,
+    keep_batch_norm: bool = False,
 ) -> Report:
     """Converts a published folder to a backbone folder.
 
@@ -76,7 +82,7 @@ def convert(
 
     Raises:
       UserError: what is not there, is damaged or is not supported, in one line that names it. Nothing that counts as a
-        backbone is left behind.
+        backbone remains.
     """
     source, output = epath.Path(source), epath.Path(output)
     _check_folders(source, output, dtype)
@@ -104,7 +110,7 @@ def convert(
     }
     by_name = {leaf.name: leaf for leaf in leaves}
 
-    def rows(name: str):
+    def rows(name: str) -> np.ndarray | Iterator[np.ndarray]:
         found = parts(by_name[name], files)
         return next(found) if by_name[name].layers is None else found
 
@@ -151,7 +157,7 @@ def _open(source: epath.Path) -> TensorFiles:
     return TensorFiles(source)
 
 
-def _vocabulary(source: epath.Path, config: dict, family: Family, architecture: Architecture, where: str):
+def _vocabulary(source: epath.Path, config: dict, family: Family, architecture: Architecture, where: str) -> Vocabulary:
     """The vocabulary of the CTC head; the blank alone where there is no head."""
     if architecture.head is None:
         return BlankVocabulary()
@@ -161,13 +167,13 @@ def _vocabulary(source: epath.Path, config: dict, family: Family, architecture: 
     head = select(config, defaults, where=where)
     if head.vocab_size is None or head.vocab_size < 2:
         raise UserError(f"{where}: vocab_size is {head.vocab_size}; a CTC head needs at least 2 outputs")
-    found = vocabulary_from_folder(source, head.vocab_size, head.pad_token_id)
+    found = family.tokenizer(source, head.vocab_size, head.pad_token_id)
     if found is None:
         raise UserError(f"{source}: has a CTC head but no tokenizer; needed is one of {', '.join(FILES)}")
     return found
 
 
-def _described(vocabulary, architecture: Architecture) -> str:
+def _described(vocabulary: Vocabulary, architecture: Architecture) -> str:
     if architecture.head is None:
         return "the blank alone (no CTC head was published): train one, adapter.output=shared_characters or characters"
     return f"{vocabulary.size} outputs, blank {vocabulary.blank_id}"
@@ -212,7 +218,9 @@ def plan(
         for name, leaf in flatten(nn.unbox(backbone_folder.abstract_params(features, encoder)), separator=".").items()
     }
     rules = {rule.target: rule for rule in family.rules(encoder, architecture)}
-    assert set(rules) == set(shapes), f"{family.name}: {sorted(set(rules) ^ set(shapes))}"
+    for name in sorted(set(rules) ^ set(shapes)):
+        what = "lacks a rule for the tensor" if name in shapes else "has a rule for an unknown tensor"
+        raise UserError(f"family {family.name!r} {what} {name!r}; needed is one for each tensor of the backbone")
     present, used, leaves = set(files.names()), set(), []
     for name in sorted(shapes):
         rule, stacked = rules[name], name.startswith(LAYERS)
@@ -237,7 +245,7 @@ def _keys(rule: Rule, layer: int | None) -> tuple[str, ...]:
 
 
 def _unused(files: TensorFiles, used: set, family: Family, architecture: Architecture) -> tuple[Ignored, ...]:
-    found = {}
+    found: dict[tuple[str, str], int] = {}
     for key in sorted({*files.names(), *files.ignored} - used):
         why = family.reason(key, architecture)
         if why is None:

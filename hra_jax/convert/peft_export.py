@@ -16,10 +16,13 @@ from hra_jax.adapters.adapter_folder import ExportedAdapter
 from hra_jax.adapters.base import Adapter
 from hra_jax.adapters.methods import METHODS
 from hra_jax.adapters.weights import Tree
-from hra_jax.convert import families, tensor_rules
+from hra_jax.convert import families
+from hra_jax.convert.tensor_rules import LAYERS, POINTWISE
 from hra_jax.errors import UserError
 from hra_jax.models.backbone_folder import BackboneFiles
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.storage import safetensors
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import json_text
 
 _PREFIX = "base_model.model."
 
@@ -29,7 +32,7 @@ class _Names:
 
     def __init__(self, files: BackboneFiles):
         source = files.info.get("source")
-        if not isinstance(source, Mapping) or not {"model_type", "architecture"} <= set(source):
+        if not (isinstance(source, Mapping) and {"model_type", "architecture"} <= set(source)):
             raise UserError(
                 f"{files.folder}: not converted from a published model, so there is no model for PEFT to adapt; "
                 "allowed: a backbone that hra_jax.convert wrote"
@@ -44,7 +47,7 @@ class _Names:
 
     def module(self, name: str, layer: int) -> tuple[str, bool]:
         """The module of an affine map in a layer, and whether it is a convolution of one tap."""
-        return self._split(f"{tensor_rules.LAYERS}{name}.kernel", layer)
+        return self._split(f"{LAYERS}{name}.kernel", layer)
 
     def head(self) -> tuple[str, bool]:
         """As `module`, of the output layer."""
@@ -57,7 +60,7 @@ class _Names:
     def _split(self, target: str, layer: int) -> tuple[str, bool]:
         rule = self._rules[target]
         key = rule.sources[0].replace("{n}", str(layer))
-        return key.removesuffix(".weight"), rule.transform is tensor_rules.POINTWISE
+        return key.removesuffix(".weight"), rule.transform is POINTWISE
 
 
 def write(folder: epath.PathLike, exported: ExportedAdapter, task: str, method: Adapter, files: BackboneFiles) -> int:
@@ -101,7 +104,7 @@ def write(folder: epath.PathLike, exported: ExportedAdapter, task: str, method: 
         "target_modules": targets,
         "modules_to_save": saved,
     }
-    write_file(epath.Path(folder) / adapter_folder.WEIGHTS_FILE, adapter_folder.tensors_to_bytes(tensors))
+    write_file(epath.Path(folder) / adapter_folder.WEIGHTS_FILE, safetensors.to_bytes(tensors))
     write_file(epath.Path(folder) / adapter_folder.CONFIG_FILE, json_text(config))
     return len(targets)
 
@@ -110,7 +113,8 @@ def _factors(
     names: _Names, row: Tree, method: Adapter, files: BackboneFiles
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """The tensors of all adapted modules, and the modules' names."""
-    tensors, targets = {}, set()
+    tensors: dict[str, np.ndarray] = {}
+    targets: set[str] = set()
     for factor in method.peft_factors(row, files.encoder):
         module, pointwise = names.module(factor.affine_map, factor.layer)
         tensors[f"{_PREFIX}{module}.{factor.name}.weight"] = _turned(factor.kernel, pointwise)
@@ -118,7 +122,7 @@ def _factors(
     return tensors, sorted(targets)
 
 
-def _turned(kernel, pointwise: bool) -> np.ndarray:
+def _turned(kernel: np.ndarray, pointwise: bool) -> np.ndarray:
     """`[in, out]` as PyTorch has it: `[out, in]`, or `[out, in, 1]` of a convolution."""
     turned = np.asarray(kernel, np.float32).T
     return turned[:, :, None] if pointwise else turned

@@ -3,7 +3,7 @@
 import json
 import math
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -78,17 +78,17 @@ def select(values: dict, defaults: dict, *, where: str) -> SimpleNamespace:
     return SimpleNamespace(**found)
 
 
-def _short(value) -> str:
+def _short(value: Any) -> str:
     return json.dumps(value)[:60]
 
 
-def _number(value, whole: bool) -> bool:
+def _number(value: Any, whole: bool) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         return False
     return math.isfinite(value)
 
 
-def _mismatch(value, default) -> str | None:
+def _mismatch(value: Any, default: Any) -> str | None:
     """What the value should have been, where it is of another kind than the default; else None."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hra_jax.models.layers import BATCH_NORM_EPS
+from hra_jax.models.encoder_config import BATCH_NORM_EPS
 
 LAYERS = "encoder.layers."
 
@@ -54,22 +54,24 @@ def zeros(shape: tuple[int, ...]) -> Transform:
 def frequency_major(channels: int) -> Transform:
     """A projection `[O, C F]` of frames flattened channel by channel -> `[F C, O]`, of frames flattened bin by bin."""
 
-    def apply(w):
+    def apply(w: np.ndarray) -> np.ndarray:
         w = w.reshape(w.shape[0], channels, -1)  # [O, C, F]
         return w.transpose(2, 1, 0).reshape(-1, w.shape[0])
 
     return Transform(apply, lambda s: (s[::-1],))
 
 
-def _gain(scale, variance):
+def _gain(scale: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + BATCH_NORM_EPS)
 
 
-def _folded_kernel(w, scale, variance):
+def _folded_kernel(w: np.ndarray, scale: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return (w[:, 0, :].T * _gain(scale, variance)).astype(np.float32)
 
 
-def _folded_bias(scale, bias, mean, variance, convolution=None):
+def _folded_bias(
+    scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, variance: np.ndarray, convolution: np.ndarray | None = None
+) -> np.ndarray:
     # At the borders too: the zeros beyond the signal enter the convolution, not the norm.
     offset = (0.0 if convolution is None else convolution.astype(np.float64)) - mean.astype(np.float64)
     return (offset * _gain(scale, variance) + bias.astype(np.float64)).astype(np.float32)
@@ -106,7 +108,7 @@ def norm(source: str, target: str, *, bias: bool = True) -> tuple[Rule, ...]:
 
 
 def batch_norm(source: str, *, depthwise: str, bias: bool, fold: bool) -> tuple[Rule, ...]:
-    """A depthwise convolution and the BatchNorm behind it.
+    """A depthwise convolution and the BatchNorm after it.
 
     Args:
       source: of the norm: weight, bias, running_mean, running_var.
@@ -131,8 +133,17 @@ def batch_norm(source: str, *, depthwise: str, bias: bool, fold: bool) -> tuple[
     )
 
 
-def no_head(width: int, vocabulary: int) -> tuple[Rule, ...]:
-    """The output layer of an encoder that was published without one: zeros."""
+def head(source: str | None, *, width: int, vocabulary: int, transform: Transform = LINEAR) -> tuple[Rule, ...]:
+    """The output layer; zeros where the encoder was published without one (`source` is None).
+
+    Args:
+      source: of the layer: weight and bias.
+      width: of the encoder.
+      vocabulary: number of outputs.
+      transform: of the weight.
+    """
+    if source is not None:
+        return affine(source, "output", transform)
     return (
         Rule("output.kernel", (), zeros((width, vocabulary))),
         Rule("output.bias", (), zeros((vocabulary,))),

@@ -1,10 +1,7 @@
 """Audio files to mono float32 samples at one rate."""
 
-from __future__ import annotations
-
 import io
 import os
-from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
@@ -12,9 +9,7 @@ import soxr
 from etils import epath
 
 from hra_jax.data.report import KINDS
-
-if TYPE_CHECKING:  # manifests are checked by decoding them, so that module imports this one
-    from hra_jax.data.manifest import Utterance
+from hra_jax.data.utterance import Utterance
 
 # How far a declared duration may reach beyond the end of its file before the file counts as truncated.
 _TOLERANCE_SHARE = 0.05

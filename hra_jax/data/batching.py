@@ -5,13 +5,16 @@ no part in it, so a position (what has been read, what waits) is valid for any n
 """
 
 import bisect
+import dataclasses
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from hra_jax.config.settings import Rule, check_settings, integer, is_number, number, setting
 from hra_jax.errors import UserError
 
 LABEL_MULTIPLE = 8
@@ -32,11 +35,36 @@ class BatchPlan(NamedTuple):
     rows: tuple[tuple[int, int], ...]
 
 
+def _are_buckets(value: Any) -> bool:
+    numbers = isinstance(value, tuple) and bool(value) and all(is_number(edge) and edge > 0 for edge in value)
+    return numbers and all(low < high for low, high in zip(value, value[1:], strict=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSettings:
+    """The keys `batch.*`: the size of global batches."""
+
+    seconds: float = setting(
+        64.0, number(0, above=True, unit=" (seconds of audio)"), "seconds of audio in a global batch, padding included"
+    )
+    multiple: int = setting(
+        1, integer(1), "utterances; every batch has a multiple of it; the data part of the mesh must divide it"
+    )
+    max_tasks: int = setting(32, integer(1), "distinct tasks in a global batch at most")
+    buckets: tuple[float, ...] = setting(
+        (2.0, 4.0, 8.0, 16.0),
+        Rule(lambda: "a tuple of ascending numbers above 0 (seconds), at least one", _are_buckets),
+        "length buckets, seconds, ascending; the last is the longest utterance taken",
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self, "batch")
+
+
 def check_buckets(buckets: Sequence[float]) -> tuple[float, ...]:
     """The buckets (seconds) as floats; UserError unless they are positive and ascending."""
     seconds = tuple(float(bucket) for bucket in buckets)
-    rising = all(low < high for low, high in zip(seconds, seconds[1:], strict=False))
-    if not seconds or not rising or seconds[0] <= 0 or not math.isfinite(seconds[-1]):
+    if not _are_buckets(seconds):
         raise UserError(f"buckets {list(buckets)} must be positive seconds in ascending order, at least one")
     return seconds
 
@@ -68,7 +96,7 @@ def bucket_rows(buckets: Sequence[float], *, batch_seconds: float, multiple: int
     return tuple(rows)
 
 
-def bucket_of(durations, buckets: Sequence[float]) -> np.ndarray:
+def bucket_of(durations: ArrayLike, buckets: Sequence[float]) -> np.ndarray:
     """Index of the shortest bucket that holds each duration; `len(buckets)` where none does.
 
     Args:
@@ -97,10 +125,10 @@ def label_capacities(bucket_ids: np.ndarray, label_lengths: np.ndarray, *, bucke
 class _Waiting:
     """What waits in one bucket: rows in order of arrival, grouped by task."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.by_task: dict[int, list[tuple[int, tuple[int, int]]]] = {}  # arrival number and row
         self.count = 0
-        # No batch is possible while fewer wait than this: each row that comes fills at most one place of a batch that
+        # No batch is possible while fewer wait than this: each row that comes fills at most one slot of a batch that
         # lacked so many. Most calls of `take` end here, without a search.
         self._promising = 0
 
@@ -117,7 +145,7 @@ class _Waiting:
             return None
         tasks = list(self.by_task)
         if len(tasks) > max_tasks:
-            # The oldest row goes, so that none waits for ever; the other places go to the tasks with the most rows,
+            # The oldest row goes, so that none waits for ever; the other slots go to the tasks with the most rows,
             # and among equals to the one whose first row is older.
             oldest = min(tasks, key=lambda task: self.by_task[task][0])
             others = [(len(rows), -rows[0][0], task) for task, rows in self.by_task.items() if task != oldest]

@@ -1,11 +1,11 @@
 """From references to batches of arrays, for training (endless, restorable) and for evaluation (each utterance once).
 
 Every host forms the same global batches and decodes its own rows of them, in threads, a few batches ahead. A batch is
-a dict of numpy arrays; B is this host's rows, S the samples of the bucket, U its label capacity:
+a dict of numpy arrays; B is the rows per host, S the samples of the bucket, U its label capacity:
 
-    waveform       float32 [B, S], full scale 1, zeros behind num_samples
+    waveform       float32 [B, S], full scale 1, zeros after num_samples
     num_samples    int32 [B]
-    labels         int32 [B, U], zeros behind label_lengths
+    labels         int32 [B, U], zeros after label_lengths
     label_lengths  int32 [B]
     task           int32 [B], row of the adapter bank; -1 is `__base__` (no adapter)
     weight         float32 [B], 1; 0 for padding and for audio that could not be used
@@ -31,6 +31,7 @@ from hra_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 PADDING = -1
+PREFETCH = 4  # training batches decoded ahead of the one handed out
 # By how much decoded audio may be longer than its bucket, seconds: it is cut there. Manifests and resampling round.
 _SLACK_SECONDS = 0.02
 # So many different utterances failing in a row mean that the data is not there, long before a large epoch is over.
@@ -53,7 +54,7 @@ class _Job(NamedTuple):
 
 
 class _Assembler:
-    """Fills the arrays of this host's rows in a thread pool. Which thread does what changes nothing in a batch."""
+    """Fills the arrays of one host's rows in a thread pool. Which thread does what changes nothing in a batch."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class _Assembler:
         self._rows, self._local = rows, [local_rows(number) for number in rows]
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    def submit(self, bucket: int, indices: Sequence[int], *, position: dict | None = None) -> _Job:
+    def submit(self, bucket: int, indices: Sequence[int] | np.ndarray, *, position: dict | None = None) -> _Job:
         """Starts on the global batch of these utterances, padded to the bucket's rows."""
         everyones = np.full(self._rows[bucket], PADDING, np.int64)
         everyones[: len(indices)] = indices
@@ -94,7 +95,7 @@ class _Assembler:
         }
         if self._table.symbols is not None:
             batch["symbols"] = np.repeat(self._table.symbols[-1:], share, axis=0)
-        futures = [self._pool.submit(self._fill, batch, row) for row in np.flatnonzero(mine != PADDING)]
+        futures = [self._pool.submit(self._fill, batch, row) for row in np.flatnonzero(mine != PADDING).tolist()]
         numbers = np.asarray(indices, np.int64)
         tasks = np.unique(self._table.task[numbers])
         seconds = float(self._table.duration[numbers].sum())
@@ -126,14 +127,14 @@ class _Assembler:
             seconds, allowed = samples.size / table.sample_rate, limit / table.sample_rate
             raise audio.AudioError("too_long", f"{seconds:g} s of audio; its bucket ends at {allowed:g} s")
         samples = samples[:limit]
-        frames, needed = int(table.output_length(samples.size)), int(table.frames_needed[index])
+        frames, needed = int(table.output_length(np.asarray(samples.size))), int(table.frames_needed[index])
         if table.for_training and frames < needed:
             raise audio.AudioError("too_short", f"{frames} frames of audio; its labels need {needed}")
         return samples
 
     @property
     def share(self) -> float:
-        """Which part of the global batches this host decodes, above 0 to 1."""
+        """Which part of the global batches one host decodes, above 0 to 1."""
         return len(self._local[0]) / self._rows[0]
 
     def close(self) -> None:
@@ -148,7 +149,7 @@ def _capacities(table: UtteranceTable, buckets: Sequence[float]) -> tuple[int, .
 
 
 class TrainLoader(Iterator[Batch]):
-    """Endless training batches of this host's rows; the same global batches for any number of hosts and threads.
+    """Endless training batches, per host; the global batches are the same for any number of hosts and threads.
 
     Every epoch of a source covers each of its usable utterances once. Use it as a context manager, or call `close`.
 
@@ -168,7 +169,7 @@ class TrainLoader(Iterator[Batch]):
         multiple: int,
         max_tasks: int,
         threads: int,
-        prefetch: int,
+        prefetch: int = PREFETCH,
         report: DataReport,
         position: Mapping | None = None,
         local_rows: Callable[[int], np.ndarray] = np.arange,
@@ -186,7 +187,7 @@ class TrainLoader(Iterator[Batch]):
           prefetch: batches decoded ahead of the one handed out.
           report: names audio that fails.
           position: what `position()` of an earlier loader gave, from any number of hosts.
-          local_rows: gives the rows of a global batch that this host decodes, ascending, from the number of its rows
+          local_rows: gives the rows of a global batch that one host decodes, ascending, from the number of its rows
             (`training.sharding.local_rows`); all of them if not given.
 
         Raises:
@@ -233,7 +234,7 @@ class TrainLoader(Iterator[Batch]):
         return dict(position)
 
     def _plan(self) -> tuple[batching.BatchPlan, dict]:
-        """The next global batch, and the position behind it."""
+        """The next global batch, and the position after it."""
         plan = self._batcher.pop()
         while plan is None:
             reference = next(self._stream)
@@ -243,7 +244,7 @@ class TrainLoader(Iterator[Batch]):
         return plan, {"consumed": self._stream.consumed, "waiting": waiting, "rows": self._usable_rows}
 
     def __next__(self) -> Batch:
-        """The next batch of this host's rows.
+        """The host's rows of the next global batch.
 
         Raises:
           UserError: audio failed for every utterance of an epoch, or for a thousand different ones, without a single
@@ -260,6 +261,7 @@ class TrainLoader(Iterator[Batch]):
         job = self._jobs.popleft()
         batch = job.result()
         self._watch(batch)
+        assert job.position is not None  # `_plan` gives every training batch one
         self._position, self.tasks, self.audio_seconds = job.position, job.tasks, job.seconds
         self.wait_seconds += time.perf_counter() - started
         return batch
@@ -277,7 +279,7 @@ class TrainLoader(Iterator[Batch]):
             )
 
     def position(self) -> dict:
-        """Where to go on behind the batch last handed out: small, JSON-able, valid for any number of hosts.
+        """Where to go on after the batch last handed out: small, JSON-able, valid for any number of hosts.
 
         Returns:
           {"consumed": references read, "waiting": {bucket: [[source, row], ...]}, "rows": {source: usable utterances}}.
@@ -294,7 +296,7 @@ class TrainLoader(Iterator[Batch]):
         """The loader itself."""
         return self
 
-    def __exit__(self, *unused) -> None:
+    def __exit__(self, *unused: object) -> None:
         """Closes the loader."""
         self.close()
 

@@ -9,13 +9,11 @@ optionally `offset` (s); every other field (`speaker`, `lang`, ...) is kept as a
 
 import concurrent.futures
 import csv
-import dataclasses
 import hashlib
 import json
 import math
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import tqdm
 from absl import flags
@@ -24,6 +22,7 @@ from etils import epath
 from hra_jax import cli
 from hra_jax.data import audio
 from hra_jax.data.report import DataReport
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 
 AUDIO_SUFFIXES = (".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
@@ -31,32 +30,6 @@ _REQUIRED = ("audio_filepath", "duration", "text")
 _TRANSCRIPTS = ("transcripts.tsv", "transcripts.csv")
 _HEADER_CELLS = ("audio_filepath", "audio", "file", "filename", "path")
 _SPEAKER_FROM = ("parent", "none")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Utterance:
-    """One line of a manifest.
-
-    Attributes:
-      audio_filepath: absolute path or URI.
-      duration: seconds, above 0.
-      text: the transcript as written.
-      offset: where the utterance begins in its file, seconds.
-      tags: every other field of the line.
-      key: a name that stays the same wherever the data lies: the path as the manifest has it, with `@offset+duration`
-        where the line has an offset.
-      source: the manifest.
-      line: its line, from 1.
-    """
-
-    audio_filepath: str
-    duration: float
-    text: str
-    offset: float = 0.0
-    tags: dict[str, Any] = dataclasses.field(default_factory=dict)
-    key: str = ""
-    source: str = ""
-    line: int = 0
 
 
 class _LineError(ValueError):
@@ -132,8 +105,7 @@ def load_manifest(path: epath.PathLike, *, report: DataReport) -> list[Utterance
     return utterances
 
 
-# --- Make
-# --------------------------------------------------------------------------------------------------------------
+# --- Make -------------------------------------------------------------------------------------------------------------
 
 
 def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
@@ -255,8 +227,7 @@ def _relative_to(path: epath.Path, manifest: epath.Path) -> str:
     return os.path.relpath(path, manifest.parent)
 
 
-# --- Check
-# -------------------------------------------------------------------------------------------------------------
+# --- Check ------------------------------------------------------------------------------------------------------------
 
 
 def check(path: epath.PathLike, *, sample_rate: int = 16000, threads: int = 4) -> tuple[list[Utterance], DataReport]:
@@ -285,8 +256,8 @@ def check(path: epath.PathLike, *, sample_rate: int = 16000, threads: int = 4) -
 
     utterances = load_manifest(path, report=report)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        verdicts = pool.map(good, utterances)
-        verdicts = list(tqdm.tqdm(verdicts, total=len(utterances), desc="decoding", unit="file", disable=None))
+        decoded = pool.map(good, utterances)
+        verdicts = list(tqdm.tqdm(decoded, total=len(utterances), desc="decoding", unit="file", disable=None))
     return [utterance for utterance, fine in zip(utterances, verdicts, strict=True) if fine], report
 
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,18 +78,17 @@ def _check(sources: Sequence[SourceSpec]) -> None:
         seen.add(source.name)
         if source.rows < 1:
             raise UserError(f"source {source.name!r} has no usable utterance")
-        number = isinstance(source.rate, int | float) and not isinstance(source.rate, bool)
-        if source.rate != PROPORTIONAL and not (number and math.isfinite(source.rate) and source.rate > 0):
-            raise UserError(
-                f"rate {source.rate!r} of source {source.name!r} must be a positive number or 'proportional'"
-            )
+        rate = source.rate
+        number = isinstance(rate, int | float) and not isinstance(rate, bool) and math.isfinite(rate) and rate > 0
+        if rate != PROPORTIONAL and not number:
+            raise UserError(f"rate {rate!r} of source {source.name!r} must be a positive number or 'proportional'")
 
 
 _CHATTER = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} ")
 
 
 @contextlib.contextmanager
-def _without_chatter():
+def _without_chatter() -> Iterator[None]:
     """Keeps what TensorFlow's C++ code says of its own start (no GPU found, ...) off the user's screen.
 
     It writes past Python and past its log level. Every other line that comes meanwhile is shown afterwards.
@@ -109,14 +108,14 @@ def _without_chatter():
 
 
 @functools.cache
-def _libraries():
+def _libraries() -> tuple[Any, Any]:
     """TensorFlow and seqio, imported on first use (it takes seconds) and kept off the accelerators."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _without_chatter():
         return _imported()
 
 
-def _imported():
+def _imported() -> tuple[Any, Any]:
     import seqio
     import tensorflow as tf
 
@@ -134,14 +133,14 @@ def _folded(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
 
 
-def _permuted_epochs(tf, index: int, source: SourceSpec, *, key: int, given: int):
+def _permuted_epochs(tf: Any, index: int, source: SourceSpec, *, key: int, given: int) -> Any:
     """Endless tf.data.Dataset of one source's references: epoch e is a permutation of the rows by (key, e).
 
     The first `given` references are left out, whole epochs of them without walking through them.
     """
     rows = source.rows
 
-    def epoch_references(epoch):
+    def epoch_references(epoch: Any) -> Any:
         # Sorted Philox words, whose definition is fixed, rather than `stateless_shuffle`, which may change between
         # versions of TensorFlow. Pure TensorFlow operations: a Python function would make a pipeline that TensorFlow
         # refuses to checkpoint.
@@ -172,13 +171,13 @@ class _Draws:
     seqio hands the mixing to a function of ours, because tf.data's own sampling can only be skipped draw by draw.
     """
 
-    def __init__(self, tf, rates: Sequence[float], *, key: int):
+    def __init__(self, tf: Any, rates: Sequence[float], *, key: int):
         self._tf = tf
         shares = np.cumsum(np.asarray(rates, np.float64))
         self._bounds = shares[:-1] / shares[-1]
         self._key = key
 
-    def block(self, number):
+    def block(self, number: Any) -> Any:
         """[_BLOCK] int64: the sources of the draws from number * _BLOCK on; `number` is an int64 scalar."""
         tf = self._tf
         seed = tf.stack([tf.constant(self._key, tf.int64), number])
@@ -195,17 +194,17 @@ class _Draws:
             counts += np.bincount(drawn, minlength=len(counts))
         return counts
 
-    def mixed(self, datasets, start: int):
-        """The datasets, each already at its own place, interleaved from draw `start` on."""
+    def mixed(self, datasets: Sequence[Any], start: int) -> Any:
+        """The datasets, each already at its own position, interleaved from draw `start` on."""
         blocks = self._tf.data.Dataset.counter(start=start // _BLOCK, step=1, dtype=self._tf.int64)
         draws = blocks.map(self.block).unbatch().skip(start % _BLOCK)
         return self._tf.data.Dataset.choose_from_datasets(datasets, draws)
 
 
-def _task(tf, seqio, source: SourceSpec, *, index: int, key: int, given: int):
+def _task(tf: Any, seqio: Any, source: SourceSpec, *, index: int, key: int, given: int) -> Any:
     """The seqio Task of one source, which leaves its first `given` references out."""
 
-    def dataset_fn(split, shuffle_files, seed=None):
+    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
         del split, shuffle_files, seed  # one split; the permutation is ours
         return _permuted_epochs(tf, index, source, key=key, given=given)
 
@@ -220,8 +219,8 @@ def _task(tf, seqio, source: SourceSpec, *, index: int, key: int, given: int):
     )
 
 
-def reference_dataset(sources: Sequence[SourceSpec], *, seed: int, start: int = 0):
-    """The endless, checkpointable tf.data.Dataset behind `ReferenceStream`.
+def reference_dataset(sources: Sequence[SourceSpec], *, seed: int, start: int = 0) -> Any:
+    """The endless, checkpointable tf.data.Dataset that `ReferenceStream` reads.
 
     Args:
       sources: what is mixed.

@@ -1,20 +1,35 @@
 """The table of usable utterances: tasks, labels and lengths as columns, and what was left out, named."""
 
-import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from hra_jax.config.keys import SHARED_VOCABULARIES
-from hra_jax.data import manifest, mixtures
+from hra_jax.adapters.outputs import SHARED_VOCABULARIES
+from hra_jax.config.settings import (
+    Rule,
+    boolean,
+    check_settings,
+    distinct_names,
+    integer,
+    is_number,
+    number,
+    one_of,
+    setting,
+    text,
+)
+from hra_jax.console import did_you_mean, listed
+from hra_jax.data import mixtures
+from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.models.ctc import augmented_length
 from hra_jax.tasks.names import BASE_TASK
-from hra_jax.text.normalization import normalize_text
+from hra_jax.text.normalization import NORMALIZERS, normalize_text
 from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
@@ -33,9 +48,69 @@ class TableSource:
     """
 
     name: str
-    utterances: Sequence[manifest.Utterance]
+    utterances: Sequence[Utterance]
     rate: float | str = mixtures.PROPORTIONAL
     task: str | None = None
+
+
+def _is_source(value: Any) -> bool:
+    if not (isinstance(value, tuple) and len(value) == 3):
+        return False
+    name, manifest_path, rate = value
+    rate_ok = rate == "proportional" or (is_number(rate) and rate > 0)
+    return isinstance(name, str) and bool(name) and isinstance(manifest_path, str) and bool(manifest_path) and rate_ok
+
+
+def _are_sources(value: Any) -> bool:
+    names = [item[0] for item in value] if isinstance(value, tuple) and all(map(_is_source, value)) else None
+    return names is not None and len(set(names)) == len(names)
+
+
+def _synthetic_sets() -> tuple[str, ...]:
+    from hra_jax.data.synthetic.speakers import SETS  # imported late: reading manifests needs no synthesis
+
+    return ("", *SETS)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The keys `data.*`: what is trained on, and how it is read."""
+
+    dir: str = setting("", text(), "folder that {dir} in manifest paths stands for")
+    sources: tuple[tuple[str, str, float | str], ...] = setting(
+        (),
+        Rule(
+            lambda: "a tuple of (name, manifest path, rate), names distinct, rate a number above 0 or 'proportional'",
+            _are_sources,
+        ),
+        "((name, manifest path, rate), ...); rate: relative weight, or 'proportional' to its rows",
+    )
+    task_tag: str = setting("speaker", text(empty=False), "manifest tag whose value is the task's name")
+    tasks: tuple[str, ...] = setting(
+        (),
+        distinct_names(
+            f"a tuple of distinct task names ({BASE_TASK!r} is reserved), or ()", empty=True, reserved=(BASE_TASK,)
+        ),
+        "task names; () for every value of the tag in the training sources, sorted",
+    )
+    synthetic: str = setting(
+        "", one_of(_synthetic_sets), "synthetic set that is rendered once into data.dir where it is absent; '' for none"
+    )
+    normalizer: str = setting(
+        "basic", one_of(NORMALIZERS.keys), "of transcripts: none, lower, basic (lower case, no punctuation)"
+    )
+    strict: bool = setting(
+        False, boolean(), "True: the first unusable utterance is an error; False: it is skipped and reported"
+    )
+    max_seconds: float = setting(
+        0.0,
+        number(0, unit=" (seconds; 0: the last of batch.buckets)"),
+        "seconds; longer utterances are skipped; 0: the last of batch.buckets",
+    )
+    threads: int = setting(4, integer(1), "threads that decode audio, per host")
+
+    def __post_init__(self) -> None:
+        check_settings(self, "data")
 
 
 def own_vocabularies(
@@ -62,7 +137,7 @@ def own_vocabularies(
       tasks: those that utterances are taken of; () for all.
       given: vocabularies that tasks have already.
       shared: the vocabulary that all tasks have already.
-      kind: one of `rules.OWN_VOCABULARIES`.
+      kind: one of `adapters.outputs.OWN_VOCABULARIES`.
       pieces: size of a new SentencePiece vocabulary; little text gives a smaller one.
 
     Raises:
@@ -110,14 +185,12 @@ def read_sources(
     Raises:
       UserError: a manifest cannot be read, or a line is bad and the report strict.
     """
-    return [TableSource(name, manifest.load_manifest(path, report=report), rate) for name, path, rate in entries]
+    return [TableSource(name, load_manifest(path, report=report), rate) for name, path, rate in entries]
 
 
 def _unknown_task(name: str, known: Sequence[str], *, where: str) -> UserError:
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {', '.join(map(repr, near))}? " if near else ""
-    shown = ", ".join(known[:10]) + (f", ... ({len(known)} in all)" if len(known) > 10 else "")
-    return UserError(f"task {name!r} is not {where}; {hint}allowed: {shown or 'none'}")
+    hint = did_you_mean(name, known)
+    return UserError(f"task {name!r} is not {where}; {hint}{hint and ' '}allowed: {listed(known, most=10, show=str)}")
 
 
 def _check_unique(names: Sequence[str], what: str) -> None:
@@ -156,7 +229,7 @@ class UtteranceTable:
     Attributes (N utterances, source after source, in the order of the manifests):
       sources: tuple of TableSource.
       task_names: tuple of str; an utterance's task is an index into it.
-      utterances: list [N] of manifest.Utterance.
+      utterances: list [N] of Utterance.
       texts: list [N] of normalised transcripts.
       source: int32 [N], index into `sources`.
       starts: int64 [sources + 1]; source s has the utterances starts[s] to starts[s + 1].
@@ -219,7 +292,7 @@ class UtteranceTable:
             self.sources, task_tag, tuple(tasks), first=tuple(first_tasks), for_training=for_training
         )
         self.unselected = 0
-        self.utterances: list[manifest.Utterance] = []
+        self.utterances: list[Utterance] = []
         self.texts: list[str] = []
         self._columns: list[tuple[int, float, int, int]] = []  # source, duration, task, frames needed
         self._rows_of_labels: list[np.ndarray] = []
@@ -261,9 +334,7 @@ class UtteranceTable:
         """What a task's labels are made with, and decoded: where tasks have their own, with the blank as id 0."""
         return self._own.in_batch(task) if self._own is not None else self._vocabulary
 
-    def _usable_labels(
-        self, row: manifest.Utterance, name: str, *, task: str, words: str, frames: int
-    ) -> np.ndarray | None:
+    def _usable_labels(self, row: Utterance, name: str, *, task: str, words: str, frames: int) -> np.ndarray | None:
         """The labels of an utterance, int32 [U]; None (and an entry in the report) if it cannot be used."""
         if row.duration > self._max_seconds:
             self._report.add("too_long", name, f"{row.duration:g} s; the limit is {self._max_seconds:g} s")
@@ -310,7 +381,7 @@ class UtteranceTable:
         """A hash of the columns and labels: tables of equal hash give equal batches."""
         found = hashlib.sha256(repr((self.task_names, self.specs())).encode())
         for column in (self.source, self.duration, self.task, self.label_lengths, self._labels):
-            found.update(np.ascontiguousarray(column))
+            found.update(np.ascontiguousarray(column).tobytes())
         return found.hexdigest()
 
     def labels(self, index: int) -> np.ndarray:

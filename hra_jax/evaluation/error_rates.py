@@ -1,4 +1,4 @@
-"""Word and character error rates: counts that add up, and bootstrap intervals over utterances.
+"""Word and character error rates: counts that add up.
 
 Rates are fractions, not percent: 0.05 is five errors in a hundred reference words. Insertions can take them past 1.
 """
@@ -7,12 +7,9 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import kaldialign
-import numpy as np
 
 from hra_jax.errors import UserError
 from hra_jax.text.normalization import normalize_text
-
-CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,44 +105,3 @@ def macro_rate(tasks: Iterable[ErrorCounts]) -> float:
     if not rates:
         raise UserError("no macro error rate: 0 tasks were scored; need 1 or more")
     return sum(rates) / len(rates)
-
-
-def bootstrap_rates(utterances: Sequence[ErrorCounts], *, samples: int, seed: int = 0) -> np.ndarray:
-    """Error rates of test sets drawn from the given utterances with replacement (Bisani and Ney, ICASSP 2004).
-
-    A resample of U utterances holds each distinct pair (errors, words) a multinomial number of times, so the draw is
-    made over the distinct pairs: the same distribution, a cost that does not grow with U, and a result that does not
-    depend on the order of the utterances.
-
-    Args:
-      utterances: the counts of single utterances.
-      samples: the number of resamples, 1 or more.
-      seed: the same seed gives the same rates.
-
-    Returns:
-      [samples] float64 rates; resamples in which no word is left (all references empty) are dropped.
-
-    Raises:
-      UserError: no reference words at all, or fewer than 1 sample.
-    """
-    if samples < 1:
-        raise UserError(f"bootstrap samples must be 1 or more; got {samples}")
-    if not total(utterances).words:
-        raise UserError(f"no bootstrap: the references of {len(utterances)} utterances hold 0 words; need 1 or more")
-    pairs = np.array([(counts.errors, counts.words) for counts in utterances], np.int64)
-    distinct, times = np.unique(pairs, axis=0, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(pairs), times / len(pairs), size=samples)
-    errors, reference_words = (draws @ distinct).T
-    kept = reference_words > 0
-    return errors[kept] / reference_words[kept]
-
-
-def interval(rates: np.ndarray, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The (low, high) percentiles of bootstrap rates [samples] that hold the middle `confidence` of them."""
-    low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def bootstrap_interval(utterances: Sequence[ErrorCounts], *, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """The 95% interval (low, high) of the rate of these utterances; see `bootstrap_rates` for arguments and errors."""
-    return interval(bootstrap_rates(utterances, samples=samples, seed=seed))

@@ -10,23 +10,24 @@ import importlib.metadata
 import io
 import json
 import platform
-import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import kaldialign
 import rich.console
-import rich.table
-import rich.text
 from etils import epath
 from matplotlib.figure import Figure
 
+import hra_jax
 from hra_jax.adapters.adapter_folder import task_file_names
-from hra_jax.console import bounds, markdown_cell, percent
+from hra_jax.console import bounds, markdown_cell, percent, say, stdout, table
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
+from hra_jax.evaluation.bootstrap import CONFIDENCE, bootstrap_interval
 from hra_jax.evaluation.error_rates import ErrorCounts
 from hra_jax.evaluation.suites import Suite
-from hra_jax.storage.files import json_text, write_file
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import json_text
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 
 ACCOUNTING = (
@@ -65,11 +66,11 @@ def evaluate_results(
     rows: Sequence[UtteranceResult],
     suite: Suite,
     *,
-    accounting: Mapping,
+    accounting: Mapping[str, Any],
     bootstrap: int = 1000,
     seed: int = 0,
-    run: Mapping | None = None,
-) -> dict:
+    run: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The content of results.json.
 
     Args:
@@ -79,10 +80,11 @@ def evaluate_results(
         whole backbone (integers), and the backbone's fingerprint. More fields are kept.
       bootstrap: resamples of the 95% intervals; 0 for none (the bounds are None then).
       seed: of the resamples.
-      run: further top-level fields, such as the step, the seed of the run, versions.
+      run: further top-level fields, such as the step and the seed of the run.
 
     Returns:
       A dict of JSON values, rates as fractions. What depends on the base is None where a row has no `base_hypothesis`.
+      "versions" has what `software_versions` returns; results of hra_jax before 0.2 lack it.
 
     Raises:
       UserError: a task without scored utterances or without reference words.
@@ -117,7 +119,8 @@ def evaluate_results(
         "tasks": tasks,
         **_scores(rows, suite.normalizer, bootstrap=bootstrap, seed=seed),
         **macro,
-        "bootstrap": {"samples": bootstrap, "confidence": error_rates.CONFIDENCE, "seed": seed},
+        "bootstrap": {"samples": bootstrap, "confidence": CONFIDENCE, "seed": seed},
+        "versions": software_versions(),
     }
     for name, value in {**accounting, **(run or {})}.items():
         if name in results:
@@ -127,10 +130,11 @@ def evaluate_results(
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values else sum(values) / len(values)
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _scores(rows: Sequence[UtteranceResult], normalizer: str, *, bootstrap: int, seed: int) -> dict:
+def _scores(rows: Sequence[UtteranceResult], normalizer: str, *, bootstrap: int, seed: int) -> dict[str, Any]:
     """Counts, rates and intervals of some utterances together, of the hypotheses and of the base's."""
     counts = [error_rates.word_errors(row.reference, row.hypothesis, normalizer=normalizer) for row in rows]
     characters = error_rates.total(
@@ -147,15 +151,15 @@ def _scores(rows: Sequence[UtteranceResult], normalizer: str, *, bootstrap: int,
         "utterances": total.utterances,
         **_interval("wer", counts, bootstrap=bootstrap, seed=seed),
     }
-    base = [_base_errors(row, normalizer) for row in rows]
-    if None in base:
+    base = [found for row in rows if (found := _base_errors(row, normalizer)) is not None]
+    if len(base) < len(rows):
         return {**scores, "base_wer": None, "base_wer_low": None, "base_wer_high": None}
     base_interval = _interval("base_wer", base, bootstrap=bootstrap, seed=seed)
     return {**scores, "base_wer": error_rates.total(base).rate, **base_interval}
 
 
-def _interval(field: str, counts: Sequence[ErrorCounts], *, bootstrap: int, seed: int) -> dict:
-    low, high = error_rates.bootstrap_interval(counts, samples=bootstrap, seed=seed) if bootstrap else (None, None)
+def _interval(field: str, counts: Sequence[ErrorCounts], *, bootstrap: int, seed: int) -> dict[str, Any]:
+    low, high = bootstrap_interval(counts, samples=bootstrap, seed=seed) if bootstrap else (None, None)
     return {f"{field}_low": low, f"{field}_high": high}
 
 
@@ -166,14 +170,9 @@ def _base_errors(row: UtteranceResult, normalizer: str) -> ErrorCounts | None:
 
 
 def software_versions() -> dict[str, str]:
-    """The versions that results depend on, by package; a package that is not installed as one is left out."""
-    versions = {"python": platform.python_version()}
-    for package in ("hra_jax", "jax", "jaxlib", "flax", "numpy", "kaldialign"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    """The versions that results depend on: of Python, of hra_jax, and of the packages that compute."""
+    packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy", "kaldialign")}
+    return {"python": platform.python_version(), "hra_jax": hra_jax.__version__, **packages}
 
 
 # --- For the terminal -------------------------------------------------------------------------------------------------
@@ -181,9 +180,9 @@ def software_versions() -> dict[str, str]:
 _HEADER = ("task", "base WER", "adapted WER", "95% interval", "CER", "words", "parameters")
 
 
-def _table_rows(results: Mapping) -> list[tuple[str, ...]]:
-    """The cells of every task, then of the mean over tasks, as text."""
-    rows = [
+def _table_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of every task, then of the mean over tasks and of all utterances, as text."""
+    rows: list[tuple[str, ...]] = [
         (
             name,
             percent(task["base_wer"]),
@@ -203,7 +202,7 @@ def _table_rows(results: Mapping) -> list[tuple[str, ...]]:
     return rows
 
 
-def _parameter_line(results: Mapping) -> str:
+def _parameter_line(results: Mapping[str, Any]) -> str:
     total, whole = results["trainable_parameters"], results["backbone_parameters"]
     return (
         f"trained parameters: {results['shared_parameters']:,} shared, {results['parameters_per_task']:,} per task, "
@@ -211,27 +210,17 @@ def _parameter_line(results: Mapping) -> str:
     )
 
 
-def print_table(results: Mapping, *, console: rich.console.Console | None = None) -> None:
+def print_table(results: Mapping[str, Any], *, console: rich.console.Console | None = None) -> None:
     """Prints the results: a line for every task, the means, and what is trained; to standard output by default."""
-    # Where there is no terminal the default of 80 columns would break the lines of a log.
-    console = console or rich.console.Console(width=None if sys.stdout.isatty() else 110)
-    table = rich.table.Table(title=f"suite {results['suite']}", title_justify="left")
-    for index, name in enumerate(_HEADER):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
-    rows = _table_rows(results)
-    for row in rows[:-2]:
-        table.add_row(*map(rich.text.Text, row))
-    table.add_section()
-    for row in rows[-2:]:
-        table.add_row(*map(rich.text.Text, row))
-    console.print(table)
-    console.print(rich.text.Text(_parameter_line(results)))
+    console, rows = console or stdout(), _table_rows(results)
+    console.print(table(_HEADER, rows[:-2], rows[-2:], title=f"suite {results['suite']}"))
+    say(console, _parameter_line(results))
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def write_report(folder: epath.PathLike, results: Mapping, rows: Sequence[UtteranceResult]) -> None:
+def write_report(folder: epath.PathLike, results: Mapping[str, Any], rows: Sequence[UtteranceResult]) -> None:
     """Writes results.json, predictions_<task>.jsonl, report.md, report.html and wer.png, each whole or not at all.
 
     Predictions that an earlier report left in the folder for other tasks are deleted.
@@ -257,7 +246,7 @@ def write_report(folder: epath.PathLike, results: Mapping, rows: Sequence[Uttera
     write_file(folder / "results.json", json_text(results))
 
 
-def _predictions(results: Mapping, rows: Sequence[UtteranceResult]) -> dict[str, str]:
+def _predictions(results: Mapping[str, Any], rows: Sequence[UtteranceResult]) -> dict[str, str]:
     """JSON Lines by file name, one file for every task."""
     names = task_file_names(results["tasks"])
     lines: dict[str, list[str]] = {name: [] for name in results["tasks"]}
@@ -276,7 +265,7 @@ def _predictions(results: Mapping, rows: Sequence[UtteranceResult]) -> dict[str,
 def _worst(rows: Sequence[UtteranceResult], normalizer: str) -> list[UtteranceResult]:
     """The utterances with the most word errors; of as many errors, the higher rate first."""
 
-    def order(row: UtteranceResult) -> tuple:
+    def order(row: UtteranceResult) -> tuple[int, int, str, str]:
         counts = error_rates.word_errors(row.reference, row.hypothesis, normalizer=normalizer)
         return -counts.errors, counts.words, row.task, row.key
 
@@ -284,7 +273,7 @@ def _worst(rows: Sequence[UtteranceResult], normalizer: str) -> list[UtteranceRe
     return sorted(wrong, key=order)[:_MOST_WORST]
 
 
-def wer_plot(results: Mapping) -> bytes:
+def wer_plot(results: Mapping[str, Any]) -> bytes:
     """A PNG: for each task a bar of the base's and of the adapted word error rate, with their 95% intervals."""
     chosen = sorted(results["tasks"], key=lambda name: -results["tasks"][name]["wer"])[:_MOST_PLOTTED]
     chosen = [name for name in results["tasks"] if name in chosen]
@@ -317,7 +306,7 @@ def _shortened(name: str, most: int = 24) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def _markdown(results: Mapping, worst: Sequence[UtteranceResult]) -> str:
+def _markdown(results: Mapping[str, Any], worst: Sequence[UtteranceResult]) -> str:
     """The content of report.md."""
     lines = [f"# Suite {markdown_cell(results['suite'])}", "", f"| {' | '.join(_HEADER)} |", "|---" + "|---:" * 6 + "|"]
     lines += [f"| {' | '.join(map(markdown_cell, row))} |" for row in _table_rows(results)]
@@ -329,7 +318,7 @@ def _markdown(results: Mapping, worst: Sequence[UtteranceResult]) -> str:
     return "\n".join([*lines, "", _footnote(results), ""])
 
 
-def _footnote(results: Mapping) -> str:
+def _footnote(results: Mapping[str, Any]) -> str:
     samples = results["bootstrap"]["samples"]
     intervals = f"intervals hold 95% of {samples:,} resamples of the utterances" if samples else "no intervals"
     return f"Texts were compared after the normalizer {results['normalizer']}; {intervals}."
@@ -346,7 +335,7 @@ img { max-width: 100%; } .key, footer { color: #777; font-size: 90%; }
 """
 
 
-def _html(results: Mapping, worst: Sequence[UtteranceResult], plot: bytes) -> str:
+def _html(results: Mapping[str, Any], worst: Sequence[UtteranceResult], plot: bytes) -> str:
     """The content of report.html: one file that needs no other."""
     title = f"suite {html.escape(results['suite'])}"
     numbers = "\n".join(_html_row(map(html.escape, row)) for row in _table_rows(results))

@@ -3,22 +3,70 @@
 Each process decodes its own rows; the outputs are replicated, so every process sees every row and counts the same.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
+from hra_jax.config.settings import Rule, check_settings, integer, number, setting
 from hra_jax.data import batching
+from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import eval_batches
-from hra_jax.data.table import TableSource, UtteranceTable
+from hra_jax.data.report import DataReport
+from hra_jax.data.table import DataSettings, TableSource, UtteranceTable
 from hra_jax.errors import UserError
 from hra_jax.evaluation.report import UtteranceResult
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models import ctc
+from hra_jax.models.features import FeatureConfig
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
-from hra_jax.text.vocabularies import BlankVocabulary
+from hra_jax.text.task_vocabularies import OwnVocabularies
+from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary
 from hra_jax.training import sharding
+
+
+class Base(Protocol):
+    """What a suite must know of the backbone that it is run on."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary that the backbone itself writes in."""
+
+    @property
+    def features(self) -> FeatureConfig:
+        """The settings of its features; of them the sample rate, in Hz, is read."""
+
+    def output_length(self, num_samples: np.ndarray) -> np.ndarray:
+        """Encoder frames of `num_samples` samples, elementwise."""
+
+
+def _suite() -> Rule:
+    return Rule(lambda: "'' or the name or path of a suite", lambda value: isinstance(value, str))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """The keys `eval.*`."""
+
+    every_steps: int = setting(200, integer(1), "steps between two evaluations of select_suite")
+    suite: str = setting("", _suite(), "name or path of the test suite that runs once at the end; '' for none")
+    select_suite: str = setting(
+        "", _suite(), "name or path of the validation suite that picks the best checkpoint; '' for none"
+    )
+    batch_seconds: float = setting(
+        128.0,
+        number(0, above=True, unit=" (seconds of audio)"),
+        "seconds of audio in an evaluation batch, padding included",
+    )
+    bootstrap: int = setting(1000, integer(0), "resamples of the 95% interval; 0 for no interval")
+
+    def __post_init__(self) -> None:
+        check_settings(self, "eval")
 
 
 class SuiteRunner:
@@ -26,12 +74,12 @@ class SuiteRunner:
 
     Args:
       suite: what to score.
-      base: the foundation (`build.Foundation`): vocabulary, features, lengths.
+      base: what the encoder is built on: vocabulary, features, lengths.
       tasks: names of the adapter's rows, in order; () where there is no bank (`full`, `pretrain`).
-      config: the run's configuration; `eval`, `batch.buckets`, `batch.multiple` and `data` are read.
       mesh: the device mesh.
+      data, batch, evaluation: groups of the run's configuration.
       report: where unusable utterances go.
-      own: the vocabularies of tasks that have their own (`data.table.OwnVocabularies`), or None.
+      own: the vocabularies of tasks that have their own (`text.task_vocabularies.OwnVocabularies`), or None.
 
     Attributes:
       rows: the adapter's rows that the suite uses, ascending.
@@ -39,8 +87,21 @@ class SuiteRunner:
       digest: a hash of what is scored, `UtteranceTable.digest`.
     """
 
-    def __init__(self, suite: Suite, *, base, tasks, config, mesh, report, own=None):
-        self.suite, self._base, self._config, self._mesh, self._report = suite, base, config, mesh, report
+    def __init__(
+        self,
+        suite: Suite,
+        *,
+        base: Base,
+        tasks: Sequence[str],
+        mesh: Mesh,
+        data: DataSettings,
+        batch: BatchSettings,
+        evaluation: EvaluationSettings,
+        report: DataReport,
+        own: OwnVocabularies | None = None,
+    ):
+        self.suite, self._base, self._mesh, self._report = suite, base, mesh, report
+        self._data, self._batch, self._evaluation = data, batch, evaluation
         used = {task.adapter_task for task in suite.tasks} if tasks else set()
         # One row at least: nothing can be gathered from a bank without rows.
         self.rows = tuple(n for n, name in enumerate(tasks) if name in used) or ((0,) if tasks else ())
@@ -51,10 +112,10 @@ class SuiteRunner:
                 for task in suite.tasks
             ],
             vocabulary=base.vocabulary,
-            normalizer=config.data.normalizer,
+            normalizer=data.normalizer,
             task_tag="",
             tasks=(*(tasks[row] for row in self.rows), *([MEAN_TASK] if self.needs_mean else [])),
-            max_seconds=config.batch.buckets[-1],
+            max_seconds=batch.buckets[-1],
             sample_rate=base.features.sample_rate,
             output_length=base.output_length,
             report=report,
@@ -64,19 +125,26 @@ class SuiteRunner:
         self._has_outputs = not isinstance(base.vocabulary, BlankVocabulary)
         self.digest = self._table.digest()
         lengths = batching.label_capacities(
-            batching.bucket_of(self._table.duration, config.batch.buckets),
+            batching.bucket_of(self._table.duration, batch.buckets),
             self._table.label_lengths,
-            buckets=len(config.batch.buckets),
+            buckets=len(batch.buckets),
         )
         self.label_capacities = tuple(lengths)
 
-    def run(self, evaluation_step, weights: dict, frozen, *, progress: bool = False):
+    def run(
+        self,
+        evaluation_step: Callable[..., dict[str, jax.Array]],
+        weights: dict[str, Any],
+        frozen: dict[str, Any],
+        *,
+        progress: bool = False,
+    ) -> tuple[list[UtteranceResult], float, dict[str, float]]:
         """Scores the suite.
 
         Args:
           evaluation_step: the compiled step of `training.step.make_evaluation_step`.
           weights: {'backbone'}, or {'shared', 'tasks'} whose bank holds the rows `rows` and, with `needs_mean`, the
-            mean of all tasks behind them.
+            mean of all tasks after them.
           frozen: the backbone's weights; the base that results are compared with.
           progress: whether to show a bar.
 
@@ -87,55 +155,58 @@ class SuiteRunner:
         Raises:
           UserError: no utterance of the suite could be read.
         """
-        config = self._config
         batches = eval_batches(
             self._table,
-            batch_seconds=config.eval.batch_seconds,
-            buckets=config.batch.buckets,
-            multiple=config.batch.multiple,
-            threads=config.data.threads,
+            batch_seconds=self._evaluation.batch_seconds,
+            buckets=self._batch.buckets,
+            multiple=self._batch.multiple,
+            threads=self._data.threads,
             report=self._report,
             label_capacities=self.label_capacities,
             local_rows=functools.partial(sharding.local_rows, self._mesh),
         )
-        results, losses, differences = [], [], {task.name: 0.0 for task in self.suite.tasks}
+        results: list[UtteranceResult] = []
+        losses: list[float] = []
+        differences = {task.name: 0.0 for task in self.suite.tasks}
         shown = progress and jax.process_index() == 0
         bar = tqdm(total=len(self._table), desc=f"evaluating {self.suite.name}", unit="utterance", disable=not shown)
         with bar:
             for batch in batches:
-                outputs = evaluation_step(weights, frozen, sharding.shard_batch(batch, self._mesh))
-                outputs = {name: np.asarray(value) for name, value in outputs.items()}
-                blanks = {"paths": self._table.blank_id, "base_paths": self._base.vocabulary.blank_id}
-                paths, base_paths = (
-                    ctc.greedy_decode(outputs[name], outputs["lengths"], blank) for name, blank in blanks.items()
-                )
-                scored = np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0))
-                for row in scored:
-                    number = int(outputs["utterance"][row])
-                    task = self.suite.tasks[self._table.source[number]]
-                    owner, utterance = task.name, self._table.utterances[number]
-                    text = self._table.vocabulary_of(task.adapter_task).decode(paths[row])
-                    # A backbone without an output layer of its own recognises nothing that could be compared.
-                    base_text = self._base.vocabulary.decode(base_paths[row]) if self._has_outputs else None
-                    differences[owner] = max(differences[owner], float(outputs["difference"][row]))
+                step_outputs = evaluation_step(weights, frozen, sharding.shard_batch(batch, self._mesh))
+                outputs = {name: np.asarray(value) for name, value in step_outputs.items()}
+                found = self._results(outputs)
+                for row, result in found.items():
+                    differences[result.task] = max(differences[result.task], float(outputs["difference"][row]))
                     losses.append(float(outputs["loss"][row]))
-                    results.append(
-                        UtteranceResult(
-                            task=owner,
-                            key=utterance.key,
-                            reference=utterance.text,
-                            # `__base__` is the backbone, also beside a fine-tuned one.
-                            hypothesis=base_text if task.adapter_task == BASE_TASK else text,
-                            base_hypothesis=base_text,
-                            duration=utterance.duration,
-                        )
-                    )
-                bar.update(len(scored))
+                results += found.values()
+                bar.update(len(found))
         if not results:
             raise UserError(
                 f"suite {self.suite.name!r}: none of its utterances could be read; {self._report.summary()}"
             )
         return results, float(np.mean(losses)), differences
+
+    def _results(self, outputs: Mapping[str, np.ndarray]) -> dict[int, UtteranceResult]:
+        """What was recognised in the rows of a batch that hold an utterance, by the number of the row."""
+        paths = ctc.greedy_decode(outputs["paths"], outputs["lengths"], self._table.blank_id)
+        base_paths = ctc.greedy_decode(outputs["base_paths"], outputs["lengths"], self._base.vocabulary.blank_id)
+        found = {}
+        for row in np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0)):
+            number = int(outputs["utterance"][row])
+            task, utterance = self.suite.tasks[self._table.source[number]], self._table.utterances[number]
+            text = self._table.vocabulary_of(task.adapter_task).decode(paths[row])
+            # A backbone without an output layer of its own recognises nothing that could be compared.
+            base_text = self._base.vocabulary.decode(base_paths[row]) if self._has_outputs else None
+            found[int(row)] = UtteranceResult(
+                task=task.name,
+                key=utterance.key,
+                reference=utterance.text,
+                # `__base__` is the backbone, also beside a fine-tuned one.
+                hypothesis=text if base_text is None or task.adapter_task != BASE_TASK else base_text,
+                base_hypothesis=base_text,
+                duration=utterance.duration,
+            )
+        return found
 
 
 def share_shapes(*runners: SuiteRunner) -> None:
@@ -145,7 +216,7 @@ def share_shapes(*runners: SuiteRunner) -> None:
         runner.label_capacities = most
 
 
-def check_adapter_acts(suite: Suite, differences: dict) -> None:
+def check_adapter_acts(suite: Suite, differences: Mapping[str, float]) -> None:
     """Checks that every task's adapter changes the log-probabilities.
 
     Raises:

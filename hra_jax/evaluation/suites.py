@@ -25,11 +25,12 @@ from collections.abc import Iterable
 import ml_collections
 
 from hra_jax.config.files import load_config
-from hra_jax.console import near_matches
-from hra_jax.data.manifest import Utterance, load_manifest
+from hra_jax.console import listed, near_matches
+from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
-from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
+from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, RESERVED_NAMES
 from hra_jax.text.normalization import NORMALIZERS
 
 WILDCARD = "*"
@@ -160,7 +161,7 @@ def _row_tasks(
             report.add("missing_field", f"{path}:{utterance.line}", f"no tag {tag!r}, which suite {suite!r} needs")
     values = sorted(groups) if wanted == WILDCARD else [wanted]
     if not values or not all(value in groups for value in values):
-        found = f"values of {tag!r} there: {_listed(groups)}" if tag else "it has no usable line"
+        found = f"values of {tag!r} there: {listed(sorted(groups))}" if tag else "it has no usable line"
         raise UserError(f"suite {suite!r}, task {name!r}: no utterance of {path} has {tag_filter!r}; {found}")
     return [
         SuiteTask(
@@ -175,18 +176,11 @@ def _row_tasks(
     ]
 
 
-def _listed(names: Iterable[str], *, most: int = 8) -> str:
-    """Names for an error message: the first few, sorted, and how many more there are."""
-    names = sorted(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(repr(name) for name in names[:most]) + more if names else "none"
-
-
 def _check_task_names(names: list[str], suite: str) -> None:
     for name, times in collections.Counter(names).items():
         if times > 1:
             raise UserError(f"suite {suite!r} has {times} tasks named {name!r}; each needs a name of its own")
-        if name in ("", BASE_TASK, MEAN_TASK):
+        if name in RESERVED_NAMES:
             raise UserError(
                 f"suite {suite!r} has a task named {name!r}, which cannot be the name of an evaluation task"
             )
@@ -240,6 +234,6 @@ def check_disjoint(
     shared = [key for recording, key in scored.items() if recording in taken]
     if shared:
         raise UserError(
-            f"suite {suite!r} shares {len(shared)} utterances with {other} data, such as {_listed(shared, most=3)}; "
-            "an utterance may be on one side only"
+            f"suite {suite!r} shares {len(shared)} utterances with {other} data, such as "
+            f"{listed(sorted(shared), most=3)}; an utterance may be on one side only"
         )

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from hra_jax.adapters.base import Adapter, Bound
 from hra_jax.models import augmentation, frontend, subsampling
 from hra_jax.models.attention_parts import Budget
-from hra_jax.models.config import EncoderConfig, FeatureConfig
 from hra_jax.models.conformer import Conformer
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
 from hra_jax.models.layers import Projection, wide
 
 
@@ -23,27 +24,29 @@ class AsrModel(nn.Module):
     features: FeatureConfig
     encoder: EncoderConfig
     adapter: Adapter = Adapter()
-    augment: augmentation.AugmentConfig = augmentation.AugmentConfig()
+    augment: augmentation.AugmentConfig = augmentation.NO_AUGMENTATION
     dropout: float = 0.0  # on the residual branches of the encoder; acts only with a 'dropout' key
     remat: str = "none"
     attention_block: int | Budget = 0  # what attention takes at a time, see `models.attention.Attention`; 0 for all
     dtype: jnp.dtype = jnp.float32  # of the activations
     constrain: Callable = lambda x: x
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Here, so that settings which do not fit fail before anything is traced or compiled.
         subsampling.check(self.features, self.encoder)
         augmentation.check(self.augment, self.features)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, waveform, num_samples, bound: Bound, symbols=None):
+    def __call__(
+        self, waveform: jax.Array, num_samples: jax.Array, bound: Bound, symbols: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities of a padded batch.
 
         Augmentation runs where an 'augment' key is given, dropout where a 'dropout' key is given.
 
         Args:
-          waveform: float `[B, S]`, mono, at `features.sample_rate`; anything may lie behind `num_samples`.
+          waveform: float `[B, S]`, mono, at `features.sample_rate`; samples after `num_samples` may be anything.
           num_samples: int32 `[B]`.
           bound: the adapter's parameters for the rows of this batch.
           symbols: int32 `[B, O]` of tasks with vocabularies of their own, see `Adapter.after_output`; else None.
@@ -75,7 +78,7 @@ class AsrModel(nn.Module):
             logits = self.adapter.after_output(bound.all_layers, x, logits, symbols)
         return jax.nn.log_softmax(logits.astype(wide(logits.dtype)), axis=-1), lengths
 
-    def _features(self, waveform, num_samples):
+    def _features(self, waveform: jax.Array, num_samples: jax.Array) -> tuple[jax.Array, jax.Array]:
         config = self.augment
         if not self.has_rng("augment"):
             return frontend.extract(waveform, num_samples, self.features)

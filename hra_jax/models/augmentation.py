@@ -4,31 +4,53 @@ Letters: B batch, S samples, T feature frames, F mel bins.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from hra_jax.config.settings import Rule, check_settings, integer, is_number, number, setting
 from hra_jax.errors import UserError
 from hra_jax.models import padding
-from hra_jax.models.config import FeatureConfig
+from hra_jax.models.features import FeatureConfig
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(is_number, value)) and value[0] <= value[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Strengths; the defaults do nothing."""
+    """Strengths: the keys `augment.*`. `NO_AUGMENTATION` is the one that does nothing."""
 
-    noise_probability: float = 0.0  # share of utterances that get noise
-    noise_snr_db: tuple[float, float] = (10.0, 40.0)  # range of the signal-to-noise ratio
-    speed: float = 0.0  # speeds are drawn from 1 - speed to 1 + speed
-    warp: float = 0.0  # frequency factors are drawn from 1 - warp to 1 + warp (vocal-tract length)
-    time_masks: int = 0
-    time_mask_fraction: float = 0.1  # longest time mask, as a fraction of the utterance
-    freq_masks: int = 0
-    freq_mask_bins: int = 8  # widest frequency mask
+    noise_probability: float = setting(0.0, number(0, 1), "share of the utterances that get noise")
+    noise_snr_db: tuple[float, float] = setting(
+        (5.0, 40.0),
+        Rule(lambda: "(low, high) with low <= high (dB)", _is_range),
+        "signal-to-noise ratio, (lowest, highest), dB",
+    )
+    speed: float = setting(
+        0.0, number(0, 0.5), "speeds are drawn from 1 - speed to 1 + speed; 0 where the backbone takes samples"
+    )
+    warp: float = setting(
+        0.0, number(0, 0.5), "frequency factors from 1 - warp to 1 + warp (vocal-tract length); 0 for samples too"
+    )
+    time_masks: int = setting(2, integer(0), "time masks per utterance")
+    time_mask_fraction: float = setting(0.1, number(0, 1), "longest time mask, as a share of the utterance")
+    freq_masks: int = setting(
+        2, integer(0), "frequency masks per utterance; 0 where the backbone takes samples (wav2vec2-conformer)"
+    )
+    freq_mask_bins: int = setting(8, integer(0), "widest frequency mask, mel bins")
+
+    def __post_init__(self) -> None:
+        check_settings(self, "augment")
+
+
+NO_AUGMENTATION = AugmentConfig(noise_probability=0.0, speed=0.0, warp=0.0, time_masks=0, freq_masks=0)
 
 
 def check(config: AugmentConfig, features: FeatureConfig) -> None:
-    """Whether the features can be augmented so: noise and time masks make sense for samples too, the rest does not.
+    """Refuses augmentation that is for spectra where the features are samples; noise and time masks suit both.
 
     Raises:
       UserError: warping or frequency masks of a model that takes samples.
@@ -44,7 +66,7 @@ def check(config: AugmentConfig, features: FeatureConfig) -> None:
         )
 
 
-def add_noise(rng, waveform, num_samples, config: AugmentConfig):
+def add_noise(rng: jax.Array, waveform: jax.Array, num_samples: jax.Array, config: AugmentConfig) -> jax.Array:
     """Adds noise with a random spectral tilt at a random signal-to-noise ratio; `[B, S]` -> `[B, S]` float32."""
     draw, tilt, ratio, choose = jax.random.split(rng, 4)
     batch = waveform.shape[0]
@@ -61,13 +83,13 @@ def add_noise(rng, waveform, num_samples, config: AugmentConfig):
     return waveform + jnp.where(chosen & valid, noise, 0.0)
 
 
-def _interpolation(positions, size: int):
-    """Linear interpolation at `positions` `[B, P]` in places 0 .. size - 1, as a matrix `[B, P, size]`."""
+def _interpolation(positions: jax.Array, size: int) -> jax.Array:
+    """Linear interpolation at `positions` `[B, P]` between 0 and size - 1, as a matrix `[B, P, size]`."""
     positions = jnp.clip(positions, 0, size - 1)[:, :, None]
     return jnp.maximum(0.0, 1.0 - jnp.abs(positions - jnp.arange(size, dtype=jnp.float32)[None, None, :]))
 
 
-def warp(rng, features, lengths, config: AugmentConfig):
+def warp(rng: jax.Array, features: jax.Array, lengths: jax.Array, config: AugmentConfig) -> tuple[jax.Array, jax.Array]:
     """Stretches time and frequency.
 
     Args:
@@ -96,18 +118,20 @@ def warp(rng, features, lengths, config: AugmentConfig):
     return features, lengths
 
 
-def _spans(rng, count: int, widest, size: int, extent):
+def _spans(rng: jax.Array, count: int, widest: jax.Array, size: int, extent: jax.Array) -> jax.Array:
     """Union of `count` random spans per row: bool `[B, size]`; `widest` and `extent` are float `[B]`."""
     width_rng, start_rng = jax.random.split(rng)
     shape = (widest.shape[0], count)
     width = jax.random.uniform(width_rng, shape) * widest[:, None]
     start = jax.random.uniform(start_rng, shape) * jnp.maximum(extent[:, None] - width, 0.0)
-    # A place is hidden where its middle is: by its left edge, the first place would never be.
-    places = jnp.arange(size, dtype=jnp.float32)[None, None, :] + 0.5
-    return ((places >= start[:, :, None]) & (places < (start + width)[:, :, None])).any(axis=1)
+    # A position is masked where its middle is: by its left edge, the first position would never be.
+    middles = jnp.arange(size, dtype=jnp.float32)[None, None, :] + 0.5
+    return ((middles >= start[:, :, None]) & (middles < (start + width)[:, :, None])).any(axis=1)
 
 
-def spec_augment(rng, features, lengths, config: AugmentConfig, *, centred: bool = True):
+def spec_augment(
+    rng: jax.Array, features: jax.Array, lengths: jax.Array, config: AugmentConfig, *, centred: bool = True
+) -> jax.Array:
     """Masks random spans of time and frequency with the mean (arXiv 1904.08779): `[B, T, F]` -> the same.
 
     The mean is zero where each utterance is `centred`; else it is that of the utterance's valid frames.

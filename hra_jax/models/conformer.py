@@ -7,22 +7,24 @@ The parameters of the blocks are stacked on a leading `layers` axis. What an ada
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from hra_jax.adapters.base import Adapter, Bound
-from hra_jax.errors import UserError
 from hra_jax.models import padding
 from hra_jax.models.attention import Attention, context_mask
 from hra_jax.models.attention_parts import Budget
-from hra_jax.models.config import EncoderConfig
-from hra_jax.models.layers import BatchNorm, DepthwiseConvolution, LayerNorm, Projection
+from hra_jax.models.checks import one_of
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.layers import BatchNorm, DepthwiseConvolution, Hook, LayerNorm, Projection
 
-# What the backward pass keeps of a block; the rest is computed again.
-REMAT_POLICIES = {
-    "none": None,  # keep everything
+# Rematerialisation policies: what the backward pass keeps of a block (None: everything); it recomputes the rest. A new
+# policy is one line here.
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the outputs of the projections
     "full": jax.checkpoint_policies.nothing_saveable,  # keep the input of each block only
 }
@@ -38,7 +40,7 @@ class FeedForward(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x, hook):
+    def __call__(self, x: jax.Array, hook: Hook) -> jax.Array:
         """`[B, T, D]` -> `[B, T, D]`."""
         config = self.config
         x = hook(f"{self.name}.norm", x, _norm(config, "norm")(x))
@@ -56,7 +58,7 @@ class ConvolutionModule(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x, valid, hook):
+    def __call__(self, x: jax.Array, valid: jax.Array, hook: Hook) -> jax.Array:
         """`[B, T, D]` and bool `[B, T]` -> `[B, T, D]`."""
         config = self.config
         x = hook("convolution.norm", x, _norm(config, "norm")(x))
@@ -91,7 +93,9 @@ class ConformerLayer(nn.Module):
     constrain: Callable = lambda x: x
 
     @nn.compact
-    def __call__(self, carry, per_layer, all_layers, valid, mask):
+    def __call__(
+        self, carry: tuple[jax.Array, Any], per_layer: Any, all_layers: Any, valid: jax.Array, mask: jax.Array
+    ) -> tuple[tuple[jax.Array, Any], None]:
         """Applies the block.
 
         Args:
@@ -108,17 +112,17 @@ class ConformerLayer(nn.Module):
         config, adapter, params = self.config, self.adapter, (all_layers, per_layer)
         taps = {"input": x} if "input" in adapter.taps else {}
 
-        def rng():
+        def rng() -> jax.Array | None:
             return self.make_rng("dropout") if self.has_rng("dropout") else None
 
-        def hook(name, inputs, outputs):
+        def hook(name: str, inputs: jax.Array, outputs: jax.Array) -> jax.Array:
             with jax.named_scope(f"adapter_{adapter.name}"):
                 outputs = adapter.after_affine(params, name, inputs, outputs, rng=rng)
             if name in adapter.taps:
                 taps[name] = outputs
             return outputs
 
-        def drop(y):
+        def drop(y: jax.Array) -> jax.Array:
             return nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(y)
 
         (keep, add), (keep_conv, add_conv) = config.ff_residual, config.conv_residual
@@ -147,7 +151,7 @@ class Conformer(nn.Module):
     constrain: Callable = lambda x: x
 
     @nn.compact
-    def __call__(self, x, lengths, bound: Bound):
+    def __call__(self, x: jax.Array, lengths: jax.Array, bound: Bound) -> jax.Array:
         """Encodes.
 
         Args:
@@ -162,13 +166,13 @@ class Conformer(nn.Module):
         valid = padding.valid_mask(lengths, x.shape[1])
         mask = valid[:, None, None, :] & context_mask(x.shape[1], config)[None, None]
         x = padding.zero_invalid(x * config.input_scale, valid)
-        if self.remat not in REMAT_POLICIES:
-            raise UserError(f"remat = {self.remat!r}: allowed are {', '.join(map(repr, REMAT_POLICIES))}")
+        one_of("remat", self.remat, REMAT_POLICIES)
         block = ConformerLayer
-        if self.remat != "none":
+        policy = REMAT_POLICIES[self.remat]
+        if policy is not None:
             # Inside a scan there is nothing to share with, so the barrier against it (prevent_cse) only costs.
-            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-        layers = nn.scan(
+            block = nn.remat(block, policy=policy, prevent_cse=False)
+        scanned: Any = nn.scan(  # of a class it gives a class; Flax says that it gives an instance
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
@@ -177,6 +181,6 @@ class Conformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         state = self.adapter.initial_carry(x)
-        layers = layers(config, self.adapter, self.dropout, self.attention_block, self.constrain, name="layers")
+        layers = scanned(config, self.adapter, self.dropout, self.attention_block, self.constrain, name="layers")
         (x, _), _ = layers((x, state), bound.per_layer, bound.all_layers, valid, mask)
         return _norm(config, "final_norm")(x) if config.final_norm else x

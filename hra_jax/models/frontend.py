@@ -4,89 +4,17 @@ Letters: B batch, S samples, T feature frames, W window samples, K transform bin
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hra_jax.models import padding
-from hra_jax.models.config import FeatureConfig
+from hra_jax.models.features import FeatureConfig, mel_matrix, transform_matrix
 
 
-def _kaldi_mel(hz):
-    return 1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0)
-
-
-# The slaney scale: 15 steps of 200 / 3 Hz up to 1000 Hz, then 27 steps to each factor of 6.4.
-_KNEE_HZ, _KNEE_MEL, _OCTAVE = 1000.0, 15.0, 27.0 / np.log(6.4)
-
-
-def _slaney_mel(hz):
-    hz = np.asarray(hz, np.float64)
-    above = _KNEE_MEL + _OCTAVE * np.log(np.maximum(hz, _KNEE_HZ) / _KNEE_HZ)
-    return np.where(hz < _KNEE_HZ, hz * _KNEE_MEL / _KNEE_HZ, above)
-
-
-def _kaldi_hz(mel):
-    return 700.0 * np.expm1(mel / 1127.0)
-
-
-def _slaney_hz(mel):
-    above = _KNEE_HZ * np.exp(np.maximum(mel - _KNEE_MEL, 0.0) / _OCTAVE)
-    return np.where(mel < _KNEE_MEL, mel * _KNEE_HZ / _KNEE_MEL, above)
-
-
-_SCALES = {"kaldi": (_kaldi_mel, _kaldi_hz), "slaney": (_slaney_mel, _slaney_hz)}
-
-
-@functools.lru_cache(maxsize=8)
-def mel_matrix(config: FeatureConfig, dtype=np.float32) -> np.ndarray:
-    """Triangles between points at equal distances on the mel scale: `[K, F]`, computed in float64.
-
-    They are linear in mel with peak 1, or with `mel_area` linear in Hz with area 1.
-    """
-    to_mel, to_hz = _SCALES[config.mel_scale]
-    place = np.arange(config.fft // 2 + 1) * config.sample_rate / config.fft
-    edges = np.linspace(to_mel(config.low_hz), to_mel(config.high_hz), config.bins + 2)
-    place, edges = (place, to_hz(edges)) if config.mel_area else (to_mel(place), edges)
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    place = place[:, None]
-    weights = np.minimum((place - low) / (centre - low), (high - place) / (high - centre))
-    area = (high - low) / 2 if config.mel_area else 1.0
-    return (np.maximum(weights, 0.0) / area).astype(dtype)
-
-
-def _window(config: FeatureConfig) -> np.ndarray:
-    """`[W]` float64."""
-    size = config.window_samples
-    if config.window_shape == "hann":
-        return np.hanning(size + 1)[:size]
-    return np.hanning(size) ** (0.85 if config.window_shape == "povey" else 1.0)
-
-
-@functools.lru_cache(maxsize=8)
-def _transform_matrix(config: FeatureConfig, dtype=np.float32) -> np.ndarray:
-    """From the samples of a frame to its spectrum, `[W, 2K]` (cosines, then sines), computed in float64.
-
-    All that is linear in the samples of one frame is in it: its mean is subtracted, then it is pre-emphasised, windowed
-    and transformed.
-    """
-    size, window = config.window_samples, _window(config)
-    phase = 2 * np.pi / config.fft * np.outer(np.arange(size), np.arange(config.fft // 2 + 1))
-    basis = np.concatenate([np.cos(phase), np.sin(phase)], axis=1) * window[:, None]
-    if config.unit_power:
-        basis = basis / np.sqrt(np.square(window).sum())
-    # Each step is a matrix on the samples x; x' (A' B) = (A x)' B.
-    if config.preemphasis and config.preemphasis_of == "frame":
-        emphasis = np.eye(size) - config.preemphasis * np.eye(size, k=-1)
-        emphasis[0, 0] -= config.preemphasis
-        basis = emphasis.T @ basis
-    if config.remove_dc:
-        basis = basis - basis.mean(axis=0)
-    return basis.astype(dtype)
-
-
-def _frame(waveform, config: FeatureConfig):
+def _frame(waveform: jax.Array, config: FeatureConfig) -> jax.Array:
     """`[B, S]` -> `[B, T, W]`, placed as `config.framing` says, with zeros beyond both ends."""
     hop, window = config.hop_samples, config.window_samples
     frames = config.spectra(waveform.shape[1])
@@ -103,7 +31,7 @@ def _frame(waveform, config: FeatureConfig):
 @functools.lru_cache(maxsize=8)
 def _sliced_matrix(config: FeatureConfig) -> tuple[np.ndarray, ...]:
     """The transform as three float32 matrices that add up to it: see `_precise_spectrum`."""
-    whole = _transform_matrix(config, np.float64)
+    whole = transform_matrix(config, np.float64)
     unit = 2.0 ** np.round(np.log2(np.abs(whole).max()))
     first = np.round(whole / unit * _COARSE) * (unit / _COARSE)
     second = np.round((whole - first) / unit * _FINE) * (unit / _FINE)
@@ -114,7 +42,7 @@ def _sliced_matrix(config: FeatureConfig) -> tuple[np.ndarray, ...]:
 _COARSE, _FINE = 2.0**7, 2.0**15
 
 
-def _precise_spectrum(frames, config: FeatureConfig):
+def _precise_spectrum(frames: jax.Array, config: FeatureConfig) -> jax.Array:
     """`[B, T, W]` -> `[B, T, 2K]` in float32, with an error far below 2^-24 of the loudest sample.
 
     Each factor is cut into slices in fixed point, the frame in parts of its own loudest sample, and the products of the
@@ -132,20 +60,20 @@ def _precise_spectrum(frames, config: FeatureConfig):
     second = jnp.round((frames - first) * _FINE) * (1.0 / _FINE)
     rest = frames - first - second
     m1, m2, m3 = _sliced_matrix(config)
-    small = product(first, m3) + product(second, m2 + m3) + product(rest, _transform_matrix(config))
+    small = product(first, m3) + product(second, m2 + m3) + product(rest, transform_matrix(config))
     return (exact(first, m1) + (exact(first, m2) + exact(second, m1) + small)) * unit
 
 
-def _log_mel(waveform, config: FeatureConfig):
-    """`[B, S]` -> `[B, T, F]`, not normalised; a constant may be missing where normalisation would take it away."""
+def _log_mel(waveform: jax.Array, config: FeatureConfig) -> jax.Array:
+    """`[B, S]` -> `[B, T, F]`, not normalised. A constant may be missing where normalisation removes it anyway."""
     # The DFT is a matrix product: on a mesh it stays sharded by rows, where an FFT may be gathered to every device.
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    dtype = waveform.dtype.type
+    dtype: Any = waveform.dtype.type
     frames = _frame(waveform, config)
     # A floor relative to the loudness hides the rounding errors of loud bins in faint ones, another floor may not:
     # speech of 8 kHz at 16 kHz leaves the upper half of the bins 10^-10 of the power of the others.
     if config.unit_variance or dtype == np.float64:
-        spectrum = product("btw,wk->btk", frames, _transform_matrix(config, dtype))
+        spectrum = product("btw,wk->btk", frames, transform_matrix(config, dtype))
     else:
         spectrum = _precise_spectrum(frames, config)
     real, imaginary = jnp.split(spectrum, 2, axis=-1)
@@ -161,7 +89,7 @@ def _log_mel(waveform, config: FeatureConfig):
     return above if config.normalization != "none" else above + np.log(config.floor).astype(dtype)
 
 
-def _normalize(features, valid, config: FeatureConfig):
+def _normalize(features: jax.Array, valid: jax.Array, config: FeatureConfig) -> jax.Array:
     mean, variance = padding.masked_mean_variance(features, valid)
     if config.normalization != "utterance":
         count = valid.sum(axis=1)[:, None, None].astype(features.dtype)
@@ -171,11 +99,11 @@ def _normalize(features, valid, config: FeatureConfig):
     return (features - mean) * jax.lax.rsqrt(variance + config.normalization_eps)
 
 
-def unstacked(waveform, num_samples, config: FeatureConfig):
-    """Features before frames are put side by side: the place for what looks at bins of one frame (augmentation).
+def unstacked(waveform: jax.Array, num_samples: jax.Array, config: FeatureConfig) -> tuple[jax.Array, jax.Array]:
+    """Features before frames are stacked. Augmentation works on these, since it needs the bins of single frames.
 
     Args:
-      waveform: `[B, S]`, mono, at `config.sample_rate`; what lies behind `num_samples` may be anything.
+      waveform: `[B, S]`, mono, at `config.sample_rate`; samples after `num_samples` may be anything.
       num_samples: int32 `[B]`.
       config: the feature settings.
 
@@ -193,7 +121,7 @@ def unstacked(waveform, num_samples, config: FeatureConfig):
         waveform = waveform * jax.lax.rsqrt(variance[..., 0] + 1e-10)
     if config.preemphasis and config.preemphasis_of == "signal":
         before = jnp.pad(waveform, ((0, 0), (1, 0)))[:, :-1]
-        # The first sample behind the end would not be zero.
+        # The first sample after the end would not be zero.
         waveform = padding.zero_invalid(waveform - config.preemphasis * before, valid_samples)
     features = waveform[..., None] if config.kind == "waveform" else _log_mel(waveform, config)
     lengths = config.spectra(num_samples)
@@ -203,7 +131,7 @@ def unstacked(waveform, num_samples, config: FeatureConfig):
     return padding.zero_invalid(features, valid), lengths
 
 
-def stacked(features, lengths, config: FeatureConfig):
+def stacked(features: jax.Array, lengths: jax.Array, config: FeatureConfig) -> tuple[jax.Array, jax.Array]:
     """Puts `config.stack` frames side by side: `[B, T, F]` -> `[B, T // stack, stack F]`, and the lengths.
 
     What does not fill a stack is left out, or stands in an invalid frame.
@@ -216,6 +144,7 @@ def stacked(features, lengths, config: FeatureConfig):
     return padding.zero_invalid(whole, padding.valid_mask(lengths, frames)), lengths
 
 
-def extract(waveform, num_samples, config: FeatureConfig):
+def extract(waveform: jax.Array, num_samples: jax.Array, config: FeatureConfig) -> tuple[jax.Array, jax.Array]:
     """Features as the encoder takes them: `unstacked`, then `stacked`; arguments and results as theirs."""
-    return stacked(*unstacked(waveform, num_samples, config), config)
+    features, lengths = unstacked(waveform, num_samples, config)
+    return stacked(features, lengths, config)

@@ -24,43 +24,26 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import BinaryIO
+from typing import IO, Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
-import safetensors.numpy
 from etils import epath
 
 from hra_jax.errors import UserError
-from hra_jax.storage.files import write_file
+from hra_jax.storage.files import replaced_name, write_file
+from hra_jax.storage.json_files import parse_json
+from hra_jax.storage.safetensors import DTYPES, TensorEntry, dtype_name, read_header, to_bytes
 from hra_jax.storage.trees import flatten, unflatten
 
 _IDS = "ids"
-_METADATA = "__metadata__"  # of the safetensors format
-_RESERVED = (_IDS, _METADATA)
+_CHECKSUMS = "crc32"
+_RESERVED = (_IDS, "__metadata__")  # the second one by the safetensors format
 _SUFFIX = ".safetensors"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SEGMENT = re.compile(rf"{_NAME.pattern}(\.[0-9]+)?")  # the first segment of an append, and the further ones
 _FILE = re.compile(rf"({_SEGMENT.pattern}){re.escape(_SUFFIX)}")
-_LEFTOVER = re.compile(rf"\.{_FILE.pattern}\.tmp")  # of `write_file`, when the process was killed
 _MOST_STORED = 2  # rows stored for each live one, at most
 _CROWD = 8  # segments of similar size that are merged into one; a power of two, see _size_class
-_DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U64": np.dtype(np.uint64),
-    "U32": np.dtype(np.uint32),
-    "U16": np.dtype(np.uint16),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
-
 
 _Block = tuple[np.ndarray, dict[str, np.ndarray]]  # ids [n], {path: rows [n, ...]}
 
@@ -73,18 +56,20 @@ class _Index:
     leaves: dict[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """Where in a file a tensor lies."""
+class _Tensor(NamedTuple):
+    """Where in a file a tensor lies, and the checksum of what was written."""
 
-    dtype: np.dtype
-    shape: list[int]
-    start: int  # bytes from the beginning of the file
+    entry: TensorEntry
     crc: int
 
     @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+    def dtype(self) -> np.dtype:
+        dtype: np.dtype = DTYPES[self.entry.dtype]
+        return dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
 
 
 class RowLog:
@@ -115,7 +100,7 @@ class RowLog:
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory}: rows cannot be kept here, it is a file")
 
-    def append(self, name: str, ids: np.ndarray, rows: Mapping, *, after: Sequence[str]) -> list[str]:
+    def append(self, name: str, ids: np.ndarray, rows: Mapping[str, Any], *, after: Sequence[str]) -> list[str]:
         """Writes changed rows.
 
         Bytes and seconds go with the rows given, not with those that the log holds: over a run, a row is moved about
@@ -163,7 +148,7 @@ class RowLog:
         # Moved rows are live, so nothing in the list is newer than they are: they may go to its end.
         return [segment for i, (segment, _, _) in enumerate(found) if i not in merged] + written
 
-    def read(self, segments: Sequence[str]) -> Iterator[tuple[np.ndarray, dict]]:
+    def read(self, segments: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """The live rows of a list of segments, each once, one segment at a time.
 
         The ids of all segments are read and checked at once; the rows as the iterator is advanced.
@@ -196,7 +181,7 @@ class RowLog:
         if not self.directory.exists():
             return
         for file in self.directory.iterdir():
-            if _LEFTOVER.fullmatch(file.name) or (_FILE.fullmatch(file.name) and file.name not in names):
+            if _FILE.fullmatch(replaced_name(file.name) or file.name) and file.name not in names:
                 try:
                     file.unlink(missing_ok=True)
                 except OSError as error:
@@ -234,8 +219,8 @@ class RowLog:
         `new` holds rows that come after all segments.
         """
         found = [(segment, self._index(segment)) for segment in segments]
-        first = new if new is not None else found[0][1] if found else None
         for segment, index in found:
+            first = found[0][1] if new is None else new
             where = f"{self._file(segment)}: this segment is of another tree:"
             for path in sorted(index.leaves.keys() | first.leaves.keys()):
                 there, here = (side.leaves.get(path, "absent") for side in (index, first))
@@ -263,9 +248,8 @@ class RowLog:
     def _write(self, segment: str, ids: np.ndarray, rows: dict[str, np.ndarray]) -> None:
         order = np.argsort(ids)
         arrays = {path: np.ascontiguousarray(array[order]) for path, array in ({_IDS: ids} | rows).items()}
-        checksums = {path: _crc(path, array, array.reshape(-1).view(np.uint8)) for path, array in arrays.items()}
-        # One metadata key: the order of several would differ from process to process.
-        content = safetensors.numpy.save(arrays, metadata={"crc32": json.dumps(checksums, sort_keys=True)})
+        checksums = {path: _crc(path, array, array.reshape(-1).view(np.uint8).data) for path, array in arrays.items()}
+        content = to_bytes(arrays, {_CHECKSUMS: json.dumps(checksums, sort_keys=True)})
         file = self._file(segment)
         # Not known until it is written: a leftover of this name may be known with other ids.
         self._known.pop(segment, None)
@@ -276,7 +260,7 @@ class RowLog:
         self._known[segment] = _Index(arrays.pop(_IDS), {path: _row_text(leaf) for path, leaf in arrays.items()})
 
 
-def _checked(ids: np.ndarray, rows: Mapping) -> tuple[_Index, dict[str, np.ndarray]]:
+def _checked(ids: np.ndarray, rows: Mapping[str, Any]) -> tuple[_Index, dict[str, np.ndarray]]:
     """The rows as contiguous arrays by path, with their index. Raises ValueError for what cannot be stored."""
     ids = np.asarray(ids)
     if ids.ndim != 1 or (ids.dtype.kind not in "iu" and ids.size):
@@ -290,9 +274,10 @@ def _checked(ids: np.ndarray, rows: Mapping) -> tuple[_Index, dict[str, np.ndarr
     for path, leaf in leaves.items():
         if leaf.shape[:1] != ids.shape:
             raise ValueError(f"{path} must have {len(ids)} rows, one for each id; got shape {list(leaf.shape)}")
-        if leaf.dtype not in _DTYPES.values():
-            allowed = ", ".join(dtype.name for dtype in _DTYPES.values())
-            raise ValueError(f"{path} is {leaf.dtype}; allowed: {allowed}, in the byte order of the machine")
+        try:
+            dtype_name(leaf.dtype)
+        except ValueError as error:
+            raise ValueError(f"{path} is {error}") from error
     leaves = {path: np.ascontiguousarray(leaf) for path, leaf in leaves.items()}
     return _Index(ids, {path: _row_text(leaf) for path, leaf in leaves.items()}), leaves
 
@@ -301,12 +286,12 @@ def _row_text(leaf: np.ndarray | _Tensor) -> str:
     return f"{leaf.dtype.name}{list(leaf.shape[1:])}"
 
 
-def _crc(path: str, tensor: np.ndarray | _Tensor, content: bytes | np.ndarray) -> int:
+def _crc(path: str, tensor: np.ndarray | _Tensor, content: bytes | memoryview) -> int:
     """The checksum of a tensor: of its name, dtype and shape, which only the header has, and its bytes."""
     return zlib.crc32(content, zlib.crc32(f"{path} {tensor.dtype.name}{list(tensor.shape)}".encode()))
 
 
-def _with_tree(ids: np.ndarray, rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict]:
+def _with_tree(ids: np.ndarray, rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Any]]:
     return ids, unflatten(rows)
 
 
@@ -354,7 +339,7 @@ def _to_merge(stored: Sequence[int], live: Sequence[int], *, new: int, full: int
         crowded = [key for key, members in classes.items() if len(members) >= _CROWD]
         if not crowded:
             return merged
-        merged |= classes[min(crowded)] - {None}
+        merged |= {i for i in classes[min(crowded)] if i is not None}
 
 
 def _size_class(rows: int) -> int:
@@ -388,7 +373,7 @@ def _joined(blocks: list[_Block]) -> _Block:
 
 
 @contextlib.contextmanager
-def _opened(file: epath.Path) -> Iterator[tuple[BinaryIO, dict[str, _Tensor]]]:
+def _opened(file: epath.Path) -> Iterator[tuple[IO[bytes], dict[str, _Tensor]]]:
     """Opens a segment and reads its header. Raises UserError for a file that is missing, damaged or not readable."""
     try:
         length = _length(file)
@@ -401,46 +386,37 @@ def _opened(file: epath.Path) -> Iterator[tuple[BinaryIO, dict[str, _Tensor]]]:
 def _length(file: epath.Path) -> int:
     """Bytes of a file."""
     try:
-        return file.stat().length
+        return int(file.stat().length)
     except OSError as error:
         raise UserError(f"{file}: the segment is missing: {_reason(error)}") from error
 
 
-def _read_header(stream: BinaryIO, length: int, file: epath.Path) -> dict[str, _Tensor]:
-    """Where the tensors lie in a file of `length` bytes; checks that they are the whole file."""
-    size = int.from_bytes(stream.read(8), "little")
-    if length < 8 or size > length - 8:
-        raise UserError(f"{file}: the segment is damaged: {length} bytes do not hold its header")
+def _read_header(stream: IO[bytes], length: int, file: epath.Path) -> dict[str, _Tensor]:
+    """Where the tensors lie in a file of `length` bytes; checks that they are the whole file, and rows."""
     try:
-        header = json.loads(stream.read(size))
-        checksums = json.loads(header.pop(_METADATA)["crc32"])
-        position, tensors = 8 + size, {}
-        for path, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            tensor = _Tensor(_DTYPES[entry["dtype"]], entry["shape"], position, checksums[path])
-            start, stop = (8 + size + offset for offset in entry["data_offsets"])
-            if (start, stop) != (position, position + tensor.nbytes):
-                raise ValueError(f"{path} is not where it should be")
-            tensors[path], position = tensor, stop
+        header = read_header(stream, length)
+        checksums = parse_json(header.metadata[_CHECKSUMS], where="the checksums in the header")
+        tensors = {path: _Tensor(entry, checksums[path]) for path, entry in sorted(header.tensors.items())}
         rows = tensors[_IDS].shape
         if tensors[_IDS].dtype != np.int64 or any(tensor.shape[:1] != rows for tensor in tensors.values()):
             raise ValueError(f"not all tensors have {list(rows)} rows")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file}: the segment is damaged: its header does not describe rows: {reason}") from error
-    if position != length:
-        raise UserError(f"{file}: the segment is damaged: it should have {position} bytes, but has {length}")
-    return dict(sorted(tensors.items()))
+    except KeyError as error:
+        raise UserError(f"{file}: the segment is damaged: its header lacks {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file}: the segment is damaged: {' '.join(str(error).split())}") from error
+    return tensors
 
 
-def _read_tensor(stream: BinaryIO, path: str, tensor: _Tensor, file: epath.Path) -> np.ndarray:
-    stream.seek(tensor.start, os.SEEK_SET)
-    content = stream.read(tensor.nbytes)
-    if len(content) != tensor.nbytes or _crc(path, tensor, content) != tensor.crc:
+def _read_tensor(stream: IO[bytes], path: str, tensor: _Tensor, file: epath.Path) -> np.ndarray:
+    size = tensor.entry.stop - tensor.entry.start
+    stream.seek(tensor.entry.start, os.SEEK_SET)
+    content = stream.read(size)
+    if len(content) != size or _crc(path, tensor, content) != tensor.crc:
         raise UserError(f"{file}: the segment is damaged: {path} is not what was written")
     return np.frombuffer(content, tensor.dtype).reshape(tensor.shape)
 
 
-def _read_index(stream: BinaryIO, tensors: dict[str, _Tensor], file: epath.Path) -> _Index:
+def _read_index(stream: IO[bytes], tensors: dict[str, _Tensor], file: epath.Path) -> _Index:
     ids = _read_tensor(stream, _IDS, tensors[_IDS], file)
     return _Index(ids, {path: _row_text(tensor) for path, tensor in tensors.items() if path != _IDS})
 

@@ -4,48 +4,35 @@
     model.safetensors.index.json        {"weight_map": {tensor: file}}, beside
     model-00001-of-0000N.safetensors    the files that it names
 
-A safetensors file is 8 bytes with the length of its header, the header (JSON: dtype, shape and place of every tensor),
-and the tensors in C order without a gap between them. Headers are read and checked when a folder is opened; of the
+The format of the files is that of `storage.safetensors`. Headers are read and checked when a folder is opened; of the
 tensors only the bytes that a slice asks for are read, from local and remote (`gs://`) paths alike.
 """
 
-import dataclasses
-import itertools
-import json
 import math
+from collections.abc import Iterator
+from typing import IO, NamedTuple, SupportsIndex
 
-import ml_dtypes
 import numpy as np
 from etils import epath
 
 from hra_jax.errors import UserError
+from hra_jax.storage.json_files import read_object
+from hra_jax.storage.safetensors import DTYPES, FLOATS, TensorEntry, read_header
 
 WEIGHTS = "model.safetensors"
 INDEX_SUFFIX = ".index.json"
-DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
-# What else a header may hold, and how many bytes one value takes; such tensors are checked but not read.
-_OTHER_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2}
-_OTHER_BYTES |= {"I32": 4, "U32": 4, "I64": 8, "U64": 8, "C64": 8}
-_LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 _CHUNK = 16 << 20  # bytes read at a time
 # A remote read costs a round trip: there it is cheaper to read on over a gap than to ask twice.
 _REMOTE_GAP = 1 << 20  # bytes
 
+Index = SupportsIndex | slice
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a tensor lies: the bytes [start, stop) of a file."""
+
+class _Place(NamedTuple):
+    """Where a tensor lies: the file, and the bytes in it."""
 
     path: epath.Path
-    dtype: str  # as safetensors calls it
-    shape: tuple[int, ...]
-    start: int
-    stop: int
+    entry: TensorEntry
 
 
 class TensorFiles:
@@ -59,7 +46,7 @@ class TensorFiles:
       bytes_read: bytes of tensors read so far, headers not counted.
     """
 
-    def __init__(self, folder, weights: str = WEIGHTS):
+    def __init__(self, folder: epath.PathLike, weights: str = WEIGHTS):
         """Opens a folder: reads and checks every header, and no tensor.
 
         Args:
@@ -75,10 +62,11 @@ class TensorFiles:
         if not single.exists() and not index.exists():
             raise UserError(f"{self.folder}: holds neither {weights} nor {weights}{INDEX_SUFFIX}")
         self.listing = single if single.exists() else index
-        places = read_header(single) if self.listing == single else _read_shards(self.folder, index)
+        places = _read_places(single) if self.listing == single else _read_shards(self.folder, index)
         self.paths = sorted({place.path for place in places.values()})
-        self._places = {name: place for name, place in sorted(places.items()) if place.dtype in DTYPES}
-        self.ignored = {name: place.dtype for name, place in sorted(places.items()) if place.dtype not in DTYPES}
+        dtypes = {name: place.entry.dtype for name, place in sorted(places.items())}
+        self._places = {name: places[name] for name, dtype in dtypes.items() if dtype in FLOATS}
+        self.ignored = {name: dtype for name, dtype in dtypes.items() if dtype not in FLOATS}
 
     def names(self) -> tuple[str, ...]:
         """The floating-point tensors, sorted."""
@@ -90,11 +78,12 @@ class TensorFiles:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor; errors are those of `read`."""
-        return self._place(name).shape
+        return self._place(name).entry.shape
 
     def dtype(self, name: str) -> np.dtype:
         """The dtype of a tensor: float64, float32, float16 or `ml_dtypes.bfloat16`; errors are those of `read`."""
-        return DTYPES[self._place(name).dtype]
+        dtype: np.dtype = DTYPES[self._place(name).entry.dtype]
+        return dtype
 
     def read(self, name: str) -> np.ndarray:
         """A whole tensor, in its dtype.
@@ -104,7 +93,7 @@ class TensorFiles:
         """
         return self.read_slice(name, ())
 
-    def read_slice(self, name: str, index) -> np.ndarray:
+    def read_slice(self, name: str, index: Index | tuple[Index, ...]) -> np.ndarray:
         """A part of a tensor, in its dtype. Nothing else of it is held, and on local paths nothing else is read.
 
         Args:
@@ -117,13 +106,13 @@ class TensorFiles:
           IndexError, ValueError: an index that does not fit the shape; a slice with a step.
         """
         place = self._place(name)
-        bounds, shape = _bounds(place.shape, index if isinstance(index, tuple) else (index,))
-        dtype = DTYPES[place.dtype]
+        bounds, shape = _bounds(place.entry.shape, index if isinstance(index, tuple) else (index,))
+        dtype = DTYPES[place.entry.dtype]
         found = np.empty([stop - start for start, stop in bounds], dtype)
         if found.size:
-            offsets, length = _runs(place.shape, bounds, dtype.itemsize)
-            # A view of the bytes: memoryview does not know bfloat16.
-            self._read_runs(place, offsets + place.start, length, memoryview(found.reshape(-1).view(np.uint8)))
+            offsets, length = _runs(place.entry.shape, bounds, dtype.itemsize)
+            # A view of the bytes: a memoryview does not know bfloat16.
+            self._read_runs(place, offsets + place.entry.start, length, found.reshape(-1).view(np.uint8).data)
         return found.reshape(shape)
 
     def _place(self, name: str) -> _Place:
@@ -133,7 +122,7 @@ class TensorFiles:
         return self._places[name]
 
     def _read_runs(self, place: _Place, offsets: np.ndarray, length: int, into: memoryview) -> None:
-        """Reads runs of `length` bytes at ascending `offsets` of a file, one behind the other into `into`."""
+        """Reads runs of `length` bytes at ascending `offsets` of a file, one after the other into `into`."""
         gap = _REMOTE_GAP if "://" in str(place.path) else 0
         done = 0
         try:
@@ -147,14 +136,14 @@ class TensorFiles:
                             into[done : done + len(part)] = part
                             done += len(part)
                         continue
-                    part = memoryview(self._take(place.path, file, span))
+                    with_gaps = memoryview(self._take(place.path, file, span))
                     for offset in (offsets[first : first + count] - offsets[first]).tolist():
-                        into[done : done + length] = part[offset : offset + length]
+                        into[done : done + length] = with_gaps[offset : offset + length]
                         done += length
         except OSError as error:
             raise UserError(f"{place.path}: cannot be read ({error.strerror or error})") from error
 
-    def _take(self, path, file, count: int) -> bytes:
+    def _take(self, path: epath.Path, file: IO[bytes], count: int) -> bytes:
         part = file.read(count)
         if len(part) != count:
             raise UserError(f"{path}: ends within a tensor; it has changed since it was opened")
@@ -162,92 +151,31 @@ class TensorFiles:
         return part
 
 
-def read_header(path: epath.Path) -> dict[str, _Place]:
-    """Where the tensors of a safetensors file lie.
-
-    Raises:
-      UserError: not a safetensors file, or one whose header does not fit its length: truncated, overlapping tensors.
-    """
+def _read_places(path: epath.Path) -> dict[str, _Place]:
+    """Where the tensors of a file lie. Raises UserError where it cannot be read or is damaged."""
     try:
-        size = path.stat().length
         with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if start == b"version ":
-                raise UserError(f"{path}: a Git LFS pointer, not the file that it stands for")
-            if len(start) < 8 or length > min(size - 8, _LONGEST_HEADER):
-                raise UserError(f"{path}: not a whole safetensors file: a header of {length} bytes in a file of {size}")
-            content = file.read(length)
+            header = read_header(file, path.stat().length)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    header = _json(path, content)
-    if not isinstance(header, dict):
-        raise UserError(f"{path}: not a safetensors file: its header is not a JSON object")
-    header.pop("__metadata__", None)
-    places = {name: _place_of(path, name, entry, 8 + length) for name, entry in header.items()}
-    end = 8 + length
-    for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if place.start != end:
-            what = "overlaps the tensor before it" if place.start < end else "lies behind a gap"
-            raise UserError(f"{path}: {name!r} {what}: it starts at byte {place.start}, which must be {end}")
-        if place.stop > size:
-            raise UserError(f"{path}: truncated: {name!r} ends at byte {place.stop}, the file has {size}")
-        end = place.stop
-    if end != size:
-        raise UserError(f"{path}: {size - end} bytes lie behind the last tensor")
-    return places
-
-
-def _json(path, content: bytes):
-    """JSON without repeated keys."""
-
-    def unique(pairs):
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a key is given twice")
-        return found
-
-    try:
-        return json.loads(content.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON where JSON must be ({error})") from error
-
-
-def _place_of(path, name: str, entry, data: int) -> _Place:
-    """An entry of a header, checked; `data` is the byte at which the tensors start."""
-    fields = entry if isinstance(entry, dict) else {}
-    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not (_counts(shape) and _counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
-        raise UserError(f"{path}: the header's entry of {name!r} needs a dtype, a shape and data_offsets [start, stop]")
-    if not isinstance(dtype, str) or dtype not in DTYPES | _OTHER_BYTES:
-        raise UserError(f"{path}: {name!r} has the unknown dtype {dtype!r}")
-    width = DTYPES[dtype].itemsize if dtype in DTYPES else _OTHER_BYTES[dtype]
-    if offsets[1] - offsets[0] != math.prod(shape) * width:
-        found = offsets[1] - offsets[0]
-        raise UserError(f"{path}: {name!r} of shape {tuple(shape)} and dtype {dtype} cannot take {found} bytes")
-    return _Place(path, dtype, tuple(shape), data + offsets[0], data + offsets[1])
-
-
-def _counts(values) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    return {name: _Place(path, entry) for name, entry in header.tensors.items()}
 
 
 def _read_shards(folder: epath.Path, index: epath.Path) -> dict[str, _Place]:
     """The tensors of the files that an index names; what is in the files and what the index says must be the same."""
-    try:
-        content = _json(index, index.read_bytes())
-    except OSError as error:
-        raise UserError(f"{index}: cannot be read ({error.strerror or error})") from error
-    named = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
-        raise UserError(f"{index}: must be a JSON object with an object 'weight_map' of file names")
-    places = {}
+    named = read_object(index, {"weight_map": dict})["weight_map"]
+    for name, file in named.items():
+        if not isinstance(file, str):
+            raise UserError(f"{index}: names {file!r:.80} for {name!r}; needed is an object 'weight_map' of file names")
+    places: dict[str, _Place] = {}
     for file in sorted(set(named.values())):
         if file in ("", ".", "..") or set(file) & set("/\\:"):
             raise UserError(f"{index}: names the file {file!r}; allowed: names of files in the same folder")
         if not (folder / file).exists():
             raise UserError(f"{index}: names the file {file!r}, which is not there")
-        for name, place in read_header(folder / file).items():
+        for name, place in _read_places(folder / file).items():
             if named.get(name) != file:
                 told = f"says that {name!r} is in {named[name]!r}" if name in named else f"does not name {name!r}"
                 raise UserError(f"{index}: {told}, which {file!r} holds")
@@ -258,12 +186,12 @@ def _read_shards(folder: epath.Path, index: epath.Path) -> dict[str, _Place]:
     return places
 
 
-def _bounds(shape: tuple[int, ...], index: tuple) -> tuple[list[tuple[int, int]], list[int]]:
+def _bounds(shape: tuple[int, ...], index: tuple[Index, ...]) -> tuple[list[tuple[int, int]], list[int]]:
     """[start, stop) of every dimension, and the shape that remains: an int takes its dimension away."""
     if len(index) > len(shape):
         raise IndexError(f"{len(index)} indices for the shape {shape}")
     bounds, remaining = [], []
-    for size, entry in itertools.zip_longest(shape, index, fillvalue=slice(None)):
+    for size, entry in zip(shape, [*index, *[slice(None)] * (len(shape) - len(index))], strict=True):
         if isinstance(entry, slice):
             start, stop, step = entry.indices(size)
             if step != 1:
@@ -290,7 +218,7 @@ def _runs(shape: tuple[int, ...], bounds: list[tuple[int, int]], itemsize: int) 
     return offsets + start * strides[last], (stop - start) * strides[last]
 
 
-def _groups(offsets: np.ndarray, length: int, gap: int):
+def _groups(offsets: np.ndarray, length: int, gap: int) -> Iterator[tuple[int, int]]:
     """Runs that are read together, as (first, count): those no more than `gap` apart, up to `_CHUNK` bytes."""
     first = 0
     for i in range(1, len(offsets) + 1):

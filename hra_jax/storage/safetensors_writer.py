@@ -1,25 +1,26 @@
 """Writes the tensors of a folder one after the other, so that no more than a piece of one is in memory.
 
-The files are those that `tensor_files` reads: one, or where that would be too large several beside an index. They are
-written under other names and take their own when all are complete.
+The files are those that `safetensors_reader` reads: one, or several beside an index where one would be too large. They
+are written under temporary names and take their own when all are complete.
 """
 
-import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 import numpy as np
+import numpy.typing
 from etils import epath
 
-from hra_jax.storage.files import json_text, write_file
-from hra_jax.storage.safetensors_reader import DTYPES, INDEX_SUFFIX, WEIGHTS
+from hra_jax.storage.files import Replacement, replaced_name, write_file
+from hra_jax.storage.json_files import json_text
+from hra_jax.storage.safetensors import WEIGHT_METADATA, header_bytes
+from hra_jax.storage.safetensors_reader import INDEX_SUFFIX, WEIGHTS
 
 SHARD_BYTES = 2_000_000_000  # of tensors in one file
 _CHUNK = 16 << 20  # bytes written at a time
-_METADATA = {"format": "hra_jax"}
 _STEM, _EXTENSION = WEIGHTS.split(".", 1)
-_OURS = re.compile(rf"\.?{_STEM}(-\d{{5,}}-of-\d{{5,}})?\.{_EXTENSION}({re.escape(INDEX_SUFFIX)})?(\.tmp)?")
+_OURS = re.compile(rf"{_STEM}(-\d{{5,}}-of-\d{{5,}})?\.{_EXTENSION}({re.escape(INDEX_SUFFIX)})?")
 
 
 class TensorWriter:
@@ -31,13 +32,20 @@ class TensorWriter:
       names: the tensors, in the order in which they must be written.
     """
 
-    def __init__(self, folder, shapes: Mapping[str, tuple[int, ...]], dtype, *, max_bytes: int = SHARD_BYTES):
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        dtype: np.typing.DTypeLike,
+        max_bytes: int = SHARD_BYTES,
+    ):
         """Lays out the files.
 
         Args:
           folder: a local or remote path; it is created.
           shapes: of all tensors.
-          dtype: of all tensors, one of `tensor_files.DTYPES`.
+          dtype: of all tensors, one of `safetensors.DTYPES`.
           max_bytes: of the tensors in one file. A larger tensor has a file of its own.
         """
         self._folder, self._dtype = epath.Path(folder), np.dtype(dtype)
@@ -45,7 +53,9 @@ class TensorWriter:
         self.names = tuple(self._shapes)
         shards = _shards({name: self._bytes(name) for name in self.names}, max_bytes)
         self._files = dict(zip(_file_names(len(shards)), shards, strict=True))
-        self._open, self._pending, self._missing = None, None, 0
+        self._replacements: list[Replacement] = []  # complete ones, and the one that is being written
+        self._pending: str | None = None
+        self._missing = 0
         self._steps = self._walk()
 
     def __enter__(self) -> "TensorWriter":
@@ -53,10 +63,10 @@ class TensorWriter:
         self._advance()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._steps.close()
-        for file in self._files:
-            self._temporary(file).unlink(missing_ok=True)
+        for replacement in self._replacements:
+            replacement.discard()
 
     def append(self, name: str, piece: np.ndarray) -> None:
         """Writes the next values of a tensor, in C order.
@@ -74,9 +84,11 @@ class TensorWriter:
             return
         if name != self._pending or piece.nbytes > self._missing:
             raise ValueError(f"{piece.nbytes} bytes of {name!r}: {self._missing} bytes of {self._pending!r} are due")
-        values = memoryview(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
+        values = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
         for start in range(0, len(values), _CHUNK):
-            self._open.write(bytes(values[start : start + _CHUNK]))  # remote files take nothing but bytes
+            self._replacements[-1].stream.write(
+                bytes(values[start : start + _CHUNK])
+            )  # remote files take nothing but bytes
         self._missing -= len(values)
         if not self._missing:
             self._advance()
@@ -89,29 +101,30 @@ class TensorWriter:
         """
         if self._pending is not None:
             raise ValueError(f"{self._missing} bytes of {self._pending!r} have not been written")
-        for file in self._files:
-            self._temporary(file).replace(self._folder / file)
+        for replacement in self._replacements:
+            replacement.commit()
         placed, kept = {name: file for file, names in self._files.items() for name in names}, set(self._files)
         if kept != {WEIGHTS}:
             index = {"metadata": {"total_size": sum(map(self._bytes, self.names))}, "weight_map": placed}
             write_file(self._folder / f"{WEIGHTS}{INDEX_SUFFIX}", json_text(index))
             kept.add(f"{WEIGHTS}{INDEX_SUFFIX}")
         for path in list(self._folder.iterdir()):
-            if _OURS.fullmatch(path.name) and path.name not in kept:
+            if _OURS.fullmatch(replaced_name(path.name) or path.name) and path.name not in kept:
                 path.unlink()
 
     def _bytes(self, name: str) -> int:
         return math.prod(self._shapes[name]) * self._dtype.itemsize
 
-    def _temporary(self, file: str) -> epath.Path:
-        return self._folder / f".{file}.tmp"
-
-    def _walk(self):
-        """Opens file after file, and yields the tensors that have values; closing it closes the file."""
+    def _walk(self) -> Generator[str, None, None]:
+        """Opens one file after the other, and yields the tensors that have values."""
         for file, names in self._files.items():
-            with self._temporary(file).open("wb") as self._open:
-                self._open.write(_header({name: self._shapes[name] for name in names}, self._dtype))
-                yield from (name for name in names if self._bytes(name))
+            replacement = Replacement(self._folder / file)
+            self._replacements.append(replacement)
+            replacement.stream.write(
+                header_bytes({name: (self._dtype, self._shapes[name]) for name in names}, WEIGHT_METADATA)
+            )
+            yield from (name for name in names if self._bytes(name))
+            replacement.close()
 
     def _advance(self) -> None:
         self._pending = next(self._steps, None)
@@ -120,7 +133,8 @@ class TensorWriter:
 
 def _shards(sizes: dict[str, int], max_bytes: int) -> list[list[str]]:
     """Names in groups of at most `max_bytes`, or of one."""
-    shards, filled = [[]], 0
+    shards: list[list[str]] = [[]]
+    filled = 0
     for name, size in sizes.items():
         if shards[-1] and filled + size > max_bytes:
             shards.append([])
@@ -134,16 +148,3 @@ def _file_names(count: int) -> list[str]:
     if count == 1:
         return [WEIGHTS]
     return [f"{_STEM}-{i:05d}-of-{count:05d}.{_EXTENSION}" for i in range(1, count + 1)]
-
-
-def _header(shapes: dict[str, tuple[int, ...]], dtype: np.dtype) -> bytes:
-    """The length of the header and the header, byte for byte as the safetensors library writes them."""
-    code = next(name for name, known in DTYPES.items() if known == dtype)
-    header, start = {"__metadata__": _METADATA}, 0
-    for name, shape in shapes.items():
-        stop = start + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, stop]}
-        start = stop
-    content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    content += b" " * (-len(content) % 8)
-    return len(content).to_bytes(8, "little") + content

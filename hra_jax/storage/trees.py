@@ -1,17 +1,16 @@
 """Trees of arrays, nested dicts, as flat dicts of paths, and back."""
 
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 
-
-def flatten(tree: Mapping, *, separator: str = "/") -> dict[str, np.ndarray]:
+def flatten(tree: Mapping[str, Any], *, separator: str = "/") -> dict[str, Any]:
     """{"a": {"b": x}} as {"a/b": x}, sorted by path. An empty dict has no path, so it is lost.
 
     Raises:
       ValueError: a key that is not a string, is empty, or holds the separator.
     """
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if not isinstance(key, str) or not key or separator in key:
             raise ValueError(f"a key of a tree must be a string that is not empty, without {separator!r}; got {key!r}")
@@ -22,16 +21,16 @@ def flatten(tree: Mapping, *, separator: str = "/") -> dict[str, np.ndarray]:
     return dict(sorted(flat.items()))
 
 
-def unflatten(flat: Mapping[str, np.ndarray], *, separator: str = "/") -> dict:
+def unflatten(flat: Mapping[str, Any], *, separator: str = "/") -> dict[str, Any]:
     """The tree whose `flatten` is `flat`.
 
     Raises:
       ValueError: a path with an empty part, or one that goes through another path's leaf.
     """
-    tree: dict = {}
+    tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, last = path.split(separator)
-        node = tree
+        node: Any = tree
         for part in parents:
             node = node.setdefault(part, {}) if part else None
             if not isinstance(node, dict):

@@ -13,26 +13,25 @@
 Without --output the adapter is changed in place. Whatever a command is not about stays the same bytes.
 """
 
-import contextlib
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import rich.console
-import rich.table
-import rich.text
 from absl import flags
 from etils import epath
 
-from hra_jax.adapters import adapter_folder, methods
+from hra_jax import cli
+from hra_jax.adapters import methods
 from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
-from hra_jax.console import near_matches, percent
+from hra_jax.console import listed, near_matches, percent, say, stdout, table
 from hra_jax.convert import peft_export
 from hra_jax.errors import UserError
-from hra_jax.models import backbone_folder
-from hra_jax.storage.files import json_text, write_file
-from hra_jax.tasks import library
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import json_text
+from hra_jax.tasks import adding, descriptions, library, merging
+from hra_jax.tasks.backbone import load_backbone
+from hra_jax.tasks.names import check_name, check_tasks
 
 FLAGS = flags.FLAGS
 
@@ -55,30 +54,6 @@ def _destination(adapter: str, output: str | None, *, in_place: bool = True) -> 
     return folder
 
 
-def _resolved_backbone(exported: ExportedAdapter, location: str | None) -> str:
-    """Where the backbone of an adapter lies: as given, or as the adapter names it if that is a built-in or a folder."""
-    if location is not None:
-        return location
-    name = exported.config["backbone"]["name"]
-    for candidate in (name, f"{backbone_folder.BUILTIN}{name}"):
-        with contextlib.suppress(UserError):
-            backbone_folder.resolve(candidate)
-            return candidate
-    raise UserError(f"the backbone {name!r} of the adapter is neither built in nor a folder here; give --backbone DIR")
-
-
-def _load_backbone(exported: ExportedAdapter, location: str | None) -> backbone_folder.BackboneFiles:
-    """The backbone of an adapter, checked by its fingerprint."""
-    location = _resolved_backbone(exported, location)
-    files, wanted = backbone_folder.load(location), exported.config["backbone"]
-    if files.fingerprint != wanted["fingerprint"]:
-        raise UserError(
-            f"--backbone={location!r} has the fingerprint {files.fingerprint[:12]}, but the adapter was trained on "
-            f"{wanted['name']!r} ({wanted['fingerprint'][:12]})"
-        )
-    return files
-
-
 def _finish(folder: epath.Path, exported: ExportedAdapter, done: str) -> None:
     """Writes an adapter, and prints what was done and what is there now."""
     library.write(folder, exported)
@@ -87,28 +62,10 @@ def _finish(folder: epath.Path, exported: ExportedAdapter, done: str) -> None:
     print(f"{done}; {folder} has {count:,} tasks, {shared:,} + {count:,} x {own:,} parameters", flush=True)
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))
-
-
 # --- Looking ----------------------------------------------------------------------------------------------------------
 
 
-def _console() -> rich.console.Console:
-    # Where there is no terminal the default of 80 columns would break the lines of a log.
-    return rich.console.Console(width=None if sys.stdout.isatty() else 110)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> rich.table.Table:
-    table = rich.table.Table()
-    for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(rich.text.Text(cell) for cell in row))
-    return table
-
-
-def _print_header(console: rich.console.Console, adapter: str, found: Mapping) -> None:
+def _print_header(console: rich.console.Console, adapter: str, found: Mapping[str, Any]) -> None:
     settings = ", ".join(f"{key} {value}" for key, value in found["method"].items() if key != "name")
     backbone, count = found["backbone"], len(found["tasks"])
     shared, own = found["shared_parameters"], found["parameters_per_task"]
@@ -119,59 +76,53 @@ def _print_header(console: rich.console.Console, adapter: str, found: Mapping) -
         f"parameters: {shared:,} shared (norm {found['shared_norm']:.4g}) + {count:,} tasks x {own:,} = {total:,}, "
         f"{total / found['backbone_parameters']:.2%} of the backbone's {found['backbone_parameters']:,}",
     ):
-        console.print(rich.text.Text(line), soft_wrap=True)
+        say(console, line)
 
 
-def _cells(entry: Mapping) -> tuple[str, ...]:
+def _cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
     step = "-" if entry["step"] is None else str(entry["step"])
     rate = percent(entry["wer"] if isinstance(entry["wer"], (int, float)) else None)
     return (entry["name"], str(entry["row"]), step, rate, f"{entry['parameters']:,}", f"{entry['norm']:.4g}")
 
 
-def _check_json(path: str | None) -> None:
-    if path is not None and (not path or epath.Path(path).is_dir()):
-        raise UserError(f"--json={path!r} is a folder; allowed: the path of a file to write")
-
-
 def list_tasks(adapter: str, *, json: str | None = None) -> None:
-    """Prints a table of the tasks of an adapter folder, and writes `library.described` to `json` where that is given.
+    """Prints a table of the tasks of an adapter folder, and writes `descriptions.describe` to `json` where it is given.
 
     Raises:
       UserError: not an adapter folder, or `json` is a folder.
     """
-    _check_json(json)
-    found = library.described(read_adapter(adapter))
-    console = _console()
+    cli.check_output("json", json)
+    found = descriptions.describe(read_adapter(adapter))
+    console = stdout()
     _print_header(console, adapter, found)
     header = ("task", "row", "step", "WER", "parameters", "norm")
-    console.print(_table(header, [_cells(entry) for entry in found["tasks"]]))
+    console.print(table(header, [_cells(entry) for entry in found["tasks"]]))
     if json is not None:
         write_file(json, json_text(found))
 
 
 def show(adapter: str, task: str, *, json: str | None = None) -> None:
-    """Prints everything known of one task, and writes `library.described_task` to `json` where that is given.
+    """Prints everything known of one task, and writes `descriptions.describe_task` to `json` where that is given.
 
     Raises:
       UserError: not an adapter folder, an unknown task, or `json` is a folder.
     """
-    _check_json(json)
+    cli.check_output("json", json)
     exported = read_adapter(adapter)
-    found = library.described_task(exported, task)
-    console = _console()
-    _print_header(console, adapter, library.described(exported))
+    found = descriptions.describe_task(exported, task)
+    console = stdout()
+    _print_header(console, adapter, descriptions.describe(exported))
     name, row, step, rate, count, norm = _cells(found)
-    line = f"task {name!r}: row {row}, trained at step {step}, WER {rate}, {count} parameters of norm {norm}"
-    console.print(rich.text.Text(line), soft_wrap=True)
+    say(console, f"task {name!r}: row {row}, trained at step {step}, WER {rate}, {count} parameters of norm {norm}")
     for key in sorted(found.keys() - _KNOWN_FIELDS):
         text = json_text(found[key]).strip() if not isinstance(found[key], str) else found[key]
-        console.print(rich.text.Text(f"{key}: {' '.join(text.split())}"), soft_wrap=True)
+        say(console, f"{key}: {' '.join(text.split())}")
     rows = [
         (path, " x ".join(map(str, t["shape"])), t["dtype"], *(f"{t[key]:.4g}" for key in ("norm", "largest")))
         + (t["sha256"][:12],)
         for path, t in found["tensors"].items()
     ]
-    console.print(_table(("tensor", "shape", "dtype", "norm", "largest", "SHA-256"), rows))
+    console.print(table(("tensor", "shape", "dtype", "norm", "largest", "SHA-256"), rows))
     if json is not None:
         write_file(json, json_text(found))
 
@@ -200,7 +151,9 @@ def add(
       output: where the result goes; None changes the folder in place.
       backbone: folder of the backbone, or builtin:NAME; None takes what the adapter names.
       manifest: the recordings to train on, every one of them as this task whatever its tags say.
-      steps, learning_rate, workdir: as `new_task.train_task`.
+      steps: optimizer steps; as `adding.train_task`.
+      learning_rate: as `adding.train_task`.
+      workdir: as `adding.train_task`.
 
     Returns:
       The exit status: 0, or 75 after SIGTERM, when the adapter is as it was.
@@ -210,45 +163,31 @@ def add(
     """
     if init is None:
         raise UserError("add needs --init; allowed: zero, mean, or the name of a task")
-    training = {"steps": steps, "learning_rate": learning_rate, "workdir": workdir}
+    training: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "workdir": workdir}
     for name, value in training.items():
         if manifest is None and value is not None:
             raise UserError(f"--{name}={value} has no use without --manifest, the recordings to train on")
     if manifest is None and init != "zero" and backbone is not None:
         raise UserError(f"--backbone={backbone!r} has no use with --init {init}; allowed: with zero or --manifest")
     exported = read_adapter(adapter)
-    library.check_name(task, exported.tasks)
-    library.check_start(exported, init)
+    check_name(task, exported.tasks)
+    adding.check_start(exported, init)
     destination = _destination(adapter, output)
     if manifest is None:
-        encoder = _load_backbone(exported, backbone).encoder if init == "zero" else None
-        tree, entry = library.started(exported, init, encoder), {"step": 0}
-        if init in exported.tasks:
-            entry |= _extras(exported, init, "vocabulary")
+        result = adding.started_task(exported, task, init=init, backbone=backbone)
     else:
-        from hra_jax.tasks.adding import train_task  # late: training needs TensorFlow, the other commands do not
-
-        location = _resolved_backbone(exported, backbone)
-        status, trained = train_task(adapter, task, init=init, manifest=manifest, backbone=location, **training)
+        status, trained = adding.trained_task(
+            adapter, exported, task, init=init, manifest=manifest, backbone=backbone, **training
+        )
         if trained is None:
             again = "the same command continues" if workdir else "a run with --workdir could be continued"
             print(f"stopped; {adapter} is as it was; {again}", flush=True)
             return status
-        tree, entry = trained.tasks[task], _extras(trained, task)
-        # What was trained is worth nothing if another command has changed the shared part meanwhile.
-        fresh = read_adapter(adapter)
-        library.check_same_base(exported, fresh)
-        exported = fresh
+        result = trained
+    entry = result.tasks_json[-1]
     how = f"started as {init}" + (f", trained for {entry['step']} steps" if manifest else "")
-    result = library.added(exported, task, tree, entry={**entry, "init": init})
-    _finish(destination, result, f"added {task!r} in row {len(exported.tasks)}, {how}")
+    _finish(destination, result, f"added {task!r} in row {entry['row']}, {how}")
     return 0
-
-
-def _extras(exported: ExportedAdapter, task: str, *only: str) -> dict:
-    """What tasks.json says of a task beyond its place; with `only` no other fields than these."""
-    (entry,) = (entry for entry in exported.tasks_json if entry["name"] == task)
-    return {k: v for k, v in entry.items() if k not in ("name", "row", "file") and (not only or k in only)}
 
 
 # --- Tasks that are there ---------------------------------------------------------------------------------------------
@@ -262,7 +201,7 @@ def remove(adapter: str, *tasks: str, output: str | None = None) -> None:
     """
     destination = _destination(adapter, output)
     result = library.removed(read_adapter(adapter), tasks)
-    _finish(destination, result, f"removed {_listed(tasks)}")
+    _finish(destination, result, f"removed {listed(tasks)}")
 
 
 def rename(adapter: str, old: str, new: str, *, output: str | None = None) -> None:
@@ -284,7 +223,7 @@ def export_tasks(adapter: str, *tasks: str, output: str | None) -> None:
     """
     destination = _needed_output("export", adapter, output)
     result = library.picked(read_adapter(adapter), tasks)
-    _finish(destination, result, f"exported {_listed(list(result.tasks))}")
+    _finish(destination, result, f"exported {listed(result.tasks)}")
 
 
 def _needed_output(command: str, adapter: str, output: str | None) -> epath.Path:
@@ -319,7 +258,7 @@ def import_tasks(
     names = list(dict.fromkeys((*tasks, *more))) or list(other.tasks)
     result = library.merged_in(read_adapter(adapter), other, names, new_name=new_name)
     called = "" if new_name is None else f" as {new_name!r}"
-    _finish(destination, result, f"imported {_listed(names)}{called} from {source}")
+    _finish(destination, result, f"imported {listed(names)}{called} from {source}")
 
 
 def specialize(adapter: str, task: str, *, output: str | None, backbone: str | None = None, peft: bool = False) -> None:
@@ -337,32 +276,20 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
     """
     destination = _needed_output("specialize", adapter, output)
     exported = read_adapter(adapter)
-    library.check_tasks(exported, [task])
+    check_tasks([task], exported.tasks)
     method = methods.from_folder(exported.config)
     if peft:
-        count = peft_export.write(destination, exported, task, method, _load_backbone(exported, backbone))
-        print(f"{task!r} for PEFT: {count} modules, rank {method.rank}; {destination}", flush=True)
+        count = peft_export.write(destination, exported, task, method, load_backbone(exported, backbone))
+        print(
+            f"{task!r} for PEFT: {count} modules, rank {exported.config['method']['rank']}; {destination}", flush=True
+        )
         return
-    reason = library.why_not_merged(method)
+    reason = merging.why_not_merged(method)
     if reason is not None:
         _finish(destination, library.picked(exported, [task]), f"exported {task!r} alone; {reason}")
         return
-    files = _load_backbone(exported, backbone)
+    name, fingerprint = merging.write_merged(destination, exported, task, load_backbone(exported, backbone))
     trained_on = exported.config["backbone"]
-    source = {
-        "merged": {"method": exported.config["method"], "task": _extras(exported, task) | {"name": task}},
-        "backbone": trained_on | {"source": files.info.get("source")},
-    }
-    name = f"{trained_on['name'].removeprefix(backbone_folder.BUILTIN)}-{adapter_folder.quote_task(task)}"
-    fingerprint = backbone_folder.save(
-        destination,
-        library.merged_weights(exported, task, files.params, files.encoder),
-        features=files.features,
-        encoder=files.encoder,
-        vocabulary=files.vocabulary,
-        dtype="float32",
-        info={"name": name, "source": source, "license": files.info.get("license")},
-    )
     print(
         f"merged {task!r} ({method.name}) into {trained_on['name']} ({trained_on['fingerprint'][:12]}): {destination} "
         f"is the backbone {name!r}, fingerprint {fingerprint[:12]}",
@@ -374,7 +301,7 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
 
 
 class _Command(NamedTuple):
-    run: Callable
+    run: Callable[..., int | None]
     usage: str
     least: int  # arguments
     most: float
@@ -422,7 +349,7 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Entry point."""
+    """Runs the command that the first word names; returns its exit status."""
     name, *arguments = argv[1:] or [""]
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}; {near_matches(name, list(COMMANDS))}")

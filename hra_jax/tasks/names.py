@@ -1,5 +1,52 @@
-"""Names of tasks that are reserved: every list of tasks and every suite means the same by them."""
+"""Names of tasks: which are reserved, which a new task can have, and what is said of one that is not there."""
+
+from collections.abc import Collection, Iterable
+
+from hra_jax.console import near_matches
+from hra_jax.errors import UserError
 
 BASE_TASK = "__base__"  # no adapter: the backbone alone
 MEAN_TASK = "__mean__"  # the mean of all task rows
-RESERVED_NAMES = ("", BASE_TASK, MEAN_TASK)
+RESERVED_NAMES = ("", BASE_TASK, MEAN_TASK)  # every list of tasks and every suite means the same by them
+
+_MOST_LISTED = 10  # names in an error
+
+
+def check_name(name: str, taken: Collection[str] = (), *, where: str = "") -> None:
+    """Refuses a name that no task can have.
+
+    Args:
+      name: the name of a new task.
+      taken: names in use.
+      where: the file that the name comes from, for the error.
+
+    Raises:
+      UserError: a reserved name, one that is not printable, or one of `taken`.
+    """
+    start = f"{where}: " if where else ""
+    if name in RESERVED_NAMES or not name.isprintable():
+        allowed = f"printable characters, and none of {', '.join(map(repr, RESERVED_NAMES))}"
+        raise UserError(f"{start}a task cannot have the name {name!r}; allowed: {allowed}")
+    if name in taken:
+        raise UserError(f"{start}task {name!r} is there already; allowed: a name that is not in use")
+
+
+def unknown_task(name: str, known: Iterable[str]) -> UserError:
+    """The error of a task that is none of `known`: near matches, or some of them."""
+    known = list(known)
+    hint = near_matches(str(name), known, most=_MOST_LISTED) if known else "allowed: none, it has no task"
+    return UserError(f"unknown task {name!r}; {hint}")
+
+
+def check_tasks(names: Iterable[str], known: Collection[str]) -> None:
+    """Refuses a task that is none of `known`, and one that is given twice.
+
+    Raises:
+      UserError: one line, with near matches.
+    """
+    names = list(names)
+    for name in names:
+        if name not in known:
+            raise unknown_task(name, known)
+        if names.count(name) > 1:
+            raise UserError(f"task {name!r} is given twice; allowed: each task once")

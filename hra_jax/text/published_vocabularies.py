@@ -147,7 +147,7 @@ class CtcTokenVocabulary(_Cased):
         """The text cut into symbols of several characters (True) and what is between them (False), with starts."""
         if self._long is None:
             return [(0, text, False)]
-        # In the vocabulary's case as long as every character stays one, so that places are those of the text.
+        # In the vocabulary's case as long as every character stays one, so that positions are those of the text.
         cased = (_CASES[self._case](character) for character in text)
         text = "".join(new if len(new) == 1 else old for new, old in zip(cased, text, strict=True))
         found, end = [], 0
@@ -184,7 +184,7 @@ class CtcTokenVocabulary(_Cased):
     def unknown_characters(self, text: str) -> set[str]:
         """The characters of `text` that `encode` drops."""
         pieces = [(start, piece) for start, piece, long in self._pieces(text) if not long]
-        return {text[place] for start, piece in pieces for place, c in enumerate(piece, start) if not self._spelling(c)}
+        return {text[i] for start, piece in pieces for i, c in enumerate(piece, start) if not self._spelling(c)}
 
     def to_json(self) -> dict:
         """{"type": "ctc_tokens", ...} with the arguments of the constructor."""

@@ -1,7 +1,7 @@
 """Tasks that write in vocabularies of their own, on an output layer that has room for each of them.
 
 A batch holds rows of several vocabularies, so its loss and its best paths need one blank: output 0 of that layer. A
-published backbone may have its blank elsewhere; its ids are then numbered anew, the blank first.
+published backbone may have its blank elsewhere; its ids are then renumbered, the blank first.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hra_jax.config.keys import SHARED_VOCABULARIES
+from hra_jax.adapters.outputs import SHARED_VOCABULARIES
 from hra_jax.errors import UserError
 from hra_jax.tasks.names import BASE_TASK
 from hra_jax.text.published_vocabularies import CtcTokenVocabulary, check_ids

@@ -8,6 +8,7 @@ tokenizer.json            a whole tokenizer of the `tokenizers` package
 """
 
 import json
+from typing import Any
 
 from etils import epath
 
@@ -44,7 +45,7 @@ def _read(folder: epath.Path, name: str) -> dict:
     return content
 
 
-def _token(value) -> str | None:
+def _token(value: Any) -> str | None:
     """A token as settings write it: a string, or an object with its 'content'."""
     value = value.get("content") if isinstance(value, dict) else value
     return value if isinstance(value, str) and value else None
@@ -74,7 +75,7 @@ def _checked_ids(name: str, symbols: dict) -> dict[str, int]:
     return dict(symbols)
 
 
-def _of_language(path: epath.Path, symbols: dict, language) -> dict:
+def _of_language(path: epath.Path, symbols: dict, language: Any) -> dict:
     """The symbols of the chosen language where there is one object for each."""
     if not any(isinstance(value, dict) for value in symbols.values()):
         return symbols
@@ -185,7 +186,9 @@ def _from_tokenizer(folder: epath.Path, settings: dict, vocab_size: int, blank_i
         raise UserError(f"{folder}: {error}") from error
 
 
-def vocabulary_from_folder(folder, vocab_size: int, blank_id: int) -> CtcTokenVocabulary | TokenizerVocabulary | None:
+def vocabulary_from_folder(
+    folder: epath.PathLike, vocab_size: int, blank_id: int
+) -> CtcTokenVocabulary | TokenizerVocabulary | None:
     """The vocabulary of the tokenizer files in a published model folder.
 
     Args:

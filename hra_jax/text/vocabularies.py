@@ -14,6 +14,8 @@ from typing import Protocol, runtime_checkable
 from hra_jax.errors import UserError
 from hra_jax.text.published_vocabularies import CtcTokenVocabulary, TokenizerVocabulary, check_ids
 
+LEARNT_VOCABULARIES = ("characters", "sentencepiece")  # kinds that are made from texts
+
 BLANK_ID = 0
 ENGLISH_CHARACTERS = " abcdefghijklmnopqrstuvwxyz'"
 
@@ -98,7 +100,7 @@ class CharacterVocabulary:
 class SentencePieceVocabulary:
     """Labels are SentencePiece pieces: id 0 is the blank, piece p of the model has the id p + 1.
 
-    The model's own `unk` piece keeps its place in the numbering but is never given by `encode`: characters that the
+    The model's own `unk` piece keeps its id but is never given by `encode`: characters that the
     model does not know are dropped first.
     """
 
@@ -251,8 +253,15 @@ _TYPES: dict[str, tuple[Callable[[dict], Vocabulary], dict[str, type | None]]] =
     "characters": (_characters, {"characters": None}),
     "ctc_tokens": (
         lambda content: CtcTokenVocabulary(**content),
-        {"tokens": list, "blank_id": int, "special_ids": list}
-        | {"word_delimiter": str, "space": str, "lower": bool, "clean": bool},
+        {
+            "tokens": list,
+            "blank_id": int,
+            "special_ids": list,
+            "word_delimiter": str,
+            "space": str,
+            "lower": bool,
+            "clean": bool,
+        },
     ),
     "sentencepiece": (_sentencepiece, {"model": None}),
     "tokenizer": (

@@ -6,7 +6,6 @@ own ids, with the blank where its vocabulary has it.
 Letters: B batch, T frames, D width, L layers, A tasks, V outputs of the model, O outputs of a task's own vocabulary.
 """
 
-import json
 from typing import Any
 
 import numpy as np
@@ -16,25 +15,14 @@ from etils import epath
 from hra_jax.adapters import adapter_folder, methods
 from hra_jax.adapters.methods import METHODS
 from hra_jax.adapters.outputs import NEVER
+from hra_jax.convert import families
+from hra_jax.convert.family import TorchEncoder
 from hra_jax.errors import UserError
+from hra_jax.storage.json_files import read_object
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks.names import BASE_TASK
 from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.text.vocabularies import vocabulary_from_json
-
-# The blocks of the encoders that hra_jax.convert reads.
-_BLOCKS = (
-    "Wav2Vec2BertEncoderLayer",
-    "Wav2Vec2ConformerEncoderLayer",
-    "ParakeetEncoderBlock",
-    "LasrEncoderBlock",
-    "SeamlessM4Tv2ConformerEncoderLayer",
-)
-_HEADS = ("lm_head", "ctc_head")
-# Their convolutions let padding into what is beside it.
-_UNMASKED = ("Wav2Vec2ConformerEncoderLayer",)
-# How many frames a model makes of a length; where there is neither, as many as it was given.
-_FRAMES = ("_get_subsampling_output_length", "_get_feat_extract_output_lengths")
 
 
 class AdaptedModel(torch.nn.Module):
@@ -63,10 +51,10 @@ class AdaptedModel(torch.nn.Module):
         self.method = methods.from_folder(exported.config)
         self._check_method()
         self.tasks = tuple(exported.tasks)
-        parent, self._layers = _blocks_of(model)
+        self._encoder, parent, self._layers = _blocks_of(model)
         self._adapted = sorted(self.method.layers) or list(range(len(self._layers)))
         # In a tuple, or they would be modules of this one a second time.
-        self._parts = parent, next((getattr(model, name) for name in _HEADS if hasattr(model, name)), None)
+        self._parts = parent, _head_of(model)
         self._base, self._own = self._vocabularies(exported, backbone)
         self._register(exported)
         self._check_sizes(exported)
@@ -93,12 +81,12 @@ class AdaptedModel(torch.nn.Module):
         """The backbone's vocabulary, and those of the tasks where they do not write in it."""
         content = exported.config["vocabulary"]
         if backbone is not None:
-            found, trained_on = _read(epath.Path(backbone) / "backbone.json"), exported.config["backbone"]
-            if found["fingerprint"] != trained_on["fingerprint"]:
-                raise UserError(
-                    f"{self._folder}: trained on the backbone {trained_on['name']!r} "
-                    f"({trained_on['fingerprint'][:12]}), but {backbone} is {found['fingerprint'][:12]}"
-                )
+            found = read_object(
+                epath.Path(backbone) / "backbone.json",
+                {"fingerprint": str, "vocabulary": dict},
+                what="a folder that hra_jax.convert wrote",
+            )
+            adapter_folder.check_backbone(exported, found["fingerprint"], name=backbone, where=self._folder)
             content = found["vocabulary"]
         elif self.method.shared_output:
             raise UserError(
@@ -200,7 +188,7 @@ class AdaptedModel(torch.nn.Module):
         if "input" in self.method.taps:
             handles += [layer.register_forward_pre_hook(self._before, with_kwargs=True) for layer in self._layers]
         parent, _ = self._parts
-        if type(self._layers[0]).__name__ in _UNMASKED:
+        if not self._encoder.masks_convolutions:
             handles.append(parent.register_forward_pre_hook(self._keep_valid, with_kwargs=True))
             convolutions = [layer.conv_module.depthwise_conv for layer in self._layers]
             handles += [convolution.register_forward_pre_hook(self._zero_invalid) for convolution in convolutions]
@@ -231,14 +219,14 @@ class AdaptedModel(torch.nn.Module):
 
         return hook
 
-    def _adapt(self, x, place: int):
+    def _adapt(self, x, index: int):
         """A layer's output `[B, T, D]` with the corrections of the rows' tasks; the carry goes on."""
         if len(x) != len(self._active):
             raise UserError(f"{len(self._active)} tasks for a batch of {len(x)} rows: one per row is needed")
         if self._carry is None:
             self._carry = self.method.torch_initial_carry(x)
-        of_layer = {path: leaf[:, place] for path, leaf in self._of_rows("per_layer/").items()}
-        shared = {path: leaf[place] for path, leaf in self._tree("shared", "per_layer/").items()}
+        of_layer = {path: leaf[:, index] for path, leaf in self._of_rows("per_layer/").items()}
+        shared = {path: leaf[index] for path, leaf in self._tree("shared", "per_layer/").items()}
         all_layers = {
             "shared": unflatten(self._tree("shared", "all_layers/")),
             "rows": unflatten(self._of_rows("all_layers/")),
@@ -285,12 +273,10 @@ class AdaptedModel(torch.nn.Module):
 
     def frames(self, attention_mask):
         """How many frames of each row's logits are valid: int64 `[B]`, from the mask `[B, S]` that the model takes."""
-        lengths = attention_mask.sum(dim=1)
-        for module in self.model.modules():
-            for name in _FRAMES:
-                if hasattr(module, name):
-                    return getattr(module, name)(lengths)
-        return lengths
+        lengths, name = attention_mask.sum(dim=1), self._encoder.frames
+        if name is None:
+            return lengths
+        return next(getattr(module, name) for module in self.model.modules() if hasattr(module, name))(lengths)
 
     def decode(self, logits, frames, tasks) -> list[str]:
         """Texts by greedy decoding.
@@ -316,35 +302,30 @@ class AdaptedModel(torch.nn.Module):
         return texts
 
 
-def _blocks_of(model: torch.nn.Module) -> tuple[torch.nn.Module, list[Any]]:
-    """The encoder of a model, and its blocks.
+def _blocks_of(model: torch.nn.Module) -> tuple[TorchEncoder, torch.nn.Module, list[Any]]:
+    """What its family says of the encoder of a model, the encoder, and its blocks.
 
     Raises:
-      UserError: none, or several.
+      UserError: none or several, or a model of a family without an encoder in PyTorch.
     """
+    kind, every = type(model).__name__, families.known().values()
+    for family in every:
+        if family.torch is None and kind in family.architectures:
+            raise UserError(f"the model {kind} is of the family {family.name!r}, which hra_jax.torch cannot adapt")
+    known = {family.torch.block: family.torch for family in every if family.torch is not None}
     found = []
     for parent in model.modules():
         for child in parent.children():
-            if isinstance(child, torch.nn.ModuleList) and len(child) and type(child[0]).__name__ in _BLOCKS:
-                found.append((parent, list(child)))
+            if isinstance(child, torch.nn.ModuleList) and len(child) and type(child[0]).__name__ in known:
+                found.append((known[type(child[0]).__name__], parent, list(child)))
     if len(found) != 1:
         raise UserError(
-            f"the model {type(model).__name__} has {len(found)} encoders of a kind that is known; needed is one of "
-            f"{', '.join(_BLOCKS)}"
+            f"the model {kind} has {len(found)} encoders of a kind that is known; needed is one of {', '.join(known)}"
         )
     return found[0]
 
 
-def _read(path: epath.Path) -> dict:
-    """What backbone.json says of fingerprint and vocabulary.
-
-    Raises:
-      UserError: it is not there, or something else.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read; needed is a folder that hra_jax.convert wrote") from error
-    if not isinstance(found, dict) or not {"fingerprint", "vocabulary"} <= set(found):
-        raise UserError(f"{path}: lacks 'fingerprint' and 'vocabulary'; needed is a folder that hra_jax.convert wrote")
-    return found
+def _head_of(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The output layer of a model, by the names that it has in the families."""
+    names = {kind.head for family in families.known().values() for kind in family.architectures.values() if kind.head}
+    return next((getattr(model, name) for name in sorted(names) if hasattr(model, name)), None)

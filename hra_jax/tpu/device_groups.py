@@ -23,9 +23,9 @@ def groups(rest: str) -> list[list[int]]:
         flat = _transposed(sizes, order)
         return [flat[start : start + shape[1]] for start in range(0, len(flat), shape[1])]
     if found := _NAMED.search(rest):
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
+        axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
         inside = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found[2])
-        return _groups_of_axes(sizes, inside)
+        return _groups_of_axes(axes, inside)
     if found := _PAIRS.search(rest):
         return [_numbers(pair) for pair in re.split(r"\},\s*\{", found[1])]
     return []
@@ -45,11 +45,11 @@ def _groups_of_axes(sizes: dict[str, int], inside: list[tuple[str, str, str]]) -
         if done < size:
             parts.append((name, done, size // done))
     wanted = [(axis, int(before or 1)) for axis, before, _ in inside]
-    places = {(axis, before): place for place, (axis, before, _) in enumerate(parts)}
-    within = [places[key] for key in wanted]
-    others = [place for place in range(len(parts)) if place not in within]
+    numbers = {(axis, before): number for number, (axis, before, _) in enumerate(parts)}
+    within = [numbers[key] for key in wanted]
+    others = [number for number in range(len(parts)) if number not in within]
     shape = [size for *_, size in parts]
-    flat, group = _transposed(shape, others + within), math.prod(shape[place] for place in within)
+    flat, group = _transposed(shape, others + within), math.prod(shape[number] for number in within)
     return [flat[start : start + group] for start in range(0, len(flat), group)]
 
 

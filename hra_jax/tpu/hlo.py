@@ -25,6 +25,7 @@ _CALLED = re.compile(
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _BODY = re.compile(r"body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_WIDTH = re.compile(r"\d+")
 _INDEX = re.compile(r"index=(\d+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 
@@ -65,7 +66,7 @@ class Array(NamedTuple):
         """Its size without padding."""
         bits = _BITS.get(self.dtype)
         if bits is None:
-            bits = int(re.search(r"\d+", self.dtype)[0])
+            bits = int(_found(_WIDTH, self.dtype)[0])
         return math.ceil(math.prod(self.shape) * bits / 8)
 
 
@@ -196,7 +197,7 @@ class Program:
             yield home or name, name, instruction, times
             if instruction.opcode == "while":
                 inner = times * (self._trips(name, instruction) or 1)
-                yield from self._executed(_BODY.search(instruction.rest)[1], inner, fusions=fusions)
+                yield from self._executed(_found(_BODY, instruction.rest)[1], inner, fusions=fusions)
             elif instruction.opcode in ("conditional", "call", "async-start"):
                 for called in instruction.called:
                     yield from self._executed(called, times, fusions=fusions)
@@ -219,12 +220,13 @@ class Program:
         if test is None or len(test.operands) != 2 or "direction=LT" not in test.rest:
             return None
         counter = self._index(condition[1], test.operands[0])
-        start = None if counter is None else self._initial(computation, loop, counter)
+        if counter is None:
+            return None
+        start, step = self._initial(computation, loop, counter), self._step(body[1], counter)
         bound = self._constant(condition[1], test.operands[1])
         if bound is None and (place := self._index(condition[1], test.operands[1])) is not None:
             bound = self._initial(computation, loop, place)
-        step = None if counter is None else self._step(body[1], counter)
-        if None in (start, bound, step) or step < 1:
+        if start is None or bound is None or step is None or step < 1:
             return None
         return max(math.ceil((bound - start) / step), 0)
 
@@ -232,7 +234,7 @@ class Program:
         return next((i for i in self._computations.get(computation, ()) if i.root), None)
 
     def _source(self, computation: str, name: str) -> Instruction | None:
-        """The instruction behind copies."""
+        """The instruction that makes a value, copies of it passed over."""
         found = self._table(computation).get(name)
         while found is not None and found.opcode in ("copy", "bitcast", "convert"):
             found = self._table(computation).get(found.operands[0])
@@ -247,7 +249,7 @@ class Program:
     def _index(self, computation: str, name: str) -> int | None:
         """Which element of the loop's state a value is."""
         found = self._source(computation, name)
-        return int(_INDEX.search(found.rest)[1]) if found and found.opcode == "get-tuple-element" else None
+        return int(_found(_INDEX, found.rest)[1]) if found and found.opcode == "get-tuple-element" else None
 
     def _initial(self, computation: str, loop: Instruction, place: int) -> int | None:
         state = self._source(computation, loop.operands[0])
@@ -269,8 +271,8 @@ class Program:
             return numbers[0] if len(numbers) == 1 else None
         if added.opcode != "add":
             return None
-        numbers = [self._constant(body, name) for name in added.operands]
-        return next((number for number in numbers if number is not None), None)
+        steps = (self._constant(body, name) for name in added.operands)
+        return next((step for step in steps if step is not None), None)
 
     def _bytes_of(self, computation: str, instruction: Instruction) -> int:
         opcode = instruction.opcode
@@ -286,7 +288,8 @@ class Program:
             return 2 * written
         if opcode in _UPDATES:
             place = _UPDATES[opcode]
-            return 2 * _in_memory(inputs[place].arrays) if len(inputs) > place and inputs[place] else written
+            update = inputs[place] if len(inputs) > place else None
+            return 2 * _in_memory(update.arrays) if update else written
         if opcode == "fusion" and instruction.called:
             return self._fused(instruction, inputs)
         if opcode.endswith("-start"):
@@ -314,8 +317,9 @@ class Program:
         made = table.get(name)
         while made is not None and made.opcode == "bitcast":
             made = table.get(made.operands[0])
-        place = _UPDATES.get(made.opcode) if made else None
-        update = table.get(made.operands[place]) if place is not None and len(made.operands) > place else None
+        update = None
+        if made is not None and made.opcode in _UPDATES and len(made.operands) > _UPDATES[made.opcode]:
+            update = table.get(made.operands[_UPDATES[made.opcode]])
         return sum(part.bytes for part in update.arrays) if update else array.bytes
 
     def _taken(self, computation: str, place: int) -> int | None:
@@ -328,6 +332,7 @@ class Program:
         """As `_taken`, of a value by its name."""
         total, users = 0, self._users(computation)[name]
         for user in users:
+            part: int | None
             if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
                 part = sum(array.bytes for array in user.arrays)
             elif _updates(user, name):
@@ -335,14 +340,24 @@ class Program:
             elif user.opcode == "bitcast":
                 part = self._taken_of(computation, user.name)
             elif user.opcode == "fusion" and user.called:
-                parts = [self._taken(user.called[0], n) for n, operand in enumerate(user.operands) if operand == name]
-                part = None if None in parts else sum(parts)
+                part = self._taken_by_fusion(user, name)
             else:
                 part = None
             if part is None:
                 return None
             total += part
         return total if users else None
+
+    def _taken_by_fusion(self, fusion: Instruction, name: str) -> int | None:
+        """As `_taken`, of all operands of a fusion that are the value of that name."""
+        total = 0
+        for number, operand in enumerate(fusion.operands):
+            if operand == name:
+                part = self._taken(fusion.called[0], number)
+                if part is None:
+                    return None
+                total += part
+        return total
 
     @functools.cache  # noqa: B019 - a program is read and dropped
     def _users(self, computation: str) -> dict[str, list[Instruction]]:
@@ -368,12 +383,19 @@ class Program:
 
     def _group(self, instruction: Instruction) -> tuple[int, bool]:
         groups = device_groups.groups(instruction.rest)
+        slice_of = self._slice_of
+        if slice_of is None:
+            return len(groups[0]) if groups else 1, False
         if not groups:
-            return max(len(self._slice_of or [0]), 1), bool(self._slice_of) and len(set(self._slice_of)) > 1
-        size = len(groups[0])
-        if self._slice_of is None:
-            return size, False
-        return size, any(len({self._slice_of[device] for device in group}) > 1 for group in groups)
+            return max(len(slice_of), 1), len(set(slice_of)) > 1
+        return len(groups[0]), any(len({slice_of[device] for device in group}) > 1 for group in groups)
+
+
+def _found(pattern: re.Pattern[str], text: str) -> re.Match[str]:
+    found = pattern.search(text)
+    if found is None:
+        raise ValueError(f"the text of a program must hold {pattern.pattern!r} in {text!r:.200}")
+    return found
 
 
 def _updates(user: Instruction, name: str) -> bool:
@@ -392,7 +414,7 @@ def _arrays(text: str) -> tuple[Array, ...]:
 
 
 def _parsed(name: str, text: str, *, root: bool) -> Instruction:
-    """An instruction from what stands behind its equals sign: type, opcode, operands, attributes."""
+    """An instruction from what stands after its equals sign: type, opcode, operands, attributes."""
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     found = re.match(r"\s*([\w\-]+)\(", text[end:])
     if not found:

@@ -2,23 +2,27 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
 from hra_jax import api
-from hra_jax.adapters import initial
-from hra_jax.config.keys import OWN_VOCABULARIES
+from hra_jax.adapters import methods
+from hra_jax.adapters.outputs import OWN_VOCABULARIES
+from hra_jax.config.keys import group
 from hra_jax.data import batching
-from hra_jax.models import backbone_folder
-from hra_jax.run import build, programs
+from hra_jax.models.dtypes import compute_dtype
+from hra_jax.run import foundation, programs
+from hra_jax.run.layout import adapter_method
+from hra_jax.tpu.plan import LABELS_PER_SECOND, STEPS
 from hra_jax.training import placement, sharding, train_state
 
-KINDS = ("train", "evaluation", "transcription")
-LABELS_PER_SECOND = 8.0  # room for labels: sentence pieces of fast speech come at about half of that
+_Program = tuple[Callable[..., Any], tuple[Any, ...]]  # a jitted function, and the shapes of its arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Job:
     """One program to compile.
 
     Attributes:
-      kind: of KINDS.
+      kind: of STEPS.
       seconds: the length bucket.
       rows: utterances of the global batch.
       function: jitted.
@@ -36,10 +40,10 @@ class Job:
     kind: str
     seconds: float
     rows: int
-    function: Callable
-    arguments: tuple
+    function: jax.stages.Wrapped
+    arguments: tuple[Any, ...]
 
-    def trace(self):
+    def trace(self) -> jax.stages.Traced:
         """The function traced with its arguments."""
         return self.function.trace(*self.arguments)
 
@@ -54,38 +58,54 @@ class Shapes:
       labels_per_second: the labels of a bucket have room for so many, rounded up as the loader does.
 
     Attributes:
-      counts: as `training.state.accounting` gives them.
+      counts: as `training.train_state.accounting` gives them.
     """
 
-    def __init__(self, config, mesh, *, tasks: int, labels_per_second: float = LABELS_PER_SECOND):
-        self._config, self._mesh, self._labels = config, mesh, labels_per_second
-        features, encoder = build.geometry(config)
-        self._base = build.Foundation(features, encoder, None, config.backbone, "", None)
-        own = config.adapter.output in OWN_VOCABULARIES and config.method == "adapter"
-        self._outputs = (config.adapter.output_size or encoder.vocab_size) if own else 0
-        self._method = build.adapter_method(config, output_size=self._outputs)
-        self._method.adapted(encoder)
-        self._backbone = nn.unbox(backbone_folder.abstract_params(features, encoder))
-        self._weights = {"backbone": self._backbone}
-        if config.method == "adapter":
-            rows = programs.slots(config, tasks)
-            self._weights = jax.eval_shape(lambda: initial.new_weights(self._method, jax.random.key(0), encoder, rows))
-        self._programs = programs.lay_out(config, self._base, self._method, mesh, self._weights)
+    def __init__(
+        self,
+        config: ConfigDict,
+        mesh: jax.sharding.Mesh,
+        *,
+        tasks: int,
+        labels_per_second: float = LABELS_PER_SECOND,
+    ):
+        settings, adapter = group(config, ""), group(config, "adapter")
+        self._settings, self._mesh, self._labels = settings, mesh, labels_per_second
+        self._batch_settings, self._evaluation = group(config, "batch"), group(config, "eval")
+        self._base = foundation.shapes_alone(settings.backbone, group(config, "pretrain"))
+        own = adapter.output in OWN_VOCABULARIES and settings.method == "adapter"
+        self._outputs = (adapter.output_size or self._base.encoder.vocab_size) if own else 0
+        self._method = adapter_method(settings, adapter, own=methods.own_settings(config), output_size=self._outputs)
+        if settings.method == "adapter":
+            methods.check(self._method, self._base.encoder)
+        self._programs = programs.lay_out_programs(
+            self._base,
+            self._method,
+            mesh=mesh,
+            tasks=tasks,
+            settings=settings,
+            adapter=adapter,
+            max_tasks=self._batch_settings.max_tasks,
+            augment=group(config, "augment"),
+            optimizer=group(config, "optimizer", steps=settings.steps),
+        )
+        self._weights = self._programs.weights
+        self._trained = programs.trained_part(settings, adapter)
         self.counts = train_state.accounting(
-            self._weights, tasks, train_state.count(self._backbone), train=programs.trained_part(config)
+            self._weights, tasks, train_state.count(self._base.shapes()), train=self._trained
         )
 
-    def jobs(self, kinds=KINDS) -> list[Job]:
+    def jobs(self, kinds: Sequence[str] = STEPS) -> list[Job]:
         """The programs of those kinds for every bucket, the longest bucket first."""
-        batch, buckets = self._config.batch, self._config.batch.buckets
+        batch, buckets = self._batch_settings, self._batch_settings.buckets
         train = batching.bucket_rows(buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
         evaluation = batching.bucket_rows(
-            buckets, batch_seconds=self._config.eval.batch_seconds, multiple=batch.multiple
+            buckets, batch_seconds=self._evaluation.batch_seconds, multiple=batch.multiple
         )
         rows = {"train": train, "evaluation": evaluation, "transcription": evaluation}
         return [
-            self.job(kind, seconds, rows[kind][place])
-            for place, seconds in reversed(list(enumerate(buckets)))
+            self.job(kind, seconds, rows[kind][position])
+            for position, seconds in reversed(list(enumerate(buckets)))
             for kind in kinds
         ]
 
@@ -93,65 +113,57 @@ class Shapes:
         """One program, for a global batch of so many utterances."""
         make = {"train": self._train, "evaluation": self._evaluation, "transcription": self._transcription}[kind]
         function, arguments = make(seconds, rows)
-        return Job(kind, seconds, rows, function, arguments)
+        return Job(kind, seconds, rows, cast(jax.stages.Wrapped, function), arguments)
 
-    def _train(self, seconds: float, rows: int):
+    def _train(self, seconds: float, rows: int) -> _Program:
         state = self._placed(self._programs.state, self._programs.shardings)
-        knobs = {"seed": self._everywhere((), jnp.uint32), "learning_rate": self._everywhere((), jnp.float32)}
-        batch = self._batch(seconds, rows)
-        arguments = (state, self._frozen() if self._config.method == "adapter" else None, batch, knobs)
-        if self._programs.host_bank:
-            whole = jax.eval_shape(
-                lambda: train_state.create(
-                    self._weights, self._programs.settings, train=programs.trained_part(self._config)
-                )
+        hyper = {"seed": self._replicated((), jnp.uint32), "learning_rate": self._replicated((), jnp.float32)}
+        frozen = self._frozen() if self._settings.method == "adapter" else None
+        arguments: tuple[Any, ...] = (state, frozen, self._batch(seconds, rows), hyper)
+        if not self._programs.bank.in_state:
+            optimizer = self._programs.optimizer
+            whole = jax.eval_shape(lambda: train_state.create(self._weights, optimizer, train=self._trained))
+            arguments += self._programs.bank.more_arguments(
+                train_state.bank_of(whole), self._programs.max_tasks, self._replicated
             )
-            places = self._programs.places
-            held = {
-                "ids": self._everywhere((places,), jnp.int32),
-                "rows": jax.tree.map(
-                    lambda leaf: self._everywhere((places, *leaf.shape[1:]), leaf.dtype), train_state.bank_of(whole)
-                ),
-            }
-            arguments += (held, held)
         return self._programs.train, arguments
 
-    def _evaluation(self, seconds: float, rows: int):
+    def _evaluation(self, seconds: float, rows: int) -> _Program:
         weights = self._shared_weights()
         return self._programs.evaluation, (weights, self._frozen(), self._batch(seconds, rows))
 
-    def _transcription(self, seconds: float, rows: int):
+    def _transcription(self, seconds: float, rows: int) -> _Program:
         batch = self._batch(seconds, rows)
-        model = programs.model_on(self._mesh, self._config, self._base, self._method)
+        model = programs.model_on(self._mesh, self._base, self._method, settings=self._settings)
         weights = self._shared_weights()
         shared, bank = (weights["shared"], weights["tasks"]) if "tasks" in weights else ({}, {})
-        args = (weights.get("backbone", self._frozen()), shared, bank, self._everywhere((), jnp.int32))
+        args = (weights.get("backbone", self._frozen()), shared, bank, self._replicated((), jnp.int32))
         inputs = (batch["waveform"], batch["num_samples"], batch["task"], batch.get("symbols"))
         return jax.jit(functools.partial(api.apply_model, model)), args + inputs
 
-    def _shared_weights(self) -> dict:
-        """The weights that a suite is run with: rows of the bank as copies on every device."""
+    def _shared_weights(self) -> dict[str, Any]:
+        """The weights that a suite is run with: rows of the bank are replicated."""
         if "backbone" in self._weights:
             return self._placed(self._weights, self._programs.shardings.trainable)
-        return jax.tree.map(lambda leaf: self._everywhere(leaf.shape, leaf.dtype), self._weights)
+        return jax.tree.map(lambda leaf: self._replicated(leaf.shape, leaf.dtype), self._weights)
 
-    def _frozen(self):
-        places = placement.backbone_shardings(self._mesh, self._base.features, self._base.encoder)
-        dtype = build.compute_dtype(self._config)
+    def _frozen(self) -> dict[str, Any]:
+        shardings = placement.backbone_shardings(self._mesh, self._base.features, self._base.encoder)
+        dtype = compute_dtype(self._settings.backbone_dtype)
         return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), self._backbone, places
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where), self._base.shapes(), shardings
         )
 
-    def _placed(self, tree, shardings):
+    def _placed(self, tree: Any, shardings: Any) -> Any:
         return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, shardings
         )
 
-    def _everywhere(self, shape, dtype) -> jax.ShapeDtypeStruct:
+    def _replicated(self, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(self._mesh))
 
     def _batch(self, seconds: float, rows: int) -> dict[str, Any]:
-        labels = batching.label_capacities([0], [int(seconds * self._labels)], buckets=1)[0]
+        labels = batching.label_capacities(np.zeros(1, np.int64), np.array([int(seconds * self._labels)]), buckets=1)[0]
         shapes = {
             "waveform": ((rows, round(seconds * self._base.features.sample_rate)), jnp.float32),
             "num_samples": ((rows,), jnp.int32),
@@ -165,7 +177,7 @@ class Shapes:
             shapes["symbols"] = ((rows, self._outputs), jnp.int32)
         return {name: self._split(shape, dtype, name) for name, (shape, dtype) in shapes.items()}
 
-    def _split(self, shape, dtype, name: str) -> jax.ShapeDtypeStruct:
+    def _split(self, shape: tuple[int, ...], dtype: DTypeLike, name: str) -> jax.ShapeDtypeStruct:
         axes = ("batch", *(None,) * (len(shape) - 1))
-        place = sharding.sharding_for(self._mesh, axes, shape=shape, leaf=f"batch[{name!r}]")
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+        split = sharding.sharding_for(self._mesh, axes, shape=shape, leaf=f"batch[{name!r}]")
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=split)

@@ -11,12 +11,16 @@ import math
 import os
 import re
 import sys
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epath
 
 from hra_jax import cli
 from hra_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # the grids of v5e and v6e
 _SMALL_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")  # of v4 and v5p; larger ones are multiples of 4 each way
@@ -28,30 +32,30 @@ _CPU = re.compile(r"cpu-([1-9]\d{0,3})")
 class Chip(NamedTuple):
     """What one chip can do, as its maker's documentation gives it (docs.cloud.google.com/tpu)."""
 
-    memory: float  # bytes of HBM
-    flops: float  # peak, bfloat16, per second
-    bandwidth: float  # bytes per second to and from HBM
-    links: float  # bytes per second out of the chip to its neighbours, all links together
-    network: float  # bytes per second of the data centre network, a chip's share
+    hbm_bytes: float
+    flops: float  # peak FLOPs per second in bfloat16
+    hbm_bandwidth: float  # bytes per second to and from HBM
+    ici_bandwidth: float  # bytes per second out of the chip over the inter-chip interconnect, all links together
+    dcn_bandwidth: float  # bytes per second over the data centre network, a chip's share
     accelerator: str  # accelerator type without its number
     per_name: int  # what the number in an accelerator type counts for each chip: cores, or chips
     gke: str  # value of cloud.google.com/gke-tpu-accelerator
 
 
-# The share of the network is that of a host with 4 chips; v4 and v5p hosts have 50 and 200 Gbit/s.
+# The share of the DCN is that of a host with 4 chips; v4 and v5p hosts have 50 and 200 Gbit/s.
 CHIPS = {
     "v4": Chip(32e9, 275e12, 1.228e12, 300e9, 1.6e9, "v4", 2, "tpu-v4-podslice"),
     "v5e": Chip(16e9, 197e12, 0.819e12, 200e9, 3.1e9, "v5litepod", 1, "tpu-v5-lite-podslice"),
     "v5p": Chip(95e9, 459e12, 2.765e12, 600e9, 6.2e9, "v5p", 2, "tpu-v5p-slice"),
     "v6e": Chip(32e9, 918e12, 1.6e12, 400e9, 12.5e9, "v6e", 1, "tpu-v6e-slice"),
 }
-# What jax calls a device, and its peak in bfloat16: floating-point operations per second, without sparsity.
+# What JAX calls a device, and its peak in bfloat16: FLOPs per second, without sparsity.
 _GENERATIONS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
 _GPUS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 
 def peak_flops(device_kind: str) -> float:
-    """Floating-point operations that a device can do in a second, in bfloat16; 0 where it is not known.
+    """Peak FLOPs per second of a device in bfloat16; 0 where it is not known.
 
     Args:
       device_kind: as `jax.Device.device_kind` has it.
@@ -127,7 +131,7 @@ def parse(name: str) -> Topology:
     return Topology(name, generation, grid)
 
 
-def devices(topology: Topology, slices: int = 1) -> list:
+def devices(topology: Topology, slices: int = 1) -> "list[jax.Device]":
     """The devices to compile for: absent ones of a TPU, or this machine's.
 
     It must be called before JAX has looked for devices: it says how many there are, and where the compiler is.
@@ -151,7 +155,7 @@ def devices(topology: Topology, slices: int = 1) -> list:
     answers |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     for name, value in (answers | {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "0"}).items():
         os.environ.setdefault(name, value)
-    settings = {"num_slices": slices} if slices > 1 else {}
+    settings: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if topology.generation == "v4":
         settings["chip_config_name"] = "megachip_tccontrol"  # one device for both cores of a chip
     found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **settings).devices
@@ -182,8 +186,8 @@ def find_compiler() -> epath.Path | None:
     return epath.Path(given) if given else None
 
 
-def main(argv) -> None:
-    """Entry point: prints the facts of the named topology as key=value lines."""
+def main(argv: Sequence[str]) -> None:
+    """Prints the facts of the named topology as key=value lines."""
     if len(argv) != 2:
         raise UserError(f"{len(argv) - 1} topologies given; needed is one name, such as v5e:16x16")
     topology = parse(argv[1])

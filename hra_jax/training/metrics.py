@@ -13,6 +13,8 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from types import TracebackType
+from typing import IO, Any, ClassVar
 
 import jax
 from etils import epath
@@ -30,6 +32,8 @@ class MetricWriter:
     A run that resumes from step s goes on as if the steps after s had never been: metrics.jsonl is cut back, and the
     event files are told to forget them. So all numbers of a step must be written before its checkpoint is saved.
     """
+
+    EVERY: ClassVar[int] = 10  # steps between two lines; to read the numbers of a step is to wait for it
 
     def __init__(self, workdir: epath.PathLike, *, resume_step: int):
         """Opens both files and drops what is newer than `resume_step`.
@@ -66,8 +70,14 @@ class MetricWriter:
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
+
+    def due(self, step: int) -> bool:
+        """Whether the numbers of a step are to be written."""
+        return step % self.EVERY == 0
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the numbers of a step.
@@ -112,7 +122,7 @@ class MetricWriter:
         except OSError as error:
             raise self._failure(error) from error
 
-    def _event(self, **fields) -> None:
+    def _event(self, **fields: Any) -> None:
         self._records.write(event_pb2.Event(wall_time=time.time(), **fields).SerializeToString())
 
     def _failure(self, error: OSError) -> UserError:
@@ -128,16 +138,16 @@ class _GrowingFile:
         self._remote = "://" in str(path)
         self._content = bytearray(content) if self._remote else bytearray()
         self._uploaded = time.monotonic()
-        self._handle = None if self._remote else path.open("ab")
+        self._handle: IO[bytes] | None = None if self._remote else path.open("ab")
 
     def write(self, data: bytes) -> None:
-        if self._remote:
+        if self._handle is None:
             self._content += data
         else:
             self._handle.write(data)
 
     def flush(self) -> None:
-        if self._remote:
+        if self._handle is None:
             self._path.write_bytes(bytes(self._content))
             self._uploaded = time.monotonic()
         else:
@@ -148,7 +158,7 @@ class _GrowingFile:
             self.flush()
 
     def close(self) -> None:
-        if self._remote:
+        if self._handle is None:
             self.flush()
         else:
             self._handle.close()
@@ -183,7 +193,7 @@ def _step_of(line: bytes) -> float:
         return math.inf
 
 
-def _number(value) -> int | float:
+def _number(value: Any) -> int | float:
     """A Python number; fetched from the device if need be."""
     number = value.item() if hasattr(value, "item") else value
     return number if isinstance(number, int) and not isinstance(number, bool) else float(number)

@@ -8,9 +8,12 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
+from reference.task_files import split_into_task_files
 
+import hra_jax
 from hra_jax.adapters import adapter_folder
 from hra_jax.errors import UserError
+from hra_jax.storage import safetensors
 from hra_jax.storage.trees import flatten, unflatten
 
 ACCOUNTING = {
@@ -58,14 +61,16 @@ def edit_json(path, change):
 
 
 def edit_tensors(path, change):
-    tensors = adapter_folder.tensors_from_bytes(path.read_bytes(), name="x")
+    tensors = safetensors.from_bytes(path.read_bytes(), where="x")
     change(tensors)
-    path.write_bytes(adapter_folder.tensors_to_bytes(tensors))
+    path.write_bytes(safetensors.to_bytes(tensors))
 
 
 @pytest.mark.parametrize("per_task_files", [False, True])
 def test_round_trip_gives_back_every_row_under_its_task(tmp_path, per_task_files):
-    write(tmp_path / "a", per_task_files=per_task_files)
+    write(tmp_path / "a")
+    if per_task_files:
+        split_into_task_files(tmp_path / "a")
     adapter = adapter_folder.read_adapter(tmp_path / "a")
     original = trainable()
     for path, leaf in flatten(original["shared"]).items():
@@ -82,17 +87,22 @@ def test_round_trip_gives_back_every_row_under_its_task(tmp_path, per_task_files
     assert adapter.config["vocabulary"]["characters"] == [" ", "/", "a"]
 
 
-def test_one_file_and_many_files_hold_the_same_tensors(tmp_path):
-    write(tmp_path / "one")
-    write(tmp_path / "many", per_task_files=True)
-    assert len(list((tmp_path / "many" / "tasks").iterdir())) == len(NAMES)
-    together = {}
-    for path in [tmp_path / "many" / "adapter_model.safetensors", *(tmp_path / "many" / "tasks").iterdir()]:
-        together |= adapter_folder.tensors_from_bytes(path.read_bytes(), name=path.name)
-    one = adapter_folder.tensors_from_bytes((tmp_path / "one" / "adapter_model.safetensors").read_bytes(), name="one")
-    assert together.keys() == one.keys()
-    assert "tasks.george.all_layers.head.kernel" in one
-    assert all(np.array_equal(together[name], one[name]) for name in one)
+def test_the_folder_says_which_version_wrote_it_and_one_that_does_not_is_of_the_first_release(tmp_path):
+    write(tmp_path)
+    assert adapter_folder.read_adapter(tmp_path).config["hra_jax"] == hra_jax.__version__
+    edit_json(tmp_path / "adapter_config.json", lambda content: content.pop("hra_jax"))
+    assert adapter_folder.read_adapter(tmp_path).config["hra_jax"] == "0.1.0"
+
+
+def test_the_tensors_lie_under_the_quoted_names_of_their_tasks(tmp_path):
+    write(tmp_path)
+    tensors = safetensors.from_bytes((tmp_path / "adapter_model.safetensors").read_bytes(), where="x")
+    shared, tasks = (flatten(part, separator=".") for part in trainable().values())
+    assert tensors.keys() == {f"shared.{path}" for path in shared} | {
+        f"tasks.{name}.{path}"
+        for name in ("george", "Nicolas%2F%C3%A9%2Ex", "nicolas", "%2E%2E%2F%2E%2E%2Fetc%2Fpasswd")
+        for path in tasks
+    }
 
 
 def test_the_same_weights_give_the_same_bytes_in_any_process_and_order(tmp_path):
@@ -102,9 +112,10 @@ def test_the_same_weights_give_the_same_bytes_in_any_process_and_order(tmp_path)
     tasks = [{"utterances": 7, "row": row, "name": name} for row, name in zip((3, 1, 0, 4), NAMES, strict=True)]
     write(tmp_path / "b", weights=backwards, tasks=tasks[::-1])
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    again = "import pathlib, sys; sys.path.insert(0, sys.argv[1]); import test_adapter_folder; "
-    again += "test_adapter_folder.write(pathlib.Path(sys.argv[2]))"
-    command = [sys.executable, "-c", again, str(pathlib.Path(__file__).parent), str(tmp_path / "c")]
+    again = "import pathlib, sys; sys.path[:0] = sys.argv[2:]; import test_adapter_folder; "
+    again += "test_adapter_folder.write(pathlib.Path(sys.argv[1]))"
+    folders = [str(folder) for folder in pathlib.Path(__file__).parents[:2]]
+    command = [sys.executable, "-c", again, str(tmp_path / "c"), *folders]
     subprocess.run(command, check=True, cwd=pathlib.Path(__file__).parents[2])
     assert contents(tmp_path / "a") == contents(tmp_path / "c")
 
@@ -125,13 +136,18 @@ def test_no_absolute_path_is_written(tmp_path):
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["backbone"]["name"] == "digits-backbone"
 
 
-def test_writing_again_leaves_no_task_of_the_earlier_export(tmp_path):
-    write(tmp_path, per_task_files=True)
-    write(tmp_path, per_task_files=True, tasks=[{"name": "george", "row": 3}])
-    assert [path.name for path in (tmp_path / "tasks").iterdir()] == ["george.safetensors"]
-    write(tmp_path)
-    assert list(adapter_folder.read_adapter(tmp_path).tasks) == ["nicolas", "Nicolas/é.x", "george", "../../etc/passwd"]
-    assert sorted(contents(tmp_path)) == ["README.md", "adapter_config.json", "adapter_model.safetensors", "tasks.json"]
+def test_writing_again_leaves_one_file_and_what_is_not_ours(tmp_path):
+    files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "tasks.json"]
+    for others in ([], ["tasks/mine.txt"]):
+        write(tmp_path)
+        split_into_task_files(tmp_path)
+        for other in others:
+            (tmp_path / other).touch()
+        (tmp_path / ".tasks.json.0123456789abcdef.tmp").touch()  # of a process that was killed
+        write(tmp_path, tasks=[{"name": "george", "row": 3}])
+        assert sorted(contents(tmp_path)) == files + others
+        assert (tmp_path / "tasks").exists() == bool(others)
+        assert list(adapter_folder.read_adapter(tmp_path).tasks) == ["george"]
 
 
 def test_an_adapter_without_tasks_is_read_back(tmp_path):
@@ -160,7 +176,7 @@ def test_model_card_says_what_it_costs_and_how_to_use_it(tmp_path):
         ({"tasks": [{"name": "a", "row": 0}, {"name": "b", "row": 0}]}, "2 tasks have the row 0"),
         ({"tasks": [{"name": "__base__", "row": 0}]}, "cannot have the name '__base__'"),
         ({"tasks": [{"name": "a\nb", "row": 0}]}, "printable"),
-        ({"tasks": [{"name": "a"}]}, "needs a 'row'"),
+        ({"tasks": [{"name": "a"}]}, "needs 'row'"),
         ({"weights": {"shared": {"w": np.array([np.nan], np.float32)}, "tasks": {}}}, "shared.w holds NaN"),
     ],
 )
@@ -214,18 +230,18 @@ BIAS = "shared.all_layers.controller.bias"
         (lambda folder: (folder / "adapter_config.json").unlink(), "adapter_config.json is not a file"),
         (lambda folder: (folder / "tasks.json").unlink(), "tasks.json is not a file"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is not a file"),
-        (cut("adapter_config.json", 100), "adapter_config.json is not JSON"),
-        (cut("tasks.json", 5), "tasks.json is not JSON"),
+        (cut("adapter_config.json", 100), "adapter_config.json: not JSON"),
+        (cut("tasks.json", 5), "tasks.json: not JSON"),
         (cut("adapter_model.safetensors", 300), "not a whole safetensors file"),
         (cut("adapter_model.safetensors", 0), "not a whole safetensors file"),
-        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "an object with 'peft_type'"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "must be a JSON object with 'peft_type'"),
         (set_config("peft_type", "LORA"), "peft_type 'LORA'; allowed: HIERARCHICAL_RECURRENT"),
         (set_config("peft_type", "HRA"), "peft_type 'HRA'; allowed: HIERARCHICAL_RECURRENT"),
         (set_config("format_version", 2), "format_version 2; this version of hra_jax reads 1"),
         (set_config("format_version", True), "needs 'format_version'"),
-        (set_config("backbone", {"name": "x"}), "backbone.fingerprint"),
+        (set_config("backbone", {"name": "x"}), "backbone: needs 'fingerprint'"),
         (set_config("method", {"name": "lora"}), "'lora' and peft_type"),
-        (set_config("tensors", {"shared": {}}), "tensors.task"),
+        (set_config("tensors", {"shared": {}}), "tensors: needs 'task'"),
         (set_declared("shape", [3]), f"{BIAS}' is .*declares"),
         (set_declared("shape", [-2]), "list of sizes"),
         (set_declared("dtype", "float16"), f"{BIAS}' is .*declares"),
@@ -233,10 +249,11 @@ BIAS = "shared.all_layers.controller.bias"
         (set_task("name", "someone else"), "'tasks.nicolas.*|'tasks.someone.*"),
         (set_task("name", "__base__"), "cannot have the name"),
         (set_task("name", "george"), "2 tasks have the name 'george'"),
-        (set_task("row", "0"), r"'row' \(int\)"),
-        (set_task("row", -1), "row -1; allowed: 0 or more"),
-        (lambda folder: (folder / "tasks.json").write_text("{}"), "an object with 'tasks'"),
-        (lambda folder: (folder / "tasks.json").write_text('{"tasks": 3}'), "list of objects"),
+        (set_task("row", "0"), r"'row' \(an integer of at least 0\); got '0'"),
+        (set_task("row", -1), r"'row' \(an integer of at least 0\); got -1"),
+        (lambda folder: (folder / "tasks.json").write_text("{}"), "needs 'tasks' .*got nothing"),
+        (lambda folder: (folder / "tasks.json").write_text('{"tasks": [3]}'), "a task: must be a JSON object.*got 3"),
+        (lambda folder: (folder / "tasks.json").write_text('{"tasks": 3}'), "needs 'tasks' .a list.; got 3"),
         (
             lambda folder: edit_tensors(folder / "adapter_model.safetensors", lambda t: t.pop(BIAS)),
             f"{BIAS}' is missing",
@@ -266,14 +283,16 @@ def test_a_tampered_folder_is_one_clear_line(tmp_path, tamper, message):
     ["../x.safetensors", "/etc/x.safetensors", "tasks/../../x.safetensors", "tasks/a/b.safetensors", "x", 3, None],
 )
 def test_a_task_file_outside_the_folder_is_refused(tmp_path, file):
-    write(tmp_path, per_task_files=True)
+    write(tmp_path)
+    split_into_task_files(tmp_path)
     set_task("file", file)(tmp_path)
     with pytest.raises(UserError, match="allowed: tasks/NAME.safetensors"):
         adapter_folder.read_adapter(tmp_path)
 
 
 def test_a_task_file_cannot_hold_the_tensors_of_another_task(tmp_path):
-    write(tmp_path, per_task_files=True)
+    write(tmp_path)
+    split_into_task_files(tmp_path)
     george = (tmp_path / "tasks" / "george.safetensors").read_bytes()
     next((tmp_path / "tasks").glob("nicolas*")).write_bytes(george)
     with pytest.raises(UserError, match="'tasks.nicolas"):
@@ -304,3 +323,14 @@ def test_file_names_of_tasks_are_safe_and_differ_without_case_and_beyond_any_len
         assert adapter_folder._TASK_FILE.fullmatch(f"tasks/{file}.safetensors")
     assert files["b"] == "b"
     assert adapter_folder.task_file_names(reversed(names)) == files
+
+
+def test_an_adapter_of_another_backbone_is_refused(tmp_path):
+    write(tmp_path)
+    exported = adapter_folder.read_adapter(tmp_path)
+    adapter_folder.check_backbone(exported, "f00d", name="it", where="here")
+    with pytest.raises(UserError) as error:
+        adapter_folder.check_backbone(exported, "cafe" * 16, name="'other'", where="here")
+    assert str(error.value) == (
+        "here: trained on the backbone 'digits-backbone' (f00d), but 'other' has the fingerprint cafecafecafe"
+    )

@@ -10,7 +10,7 @@ from reference import tiny
 
 from hra_jax.adapters.bitfit import BiasAdapter
 from hra_jax.adapters.lora import LowRankAdapter
-from hra_jax.models.config import affine_maps
+from hra_jax.models.encoder_config import affine_maps
 
 SAMPLES = [240, 133, 64, 200, 240, 90]
 TASK = 3

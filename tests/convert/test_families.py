@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -10,7 +13,8 @@ import pytest
 from etils import epath
 
 from hra_jax.convert import families, features
-from hra_jax.models import backbone_folder, published
+from hra_jax.convert.families import lasr, parakeet, wav2vec2_bert, wav2vec2_conformer
+from hra_jax.models import backbone_folder
 
 BERT = {"model_type": "wav2vec2-bert", "architectures": ["Wav2Vec2BertForCTC"]}
 # As in the published files; what is not named is the default of the class.
@@ -24,30 +28,30 @@ POSITION_CONVOLUTION = 128 + 1024 * 64 * 128 + 1024  # weight norm's two tensors
 # Parameters of the classes of transformers 5.23, what of them a backbone does not have, and layers x width of the norms
 # whose statistics torch does not count.
 CASES = {
-    "w2v-bert 2.0": (BERT, published.W2V_BERT, 32, 580_525_920, 1024, 0),
-    "rel-pos large": (CONFORMER, published.WAV2VEC2, 32, 618_591_904, 1024 + POSITION_CONVOLUTION, 24 * 1024),
+    "w2v-bert 2.0": (BERT, wav2vec2_bert.FEATURES, 32, 580_525_920, 1024, 0),
+    "rel-pos large": (CONFORMER, wav2vec2_conformer.FEATURES, 32, 618_591_904, 1024 + POSITION_CONVOLUTION, 24 * 1024),
     "rope large": (
         CONFORMER | {"position_embeddings_type": "rotary"},
-        published.WAV2VEC2,
+        wav2vec2_conformer.FEATURES,
         32,
         593_376_928,
         1024 + POSITION_CONVOLUTION,
         24 * 1024,
     ),
-    "parakeet 0.6b": (PARAKEET, published.PARAKEET, 1025, 608_799_745, 0, 24 * 1024),
+    "parakeet 0.6b": (PARAKEET, parakeet.FEATURES, 1025, 608_799_745, 0, 24 * 1024),
     "parakeet 1.1b": (
         PARAKEET | {"encoder_config": {"num_hidden_layers": 42}},
-        published.PARAKEET,
+        parakeet.FEATURES,
         1025,
         1_062_540_289,
         0,
         42 * 1024,
     ),
-    "medasr": (LASR, published.LASR, 512, 105_265_408, 0, 17 * 512),
+    "medasr": (LASR, lasr.FEATURES, 512, 105_265_408, 0, 17 * 512),
 }
 
 
-# Of the models that hra_jax.models.published names: what their folders say, written out, and the parameters of the
+# Of the models that the families name: what their folders say, written out, and the parameters of the
 # backbones. BatchNorm's four values a channel become the bias of the convolution before it, where that has none yet.
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096}
 META = {"num_attention_heads": 16, "hidden_act": "swish", "conv_depthwise_kernel_size": 31, "layer_norm_eps": 1e-5}
@@ -134,27 +138,27 @@ def test_a_published_size_has_the_published_parameters(name):
 
 
 def test_every_named_model_has_its_folder_here():
-    assert set(FOLDERS) == set(published.MODELS)
+    assert set(FOLDERS) == set(families.models())
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_named_model_is_what_its_folder_is_converted_to(name, tmp_path):
     config, preprocessor, counted = FOLDERS[name]
-    assert converted(config, preprocessor, tmp_path) == published.MODELS[name]
-    assert parameters(*published.MODELS[name]) == counted
+    assert converted(config, preprocessor, tmp_path) == families.models()[name]
+    assert parameters(*families.models()[name]) == counted
 
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_a_named_model_is_what_the_defaults_of_the_classes_give(name, tmp_path):
-    assert converted(SPARSE[name], {}, tmp_path) == published.MODELS[name]
+    assert converted(SPARSE[name], {}, tmp_path) == families.models()[name]
 
 
 def test_the_encoder_of_seamless_has_the_blocks_of_w2v_bert_and_a_norm():
     family, _ = families.find(SEAMLESS, "config.json")
-    encoder = family.encoder(SEAMLESS, published.W2V_BERT, 1, True, "config.json")
+    encoder = family.encoder(SEAMLESS, wav2vec2_bert.FEATURES, 1, True, "config.json")
     assert (encoder.context, encoder.chunk, encoder.left_context) == ("chunk", 20000, 128)
     bare = 580_493_120 - 1024 + 1024 + 1  # without the mask's vector, with an output of the blank alone
-    assert parameters(published.W2V_BERT, encoder) == bare + 2 * 1024
+    assert parameters(wav2vec2_bert.FEATURES, encoder) == bare + 2 * 1024
 
 
 @pytest.mark.parametrize(
@@ -164,45 +168,59 @@ def test_the_encoder_of_seamless_has_the_blocks_of_w2v_bert_and_a_norm():
 def test_chunks_of_seamless(chunk, left, expected):
     config = SEAMLESS | {"speech_encoder_chunk_size": chunk, "speech_encoder_left_chunk_num": left}
     family, _ = families.find(config, "config.json")
-    encoder = family.encoder(config, published.W2V_BERT, 1, True, "config.json")
+    encoder = family.encoder(config, wav2vec2_bert.FEATURES, 1, True, "config.json")
     assert (encoder.context, encoder.chunk, encoder.left_context) == expected
 
 
 @pytest.mark.parametrize(
-    ("extractor", "values", "expected"),
+    ("family", "values", "expected"),
     [
-        ("SeamlessM4TFeatureExtractor", "{}", published.W2V_BERT),
-        ("Wav2Vec2FeatureExtractor", "{}", published.WAV2VEC2),
-        ("ParakeetFeatureExtractor", '{"padding_value": 0.0}', published.PARAKEET),
-        ("LasrFeatureExtractor", "{}", published.LASR),
+        (wav2vec2_bert, "{}", wav2vec2_bert.FEATURES),
+        (wav2vec2_conformer, "{}", wav2vec2_conformer.FEATURES),
+        (parakeet, '{"padding_value": 0.0}', parakeet.FEATURES),
+        (lasr, "{}", lasr.FEATURES),
     ],
 )
-def test_features_without_settings_are_those_of_the_class(extractor, values, expected, tmp_path):
+def test_features_without_settings_are_those_of_the_class(family, values, expected, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(values)
-    assert features.read(epath.Path(tmp_path), extractor) == expected
+    assert features.read(epath.Path(tmp_path), family.FAMILY.extractor) == expected
 
 
 def test_features_take_what_the_file_says(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"feature_size": 64, "hop_length": 320, "preemphasis": 0.5}')
-    found = features.read(epath.Path(tmp_path), "ParakeetFeatureExtractor")
+    found = features.read(epath.Path(tmp_path), parakeet.FAMILY.extractor)
     assert (found.bins, found.hop_samples, found.preemphasis) == (64, 320, 0.5)
     (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
-    assert features.read(epath.Path(tmp_path), "Wav2Vec2FeatureExtractor").normalization == "none"
+    assert features.read(epath.Path(tmp_path), wav2vec2_conformer.FAMILY.extractor).normalization == "none"
 
 
 def test_features_are_found_in_newer_folders_too(tmp_path):
     (tmp_path / "processor_config.json").write_text('{"feature_extractor": {"feature_size": 64}}')
-    assert features.read(epath.Path(tmp_path), "ParakeetFeatureExtractor").bins == 64
+    assert features.read(epath.Path(tmp_path), parakeet.FAMILY.extractor).bins == 64
 
 
 @pytest.mark.parametrize("inner", [{"rope_theta": 500.0}, {"rope_parameters": {"rope_theta": 500}}])
 def test_the_base_of_the_rotation_is_found_in_older_and_newer_files(inner):
     config = LASR | {"encoder_config": inner}
     family, _ = families.find(config, "config.json")
-    assert family.encoder(config, published.LASR, 512, True, "config.json").rope_base == 500.0
+    assert family.encoder(config, lasr.FEATURES, 512, True, "config.json").rope_base == 500.0
 
 
 def test_parakeet_scales_its_input_by_the_root_of_its_width():
     family, _ = families.find(PARAKEET, "config.json")
-    encoder = family.encoder(PARAKEET, published.PARAKEET, 1025, True, "config.json")
+    encoder = family.encoder(PARAKEET, parakeet.FEATURES, 1025, True, "config.json")
     assert np.isclose(encoder.input_scale, 32.0)
+
+
+def test_the_list_of_families_needs_neither_jax_nor_pytorch():
+    """`hra_jax.torch` reads it where no JAX may start."""
+    code = "import sys; from hra_jax.convert import families; print(len(families.known()), {'jax', 'flax', 'torch'} & "
+    code += "set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split(maxsplit=1) == [str(len(families.known())), "set()\n"]
+
+
+def test_every_file_of_the_folder_is_a_family_of_its_own():
+    files = {path.stem for path in Path(families.__file__).parent.glob("*.py")} - {"__init__"}
+    assert len(files) == len(families.known()) == 5
+    assert {family.model_type for family in families.known().values()} == set(families.known())

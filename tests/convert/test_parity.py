@@ -16,10 +16,10 @@ import pytest
 from reference import published
 
 from hra_jax.adapters.base import unbound
+from hra_jax.convert import families
 from hra_jax.convert.conversion import convert
 from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.published import MODELS
 
 pytestmark = pytest.mark.slow
 
@@ -192,7 +192,7 @@ def build(case, torch, transformers):
 
 def check_published(family, case, files):
     """A case of full width has the geometry of a published model but for what it is to have of its own."""
-    features, encoder = MODELS[PUBLISHED[family]]
+    features, encoder = families.models()[PUBLISHED[family]]
     own = dict(n_layers=4, position=files.encoder.position, vocab_size=case.size.outputs[family])
     assert (files.features, files.encoder) == (features, dataclasses.replace(encoder, **own))
 

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from hra_jax.data.audio import AudioError, decode
-from hra_jax.data.manifest import Utterance
+from hra_jax.data.utterance import Utterance
 
 RATE = 8000
 

@@ -1,4 +1,4 @@
-"""Error counts, macro rates and bootstrap intervals."""
+"""Error counts and macro rates."""
 
 import numpy as np
 import pytest
@@ -75,54 +75,11 @@ def test_no_reference_words_is_an_error_that_says_so():
     silent = error_rates.word_errors(" , ", "word", normalizer="basic")
     with pytest.raises(UserError, match="1 utterances hold 0 words"):
         _ = silent.rate
-    with pytest.raises(UserError, match="hold 0 words"):
-        error_rates.bootstrap_interval([silent, silent])
-    with pytest.raises(UserError, match="hold 0 words"):
-        error_rates.bootstrap_interval([])
     with pytest.raises(UserError, match="0 tasks"):
         error_rates.macro_rate([])
-    with pytest.raises(UserError, match="got 0"):
-        error_rates.bootstrap_interval(random_counts(3), samples=0)
 
 
 def test_macro_rate_weighs_tasks_equally():
     small = ErrorCounts(substitutions=1, words=1, utterances=1)
     large = ErrorCounts(deletions=10, words=1000, utterances=100)
     assert error_rates.macro_rate([small, large]) == pytest.approx((1 + 0.01) / 2)
-
-
-def test_bootstrap_interval_contains_the_rate_and_shrinks_with_more_utterances():
-    widths = []
-    for number in (20, 200, 2000):
-        counts = random_counts(number)
-        low, high = error_rates.bootstrap_interval(counts)
-        assert low < error_rates.total(counts).rate < high
-        widths.append(high - low)
-    # Widths go down with the square root of the number of utterances: ten times more, about 3.2 times narrower.
-    assert widths[0] / widths[1] == pytest.approx(10**0.5, rel=0.4)
-    assert widths[1] / widths[2] == pytest.approx(10**0.5, rel=0.25)
-
-
-def test_bootstrap_interval_is_that_of_resampled_utterances():
-    counts = random_counts(50)
-    pairs = np.array([(c.errors, c.words) for c in counts])
-    drawn = pairs[np.random.default_rng(9).integers(0, 50, size=(20000, 50))].sum(1)
-    expected = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
-    np.testing.assert_allclose(error_rates.bootstrap_interval(counts, samples=20000), expected, rtol=0.02)
-
-
-def test_bootstrap_interval_depends_on_the_seed_but_not_on_the_order():
-    counts = random_counts(40)
-    same = error_rates.bootstrap_interval(counts, seed=5)
-    assert error_rates.bootstrap_interval(counts[::-1], seed=5) == same
-    assert error_rates.bootstrap_interval(counts, seed=6) != same
-
-
-def test_bootstrap_interval_is_a_point_where_all_utterances_are_alike():
-    counts = [ErrorCounts(substitutions=1, words=4, utterances=1)] * 10
-    assert error_rates.bootstrap_interval(counts) == (0.25, 0.25)
-
-
-def test_empty_references_among_others_leave_the_bootstrap_defined():
-    counts = [ErrorCounts(insertions=1, utterances=1), ErrorCounts(substitutions=1, words=2, utterances=1)]
-    assert np.isfinite(error_rates.bootstrap_interval(counts)).all()

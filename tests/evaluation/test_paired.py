@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hra_jax.errors import UserError
-from hra_jax.evaluation import error_rates, paired
+from hra_jax.evaluation import bootstrap, paired
 from hra_jax.evaluation.error_rates import ErrorCounts
 from hra_jax.evaluation.paired import PairedDifference, paired_bootstrap
 
@@ -89,7 +89,7 @@ def test_pairing_sees_a_difference_that_separate_intervals_hide():
     intervals = []
     for column in (0, 1):
         side = [ErrorCounts(deletions=int(row[column]), words=int(row[2]), utterances=1) for row in utterances]
-        intervals.append(error_rates.bootstrap_interval(side))
+        intervals.append(bootstrap.bootstrap_interval(side))
     assert intervals[1][1] > intervals[0][0]
     assert paired_bootstrap({"a": utterances}).tasks["a"].significant
 
@@ -142,7 +142,7 @@ def test_swapping_the_systems_mirrors_every_difference():
 
 def test_draws_in_parts_are_the_draws_in_one_piece(monkeypatch):
     whole = paired_bootstrap(TASKS, samples=1001)
-    monkeypatch.setattr(paired, "_CELLS", 700)
+    monkeypatch.setattr(bootstrap, "_CELLS", 700)
     assert paired_bootstrap(TASKS, samples=1001) == whole
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import rich.console
 
+import hra_jax
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
+from hra_jax.evaluation.bootstrap import bootstrap_interval
 from hra_jax.evaluation.report import UtteranceResult, evaluate_results, print_table, software_versions, write_report
 from hra_jax.evaluation.suites import Suite, SuiteTask
 
@@ -101,7 +103,7 @@ def test_results_of_a_task_depend_on_its_own_utterances_in_any_order():
     alone = evaluate(make_rows("george", 40), make_suite(george="george"))
     assert evaluate(ROWS[::-1])["tasks"]["george"] == alone["tasks"]["george"]
     counts = [error_rates.word_errors(r.reference, r.hypothesis, normalizer="basic") for r in ROWS[:40]]
-    interval = error_rates.bootstrap_interval(counts, samples=100)
+    interval = bootstrap_interval(counts, samples=100)
     assert (alone["tasks"]["george"]["wer_low"], alone["tasks"]["george"]["wer_high"]) == interval
 
 
@@ -237,4 +239,7 @@ def test_table_without_a_terminal_keeps_a_task_on_one_line(capsys):
 
 
 def test_versions_name_the_libraries_that_results_depend_on():
-    assert software_versions().keys() >= {"python", "jax", "numpy", "kaldialign"}
+    versions = software_versions()
+    assert versions.keys() >= {"python", "jax", "numpy", "kaldialign"}
+    assert versions["hra_jax"] == hra_jax.__version__
+    assert evaluate()["versions"] == versions

@@ -7,8 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from hra_jax.config.files import ready_made_names
-from hra_jax.data.manifest import Utterance
 from hra_jax.data.report import DataReport
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.evaluation import suites
 

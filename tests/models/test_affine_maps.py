@@ -12,7 +12,7 @@ from reference import conformer_numpy, tiny
 from hra_jax.adapters.base import Adapter, unbound
 from hra_jax.models import backbone_folder, conformer
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.config import affine_maps
+from hra_jax.models.encoder_config import affine_maps
 
 GEOMETRIES = {
     "bias, norm": {},

@@ -1,5 +1,6 @@
 """Augmentation: what it may touch, how strong it is, and that a key decides all of it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,11 +12,12 @@ from reference import tiny
 from hra_jax.adapters.base import unbound
 from hra_jax.models import augmentation, padding
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.augmentation import AugmentConfig
+from hra_jax.models.augmentation import NO_AUGMENTATION
 
 KEY = jax.random.key(3)
 LENGTHS = np.array([40, 25, 8, 1, 0], np.int32)
 FRAMES, BINS = 40, 12
+only = functools.partial(dataclasses.replace, NO_AUGMENTATION)
 
 
 def features():
@@ -30,7 +32,7 @@ def masked(key, x, lengths, config):
 
 def test_masks_are_zero_spans_of_bounded_width_inside_the_valid_part():
     x = features()
-    config = AugmentConfig(time_masks=1, time_mask_fraction=0.5, freq_masks=1, freq_mask_bins=5)
+    config = only(time_masks=1, time_mask_fraction=0.5, freq_masks=1, freq_mask_bins=5)
     widths, heights = [], []
     for seed in range(200):
         out = np.asarray(masked(jax.random.key(seed), x, LENGTHS, config))
@@ -51,7 +53,7 @@ def test_masks_are_zero_spans_of_bounded_width_inside_the_valid_part():
 
 def test_what_is_not_centred_is_masked_with_the_mean_of_the_utterance():
     x = features() - 9.0
-    config = AugmentConfig(time_masks=2, time_mask_fraction=0.5, freq_masks=1, freq_mask_bins=5)
+    config = only(time_masks=2, time_mask_fraction=0.5, freq_masks=1, freq_mask_bins=5)
     x = np.where(x == -9.0, np.float32(1e6), x)  # whatever lies behind the end
     out = np.asarray(augmentation.spec_augment(KEY, x, LENGTHS, config, centred=False))
     hidden = np.asarray(augmentation.spec_augment(KEY, x, LENGTHS, config)) == 0
@@ -64,7 +66,7 @@ def test_what_is_not_centred_is_masked_with_the_mean_of_the_utterance():
 
 
 def test_time_masks_lie_inside_the_utterance_and_not_behind_it():
-    config = AugmentConfig(time_masks=2, time_mask_fraction=0.9)
+    config = only(time_masks=2, time_mask_fraction=0.9)
     x = np.full((len(LENGTHS), FRAMES, BINS), 7.0, np.float32)
     hidden = np.zeros((len(LENGTHS), FRAMES), bool)
     for seed in range(200):
@@ -73,7 +75,7 @@ def test_time_masks_lie_inside_the_utterance_and_not_behind_it():
 
 
 def test_masks_reach_every_frame_and_bin():
-    config = AugmentConfig(time_masks=2, time_mask_fraction=0.3, freq_masks=2, freq_mask_bins=4)
+    config = only(time_masks=2, time_mask_fraction=0.3, freq_masks=2, freq_mask_bins=4)
     x = features()
     hidden = np.zeros((FRAMES, BINS))
     for seed in range(300):
@@ -83,7 +85,7 @@ def test_masks_reach_every_frame_and_bin():
 
 
 def test_augmentation_is_decided_by_the_key_alone_and_differs_between_rows():
-    config = AugmentConfig(time_masks=2, freq_masks=2, noise_probability=1.0, speed=0.1, warp=0.1)
+    config = only(time_masks=2, freq_masks=2, noise_probability=1.0, speed=0.1, warp=0.1)
     x = np.broadcast_to(features()[:1], (4, FRAMES, BINS))
     lengths = np.full(4, FRAMES, np.int32)
     waveform = np.tile(np.sin(np.arange(300, dtype=np.float32)), (4, 1))
@@ -112,7 +114,7 @@ def noisy(lengths, config, level=1.0, filler=np.nan):
 @pytest.mark.parametrize("level", [1e-3, 100.0])
 @pytest.mark.parametrize("decibels", [0.0, 20.0])
 def test_noise_has_the_asked_signal_to_noise_ratio_at_any_level(decibels, level):
-    config = AugmentConfig(noise_probability=1.0, noise_snr_db=(decibels, decibels))
+    config = only(noise_probability=1.0, noise_snr_db=(decibels, decibels))
     clean, noise, valid = noisy([30000, 20000, 25000, 8000], config, level)
     ratio = 10 * np.log10((clean**2).sum(axis=1) / (noise**2).sum(axis=1))
     np.testing.assert_allclose(ratio, decibels, atol=0.5)
@@ -120,7 +122,7 @@ def test_noise_has_the_asked_signal_to_noise_ratio_at_any_level(decibels, level)
 
 
 def test_noise_reaches_the_asked_share_of_utterances_within_the_asked_range():
-    config = AugmentConfig(noise_probability=0.3, noise_snr_db=(5.0, 25.0))
+    config = only(noise_probability=0.3, noise_snr_db=(5.0, 25.0))
     clean, noise, _ = noisy([2000] * 1000, config)
     chosen = noise.any(axis=1)
     assert 0.25 < chosen.mean() < 0.35
@@ -130,7 +132,7 @@ def test_noise_reaches_the_asked_share_of_utterances_within_the_asked_range():
 
 
 def test_noise_on_silence_and_on_nothing_is_silence():
-    config = AugmentConfig(noise_probability=1.0)
+    config = only(noise_probability=1.0)
     out = augmentation.add_noise(KEY, jnp.full((2, 50), jnp.nan).at[0].set(0.0), jnp.array([50, 0]), config)
     assert not np.asarray(out).any()
 
@@ -138,7 +140,7 @@ def test_noise_on_silence_and_on_nothing_is_silence():
 def test_warping_by_factor_one_is_the_identity():
     # In float32, 1 +- 1e-9 is 1: the factors are exactly one, and the interpolation still runs.
     x = features()
-    for config in (AugmentConfig(speed=1e-9), AugmentConfig(warp=1e-9), AugmentConfig(speed=1e-9, warp=1e-9)):
+    for config in (only(speed=1e-9), only(warp=1e-9), only(speed=1e-9, warp=1e-9)):
         out, lengths = augmentation.warp(KEY, x, LENGTHS, config)
         np.testing.assert_array_equal(out, x)
         np.testing.assert_array_equal(lengths, LENGTHS)
@@ -148,9 +150,7 @@ def test_speed_resamples_time_and_never_leaves_the_buffer():
     frames = np.arange(FRAMES, dtype=np.float32)
     lengths = np.array([40, 20, 30, 10] * 25, np.int32)
     x = np.where(frames[None] < lengths[:, None], frames[None] + 1, 0.0)[..., None] * np.ones(3, np.float32)
-    out, new_lengths = (
-        np.asarray(v) for v in augmentation.warp(KEY, jnp.asarray(x), lengths, AugmentConfig(speed=0.2))
-    )
+    out, new_lengths = (np.asarray(v) for v in augmentation.warp(KEY, jnp.asarray(x), lengths, only(speed=0.2)))
     assert new_lengths.max() <= FRAMES
     speeds = []
     for row, (old, new) in enumerate(zip(lengths, new_lengths, strict=True)):
@@ -169,7 +169,7 @@ def test_speed_resamples_time_and_never_leaves_the_buffer():
 
 def test_frequency_warp_moves_every_frame_of_an_utterance_alike():
     x = np.broadcast_to(np.arange(BINS, dtype=np.float32), (50, 4, BINS)).copy()
-    out, lengths = augmentation.warp(KEY, jnp.asarray(x), np.full(50, 4, np.int32), AugmentConfig(warp=0.2))
+    out, lengths = augmentation.warp(KEY, jnp.asarray(x), np.full(50, 4, np.int32), only(warp=0.2))
     out = np.asarray(out)
     np.testing.assert_array_equal(lengths, 4)
     factors = out[:, 0, 1]
@@ -179,7 +179,7 @@ def test_frequency_warp_moves_every_frame_of_an_utterance_alike():
 
 
 def test_the_model_augments_only_where_a_key_is_given():
-    strong = AugmentConfig(noise_probability=1.0, speed=0.2, warp=0.2, time_masks=2, freq_masks=2)
+    strong = only(noise_probability=1.0, speed=0.2, warp=0.2, time_masks=2, freq_masks=2)
     params = tiny.random_params(tiny.FEATURES, tiny.ENCODER)
     batch = tiny.random_batch([200, 120], size=240, tasks=[-1, -1], filler=np.nan)
 
@@ -189,9 +189,9 @@ def test_the_model_augments_only_where_a_key_is_given():
         rngs = None if key is None else {"augment": key}
         return model.apply({"params": params}, batch["waveform"], batch["num_samples"], unbound(), rngs=rngs)
 
-    plain, lengths = run(AugmentConfig(), None)
+    plain, lengths = run(NO_AUGMENTATION, None)
     np.testing.assert_array_equal(run(strong, None)[0], plain)
-    np.testing.assert_array_equal(run(AugmentConfig(), KEY)[0], plain)
+    np.testing.assert_array_equal(run(NO_AUGMENTATION, KEY)[0], plain)
     changed, changed_lengths = run(strong, KEY)
     assert np.isfinite(changed).all() and (changed_lengths > 0).all() and (changed_lengths <= 12).all()
     assert np.abs(changed - plain)[:, : lengths.min()].max() > 0.1

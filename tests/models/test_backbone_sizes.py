@@ -14,7 +14,8 @@ WRITE = """
 import json, resource, sys
 import numpy as np
 from hra_jax.models import backbone
-from hra_jax.models.config import EncoderConfig, FeatureConfig
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

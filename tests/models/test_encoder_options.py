@@ -12,7 +12,7 @@ from reference import conformer_numpy, tiny
 
 from hra_jax.adapters.base import unbound
 from hra_jax.models import backbone_folder, conformer, padding
-from hra_jax.models.config import CONV_MASKS, CONV_NORMS, POSITIONS, affine_maps
+from hra_jax.models.encoder_config import CONV_MASKS, CONV_NORMS, POSITIONS, affine_maps
 from hra_jax.training import flops, sharding
 
 # Every map with a bias, none, and some; of the convolutions as the mask allows it.

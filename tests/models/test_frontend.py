@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from reference import conformer_numpy, frontends_numpy
 
+from hra_jax.convert.families import lasr, parakeet, wav2vec2_bert, wav2vec2_conformer
 from hra_jax.errors import UserError
-from hra_jax.models import frontend, published
-from hra_jax.models.config import SIZES, FeatureConfig, from_json, to_json
+from hra_jax.models import frontend
+from hra_jax.models.encoder_config import SIZES
+from hra_jax.models.features import FeatureConfig, mel_matrix
+from hra_jax.models.stored_settings import from_json, to_json
 
 TELEPHONE = SIZES["tiny"][0]
 ODD = FeatureConfig(  # window - hop is odd, and the window no multiple of the hop
@@ -42,15 +45,15 @@ OPTIONS = {
     "stack of 2": dataclasses.replace(BENT, stack=2),
     "stack of 3": dataclasses.replace(BENT, stack=3, framing="inside"),
     "relative floor": dataclasses.replace(PLAIN, unit_variance=True, framing="centred"),
-    "samples": dataclasses.replace(published.WAV2VEC2, scale=3.0),
-    "samples as they are": dataclasses.replace(published.WAV2VEC2, normalization="none"),
+    "samples": dataclasses.replace(wav2vec2_conformer.FEATURES, scale=3.0),
+    "samples as they are": dataclasses.replace(wav2vec2_conformer.FEATURES, normalization="none"),
     "samples of unit variance": FeatureConfig(kind="waveform", normalization="none"),
 }
 PUBLISHED = {
-    "w2v_bert": published.W2V_BERT,
-    "parakeet": published.PARAKEET,
-    "lasr": published.LASR,
-    "wav2vec2": published.WAV2VEC2,
+    "w2v_bert": wav2vec2_bert.FEATURES,
+    "parakeet": parakeet.FEATURES,
+    "lasr": lasr.FEATURES,
+    "wav2vec2": wav2vec2_conformer.FEATURES,
 }
 
 
@@ -128,7 +131,7 @@ def test_published_features_equal_an_independent_implementation_and_ignore_paddi
 
 def test_faint_bins_beside_loud_ones_keep_their_power_in_float32():
     """A signal without its upper band, as telephone speech at a higher rate has it."""
-    config = dataclasses.replace(published.W2V_BERT, normalization="none", stack=1)
+    config = dataclasses.replace(wav2vec2_bert.FEATURES, normalization="none", stack=1)
     spectrum = np.fft.rfft(np.random.default_rng(5).standard_normal(8000))
     spectrum[1500:] = 0.0  # 3000 Hz and more
     wave = (0.1 * np.fft.irfft(spectrum)).astype(np.float32)
@@ -141,9 +144,9 @@ def test_faint_bins_beside_loud_ones_keep_their_power_in_float32():
 
 def test_bins_near_the_floor_are_resolved_where_normalisation_enlarges_them():
     wave = 5e-7 * np.random.default_rng(6).standard_normal(8000).astype(np.float32)
-    expected = frontends_numpy.features(wave, published.PARAKEET)
-    run = jax.jit(lambda x, n: frontend.extract(x, n, published.PARAKEET))
-    raw = frontends_numpy.spectra(wave, published.PARAKEET)
+    expected = frontends_numpy.features(wave, parakeet.FEATURES)
+    run = jax.jit(lambda x, n: frontend.extract(x, n, parakeet.FEATURES))
+    raw = frontends_numpy.spectra(wave, parakeet.FEATURES)
     assert raw.std(axis=0).max() < 1e-4  # less than a hundred steps of float32 at log(floor)
     np.testing.assert_allclose(run(wave[None], np.array([8000]))[0][0], expected, atol=1e-4)
 
@@ -160,7 +163,7 @@ def test_batches_shorter_than_a_window_have_finite_features_of_length_0_or_what_
 
 
 def test_a_stack_holds_whole_frames_and_its_normalisation_the_odd_last_one_too():
-    config = dataclasses.replace(published.W2V_BERT, scale=1.0)
+    config = dataclasses.replace(wav2vec2_bert.FEATURES, scale=1.0)
     flat = dataclasses.replace(config, stack=1)
     waves = list(sounds([400 + 4 * 160, 400 + 5 * 160], 16000))
     batch, lengths = padded(waves, 2000, 0.0)
@@ -213,10 +216,10 @@ def test_white_noise_of_unit_variance_has_unit_power_in_every_bin_per_filter_are
     config = dataclasses.replace(TELEPHONE, normalization="none", floor=1e-12)
     noise = np.random.default_rng(3).standard_normal((4, 8000)).astype(np.float32)
     power = np.exp(frontend.extract(noise, np.full(4, 8000, np.int32), config)[0]).mean(axis=(0, 1))
-    np.testing.assert_allclose(power / frontend.mel_matrix(config).sum(axis=0), 1.0, atol=0.25)
+    np.testing.assert_allclose(power / mel_matrix(config).sum(axis=0), 1.0, atol=0.25)
 
 
 @pytest.mark.parametrize("size", list(SIZES))
 def test_every_mel_filter_of_every_size_covers_a_transform_bin(size):
-    peaks = frontend.mel_matrix(SIZES[size][0]).max(axis=0)
+    peaks = mel_matrix(SIZES[size][0]).max(axis=0)
     assert peaks.min() > 0.05, f"filters without a transform bin: {np.flatnonzero(peaks <= 0.05).tolist()}"

@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 import soxr
 
+from hra_jax.convert.families import lasr, parakeet, wav2vec2_bert, wav2vec2_conformer
 from hra_jax.data import audio
-from hra_jax.models import frontend, published, subsampling
-from hra_jax.models.config import EncoderConfig
+from hra_jax.models import frontend, subsampling
+from hra_jax.models.encoder_config import EncoderConfig
 
 pytestmark = pytest.mark.slow
 RATE = 16000
 SETTINGS = {
-    "w2v_bert": published.W2V_BERT,
-    "parakeet": published.PARAKEET,
-    "lasr": published.LASR,
-    "wav2vec2": published.WAV2VEC2,
+    "w2v_bert": wav2vec2_bert.FEATURES,
+    "parakeet": parakeet.FEATURES,
+    "lasr": lasr.FEATURES,
+    "wav2vec2": wav2vec2_conformer.FEATURES,
 }
 
 
@@ -142,7 +143,7 @@ def test_features_of_upsampled_speech_are_those_of_the_publisher(name, fsdd_dir)
 
 
 def test_upsampled_speech_is_as_near_to_parakeets_features_as_they_are_to_their_own_formula(fsdd_dir):
-    waves, config = digits(fsdd_dir), published.PARAKEET
+    waves, config = digits(fsdd_dir), parakeet.FEATURES
     as_shipped, in_float64 = extractor("parakeet")(waves), parakeet_in_float64()(waves)
     mask = as_shipped[1]
     rounding = figures("parakeet, from itself in float64", np.abs(as_shipped[0] - in_float64[0])[mask])

@@ -10,11 +10,12 @@ import pytest
 from reference import conformer_numpy, frontends_numpy, tiny
 
 from hra_jax.adapters.base import unbound
+from hra_jax.convert.families import lasr, parakeet, wav2vec2_bert, wav2vec2_conformer
 from hra_jax.errors import UserError
-from hra_jax.models import frontend, published, subsampling
+from hra_jax.models import frontend, subsampling
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.augmentation import AugmentConfig
-from hra_jax.models.config import FeatureConfig
+from hra_jax.models.augmentation import NO_AUGMENTATION
+from hra_jax.models.features import FeatureConfig
 
 STRIDES = (3, 2, 2)
 # name -> changes of tiny.ENCODER, width of the features, the loops
@@ -34,11 +35,11 @@ SIZE = 48
 
 SMALL = dict(sample_rate=1000, fft=32, bins=8, high_hz=500.0)  # hop 10 samples, window 25
 PAIRS = {
-    "w2v_bert": (dataclasses.replace(published.W2V_BERT, **SMALL), dict(subsampler="projection", subsampling=1)),
-    "parakeet": (dataclasses.replace(published.PARAKEET, **SMALL), dict(subsampler="conv2d_separable", subsampling=8)),
-    "lasr": (dataclasses.replace(published.LASR, **SMALL | {"low_hz": 20.0}), dict(subsampler="conv1d", subsampling=4)),
+    "w2v_bert": (dataclasses.replace(wav2vec2_bert.FEATURES, **SMALL), dict(subsampler="projection", subsampling=1)),
+    "parakeet": (dataclasses.replace(parakeet.FEATURES, **SMALL), dict(subsampler="conv2d_separable", subsampling=8)),
+    "lasr": (dataclasses.replace(lasr.FEATURES, **SMALL | {"low_hz": 20.0}), dict(subsampler="conv1d", subsampling=4)),
     "wav2vec2": (
-        dataclasses.replace(published.WAV2VEC2, sample_rate=1000, high_hz=500.0),
+        dataclasses.replace(wav2vec2_conformer.FEATURES, sample_rate=1000, high_hz=500.0),
         dict(subsampler="wave_cnn", subsampling=320, wave_kernels=(10, 3, 2), wave_strides=(5, 2, 2)),
     ),
 }
@@ -83,7 +84,9 @@ def test_each_subsampler_equals_loops_and_ignores_padding(name):
 @pytest.mark.parametrize("name", list(CASES))
 def test_shapes_and_lengths_of_a_subsampler_are_those_of_the_formula_for_every_size(name):
     encoder, module, params, width, _ = make(name)
-    samples = dataclasses.replace(published.WAV2VEC2, sample_rate=1000, high_hz=500.0)  # one frame is one sample
+    samples = dataclasses.replace(
+        wav2vec2_conformer.FEATURES, sample_rate=1000, high_hz=500.0
+    )  # one frame is one sample
     for size in (*range(14), 31, 32, SIZE):
         lengths = np.arange(size + 1, dtype=np.int32)
         expected = encoder.output_length(samples, lengths)
@@ -154,12 +157,18 @@ def test_bfloat16_activations_do_not_round_the_samples():
 
 @pytest.mark.parametrize(
     "features, subsampler, factor",
-    [(published.WAV2VEC2, "conv2d", 2), (published.LASR, "wave_cnn", 320), (FeatureConfig(), "wave_cnn", 320)],
+    [(wav2vec2_conformer.FEATURES, "conv2d", 2), (lasr.FEATURES, "wave_cnn", 320), (FeatureConfig(), "wave_cnn", 320)],
 )
 def test_samples_for_spectral_subsamplers_and_spectra_for_the_wave_one_are_an_error(features, subsampler, factor):
     encoder = dataclasses.replace(tiny.ENCODER, subsampler=subsampler, subsampling=factor)
     with pytest.raises(UserError, match=f"^encoder.subsampler = '{subsampler}': features.kind is '{features.kind}'"):
         AsrModel(features, encoder)
+
+
+def augmented_model(features, encoder, **settings):
+    """The model of some features and changes of the encoder, with the augmentation of `settings` alone."""
+    augment = dataclasses.replace(NO_AUGMENTATION, **settings)
+    return AsrModel(features, dataclasses.replace(tiny.ENCODER, **encoder), augment=augment)
 
 
 @pytest.mark.parametrize("changes", [dict(speed=0.1), dict(warp=0.1), dict(freq_masks=2), dict(warp=0.1, freq_masks=2)])
@@ -168,13 +177,17 @@ def test_augmentation_that_needs_spectra_is_an_error_where_the_model_takes_sampl
     asked = ", ".join(f"augment.{name} = {value}" for name, value in changes.items())
     allowed = ", ".join(f"--config.augment.{name}=0" for name in changes)
     with pytest.raises(UserError, match=f"^{asked}: for spectra.*; allowed there: {allowed}$"):
-        AsrModel(small, dataclasses.replace(tiny.ENCODER, **encoder), augment=AugmentConfig(**changes))
+        AsrModel(
+            small, dataclasses.replace(tiny.ENCODER, **encoder), augment=dataclasses.replace(NO_AUGMENTATION, **changes)
+        )
 
 
 def augmented(name, seed=0, **settings):
     """Features of random sound with augmentation, and without."""
     small, changes = PAIRS[name]
-    model = AsrModel(small, dataclasses.replace(tiny.ENCODER, **changes), augment=AugmentConfig(**settings))
+    model = AsrModel(
+        small, dataclasses.replace(tiny.ENCODER, **changes), augment=dataclasses.replace(NO_AUGMENTATION, **settings)
+    )
     batch = tiny.random_batch([600, 433], size=600, tasks=[0, 0])
     waveform, lengths = batch["waveform"], batch["num_samples"]
     run = jax.jit(lambda key: model.apply({}, waveform, lengths, rngs={"augment": key}, method="_features"))

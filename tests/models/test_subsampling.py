@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from reference import conformer_numpy, tiny
 
-from hra_jax.models.config import EncoderConfig, from_json, to_json
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.stored_settings import from_json, to_json
 from hra_jax.models.subsampling import ConvSubsampling
 
 LENGTHS = [21, 20, 13, 2, 1, 0]

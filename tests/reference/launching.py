@@ -9,9 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
-
-from hra_jax.config.files import config_to_json
 
 TRAIN, EVALUATE = "hra_jax.train", "hra_jax.evaluate"
 # Some steps with a small learning rate: the adapter acts, and the texts are not empty yet.
@@ -37,15 +34,6 @@ mine = [word for word in sys.argv[2:] if word[:2] not in ("0=", "1=") or word[0]
 sys.argv = [word.removeprefix(number + "=") for word in mine]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
-
-
-def write_config(path: Path, config: ConfigDict) -> str:
-    """Writes a configuration as a file that `--config` takes; returns its path."""
-    text = config_to_json(config)
-    path.write_text(
-        f"from hra_jax import config as configs\n\n\ndef get_config():\n    return configs.from_json({text!r})\n"
-    )
-    return str(path)
 
 
 class Launched:

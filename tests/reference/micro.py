@@ -18,14 +18,18 @@ import soundfile
 from ml_collections import ConfigDict
 
 from hra_jax import train as training
-from hra_jax.config.files import load_config
+from hra_jax.config.files import config_to_json, load_config
 from hra_jax.models import backbone_folder
-from hra_jax.models.config import EncoderConfig, FeatureConfig
-from hra_jax.run.preparation import Run
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
+from hra_jax.run.place import Run
 from hra_jax.text.vocabularies import CharacterVocabulary
 from hra_jax.training import sharding
+from hra_jax.training.metrics import MetricWriter
 from hra_jax.training.progress import Progress
 from reference import tiny
+
+MetricWriter.EVERY = 1  # tests look at every step
 
 SPEAKERS = ("ann", "bob", "cy")
 RATE = 8000  # Hz
@@ -132,7 +136,6 @@ class Micro:
             "data.dir": str(self.data),
             "data.sources": (("micro", "{dir}/train.jsonl", 1.0),),
             "data.threads": 1,
-            "data.prefetch": 1,
             "batch.seconds": 4.0,
             "batch.max_tasks": 3,
             "batch.buckets": (1.0,),
@@ -143,7 +146,6 @@ class Micro:
             "eval.every_steps": 100,
             "eval.batch_seconds": 6.0,
             "eval.bootstrap": 20,
-            "log.every_steps": 1,
         }
         settings |= {key.replace("__", "."): value for key, value in changes.items()}
         for key, value in settings.items():
@@ -155,6 +157,17 @@ class Micro:
             with node.ignore_type():
                 node[name] = value
         return config.lock()
+
+
+def write_config(path: Path, config: ConfigDict) -> str:
+    """Writes a configuration as a file that `--config` takes; a run of it logs every step. Returns its path."""
+    path.write_text(
+        "from hra_jax.config.files import config_from_json\n"
+        "from hra_jax.training.metrics import MetricWriter\n\n"
+        "MetricWriter.EVERY = 1\n\n\n"
+        f"def get_config():\n    return config_from_json({config_to_json(config)!r})\n"
+    )
+    return str(path)
 
 
 def make(folder: Path) -> Micro:
@@ -181,6 +194,7 @@ class Trained:
     """What came of a run in this process."""
 
     workdir: Path
+    config: ConfigDict | None = None  # None: given to the run by other means
     status: int | None = None  # None: it raised
     run: Run | None = None  # None: it did not get so far
     start: dict | None = None  # what was to be trained, before the first step
@@ -217,7 +231,7 @@ def train(
     config: ConfigDict, workdir: Path, *, devices: int = 1, on_step: Callable[[int], None] = lambda step: None
 ) -> Trained:
     """Trains in this process; `on_step` is called after each step, before its checkpoint."""
-    done = Trained(Path(workdir))
+    done = Trained(Path(workdir), config)
     with watched(done, on_step, devices):
         done.status = training.train(config, workdir)
     return done

@@ -15,7 +15,8 @@ from hra_jax.adapters.output import OutputAdapter
 from hra_jax.adapters.residual import ResidualAdapter
 from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.config import EncoderConfig, FeatureConfig
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.features import FeatureConfig
 from hra_jax.training.step import forward
 
 FEATURES = FeatureConfig(sample_rate=1000, fft=32, bins=8, high_hz=500.0)  # hop 10 samples, window 25

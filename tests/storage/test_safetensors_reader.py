@@ -157,9 +157,9 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     [
         ({"a": F32, "b": F32}, 8, "'b' overlaps the tensor before it"),
         ({"a": F32, "b": F32 | {"data_offsets": [4, 12]}}, 12, "'b' overlaps the tensor before it"),
-        ({"a": F32, "b": F32 | {"data_offsets": [12, 20]}}, 20, "'b' lies behind a gap"),
+        ({"a": F32, "b": F32 | {"data_offsets": [12, 20]}}, 20, "'b' comes after a gap"),
         ({"a": F32, "b": F32 | {"data_offsets": [8, 16]}}, 12, "truncated: 'b' ends at byte"),
-        ({"a": F32}, 12, "4 bytes lie behind the last tensor"),
+        ({"a": F32}, 12, "4 bytes come after the last tensor"),
         ({"a": F32 | {"shape": [3]}}, 8, "'a' of shape (3,) and dtype F32 cannot take 8 bytes"),
         ({"a": F32 | {"dtype": "F99"}}, 8, "'a' has the unknown dtype 'F99'"),
         ({"a": F32 | {"dtype": ["F32"]}}, 8, "'a' has the unknown dtype ['F32']"),
@@ -172,7 +172,7 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (b"{", 0, "not JSON"),
         (b"[" * 100_000, 0, "not JSON"),
         (b'{"\xff": 1}', 0, "not JSON"),
-        (b'{"a": {}, "a": {}}', 0, "a key is given twice"),
+        (b'{"a": {}, "a": {}}', 0, "the key 'a' is given twice"),
     ],
 )
 def test_a_header_that_lies_is_refused(tmp_path, entries, data, words):

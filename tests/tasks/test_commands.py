@@ -16,6 +16,7 @@ from reference import micro as world
 from reference import tiny
 
 import hra_jax
+from hra_jax import train
 from hra_jax.adapters import adapter_folder, methods
 from hra_jax.adapters.bitfit import BiasAdapter
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
@@ -23,11 +24,14 @@ from hra_jax.adapters.lora import LowRankAdapter
 from hra_jax.adapters.output import OutputAdapter
 from hra_jax.adapters.residual import ResidualAdapter
 from hra_jax.config.files import validate_config
+from hra_jax.config.keys import group
 from hra_jax.data.batching import bucket_rows
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
+from hra_jax.storage import safetensors
 from hra_jax.storage.trees import flatten
 from hra_jax.tasks import adding, commands
+from hra_jax.tasks.backbone import resolve_backbone
 
 METHODS = {
     "lora": LowRankAdapter(projections=("attention.query", "ff1.up", "convolution.gated"), rank=3, layers=(1,)),
@@ -100,7 +104,7 @@ def contents(folder) -> dict[str, bytes]:
 
 def tensors(folder) -> dict[str, bytes]:
     """{name of a tensor: its bytes} of an adapter folder."""
-    raw = adapter_folder.tensors_from_bytes((Path(folder) / adapter_folder.WEIGHTS_FILE).read_bytes(), name=str(folder))
+    raw = safetensors.from_bytes((Path(folder) / adapter_folder.WEIGHTS_FILE).read_bytes(), where=str(folder))
     return {name: leaf.tobytes() for name, leaf in raw.items()}
 
 
@@ -246,14 +250,14 @@ def test_a_stopped_training_changes_nothing_and_goes_on(
     before = contents(adapter)
     line = ("add", adapter, "dee", "--init", "zero", "--manifest", manifest, "--backbone", micro.backbone)
     line += ("--steps", STEPS, "--workdir", tmp_path / "W")
-    update = adding.train.Progress.update
+    update = train.Progress.update
 
     def stop(progress, step, **figures):
         update(progress, step, **figures)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(adding.train.Progress, "update", stop)
+        patch.setattr(train.Progress, "update", stop)
         assert call(*line) == 75
     assert "the same command continues" in capsys.readouterr().out
     assert contents(adapter) == before
@@ -267,7 +271,7 @@ def test_every_method_has_the_configuration_that_trains_its_task(other_methods, 
     config = adding.task_config(adapter_folder.read_adapter(other_methods[name]), steps=None, learning_rate=None)
     config.backbone = "somewhere"
     validate_config(config)
-    assert methods.from_groups(config.adapter, config.to_dict().get(config.adapter.name, {})) == METHODS[name]
+    assert methods.from_config(group(config, "adapter"), methods.own_settings(config)) == METHODS[name]
     assert config.steps == adding.STEPS == 300 and config.adapter.train == "tasks"
     # Every bucket has rows for all devices.
     batch, devices = config.batch, jax.device_count()
@@ -394,7 +398,7 @@ def test_a_task_that_cannot_be_merged_is_an_adapter_by_itself_and_the_reason_is_
             "cannot start as 'bop': neither zero, mean nor a task; did you mean 'bob'",
         ),
         (("add", "A", "dee", "--init", "zero"), "the backbone 'micro' of the adapter is neither built in nor a folder"),
-        (("add", "A", "dee", "--init", "zero", "--backbone", "OTHER"), "but the adapter was trained on 'micro'"),
+        (("add", "A", "dee", "--init", "zero", "--backbone", "OTHER"), "the adapter: trained on the backbone 'micro'"),
         (
             ("add", "A", "dee", "--init", "zero", "--backbone", "no"),
             "backbone = 'no': must be builtin:NAME or a folder",
@@ -428,7 +432,10 @@ def test_a_task_that_cannot_be_merged_is_an_adapter_by_itself_and_the_reason_is_
         (("specialize", "A", "ann"), "specialize needs --output"),
         (("specialize", "A", "bop", "--output", "new"), "unknown task 'bop'"),
         (("specialize", "LORA", "ann", "--output", "new"), "give --backbone DIR"),
-        (("specialize", "LORA", "ann", "--output", "new", "--backbone", "OTHER"), "but the adapter was trained on"),
+        (
+            ("specialize", "LORA", "ann", "--output", "new", "--backbone", "OTHER"),
+            "the adapter: trained on the backbone",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -455,8 +462,8 @@ def test_what_is_wrong_is_one_line_and_changes_nothing(
 def test_a_built_in_backbone_is_found_by_its_name(micro, trained):
     exported = adapter_folder.read_adapter(trained.workdir / "adapter")
     exported.config["backbone"] = {"name": "tiny", "fingerprint": "x"}
-    assert commands._resolved_backbone(exported, None) == "builtin:tiny"
-    assert commands._resolved_backbone(exported, "elsewhere") == "elsewhere"
+    assert resolve_backbone(exported, None) == "builtin:tiny"
+    assert resolve_backbone(exported, "elsewhere") == "elsewhere"
 
 
 def test_the_command_in_a_process_of_its_own(adapter, command_env):

@@ -8,11 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from reference import tiny
+from reference.task_files import split_into_task_files
 
 from hra_jax.adapters import adapter_folder, initial, methods
 from hra_jax.errors import UserError
 from hra_jax.storage.trees import flatten
-from hra_jax.tasks import library
+from hra_jax.tasks import adding, descriptions, library, merging
 
 NAMES = ("ann", "Bob/é", "cy")
 VOCABULARY = {"type": "characters", "characters": list(" abcd")}
@@ -128,7 +129,7 @@ def test_an_added_task_has_the_last_row_and_changes_no_other(exported):
     expected = jax.tree.map(lambda leaf: leaf + np.float32(1), exported.tasks["cy"])
     assert bytes_of(after.tasks["dee"]) == bytes_of(expected)
     wrong = {"all_layers": {"head": {"kernel": np.zeros(3)}}}
-    with pytest.raises(ValueError, match="a task of this adapter has the tensors"):
+    with pytest.raises(UserError, match=r"task 'dee': the parameter 'all_layers.head.\w+' is .*; allowed is \("):
         library.added(exported, "dee", wrong, entry={})
 
 
@@ -147,7 +148,7 @@ def test_shared_parameters_that_a_run_kept_frozen_stay_uncounted(tmp_path):
 @pytest.mark.parametrize("name", tiny.METHODS)
 def test_zero_draws_what_a_run_draws_for_the_next_row(tmp_path, name):
     exported = written(tmp_path, name)
-    tree = library.started(exported, "zero", tiny.ENCODER, seed=3)
+    tree = adding.started(exported, "zero", tiny.ENCODER, seed=3)
     drawn = initial.new_weights_on_host(tiny.METHODS[name], jax.random.key(3), tiny.ENCODER, 4)["tasks"]
     expected = jax.tree.map(lambda leaf: leaf[3], drawn)
     assert bytes_of(tree) == bytes_of(expected)
@@ -156,17 +157,17 @@ def test_zero_draws_what_a_run_draws_for_the_next_row(tmp_path, name):
 
 
 def test_mean_and_copy_are_what_a_run_would_start_from(exported):
-    mean = library.started(exported, "mean")
+    mean = adding.started(exported, "mean")
     for path, leaf in flatten(mean).items():
         rows = np.stack([flatten(tree)[path] for tree in exported.tasks.values()])
         np.testing.assert_allclose(leaf, rows.astype(np.float64).mean(axis=0), rtol=1e-5, atol=1e-7)
-    assert bytes_of(library.started(exported, "cy")) == bytes_of(exported.tasks["cy"])
+    assert bytes_of(adding.started(exported, "cy")) == bytes_of(exported.tasks["cy"])
 
 
 def test_the_dtypes_of_an_adapter_stay_what_they_are(tmp_path):
     exported = written(tmp_path / "a", dtype=ml_dtypes.bfloat16)
     for init in ("zero", "mean", "cy"):
-        exported = library.added(exported, f"new {init}", library.started(exported, init, tiny.ENCODER), entry={})
+        exported = library.added(exported, f"new {init}", adding.started(exported, init, tiny.ENCODER), entry={})
     library.write(tmp_path / "b", exported)
     again = adapter_folder.read_adapter(tmp_path / "b")
     for tree in again.tasks.values():
@@ -182,9 +183,9 @@ def test_a_task_with_a_vocabulary_of_its_own_starts_from_texts_or_another_task(t
     exported = adapter_folder.read_adapter(tmp_path)
     for init in ("zero", "mean"):
         with pytest.raises(UserError, match=f"'{init}' without training texts: .*; allowed: ann, Bob/é, cy"):
-            library.started(exported, init, tiny.ENCODER)
-    assert bytes_of(library.started(exported, "ann")) == bytes_of(exported.tasks["ann"])
-    reason = library.why_not_merged(methods.from_settings(exported.config["method"]))
+            adding.started(exported, init, tiny.ENCODER)
+    assert bytes_of(adding.started(exported, "ann")) == bytes_of(exported.tasks["ann"])
+    reason = merging.why_not_merged(methods.from_folder(exported.config))
     assert "a vocabulary and an output layer of its own" in reason
 
 
@@ -257,12 +258,15 @@ def test_tasks_that_mean_nothing_here_are_refused_with_both_values(exported, tmp
         (lambda a: library.renamed(a, "ann", "__mean__"), "cannot have the name '__mean__'"),
         (lambda a: library.added(a, "", a.tasks["cy"], entry={}), "cannot have the name ''"),
         (lambda a: library.added(a, "a\nb", a.tasks["cy"], entry={}), r"cannot have the name 'a\nb'"),
-        (lambda a: library.started(a, "mea"), "cannot start as 'mea': neither zero, mean nor a task; did you mean"),
-        (lambda a: library.started(library.removed(a, NAMES), "mean"), "'mean' of no tasks; allowed: zero"),
+        (lambda a: adding.started(a, "mea"), "cannot start as 'mea': neither zero, mean nor a task; did you mean"),
+        (
+            lambda a: adding.started(library.removed(a, NAMES), "mean"),
+            "cannot start as 'mean': there is no task to take the mean of; allowed: zero",
+        ),
         (lambda a: library.merged_in(a, a, ["cy"]), "task 'cy' is there already"),
         (lambda a: library.merged_in(a, a, ["cyr"]), "unknown task 'cyr'; did you mean 'cy'"),
         (lambda a: library.merged_in(a, a, ["ann", "cy"], new_name="x"), "2 tasks cannot all have the name 'x'"),
-        (lambda a: library.merged_weights(a, "x", {}, None), "unknown task 'x'"),
+        (lambda a: merging.merged_weights(a, "x", {}, None), "unknown task 'x'"),
     ],
 )
 def test_what_is_wrong_is_one_line(exported, change, told):
@@ -295,7 +299,7 @@ def test_an_accounting_that_lacks_a_number_is_one_line(tmp_path):
 
 
 def test_what_is_told_of_tasks_is_what_they_are(exported):
-    found = library.described(exported)
+    found = descriptions.describe(exported)
     assert json.loads(json.dumps(found)) == found
     assert [task["name"] for task in found["tasks"]] == list(NAMES)
     for task in found["tasks"]:
@@ -303,41 +307,43 @@ def test_what_is_told_of_tasks_is_what_they_are(exported):
         assert task["parameters"] == sum(map(len, leaves)) == found["parameters_per_task"]
         np.testing.assert_allclose(task["norm"], np.linalg.norm(np.concatenate(leaves)))
         assert (task["wer"], task["note"]) == (0.25, [task["row"]])
-    one = library.described_task(exported, "cy")
+    one = descriptions.describe_task(exported, "cy")
     assert {key: one[key] for key in found["tasks"][2]} == found["tasks"][2]
     assert one["tensors"].keys() == exported.config["tensors"]["task"].keys()
     total = sum(tensor["norm"] ** 2 for tensor in one["tensors"].values())
     np.testing.assert_allclose(total, one["norm"] ** 2)
     with pytest.raises(UserError, match="unknown task 'cx'"):
-        library.described_task(exported, "cx")
+        descriptions.describe_task(exported, "cx")
 
 
 # --- Storage ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("per_task_files", [False, True])
-def test_writing_what_was_read_gives_the_same_bytes(tmp_path, per_task_files):
-    exported = written(tmp_path / "a", per_task_files=per_task_files)
+def test_writing_what_was_read_gives_the_same_bytes(tmp_path):
+    exported = written(tmp_path / "a")
     before = contents(tmp_path / "a")
     library.write(tmp_path / "b", exported)
     library.write(tmp_path / "a", exported)
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == before
 
 
-def test_with_a_file_for_each_task_the_files_of_the_others_stay_the_same_bytes(tmp_path):
-    names = ("ann", "bob", "cy")
-    exported = written(tmp_path / "a", names=names, per_task_files=True)
+def test_a_folder_with_a_file_for_each_task_becomes_the_one_that_is_written_now(tmp_path):
+    written(tmp_path / "a")
     before = contents(tmp_path / "a")
-    library.write(tmp_path / "a", library.renamed(library.removed(exported, ["ann"]), "bob", "rob"))
-    after = contents(tmp_path / "a")
-    kept = ("adapter_model.safetensors", "tasks/cy.safetensors")
-    assert all(before[name] == after[name] for name in kept)
-    assert {name for name in after if name.startswith("tasks/")} == {"tasks/cy.safetensors", "tasks/rob.safetensors"}
-    assert adapter_folder.read_adapter(tmp_path / "a").tasks.keys() == {"rob", "cy"}
+    split_into_task_files(tmp_path / "a")
+    assert len(list((tmp_path / "a" / "tasks").iterdir())) == len(NAMES)
+    exported = adapter_folder.read_adapter(tmp_path / "a")
+    assert exported.config["one_file_per_task"]
+    for folder in ("b", "a"):
+        library.write(tmp_path / folder, exported)
+        assert contents(tmp_path / folder) == before
+        assert not (tmp_path / folder / "tasks").exists()
 
 
 def test_other_files_in_the_folder_and_a_link_to_it_stay(tmp_path):
-    exported = written(tmp_path / "a", per_task_files=True)
+    written(tmp_path / "a")
+    split_into_task_files(tmp_path / "a")
+    exported = adapter_folder.read_adapter(tmp_path / "a")
     (tmp_path / "a" / "notes").mkdir()
     (tmp_path / "a" / "notes" / "mine.txt").write_text("mine")
     (tmp_path / "a" / "tasks" / "mine.txt").write_text("mine too")
@@ -347,7 +353,7 @@ def test_other_files_in_the_folder_and_a_link_to_it_stay(tmp_path):
     assert (tmp_path / "link").is_symlink() and not (tmp_path / "a").is_symlink()
     found = contents(tmp_path / "a")
     assert found["notes/mine.txt"] == b"mine" and found["tasks/mine.txt"] == b"mine too"
-    assert "tasks/cy.safetensors" not in found
+    assert {name for name in found if name.startswith("tasks/")} == {"tasks/mine.txt"}
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o750
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "link"]
 

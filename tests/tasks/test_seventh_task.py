@@ -19,7 +19,7 @@ def test_a_seventh_task_leaves_the_six_bit_identical_and_comes_back_from_an_expo
     config = load_config("fsdd").copy_and_resolve_references().unlock()
     config.steps, config.seed, config.eval.suite, config.eval.select_suite = 12, 3, "", ""
     config.batch.seconds, config.batch.multiple, config.data.dir = 20.0, 8, str(fsdd_dir)
-    config.optimizer.warmup_steps, config.checkpoint.every_steps, config.export["from"] = 1, 100, "last"
+    config.optimizer.warmup_steps, config.checkpoint.every_steps, config.export.step = 1, 100, "last"
     assert train.train(config.lock(), tmp_path / "six") == 0
     adapter = tmp_path / "six" / "adapter"
     rows = [json.loads(line) for line in (fsdd_dir / "test.jsonl").read_text().splitlines()]

@@ -18,7 +18,7 @@ TASKS, STEPS = 6, 12
 # The fifth step's gradients are large: clipping acts there and not everywhere.
 SCALES = [0.1, 0.2, 0.05, 0.3, 9.0, 0.1, 2.0, 0.4, 0.1, 0.1, 5.0, 0.2]
 CONFIG = OptimizerConfig(
-    steps=STEPS, learning_rate=0.03, warmup_steps=4, final_fraction=0.1, weight_decay=0.2, clip_row=1.0
+    steps=STEPS, learning_rate=0.03, warmup_steps=4, final_fraction=0.1, weight_decay=0.2, clip=1.0
 )
 
 
@@ -37,7 +37,7 @@ def row(tree, index):
 
 @functools.partial(jax.jit, static_argnames="config")
 def update(grads, ids, state, tasks, step, *, config=CONFIG):
-    return update_rows(grads, ids, state, tasks, step, config)
+    return update_rows(grads, ids, state=state, tasks=tasks, step=step, config=config)
 
 
 def gradients(step, rows):
@@ -60,7 +60,7 @@ def dense_reference(index, *, config=CONFIG, steps=STEPS):
     """One row under optax: its own clipping, and AdamW with the package's schedule and decay mask."""
     mask = {"head": {"kernel": True, "bias": False, "recurrent": False}, "other": {"hidden_kernel": True}}
     transform = optax.chain(
-        optax.clip_by_global_norm(config.clip_row) if config.clip_row else optax.identity(),
+        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
         optax.adamw(
             learning_rate(config),
             b1=config.b1,
@@ -80,7 +80,7 @@ def dense_reference(index, *, config=CONFIG, steps=STEPS):
 
 @pytest.mark.parametrize("clip", [1.0, 0.0], ids=["clipped", "unclipped"])
 def test_a_row_present_at_every_step_equals_dense_adamw(clip):
-    config = dataclasses.replace(CONFIG, clip_row=clip)
+    config = dataclasses.replace(CONFIG, clip=clip)
     # Rows 1 and 4 are always there, at changing places among changing others.
     schedule = [[1, 4, TASKS, TASKS], [0, 1, 2, 4], [1, 3, 4, 5]] * (STEPS // 3)
     tasks, state = run(schedule, config=config)
@@ -149,7 +149,7 @@ def test_a_places_gradient_that_is_not_finite_reaches_no_other_row():
 
 
 def test_a_row_is_clipped_by_its_own_norm_alone():
-    config = dataclasses.replace(CONFIG, clip_row=0.5)
+    config = dataclasses.replace(CONFIG, clip=0.5)
     tasks = random_tree(TASKS, seed=0)
     grads = jax.tree.map(lambda g: np.stack([g[0] * 1e-3, g[1] * 1e3, g[2] * 0]), random_tree(3, seed=5))
     _, state, norms = update(grads, np.array([0, 1, 2], np.int32), init_rows(tasks), tasks, 0, config=config)

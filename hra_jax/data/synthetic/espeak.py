@@ -7,7 +7,6 @@ own seed in a freshly forked child of a process that has initialised the library
 """
 
 import ctypes
-import difflib
 import functools
 import os
 import pathlib
@@ -18,6 +17,7 @@ from typing import Any
 import espeakng_loader
 import numpy as np
 
+from hra_jax.console import near_matches
 from hra_jax.errors import UserError
 
 _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples go to the callback, before espeak_Synth returns, without a thread
@@ -35,7 +35,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, _SAMPLES, ctypes.c_int, ctypes.c_void
 class Espeak:
     """The library, initialised. There can be one in a process: use `library()`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lib = ctypes.cdll.LoadLibrary(espeakng_loader.get_library_path())
         self._lib.espeak_Info.restype = ctypes.c_char_p
         self._lib.espeak_Synth.argtypes = [
@@ -61,7 +61,7 @@ class Espeak:
         self._callback = _CALLBACK(self._receive)  # kept alive here: the library holds only its address
         self._lib.espeak_SetSynthCallback(self._callback)
 
-    def _receive(self, samples, count: int, events) -> int:
+    def _receive(self, samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
             self._pieces.append(ctypes.string_at(samples, 2 * count))
         return 0
@@ -133,10 +133,9 @@ def voices() -> dict[str, str]:
 def check_voice(voice: str, variant: str = _NO_VARIANT) -> None:
     """Raises UserError, in one line with near matches, if the voice or its variant does not exist."""
     # eSpeak NG itself takes an unknown variant for no variant, without a word.
-    for kind, value, allowed in (("voice", voice, voices()), ("variant", variant, [_NO_VARIANT, *variants()])):
+    for kind, value, allowed in (("voice", voice, sorted(voices())), ("variant", variant, [_NO_VARIANT, *variants()])):
         if value not in allowed:
-            near = difflib.get_close_matches(str(value), allowed, n=5, cutoff=0.4) or sorted(allowed)[:12]
-            raise UserError(f"unknown eSpeak NG {kind} {value!r}; near matches: {', '.join(filter(None, near))}")
+            raise UserError(f"unknown eSpeak NG {kind} {value!r}; {near_matches(str(value), filter(None, allowed))}")
 
 
 def in_fork(function: Callable[[], Any]) -> Any:
@@ -146,6 +145,7 @@ def in_fork(function: Callable[[], Any]) -> Any:
       UserError: the function raised UserError.
       RuntimeError: the child died, or raised OSError, ValueError or RuntimeError.
     """
+    answer: tuple[str | None, Any]
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:

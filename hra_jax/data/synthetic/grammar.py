@@ -7,12 +7,27 @@ sentence.
 
 import functools
 import hashlib
+import json
+import pathlib
 import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from hra_jax.data.synthetic import grammar_words
 from hra_jax.errors import UserError
+
+# Words and sentence patterns; `{name}` is a slot. Weights say how often a group of patterns is drawn, relative to the
+# others. Any change makes other texts of every seed: it needs another `_RENDERING` in rendering.py.
+_ENGLISH = json.loads((pathlib.Path(__file__).parent / "english.json").read_text(encoding="utf-8"))
+_ONES: list[str] = _ENGLISH["ones"]
+_TENS: list[str] = _ENGLISH["tens"]
+_ORDINALS: list[str] = _ENGLISH["ordinals"]
+_BEFORE_HOUR: list[str] = _ENGLISH["before_hour"]
+_SLOTS: dict[str, list[str]] = _ENGLISH["slots"]
+_TEMPLATES: dict[str, list[str]] = _ENGLISH["templates"]
+
+Option = TypeVar("Option")
 
 SPLITS = ("train", "validation", "test")
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz'"
@@ -23,17 +38,17 @@ _POOL_SEED = 20240329
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
-def _pick(rng: np.random.Generator, options) -> str:
+def _pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:
     return options[int(rng.integers(len(options)))]
 
 
 def cardinal(value: int) -> str:
     """The words of a whole number from 0 to 999,999 ("two hundred and five" without the "and")."""
     if value < 20:
-        return grammar_words.ONES[value]
+        return _ONES[value]
     if value < 100:
         tens, ones = divmod(value, 10)
-        return grammar_words.TENS[tens] + (f" {grammar_words.ONES[ones]}" if ones else "")
+        return _TENS[tens] + (f" {_ONES[ones]}" if ones else "")
     unit, name = (100, "hundred") if value < 1000 else (1000, "thousand")
     head, tail = divmod(value, unit)
     return f"{cardinal(head)} {name}" + (f" {cardinal(tail)}" if tail else "")
@@ -42,20 +57,16 @@ def cardinal(value: int) -> str:
 def ordinal(value: int) -> str:
     """The words of the rank 1 to 31."""
     if value < 20:
-        return grammar_words.ORDINALS[value]
+        return _ORDINALS[value]
     tens, ones = divmod(value, 10)
-    return (
-        f"{grammar_words.TENS[tens]} {grammar_words.ORDINALS[ones]}"
-        if ones
-        else {20: "twentieth", 30: "thirtieth"}[value]
-    )
+    return f"{_TENS[tens]} {_ORDINALS[ones]}" if ones else {20: "twentieth", 30: "thirtieth"}[value]
 
 
-def _digits(rng, low=3, high=7) -> str:
-    return " ".join(grammar_words.ONES[d] for d in rng.integers(0, 10, int(rng.integers(low, high + 1))))
+def _digits(rng: np.random.Generator, low: int = 3, high: int = 7) -> str:
+    return " ".join(_ONES[d] for d in rng.integers(0, 10, int(rng.integers(low, high + 1))))
 
 
-def _number(rng) -> str:
+def _number(rng: np.random.Generator) -> str:
     limit = int(_pick(rng, (100, 100, 1000, 10000, 100000)))
     value = int(rng.integers(limit))
     if value > 1000:  # round numbers, as people say them: at most six words
@@ -63,34 +74,32 @@ def _number(rng) -> str:
     return cardinal(value)
 
 
-def _year(rng) -> str:
+def _year(rng: np.random.Generator) -> str:
     century, rest = int(rng.integers(17, 21)), int(rng.integers(100))
     if century == 20 and rest < 10:
-        return "two thousand" + (f" and {grammar_words.ONES[rest]}" if rest else "")
+        return "two thousand" + (f" and {_ONES[rest]}" if rest else "")
     if rest == 0:
         return f"{cardinal(century)} hundred"
     return f"{cardinal(century)} {'oh ' if rest < 10 else ''}{cardinal(rest)}"
 
 
-def _time(rng) -> str:
-    hour, form = grammar_words.ONES[int(rng.integers(1, 13))], int(rng.integers(5))
+def _time(rng: np.random.Generator) -> str:
+    hour, form = _ONES[int(rng.integers(1, 13))], int(rng.integers(5))
     if form == 0:
         return f"{hour} o'clock"
     if form == 1:
-        return f"{_pick(rng, grammar_words.BEFORE_HOUR)} {hour}"
+        return f"{_pick(rng, _BEFORE_HOUR)} {hour}"
     if form == 2:
         return f"{hour} {_pick(rng, ('in the morning', 'in the evening', 'at night'))}"
     return f"{hour} {cardinal(int(rng.integers(10, 60)))}"
 
 
-def _date(rng) -> str:
-    month, day = _pick(rng, grammar_words.SLOTS["month"]), ordinal(int(rng.integers(1, 32)))
-    return _pick(
-        rng, (f"{month} {day}", f"the {day} of {month}", f"{_pick(rng, grammar_words.SLOTS['day'])} {month} {day}")
-    )
+def _date(rng: np.random.Generator) -> str:
+    month, day = _pick(rng, _SLOTS["month"]), ordinal(int(rng.integers(1, 32)))
+    return _pick(rng, (f"{month} {day}", f"the {day} of {month}", f"{_pick(rng, _SLOTS['day'])} {month} {day}"))
 
 
-_MADE = {
+_MADE: dict[str, Callable[[np.random.Generator], str]] = {
     "digits": _digits,
     "code": lambda rng: _digits(rng, 3, 5),
     "number": _number,
@@ -101,7 +110,7 @@ _MADE = {
     "time": _time,
     "date": _date,
     "ordinal": lambda rng: ordinal(int(rng.integers(1, 13))),
-    "letter_digits": lambda rng: f"{_pick(rng, grammar_words.SLOTS['spelling'])} {_digits(rng, 2, 4)}",
+    "letter_digits": lambda rng: f"{_pick(rng, _SLOTS['spelling'])} {_digits(rng, 2, 4)}",
 }
 
 
@@ -110,11 +119,11 @@ def _parsed(template: str) -> tuple[str, ...]:
     return tuple(_SLOT.split(template))  # text, slot, text, slot, ..., text
 
 
-def _expand(template: str, rng) -> str:
+def _expand(template: str, rng: np.random.Generator) -> str:
     pieces = list(_parsed(template))
     for position in range(1, len(pieces), 2):
         slot = pieces[position]
-        made = _MADE[slot](rng) if slot in _MADE else _pick(rng, grammar_words.SLOTS[slot])
+        made = _MADE[slot](rng) if slot in _MADE else _pick(rng, _SLOTS[slot])
         pieces[position] = _expand(made, rng) if "{" in made else made
     return "".join(pieces)
 
@@ -122,14 +131,9 @@ def _expand(template: str, rng) -> str:
 @functools.cache
 def vocabulary() -> tuple[str, ...]:
     """All distinct words that the grammar can say, sorted."""
-    found = (
-        set(grammar_words.ONES)
-        | set(grammar_words.TENS[2:])
-        | set(grammar_words.ORDINALS[1:])
-        | {"hundred", "thousand", "twentieth", "thirtieth"}
-    )
-    texts = [_SLOT.sub(" ", t) for group in grammar_words.TEMPLATES.values() for t in group]
-    texts += [_SLOT.sub(" ", option) for options in grammar_words.SLOTS.values() for option in options]
+    found = set(_ONES) | set(_TENS[2:]) | set(_ORDINALS[1:]) | {"hundred", "thousand", "twentieth", "thirtieth"}
+    texts = [_SLOT.sub(" ", t) for group in _TEMPLATES.values() for t in group]
+    texts += [_SLOT.sub(" ", option) for options in _SLOTS.values() for option in options]
     texts += ["o'clock half past a quarter to twenty five ten in the morning evening at night oh of and"]
     return tuple(sorted(found.union(*(text.split() for text in texts))))
 
@@ -141,22 +145,22 @@ def _isolated_words() -> tuple[str, ...]:
 
 @functools.cache
 def _groups() -> tuple[tuple[str, ...], np.ndarray]:
-    names = tuple(grammar_words.TEMPLATES)
-    return names, np.cumsum([grammar_words.WEIGHTS[name] for name in names])
+    names = tuple(_TEMPLATES)
+    return names, np.cumsum([_ENGLISH["weights"][name] for name in names])
 
 
 def sentence(rng: np.random.Generator) -> str:
     """Draws one sentence of the grammar (mostly two to eight words)."""
     names, cumulative = _groups()
     group = names[int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))]
-    return _expand(_pick(rng, grammar_words.TEMPLATES[group]), rng)
+    return _expand(_pick(rng, _TEMPLATES[group]), rng)
 
 
 def isolated(rng: np.random.Generator) -> str:
     """Draws one or two words on their own: half of the draws are digits."""
     draw = rng.random()
     if draw < 0.4:
-        return grammar_words.ONES[int(rng.integers(10))]
+        return _ONES[int(rng.integers(10))]
     if draw < 0.5:
         return _digits(rng, 2, 2)
     return _pick(rng, _isolated_words())

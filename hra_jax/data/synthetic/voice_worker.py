@@ -1,9 +1,10 @@
 """The process that speaks: one job a line on standard input, one answer a line on standard output.
 
 Each job is done in a forked child (see `espeak.py`), so this module imports neither jax nor tensorflow, whose threads a
-fork would lose. Started by `synthesize.py`.
+fork would lose. Started by `rendering.py`.
 """
 
+import functools
 import gc
 import hashlib
 import io
@@ -124,7 +125,7 @@ def main() -> None:
     gc.freeze()  # the children share the parent's memory instead of copying it
     for job in jobs:
         try:
-            answer = espeak.in_fork(lambda job=job: render_job(job))
+            answer = espeak.in_fork(functools.partial(render_job, job))
         except (UserError, RuntimeError) as error:
             answer = {"error": f"{job['speaker']['name']}, {job['text']!r}: {error}"}
         print(json.dumps({"number": job["number"], "espeak": version, **answer}), flush=True)

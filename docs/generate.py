@@ -1,0 +1,313 @@
+"""Writes the generated parts of the pages: configuration keys, modules, and the tables of what was measured.
+
+    python docs/generate.py            rewrites the pages at the top level and in docs
+    python docs/generate.py --check    only says which pages are out of date; status 1 if one is
+
+A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a function of `PARTS`. Tables come from the
+committed cells in benchmarks/results, so a new measurement is committed as a cell and this script is run. Only the
+tables of configuration keys need the package.
+"""
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+# Run as a script, it finds the package of its checkout where none is installed.
+sys.path.append(str(ROOT))
+_PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """The pages of the project, README.md first."""
+    top = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+    return [*top, *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def regenerated(text: str) -> str:
+    """A page with its generated parts written anew.
+
+    Raises:
+      KeyError: a part of another name than those of `PARTS`.
+    """
+    return _PART.sub(lambda found: f"{found[1]}{PARTS[found[2]]()}\n{found[3]}", text)
+
+
+def table(head: str, rows: list[list[str]], *, left: int = 1) -> str:
+    """A Markdown table; columns after the first `left` are right-aligned. `head` has its cells between bars."""
+    columns = [cell.strip() for cell in head.split("|")]
+    rule = ["---" if place < left else "---:" for place in range(len(columns))]
+    lines = [columns, rule, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" if line is not rule else f"|{'|'.join(line)}|" for line in lines)
+
+
+def cell(name: str) -> Any:
+    """What a committed cell holds."""
+    return json.loads((RESULTS / name).read_text())
+
+
+# ======================================================================================================================
+# Configurations
+# ======================================================================================================================
+
+
+def known_keys() -> list[str]:
+    """Every dotted configuration key."""
+    from hra_jax.config.keys import settings
+
+    return list(settings())
+
+
+def keys() -> str:
+    """Every configuration key, a table for each group, as `python -m hra_jax.config` prints them."""
+    from hra_jax.config.keys import documentation
+
+    return re.sub("^## ", "### ", documentation().strip(), flags=re.MULTILINE)
+
+
+def _first_line(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+
+
+def configurations() -> str:
+    """The ready-made configurations, and the first line of each."""
+    paths = [path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem != "base"]
+    return table("`--config` | what it is", [[f"`{path.stem}`", _first_line(path)] for path in paths], left=2)
+
+
+def modules() -> str:
+    """Every module of the package with the first line of its docstring, a table for each folder."""
+    folders: dict[Path, list[list[str]]] = {}
+    for path in sorted((ROOT / "hra_jax").rglob("*.py")):
+        documented = ast.get_docstring(ast.parse(path.read_text()))
+        if documented and "__pycache__" not in path.parts:
+            folders.setdefault(path.parent, []).append([f"`{path.name}`", documented.splitlines()[0]])
+    parts = [
+        f"`{folder.relative_to(ROOT)}`\n\n{table('file | what it holds', rows, left=2)}"
+        for folder, rows in sorted(folders.items())
+    ]
+    return "\n\n".join(parts)
+
+
+def suites() -> str:
+    """The ready-made suites, and the first line of each."""
+    paths = sorted((ROOT / "configs" / "suites").glob("*.py"))
+    return table("`--suite` | what it scores", [[f"`{path.stem}`", _first_line(path)] for path in paths], left=2)
+
+
+# ======================================================================================================================
+# Results
+# ======================================================================================================================
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f}%"
+
+
+def _interval(row: dict[str, float], name: str = "wer") -> str:
+    return f"{_percent(row[f'{name}_low'])} to {_percent(row[f'{name}_high'])}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.0f} ms"
+
+
+def quickstart() -> str:
+    """What `make quickstart` made of each task."""
+    results = cell("quickstart/results.json")
+    rows = [
+        [name, _percent(task["base_wer"]), _percent(task["wer"]), _interval(task), f"{task['parameters']:,}"]
+        for name, task in results["tasks"].items()
+    ]
+    rows.append(["mean of the tasks", _percent(results["base_wer_macro"]), _percent(results["wer_macro"]), "", ""])
+    return table("task | base WER | adapted WER | 95% interval | parameters", rows)
+
+
+def quickstart_facts() -> str:
+    """The counts beside the table of the quickstart."""
+    results = cell("quickstart/results.json")
+    shared, task, tasks = results["shared_parameters"], results["parameters_per_task"], len(results["tasks"])
+    trained, backbone = results["trainable_parameters"], results["backbone_parameters"]
+    return (
+        f"{results['words']:,} test words, {results['step']:,} steps, seed {results['seed']}. "
+        f"Trained: {shared:,} shared + {tasks} x {task:,} = {trained:,} parameters, "
+        f"{_percent(trained / backbone)} of the backbone's {backbone:,}."
+    )
+
+
+def comparison() -> str:
+    """The methods on the Free Spoken Digit Dataset."""
+    rows = []
+    for row in sorted(cell("compare_methods.json")["rows"], key=lambda row: row["wer"]):
+        gap = row.get("minus_hra")
+        points = [f"{100 * gap[end]:+.1f}" for end in ("difference", "low", "high")] if gap else []
+        difference = "{} ({} to {})".format(*points) if gap else ""
+        own = f"{row['parameters_per_task']:,}" if row["parameters_per_task"] else ""
+        counts = (own, f"{row['trainable_parameters']:,}", f"{row['learning_rate']:g}")
+        rates = (_percent(row["wer"]), _interval(row), " ".join(map(_percent, row["wer_by_seed"])), difference)
+        rows.append([row["method"], *counts, *rates])
+    head = "method | a task | trained in all | learning rate | WER | 95% interval | by seed | minus hra"
+    return table(head, rows)
+
+
+def comparison_facts() -> str:
+    """The rate without an adapter, and the effort."""
+    found = cell("compare_methods.json")
+    rows = found["rows"]
+    return (
+        f"Without an adapter the error rate is {_percent(rows[0]['base_wer'])}. {rows[0]['words']:,} test words, three "
+        f"seeds, {found['steps']:,} steps each; {found['cpu_minutes']:.0f} minutes of processor time for all cells."
+    )
+
+
+def _count(number: float) -> str:
+    for unit, size in (("trillion", 1e12), ("billion", 1e9), ("million", 1e6)):
+        if number >= size:
+            return f"{number / size:,.3g} {unit}"
+    return f"{number:,}"
+
+
+def parameters() -> str:
+    """What methods cost at the paper's size as tasks grow."""
+    methods = {name: found for name, found in cell("params_usm_2b.json")["methods"].items() if name != "full_joint"}
+    rows = []
+    for name, found in sorted(methods.items(), key=lambda item: item[1]["parameters_per_task"]):
+        shared, each = found["shared_parameters"], found["parameters_per_task"]
+        totals = [_count(shared + tasks * each) for tasks in (100, 100_000)]
+        rows.append([found["label"], f"`{found['formula']['task']}`" if name != "full" else "", f"{shared:,}"])
+        rows[-1] += [f"{each:,}", *totals]
+    return table("method | of a task | shared | a task | 100 tasks | 100,000 tasks", rows, left=2)
+
+
+def scaling() -> str:
+    """What a step, memory and a checkpoint cost with 10 and with 100,000 tasks."""
+    found = cell("task_scaling.json")
+    rows = []
+    for name, timing in found["timings"]["step"].items():
+        costs = found["costs"][name]
+        saved = f"{costs['save_bytes']:,} bytes in {costs['save_s']:.2f} s"
+        rows.append([name, _milliseconds(timing["median_s"]), f"{costs['peak_mib']:,.0f} MiB", saved])
+    return table("tasks, bank | step, median | peak memory of the process | a checkpoint of 8 changed rows", rows)
+
+
+_PUBLISHED = {"XL": "Transformer-XL"}
+
+
+def encoders() -> str:
+    """Published encoders beside transformers and PEFT."""
+    rows = []
+    for name, found in cell("backbones.json")["families"].items():
+        median = {side: timing["median_s"] for side, timing in found["timings"].items()}
+        peak = {side: f"{value:,.0f}" for side, value in found["peak_mib"].items()}
+        ratios = [f"{median['jax forward'] / median['torch forward']:.2f}"]
+        ratios += [f"{median[side] / median['torch lora']:.2f}" for side in ("jax hra", "jax lora")]
+        title = ", ".join(_PUBLISHED.get(word, word) for word in name.split(", "))
+        rows.append([title, f"{1e3 * median['torch forward']:,.0f}", ratios[0], f"{1e3 * median['torch lora']:,.0f}"])
+        rows[-1] += [*ratios[1:], f"{peak['torch forward']} / {peak['jax forward']}"]
+        rows[-1].append(f"{peak['torch lora']} / {peak['jax hra']} / {peak['jax lora']}")
+    head = "encoder | forward, theirs (ms) | forward, ratio | LoRA step, theirs (ms) | HRA, ratio | LoRA, ratio"
+    return table(f"{head} | forward (MiB), theirs / ours | step (MiB), LoRA theirs / HRA ours / LoRA ours", rows)
+
+
+def full_depth() -> str:
+    """Published encoders at full depth: how near, and what converting takes."""
+    rows = []
+    for name, found in cell("full_depth.json")["models"].items():
+        here, convert = found["hra_jax"], found["convert"]
+        rows.append([name, here["compared"], f"{here['max']:.1e}", f"{here['mean']:.1e}"])
+        rows[-1] += [f"{here['root_mean_square']:.2f}", f"{convert['seconds']:.0f} s"]
+        rows[-1].append(f"{convert['above_bare_gib']:.2f} GiB")
+    head = "encoder | compared | largest difference | mean | root mean square of the values | converted in"
+    return table(f"{head} | memory above a bare interpreter", rows, left=2)
+
+
+_BOUNDS = {"compute": "arithmetic", "memory": "HBM", "links": "ICI", "network": "DCN"}
+_PROGRAMS = {
+    "train_v5e-16x16": "v5e:16x16",
+    "variant_32_a_chip": "v5e:16x16, 8 times the batch",
+    "train_v5p-4x4x4": "v5p:4x4x4",
+    "train_v6e-16x16": "v6e:16x16",
+    "train_2_x_v5e-16x16": "2 slices of v5e:16x16",
+}
+_TRIED = {
+    "variant_32_a_chip_all_heads_128_queries_at_a_time": "32 a chip, all heads and 128 queries at a time",
+    "variant_4_a_chip_all_heads_and_queries_at_a_time": "4 a chip, all heads and queries at a time",
+    "variant_32_a_chip_8_micro-batches": "32 a chip in 8 micro-batches",
+    "variant_4_a_chip_remat-dots": "4 a chip, `remat=dots`",
+    "variant_4_a_chip_mesh_8_x_32": "4 a chip, mesh of 8 x 32",
+    "variant_4_a_chip_mesh_64_x_4": "4 a chip, mesh of 64 x 4",
+}
+
+
+def _programs(names: dict[str, str]) -> str:
+    rows = []
+    for name, title in names.items():
+        (program,) = cell(f"tpu_memory/{name}.json")["programs"]
+        memory = f"{program['peak'] / 1e9:.1f} GB of {program['memory'] / 1e9:.0f}"
+        times = [_milliseconds(program["seconds"][bound]) for bound in _BOUNDS]
+        rows.append([title, f"{program['rows_per_device']:g}", memory, *times, _BOUNDS[program["bound"]]])
+    head = "topology | utterances a chip | peak memory a chip | arithmetic | HBM | ICI | DCN | bound by"
+    return table(head, rows)
+
+
+def tpus() -> str:
+    """The train step of the paper's size on pods, as compiled."""
+    return _programs(_PROGRAMS)
+
+
+def tpu_variants() -> str:
+    """What was tried to move the bound on v5e:16x16."""
+    return _programs(_TRIED).replace("topology", "what differs", 1)
+
+
+def tpu_batches() -> str:
+    """The largest batch that fits, by method."""
+    rows = []
+    for method in ("hra", "full", "lora", "residual"):
+        found = cell(f"tpu_memory/search_{method}.json")
+        trained = f"{found['parameters']['trainable_parameters']:,}"
+        rows.append([method, trained, f"{found['most_rows_per_device']:g}"])
+    return table("method | trained | most utterances of 30 s a chip", rows)
+
+
+def layers() -> str:
+    """Alternatives for a layer, timed side by side."""
+    rows = []
+    for layer, sides in cell("layers.json")["timings"].items():
+        base = next(iter(sides.values()))["median_s"]
+        for side, timing in sides.items():
+            median = timing["median_s"]
+            rows.append([layer, side, f"{1e3 * median:.2f} ms", f"{median / base:.1f}"])
+    return table("layer | way | forward and backward, median | times the first", rows, left=2)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    part.__name__: part
+    for part in (keys, configurations, suites, modules, quickstart, quickstart_facts, comparison, comparison_facts)
+} | {
+    part.__name__: part for part in (parameters, scaling, encoders, full_depth, tpus, tpu_variants, tpu_batches, layers)
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrites the pages, or checks them; returns the exit status."""
+    status = 0
+    for page in pages():
+        text = page.read_text()
+        written = regenerated(text)
+        if written != text:
+            print(f"{page.relative_to(ROOT)}: {'out of date' if '--check' in arguments else 'written'}")
+            if "--check" in arguments:
+                status = 1
+            else:
+                page.write_text(written)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,9 @@
+"""Prints every configuration key: its default, what it allows, and what it means.
+
+python -m hra_jax.config
+"""
+
+from hra_jax.config.keys import documentation
+
+if __name__ == "__main__":
+    print(documentation(), end="")

@@ -1,0 +1,264 @@
+"""Renders a set of synthetic speakers to FLAC files and manifests, once.
+
+The folder then holds `train.jsonl`, `validation.jsonl` and `test.jsonl`, the audio they name, and `synthesis.json`:
+what was asked for, and one hash over all samples and texts, which the same request gives again with any number of
+processes. The same request returns at once where it is finished, and starts over where it was interrupted.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import tqdm
+
+from hra_jax.data.synthetic import grammar
+from hra_jax.data.synthetic.speakers import SETS, Speaker, SpeakerSet, check_speaker, custom_set
+from hra_jax.errors import UserError
+
+_RENDERING = 1  # raise it when the same request gives other samples or texts than before
+_DONE = "synthesis.json"
+_STARTED = "synthesis.partial.json"
+_FILES_PER_FOLDER = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One utterance to render: `number` counts over the whole set, `path` is relative to the output folder."""
+
+    number: int
+    split: str
+    speaker: Speaker
+    text: str
+    path: str
+    seed: list[int]
+
+
+def _plan(chosen: SpeakerSet, scale: float) -> list[_Job]:
+    """Every utterance of a set, in the order of its manifests."""
+    jobs: list[_Job] = []
+    for split in grammar.SPLITS:
+        speakers, count = chosen.make(split), chosen.utterances[split]
+        if chosen.many:
+            speakers = speakers[: max(1, round(scale * len(speakers)))]
+        else:
+            count = max(1, round(scale * count))
+        for speaker in speakers:
+            seed = chosen.speaker_seed(speaker, split)
+            texts = grammar.sample(
+                split, np.random.default_rng(seed), count=count, isolated_share=chosen.isolated_share
+            )
+            for index, text in enumerate(texts):
+                position = len(jobs)
+                folder = f"{position // _FILES_PER_FOLDER:03d}" if chosen.many else speaker.name
+                path = f"audio/{folder}/{split}-{position if chosen.many else index:05d}.flac"
+                jobs.append(_Job(position, split, speaker, text, path, [*seed, index]))
+    return jobs
+
+
+def _start_worker() -> subprocess.Popen[str]:
+    # Threads of a linear algebra library would not survive the forks, and the package must be found where this process
+    # found it.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-m", "hra_jax.data.synthetic.voice_worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+
+
+def _run_worker(lines: list[str], *, failed: threading.Event, bar: tqdm.tqdm) -> list[dict]:
+    """Has one process do some jobs; returns its answers. Sets `failed` on an error, and stops when it is set."""
+    answers = []
+    with _start_worker() as process:
+        assert process.stdin is not None and process.stdout is not None  # both are pipes
+        # A worker that died while starting has said why on standard error.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write("\n".join(lines))
+            process.stdin.close()
+        for line in process.stdout:
+            answers.append(json.loads(line))
+            if "error" in answers[-1]:
+                failed.set()
+                raise RuntimeError(f"speech synthesis failed: {answers[-1]['error']}")
+            if failed.is_set():
+                process.terminate()
+            bar.update()
+    if len(answers) < len(lines):
+        failed.set()
+        raise RuntimeError(f"a speech synthesis process ended with status {process.returncode} before its last job")
+    return answers
+
+
+def _render_jobs(
+    jobs: list[_Job], *, folder: pathlib.Path, sample_rate: int, processes: int, progress: bool
+) -> list[dict]:
+    """Renders all jobs; returns their answers in order of the jobs."""
+    for name in sorted({os.path.dirname(job.path) for job in jobs}):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps({**dataclasses.asdict(job), "path": str(folder / job.path), "sample_rate": sample_rate})
+        for job in jobs
+    ]
+    processes, failed = max(1, min(processes, len(jobs))), threading.Event()
+    with (
+        tqdm.tqdm(total=len(jobs), desc="speaking", unit="utterance", disable=not progress) as bar,
+        concurrent.futures.ThreadPoolExecutor(processes) as pool,
+    ):
+        parts = [pool.submit(_run_worker, lines[part::processes], failed=failed, bar=bar) for part in range(processes)]
+        answers = [answer for part in parts for answer in part.result()]
+    return sorted(answers, key=lambda answer: answer["number"])
+
+
+def _manifest_line(job: _Job, answer: dict, sample_rate: int) -> str:
+    speaker = job.speaker
+    row = {
+        "audio_filepath": job.path,
+        "duration": round(answer["samples"] / sample_rate, 6),
+        "text": job.text,
+        "speaker": speaker.name,
+        "lang": "en",
+        "voice": speaker.voice,
+        "variant": speaker.variant,
+    }
+    return json.dumps(row) + "\n"
+
+
+def _write(path: pathlib.Path, content: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary.write_text(content)
+    os.replace(temporary, path)
+
+
+def _table(jobs: list[_Job], answers: list[dict], sample_rate: int) -> dict[str, dict]:
+    """Utterances, seconds and words by speaker and split; sets of many speakers by split alone."""
+    rows: dict[str, dict] = {}
+    many = len({job.speaker.name for job in jobs}) > 50
+    for job, answer in zip(jobs, answers, strict=True):
+        name = job.split if many else f"{job.speaker.name} {job.split}"
+        row = rows.setdefault(name, {"utterances": 0, "seconds": 0.0, "words": 0})
+        row["utterances"] += 1
+        row["seconds"] += answer["samples"] / sample_rate
+        row["words"] += len(job.text.split())
+    return {name: {**row, "seconds": round(row["seconds"], 1)} for name, row in rows.items()}
+
+
+def _finished(folder: pathlib.Path, request: dict) -> bool:
+    """Whether this request is already rendered there; UserError if another one is, or was begun."""
+    for name in (_DONE, _STARTED):
+        if (folder / name).exists():
+            try:
+                found = json.loads((folder / name).read_text())["request"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{folder / name} is not from this program; give an empty folder") from error
+            different = [
+                f"{key} {found.get(key)!r}, not {value!r}" for key, value in request.items() if found.get(key) != value
+            ]
+            if different:
+                raise UserError(f"{folder} holds another rendering ({'; '.join(different)}); give another folder")
+            if name == _DONE:
+                return True
+    return False
+
+
+def _chosen_set(set_name: str, speakers: tuple[Speaker, ...] | None) -> SpeakerSet:
+    if speakers is not None:
+        if set_name != "custom":
+            raise UserError(f"own speakers make the set 'custom', not {set_name!r}")
+        for speaker in speakers:
+            check_speaker(speaker)
+        return custom_set(tuple(speakers))
+    if set_name not in SETS:
+        raise UserError(f"unknown synthetic set {set_name!r}; allowed: {', '.join(SETS)}")
+    return SETS[set_name]
+
+
+def render(
+    set_name: str,
+    output: str | os.PathLike,
+    *,
+    processes: int | None = None,
+    scale: float = 1.0,
+    sample_rate: int = 8000,
+    speakers: tuple[Speaker, ...] | None = None,
+    progress: bool = True,
+) -> pathlib.Path:
+    """Renders a set of speakers into a folder, unless it is there already.
+
+    Args:
+      set_name: a name in `speakers.SETS`, or "custom" with `speakers`.
+      output: a local folder; made if absent.
+      processes: how many processes speak at a time; None for one per core. Changes nothing in the result.
+      scale: multiplies the number of utterances of every split.
+      sample_rate: of the files, Hz.
+      speakers: own speakers, for the set "custom".
+      progress: whether to show a progress bar.
+
+    Returns:
+      The folder.
+
+    Raises:
+      UserError: unknown set or voice, a folder that holds another rendering, a value that is not allowed.
+      RuntimeError: eSpeak NG failed on an utterance.
+    """
+    chosen = _chosen_set(set_name, speakers)
+    if "://" in os.fspath(output):
+        raise UserError(f"the output {output} is not a local folder; render locally and copy the folder")
+    if not 0 < scale <= 10 or not 4000 <= sample_rate <= 48000:
+        raise UserError(f"scale {scale}, sample_rate {sample_rate}; allowed: scale up to 10, 4000 to 48000 Hz")
+    folder = pathlib.Path(output)
+    request = {
+        "set": set_name,
+        "speakers": chosen.fingerprint(),
+        "scale": float(scale),
+        "sample_rate": sample_rate,
+        "rendering": _RENDERING,
+    }
+    if _finished(folder, request):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / _STARTED, json.dumps({"request": request}))
+    jobs = _plan(chosen, scale)
+    answers = _render_jobs(
+        jobs, folder=folder, sample_rate=sample_rate, processes=processes or os.cpu_count() or 1, progress=progress
+    )
+    for split in grammar.SPLITS:
+        rows = [
+            _manifest_line(job, answer, sample_rate)
+            for job, answer in zip(jobs, answers, strict=True)
+            if job.split == split
+        ]
+        _write(folder / f"{split}.jsonl", "".join(rows))
+    content = "\n".join(
+        f"{job.path}\t{job.text}\t{answer['sha256']}" for job, answer in zip(jobs, answers, strict=True)
+    )
+    summary = {
+        "request": request,
+        "hash": hashlib.sha256(content.encode()).hexdigest(),
+        "espeak": answers[0]["espeak"],
+        "speakers": _table(jobs, answers, sample_rate),
+    }
+    _write(folder / _DONE, json.dumps(summary, indent=1) + "\n")
+    (folder / _STARTED).unlink(missing_ok=True)
+    return folder
+
+
+def summary_table(folder: str | os.PathLike) -> str:
+    """The table of a finished rendering: speaker and split, utterances, seconds, words."""
+    summary = json.loads((pathlib.Path(folder) / _DONE).read_text())
+    rows = [(name, *row.values()) for name, row in summary["speakers"].items()]
+    rows.append(("total", *(round(sum(column), 1) for column in list(zip(*rows, strict=True))[1:])))
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{'speaker':<{width}} {'utterances':>10} {'seconds':>9} {'words':>7}"]
+    lines += [f"{name:<{width}} {count:>10} {seconds:>9.1f} {words:>7}" for name, count, seconds, words in rows]
+    return "\n".join([*lines, f"hash {summary['hash']}", f"eSpeak NG {summary['espeak']}"])

@@ -1,0 +1,26 @@
+"""Checks of single settings: one line that names the setting, its value and what is allowed."""
+
+from collections.abc import Iterable
+
+from hra_jax.errors import UserError
+
+
+def one_of(name: str, value: object, allowed: Iterable) -> None:
+    """Refuses a value that is not in a list of choices.
+
+    Raises:
+      UserError: the line names the setting, the value and the choices.
+    """
+    choices = tuple(allowed)
+    if value not in choices:
+        raise UserError(f"{name} = {value!r}: allowed are {', '.join(map(repr, choices))}")
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Refuses a value below a limit.
+
+    Raises:
+      UserError: the line names the setting, the value and the limit.
+    """
+    if value < least:
+        raise UserError(f"{name} = {value!r}: must be at least {least}")

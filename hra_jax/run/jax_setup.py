@@ -1,0 +1,30 @@
+"""How a command starts JAX: where its compiled programs are cached."""
+
+import os
+
+from absl import logging
+from etils import epath
+
+
+def setup_jax(compile_cache: str | None = None) -> str | None:
+    """Turns JAX's persistent compile cache on; to be called before anything is compiled.
+
+    Args:
+      compile_cache: folder (`gs://` too). None: the environment's JAX_COMPILATION_CACHE_DIR, else ~/.cache/hra_jax/jax.
+
+    Returns:
+      The folder in use, or None where it cannot be written: then every process compiles its programs again.
+    """
+    import jax  # late, so that commands which only read files start fast
+
+    folder = epath.Path(
+        compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR") or epath.Path("~/.cache/hra_jax/jax").expanduser()
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logging.warning("no compile cache: %s", error)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return str(folder)

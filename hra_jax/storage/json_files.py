@@ -1,0 +1,153 @@
+"""JSON files: how they are read and checked, and how they are written."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from hra_jax.errors import UserError
+
+MOST_BYTES = 2**30  # of a file
+MOST_DEPTH = 64  # objects and lists inside each other
+
+
+class AtLeast(NamedTuple):
+    """The kind of a field that holds an integer of at least `least`."""
+
+    least: int
+
+
+Kind = type | AtLeast
+COUNT = AtLeast(0)
+_KINDS: dict[Kind, str] = {
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+}
+
+
+def json_text(content: object) -> str:
+    """JSON with sorted keys, for people and for byte comparison; a NaN or infinity is a ValueError."""
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def parse_json(content: bytes | str, *, where: str) -> Any:
+    """The value in a JSON text.
+
+    Args:
+      content: the text; bytes are UTF-8.
+      where: the name of the file, and the line if it has several, for errors.
+
+    Raises:
+      UserError: not JSON, not UTF-8, a key that is given twice, a number that is not finite, or too many bytes or
+        levels (`MOST_BYTES`, `MOST_DEPTH`).
+    """
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{where}: {len(content):,} bytes of JSON; allowed: at most {MOST_BYTES:,}")
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+        _check_depth(value)
+    except RecursionError as error:
+        raise UserError(f"{where}: not JSON ({_TOO_DEEP})") from error
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error})") from error
+    return value
+
+
+_TOO_DEEP = f"more than {MOST_DEPTH} objects and lists inside each other"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r:.80} is given twice")
+    return found
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text:.40} is out of range")
+    return number
+
+
+def _check_depth(value: object) -> None:
+    level, depth = [value], 0
+    while level := [node for node in level if isinstance(node, dict | list)]:
+        depth += 1
+        if depth > MOST_DEPTH:
+            raise ValueError(_TOO_DEEP)
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
+
+
+def read_json(path: epath.PathLike, *, what: str = "") -> Any:
+    """The value in a JSON file.
+
+    Args:
+      path: the file.
+      what: what is needed there, for the error where there is no such file.
+
+    Raises:
+      UserError: there is no such file, it cannot be read, or as `parse_json`.
+    """
+    path = epath.Path(path)
+    needed = f"; needed is {what}" if what else ""
+    try:
+        if not path.exists() or path.is_dir():
+            raise UserError(f"{path} is not a file{needed}")
+        if path.stat().length > MOST_BYTES:
+            raise UserError(f"{path}: {path.stat().length:,} bytes of JSON; allowed: at most {MOST_BYTES:,}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}){needed}") from error
+    return parse_json(content, where=str(path))
+
+
+def read_object(path: epath.PathLike, fields: Mapping[str, Kind] | None = None, *, what: str = "") -> dict[str, Any]:
+    """The object in a JSON file, with fields as `check_fields` asks for; arguments and errors as `read_json`."""
+    return check_fields(read_json(path, what=what), fields or {}, where=str(path))
+
+
+def check_fields(content: object, fields: Mapping[str, Kind], *, where: str) -> dict[str, Any]:
+    """Checks that a value is a JSON object with certain fields; it may have others.
+
+    Args:
+      content: the value.
+      fields: the kind of each field: str, int, float (an integer will do), bool, dict, list, or `AtLeast`.
+      where: the file and the place in it, for errors.
+
+    Returns:
+      The value.
+
+    Raises:
+      UserError: another value, or a field is missing or of another kind; names the field, what was found and what is
+        needed.
+    """
+    if not isinstance(content, dict):
+        names = ", ".join(map(repr, fields))
+        raise UserError(f"{where}: must be a JSON object{names and ' with '}{names}; got {content!r:.80}")
+    for name, kind in fields.items():
+        if name not in content or not _is_of(content[name], kind):
+            found = f"{content[name]!r:.80}" if name in content else "nothing"
+            allowed = f"an integer of at least {kind.least}" if isinstance(kind, AtLeast) else _KINDS[kind]
+            raise UserError(f"{where}: needs {name!r} ({allowed}); got {found}")
+    return content
+
+
+def _is_of(value: object, kind: Kind) -> bool:
+    # True is an int in Python, not in JSON.
+    if isinstance(kind, AtLeast):
+        return type(value) is int and value >= kind.least
+    return type(value) in ((int, float) if kind is float else (kind,))

@@ -1,0 +1,157 @@
+"""Files that are replaced whole."""
+
+import os
+import stat
+import threading
+
+import pytest
+from etils import epath
+
+from hra_jax.storage import files
+from hra_jax.storage.files import Replacement, remove_leftovers, replaced_name, write_file
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_file_and_its_folders_appear_with_nothing_beside_them(tmp_path):
+    write_file(tmp_path / "a" / "b" / "file", "é\n")
+    write_file(tmp_path / "a" / "bytes", b"\xff\x00")
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == "é\n".encode()
+    assert (tmp_path / "a" / "bytes").read_bytes() == b"\xff\x00"
+    assert names(tmp_path / "a") == {"b", "bytes"} and names(tmp_path / "a" / "b") == {"file"}
+
+
+def test_a_new_file_has_the_permissions_that_the_umask_leaves_and_an_old_one_keeps_its_own(tmp_path):
+    (tmp_path / "plain").touch()
+    write_file(tmp_path / "new", "x")
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    for mode in (0o600, 0o640, 0o444, 0o755):
+        (tmp_path / "new").chmod(mode)
+        write_file(tmp_path / "new", f"{mode}")
+        assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == mode
+        assert (tmp_path / "new").read_text() == f"{mode}"
+
+
+def test_links_are_replaced_and_never_written_through(tmp_path, monkeypatch):
+    (tmp_path / "secret").write_text("kept")
+    (tmp_path / "secret").chmod(0o600)
+    (tmp_path / "file").symlink_to("secret")
+    write_file(tmp_path / "file", "new")
+    assert (tmp_path / "secret").read_text() == "kept" and not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+    # Even who guesses the temporary name gains nothing.
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "0" * 2 * count)
+    (tmp_path / ".file.0000000000000000.tmp").symlink_to("secret")
+    with pytest.raises(FileExistsError):
+        write_file(tmp_path / "file", "newer")
+    assert (tmp_path / "secret").read_text() == "kept" and (tmp_path / "file").read_text() == "new"
+
+
+def test_temporary_names_are_new_each_time(tmp_path):
+    found = set()
+    for _ in range(20):
+        with Replacement(tmp_path / "file"):
+            (name,) = names(tmp_path)
+            assert replaced_name(name) == "file"
+            found.add(name)
+    assert len(found) == 20 and not names(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["write", "close", "commit"])
+def test_the_old_content_stays_where_writing_fails(tmp_path, monkeypatch, part):
+    write_file(tmp_path / "file", "old")
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    if part == "write":
+        monkeypatch.setattr(files.os, "fdopen", fail)
+    elif part == "close":
+        monkeypatch.setattr(files.os, "fsync", fail)
+    else:
+        monkeypatch.setattr(type(epath.Path(tmp_path)), "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_file(tmp_path / "file", "new")
+    monkeypatch.undo()
+    assert names(tmp_path) == {"file"} and (tmp_path / "file").read_text() == "old"
+
+
+def test_the_content_is_on_the_disk_before_the_name_is_and_then_the_folder(tmp_path, monkeypatch):
+    order, sync = [], os.fsync
+
+    def noted(descriptor):
+        order.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "content")
+        order.append((tmp_path / "file").exists())
+        sync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", noted)
+    write_file(tmp_path / "file", "new")
+    assert order == ["content", False, "folder", True]
+
+
+def test_readers_see_whole_files_while_writers_replace_them(tmp_path):
+    contents = {letter * 200_000 for letter in "abc"}
+    write_file(tmp_path / "file", "a" * 200_000)
+    writers = [
+        threading.Thread(target=lambda c=c: [write_file(tmp_path / "file", c) for _ in range(20)]) for c in contents
+    ]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert (tmp_path / "file").read_text() in contents
+    assert names(tmp_path) == {"file"}
+
+
+class Bucket:
+    """A path in a bucket, as much of one as a replacement needs; the files lie in a local folder."""
+
+    def __init__(self, local):
+        self.local, self.name = local, local.name
+
+    def __fspath__(self) -> str:
+        return f"gs://bucket/{self.name}"
+
+    def __truediv__(self, name: str) -> "Bucket":
+        return Bucket(self.local / name)
+
+    @property
+    def parent(self) -> "Bucket":
+        return Bucket(self.local.parent)
+
+    def mkdir(self, **_) -> None: ...
+
+    def open(self, mode: str):
+        return self.local.open(mode)
+
+    def replace(self, target: "Bucket") -> None:
+        self.local.replace(target.local)
+
+    def unlink(self, *, missing_ok: bool) -> None:
+        self.local.unlink(missing_ok=missing_ok)
+
+
+def test_a_remote_file_goes_through_its_path_and_not_through_the_disk(monkeypatch, tmp_path):
+    monkeypatch.setattr(files.epath, "Path", lambda path: path)
+    for call in ("open", "fsync"):
+        monkeypatch.setattr(files.os, call, lambda *args: pytest.fail("a remote file is opened as a local one"))
+    replacement = Replacement(Bucket(tmp_path / "file"))
+    replacement.stream.write(b"content")
+    assert {replaced_name(name) for name in names(tmp_path)} == {"file"}
+    replacement.commit()
+    assert names(tmp_path) == {"file"} and (tmp_path / "file").read_text() == "content"
+
+
+def test_names_of_temporary_files_are_told_from_others(tmp_path):
+    for name, of in (
+        (".a.json.tmp", "a.json"),
+        (".a.json.0123456789abcdef.tmp", "a.json"),
+        ("a.json.tmp", None),
+        (".hidden", None),
+        ("a", None),
+    ):
+        assert replaced_name(name) == of
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == {"a.json.tmp", ".hidden", "a"}
