@@ -62,7 +62,9 @@ class AdaptedModel(torch.nn.Module):
         self._rows: dict[str, torch.Tensor] = {}
         self._active = torch.zeros(0, dtype=torch.bool)
         self._carry: Any = None
-        self._read = self._hidden = self._valid = None
+        self._read: Any = None
+        self._hidden: Any = None
+        self._valid: Any = None
         self._done = 0
 
     def _check_method(self) -> None:
