@@ -250,7 +250,7 @@ class AdaptedModel(torch.nn.Module):
 
     def _logits(self, output, tasks):
         x, own, (_, head) = self._hidden, self._of_rows("all_layers/output/"), self._parts
-        logits = None if head is None else output.logits
+        logits: Any = None if head is None else output.logits
         if own:
             added = x.float() @ own["kernel"] + own["bias"][:, None, :]
         elif self._own is not None:
