@@ -56,18 +56,19 @@ class HierarchicalRecurrentAdapter(Adapter):
     uses_dropout = True  # of the controller's state, before the head
 
     width: int = setting(64, integer(1), "controller width R")
-    recurrence: str = setting("indrnn", one_of(lambda: RECURRENCES), "of the controller; none is feed-forward")
-    activation: str = setting("relu", one_of(lambda: ACTIVATIONS), "of the controller")
+    recurrence: str = setting("indrnn", one_of(lambda: RECURRENCES), "recurrence; none is feed-forward")
+    activation: str = setting("relu", one_of(lambda: ACTIVATIONS), "activation of the controller")
     reads: str = setting(
         "layer",
         text(empty=False),
-        "layer (its output) | input (of the layer) | an affine map, as attention.output",
+        "what the controller reads: layer (its output), input (of the layer), or an affine map, such as "
+        "attention.output",
     )
-    head: str = setting("linear", one_of(lambda: HEADS), "from the controller's state to a correction")
+    head: str = setting("linear", one_of(lambda: HEADS), "kind of head")
     head_width: int = setting(
         32, integer(1), "hidden units of an ffn head, rank of a lowrank one; unused by a linear head"
     )
-    head_per_layer: bool = setting(False, boolean(), "a head for each layer in place of one for all")
+    head_per_layer: bool = setting(False, boolean(), "a head for each adapted layer in place of one for all")
 
     def _head(self) -> Head:
         return HEADS[self.head]()

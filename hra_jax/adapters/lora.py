@@ -48,9 +48,9 @@ class LowRankAdapter(Adapter):
     projections: tuple[str, ...] = setting(
         ("attention.query", "attention.value"),
         distinct_names("a tuple of distinct names of projections, at least one", empty=False),
-        "the adapted projections: attention.query, ff1.up, convolution.gated, ...",
+        "projections that are corrected: attention.query, ff1.up, convolution.gated, ...",
     )
-    rank: int = setting(4, integer(1), "of each correction")
+    rank: int = setting(4, integer(1), "rank of each correction")
     alpha: float = setting(8.0, number(0, above=True), "corrections are scaled by alpha / rank")
 
     def _maps(self, encoder: EncoderConfig) -> dict[str, AffineMap]:

@@ -39,7 +39,7 @@ class OutputAdapter(Adapter):
     output: str = setting(
         "task",
         one_of(OUTPUTS_OF_TASKS),
-        "output layer: task (owns a correction) | characters, sentencepiece (owns it, and a new vocabulary)",
+        "output layer: task (each task owns a correction); characters, sentencepiece (with a new vocabulary)",
     )
 
     def merged(self, layer_weights: Tree, row: Tree, encoder: EncoderConfig) -> dict[tuple[str, ...], jax.Array]:

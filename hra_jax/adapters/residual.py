@@ -48,7 +48,7 @@ class ResidualAdapter(Adapter):
     peft_type = "HRA_JAX_RESIDUAL"
     uses_dropout = True  # of the bottleneck
 
-    width: int = setting(16, integer(1), "of the bottleneck, H")
+    width: int = setting(16, integer(1), "width of the bottleneck, H")
 
     def init_own(self, rng: jax.Array, encoder: EncoderConfig) -> Tree:
         """Norm, down-projection, and an up-projection of zeros, of every adapted layer."""
