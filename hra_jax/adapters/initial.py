@@ -79,7 +79,7 @@ def check_start(exported: adapter_folder.ExportedAdapter, adapter: Adapter, *, f
     Raises:
       UserError: it does not.
     """
-    found, wanted = methods.settings(methods.from_settings(exported.config["method"])), methods.settings(adapter)
+    found, wanted = methods.settings(methods.from_folder(exported.config)), methods.settings(adapter)
     for key in sorted(found.keys() | wanted.keys()):
         there, here = (repr(side[key]) if key in side else "absent" for side in (found, wanted))
         if there != here:
