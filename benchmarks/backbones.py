@@ -236,11 +236,11 @@ class JaxSide:
                 "weight": np.ones(ROWS, np.float32),
             }
         )
-        self._knobs = {"seed": np.uint32(0), "learning_rate": np.float32(1e-4)}
+        self._hyper = {"seed": np.uint32(0), "learning_rate": np.float32(1e-4)}
         self._call = self._train
 
     def _train(self):
-        self._state, metrics = self._step(self._state, self._frozen, self._batch, self._knobs)
+        self._state, metrics = self._step(self._state, self._frozen, self._batch, self._hyper)
         return metrics["loss"]
 
     def __call__(self):

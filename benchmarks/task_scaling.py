@@ -39,7 +39,7 @@ SIDES = {
     "10,000 tasks, device": (10_000, "device"),
     "100,000 tasks, host": (100_000, "host"),
 }
-ROWS, SECONDS, LABELS, PLACES, PRESENT = 16, 2.0, 24, 32, 8
+ROWS, SECONDS, LABELS, MAX_TASKS, PRESENT = 16, 2.0, 24, 32, 8
 
 
 def batch_of(tasks: int, sample_rate: int, number: int = 0) -> dict:
@@ -67,19 +67,24 @@ class Side:
         model = AsrModel(files.features, files.encoder, adapter=adapter, remat="dots")
         config = OptimizerConfig(steps=10_000)
         weights = initial.new_weights_on_host(adapter, jax.random.key(0), files.encoder, tasks)
-        knobs = {"seed": np.uint32(0), "learning_rate": np.float32(1e-3)}
-        step = make_train_step(model, config, blank_id=0, seed=0, max_tasks=PLACES)
+        hyper = {"seed": np.uint32(0), "learning_rate": np.float32(1e-3)}
+        step = make_train_step(model, config, blank_id=0, seed=0, max_tasks=MAX_TASKS)
         self.frozen = jax.device_put(jax.tree.map(lambda leaf: leaf.astype(np.float32), files.params))
         on_device = weights if kind == "device" else {"shared": weights["shared"]}
         self.state = jax.device_put(train_state.create(on_device, config))
         if kind == "host":
             step = jax.jit(make_host_rows_step(step), donate_argnums=0)
             self.bank = task_bank.HostBank(
-                step, weights["tasks"], knobs=knobs, size=PLACES, place=jax.device_put, draw=lambda: weights["tasks"]
+                step,
+                weights["tasks"],
+                hyper=hyper,
+                max_tasks=MAX_TASKS,
+                place=jax.device_put,
+                draw=lambda: weights["tasks"],
             )
         else:
             step = jax.jit(step, donate_argnums=0)
-            self.bank = task_bank.DeviceBank(step, knobs=knobs, draw=lambda: weights["tasks"])
+            self.bank = task_bank.DeviceBank(step, hyper=hyper, draw=lambda: weights["tasks"])
         batch = batch_of(tasks, files.features.sample_rate)
         self.present, self.batch = sorted(set(batch["task"].tolist())), jax.device_put(batch)
 

@@ -18,7 +18,7 @@ from hra_jax import cli
 from hra_jax.console import duration, near_matches, size, stdout, table
 from hra_jax.errors import UserError
 from hra_jax.models import dtypes
-from hra_jax.run import programs
+from hra_jax.run.layout import open_mesh
 from hra_jax.storage.files import write_file
 from hra_jax.storage.json_files import json_text
 from hra_jax.tpu import topologies
@@ -132,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
     from hra_jax.tpu import cost
     from hra_jax.tpu.shapes import Shapes
 
-    mesh = programs.mesh_of(config, devices)
+    mesh = open_mesh(config.mesh, multiple=config.batch.multiple, devices=devices)
     shapes = Shapes(config, mesh, tasks=FLAGS.tasks, labels_per_second=FLAGS.labels_per_second)
     document: dict[str, Any] = {"config": config.backbone, "topology": FLAGS.topology, "mesh": planned.mesh_shape}
     document |= {"method": config.method, "adapter": config.adapter.name, "parameters": shapes.counts}

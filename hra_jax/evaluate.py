@@ -3,23 +3,29 @@
 python -m hra_jax.evaluate --workdir runs/quickstart --suite hard --step best
 """
 
-import sys
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from etils import epath
+from ml_collections import ConfigDict
 
 from hra_jax import cli
 from hra_jax.config.files import config_from_json, validate_config
+from hra_jax.config.keys import group
 from hra_jax.errors import UserError
 from hra_jax.run import processes
 from hra_jax.run.jax_setup import setup_jax
-from hra_jax.run.preparation import data_report, prepare, score, suite_weights
-from hra_jax.run.saving import restore
+from hra_jax.run.saving import open_checkpoints, restore
+from hra_jax.run.scoring import data_report, score, suite_weights
+from hra_jax.run.stages import prepare
 
 FLAGS = flags.FLAGS
 
 
-def evaluate(workdir, suite: str, *, step: str | int = "last", data_dir: str | None = None) -> dict:
+def evaluate(
+    workdir: epath.PathLike, suite: str, *, step: str | int = "last", data_dir: str | None = None
+) -> dict[str, Any]:
     """Scores a checkpoint; writes W/eval/<suite>/ and prints the table.
 
     Args:
@@ -35,15 +41,17 @@ def evaluate(workdir, suite: str, *, step: str | int = "last", data_dir: str | N
       UserError: no run there, an unknown suite or step, or an adapter that does nothing.
     """
     workdir, config = epath.Path(workdir), _configuration(workdir, suite)
-    with data_report(config, workdir, keep=True) as report:
+    with data_report(workdir, strict=config.data.strict, keep=True) as report:
         run = prepare(config, workdir, report, suite_dir=data_dir)
-        with run.checkpoints(read_only=True) as checkpoints:
+        with open_checkpoints(run, group(config, "checkpoint"), read_only=True) as checkpoints:
             number = checkpoints.resolve(int(step) if str(step).isdigit() else step)
             restore(run, checkpoints, number, weights_only=True)
-        return score(run, suite_weights(run, run.test), number)
+        test = run.layout.test
+        assert test is not None, "the configuration names the suite"
+        return score(run, test, suite_weights(run, test), step=number, bootstrap=config.eval.bootstrap)
 
 
-def _configuration(workdir, suite: str, *, notify: bool = True):
+def _configuration(workdir: epath.PathLike, suite: str, *, notify: bool = True) -> ConfigDict:
     """The run's configuration with the suite in it; `notify` as for `config_from_json`."""
     workdir = epath.Path(workdir)
     if not (workdir / "config.json").exists():
@@ -69,8 +77,8 @@ def define_flags() -> None:
     processes.define_flags()
 
 
-def main(argv) -> None:
-    """Entry point."""
+def main(argv: Sequence[str]) -> None:
+    """Evaluates as the flags say."""
     del argv
     config = _configuration(FLAGS.workdir, FLAGS.suite, notify=False)  # `evaluate` tells of old keys
     processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=False)
@@ -79,4 +87,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, define_flags=define_flags))
+    cli.run(main, define_flags=define_flags)

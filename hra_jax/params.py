@@ -26,12 +26,13 @@ from hra_jax.adapters import methods as adapters
 from hra_jax.adapters.base import Adapter, Formula
 from hra_jax.adapters.outputs import SHARED_VOCABULARIES
 from hra_jax.config.files import validate_config
+from hra_jax.config.keys import group
 from hra_jax.console import near_matches, ratio, say, size, stdout, table
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.stored_settings import to_json
-from hra_jax.run import build
+from hra_jax.run import foundation
 from hra_jax.storage.files import write_file
 from hra_jax.storage.json_files import json_text
 from hra_jax.training import train_state
@@ -88,7 +89,7 @@ def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) 
     validate_config(config)
     tasks = _checked_tasks(list(tasks))
     methods = _methods_of(config) if methods is None else _checked_methods(list(methods))
-    features, encoder = build.geometry(config)
+    features, encoder = foundation.geometry(config.backbone, config.pretrain)
     backbone = nn.unbox(backbone_folder.abstract_params(features, encoder))
     parameters = train_state.count(backbone)
     found = {}
@@ -110,7 +111,9 @@ def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) 
 
 def _name(config) -> str:
     """The backbone for people: what the configuration says, with the size of an abstract one."""
-    return f"{build.ABSTRACT} {config.pretrain.size}" if config.backbone == build.ABSTRACT else config.backbone
+    return (
+        f"{foundation.ABSTRACT} {config.pretrain.size}" if config.backbone == foundation.ABSTRACT else config.backbone
+    )
 
 
 def _checked_tasks(tasks: list) -> list[int]:
@@ -143,7 +146,10 @@ def _adapter(config, name: str, encoder: EncoderConfig) -> Adapter:
     """The adaptation method `name` with the configuration's settings of it."""
     config = config.copy_and_resolve_references()
     config.adapter.name = name
-    return adapters.from_config(config, output_size=config.adapter.output_size or encoder.vocab_size)
+    own = adapters.own_settings(config)
+    return adapters.from_config(
+        group(config, "adapter"), own, output_size=config.adapter.output_size or encoder.vocab_size
+    )
 
 
 def _adapted(config, adapter: Adapter, encoder: EncoderConfig, backbone: int, tasks: list[int]) -> dict:
@@ -159,7 +165,7 @@ def _adapted(config, adapter: Adapter, encoder: EncoderConfig, backbone: int, ta
         settings=adapters.settings(adapter),
         formula=formula,
         letters=letters,
-        shared_is_trained=config.adapter.train == "all",
+        shared_is_trained="shared" in train_state.TRAINED[config.adapter.train],
         backbone=backbone,
     )
 
@@ -200,7 +206,7 @@ def _full(config, name: str, backbone: dict, tasks: list[int]) -> dict:
 
 
 def _optimizer_bytes(config, weights: dict, *, train: str) -> int:
-    settings = build.optimizer_settings(config)
+    settings = group(config, "optimizer", steps=config.steps)
     return _bytes(jax.eval_shape(lambda tree: train_state.create(tree, settings, train=train).optimizer, weights))
 
 

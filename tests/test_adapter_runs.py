@@ -19,7 +19,7 @@ from hra_jax.adapters.methods import METHODS
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.run.preparation import prepare
+from hra_jax.run.stages import prepare
 from hra_jax.training.checkpoints import Checkpoints
 
 STEPS, STOP = 4, 2
@@ -71,8 +71,8 @@ def test_every_method_trains_resumes_exports_and_recognises(micro, tmp_path, met
     for held in (whole.frozen, whole.run.frozen):
         assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(held), stored, strict=True))
     counted = json.loads((tmp_path / "whole" / "eval" / "test" / "results.json").read_text())
-    shared, own = whole.run.config.adapter, counted["parameters_per_task"]
-    assert shared.name == method and counted["trainable_parameters"] == counted["shared_parameters"] + 3 * own
+    name, own = whole.run.layout.method.name, counted["parameters_per_task"]
+    assert name == method and counted["trainable_parameters"] == counted["shared_parameters"] + 3 * own
     # Stopped and continued: the same bytes.
     world.train(config, tmp_path / "W", on_step=terminate_at(STOP))
     assert not (tmp_path / "W" / "adapter").exists()
@@ -103,7 +103,7 @@ def third(micro, two, **changes):
 
 def test_a_task_that_is_added_leaves_every_other_tasks_output_bit_identical(micro, two, tmp_path):
     added = world.train(third(micro, two), tmp_path / "W")
-    assert added.status == 0 and added.run.tasks == ("ann", "cy", "bob")
+    assert added.status == 0 and added.run.layout.tasks == ("ann", "cy", "bob")
     before, after = (read_adapter(folder / "adapter") for folder in (two.workdir, tmp_path / "W"))
     jax.tree.map(np.testing.assert_array_equal, before.shared, after.shared)
     for name in before.tasks:
@@ -122,7 +122,7 @@ def test_a_task_that_is_added_leaves_every_other_tasks_output_bit_identical(micr
     assert [entry["step"] for entry in after.tasks_json] == [STEPS, STEPS, STEPS]
 
 
-def test_a_reserved_slot_means_that_nothing_is_compiled_anew(micro, two, tmp_path):
+def test_a_reserved_slot_means_that_nothing_is_recompiled(micro, two, tmp_path):
     lowered = []
     for config in (
         micro.config(data__tasks=("ann", "cy"), adapter__slots=4, adapter__train="tasks"),
@@ -136,7 +136,7 @@ def test_a_reserved_slot_means_that_nothing_is_compiled_anew(micro, two, tmp_pat
         }
         batch |= {name: np.zeros(4, np.int32) for name in ("num_samples", "label_lengths", "task", "utterance")}
         batch["weight"] = np.ones(4, np.float32)
-        lowered.append(run.bank._step.lower(run.state, run.frozen, batch, run.bank._knobs).as_text())
+        lowered.append(run.bank._step.lower(run.state, run.frozen, batch, run.bank._hyper).as_text())
     assert lowered[0] == lowered[1]
 
 

@@ -13,6 +13,7 @@ from reference import micro as world
 from hra_jax import aot
 from hra_jax.errors import UserError
 from hra_jax.run import programs
+from hra_jax.run.layout import open_mesh
 from hra_jax.tpu import cost, topologies
 from hra_jax.tpu.hlo import Program
 from hra_jax.tpu.plan import make_plan
@@ -20,6 +21,10 @@ from hra_jax.tpu.shapes import Shapes
 
 DEVICES = 4
 MESH = {"batch__multiple": DEVICES, "batch__seconds": 8.0, "eval__batch_seconds": 8.0, "mesh__fsdp": 2}
+
+
+def mesh_of(config):
+    return open_mesh(config.mesh, multiple=config.batch.multiple, devices=jax.devices()[:DEVICES])
 
 
 class Recorder:
@@ -44,18 +49,18 @@ class Recorder:
 )
 def test_what_is_compiled_ahead_is_what_a_run_compiles(micro, changes, tmp_path, monkeypatch):
     config = micro.config(**MESH, **changes, steps=1, eval__suite=micro.suite("test"))
-    recorded, lay_out = [], programs.lay_out
+    recorded, lay_out = [], programs.lay_out_programs
 
-    def watched(*arguments):
-        found = lay_out(*arguments)
+    def watched(*arguments, **keywords):
+        found = lay_out(*arguments, **keywords)
         recorded.extend(Recorder(function) for function in (found.train, found.evaluation))
         return dataclasses.replace(found, train=recorded[0], evaluation=recorded[1])
 
-    monkeypatch.setattr(programs, "lay_out", watched)
+    monkeypatch.setattr(programs, "lay_out_programs", watched)
     run = world.train(config, tmp_path / "W", devices=DEVICES)
     assert run.status == 0
-    monkeypatch.setattr(programs, "lay_out", lay_out)
-    mesh = programs.mesh_of(config, jax.devices()[:DEVICES])
+    monkeypatch.setattr(programs, "lay_out_programs", lay_out)
+    mesh = mesh_of(config)
     for kind, recorder in zip(("train", "evaluation"), recorded, strict=True):
         ((waveform, labels),) = recorder.seen
         shapes = Shapes(config, mesh, tasks=3, labels_per_second=labels / config.batch.buckets[-1])
@@ -66,7 +71,7 @@ def test_what_is_compiled_ahead_is_what_a_run_compiles(micro, changes, tmp_path,
 def test_numbers_of_a_compiled_step(micro):
     config = micro.config(**MESH)
     planned = make_plan(config, f"cpu-{DEVICES}")
-    mesh = programs.mesh_of(config, jax.devices()[:DEVICES])
+    mesh = mesh_of(config)
     shapes = Shapes(config, mesh, tasks=3)
     train, evaluation, transcription = cost.compile_all(shapes.jobs(), planned, parallel=1)
     assert [entry["step"] for entry in (train, evaluation, transcription)] == ["train", "evaluation", "transcription"]
@@ -86,7 +91,7 @@ def test_numbers_of_a_compiled_step(micro):
 
 def test_the_text_that_the_compiler_writes_says_what_jax_reads_back(micro):
     config = micro.config(**MESH)
-    shapes = Shapes(config, programs.mesh_of(config, jax.devices()[:DEVICES]), tasks=3)
+    shapes = Shapes(config, mesh_of(config), tasks=3)
     compiled, text = cost.compiled_with_text(shapes.job("transcription", 1.0, 16).trace().lower())
     assert text != compiled.as_text(), "the text did not come from the compiler"
     written, read = Program(text), Program(compiled.as_text())
@@ -105,7 +110,7 @@ def test_no_more_programs_are_compiled_at_a_time_than_memory_holds(cores, gigaby
 
 def test_a_profile_names_the_modules(micro):
     config = micro.config(**MESH)
-    shapes = Shapes(config, programs.mesh_of(config, jax.devices()[:DEVICES]), tasks=3)
+    shapes = Shapes(config, mesh_of(config), tasks=3)
     (job,) = shapes.jobs(["train"])
     text = job.trace().lower().as_text(debug_info=True)
     forward = ("frontend", "subsampling", "encoder", "layers", "attention", "convolution", "ff1", "ff2", "final_norm")
@@ -116,7 +121,7 @@ def test_a_profile_names_the_modules(micro):
 def test_twice_the_rows_are_twice_the_work(micro):
     config = micro.config(**MESH)
     planned = make_plan(config, f"cpu-{DEVICES}")
-    shapes = Shapes(config, programs.mesh_of(config, jax.devices()[:DEVICES]), tasks=3)
+    shapes = Shapes(config, mesh_of(config), tasks=3)
     few, many = (cost.compile_job(shapes.job("transcription", 1.0, rows), planned) for rows in (16, 32))
     assert many["flops"] == pytest.approx(2 * few["flops"], rel=0.01)
     assert many["temporaries"] > 1.5 * few["temporaries"]

@@ -204,7 +204,7 @@ def test_evaluation_and_a_second_start_keep_what_training_has_named(spoilt, micr
     world.use_devices(monkeypatch, 1)
     evaluate.evaluate(workdir, micro.suite("test"))
     assert report_of(workdir) == before
-    assert world.train(done.run.config, workdir).status == 0
+    assert world.train(done.config, workdir).status == 0
     assert report_of(workdir) == before
 
 

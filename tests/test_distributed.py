@@ -67,15 +67,15 @@ def no_variables(monkeypatch):
 
 
 def test_variables_are_the_defaults_of_the_flags(no_variables, monkeypatch):
-    assert processes.place(NOTHING) is None
-    assert processes.place(ALL) == ("10.0.0.1:8476", 4, 3)
+    assert processes.member(NOTHING) is None
+    assert processes.member(ALL) == ("10.0.0.1:8476", 4, 3)
     for name, value in {"COORDINATOR_ADDRESS": "[::1]:99", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}.items():
         monkeypatch.setenv(f"HRA_{name}", value)
-    assert processes.place(NOTHING) == ("[::1]:99", 2, 1)
-    assert processes.place(NOTHING | {"process_id": 0}) == ("[::1]:99", 2, 0)
+    assert processes.member(NOTHING) == ("[::1]:99", 2, 1)
+    assert processes.member(NOTHING | {"process_id": 0}) == ("[::1]:99", 2, 0)
     monkeypatch.setenv("HRA_PROCESS_ID", "")
     with pytest.raises(UserError, match="process_id not given"):
-        processes.place(NOTHING)
+        processes.member(NOTHING)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_variables_are_the_defaults_of_the_flags(no_variables, monkeypatch):
 )
 def test_values_that_do_not_fit_together_are_one_line(no_variables, given, message):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
-        processes.place(NOTHING | given)
+        processes.member(NOTHING | given)
     assert "\n" not in str(caught.value)
 
 
@@ -101,7 +101,7 @@ def test_a_wrong_variable_is_named_as_such(no_variables, monkeypatch):
     monkeypatch.setenv("HRA_NUM_PROCESSES", "two")
     message = "HRA_NUM_PROCESSES = 'two'; allowed: an integer of at least 1"
     with pytest.raises(UserError, match=message):
-        processes.place(NOTHING | {"coordinator_address": "h:1", "process_id": 0})
+        processes.member(NOTHING | {"coordinator_address": "h:1", "process_id": 0})
 
 
 def test_the_commands_end_before_anything_starts(micro, tmp_path, command_env):

@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 import soundfile
 from reference import micro as world
+from reference.defaults import turn_over
 
 import hra_jax
 from hra_jax import adapters, models, text, train, training
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.adapters.base import Adapter
-from hra_jax.config.files import flatten_config, load_config, validate_config
+from hra_jax.adapters.methods import METHODS
+from hra_jax.config import keys
+from hra_jax.config.files import FORMAT, config_from_json, flatten_config, load_config, validate_config
+from hra_jax.config.renamed import RENAMED
 from hra_jax.evaluate import evaluate
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import EncoderConfig
@@ -106,9 +110,10 @@ def test_a_stored_folder_serves_the_command_that_transcribes(log_probs):
 
 
 @pytest.mark.parametrize("step", ["1", "3"])
-def test_checkpoints_of_the_work_directory_make_the_same_errors(step, stored):
+def test_checkpoints_of_the_work_directory_make_the_same_errors(step, stored, capsys):
     shutil.rmtree("workdir/eval")
     results = evaluate("workdir", "test.py", step=step)
+    assert told(capsys) == list(RENAMED)
     assert results["step"] == int(step)
     assert errors(results) == EXPECTED["errors"][step]
     assert json.loads(Path("workdir/eval/test/results.json").read_text()) == results
@@ -127,10 +132,18 @@ def test_the_finished_run_exports_the_same_adapter_again(stored, backbone):
     results = json.loads(Path("workdir/eval/test/results.json").read_text())
     assert (results["step"], errors(results)) == (3, EXPECTED["errors"]["3"])
     assert Path("workdir/metrics.jsonl").read_bytes() == metrics  # nothing was trained
+    assert json.loads(Path("workdir/config.json").read_text())["format"] == FORMAT
 
 
-def test_the_configuration_file_of_a_user_keeps_its_values(stored):
+def told(capsys: pytest.CaptureFixture) -> list[str]:
+    """The old keys that lines on stderr have told of since the last call."""
+    lines = [line.split() for line in capsys.readouterr().err.splitlines() if line.startswith("config.")]
+    return [words[0].removeprefix("config.") for words in lines]
+
+
+def test_the_configuration_file_of_a_user_keeps_its_values(stored, capsys):
     config = load_config("user.py")
+    assert told(capsys) == list(RENAMED)
     validate_config(config)
     found = flatten_config(config)
     expected = {
@@ -141,8 +154,26 @@ def test_the_configuration_file_of_a_user_keeps_its_values(stored):
         "optimizer.learning_rate": 2e-2,
         "checkpoint.keep_latest": 2,
         "eval.suite": "test.py",
+        "adapter.dropout": 0.1,
+        "optimizer.clip": 0.5,
+        "export.step": "best",
     }
     assert {key: found[key] for key in expected} == expected
+    assert not set(RENAMED) & set(found)
+
+
+def test_defaults_that_have_all_changed_leave_what_is_stored_as_it_is(backbone, monkeypatch):
+    def read() -> tuple:
+        files = hra_jax.load_backbone(str(FIXTURES / "backbone")).files
+        adapters = [hra_jax.load_adapter(FIXTURES / folder, backbone).adapter for folder in ADAPTERS]
+        text = (FIXTURES / "workdir" / "config.json").read_text()
+        return files.features, files.encoder, adapters, flatten_config(config_from_json(text, notify=False))
+
+    before, base = read(), flatten_config(load_config("base"))
+    classes = [*keys.groups().values(), *METHODS.values(), *(type(part) for part in before[:2])]
+    turn_over(monkeypatch, classes)
+    assert not [key for key, value in flatten_config(load_config("base")).items() if value == base[key]]
+    assert read() == before
 
 
 # --- What is written again --------------------------------------------------------------------------------------------

@@ -14,13 +14,15 @@ from hra_jax import params
 from hra_jax.adapters import methods
 from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
 from hra_jax.config.files import load_config
+from hra_jax.config.keys import group
 from hra_jax.data.manifest import Utterance
 from hra_jax.data.table import TableSource, own_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import check_adapter_acts
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import EncoderConfig
-from hra_jax.run import preparation
+from hra_jax.run import read
+from hra_jax.run.scoring import suite_weights
 from hra_jax.tasks import commands
 from hra_jax.text.vocabularies import (
     BlankVocabulary,
@@ -101,7 +103,7 @@ def test_a_task_beside_those_of_a_start_gets_pieces_that_fit_its_output_layer(na
     config = load_config("base")
     config.adapter.output = "sentencepiece"
     base = SimpleNamespace(vocabulary=BlankVocabulary())
-    found = preparation._own_vocabularies(config, base, [source(y=texts)], start)
+    found = read._own_vocabularies(group(config, "adapter"), base, [source(y=texts)], start, data=group(config, "data"))
     assert found.size == 24 and 16 < found.of("y").size <= (20 if names else 24)
 
 
@@ -136,16 +138,16 @@ def test_a_shared_layer_acts_on_tasks_and_not_on_the_base():
 
 
 def check_that_a_row_of_zeros_is_found(run):
-    """Also behind an output layer of all tasks, which `__base__` does not have."""
-    weights = jax.tree.map(np.array, preparation.suite_weights(run, run.test))
-    _, _, differences = run.test.run(run.evaluation_step, weights, run.frozen)
+    """Also after an output layer of all tasks, which `__base__` does not have."""
+    weights = jax.tree.map(np.array, suite_weights(run, run.layout.test))
+    _, _, differences = run.layout.test.run(run.layout.programs.evaluation, weights, run.frozen)
     assert min(differences.values()) > 0
-    check_adapter_acts(run.test.suite, differences)
+    check_adapter_acts(run.layout.test.suite, differences)
     jax.tree.map(lambda leaf: leaf[1].fill(0), weights["tasks"])
-    _, _, fewer = run.test.run(run.evaluation_step, weights, run.frozen)
+    _, _, fewer = run.layout.test.run(run.layout.programs.evaluation, weights, run.frozen)
     assert fewer == differences | {"bob": 0.0}
     with pytest.raises(UserError, match="task 'bob': .* the adapter does nothing"):
-        check_adapter_acts(run.test.suite, fewer)
+        check_adapter_acts(run.layout.test.suite, fewer)
 
 
 @pytest.mark.slow

@@ -20,11 +20,12 @@ from reference import tiny
 from hra_jax import params
 from hra_jax.adapters import adapter_folder, controllers, initial
 from hra_jax.config.files import config_to_json, load_config
+from hra_jax.config.keys import group
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import EncoderConfig, named_size
 from hra_jax.models.stored_settings import from_json, to_json
-from hra_jax.run import build
+from hra_jax.run import foundation
 from hra_jax.training import train_state
 
 # The tiny and the usm_2b encoder, by hand: D width, F feed-forward, L layers, V vocabulary.
@@ -49,10 +50,14 @@ BIASES = 2 * (D + F + D) + 5 * D + (D + 2 * D + D + D + D) + D
 
 @pytest.fixture(autouse=True, scope="module")
 def shapes_of_a_geometry_once():
-    """The backbone is traced anew in every call otherwise, which takes most of the time."""
+    """The backbone is traced again in every call otherwise, which takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone_folder, "abstract_params", functools.cache(backbone_folder.abstract_params))
         yield
+
+
+def adapter_of(settings):
+    return params.adapters.from_config(group(settings, "adapter"), params.adapters.own_settings(settings))
 
 
 def config(start: str = "base", /, **changes):
@@ -170,7 +175,7 @@ def test_counts_are_those_of_the_shapes_of_new_weights(start, method):
     settings = config(start, adapter__name=method, adapter__layers=layers)
     found = params.account(settings, [3])
     encoder = from_json(EncoderConfig, found["backbone"]["encoder"])
-    adapter = build.adapter_method(settings)
+    adapter = adapter_of(settings)
     weights = jax.eval_shape(lambda key: initial.new_weights(adapter, key, encoder, 3), jax.random.key(0))
     shared, per_task = counts(found, method)
     assert (size(weights["shared"]), size(weights["tasks"])) == (shared, 3 * per_task)
@@ -225,7 +230,7 @@ def tensor_bytes(path: Path) -> int:
 
 
 def write_rows(folder: Path, settings, encoder, *, tasks: int) -> None:
-    adapter = build.adapter_method(settings)
+    adapter = adapter_of(settings)
     adapter_folder.write_adapter(
         folder,
         method=params.adapters.settings(adapter),
@@ -258,7 +263,9 @@ def test_an_exported_backbone_has_the_bytes_besides_the_header(tmp_path, dtype):
 
 
 def state_bytes(weights, settings) -> int:
-    state = train_state.create(weights, build.optimizer_settings(settings), train=settings.adapter.train)
+    state = train_state.create(
+        weights, group(settings, "optimizer", steps=settings.steps), train=settings.adapter.train
+    )
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state.optimizer))
 
 
@@ -268,7 +275,7 @@ def test_the_optimizer_holds_the_bytes(micro, method, train):
     settings = micro.config(adapter__name=method, adapter__train=train)
     found = params.account(settings, [5])
     encoder = from_json(EncoderConfig, found["backbone"]["encoder"])
-    weights = initial.new_weights(build.adapter_method(settings), jax.random.key(0), encoder, 5)
+    weights = initial.new_weights(adapter_of(settings), jax.random.key(0), encoder, 5)
     (cost,) = found["methods"][method]["costs"]
     assert cost["optimizer_bytes"] == state_bytes(weights, settings)
     counters = 4 * 5 + (8 if train == "all" else 0)  # of the rows; of Adam and of the schedule, whatever is shared
@@ -278,7 +285,7 @@ def test_the_optimizer_holds_the_bytes(micro, method, train):
 def test_the_optimizer_of_a_whole_backbone_holds_the_bytes(micro):
     settings = micro.config(method="full")
     found = params.account(settings, [5])["methods"]
-    expected = state_bytes({"backbone": build.foundation(settings).files.params}, settings)
+    expected = state_bytes({"backbone": foundation.load(settings.backbone).files.params}, settings)
     assert found["full_joint"]["costs"][0]["optimizer_bytes"] == expected
     assert found["full"]["costs"][0]["optimizer_bytes"] == 5 * expected
 

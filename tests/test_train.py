@@ -19,7 +19,7 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation.suites import load_suite
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import SIZES
-from hra_jax.run import build
+from hra_jax.run import programs
 from hra_jax.training.checkpoints import METRIC
 from hra_jax.training.step import forward
 
@@ -69,7 +69,7 @@ def test_the_work_directory_holds_what_the_contract_promises(trained):
     assert exported == {"adapter_config.json", "adapter_model.safetensors", "tasks.json", "README.md"}
     assert not any(str(workdir.parent) in path.read_text() for path in (workdir / "adapter").glob("*.*[nd]"))
     check_results(results_of(workdir, "test"))
-    assert results_of(workdir, "test")["backbone_fingerprint"] == trained.run.base.fingerprint
+    assert results_of(workdir, "test")["backbone_fingerprint"] == trained.run.material.base.fingerprint
     written = {path.name for path in (workdir / "eval" / "test").iterdir()}
     assert {"report.md", "report.html", "predictions_ann.jsonl"} <= written and any(n.endswith(".png") for n in written)
 
@@ -112,7 +112,7 @@ def test_training_moves_every_trained_leaf_and_every_row(trained):
 
 def test_the_exported_adapter_gives_the_log_probabilities_of_the_trained_state(trained, micro):
     run, exported = trained.run, read_adapter(trained.workdir / "adapter")
-    assert tuple(exported.tasks) == run.tasks == world.SPEAKERS
+    assert tuple(exported.tasks) == run.layout.tasks == world.SPEAKERS
     waveforms = [world.tones("abc", seed=3), world.tones("fade", seed=4), world.tones("b", seed=5)]
     model = hra_jax.load_adapter(trained.workdir / "adapter", hra_jax.load_backbone(micro.backbone))
     found, frames = model.log_probs(waveforms, sample_rate=world.RATE, tasks=list(world.SPEAKERS))
@@ -122,7 +122,7 @@ def test_the_exported_adapter_gives_the_log_probabilities_of_the_trained_state(t
         batch[row, : len(waveform)] = waveform
     batch = {"waveform": batch, "num_samples": np.array([len(waveform) for waveform in waveforms], np.int32)}
     state = run.state.trainable
-    model = build.model(run.config, run.base, run.method, attention_block=0)
+    model = programs.model_on(run.layout.mesh, run.material.base, run.layout.method, settings=run.settings)
     compiled = jax.jit(functools.partial(forward, model))
     expected, lengths = compiled(run.frozen, state["shared"], state["tasks"], np.arange(3), batch)
     assert frames.tolist() == lengths.tolist()
@@ -134,9 +134,9 @@ def test_export_from_best_takes_the_checkpoint_of_the_lowest_error_and_keeps_it(
     scripted, validate = {1: 0.9, 2: 0.4, 3: 0.8, 4: 0.6}, train._validate
     states = {}
 
-    def scored(run, step, writer):
+    def scored(run, select, step, writer, **keywords):
         states[step] = jax.device_get(run.state.trainable)
-        return validate(run, step, writer) | {METRIC: scripted[step]}
+        return validate(run, select, step, writer, **keywords) | {METRIC: scripted[step]}
 
     monkeypatch.setattr(train, "_validate", scored)
     config = micro.config(eval__select_suite=micro.suite("validation"), eval__every_steps=1, export__step="best")
@@ -255,7 +255,7 @@ EIGHT_ROWS = {"batch__multiple": 8, "batch__seconds": 8.0, "steps": 6}
 def one_device(micro, tmp_path_factory):
     """The losses of 6 steps on one device."""
     workdir = tmp_path_factory.mktemp("one") / "W"
-    assert world.train(micro.config(mesh__data=1, **EIGHT_ROWS), workdir).run.mesh.devices.size == 1
+    assert world.train(micro.config(mesh__data=1, **EIGHT_ROWS), workdir).run.layout.mesh.devices.size == 1
     return world.losses(workdir)
 
 
@@ -267,7 +267,7 @@ def check_losses(found: list[float], expected: list[float]) -> None:
 
 def test_data_parallel_training_on_8_devices_has_the_losses_of_one_device(micro, tmp_path, one_device):
     done = world.train(micro.config(mesh__data=8, **EIGHT_ROWS), tmp_path / "W", devices=8)
-    assert done.run.mesh.devices.size == 8
+    assert done.run.layout.mesh.devices.size == 8
     check_losses(world.losses(tmp_path / "W"), one_device)
 
 

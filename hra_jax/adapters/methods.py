@@ -33,18 +33,26 @@ def from_settings(settings) -> Adapter:
     return METHODS[name](**settings)
 
 
-def from_config(config, *, output_size: int = 0) -> Adapter:
-    """The method of a run's configuration: `config.adapter` has what all of them have, `config.<name>` the rest.
-
-    `output_size`: outputs that hold every vocabulary, where tasks have their own.
-    """
+def own_settings(config) -> dict:
+    """The settings that only the method `config.adapter.name` has: the group of its name, {} without one."""
     name = config.adapter.name
-    own = config[name].to_dict() if name in config else {}
-    common = {"layers": config.adapter.layers, "dropout": config.adapter.dropout}
+    return config[name].to_dict() if name in config else {}
+
+
+def from_config(adapter, own, *, output_size: int = 0) -> Adapter:
+    """The method of a run's configuration.
+
+    Args:
+      adapter: the group `adapter`, what all methods have.
+      own: from `own_settings`.
+      output_size: outputs that hold every vocabulary, where tasks have their own.
+    """
+    name = adapter.name
+    common = {"layers": adapter.layers, "dropout": adapter.dropout}
     # This method is nothing but an output layer, whatever the setting says for the others.
-    if name != OutputAdapter.name or config.adapter.output != "backbone":
-        common["output"] = config.adapter.output
-    if config.adapter.output in OWN_VOCABULARIES:
+    if name != OutputAdapter.name or adapter.output != "backbone":
+        common["output"] = adapter.output
+    if adapter.output in OWN_VOCABULARIES:
         common["output_size"] = output_size
     return from_settings({"name": name, **common, **own})
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from hra_jax.adapters.base import Adapter
 from hra_jax.adapters.methods import METHODS
 from hra_jax.adapters.outputs import OUTPUTS, SHARED_VOCABULARIES
 from hra_jax.config.settings import Rule, check_settings, integer, number, one_of, setting, text
@@ -65,5 +66,5 @@ class AdapterSettings:
 def shares_what_trains(flat: Mapping[str, Any]) -> bool:
     """Whether the tasks of an adapter share weights that train, from the keys `adapter.*` of a configuration."""
     name, output = flat["adapter.name"], flat["adapter.output"]
-    shares = name in METHODS and METHODS[name]().own_formula().shared != "0"
+    shares = name in METHODS and METHODS[name].init_shared is not Adapter.init_shared
     return flat["adapter.train"] == "all" and (shares or output in SHARED_VOCABULARIES)

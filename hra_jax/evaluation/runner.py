@@ -10,14 +10,15 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from hra_jax.config.settings import Rule, check_settings, integer, number, setting
 from hra_jax.data import batching
+from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import eval_batches
 from hra_jax.data.report import DataReport
-from hra_jax.data.table import TableSource, UtteranceTable
+from hra_jax.data.table import DataSettings, TableSource, UtteranceTable
 from hra_jax.errors import UserError
 from hra_jax.evaluation.report import UtteranceResult
 from hra_jax.evaluation.suites import Suite
@@ -75,10 +76,10 @@ class SuiteRunner:
       suite: what to score.
       base: what the encoder is built on: vocabulary, features, lengths.
       tasks: names of the adapter's rows, in order; () where there is no bank (`full`, `pretrain`).
-      config: the run's configuration; `eval`, `batch.buckets`, `batch.multiple` and `data` are read.
       mesh: the device mesh.
+      data, batch, evaluation: groups of the run's configuration.
       report: where unusable utterances go.
-      own: the vocabularies of tasks that have their own (`data.table.OwnVocabularies`), or None.
+      own: the vocabularies of tasks that have their own (`text.task_vocabularies.OwnVocabularies`), or None.
 
     Attributes:
       rows: the adapter's rows that the suite uses, ascending.
@@ -92,12 +93,15 @@ class SuiteRunner:
         *,
         base: Base,
         tasks: Sequence[str],
-        config: ConfigDict,
-        mesh: jax.sharding.Mesh,
+        mesh: Mesh,
+        data: DataSettings,
+        batch: BatchSettings,
+        evaluation: EvaluationSettings,
         report: DataReport,
         own: OwnVocabularies | None = None,
     ):
-        self.suite, self._base, self._config, self._mesh, self._report = suite, base, config, mesh, report
+        self.suite, self._base, self._mesh, self._report = suite, base, mesh, report
+        self._data, self._batch, self._evaluation = data, batch, evaluation
         used = {task.adapter_task for task in suite.tasks} if tasks else set()
         # One row at least: nothing can be gathered from a bank without rows.
         self.rows = tuple(n for n, name in enumerate(tasks) if name in used) or ((0,) if tasks else ())
@@ -108,10 +112,10 @@ class SuiteRunner:
                 for task in suite.tasks
             ],
             vocabulary=base.vocabulary,
-            normalizer=config.data.normalizer,
+            normalizer=data.normalizer,
             task_tag="",
             tasks=(*(tasks[row] for row in self.rows), *([MEAN_TASK] if self.needs_mean else [])),
-            max_seconds=config.batch.buckets[-1],
+            max_seconds=batch.buckets[-1],
             sample_rate=base.features.sample_rate,
             output_length=base.output_length,
             report=report,
@@ -121,9 +125,9 @@ class SuiteRunner:
         self._has_outputs = not isinstance(base.vocabulary, BlankVocabulary)
         self.digest = self._table.digest()
         lengths = batching.label_capacities(
-            batching.bucket_of(self._table.duration, config.batch.buckets),
+            batching.bucket_of(self._table.duration, batch.buckets),
             self._table.label_lengths,
-            buckets=len(config.batch.buckets),
+            buckets=len(batch.buckets),
         )
         self.label_capacities = tuple(lengths)
 
@@ -151,13 +155,12 @@ class SuiteRunner:
         Raises:
           UserError: no utterance of the suite could be read.
         """
-        config = self._config
         batches = eval_batches(
             self._table,
-            batch_seconds=config.eval.batch_seconds,
-            buckets=config.batch.buckets,
-            multiple=config.batch.multiple,
-            threads=config.data.threads,
+            batch_seconds=self._evaluation.batch_seconds,
+            buckets=self._batch.buckets,
+            multiple=self._batch.multiple,
+            threads=self._data.threads,
             report=self._report,
             label_capacities=self.label_capacities,
             local_rows=functools.partial(sharding.local_rows, self._mesh),

@@ -1,11 +1,27 @@
-"""What a run exports at its end."""
+"""What a run leaves behind: W/adapter of the methods of adaptation, W/backbone of the others."""
 
 import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
 
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from hra_jax.adapters import adapter_folder, methods
+from hra_jax.config.files import config_to_json
 from hra_jax.config.settings import check_settings, one_of, setting
+from hra_jax.models import backbone_folder
 from hra_jax.models.dtypes import STORAGE_DTYPES
+from hra_jax.run import processes
+from hra_jax.run.place import Run
+from hra_jax.run.scoring import accounting
+from hra_jax.storage.trees import flatten
+from hra_jax.training import sharding
 
-STEPS = ("last", "best", "best_per_task")
+BEST_PER_TASK = "best_per_task"  # the row of each task as it was when that task was at its best
+STEPS = ("last", "best", BEST_PER_TASK)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,3 +40,111 @@ class ExportSettings:
 
     def __post_init__(self) -> None:
         check_settings(self, "export")
+
+
+def as_stored(weights: Any, dtype: str) -> Any:
+    """The weights of a backbone with the precision that they are exported with, their dtypes unchanged."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype).astype(leaf.dtype), weights)
+
+
+def export(
+    run: Run,
+    *,
+    config: ConfigDict,
+    dtype: str,
+    step: int,
+    task_steps: Mapping[str, int],
+    results: dict[str, Any] | None,
+) -> None:
+    """Writes what has been trained; all processes must call it, and process 0 writes.
+
+    Args:
+      run: the run, with the state of `step`.
+      config: its configuration, which a backbone's folder tells.
+      dtype: of an exported backbone.
+      step: of the state.
+      task_steps: the step of each task's row.
+      results: of the test suite; None without one.
+    """
+    # Every process takes part in reading what may be split over them, and one writes.
+    if run.settings.method == "adapter":
+        rows = run.bank.rows(run.state, np.arange(len(run.layout.tasks)))
+        shared = sharding.to_host(run.state.weights["shared"])
+        if jax.process_index() == 0:
+            _export_adapter(run, shared, rows, step=step, task_steps=task_steps, results=results)
+    else:
+        _export_backbone(run, config=config, dtype=dtype, step=step, results=results)
+    processes.barrier("exported")
+
+
+def _export_adapter(
+    run: Run,
+    shared: dict[str, Any],
+    rows: dict[str, Any],
+    *,
+    step: int,
+    task_steps: Mapping[str, int],
+    results: dict[str, Any] | None,
+) -> None:
+    """Writes W/adapter from `shared`, what the tasks share, and the rows of the bank."""
+    folder, scored, material = run.workdir / "adapter", _scores(results), run.material
+    base, start, own = material.base, material.start, material.own
+    earlier = {} if start is None else {entry["name"]: entry for entry in start.tasks_json}
+    entries = []
+    for row, (name, trained) in enumerate(zip(run.layout.tasks, rows["count"] > 0, strict=True)):
+        # A task that only came along says what it said where it was trained.
+        entry = {"step": task_steps[name]} if trained or name not in earlier else earlier[name]
+        if results is not None and name in scored:
+            entry = {**entry, "wer": scored[name], "suite": results["suite"]}
+        if own is not None and own.shared is None:
+            entry = {**entry, "vocabulary": own.of(name).to_json()}
+        entries.append({**entry, "name": name, "row": row})
+    vocabulary = own.shared if own is not None and own.shared is not None else base.vocabulary
+    adapter_folder.write_adapter(
+        folder,
+        method=methods.settings(run.layout.method),
+        weights={"shared": shared, "tasks": rows["tasks"]},
+        tasks=entries,
+        backbone={"name": base.name, "fingerprint": base.fingerprint},
+        vocabulary=vocabulary.to_json(),
+        accounting=accounting(run),
+        results=results,
+    )
+    print(f"exported step {step} to {folder}", flush=True)
+
+
+def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int, results: dict[str, Any] | None) -> None:
+    """Writes W/backbone from the state, a weight at a time; all processes must call it, and process 0 writes."""
+    weights = flatten(run.state.weights["backbone"], separator=".")
+
+    def read(name: str) -> np.ndarray:
+        weight: np.ndarray = sharding.to_host(weights[name])
+        return weight
+
+    if jax.process_index():
+        # In the order in which process 0 asks for them.
+        for name in sorted(weights):
+            read(name)
+        return
+    folder, base = run.workdir / "backbone", run.material.base
+    wer = None if results is None else {results["suite"]: results["wer"]}
+    source_license = "" if base.files is None else base.files.info.get("license", "")
+    made_by = {"method": run.settings.method, "config": json.loads(config_to_json(config)), "step": step}
+    backbone_folder.write(
+        folder,
+        read,
+        features=base.features,
+        encoder=base.encoder,
+        vocabulary=base.vocabulary.to_json(),
+        dtype=dtype,
+        info={"name": base.name, "source": made_by, "license": source_license, "wer": wer},
+    )
+    print(f"exported step {step} to {folder}", flush=True)
+
+
+def _scores(results: dict[str, Any] | None) -> dict[str, float]:
+    """The word error rate of each adapter task that one task of the suite is recognised with."""
+    rates: dict[str, list[float]] = {}
+    for task in () if results is None else results["tasks"].values():
+        rates.setdefault(task["adapter_task"], []).append(task["wer"])
+    return {name: wers[0] for name, wers in rates.items() if len(wers) == 1}

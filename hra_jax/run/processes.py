@@ -14,6 +14,7 @@ a process that fails leaves at once (`leave`), and the heartbeat of jax ends the
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from jax.experimental import multihost_utils
 
 from hra_jax import cli
@@ -54,7 +56,7 @@ class DistributedSettings:
         check_settings(self, "distributed")
 
 
-class Place(NamedTuple):
+class Member(NamedTuple):
     """Which process of a run this one is."""
 
     coordinator_address: str  # HOST:PORT
@@ -73,7 +75,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("process_id", None, "Number of this process, from 0; default: HRA_PROCESS_ID.")
 
 
-def place(given: dict[str, Any]) -> Place | None:
+def member(given: dict[str, Any]) -> Member | None:
     """Which process this is, from flags and the environment variables that are their defaults.
 
     Args:
@@ -106,7 +108,7 @@ def place(given: dict[str, Any]) -> Place | None:
         raise UserError(
             f"{names['process_id']} = {number}; allowed: 0 to {count - 1}, as {names['num_processes']} = {count}"
         )
-    return Place(address, count, number)
+    return Member(address, count, number)
 
 
 def _integer(name: str, value: int | str, *, low: int) -> int:
@@ -129,7 +131,7 @@ def initialize(*, heartbeat_seconds: int, resumable: bool = True) -> None:
     Raises:
       UserError: flags or environment variables that do not fit together, or processes that did not all come.
     """
-    here = place({flag: flags.FLAGS[flag].value for flag in _VARIABLES})
+    here = member({flag: flags.FLAGS[flag].value for flag in _VARIABLES})
     if here is not None and here.num_processes == 1:
         return
     # Older versions of jax, among them 0.7.2, have no such option: there the service is always on, and only SIGKILL
@@ -158,7 +160,7 @@ def _found_by_jax(heartbeat_seconds: int) -> bool:
     """Starts the run's processes where jax finds them by itself: on Cloud TPUs; whether it did."""
     # jax puts tpu first where it finds TPUs. Elsewhere it is not asked: its search for other kinds of clusters would
     # take a lone process inside one for a part of something.
-    if "tpu" not in (jax.config.jax_platforms or ""):
+    if "tpu" not in (jax.config.values["jax_platforms"] or ""):
         return False
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
@@ -230,6 +232,17 @@ def gather(value) -> list:
     padded[: len(content)] = np.frombuffer(content, np.uint8)
     parts = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
     return [json.loads(part[:length].tobytes()) for part, length in zip(parts, lengths, strict=True)]
+
+
+def check_same_command(workdir: epath.Path, config_json: str) -> None:
+    """`check_agreement` on what a run is started with: the version of jax, the work directory, the configuration."""
+    check_agreement(
+        {
+            "version of jax": jax.__version__,
+            "work directory": str(workdir),
+            "configuration": hashlib.sha256(config_json.encode()).hexdigest(),
+        }
+    )
 
 
 def check_agreement(facts: dict[str, str]) -> None:

@@ -1,12 +1,48 @@
 """What a run saves and how it goes on: the state through Orbax, rows of the task bank through their logs."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from hra_jax.adapters import initial
 from hra_jax.adapters.base import no_parameters
-from hra_jax.run.preparation import Run
+from hra_jax.run.place import Run
 from hra_jax.training import train_state
-from hra_jax.training.checkpoints import Checkpoints
+from hra_jax.training.checkpoints import Checkpoints, CheckpointSettings
 
 
-def save(run: Run, checkpoints: Checkpoints, step: int, *, position, metrics=None, force: bool = False) -> bool:
+def fingerprint(run: Run) -> dict[str, Any]:
+    """What a checkpoint and this run must agree on."""
+    material, tasks = run.material, run.layout.tasks
+    facts: dict[str, Any] = {"method": run.settings.method, "backbone": material.base.fingerprint, "tasks": list(tasks)}
+    if material.start is not None:
+        facts["start"] = initial.content_hash(material.start_folder)
+    if material.own is not None:
+        # They are made from texts, and an edited text would give the outputs other meanings.
+        facts["vocabularies"] = material.own.facts(tasks)
+    return facts
+
+
+def open_checkpoints(run: Run, settings: CheckpointSettings, *, read_only: bool = False) -> Checkpoints:
+    """Opens W/checkpoints; `read_only` is for who looks on while a run may be writing."""
+    return Checkpoints(
+        run.workdir / "checkpoints",
+        keep_latest=settings.keep_latest,
+        keep_best=settings.keep_best,
+        every_steps=settings.every_steps,
+        fingerprint=fingerprint(run),
+        read_only=read_only,
+    )
+
+
+def save(
+    run: Run,
+    checkpoints: Checkpoints,
+    step: int,
+    *,
+    position: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+    force: bool = False,
+) -> bool:
     """Saves a step, if it is due; see `Checkpoints.save`. Of the task bank only the rows that have changed are written.
 
     Returns:
@@ -25,7 +61,7 @@ def save(run: Run, checkpoints: Checkpoints, step: int, *, position, metrics=Non
     return saved
 
 
-def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only: bool = False) -> dict:
+def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only: bool = False) -> dict[str, Any]:
     """Puts a checkpoint into the run: `state`, `bank`, `best` and `best_rows`.
 
     Args:
@@ -37,7 +73,8 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     Returns:
       The data position; {} with `weights_only`.
     """
-    number, position = checkpoints.resolve(step), {}
+    number = checkpoints.resolve(step)
+    position: dict[str, Any] = {}
     state = train_state.without_bank(run.state)
     if weights_only:
         part = checkpoints.restore_part(number, {"trainable": state.trainable, "fixed": state.fixed})

@@ -15,7 +15,7 @@ import jax.extend
 from etils import epath
 
 from hra_jax.console import size
-from hra_jax.run import programs
+from hra_jax.run.layout import open_mesh
 from hra_jax.tpu import topologies
 from hra_jax.tpu.hlo import Program
 from hra_jax.tpu.plan import Plan
@@ -165,7 +165,8 @@ def largest_buffers(
     if name is None:
         return []
     config = planned.config
-    mesh = programs.mesh_of(config, topologies.devices(topologies.parse(name), config.mesh.slices))
+    devices = topologies.devices(topologies.parse(name), config.mesh.slices)
+    mesh = open_mesh(config.mesh, multiple=config.batch.multiple, devices=devices)
     shapes = Shapes(config, mesh, tasks=tasks, labels_per_second=labels_per_second)
     job = shapes.job(entry["step"], entry["bucket_seconds"], entry["rows"])
     try:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from hra_jax.data import batching
 from hra_jax.errors import UserError
-from hra_jax.run import programs
+from hra_jax.run.layout import check_rows
 from hra_jax.tpu import topologies
 from hra_jax.training import sharding
 
@@ -62,7 +62,7 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
             f"{topology}: batch.multiple = {batch.multiple}: must be a multiple of {shards}, the number of "
             "shards that a batch is split into"
         )
-    programs.check_rows(config, shards)
+    check_rows(config.batch, shards, accumulate=config.accumulate, evaluation=config.eval)
     train_rows, evaluation_rows = (
         batching.bucket_rows(batch.buckets, batch_seconds=seconds, multiple=batch.multiple)
         for seconds in (batch.seconds, config.eval.batch_seconds)

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +12,13 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from hra_jax import api
-from hra_jax.adapters import initial
+from hra_jax.adapters import methods
 from hra_jax.adapters.outputs import OWN_VOCABULARIES
+from hra_jax.config.keys import group
 from hra_jax.data import batching
-from hra_jax.models import backbone_folder
-from hra_jax.run import build, programs
+from hra_jax.models.dtypes import compute_dtype
+from hra_jax.run import foundation, programs
+from hra_jax.run.layout import adapter_method
 from hra_jax.tpu.plan import LABELS_PER_SECOND, STEPS
 from hra_jax.training import placement, sharding, train_state
 
@@ -68,34 +69,42 @@ class Shapes:
         tasks: int,
         labels_per_second: float = LABELS_PER_SECOND,
     ):
-        self._config, self._mesh, self._labels = config, mesh, labels_per_second
-        features, encoder = build.geometry(config)
-        self._base = build.Foundation(features, encoder, None, config.backbone, "", None)
-        own = config.adapter.output in OWN_VOCABULARIES and config.method == "adapter"
-        self._outputs = (config.adapter.output_size or encoder.vocab_size) if own else 0
-        self._method = build.adapter_method(config, output_size=self._outputs)
-        self._method.adapted(encoder)
-        self._backbone = nn.unbox(backbone_folder.abstract_params(features, encoder))
-        self._weights = {"backbone": self._backbone}
-        if config.method == "adapter":
-            rows = programs.slots(config, tasks)
-            self._weights = jax.eval_shape(lambda: initial.new_weights(self._method, jax.random.key(0), encoder, rows))
-        self._programs = programs.lay_out(config, self._base, self._method, mesh, self._weights)
+        settings, adapter = group(config, ""), group(config, "adapter")
+        self._settings, self._mesh, self._labels = settings, mesh, labels_per_second
+        self._batch_settings, self._evaluation = group(config, "batch"), group(config, "eval")
+        self._base = foundation.shapes_alone(settings.backbone, group(config, "pretrain"))
+        own = adapter.output in OWN_VOCABULARIES and settings.method == "adapter"
+        self._outputs = (adapter.output_size or self._base.encoder.vocab_size) if own else 0
+        self._method = adapter_method(settings, adapter, own=methods.own_settings(config), output_size=self._outputs)
+        self._method.adapted(self._base.encoder)
+        self._programs = programs.lay_out_programs(
+            self._base,
+            self._method,
+            mesh=mesh,
+            tasks=tasks,
+            settings=settings,
+            adapter=adapter,
+            max_tasks=self._batch_settings.max_tasks,
+            augment=group(config, "augment"),
+            optimizer=group(config, "optimizer", steps=settings.steps),
+        )
+        self._weights = self._programs.weights
+        self._trained = programs.trained_part(settings, adapter)
         self.counts = train_state.accounting(
-            self._weights, tasks, train_state.count(self._backbone), train=programs.trained_part(config)
+            self._weights, tasks, train_state.count(self._base.shapes()), train=self._trained
         )
 
     def jobs(self, kinds: Sequence[str] = STEPS) -> list[Job]:
         """The programs of those kinds for every bucket, the longest bucket first."""
-        batch, buckets = self._config.batch, self._config.batch.buckets
+        batch, buckets = self._batch_settings, self._batch_settings.buckets
         train = batching.bucket_rows(buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
         evaluation = batching.bucket_rows(
-            buckets, batch_seconds=self._config.eval.batch_seconds, multiple=batch.multiple
+            buckets, batch_seconds=self._evaluation.batch_seconds, multiple=batch.multiple
         )
         rows = {"train": train, "evaluation": evaluation, "transcription": evaluation}
         return [
-            self.job(kind, seconds, rows[kind][place])
-            for place, seconds in reversed(list(enumerate(buckets)))
+            self.job(kind, seconds, rows[kind][position])
+            for position, seconds in reversed(list(enumerate(buckets)))
             for kind in kinds
         ]
 
@@ -107,23 +116,15 @@ class Shapes:
 
     def _train(self, seconds: float, rows: int) -> _Program:
         state = self._placed(self._programs.state, self._programs.shardings)
-        knobs = {"seed": self._replicated((), jnp.uint32), "learning_rate": self._replicated((), jnp.float32)}
-        batch = self._batch(seconds, rows)
-        arguments: tuple[Any, ...] = (state, self._frozen() if self._config.method == "adapter" else None, batch, knobs)
-        if self._programs.host_bank:
-            whole = jax.eval_shape(
-                lambda: train_state.create(
-                    self._weights, self._programs.settings, train=programs.trained_part(self._config)
-                )
+        hyper = {"seed": self._replicated((), jnp.uint32), "learning_rate": self._replicated((), jnp.float32)}
+        frozen = self._frozen() if self._settings.method == "adapter" else None
+        arguments: tuple[Any, ...] = (state, frozen, self._batch(seconds, rows), hyper)
+        if not self._programs.bank.in_state:
+            optimizer = self._programs.optimizer
+            whole = jax.eval_shape(lambda: train_state.create(self._weights, optimizer, train=self._trained))
+            arguments += self._programs.bank.more_arguments(
+                train_state.bank_of(whole), self._programs.max_tasks, self._replicated
             )
-            slots = self._programs.places
-            held = {
-                "ids": self._replicated((slots,), jnp.int32),
-                "rows": jax.tree.map(
-                    lambda leaf: self._replicated((slots, *leaf.shape[1:]), leaf.dtype), train_state.bank_of(whole)
-                ),
-            }
-            arguments += (held, held)
         return self._programs.train, arguments
 
     def _evaluation(self, seconds: float, rows: int) -> _Program:
@@ -132,7 +133,7 @@ class Shapes:
 
     def _transcription(self, seconds: float, rows: int) -> _Program:
         batch = self._batch(seconds, rows)
-        model = programs.model_on(self._mesh, self._config, self._base, self._method)
+        model = programs.model_on(self._mesh, self._base, self._method, settings=self._settings)
         weights = self._shared_weights()
         shared, bank = (weights["shared"], weights["tasks"]) if "tasks" in weights else ({}, {})
         args = (weights.get("backbone", self._frozen()), shared, bank, self._replicated((), jnp.int32))
@@ -146,15 +147,15 @@ class Shapes:
         return jax.tree.map(lambda leaf: self._replicated(leaf.shape, leaf.dtype), self._weights)
 
     def _frozen(self) -> dict[str, Any]:
-        places = placement.backbone_shardings(self._mesh, self._base.features, self._base.encoder)
-        dtype = build.compute_dtype(self._config)
+        shardings = placement.backbone_shardings(self._mesh, self._base.features, self._base.encoder)
+        dtype = compute_dtype(self._settings.backbone_dtype)
         return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), self._backbone, places
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where), self._base.shapes(), shardings
         )
 
     def _placed(self, tree: Any, shardings: Any) -> Any:
         return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, shardings
         )
 
     def _replicated(self, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
@@ -177,5 +178,5 @@ class Shapes:
 
     def _split(self, shape: tuple[int, ...], dtype: DTypeLike, name: str) -> jax.ShapeDtypeStruct:
         axes = ("batch", *(None,) * (len(shape) - 1))
-        place = sharding.sharding_for(self._mesh, axes, shape=shape, leaf=f"batch[{name!r}]")
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+        split = sharding.sharding_for(self._mesh, axes, shape=shape, leaf=f"batch[{name!r}]")
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=split)

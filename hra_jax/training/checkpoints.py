@@ -21,6 +21,8 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,6 +36,8 @@ from hra_jax.errors import UserError
 from hra_jax.storage.json_files import check_fields, parse_json
 from hra_jax.storage.row_log import RowLog
 from hra_jax.training.sharding import leaf_name
+
+Rows = tuple[np.ndarray, dict[str, Any]]  # numbers of rows [n], and a tree of numpy rows [n, ...]
 
 METRIC = "wer_macro"  # the lower the better
 LOGS = ("bank", "best")  # rows of the task bank as they train, and those of each task's best step
@@ -56,7 +60,7 @@ class CheckpointSettings:
         check_settings(self, "checkpoint")
 
 
-class _Manager(ocp.CheckpointManager):
+class _Manager(ocp.CheckpointManager):  # type: ignore[misc]  # Orbax has no types
     def reached_preemption(self, step: int) -> bool:
         # Orbax also asks from its background thread, with the older step that it is writing. That would turn back the
         # step counter on which the processes agree where to stop (training/preemption.py). Here only the guard asks.
@@ -88,7 +92,7 @@ class Checkpoints:
         keep_latest: int,
         keep_best: int,
         every_steps: int,
-        fingerprint: Mapping | None = None,
+        fingerprint: Mapping[str, Any] | None = None,
         read_only: bool = False,
     ):
         """Opens the directory, makes it if need be, and clears away what a killed process left half-written.
@@ -134,7 +138,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             self.close()
         except UserError as trouble:
@@ -150,11 +156,11 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state,
+        state: Any,
         *,
-        position: Mapping,
-        best: Mapping,
-        rows: Mapping[str, tuple] | None = None,
+        position: Mapping[str, Any],
+        best: Mapping[str, Any],
+        rows: Mapping[str, Rows] | None = None,
         metrics: Mapping[str, float] | None = None,
         force: bool = False,
     ) -> bool:
@@ -196,7 +202,7 @@ class Checkpoints:
             raise self._failure(error) from error
         return True
 
-    def restore(self, step: int | str, abstract_state) -> tuple:
+    def restore(self, step: int | str, abstract_state: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Restores a checkpoint, bit for bit, on whatever mesh.
 
         Args:
@@ -222,7 +228,7 @@ class Checkpoints:
         )
         return restored.state, restored.position, restored.best
 
-    def restore_part(self, step: int | str, abstract_part):
+    def restore_part(self, step: int | str, abstract_part: dict[str, Any]) -> dict[str, Any]:
         """Restores some leaves only, such as `{'trainable': ...}` for an evaluation without the optimizer state.
 
         `abstract_part` is a tree of dicts with leaves as for `restore`; the result has its structure. Raises UserError
@@ -231,15 +237,16 @@ class Checkpoints:
         number = self.resolve(step)
         self._check_fingerprint(number)
         self._check_leaves(number, abstract_part, whole=False)
-        return self._read(number, state=_restore_args(abstract_part, partial=True)).state
+        part: dict[str, Any] = self._read(number, state=_restore_args(abstract_part, partial=True)).state
+        return part
 
-    def _append(self, step: int, rows: Mapping[str, tuple]) -> dict[str, list[str]]:
+    def _append(self, step: int, rows: Mapping[str, Rows]) -> dict[str, list[str]]:
         """Writes changed rows; the lists of segments that hold the state of this step, by log."""
         if jax.process_index() != 0:
             # Every process has the same rows: one writes them, and the others read its lists where they need them.
             return {}
         latest = self.latest_step()
-        segments = {name: [] for name in LOGS} if latest is None else self._segments_of(latest)
+        segments: dict[str, list[str]] = {name: [] for name in LOGS} if latest is None else self._segments_of(latest)
         for name, (ids, tree) in rows.items():
             segments = segments | {name: self._logs[name].append(f"{step}", ids, tree, after=segments[name])}
         self._segments[step] = segments
@@ -256,16 +263,17 @@ class Checkpoints:
                 raise UserError(f"{self.directory}: checkpoint {step} cannot be read: {_reason(error)}") from error
         return self._segments[step]
 
-    def rows(self, step: int | str, log: str) -> Iterator[tuple[np.ndarray, dict]]:
+    def rows(self, step: int | str, log: str) -> Iterator[Rows]:
         """The rows of a log as they were at a step, each once: (ids [n], tree of numpy rows [n, ...]), part by part.
 
         Rows that have never changed are in no log. Raises UserError where a file of the log is missing or damaged.
         """
         return self._logs[log].read(self._segments_of(self.resolve(step))[log])
 
-    def fingerprint(self, step: int | str) -> dict:
+    def fingerprint(self, step: int | str) -> dict[str, Any]:
         """The fingerprint that was stored with a checkpoint."""
-        return self._read(self.resolve(step), run=ocp.args.JsonRestore()).run
+        stored: dict[str, Any] = self._read(self.resolve(step), run=ocp.args.JsonRestore()).run
+        return stored
 
     def resolve(self, step: int | str) -> int:
         """The number of a checkpoint that exists; `step` is a number, 'last' or 'best'.
@@ -294,19 +302,22 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest checkpoint, one being written included; None if there is none."""
-        return self._manager.latest_step()
+        step: int | None = self._manager.latest_step()
+        return step
 
     def best_step(self) -> int | None:
         """The checkpoint of lowest `wer_macro`; None if none was evaluated."""
-        return self._manager.best_step()
+        step: int | None = self._manager.best_step()
+        return step
 
     def all_steps(self) -> list[int]:
         """Steps of all checkpoints, one being written included, ascending."""
         return sorted(self._manager.all_steps())
 
-    def metrics(self, step: int) -> dict | None:
+    def metrics(self, step: int) -> dict[str, float] | None:
         """What `save` was given as metrics for a step; None if it was not evaluated."""
-        return self._manager.metrics(step)
+        found: dict[str, float] | None = self._manager.metrics(step)
+        return found
 
     def wait(self) -> None:
         """Blocks until the save in flight is complete.
@@ -343,7 +354,7 @@ class Checkpoints:
         left = "there is no earlier one" if latest is None else f"the last complete one is {latest}"
         return UserError(f"{self.directory}: checkpoint {step} could not be written ({_reason(error)}); {left}")
 
-    def _read(self, step: int, **args):
+    def _read(self, step: int, **args: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**args))
         except (*_STORAGE_ERRORS, KeyError) as error:
@@ -358,7 +369,7 @@ class Checkpoints:
             if there != here:
                 raise UserError(f"{self.directory}: {name} is {there} in checkpoint {step}, but {here} in this run")
 
-    def _check_leaves(self, step: int, abstract, *, whole: bool) -> None:
+    def _check_leaves(self, step: int, abstract: Any, *, whole: bool) -> None:
         """Compares names, shapes and dtypes first: Orbax would cast dtypes without a word."""
         try:
             stored = _leaves(self._manager.item_metadata(step)["state"].tree)
@@ -404,8 +415,8 @@ def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
     return registry
 
 
-def _restore_args(abstract, *, partial: bool = False) -> ocp.args.PyTreeRestore:
-    def struct(leaf):
+def _restore_args(abstract: Any, *, partial: bool = False) -> ocp.args.PyTreeRestore:
+    def struct(leaf: Any) -> jax.ShapeDtypeStruct:
         sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -414,17 +425,18 @@ def _restore_args(abstract, *, partial: bool = False) -> ocp.args.PyTreeRestore:
     return ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=partial)
 
 
-def _leaves(tree) -> dict[str, str]:
+def _leaves(tree: Any) -> dict[str, str]:
     """{'trainable/tasks/kernel': 'float32[6, 64, 144]'} of a tree of arrays, shapes or Orbax's metadata."""
     # Orbax gives dicts and lists for whatever containers were saved; the names along the path stay the same.
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {leaf_name(path): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves}
 
 
-def _plain(value: Mapping, name: str) -> dict:
+def _plain(value: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A copy through JSON."""
     try:
-        return json.loads(json.dumps(value))
+        copy: dict[str, Any] = json.loads(json.dumps(value))
+        return copy
     except TypeError as error:
         raise TypeError(f"{name} must be JSON: {error}") from error
 

@@ -1,18 +1,19 @@
-"""Floating-point operations of a function's matrix products, counted before it is compiled.
+"""FLOPs of a function's matrix products, counted before it is compiled.
 
 The count is of the whole function, on all devices together: the body of a scan as often as it runs, and what the
-backward pass computes anew. A multiplication and the addition that goes with it are two operations.
+backward pass recomputes. A multiplication and the addition that goes with it are two FLOPs.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.extend import core
 
 
 def matmul_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
-    """Operations of every matrix product and convolution.
+    """FLOPs of all matrix products and convolutions.
 
     Args:
       jaxpr: of the function, as `jax.make_jaxpr(f)(*args)` or `jax.jit(f).trace(*args).jaxpr` give it.
@@ -21,27 +22,33 @@ def matmul_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
       2 x the multiplications. Branches of a conditional count as the most expensive of them, and a `while` whose number
       of rounds is not known as one round.
     """
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+    inner = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+    return sum(_of_equation(equation) for equation in inner.eqns)
 
 
-def _of_equation(equation) -> int:
-    name, params = equation.primitive.name, equation.params
+def _of_equation(equation: Any) -> int:
+    name, params, invars, outvars = equation.primitive.name, equation.params, equation.invars, equation.outvars
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        axes: tuple[int, ...] = contracted
+        left = _shape(invars[0])
+        return 2 * math.prod(_shape(outvars[0])) * math.prod(left[axis] for axis in axes)
     if name == "conv_general_dilated":
         # A kernel holds [output features, input features of one group, window...] in some order.
-        kernel, features = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[features]
+        kernel, features = _shape(invars[1]), int(params["dimension_numbers"].rhs_spec[0])
+        return 2 * math.prod(_shape(outvars[0])) * math.prod(kernel) // kernel[features]
     if name == "cond":
         return max(matmul_flops(branch) for branch in params["branches"])
     inner = sum(matmul_flops(part) for value in params.values() for part in _jaxprs(value))
-    return inner * params["length"] if name == "scan" else inner
+    return inner * int(params["length"]) if name == "scan" else inner
 
 
-def _jaxprs(value):
+def _shape(variable: Any) -> tuple[int, ...]:
+    shape: tuple[int, ...] = variable.aval.shape
+    return shape
+
+
+def _jaxprs(value: Any) -> Iterator[core.ClosedJaxpr | core.Jaxpr]:
     """The functions among an equation's parameters."""
     if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
         yield value
@@ -50,23 +57,24 @@ def _jaxprs(value):
             yield from _jaxprs(part)
 
 
-def of(function, *args) -> int:
+def of(function: Callable[..., Any], *args: Any) -> int:
     """`matmul_flops` of a function for arguments that may be shapes."""
     return matmul_flops(jax.make_jaxpr(function)(*args))
 
 
 class CountedStep:
-    """Operations of a train step for every shape of batch; a shape is counted when it first comes.
+    """FLOPs of a train step for every shape of batch; a shape is counted when it first comes.
 
     Args:
       step: `train_step(state, frozen, batch)`; it is traced, and never run.
     """
 
-    def __init__(self, step: Callable):
-        self._step, self._known = step, {}
+    def __init__(self, step: Callable[..., Any]):
+        self._step = step
+        self._known: dict[tuple[Any, ...], int] = {}
 
-    def __call__(self, state, frozen, batch) -> int:
-        """Operations of one step, on all devices together."""
+    def __call__(self, state: Any, frozen: Any, batch: dict[str, Any]) -> int:
+        """FLOPs of one step, on all devices together."""
         shapes = tuple((name, leaf.shape) for name, leaf in sorted(batch.items()))
         if shapes not in self._known:
             self._known[shapes] = of(self._step, state, frozen, batch)

@@ -13,7 +13,8 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from typing import ClassVar
+from types import TracebackType
+from typing import IO, Any, ClassVar
 
 import jax
 from etils import epath
@@ -69,7 +70,9 @@ class MetricWriter:
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def due(self, step: int) -> bool:
@@ -119,7 +122,7 @@ class MetricWriter:
         except OSError as error:
             raise self._failure(error) from error
 
-    def _event(self, **fields) -> None:
+    def _event(self, **fields: Any) -> None:
         self._records.write(event_pb2.Event(wall_time=time.time(), **fields).SerializeToString())
 
     def _failure(self, error: OSError) -> UserError:
@@ -135,16 +138,16 @@ class _GrowingFile:
         self._remote = "://" in str(path)
         self._content = bytearray(content) if self._remote else bytearray()
         self._uploaded = time.monotonic()
-        self._handle = None if self._remote else path.open("ab")
+        self._handle: IO[bytes] | None = None if self._remote else path.open("ab")
 
     def write(self, data: bytes) -> None:
-        if self._remote:
+        if self._handle is None:
             self._content += data
         else:
             self._handle.write(data)
 
     def flush(self) -> None:
-        if self._remote:
+        if self._handle is None:
             self._path.write_bytes(bytes(self._content))
             self._uploaded = time.monotonic()
         else:
@@ -155,7 +158,7 @@ class _GrowingFile:
             self.flush()
 
     def close(self) -> None:
-        if self._remote:
+        if self._handle is None:
             self.flush()
         else:
             self._handle.close()
@@ -190,7 +193,7 @@ def _step_of(line: bytes) -> float:
         return math.inf
 
 
-def _number(value) -> int | float:
+def _number(value: Any) -> int | float:
     """A Python number; fetched from the device if need be."""
     number = value.item() if hasattr(value, "item") else value
     return number if isinstance(number, int) and not isinstance(number, bool) else float(number)

@@ -5,6 +5,7 @@ Letters: A tasks in the bank, K rows that a step touches.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,10 @@ from hra_jax.models.layers import STATISTICS
 NOT_DECAYED = ("bias", "scale", "recurrent", *STATISTICS)
 
 
+Scalar = int | float | jax.Array
+
 # After the warm-up: (peak learning rate, steps that are left, at least 1, final share of the peak) -> schedule.
-SCHEDULES: dict[str, Callable[[float, int, float], optax.Schedule]] = {
+SCHEDULES: dict[str, Callable[[Scalar, int, float], optax.Schedule]] = {
     "cosine": lambda peak, steps, final: optax.cosine_decay_schedule(peak, steps, alpha=final),
     "constant": lambda peak, steps, final: optax.constant_schedule(peak),
 }
@@ -52,56 +55,72 @@ class OptimizerConfig:
         check_settings(self, "optimizer")
 
 
-def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-    """The schedule: global step (0-based) -> learning rate."""
+def learning_rate(config: OptimizerConfig, peak: Scalar | None = None) -> optax.Schedule:
+    """The schedule: global step (0-based) -> learning rate; `peak` is used in place of `config.learning_rate`."""
+    peak = config.learning_rate if peak is None else peak
     warmup = max(1, min(config.warmup_steps, config.steps))
-    decay = SCHEDULES[config.schedule](config.learning_rate, max(1, config.steps - warmup), config.final_fraction)
+    decay = SCHEDULES[config.schedule](peak, max(1, config.steps - warmup), config.final_fraction)
     # The first step already moves: (step + 1) / warmup of the peak.
-    start = config.learning_rate / warmup
-    return optax.join_schedules([optax.linear_schedule(start, config.learning_rate, warmup - 1), decay], [warmup - 1])
+    start = peak / warmup
+    schedule: optax.Schedule = optax.join_schedules(
+        [optax.linear_schedule(start, peak, warmup - 1), decay], [warmup - 1]
+    )
+    return schedule
 
 
-def decay_mask(tree):
-    """True at the leaves that weight decay reaches, by the last name of their path."""
+def decay_mask(tree: Any) -> Any:
+    """A tree of bool: True at the leaves that weight decay reaches, by the last name of their path."""
     return jax.tree_util.tree_map_with_path(lambda path, _: not path[-1].key.endswith(NOT_DECAYED), tree)
 
 
-def dense(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW for a tree that takes part in every step, clipped by its own global norm."""
-    adamw = optax.adamw(
-        learning_rate(config),
+def dense(config: OptimizerConfig, peak: Scalar | None = None) -> optax.GradientTransformation:
+    """AdamW for a tree that takes part in every step, clipped by its own global norm; `peak` as for `learning_rate`."""
+    adamw: optax.GradientTransformation = optax.adamw(
+        learning_rate(config, peak),
         b1=config.b1,
         b2=config.b2,
         eps=config.eps,
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip), adamw) if config.clip else adamw
+    if not config.clip:
+        return adamw
+    clipped: optax.GradientTransformation = optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+    return clipped
 
 
-def init_rows(tasks):
+def init_rows(tasks: Any) -> dict[str, Any]:
     """Optimizer state of a bank: first and second moments like the bank, and a step count per row `[A]`."""
     leaves = jax.tree.leaves(tasks)
     count = jnp.zeros((leaves[0].shape[0] if leaves else 0,), jnp.int32)
     return {"mu": jax.tree.map(jnp.zeros_like, tasks), "nu": jax.tree.map(jnp.zeros_like, tasks), "count": count}
 
 
-def global_norm(tree):
+def global_norm(tree: Any) -> jax.Array:
     """Norm over all leaves: float32 scalar."""
     return jnp.sqrt(sum(jnp.square(leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(tree)))
 
 
-def row_norms(rows):
+def row_norms(rows: Any) -> jax.Array:
     """Norm of each row over all leaves `[K, ...]`: float32 `[K]`."""
     squares = [jnp.square(leaf).reshape(leaf.shape[0], -1).sum(axis=1) for leaf in jax.tree.leaves(rows)]
     return jnp.sqrt(sum(squares))
 
 
-def _per_row(values, leaf):
+def _per_row(values: jax.Array, leaf: jax.Array) -> jax.Array:
     return values.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
 
-def update_rows(grads, ids, state, tasks, step, config: OptimizerConfig):
+def update_rows(
+    grads: Any,
+    ids: jax.Array,
+    *,
+    state: dict[str, Any],
+    tasks: Any,
+    step: jax.Array,
+    config: OptimizerConfig,
+    peak: Scalar | None = None,
+) -> tuple[Any, dict[str, Any], jax.Array]:
     """One AdamW step on the rows that are present; every other row, its moments and its count stay as they are.
 
     Each row is clipped by its own norm and has its own count for the bias correction; the learning rate follows the
@@ -109,11 +128,12 @@ def update_rows(grads, ids, state, tasks, step, config: OptimizerConfig):
 
     Args:
       grads: gradients of the gathered rows, leaves `[K, ...]`.
-      ids: int32 `[K]`, their places in the bank; a place that is no row is dropped.
+      ids: int32 `[K]`, their numbers in the bank; a slot that names no row is dropped.
       state: as `init_rows` gives it.
       tasks: the bank, leaves `[A, ...]`.
       step: int32 scalar, the global step (0-based).
       config: the settings.
+      peak: as for `learning_rate`.
 
     Returns:
       The new bank, the new state, and the norms of the rows' gradients `[K]` before clipping.
@@ -127,10 +147,10 @@ def update_rows(grads, ids, state, tasks, step, config: OptimizerConfig):
     count = task_rows.gather(state["count"], ids) + 1
     mu = jax.tree.map(lambda m, g: config.b1 * m + (1 - config.b1) * g, mu, grads)
     nu = jax.tree.map(lambda n, g: config.b2 * n + (1 - config.b2) * jnp.square(g), nu, grads)
-    rate = learning_rate(config)(step)
+    rate: jax.Array = learning_rate(config, peak)(step)
     first, second = 1 - config.b1 ** count.astype(jnp.float32), 1 - config.b2 ** count.astype(jnp.float32)
 
-    def move(row, m, n, decayed):
+    def move(row: jax.Array, m: jax.Array, n: jax.Array, decayed: bool) -> jax.Array:
         update = (m / _per_row(first, m)) / (jnp.sqrt(n / _per_row(second, n)) + config.eps)
         return row - rate * (update + config.weight_decay * row if decayed else update)
 

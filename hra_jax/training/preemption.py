@@ -3,7 +3,9 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -31,8 +33,8 @@ class PreemptionGuard:
     handlers; elsewhere the guard notes nothing by itself.
     """
 
-    def __init__(self):
-        self._earlier = {}
+    def __init__(self) -> None:
+        self._earlier: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
         self._received: signal.Signals | None = None
         self._distributed = False
 
@@ -45,7 +47,9 @@ class PreemptionGuard:
             self._earlier[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         while self._earlier:
             number, handler = self._earlier.popitem()
             # None: the handler was not installed by Python, and Python cannot put it back.
@@ -64,10 +68,10 @@ class PreemptionGuard:
             is True at the agreed step only.
         """
         if self._distributed:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._received is not None
 
-    def _note(self, number, frame) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._received is not None:
             raise KeyboardInterrupt
         self._received = signal.Signals(number)
@@ -83,7 +87,7 @@ def stops_at_once(note: str) -> Iterator[None]:
       SystemExit: on SIGTERM. Outside the main thread, and where `jax.distributed` keeps the signal, nothing changes.
     """
 
-    def stop(number, frame):
+    def stop(number: int, frame: FrameType | None) -> None:
         print(note, flush=True)
         raise SystemExit(PREEMPTED)
 

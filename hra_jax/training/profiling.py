@@ -1,6 +1,8 @@
 """A profile of a few steps, for TensorBoard or Perfetto."""
 
 import dataclasses
+from types import TracebackType
+from typing import Any
 
 import jax
 from etils import epath
@@ -30,23 +32,25 @@ class Profiler:
 
     Args:
       folder: where to; only process 0 writes there.
-      start_step: the first step that is traced; -1 for none. A run that resumes behind it traces nothing.
+      start_step: the first step that is traced; -1 for none. A run that resumes after it traces nothing.
       steps: how many steps.
     """
 
     def __init__(self, folder: epath.PathLike, *, start_step: int, steps: int):
-        self._folder, self._first, self._behind = folder, start_step, start_step + steps
+        self._folder, self._first, self._after = folder, start_step, start_step + steps
         self._running = False
 
     def __enter__(self) -> "Profiler":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._stop()
 
-    def before(self, step: int, state) -> None:
-        """Tells that `step` is about to begin; `state` is a tree of arrays, ready when the step before it is done."""
-        if step == self._behind:
+    def before(self, step: int, state: Any) -> None:
+        """Notes that `step` is about to begin; `state` is a tree of arrays, ready when the step before it is done."""
+        if step == self._after:
             if self._running:
                 jax.block_until_ready(state)
             self._stop()

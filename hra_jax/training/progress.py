@@ -4,6 +4,7 @@ import collections
 import sys
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import TextIO
 
 import jax
@@ -62,11 +63,13 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def update(self, step: int, *, audio_seconds: float, loss: float | None = None) -> None:
-        """Tells that `step` is done.
+        """Notes that `step` is done.
 
         Args:
           step: steps done so far.

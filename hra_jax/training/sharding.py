@@ -2,8 +2,8 @@
 
 Mesh axes, outermost first:
 
-    slices  groups of devices with slow links between them (TPU slices): data parallel
-    data    data parallel: rows of the batch are split, weights are copied
+    slices  TPU slices, connected over DCN; chips within one over ICI: data parallel
+    data    data parallel: rows of the batch are split, weights are replicated
     fsdp    rows of the batch are split and weights are split too, gathered when they are used
     tensor  the inner widths of a layer are split
 
@@ -15,6 +15,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +29,7 @@ MESH_AXES = ("slices", "data", "fsdp", "tensor")
 BATCH_AXES = ("slices", "data", "fsdp")
 
 # Within one array a mesh axis goes to the first dimension that asks for it; later dimensions do without. So `embed` of
-# a weight is split over fsdp, and `embed` of an activation, behind `batch`, is not.
+# a weight is split over fsdp, and `embed` of an activation, after `batch`, is not.
 RULES: dict[str, tuple[str, ...]] = {
     # activations
     "batch": BATCH_AXES,
@@ -50,9 +51,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "controller": (),
 }
 
-# The number of tasks is the user's business and not the mesh's: a bank whose rows do not divide is copied. Padding it
-# instead would write the mesh into the checkpoint.
-COPIED_WHEN_UNEVEN = frozenset({"task"})
+# The number of tasks is the user's business and not the mesh's: a bank whose rows do not divide is replicated. Padding
+# it instead would write the mesh into the checkpoint.
+REPLICATED_WHEN_UNEVEN = frozenset({"task"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def make_mesh(
         if found != shape[0]:
             raise UserError(f"mesh.slices = {shape[0]}: the {len(devices)} devices form {found} slices")
         grid = _tpu_grid(shape, devices)
-    # Auto: the compiler propagates shardings between the places where `constrain` pins them.
+    # Auto: the compiler propagates shardings between the points where `constrain` pins them.
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
@@ -103,7 +104,7 @@ def mesh_shape(
 ) -> tuple[int, int, int, int]:
     """The sizes of MESH_AXES over `count` devices, -1 replaced; arguments and errors as for `make_mesh`."""
     sizes = _resolved({"slices": slices, "data": data, "fsdp": fsdp, "tensor": tensor}, count)
-    return tuple(sizes[axis] for axis in MESH_AXES)
+    return sizes["slices"], sizes["data"], sizes["fsdp"], sizes["tensor"]
 
 
 def _resolved(sizes: dict[str, int], count: int) -> dict[str, int]:
@@ -125,8 +126,8 @@ def _resolved(sizes: dict[str, int], count: int) -> dict[str, int]:
     return sizes
 
 
-def _tpu_grid(shape: tuple[int, ...], devices: list) -> np.ndarray:
-    """Devices in an order in which neighbours on the mesh are neighbours on the chip network."""
+def _tpu_grid(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+    """Devices in an order in which neighbours on the mesh are neighbours over ICI."""
     if shape[0] == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     inside, between = (1, *shape[1:]), (shape[0], 1, 1, 1)
@@ -161,12 +162,13 @@ def sharding_for(
             names += (None,) * (len(shape) - len(names))
         if len(names) != len(shape):
             raise ValueError(f"{leaf}: axes {names} do not fit the shape {tuple(shape)}")
-    taken, entries = set(), []
+    taken: set[str] = set()
+    entries: list[str | tuple[str, ...] | None] = []
     for dimension, name in enumerate(names):
         axes = tuple(axis for axis in _rule(name, leaf) if axis not in taken)
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if shape is not None and shape[dimension] % parts:
-            if name not in COPIED_WHEN_UNEVEN:
+            if name not in REPLICATED_WHEN_UNEVEN:
                 over = " x ".join(f"mesh.{axis} = {mesh.shape[axis]}" for axis in axes)
                 raise UserError(
                     f"{leaf}: dimension {dimension} ({name}) of size {shape[dimension]} is not a multiple of {parts} "
@@ -187,7 +189,7 @@ def _rule(name: str | None, leaf: str) -> tuple[str, ...]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """The sharding that puts a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -211,10 +213,10 @@ def connect(mesh: Mesh) -> None:
             jax.block_until_ready(gather(place(parts, NamedSharding(mesh, PartitionSpec(chosen)))))
 
 
-def place(tree, shardings):
+def place(tree: Any, shardings: Any) -> Any:
     """Puts arrays of which every process has the same on the devices.
 
-    `jax.device_put` would have the processes compare them over the network, and wait for each other at every leaf.
+    `jax.device_put` would have the processes compare them over DCN, and wait for each other at every leaf.
 
     Args:
       tree: arrays that are whole in this process, or lie where they should already.
@@ -225,7 +227,7 @@ def place(tree, shardings):
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda leaf: shardings, tree)
 
-    def put(leaf, sharding):
+    def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
             return leaf
         whole = np.asarray(leaf)
@@ -234,23 +236,23 @@ def place(tree, shardings):
     return jax.tree.map(put, tree, shardings)
 
 
-def to_host(tree):
+def to_host(tree: Any) -> Any:
     """The arrays as numpy, whole in every process; a collective where they are split over processes."""
 
-    def fetch(leaf):
+    def fetch(leaf: Any) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            return multihost_utils.process_allgather(leaf, tiled=True)
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
         return np.asarray(leaf)
 
     return jax.tree.map(fetch, tree)
 
 
-def leaf_name(path: tuple) -> str:
+def leaf_name(path: tuple[Any, ...]) -> str:
     """A key path of `jax.tree_util` as `a/b/0`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def tree_shardings(mesh: Mesh, axes_tree, shapes_tree):
+def tree_shardings(mesh: Mesh, axes_tree: Any, shapes_tree: Any) -> Any:
     """Shardings of a whole tree.
 
     Args:
@@ -264,8 +266,9 @@ def tree_shardings(mesh: Mesh, axes_tree, shapes_tree):
     Raises:
       UserError, ValueError: see `sharding_for`; the leaf is named. ValueError also where the structures differ.
     """
+    structure: Any
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes_tree)
-    # Axes are tuples, which are trees themselves: they are read off at the places of the leaves.
+    # Axes are tuples, which are trees themselves: they are read off where the leaves are.
     axes = structure.flatten_up_to(axes_tree)
     shardings = [
         sharding_for(mesh, names, shape=value.shape, leaf=leaf_name(path))
@@ -283,7 +286,8 @@ def constrain(x: jax.Array, mesh: Mesh | None, logical_axes: Sequence[str | None
     if mesh is None:
         return x
     sharding = sharding_for(mesh, logical_axes, shape=x.shape, leaf="activation")
-    return jax.lax.with_sharding_constraint(x, sharding)
+    pinned: jax.Array = jax.lax.with_sharding_constraint(x, sharding)
+    return pinned
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -309,7 +313,8 @@ def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
     With one process these are all rows. Two processes that share rows (tensor parallel between them) supply the same.
     """
     sharding = sharding_for(mesh, ("batch",), shape=(rows,), leaf="batch")
-    starts = {index[0].indices(rows)[:2] for index in sharding.addressable_devices_indices_map((rows,)).values()}
+    indices = sharding.addressable_devices_indices_map((rows,)).values()
+    starts = {index[0].indices(rows)[:2] for index in indices if index is not None}
     return np.concatenate([np.arange(start, stop) for start, stop in sorted(starts)])
 
 
@@ -322,7 +327,7 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
       mesh: from `make_mesh`.
 
     Returns:
-      Global arrays. 64-bit numbers become 32-bit ones, as everywhere in jax.
+      Global arrays. 64-bit numbers become 32-bit ones, as always in jax.
 
     Raises:
       UserError: the rows cannot be split evenly.

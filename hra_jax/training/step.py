@@ -5,7 +5,8 @@ weight `[B]` float32 (0 for a row that does not count), and `symbols` `[B, O]` i
 their own (`Adapter.after_output`).
 """
 
-import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +18,49 @@ from hra_jax.errors import UserError
 from hra_jax.models import ctc
 from hra_jax.models.asr import AsrModel
 from hra_jax.training import train_state
-from hra_jax.training.optimizer import OptimizerConfig, dense, global_norm, learning_rate, update_rows
+from hra_jax.training.optimizer import OptimizerConfig, Scalar, dense, global_norm, learning_rate, update_rows
 from hra_jax.training.train_state import TrainState
 
+Tree = dict[str, Any]
+Metrics = dict[str, jax.Array]
 LOST = "utterances_without_task"  # metric: how many name a task that is not in the bank, or one beyond `max_tasks`
 
 
-def forward(model: AsrModel, backbone, shared, rows, index, batch, *, rngs=None):
-    """Log-probabilities `[B, T, V]` and lengths `[B]` of a batch whose task rows are already gathered.
+def forward(
+    model: AsrModel,
+    backbone: Tree,
+    shared: Tree | None,
+    rows: Tree | None,
+    index: jax.Array,
+    batch: Tree,
+    *,
+    rngs: dict[str, jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities `[B, T, V]` float32 and lengths `[B]` int32 of a batch whose task rows are already gathered.
 
-    `index` `[B]` is each utterance's place among `rows`; K or beyond means `__base__`. With `shared` None there is no
-    adapter at all.
+    `index` `[B]` is the slot of each utterance's task among `rows`; K or beyond means `__base__`. With `shared` None
+    there is no adapter at all.
     """
-    bound = unbound() if shared is None else bind(model.adapter, model.encoder, shared, rows, index)
+    bound = unbound()
+    if shared is not None:
+        assert rows is not None, "an adapter has rows"
+        bound = bind(model.adapter, model.encoder, shared, rows, index)
     args = (batch["waveform"], batch["num_samples"], bound, batch.get("symbols"))
-    return model.apply({"params": backbone}, *args, rngs=rngs)
+    outputs: Any = model.apply({"params": backbone}, *args, rngs=rngs)
+    log_probs, lengths = outputs
+    return log_probs, lengths
 
 
-def _loss_sums(model, backbone, shared, rows, index, batch, blank_id, rngs):
+def _loss_sums(
+    model: AsrModel,
+    backbone: Tree,
+    shared: Tree | None,
+    rows: Tree | None,
+    index: jax.Array,
+    batch: Tree,
+    blank_id: int,
+    rngs: dict[str, jax.Array],
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Sum of losses, and (utterances that counted, infeasible utterances)."""
     log_probs, lengths = forward(model, backbone, shared, rows, index, batch, rngs=rngs)
     with jax.named_scope("ctc_loss"):
@@ -43,23 +69,39 @@ def _loss_sums(model, backbone, shared, rows, index, batch, blank_id, rngs):
     return (loss * counted).sum(), (counted.sum(), (batch["weight"] * ~feasible).sum())
 
 
-def _rngs(model, seed: int, step, part):
+def _rngs(model: AsrModel, seed: Scalar, step: jax.Array, part: Scalar) -> dict[str, jax.Array]:
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), part)
     augment_key, dropout_key = jax.random.split(key)
-    dropout = model.dropout or getattr(model.adapter, "dropout", 0.0)
+    dropout = model.dropout or model.adapter.dropout
     return {"augment": augment_key} | ({"dropout": dropout_key} if dropout else {})
 
 
-def _gradients(model, learned, frozen, shared, index, batch, blank_id, seed, step, accumulate):
-    """Gradient of the mean loss over the utterances of the global batch, in `accumulate` parts.
+def _gradients(
+    model: AsrModel,
+    learned: Tree,
+    frozen: Tree | None,
+    shared: Tree | None,
+    index: jax.Array,
+    batch: Tree,
+    blank_id: int,
+    seed: Scalar,
+    step: jax.Array,
+    accumulate: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, Tree]:
+    """Gradient of the mean loss over the utterances of the global batch, accumulated over `accumulate` micro-batches.
 
-    `shared` is what the tasks share where it is not among `learned`.
+    `shared` is what the tasks share where it is not among `learned`. The result is the mean loss, how many utterances
+    counted, how many were infeasible, and the gradient.
     """
 
-    def loss_fn(learned, part, part_index, number):
+    def loss_fn(
+        learned: Tree, part: Tree, part_index: jax.Array, number: Scalar
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        args: tuple[Tree, Tree | None, Tree | None]
         if "backbone" in learned:
             args = (learned["backbone"], None, None)
         else:
+            assert frozen is not None, "an adapter trains on a frozen backbone"
             args = (frozen, learned.get("shared", shared), learned["rows"])
         return _loss_sums(model, *args, part_index, part, blank_id, _rngs(model, seed, step, number))
 
@@ -68,12 +110,12 @@ def _gradients(model, learned, frozen, shared, index, batch, blank_id, seed, ste
         (loss, (counted, infeasible)), grads = value_and_grad(learned, batch, index, 0)
     else:
         # Part i takes rows i, i + accumulate, ...: each device splits the rows that it already holds.
-        def split(leaf):
+        def split(leaf: jax.Array) -> jax.Array:
             return jnp.moveaxis(leaf.reshape(-1, accumulate, *leaf.shape[1:]), 1, 0)
 
         parts = jax.tree.map(split, (batch, index))
 
-        def body(sums, part):
+        def body(sums: Any, part: Any) -> tuple[Any, None]:
             number, (part_batch, part_index) = part
             (loss, aux), grads = value_and_grad(learned, part_batch, part_index, number)
             return jax.tree.map(jnp.add, sums, (loss, aux, grads)), None
@@ -86,11 +128,14 @@ def _gradients(model, learned, frozen, shared, index, batch, blank_id, seed, ste
     return loss * scale, counted, infeasible, grads
 
 
-def make_train_step(model: AsrModel, config: OptimizerConfig, *, blank_id, seed, max_tasks=1, accumulate=1):
-    """Builds `train_step(state, frozen, batch, knobs=None) -> (state, metrics)`.
+def make_train_step(
+    model: AsrModel, config: OptimizerConfig, *, blank_id: int, seed: int, max_tasks: int = 1, accumulate: int = 1
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Builds `train_step(state, frozen, batch, hyper=None) -> (state, metrics)`.
 
-    `knobs` {'seed': uint32, 'learning_rate': float32}, scalars, take the place of the two settings. As arguments they
-    leave the program the same, so that runs that differ in them alone share a compilation.
+    `hyper` is seed and learning rate as arguments of the step, {'seed': uint32, 'learning_rate': float32}, scalars.
+    They take the place of the two settings and leave the program the same, so that runs that differ in them alone share
+    a compilation.
 
     Args:
       model: the encoder, with its adapter method and augmentation.
@@ -99,20 +144,29 @@ def make_train_step(model: AsrModel, config: OptimizerConfig, *, blank_id, seed,
       seed: randomness is `fold_in(seed, step)`, so none is kept in the state.
       max_tasks: K, the most distinct tasks in a global batch. Utterances of tasks beyond it, and of tasks that are not
         in the bank, weigh nothing and are counted in the metric `LOST`; the batcher makes no such batch.
-      accumulate: parts in which the gradient of a batch is computed.
+      accumulate: micro-batches that the gradient of a batch is accumulated over.
     """
 
-    def train_step(state: TrainState, frozen, batch, knobs=None):
-        knobs = {"seed": seed, "learning_rate": config.learning_rate} if knobs is None else knobs
-        settings = dataclasses.replace(config, learning_rate=knobs["learning_rate"])
+    def train_step(
+        state: TrainState, frozen: Tree | None, batch: Tree, hyper: Tree | None = None
+    ) -> tuple[TrainState, Metrics]:
+        hyper = {"seed": seed, "learning_rate": config.learning_rate} if hyper is None else hyper
         if batch["waveform"].shape[0] % accumulate:
             raise UserError(f"accumulate = {accumulate}: must divide the batch of {batch['waveform'].shape[0]} rows")
         advance = backbone_step if "backbone" in state.trainable else adapter_step
-        trainable, optimizer, metrics = advance(state, frozen, batch, settings, knobs["seed"])
-        metrics["learning_rate"] = learning_rate(settings)(state.step)
+        trainable, optimizer, metrics = advance(state, frozen, batch, hyper)
+        metrics["learning_rate"] = learning_rate(config, hyper["learning_rate"])(state.step)
         return state.replace(step=state.step + 1, trainable=trainable, optimizer=optimizer), metrics
 
-    def gradients(learned, frozen, shared, index, batch, seed, step):
+    def gradients(
+        learned: Tree,
+        frozen: Tree | None,
+        shared: Tree | None,
+        index: jax.Array,
+        batch: Tree,
+        seed: Scalar,
+        step: jax.Array,
+    ) -> tuple[Tree, Metrics]:
         # A row without weight has no sound: whatever its samples hold (NaN too), 0 x loss would not keep it out.
         batch = batch | {"num_samples": jnp.where(batch["weight"] > 0, batch["num_samples"], 0)}
         loss, counted, infeasible, grads = _gradients(
@@ -120,39 +174,47 @@ def make_train_step(model: AsrModel, config: OptimizerConfig, *, blank_id, seed,
         )
         return grads, {"loss": loss, "utterances": counted, "infeasible": infeasible}
 
-    def dense_update(part, grads, state, settings):
+    def dense_update(part: str, grads: Tree, state: TrainState, peak: Scalar) -> tuple[Tree, Any]:
         with jax.named_scope(f"update_{part}"):
-            transform = dense(settings)
-            moves, moments = transform.update(grads, state.optimizer[part], state.trainable[part])
-            return optax.apply_updates(state.trainable[part], moves), moments
+            moves, moments = dense(config, peak).update(grads, state.optimizer[part], state.trainable[part])
+            updated: Tree = optax.apply_updates(state.trainable[part], moves)
+            return updated, moments
 
-    def backbone_step(state, frozen, batch, settings, seed):
+    def backbone_step(state: TrainState, frozen: Tree | None, batch: Tree, hyper: Tree) -> tuple[Tree, Tree, Metrics]:
         learned, index = {"backbone": state.trainable["backbone"]}, jnp.zeros_like(batch["task"])
-        grads, metrics = gradients(learned, frozen, None, index, batch, seed, state.step)
-        weights, moments = dense_update("backbone", grads["backbone"], state, settings)
+        grads, metrics = gradients(learned, frozen, None, index, batch, hyper["seed"], state.step)
+        weights, moments = dense_update("backbone", grads["backbone"], state, hyper["learning_rate"])
         metrics["gradient_norm"] = global_norm(grads["backbone"])
         return {"backbone": weights}, {"backbone": moments}, metrics
 
-    def adapter_step(state, frozen, batch, settings, seed):
+    def adapter_step(state: TrainState, frozen: Tree | None, batch: Tree, hyper: Tree) -> tuple[Tree, Tree, Metrics]:
         # A row without weight is not present: its task must not advance.
         task = jnp.where(batch["weight"] > 0, batch["task"], task_rows.NO_TASK)
         size = state.optimizer["tasks"]["count"].shape[0]
         ids, index = task_rows.active_rows(task, max_tasks, size)
-        # An utterance whose task found no place must not train the controller as if it were `__base__`.
+        # An utterance whose task found no slot must not train the controller as if it were `__base__`.
         lost = (task < task_rows.NO_TASK) | (task >= size) | ((task >= 0) & (index >= max_tasks))
         batch = batch | {"weight": jnp.where(lost, 0.0, batch["weight"])}
         with jax.named_scope("gather_rows"):
             learned = {"rows": task_rows.gather(state.trainable["tasks"], ids)}
         if "shared" in state.trainable:
             learned["shared"] = state.trainable["shared"]
-        grads, metrics = gradients(learned, frozen, state.fixed.get("shared"), index, batch, seed, state.step)
+        fixed = state.fixed.get("shared")
+        grads, metrics = gradients(learned, frozen, fixed, index, batch, hyper["seed"], state.step)
         with jax.named_scope("update_rows"):
             tasks, rows, norms = update_rows(
-                grads["rows"], ids, state.optimizer["tasks"], state.trainable["tasks"], state.step, settings
+                grads["rows"],
+                ids,
+                state=state.optimizer["tasks"],
+                tasks=state.trainable["tasks"],
+                step=state.step,
+                config=config,
+                peak=hyper["learning_rate"],
             )
         trainable, optimizer, present = {"tasks": tasks}, {"tasks": rows}, ids < size
         if "shared" in learned:
-            trainable["shared"], optimizer["shared"] = dense_update("shared", grads["shared"], state, settings)
+            updated = dense_update("shared", grads["shared"], state, hyper["learning_rate"])
+            trainable["shared"], optimizer["shared"] = updated
             metrics["controller_gradient_norm"] = global_norm(grads["shared"])
         metrics["row_gradient_norm"] = jnp.where(present, norms, 0.0).sum() / jnp.maximum(present.sum(), 1)
         metrics["tasks_present"] = present.sum().astype(jnp.float32)
@@ -162,34 +224,36 @@ def make_train_step(model: AsrModel, config: OptimizerConfig, *, blank_id, seed,
     return train_step
 
 
-def make_host_rows_step(train_step):
-    """Builds `step(state, frozen, batch, knobs, incoming, resident) -> (state, metrics, resident)`: a bank on the host.
+def make_host_rows_step(train_step: Callable[..., Any]) -> Callable[..., tuple[TrainState, Metrics, Tree]]:
+    """Builds the step of a bank on the host: `step(state, frozen, batch, hyper, incoming, resident)`.
 
-    The device holds K rows: those of the tasks of the step. Nothing in the program depends on the number of tasks.
+    The device holds K rows: those of the tasks of the step. Nothing in the program depends on the number of tasks. The
+    step takes a state without the bank, `hyper` as the train step does, and
+      incoming: {'ids': int32 `[K]` ascending, slots beyond the tasks of the batch hold `task_rows.NO_ROW`; 'rows':
+        their rows as the host has them, `{'tasks', 'mu', 'nu', 'count'}`}.
+      resident: the same, as the step before left it: where both have a row, this is the newer one, since the host
+        copies a step's rows back while the next one runs.
+    It returns (state, metrics, resident).
 
     Args:
       train_step: from `make_train_step`, with `max_tasks` K.
-
-    The step takes a state without the bank, `knobs` as the train step does, and
-      incoming: {'ids': int32 `[K]` ascending, places beyond the tasks of the batch hold `bank.NO_ROW`; 'rows': their
-        rows as the host has them, `{'tasks', 'mu', 'nu', 'count'}`}.
-      resident: the same, as the step before left it: where both have a row, this is the newer one, since the host
-        copies a step's rows back while the next one runs.
     """
 
-    def step(state: TrainState, frozen, batch, knobs, incoming, resident):
+    def step(
+        state: TrainState, frozen: Tree | None, batch: Tree, hyper: Tree, incoming: Tree, resident: Tree
+    ) -> tuple[TrainState, Metrics, Tree]:
         ids, rows = incoming["ids"], task_rows.newest(incoming, resident)
-        place = jnp.searchsorted(ids, batch["task"]).astype(jnp.int32)
-        found = jnp.take(ids, place, mode="clip") == batch["task"]
+        slot = jnp.searchsorted(ids, batch["task"]).astype(jnp.int32)
+        found = jnp.take(ids, slot, mode="clip") == batch["task"]
         # A task that did not come along is beyond the K rows, where the step counts it as lost.
-        local = jnp.where(batch["task"] == task_rows.NO_TASK, task_rows.NO_TASK, jnp.where(found, place, ids.shape[0]))
-        state, metrics = train_step(train_state.with_bank(state, rows), frozen, batch | {"task": local}, knobs)
+        local = jnp.where(batch["task"] == task_rows.NO_TASK, task_rows.NO_TASK, jnp.where(found, slot, ids.shape[0]))
+        state, metrics = train_step(train_state.with_bank(state, rows), frozen, batch | {"task": local}, hyper)
         return train_state.without_bank(state), metrics, {"ids": ids, "rows": train_state.bank_of(state)}
 
     return step
 
 
-def make_evaluation_step(model: AsrModel, *, blank_id):
+def make_evaluation_step(model: AsrModel, *, blank_id: int) -> Callable[[Tree, Tree, Tree], Metrics]:
     """Builds `evaluation_step(trainable, frozen, batch)`.
 
     The batch's tasks are looked up in the bank of `trainable`, and the same utterances also run without any adapter
@@ -200,28 +264,28 @@ def make_evaluation_step(model: AsrModel, *, blank_id):
     log-probabilities from those without what the task owns; 'utterance' and 'weight' as in the batch.
     """
 
-    def evaluation_step(trainable, frozen, batch):
+    def evaluation_step(trainable: Tree, frozen: Tree, batch: Tree) -> Metrics:
         none = jnp.zeros_like(batch["task"])
         if "backbone" in trainable:
             log_probs, lengths = forward(model, trainable["backbone"], None, None, none, batch)
             base, _ = forward(model, frozen, None, None, none, batch)
         else:
             size = jax.tree.leaves(trainable["tasks"])[0].shape[0]
-            # One place more than there can be tasks: nothing fills the last, so its row is zero.
-            places = batch["task"].shape[0] + 1
-            ids, index = task_rows.active_rows(batch["task"], places, size)
+            # One slot more than there can be tasks: nothing fills the last, so its row is zero.
+            slots = batch["task"].shape[0] + 1
+            ids, index = task_rows.active_rows(batch["task"], slots, size)
             rows = task_rows.gather(trainable["tasks"], ids)
             log_probs, lengths = forward(model, frozen, trainable["shared"], rows, index, batch)
             # The base writes in its own vocabulary.
             plain = {name: value for name, value in batch.items() if name != "symbols"}
-            base, _ = forward(model, frozen, trainable["shared"], rows, jnp.full_like(index, places), plain)
+            base, _ = forward(model, frozen, trainable["shared"], rows, jnp.full_like(index, slots), plain)
         loss, _ = ctc.ctc_loss(log_probs, lengths, batch["labels"], batch["label_lengths"], blank_id)
         valid = jnp.arange(log_probs.shape[1])[None, :] < lengths[:, None]
         beside = base
         if "symbols" in batch:
-            # In the task's own vocabulary and, where all tasks share an output layer, behind that: a row that does
+            # In the task's own vocabulary and, where all tasks share an output layer, after that: a row that does
             # nothing makes no difference there either. A row of zeros does nothing, whatever the method.
-            zero_row = jnp.where(index < places, places - 1, index)
+            zero_row = jnp.where(index < slots, slots - 1, index)
             beside, _ = forward(model, frozen, trainable["shared"], rows, zero_row, batch)
         difference = jnp.where(valid, jnp.abs(log_probs - beside).max(axis=-1), 0.0).max(axis=1)
         return {

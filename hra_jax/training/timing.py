@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 PARTS = ("input_wait", "checkpoint")  # of the time of a step; the rest is computing
 
@@ -15,14 +16,14 @@ class StepTimes:
             with times.input_wait(last):
                 batch = next(loader)
             ... the step ...
-            times.stepped(operations)
+            times.stepped(flops)
             with times.part("checkpoint"):
                 ...
         metrics |= times.take()
 
     Args:
       devices: how many compute one step.
-      peak: floating-point operations that one of them can do in a second; 0: not known.
+      peak: FLOP/s of one of them at best; 0: not known.
       clock: seconds, for tests.
     """
 
@@ -31,8 +32,8 @@ class StepTimes:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what has been measured, and begins anew."""
-        self._since, self._steps, self._operations = self._clock(), 0, 0
+        """Forgets what has been measured, and starts again."""
+        self._since, self._steps, self._flops = self._clock(), 0, 0
         self._seconds = dict.fromkeys((*PARTS, "elsewhere"), 0.0)
 
     @contextlib.contextmanager
@@ -45,7 +46,7 @@ class StepTimes:
             self._seconds[name] += self._clock() - started
 
     @contextlib.contextmanager
-    def input_wait(self, last=None) -> Iterator[None]:
+    def input_wait(self, last: Any = None) -> Iterator[None]:
         """Counts the time inside as waiting for input, unless the devices still have work when it ends.
 
         The host runs ahead of the devices: while they are busy, its waiting costs nothing.
@@ -58,18 +59,18 @@ class StepTimes:
         if last is None or last.is_ready():
             self._seconds["input_wait"] += self._clock() - started
 
-    def stepped(self, operations: int = 0) -> None:
-        """Counts one step, of so many floating-point operations on all devices together."""
+    def stepped(self, flops: int = 0) -> None:
+        """Counts one step, of so many FLOPs on all devices together."""
         self._steps += 1
-        self._operations += operations
+        self._flops += flops
 
     def take(self) -> dict[str, float]:
-        """The figures since the last call, which begins anew; the devices must be done with the steps counted.
+        """Gives the figures since the last call and starts again; the devices must be done with the steps counted.
 
         Returns:
           'step_seconds', the mean wall time of a step; 'input_wait_share', 'checkpoint_share' and 'compute_share' of
-          it, which add up to 1; and where the peak is known 'tflops_per_device', 10^12 operations a second, and 'mfu',
-          model FLOPs utilisation: their share of the peak (Chowdhery et al., arXiv 2204.02311, appendix B).
+          it, which add up to 1; and where the peak is known 'tflops_per_device' (TFLOP/s) and 'mfu', model FLOPs
+          utilisation: their share of the peak (Chowdhery et al., arXiv 2204.02311, appendix B).
         """
         total = max(self._clock() - self._since - self._seconds["elsewhere"], 1e-9)
         shares = {name: min(self._seconds[name] / total, 1.0) for name in PARTS}
@@ -77,7 +78,7 @@ class StepTimes:
         found |= {f"{name}_share": share for name, share in shares.items()}
         found["compute_share"] = max(1.0 - sum(shares.values()), 0.0)
         if self._peak:
-            rate = self._operations / total / self._devices
+            rate = self._flops / total / self._devices
             found |= {"tflops_per_device": rate / 1e12, "mfu": rate / self._peak}
         self.restart()
         return found

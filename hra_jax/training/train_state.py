@@ -15,7 +15,7 @@ import numpy as np
 from hra_jax.models.layers import STATISTICS
 from hra_jax.training.optimizer import OptimizerConfig, dense, init_rows
 
-TRAINED = ("all", "tasks")  # which part of an adapter trains
+TRAINED = {"all": ("shared", "tasks"), "tasks": ("tasks",)}  # `adapter.train`: which parts of an adapter train
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -27,7 +27,7 @@ class TrainState(flax.struct.PyTreeNode):
     fixed: Any = flax.struct.field(default_factory=dict)
 
     @property
-    def weights(self) -> dict:
+    def weights(self) -> dict[str, Any]:
         """All weights that the run owns, trained or not."""
         return {**self.fixed, **self.trainable}
 
@@ -40,7 +40,7 @@ def without_bank(state: TrainState) -> TrainState:
     return state.replace(trainable=trainable, optimizer=optimizer)
 
 
-def with_bank(state: TrainState, rows: dict) -> TrainState:
+def with_bank(state: TrainState, rows: dict[str, Any]) -> TrainState:
     """The inverse of `without_bank`; `rows` is {'tasks', 'mu', 'nu', 'count'}."""
     moments = {name: rows[name] for name in ("mu", "nu", "count")}
     return state.replace(
@@ -48,21 +48,23 @@ def with_bank(state: TrainState, rows: dict) -> TrainState:
     )
 
 
-def bank_of(state: TrainState) -> dict:
+def bank_of(state: TrainState) -> dict[str, Any]:
     """The rows of the tasks, their moments and their step counts: {'tasks', 'mu', 'nu', 'count'}, leaves `[A, ...]`."""
     return {"tasks": state.trainable["tasks"], **state.optimizer["tasks"]}
 
 
-def create(weights: dict, config: OptimizerConfig, *, train: str = "all") -> TrainState:
+def create(weights: dict[str, Any], config: OptimizerConfig, *, train: str = "all") -> TrainState:
     """A state at step 0.
 
     Args:
       weights: {'backbone'}, or {'shared', 'tasks'} of an adapter, without 'tasks' where its bank lives elsewhere.
       config: optimizer settings.
-      train: 'all', or 'tasks': what the tasks share stays as it is.
+      train: a key of TRAINED; other parts of an adapter stay as they are.
     """
-    fixed = {"shared": weights["shared"]} if train == "tasks" else {}
-    trainable = {name: part for name, part in weights.items() if name not in fixed}
+    moves = ("backbone", *TRAINED[train])
+    fixed = {name: part for name, part in weights.items() if name not in moves}
+    trainable = {name: part for name, part in weights.items() if name in moves}
+    optimizer: dict[str, Any]
     if "backbone" in trainable:
         optimizer = {"backbone": dense(config).init(trainable["backbone"])}
     else:
@@ -72,20 +74,20 @@ def create(weights: dict, config: OptimizerConfig, *, train: str = "all") -> Tra
     return TrainState(step=jnp.zeros((), jnp.int32), trainable=trainable, optimizer=optimizer, fixed=fixed)
 
 
-def count(tree) -> int:
+def count(tree: Any) -> int:
     """Number of parameters in a tree of arrays or shapes."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def moving(tree) -> dict:
+def moving(tree: Any) -> dict[str, Any]:
     """What training moves in a trainable tree of arrays or shapes, {'a.b.c': leaf}: all but the statistics of norms."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {".".join(key.key for key in path): leaf for path, leaf in leaves if path[-1].key not in STATISTICS}
 
 
 def accounting(
-    weights: dict, tasks: int, backbone_parameters: int, *, train: str = "all", learning: int | None = None
-) -> dict:
+    weights: dict[str, Any], tasks: int, backbone_parameters: int, *, train: str = "all", learning: int | None = None
+) -> dict[str, int]:
     """What is trained, in numbers.
 
     Args:
@@ -106,7 +108,7 @@ def accounting(
         rows = next((leaf.shape[0] for leaf in jax.tree.leaves(weights["tasks"])), 1)
         shared, per_task = count(weights["shared"]), count(weights["tasks"]) // max(rows, 1)
     return {
-        "trainable_parameters": (shared if train == "all" else 0)
+        "trainable_parameters": (shared if "shared" in TRAINED[train] else 0)
         + (tasks if learning is None else learning) * per_task,
         "shared_parameters": shared,
         "parameters_per_task": per_task,
@@ -115,7 +117,7 @@ def accounting(
     }
 
 
-def describe(trainable: dict, *, most: int = 24) -> list[str]:
+def describe(trainable: dict[str, Any], *, most: int = 24) -> list[str]:
     """One line per trained leaf: its name, shape and number of parameters; printed at start and at resume."""
     lines = [f"{name}  {tuple(leaf.shape)}  {int(np.prod(leaf.shape)):,}" for name, leaf in moving(trainable).items()]
     return lines[:most] + ([f"... and {len(lines) - most} more leaves"] if len(lines) > most else [])

@@ -25,7 +25,7 @@ from hra_jax.data.audio import decode_file
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
-from hra_jax.run import preparation
+from hra_jax.run import stages
 from hra_jax.training.preemption import PREEMPTED
 from hra_jax.transcribe import transcribe
 
@@ -108,7 +108,8 @@ def terminate_at(step: int):
 def model_of(done: world.Trained, backbone: Backbone, weights: dict) -> Model:
     """What would be loaded if `weights` of a run were exported."""
     weights = jax.tree.map(jnp.asarray, weights)
-    return Model(backbone, done.run.method, weights["shared"], weights["tasks"], done.run.tasks, done.run.own)
+    layout, own = done.run.layout, done.run.material.own
+    return Model(backbone, layout.method, weights["shared"], weights["tasks"], layout.tasks, own)
 
 
 def hidden(waveforms):
@@ -223,7 +224,7 @@ def test_full_fine_tuning_moves_all_but_the_statistics_of_a_kept_batch_norm(lett
 @pytest.mark.parametrize("method", ["adapter", "full"])
 def test_masks_of_frequencies_are_refused_for_samples_before_anything_is_compiled(method, micro, tmp_path, monkeypatch):
     report = convert(published.write(tmp_path / "published", "conformer rope"), tmp_path / "backbone")
-    monkeypatch.setattr(preparation, "_initial_weights", lambda *args: pytest.fail("went on"))
+    monkeypatch.setattr(stages, "place", lambda *args, **keywords: pytest.fail("went on"))
     config = micro.config(backbone=str(report.folder), method=method, augment__speed=0.1)
     with pytest.raises(UserError) as caught:
         world.train(config, tmp_path / "W")

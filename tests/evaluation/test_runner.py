@@ -8,28 +8,36 @@ import numpy as np
 import pytest
 from reference import micro as world
 
+from hra_jax.config.keys import group
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts, share_shapes
 from hra_jax.evaluation.suites import load_suite
-from hra_jax.run.preparation import suite_weights
+from hra_jax.run.scoring import suite_weights
 
 
-def make(run, suite: str, *, data, report: DataReport | None = None, **changes) -> SuiteRunner:
+def make(trained, micro, suite: str, *, data=None, report: DataReport | None = None, **changes) -> SuiteRunner:
+    run, config = trained.run, micro.config(**changes)
     report = DataReport() if report is None else report
-    config = run.config.copy_and_resolve_references().unlock()
-    config.update_from_flattened_dict(changes)
-    loaded = load_suite(suite, data_dir=str(data), report=report)
-    return SuiteRunner(loaded, base=run.base, tasks=run.tasks, config=config, mesh=run.mesh, report=report)
+    return SuiteRunner(
+        load_suite(micro.suite(suite), data_dir=str(data or micro.data), report=report),
+        base=run.material.base,
+        tasks=run.layout.tasks,
+        mesh=run.layout.mesh,
+        data=group(config, "data"),
+        batch=group(config, "batch"),
+        evaluation=group(config, "eval"),
+        report=report,
+    )
 
 
 def scores(run, runner: SuiteRunner):
-    rows, loss, differences = runner.run(run.evaluation_step, suite_weights(run, runner), run.frozen)
+    rows, loss, differences = runner.run(run.layout.programs.evaluation, suite_weights(run, runner), run.frozen)
     return {(row.task, row.key): row for row in rows}, loss, differences, len(rows)
 
 
 def test_every_utterance_is_scored_once_and_padding_rows_never(trained, micro):
-    runner = make(trained.run, micro.suite("test"), data=micro.data)
+    runner = make(trained, micro, "test")
     rows, loss, _, count = scores(trained.run, runner)
     expected = [(task.name, utterance.key) for task in runner.suite.tasks for utterance in task.utterances]
     assert count == len(expected) == 6 and set(rows) == set(expected)
@@ -39,22 +47,19 @@ def test_every_utterance_is_scored_once_and_padding_rows_never(trained, micro):
 
 def test_the_batch_that_an_utterance_is_in_changes_nothing(trained, micro):
     """4 rows a batch here, 6 in the run: other neighbours, another amount of padding."""
-    rows, loss, differences, _ = scores(trained.run, make(trained.run, micro.suite("test"), data=micro.data))
-    settings = {"eval.batch_seconds": 4.0}
-    few, few_loss, few_differences, _ = scores(
-        trained.run, make(trained.run, micro.suite("test"), data=micro.data, **settings)
-    )
+    rows, loss, differences, _ = scores(trained.run, make(trained, micro, "test"))
+    few, few_loss, few_differences, _ = scores(trained.run, make(trained, micro, "test", eval__batch_seconds=4.0))
     assert few == rows
     np.testing.assert_allclose(few_loss, loss, rtol=1e-5)
     for name, difference in differences.items():
         np.testing.assert_allclose(few_differences[name], difference, rtol=1e-4)
 
 
-def test_a_suite_gets_the_rows_that_it_uses_and_the_mean_of_all_behind_them(trained, micro):
+def test_a_suite_gets_the_rows_that_it_uses_and_the_mean_of_all_after_them(trained, micro):
     trainable = jax.device_get(trained.run.state.trainable)
-    runner = make(trained.run, micro.suite("mixed"), data=micro.data)  # the mean, no adapter, and ann
+    runner = make(trained, micro, "mixed")  # the mean, no adapter, and ann
     weights = suite_weights(trained.run, runner)
-    assert runner.rows == (0,) and trained.run.tasks[0] == "ann" and runner.needs_mean
+    assert runner.rows == (0,) and trained.run.layout.tasks[0] == "ann" and runner.needs_mean
     for before, after in zip(jax.tree.leaves(trainable["tasks"]), jax.tree.leaves(weights["tasks"]), strict=True):
         assert after.shape[0] == 2 and before.shape[0] == len(world.SPEAKERS)
         np.testing.assert_array_equal(after[0], before[0])
@@ -63,19 +68,19 @@ def test_a_suite_gets_the_rows_that_it_uses_and_the_mean_of_all_behind_them(trai
 
 def test_the_mean_row_gives_what_a_bank_of_means_would_give(trained, micro):
     run = trained.run
-    rows, _, differences, _ = scores(run, make(run, micro.suite("mixed"), data=micro.data))
+    rows, _, differences, _ = scores(run, make(trained, micro, "mixed"))
     means = jax.tree.map(
         lambda leaf: np.broadcast_to(leaf.mean(axis=0), leaf.shape), jax.device_get(run.state.trainable["tasks"])
     )
     averaged = dataclasses.replace(run, state=run.state.replace(trainable={**run.state.trainable, "tasks": means}))
-    others, _, other_differences, _ = scores(averaged, make(run, micro.suite("mixed"), data=micro.data))
+    others, _, other_differences, _ = scores(averaged, make(trained, micro, "mixed"))
     keys = [key for task, key in rows if task == "ann"]
     assert [rows["ann mean", key].hypothesis for key in keys] == [others["ann", key].hypothesis for key in keys]
     np.testing.assert_allclose(differences["ann mean"], other_differences["ann"], rtol=1e-4)
 
 
 def test_the_base_differs_nowhere_from_itself_and_every_adapter_somewhere(trained, micro):
-    runner = make(trained.run, micro.suite("mixed"), data=micro.data)
+    runner = make(trained, micro, "mixed")
     _, _, differences, _ = scores(trained.run, runner)
     assert differences["ann base"] == 0.0
     assert differences["ann mean"] > 0.0 and differences["ann"] > 0.0
@@ -86,7 +91,7 @@ def test_the_base_differs_nowhere_from_itself_and_every_adapter_somewhere(traine
 
 def test_a_new_adapter_is_found_out_as_doing_nothing(trained, micro):
     run = dataclasses.replace(trained.run, state=trained.run.state.replace(trainable=trained.start))
-    runner = make(run, micro.suite("test"), data=micro.data)
+    runner = make(trained, micro, "test")
     rows, _, differences, _ = scores(run, runner)
     assert set(differences.values()) == {0.0}
     assert all(row.hypothesis == row.base_hypothesis for row in rows.values())
@@ -99,17 +104,17 @@ def test_unreadable_audio_is_left_out_and_named_and_all_unreadable_is_an_error(t
     keys = [row["audio_filepath"] for row in world.read_manifest(tmp_path / "data" / "test.jsonl")]
     (tmp_path / "data" / keys[0]).unlink()
     report = DataReport()
-    runner = make(trained.run, micro.suite("test"), data=tmp_path / "data", report=report)
+    runner = make(trained, micro, "test", data=tmp_path / "data", report=report)
     rows, *_ = scores(trained.run, runner)
     assert {key for _, key in rows} == set(keys[1:])
     assert report.to_json()["utterances"]["missing_file"][0]["name"] == f"ann: {keys[0]}"
     shutil.rmtree(tmp_path / "data" / "audio")
     with pytest.raises(UserError, match="suite 'test': none of its utterances could be read; 6 missing_file"):
-        scores(trained.run, make(trained.run, micro.suite("test"), data=tmp_path / "data"))
+        scores(trained.run, make(trained, micro, "test", data=tmp_path / "data"))
 
 
 def test_runners_that_share_shapes_hold_the_longest_labels_of_both(trained, micro):
-    test, validation = (make(trained.run, micro.suite(name), data=micro.data) for name in ("test", "validation"))
+    test, validation = (make(trained, micro, name) for name in ("test", "validation"))
     test.label_capacities = (16,)
     share_shapes(test, validation)
     assert test.label_capacities == validation.label_capacities == (16,)

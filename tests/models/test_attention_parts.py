@@ -76,7 +76,7 @@ def test_a_run_takes_what_suits_its_devices_or_what_it_is_told(platform, setting
     config = load_config("quickstart")
     config.attention_block = setting
     foundation = types.SimpleNamespace(features=tiny.FEATURES, encoder=tiny.ENCODER)
-    assert programs.model_on(mesh, config, foundation, tiny.METHODS["hra"]).attention_block == expected
+    assert programs.model_on(mesh, foundation, tiny.METHODS["hra"], settings=config).attention_block == expected
 
 
 def attend(position: str, block, *, shard=lambda params, x: (params, x)):

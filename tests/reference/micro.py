@@ -22,7 +22,7 @@ from hra_jax.config.files import config_to_json, load_config
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
-from hra_jax.run.preparation import Run
+from hra_jax.run.place import Run
 from hra_jax.text.vocabularies import CharacterVocabulary
 from hra_jax.training import sharding
 from hra_jax.training.metrics import MetricWriter
@@ -194,6 +194,7 @@ class Trained:
     """What came of a run in this process."""
 
     workdir: Path
+    config: ConfigDict | None = None  # None: given to the run by other means
     status: int | None = None  # None: it raised
     run: Run | None = None  # None: it did not get so far
     start: dict | None = None  # what was to be trained, before the first step
@@ -230,7 +231,7 @@ def train(
     config: ConfigDict, workdir: Path, *, devices: int = 1, on_step: Callable[[int], None] = lambda step: None
 ) -> Trained:
     """Trains in this process; `on_step` is called after each step, before its checkpoint."""
-    done = Trained(Path(workdir))
+    done = Trained(Path(workdir), config)
     with watched(done, on_step, devices):
         done.status = training.train(config, workdir)
     return done

@@ -37,7 +37,7 @@ def row(tree, index):
 
 @functools.partial(jax.jit, static_argnames="config")
 def update(grads, ids, state, tasks, step, *, config=CONFIG):
-    return update_rows(grads, ids, state, tasks, step, config)
+    return update_rows(grads, ids, state=state, tasks=tasks, step=step, config=config)
 
 
 def gradients(step, rows):

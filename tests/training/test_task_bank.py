@@ -11,13 +11,14 @@ from reference import tiny
 from hra_jax.adapters import task_rows
 from hra_jax.models.asr import AsrModel
 from hra_jax.training import task_bank, train_state
+from hra_jax.training.best_rows import BestRows
 from hra_jax.training.optimizer import OptimizerConfig
 from hra_jax.training.step import LOST, make_host_rows_step, make_train_step
 
 ADAPTER = tiny.ADAPTERS["ffn"]
 OPTIMIZER = OptimizerConfig(steps=20, learning_rate=0.01, warmup_steps=1)
-KNOBS = {"seed": np.uint32(5), "learning_rate": np.float32(0.01)}
-PLACES = 3
+HYPER = {"seed": np.uint32(5), "learning_rate": np.float32(0.01)}
+MAX_TASKS = 3
 # The tasks of the steps: some come back at once, some after one step, some after two, one batch has none.
 STEPS = [[3, -1, 0, 3], [3, 4, 4, 0], [1, 1, 1, 1], [4, 0, 3, -1], [-1, -1, -1, -1], [2, 4, 1, 4], [4, 2, 2, 1]]
 
@@ -30,7 +31,7 @@ def backbone():
 @functools.lru_cache(maxsize=4)
 def compiled(kind: str):
     model = AsrModel(tiny.FEATURES, tiny.ENCODER, adapter=ADAPTER)
-    step = make_train_step(model, OPTIMIZER, blank_id=0, seed=0, max_tasks=PLACES)
+    step = make_train_step(model, OPTIMIZER, blank_id=0, seed=0, max_tasks=MAX_TASKS)
     return jax.jit(make_host_rows_step(step) if kind == "host" else step)
 
 
@@ -40,11 +41,11 @@ def weights(tasks: int = tiny.TASKS):
 
 def device_bank():
     state = train_state.create(jax.tree.map(jnp.asarray, weights()), OPTIMIZER)
-    return state, task_bank.DeviceBank(compiled("device"), knobs=KNOBS, draw=lambda: weights()["tasks"])
+    return state, task_bank.DeviceBank(compiled("device"), hyper=HYPER, draw=lambda: weights()["tasks"])
 
 
 def host_bank(tasks: int = tiny.TASKS, grown: bool = False):
-    """With `grown` the first rows are those of the usual bank, and others stand behind them."""
+    """With `grown` the first rows are those of the usual bank, and others stand after them."""
     tree = weights()
     bank = tree["tasks"]
     if grown:
@@ -54,8 +55,8 @@ def host_bank(tasks: int = tiny.TASKS, grown: bool = False):
     return state, task_bank.HostBank(
         compiled("host"),
         jax.tree.map(np.array, bank),
-        knobs=KNOBS,
-        size=PLACES,
+        hyper=HYPER,
+        max_tasks=MAX_TASKS,
         place=place,
         draw=lambda: jax.tree.map(np.array, bank),
     )
@@ -136,7 +137,7 @@ def test_a_task_that_did_not_come_along_is_counted_and_trains_nothing():
     assert metrics[LOST] == 2 and metrics["utterances"] == 2
 
 
-def test_the_newest_of_two_sets_of_rows_wins_and_empty_places_match_nothing():
+def test_the_newest_of_two_sets_of_rows_wins_and_empty_slots_match_nothing():
     none = task_rows.NO_ROW
     incoming = {"ids": np.array([1, 4, none], np.int32), "rows": np.array([[1.0], [4.0], [0.0]], np.float32)}
     resident = {"ids": np.array([0, 4, none], np.int32), "rows": np.array([[10.0], [40.0], [99.0]], np.float32)}
@@ -145,7 +146,7 @@ def test_the_newest_of_two_sets_of_rows_wins_and_empty_places_match_nothing():
 
 def test_best_rows_hold_each_task_as_it_was_when_it_was_put():
     state, bank = device_bank()
-    best = task_bank.BestRows()
+    best = BestRows()
     first = bank.rows(state, [1, 3])["tasks"]
     best.put([1, 3], first)
     state, _ = train(state, bank)

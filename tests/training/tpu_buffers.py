@@ -9,7 +9,7 @@ import json
 import sys
 
 from hra_jax.config.files import load_config
-from hra_jax.run import programs
+from hra_jax.run.layout import open_mesh
 from hra_jax.tpu import topologies
 from hra_jax.tpu.hlo import Program
 from hra_jax.tpu.shapes import Shapes
@@ -24,7 +24,8 @@ def main(method: str, rows: str) -> None:
         config.method = "full"
     else:
         config.adapter.name = method
-    mesh = programs.mesh_of(config, topologies.devices(topologies.parse("v5e:2x2")))
+    devices = topologies.devices(topologies.parse("v5e:2x2"))
+    mesh = open_mesh(config.mesh, multiple=config.batch.multiple, devices=devices)
     (job,) = Shapes(config, mesh, tasks=40).jobs(["train"])
     program = Program(job.trace().lower().compile().as_text())
     print(json.dumps(sorted({array.shape for _, array in program.arrays()})))

@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run."""
+"""The backbone of a run, its model and its method, from a configuration."""
 
 import dataclasses
 
@@ -8,19 +8,29 @@ import numpy as np
 import pytest
 from reference import micro as world
 
+from hra_jax.adapters import methods
 from hra_jax.adapters.base import Adapter
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
+from hra_jax.config.keys import group
 from hra_jax.convert import families
 from hra_jax.data.synthetic import grammar
 from hra_jax.errors import UserError
 from hra_jax.models.augmentation import AugmentConfig
+from hra_jax.models.dtypes import compute_dtype
 from hra_jax.models.encoder_config import SIZES
-from hra_jax.run import build
+from hra_jax.run import foundation, programs
+from hra_jax.run.layout import adapter_method, open_mesh
+from hra_jax.run.settings import PretrainSettings
 from hra_jax.training.optimizer import OptimizerConfig
 
 
+def method_of(config):
+    own = methods.own_settings(config)
+    return adapter_method(group(config, ""), group(config, "adapter"), own=own)
+
+
 def test_a_foundation_is_the_folder_of_the_backbone(micro):
-    base = build.foundation(micro.config())
+    base = foundation.load(micro.backbone)
     assert (base.features, base.fingerprint, base.name) == (world.FEATURES, micro.fingerprint, "micro")
     assert base.vocabulary.characters == tuple(world.LETTERS)
     # 10 ms hops, two of them a frame.
@@ -28,18 +38,17 @@ def test_a_foundation_is_the_folder_of_the_backbone(micro):
 
 
 @pytest.mark.parametrize("name", families.models())
-def test_a_published_model_has_a_geometry_without_its_weights(micro, name):
-    config = micro.config(backbone=f"abstract:{name}")
-    assert build.geometry(config) == families.models()[name]
+def test_a_published_model_has_a_geometry_without_its_weights(name):
+    assert foundation.geometry(f"abstract:{name}", PretrainSettings()) == families.models()[name]
     with pytest.raises(UserError, match=f"^backbone = 'abstract:{name}' has no weights; .*$") as caught:
-        build.foundation(config)
+        foundation.load(f"abstract:{name}")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "parakeet", "small", "medasr "])
 def test_a_published_model_that_there_is_not_is_one_line_with_those_that_there_are(micro, name):
     with pytest.raises(UserError) as caught:
-        build.geometry(micro.config(backbone=f"abstract:{name}"))
+        foundation.geometry(f"abstract:{name}", PretrainSettings())
     told = str(caught.value)
     assert "\n" not in told and f"'abstract:{name}'" in told
     assert all(f"abstract:{known}" in told for known in families.models())
@@ -47,15 +56,15 @@ def test_a_published_model_that_there_is_not_is_one_line_with_those_that_there_a
 
 def test_pretraining_lays_out_a_new_backbone_around_the_training_texts(micro, monkeypatch):
     monkeypatch.setitem(SIZES, "micro", (world.FEATURES, world.GEOMETRY))
-    base = build.foundation(micro.config(method="pretrain", pretrain__size="micro"), ["cab", "a'd"])
+    base = foundation.new(PretrainSettings(size="micro"), ["cab", "a'd"])
     assert base.vocabulary.characters == (" ", "'", "a", "b", "c", "d")
     assert base.encoder.vocab_size == 7 and base.files is None and base.fingerprint == ""
 
 
 def test_a_vocabulary_of_pieces_is_learnt_from_the_texts(micro):
     texts = grammar.sample("train", np.random.default_rng(0), count=200)
-    config = micro.config(method="pretrain", pretrain__vocabulary="sentencepiece", pretrain__sentencepiece_size=64)
-    vocabulary = build.vocabulary_of_texts(config, texts)
+    pretrain = PretrainSettings(vocabulary="sentencepiece", sentencepiece_size=64)
+    vocabulary = foundation.vocabulary_of_texts(pretrain, texts)
     assert vocabulary.size == 64
     for text in texts:
         assert vocabulary.decode(vocabulary.encode(text)) == text
@@ -63,8 +72,8 @@ def test_a_vocabulary_of_pieces_is_learnt_from_the_texts(micro):
 
 
 def test_new_weights_depend_on_the_seed_alone(micro):
-    base = build.foundation(micro.config())
-    first, again, other = (jax.tree.leaves(build.random_backbone(base, seed)) for seed in (0, 0, 1))
+    base = foundation.load(micro.backbone)
+    first, again, other = (jax.tree.leaves(foundation.random_weights(base, seed)) for seed in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
     shapes = [leaf.shape for leaf in jax.tree.leaves(base.files.abstract)]
@@ -73,15 +82,15 @@ def test_new_weights_depend_on_the_seed_alone(micro):
 
 @pytest.mark.parametrize("method", ["full", "pretrain"])
 def test_there_is_no_adapter_where_the_backbone_is_trained(micro, method):
-    assert type(build.adapter_method(micro.config(method=method))) is Adapter
+    assert type(method_of(micro.config(method=method))) is Adapter
 
 
 def test_the_adapter_has_the_settings_of_the_configuration(micro):
     config = micro.config(hra__width=5, hra__head="ffn", hra__head_width=3, adapter__dropout=0.25)
     expected = HierarchicalRecurrentAdapter(width=5, head="ffn", head_width=3, dropout=0.25)
-    assert build.adapter_method(config) == expected
+    assert method_of(config) == expected
     with pytest.raises(UserError, match="adapter.name = 'other'"):
-        build.adapter_method(micro.config(adapter__name="other"))
+        method_of(micro.config(adapter__name="other"))
 
 
 def test_every_setting_of_the_model_and_the_optimizer_reaches_it(micro):
@@ -90,16 +99,18 @@ def test_every_setting_of_the_model_and_the_optimizer_reaches_it(micro):
     config = config.unlock()
     for number, key in enumerate(sorted(config.optimizer), start=1):
         if key != "schedule":
-            config.optimizer[key] = type(config.optimizer[key])(number)
-    model = build.model(config, build.foundation(config), build.adapter_method(config), attention_block=0)
+            config.optimizer[key] = number if isinstance(config.optimizer[key], int) else number / 16
+    settings, optimizer = group(config, ""), group(config, "optimizer", steps=config.steps)
+    base, mesh = foundation.load(micro.backbone), open_mesh(config.mesh, multiple=8)
+    model = programs.model_on(mesh, base, method_of(config), settings=settings, augment=group(config, "augment"))
     assert (model.remat, model.dropout, model.dtype) == ("dots", 0.5, jnp.bfloat16)
     assert model.augment == AugmentConfig(**config.augment) and model.augment.warp == 0.125
     assert set(config.augment) == {field.name for field in dataclasses.fields(AugmentConfig)}
-    settings = dataclasses.asdict(build.optimizer_settings(config))
-    assert settings == {**config.optimizer.to_dict(), "steps": config.steps}
-    assert set(settings) == {field.name for field in dataclasses.fields(OptimizerConfig)}
+    found = dataclasses.asdict(optimizer)
+    assert found == {**config.optimizer.to_dict(), "steps": config.steps}
+    assert set(found) == {field.name for field in dataclasses.fields(OptimizerConfig)}
 
 
-def test_auto_computes_in_float32_on_a_cpu(micro):
-    assert build.compute_dtype(micro.config()) == jnp.float32
-    assert build.compute_dtype(micro.config(backbone_dtype="bfloat16")) == jnp.bfloat16
+def test_auto_computes_in_float32_on_a_cpu():
+    assert compute_dtype("auto") == jnp.float32
+    assert compute_dtype("bfloat16") == jnp.bfloat16

@@ -1,0 +1,142 @@
+"""The third stage of a run: weights, state and bank are made, and lie on the mesh."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from hra_jax.adapters import initial
+from hra_jax.adapters.base import no_parameters
+from hra_jax.adapters.settings import AdapterSettings
+from hra_jax.data.report import DataReport
+from hra_jax.models import backbone_folder
+from hra_jax.models.dtypes import compute_dtype
+from hra_jax.run import foundation, programs
+from hra_jax.run.layout import Layout
+from hra_jax.run.read import Material
+from hra_jax.run.settings import RunSettings
+from hra_jax.training import placement, sharding, task_bank, train_state
+from hra_jax.training.best_rows import BestRows
+
+
+@dataclasses.dataclass
+class Run:
+    """A run at some step.
+
+    Attributes:
+      settings: the top-level keys of its configuration.
+      workdir: the work directory.
+      report: where unusable data goes.
+      material: what it has read.
+      layout: how it lies on its devices.
+      state: weights and optimizer state.
+      bank: the task rows, and the step that advances them.
+      frozen: the backbone's weights on the devices; None where the backbone itself is trained.
+      best: best so far on the selection suite, JSON: macro, by task, by row.
+      best_rows: the rows of those steps, where each task is exported at its own best.
+    """
+
+    settings: RunSettings
+    workdir: epath.Path
+    report: DataReport
+    material: Material
+    layout: Layout
+    state: train_state.TrainState
+    bank: task_bank.TaskBank
+    frozen: dict[str, Any] | None
+    best: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best_rows: BestRows = dataclasses.field(default_factory=BestRows)
+
+
+def place(
+    material: Material,
+    layout: Layout,
+    *,
+    settings: RunSettings,
+    adapter: AdapterSettings,
+    workdir: epath.Path,
+    report: DataReport,
+) -> Run:
+    """Makes or reads the weights, and puts them on the mesh with what training keeps beside them.
+
+    Args:
+      material: from `read.read_material`.
+      layout: from `layout.lay_out`.
+      settings, adapter: top-level keys and group `adapter` of a validated configuration.
+      workdir, report: of the run.
+
+    Raises:
+      UserError: `adapter.new_task` is no task of the adapter to start from, or a weight cannot be read.
+    """
+    laid_out, base = layout.programs, material.base
+    weights, started = _initial_weights(material, layout, settings=settings, adapter=adapter)
+    on_devices = programs.on_devices(weights, laid_out.bank)
+    state = train_state.create(on_devices, laid_out.optimizer, train=programs.trained_part(settings, adapter))
+    replicated = sharding.replicated(layout.mesh)
+    hyper = {"seed": np.uint32(settings.seed), "learning_rate": np.float32(laid_out.optimizer.learning_rate)}
+
+    def draw() -> dict[str, Any]:
+        return dict(_new_adapter(layout, base, seed=settings.seed)["tasks"])
+
+    bank = laid_out.bank.make(
+        laid_out.train,
+        weights.get("tasks", {}),
+        hyper=sharding.place(hyper, replicated),
+        max_tasks=laid_out.max_tasks,
+        draw=draw,
+        replicated=replicated,
+        state_shardings=laid_out.shardings,
+    )
+    bank.touch(started)
+    return Run(
+        settings=settings,
+        workdir=workdir,
+        report=report,
+        material=material,
+        layout=layout,
+        state=sharding.place(state, laid_out.shardings),
+        bank=bank,
+        frozen=frozen_weights(base, layout, settings.backbone_dtype) if settings.method == "adapter" else None,
+    )
+
+
+def frozen_weights(base: foundation.Foundation, layout: Layout, dtype: str) -> dict[str, Any]:
+    """The backbone's weights on the mesh, read from its folder; `dtype` is `backbone_dtype`."""
+    return _read(base, layout, compute_dtype(dtype))
+
+
+def _read(base: foundation.Foundation, layout: Layout, dtype: Any) -> dict[str, Any]:
+    """The backbone's weights on the mesh, of which every process reads its part."""
+    assert base.files is not None, "only pre-training has no files, and reads none"
+    shardings = placement.backbone_shardings(layout.mesh, base.features, base.encoder)
+    weights: dict[str, Any] = backbone_folder.load_params(base.files, shardings, dtype=dtype)
+    return weights
+
+
+def _initial_weights(
+    material: Material, layout: Layout, *, settings: RunSettings, adapter: AdapterSettings
+) -> tuple[dict[str, Any], list[int]]:
+    """What a run starts from, and the rows of the bank that the seed alone would not give again.
+
+    Numpy, but for a backbone that is trained further: that lies on the mesh.
+    """
+    base, start = material.base, material.start
+    if settings.method == "full":
+        return {"backbone": _read(base, layout, np.float32)}, []
+    if settings.method == "pretrain":
+        return {"backbone": jax.tree.map(np.asarray, foundation.random_weights(base, settings.seed))}, []
+    weights, started = _new_adapter(layout, base, seed=settings.seed), []
+    if start is not None:
+        weights["shared"] = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), no_parameters() | start.shared)
+        started = initial.started_rows(weights["tasks"], layout.tasks, start, new_task=adapter.new_task)
+    return weights, started
+
+
+def _new_adapter(layout: Layout, base: foundation.Foundation, *, seed: int) -> dict[str, Any]:
+    """A new adapter as the seed gives it, numpy, its bank with every row that is laid out."""
+    weights: dict[str, Any] = initial.new_weights_on_host(
+        layout.method, jax.random.key(seed), base.encoder, layout.programs.bank_rows
+    )
+    return weights

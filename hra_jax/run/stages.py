@@ -1,0 +1,69 @@
+"""From a configuration to a run before its first step: read, lay out, place. Training and evaluation begin so.
+
+Whatever is wrong with a configuration or its data fails here, before a step is compiled.
+"""
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from hra_jax.adapters import methods
+from hra_jax.config.files import config_to_json
+from hra_jax.config.keys import group
+from hra_jax.data.report import DataReport
+from hra_jax.run import processes
+from hra_jax.run.layout import check_rows, connected_mesh, lay_out
+from hra_jax.run.place import Run, place
+from hra_jax.run.read import read_material
+from hra_jax.training import sharding
+
+
+def prepare(config: ConfigDict, workdir: epath.PathLike, report: DataReport, *, suite_dir: str | None = None) -> Run:
+    """Reads, lays out and places a run; a collective.
+
+    Args:
+      config: a validated configuration; each stage is given the groups that it uses.
+      workdir: the work directory.
+      report: where unusable data goes.
+      suite_dir: what `{dir}` in the manifests of suites stands for; None means `data.dir`.
+
+    Raises:
+      UserError: anything that is wrong with the configuration, the data or the backbone.
+    """
+    workdir = epath.Path(workdir)
+    settings, adapter, data, batch, evaluation = (
+        group(config, name) for name in ("", "adapter", "data", "batch", "eval")
+    )
+
+    # ------------------------------------------------------------------------------------------ processes and devices
+    processes.check_same_command(workdir, config_to_json(config))
+    mesh = connected_mesh(group(config, "mesh"), multiple=batch.multiple)
+    check_rows(batch, sharding.batch_shards(mesh), accumulate=settings.accumulate, evaluation=evaluation)
+
+    # ----------------------------------------------------------------------------------------------------------- read
+    material = read_material(
+        settings,
+        data=data,
+        adapter=adapter,
+        pretrain=group(config, "pretrain"),
+        evaluation=evaluation,
+        report=report,
+        suite_dir=suite_dir,
+    )
+
+    # -------------------------------------------------------------------------------------------------------- lay out
+    layout = lay_out(
+        material,
+        mesh,
+        settings=settings,
+        adapter=adapter,
+        own=methods.own_settings(config),
+        data=data,
+        batch=batch,
+        augment=group(config, "augment"),
+        optimizer=group(config, "optimizer", steps=settings.steps),
+        evaluation=evaluation,
+        report=report,
+    )
+
+    # ---------------------------------------------------------------------------------------------------------- place
+    return place(material, layout, settings=settings, adapter=adapter, workdir=workdir, report=report)
