@@ -146,7 +146,7 @@ def write_adapter(
     write_file(folder / TASKS_FILE, json_text({"tasks": entries}))
     write_file(folder / CARD_FILE, model_card(config, [entry["name"] for entry in entries], results))
     write_file(folder / CONFIG_FILE, json_text(config))
-    remove_leftovers(folder)
+    remove_leftovers(folder, (WEIGHTS_FILE, TASKS_FILE, CARD_FILE, CONFIG_FILE))
     _remove_task_files(folder)
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Collection
 from typing import IO
 
 from etils import epath
@@ -120,8 +121,13 @@ def replaced_name(name: str) -> str | None:
     return found and found[1]
 
 
-def remove_leftovers(folder: epath.PathLike) -> None:
-    """Deletes the temporary files that killed processes left in a folder, which no other process may be writing to."""
+def remove_leftovers(folder: epath.PathLike, names: Collection[str]) -> None:
+    """Deletes the temporary files that killed processes left of some files in a folder.
+
+    Args:
+      folder: the folder; no other process may be writing these files.
+      names: of the files.
+    """
     for file in list(epath.Path(folder).iterdir()):
-        if replaced_name(file.name) is not None:
+        if replaced_name(file.name) in names:
             file.unlink(missing_ok=True)

@@ -155,5 +155,6 @@ def test_names_of_temporary_files_are_told_from_others(tmp_path):
     ):
         assert replaced_name(name) == of
         (tmp_path / name).touch()
-    remove_leftovers(tmp_path)
-    assert names(tmp_path) == {"a.json.tmp", ".hidden", "a"}
+    (tmp_path / ".b.json.tmp").touch()
+    remove_leftovers(tmp_path, ("a.json", "a"))
+    assert names(tmp_path) == {"a.json.tmp", ".hidden", "a", ".b.json.tmp"}
