@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from hra_jax import cli
 from hra_jax.adapters import initial, task_rows
 from hra_jax.adapters import methods as adapters
-from hra_jax.adapters.base import Adapter, Formula
-from hra_jax.adapters.outputs import SHARED_VOCABULARIES
+from hra_jax.adapters.base import Adapter
+from hra_jax.adapters.formula import Formula, letters_in
 from hra_jax.config.files import validate_config
 from hra_jax.config.keys import group
 from hra_jax.console import near_matches, ratio, say, size, stdout, table
@@ -39,7 +39,6 @@ from hra_jax.training import train_state
 
 FLAGS = flags.FLAGS
 FULL, FULL_JOINT = "full", "full_joint"
-METHODS = (*adapters.METHODS, FULL, FULL_JOINT)
 TASKS = ("1", "10", "100", "1000")
 MOST_TASKS = int(task_rows.NO_ROW)  # rows are numbered by int32
 
@@ -59,6 +58,11 @@ class _Cost(NamedTuple):
     optimizer_bytes: int
 
 
+def known_methods() -> tuple[str, ...]:
+    """What can be counted: every registered method, and full fine-tuning in its two forms."""
+    return (*adapters.METHODS, FULL, FULL_JOINT)
+
+
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -72,7 +76,7 @@ def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) 
       config: a run's configuration. Of `config.backbone` only the geometry is read; 'abstract' is `pretrain.size` with
         a vocabulary of `pretrain.sentencepiece_size` pieces.
       tasks: distinct numbers of tasks, 1 to `MOST_TASKS`.
-      methods: distinct names of `METHODS`; None for the method of the configuration.
+      methods: distinct names of `known_methods()`; None for the method of the configuration.
 
     Returns:
       What --json writes: {"backbone": {"name", "parameters", "features", "encoder"}, "methods": {name: {"label",
@@ -125,8 +129,8 @@ def _checked_tasks(tasks: list) -> list[int]:
 
 def _checked_methods(methods: list) -> list[str]:
     for name in methods:
-        if name not in METHODS:
-            raise UserError(f"methods: {name!r}; {near_matches(str(name), METHODS)}")
+        if name not in known_methods():
+            raise UserError(f"methods: {name!r}; {near_matches(str(name), known_methods())}")
     return _distinct(methods, "methods")
 
 
@@ -143,24 +147,20 @@ def _methods_of(config) -> list[str]:
 
 
 def _adapter(config, name: str, encoder: EncoderConfig) -> Adapter:
-    """The adaptation method `name` with the configuration's settings of it."""
+    """The adaptation method `name` with the configuration's settings of it, checked."""
     config = config.copy_and_resolve_references()
     config.adapter.name = name
-    own = adapters.own_settings(config)
-    return adapters.from_config(
-        group(config, "adapter"), own, output_size=config.adapter.output_size or encoder.vocab_size
-    )
+    own, size = adapters.own_settings(config), config.adapter.output_size or encoder.vocab_size
+    adapter = adapters.from_config(group(config, "adapter"), own, output_size=size)
+    adapters.check(adapter, encoder)
+    return adapter
 
 
 def _adapted(config, adapter: Adapter, encoder: EncoderConfig, backbone: int, tasks: list[int]) -> dict:
     """The entry of an adaptation method; `backbone` is the number of the backbone's parameters."""
     formula, letters = adapter.formula(), adapter.letters(encoder)
-    costs = {count: _adapter_cost(config, adapter, encoder, count) for count in tasks}
-    for cost in costs.values():
-        expected = formula.count(letters)
-        assert (cost.shared, cost.per_task) == expected, f"{adapter.name}: {cost} is not {expected}, as {formula} says"
     return _entry(
-        costs,
+        {count: _adapter_cost(config, adapter, encoder, count) for count in tasks},
         label=adapter.name,
         settings=adapters.settings(adapter),
         formula=formula,
@@ -224,8 +224,8 @@ def _entry(
     shared_is_trained: bool,
     backbone: int,
 ) -> dict:
-    used = set(re.findall(_LETTER, " ".join(formula)))
-    shared, per_task = formula.count(letters)
+    used = letters_in(" ".join(formula))
+    shared, per_task = formula.evaluate(letters)
     return {
         "label": label,
         "settings": settings,
@@ -332,7 +332,7 @@ def growth_plot(accounted: Mapping[str, Any]) -> bytes:
 def define_flags() -> None:
     """The flags of this command."""
     flags.DEFINE_list("tasks", list(TASKS), "Numbers of tasks, separated by commas.")
-    flags.DEFINE_list("methods", None, f"The config's own, or 'all', or some of {', '.join(METHODS)}.")
+    flags.DEFINE_list("methods", None, f"The config's own, or 'all', or some of {', '.join(known_methods())}.")
     flags.DEFINE_string("json", None, "File to write all numbers to.")
     flags.DEFINE_string("plot", None, "PNG file to draw the growth of the parameters to.")
 
@@ -345,11 +345,12 @@ def _parsed_tasks(words: Sequence[str]) -> list[int]:
 
 
 def _all_methods(config) -> tuple[str, ...]:
-    """Every method; without `output`, where all tasks share a new output layer and so it has nothing to correct."""
-    if config.adapter.output not in SHARED_VOCABULARIES:
-        return METHODS
-    print(f"not counted: output, since adapter.output = {config.adapter.output!r} leaves it nothing to correct")
-    return tuple(name for name in METHODS if name != "output")
+    """Every method but those that cannot have the configuration's output layer."""
+    output = config.adapter.output
+    refused = [name for name in adapters.METHODS if not adapters.takes_output(name, output)]
+    if refused:
+        print(f"not counted: {', '.join(refused)}, since adapter.output = {output!r} leaves nothing to adapt")
+    return tuple(name for name in known_methods() if name not in refused)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ import numpy as np
 from etils import epath
 
 from hra_jax import __version__
+from hra_jax.adapters.methods import peft_types
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import UserError
 from hra_jax.storage import safetensors
@@ -58,19 +59,6 @@ _FIELDS: dict[int, dict[str, Kind]] = {
     }
 }
 _UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0"}}  # the release that did not write its version
-# PEFT must refuse these folders, not read them as a method of its own: none of the values is one of PEFT's names.
-_PEFT_TYPES = {
-    "hra": "HIERARCHICAL_RECURRENT",
-    "residual": "HRA_JAX_RESIDUAL",
-    "lora": "HRA_JAX_LORA",
-    "bitfit": "HRA_JAX_BITFIT",
-    "output": "HRA_JAX_OUTPUT",
-}
-
-
-def _peft_types() -> dict[str, str]:
-    """What the folders of each method call themselves in PEFT's field `peft_type`."""
-    return _PEFT_TYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +107,8 @@ def write_adapter(
       ValueError: a row that the bank does not have, or a bank whose leaves differ in rows.
     """
     folder = epath.Path(folder)
-    if method["name"] not in _peft_types():
-        raise UserError(f"method {method['name']!r} has no adapter folder; allowed: {', '.join(_peft_types())}")
+    if method["name"] not in peft_types():
+        raise UserError(f"method {method['name']!r} has no adapter folder; allowed: {', '.join(peft_types())}")
     _check_tasks(tasks, where="adapter export")
     entries = sorted(
         ({key: value for key, value in task.items() if key != "file"} for task in tasks), key=lambda entry: entry["row"]
@@ -129,7 +117,7 @@ def write_adapter(
     config = {
         "format_version": FORMAT_VERSION,
         "hra_jax": __version__,
-        "peft_type": _peft_types()[method["name"]],
+        "peft_type": peft_types()[method["name"]],
         "method": dict(method),
         "backbone": {"name": _last_part(backbone["name"]), "fingerprint": backbone["fingerprint"]},
         "vocabulary": dict(vocabulary),
@@ -284,7 +272,7 @@ def _read_bytes(path: epath.Path) -> bytes:
 def _checked_config(content: object, *, where: str) -> dict[str, Any]:
     """The content of adapter_config.json, checked, with what its format version leaves unsaid."""
     config = check_fields(content, {"peft_type": str}, where=where)
-    types = _peft_types()
+    types = peft_types()
     if config["peft_type"] not in types.values():
         raise UserError(f"{where}: peft_type {config['peft_type']!r}; allowed: {', '.join(types.values())}")
     version = check_fields(config, {"format_version": int}, where=where)["format_version"]

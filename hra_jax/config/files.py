@@ -191,9 +191,9 @@ def _check_read(flat: Mapping[str, Any]) -> None:
                 f"config.adapter.output_pieces is {value}; allowed: {default} unless config.adapter.output is "
                 f"{_either(PIECE_VOCABULARIES)} and config.adapter.start is ''"
             )
-    if flat["adapter.layers"] and flat["adapter.name"] == "output":
-        value = flat["adapter.layers"]
-        raise UserError(f"config.adapter.layers is {value}; allowed: () with config.adapter.name 'output'")
+    if flat["adapter.layers"] and not METHODS[flat["adapter.name"]].adapts_layers:
+        value, name = flat["adapter.layers"], flat["adapter.name"]
+        raise UserError(f"config.adapter.layers is {value}; allowed: () with config.adapter.name {name!r}")
     if flat["adapter.dropout"] and flat["method"] == "adapter" and not METHODS[flat["adapter.name"]].uses_dropout:
         value, name = flat["adapter.dropout"], flat["adapter.name"]
         raise UserError(f"config.adapter.dropout is {value}; allowed: 0.0 with config.adapter.name {name!r}")

@@ -144,7 +144,8 @@ def lay_out(
     check_has_outputs(base, method=settings.method, output=adapter.output)
     augmentation.check(augment, base.features)
     method = adapter_method(settings, adapter, own=own, output_size=material.own.size if material.own else 0)
-    method.adapted(base.encoder)
+    if settings.method == "adapter":
+        methods.check(method, base.encoder)
     if material.start is not None:
         initial.check_start(material.start, method, folder=material.start_folder)
     table = _table(material, adapted=settings.method == "adapter", data=data, batch=batch, report=report)

@@ -133,7 +133,7 @@ def _own_vocabularies(
     shared: Vocabulary | None = None
     size, pieces = adapter.output_size, adapter.output_pieces
     # A start with another kind of output layer is refused with all else that differs, see `initial.check_start`.
-    if start is not None and methods.from_settings(start.config["method"]).output == adapter.output:
+    if start is not None and methods.from_folder(start.config).output == adapter.output:
         if adapter.new_task != "zero" and adapter.output not in SHARED_VOCABULARIES:
             value = adapter.new_task
             raise UserError(f"adapter.new_task = {value!r}: allowed is 'zero' where tasks have their own vocabulary")

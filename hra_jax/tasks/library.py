@@ -171,7 +171,7 @@ def _facts(exported: ExportedAdapter) -> dict[str, object]:
     shared = flatten(exported.shared, separator=".")
     return {
         "the backbone's fingerprint": config["backbone"]["fingerprint"],
-        **{f"the method's {key}": v for key, v in methods.settings(methods.from_settings(config["method"])).items()},
+        **{f"the method's {key}": v for key, v in methods.settings(methods.from_folder(config)).items()},
         "the vocabulary": config["vocabulary"],
         **{f"the tensor {path!r} of a task": entry for path, entry in config["tensors"]["task"].items()},
         **{f"the shape of the shared {path!r}": entry for path, entry in config["tensors"]["shared"].items()},

@@ -19,7 +19,7 @@ from hra_jax.tasks.names import check_tasks, quote_task
 
 def why_not_merged(adapter: Adapter) -> str | None:
     """Why a task of this method cannot become a part of the backbone's weights; None where it can."""
-    if not hasattr(adapter, "merged"):
+    if not adapter.defines("merged"):
         return (
             f"{adapter.name} cannot be merged: its correction depends on activations and is not linear in what a layer "
             "gives, so no other weights of the layer equal it"
@@ -46,7 +46,7 @@ def merged_weights(
       UserError: an unknown task.
     """
     check_tasks([name], exported.tasks)
-    adapter = methods.from_settings(exported.config["method"])
+    adapter = methods.from_folder(exported.config)
     flat = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(params, separator=".").items()}
     row = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), no_parameters() | exported.tasks[name])
     layers = unflatten(flat, separator=".")["encoder"]["layers"]

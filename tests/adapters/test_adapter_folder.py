@@ -172,7 +172,7 @@ def test_model_card_says_what_it_costs_and_how_to_use_it(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": {"name": "full"}}, "'full'.*allowed: hra"),
+        ({"method": {"name": "full"}}, "'full'.*allowed: bitfit, hra"),
         ({"tasks": [{"name": "a", "row": 0}, {"name": "a", "row": 1}]}, "2 tasks have the name 'a'"),
         ({"tasks": [{"name": "a", "row": 0}, {"name": "b", "row": 0}]}, "2 tasks have the row 0"),
         ({"tasks": [{"name": "__base__", "row": 0}]}, "cannot have the name '__base__'"),
