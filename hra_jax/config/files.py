@@ -18,6 +18,7 @@ from hra_jax.config import keys, renamed
 from hra_jax.config.keys import flatten_config
 from hra_jax.console import did_you_mean, near_matches
 from hra_jax.errors import UserError
+from hra_jax.storage.json_files import check_fields, parse_json
 
 # Installed, the files are package data in the package; in a checkout they are at the top level.
 _ROOTS = (epath.Path(__file__).parents[1] / "configs", epath.Path(__file__).parents[2] / "configs")
@@ -261,13 +262,8 @@ def _translated(text: str) -> renamed.Translation:
 
 
 def _stored(text: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"the stored configuration is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"the stored configuration is a JSON {type(values).__name__}; allowed: an object")
-    return values
+    where = "the stored configuration"
+    return check_fields(parse_json(text, where=where), {}, where=where)
 
 
 def _tuples(value: Any) -> Any:

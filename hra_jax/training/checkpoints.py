@@ -104,7 +104,7 @@ class Checkpoints:
           every_steps: steps from one checkpoint to the next, at least 1.
           fingerprint: what a checkpoint and this run must agree on, JSON: stored with each checkpoint and compared
             before anything is restored. None stores an empty one and compares nothing.
-          read_only: for who looks on while a run may be writing (evaluation): nothing is made, cleared or deleted.
+          read_only: for a process that reads while a run may be writing, an evaluation: nothing is made or deleted.
 
         Raises:
           UserError: a number out of range; the directory cannot be made; with `read_only`, it does not exist.

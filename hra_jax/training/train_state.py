@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hra_jax.models.layers import STATISTICS
+from hra_jax.storage.trees import flatten
 from hra_jax.training.optimizer import OptimizerConfig, dense, init_rows
 
 TRAINED = {"all": ("shared", "tasks"), "tasks": ("tasks",)}  # `adapter.train`: which parts of an adapter train
@@ -81,8 +82,8 @@ def count(tree: Any) -> int:
 
 def moving(tree: Any) -> dict[str, Any]:
     """What training moves in a trainable tree of arrays or shapes, {'a.b.c': leaf}: all but the statistics of norms."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {".".join(key.key for key in path): leaf for path, leaf in leaves if path[-1].key not in STATISTICS}
+    leaves = flatten(tree, separator=".")
+    return {path: leaf for path, leaf in leaves.items() if path.rpartition(".")[2] not in STATISTICS}
 
 
 def accounting(
