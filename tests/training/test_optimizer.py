@@ -12,7 +12,15 @@ from reference import tiny
 
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.training.optimizer import OptimizerConfig, decay_mask, dense, init_rows, learning_rate, update_rows
+from hra_jax.training.optimizer import (
+    SCHEDULES,
+    OptimizerConfig,
+    decay_mask,
+    dense,
+    init_rows,
+    learning_rate,
+    update_rows,
+)
 
 TASKS, STEPS = 6, 12
 # The fifth step's gradients are large: clipping acts there and not in all steps.
@@ -210,6 +218,13 @@ def test_the_dense_optimizer_clips_by_the_norm_of_its_whole_tree():
     jax.tree.map(
         lambda m, g: np.testing.assert_allclose(m, -rate * g / (np.abs(g) + 1e3), rtol=1e-4, atol=1e-9), free, grads
     )
+
+
+def test_a_schedule_of_the_table_is_one_that_a_configuration_can_name(monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "line", lambda peak, steps, final: optax.linear_schedule(peak, final * peak, steps))
+    config = OptimizerConfig(steps=11, learning_rate=2.0, warmup_steps=1, schedule="line", final_fraction=0.5)
+    np.testing.assert_allclose([learning_rate(config)(step) for step in (0, 5, 10)], [2.0, 1.5, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(learning_rate(config, peak=4.0)(10), 2.0, rtol=1e-6)
 
 
 def test_an_unknown_schedule_is_an_error_that_lists_the_known_ones():
