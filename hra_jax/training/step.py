@@ -128,6 +128,14 @@ def _gradients(
     return loss * scale, counted, infeasible, grads
 
 
+def _dense_update(part: str, grads: Tree, state: TrainState, config: OptimizerConfig, peak: Scalar) -> tuple[Tree, Any]:
+    """Weights and optimizer state of a part that takes part in every step, after the step."""
+    with jax.named_scope(f"update_{part}"):
+        moves, moments = dense(config, peak=peak).update(grads, state.optimizer[part], state.trainable[part])
+        updated: Tree = optax.apply_updates(state.trainable[part], moves)
+        return updated, moments
+
+
 def make_train_step(
     model: AsrModel, config: OptimizerConfig, *, blank_id: int, seed: int, max_tasks: int = 1, accumulate: int = 1
 ) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -174,16 +182,10 @@ def make_train_step(
         )
         return grads, {"loss": loss, "utterances": counted, "infeasible": infeasible}
 
-    def dense_update(part: str, grads: Tree, state: TrainState, peak: Scalar) -> tuple[Tree, Any]:
-        with jax.named_scope(f"update_{part}"):
-            moves, moments = dense(config, peak=peak).update(grads, state.optimizer[part], state.trainable[part])
-            updated: Tree = optax.apply_updates(state.trainable[part], moves)
-            return updated, moments
-
     def backbone_step(state: TrainState, frozen: Tree | None, batch: Tree, hyper: Tree) -> tuple[Tree, Tree, Metrics]:
         learned, index = {"backbone": state.trainable["backbone"]}, jnp.zeros_like(batch["task"])
         grads, metrics = gradients(learned, frozen, None, index, batch, hyper["seed"], state.step)
-        weights, moments = dense_update("backbone", grads["backbone"], state, hyper["learning_rate"])
+        weights, moments = _dense_update("backbone", grads["backbone"], state, config, hyper["learning_rate"])
         metrics["gradient_norm"] = global_norm(grads["backbone"])
         return {"backbone": weights}, {"backbone": moments}, metrics
 
@@ -213,8 +215,9 @@ def make_train_step(
             )
         trainable, optimizer, present = {"tasks": tasks}, {"tasks": rows}, ids < size
         if "shared" in learned:
-            updated = dense_update("shared", grads["shared"], state, hyper["learning_rate"])
-            trainable["shared"], optimizer["shared"] = updated
+            trainable["shared"], optimizer["shared"] = _dense_update(
+                "shared", grads["shared"], state, config, hyper["learning_rate"]
+            )
             metrics["controller_gradient_norm"] = global_norm(grads["shared"])
         metrics["row_gradient_norm"] = jnp.where(present, norms, 0.0).sum() / jnp.maximum(present.sum(), 1)
         metrics["tasks_present"] = present.sum().astype(jnp.float32)
