@@ -6,7 +6,6 @@ The first evaluation is A, the reference side; every other one is compared with 
 """
 
 import collections
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,16 +21,16 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation import bootstrap, error_rates
 from hra_jax.evaluation.paired import described_differences
 from hra_jax.storage.files import write_file
-from hra_jax.storage.json_files import json_text
+from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, parse_json, read_object
 
 FLAGS = flags.FLAGS
 RESULTS_FILE = "results.json"
 SAMPLES = 10_000
 
 _PARAMETERS = ("trainable_parameters", "shared_parameters", "parameters_per_task")
-_RESULT_FIELDS = {"suite": str, "normalizer": str, "tasks": dict} | dict.fromkeys(_PARAMETERS, int)
+_RESULT_FIELDS: dict[str, Kind] = {"suite": str, "normalizer": str, "tasks": dict, **dict.fromkeys(_PARAMETERS, COUNT)}
 _COUNTS = ("substitutions", "deletions", "insertions", "words")
-_ROW_FIELDS = {"task": str, "key": str, "reference": str, "words": int, "errors": int}
+_ROW_FIELDS: dict[str, Kind] = {"task": str, "key": str, "reference": str, "words": COUNT, "errors": COUNT}
 _HEADER = ("task", "WER A", "WER B", "B - A", "95% interval", "verdict")
 
 
@@ -94,14 +93,13 @@ def _read_side(path: epath.PathLike) -> _Side:
     """An evaluation, checked by itself."""
     file = epath.Path(path)
     file = file / RESULTS_FILE if file.is_dir() else file
-    content = _read(file, "a results.json or the folder that holds one, W/eval/<suite>")
-    results = _checked(_parse(content, where=str(file)), _RESULT_FIELDS, where=str(file))
+    results = read_object(file, _RESULT_FIELDS, what="a results.json or the folder that holds one, W/eval/<suite>")
     if not results["tasks"]:
         raise UserError(f"{file}: has 0 tasks; needed are 1 or more")
     names = task_file_names(results["tasks"])
     rows = {}
     for task, scores in results["tasks"].items():
-        _checked(scores, dict.fromkeys(_COUNTS, int), where=f"{file}: task {task!r}")
+        check_fields(scores, dict.fromkeys(_COUNTS, COUNT), where=f"{file}: task {task!r}")
         predictions = file.parent / f"predictions_{names[task]}.jsonl"
         rows[task] = _read_rows(predictions, task, results["normalizer"])
         found = sum(row.errors for row in rows[task]), sum(row.words for row in rows[task])
@@ -114,39 +112,18 @@ def _read_side(path: epath.PathLike) -> _Side:
     return _Side(str(path), results, rows)
 
 
-def _read(file: epath.Path, what: str) -> bytes:
-    if not file.exists() or file.is_dir():
-        raise UserError(f"no file {str(file)!r}; needed is {what}")
-    return file.read_bytes()
-
-
-def _parse(content: bytes, *, where: str) -> object:
-    try:
-        return json.loads(content)
-    except ValueError as error:  # bytes that are not UTF-8 included
-        raise UserError(f"{where}: not JSON ({error})") from error
-
-
-def _checked(content: object, fields: Mapping[str, type], *, where: str) -> dict[str, Any]:
-    """A JSON object with those fields; what is an int there is 0 or more."""
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: must be a JSON object; got {content!r:.80}")
-    for name, kind in fields.items():
-        if name not in content or type(content[name]) is not kind or (kind is int and content[name] < 0):
-            found = f"{content[name]!r:.80}" if name in content else "nothing"
-            allowed = "integer of 0 or more" if kind is int else kind.__name__
-            raise UserError(f"{where}: needs {name!r} ({allowed}); got {found}")
-    return content
-
-
 def _read_rows(file: epath.Path, task: str, normalizer: str) -> list[_Row]:
     """The sorted rows of predictions_<task>.jsonl."""
     rows = []
-    content = _read(file, f"the predictions of the task {task!r}, which an evaluation writes beside {RESULTS_FILE}")
+    if not file.exists() or file.is_dir():
+        raise UserError(
+            f"{file} is not a file; needed is the predictions of the task {task!r}, which an evaluation writes beside "
+            f"{RESULTS_FILE}"
+        )
     # As bytes: text also ends a line at characters that JSON leaves as they are in a transcript.
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         where = f"{file}:{number}"
-        row = _checked(_parse(line, where=where), _ROW_FIELDS, where=where)
+        row = check_fields(parse_json(line, where=where), _ROW_FIELDS, where=where)
         if row["task"] != task:
             raise UserError(f"{where}: belongs to the task {row['task']!r}; allowed here: {task!r}")
         reference = " ".join(error_rates.words(row["reference"], normalizer))

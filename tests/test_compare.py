@@ -181,8 +181,8 @@ def test_samples_and_seed_out_of_range_are_refused(sides):
 
 
 def test_a_missing_file_is_named(sides, tmp_path):
-    assert f"no file '{tmp_path / 'none'}'; needed is a results.json" in refused(sides["a"], tmp_path / "none")
-    assert f"no file '{tmp_path / 'results.json'}'" in refused(sides["a"], tmp_path)
+    assert f"{tmp_path / 'none'} is not a file; needed is a results.json" in refused(sides["a"], tmp_path / "none")
+    assert f"{tmp_path / 'results.json'} is not a file" in refused(sides["a"], tmp_path)
     folder = write(tmp_path / "b", ROWS["b"])
     (folder / "predictions_george.jsonl").unlink()
     line = refused(sides["a"], folder)
@@ -204,22 +204,25 @@ def test_fields_that_are_missing_or_of_another_kind_are_named(sides, tmp_path):
     folder = write(tmp_path / "b", ROWS["b"])
     whole = json.loads((folder / "results.json").read_text())
     for fields, told in (
-        ({"normalizer": 3}, "needs 'normalizer' (str); got 3"),
-        ({"shared_parameters": None}, "needs 'shared_parameters' (integer of 0 or more); got None"),
-        ({"trainable_parameters": -5}, "needs 'trainable_parameters' (integer of 0 or more); got -5"),
+        ({"normalizer": 3}, "needs 'normalizer' (a string); got 3"),
+        ({"shared_parameters": None}, "needs 'shared_parameters' (an integer of at least 0); got None"),
+        ({"trainable_parameters": -5}, "needs 'trainable_parameters' (an integer of at least 0); got -5"),
         ({"tasks": {}}, "has 0 tasks; needed are 1 or more"),
-        ({"tasks": {"george": 1}}, "task 'george': must be a JSON object; got 1"),
-        ({"tasks": {"george": {}}}, "task 'george': needs 'substitutions' (integer of 0 or more); got nothing"),
+        (
+            {"tasks": {"george": 1}},
+            "task 'george': must be a JSON object with 'substitutions', 'deletions', 'insertions', 'words'; got 1",
+        ),
+        ({"tasks": {"george": {}}}, "task 'george': needs 'substitutions' (an integer of at least 0); got nothing"),
         ({"normalizer": "loud"}, "normalizer 'loud' is unknown; allowed: none, lower, basic"),
     ):
         edit_results(folder, **whole | fields)
         assert told in refused(sides["a"], folder)
     (folder / "results.json").write_text("[1, 2]")
-    assert "results.json: must be a JSON object; got [1, 2]" in refused(folder, sides["a"])
+    assert "results.json: must be a JSON object with 'suite', " in refused(folder, sides["a"])
     edit_to = folder / "predictions_george.jsonl"
     (folder / "results.json").write_text(json.dumps(whole))
     edit_to.write_text('{"task": "george", "key": "0.wav", "reference": "one", "words": 1}\n')
-    assert f"{edit_to}:1: needs 'errors' (integer of 0 or more); got nothing" in refused(sides["a"], folder)
+    assert f"{edit_to}:1: needs 'errors' (an integer of at least 0); got nothing" in refused(sides["a"], folder)
 
 
 def test_predictions_of_another_task_or_another_evaluation_are_refused(sides, tmp_path):
@@ -311,7 +314,11 @@ def test_the_command_prints_the_tables_and_writes_what_the_function_returns(side
 def test_an_error_of_the_command_is_one_line_with_status_2(sides, tmp_path, command_env):
     done = call(command_env, sides["a"], tmp_path / "none")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: no file ") and len(done.stderr.splitlines()) == 1
+    assert (
+        done.stderr.startswith("error: ")
+        and "is not a file; needed is a results.json" in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )
 
 
 def test_an_evaluation_or_a_folder_is_not_written_over(sides, tmp_path):

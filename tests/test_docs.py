@@ -418,7 +418,7 @@ def test_the_page_has_every_key_of_the_configurations():
     exec((ROOT / "configs" / "base.py").read_text(), space)
     config = space["get_config"]()
     leaves = {key for key, value in config.items() if not isinstance(value, ConfigDict)}
-    leaves |= {f"{group}.{key}" for group in config.keys() - leaves for key in config[group]}
+    leaves |= {f"{group}.{key}" for group in set(config.keys()) - leaves for key in config[group]}
     rows = re.findall(r"^\| `([\w.]+)` \|", generate.keys(), flags=re.MULTILINE)
     assert sorted(rows) == sorted(leaves) and generate.keys() in PAGES["docs/configuration.md"]
 

@@ -1,9 +1,13 @@
 """What version 0.1.0 stored is read as it was meant then; tests/fixtures/README.md says what there is."""
 
+import dataclasses
+import importlib
 import json
+import pkgutil
 import shutil
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -12,12 +16,18 @@ from reference import micro as world
 from reference.defaults import turn_over
 
 import hra_jax
-from hra_jax import train
+from hra_jax import adapters, models, text, train, training
+from hra_jax.adapters.adapter_folder import read_adapter
+from hra_jax.adapters.base import Adapter
 from hra_jax.adapters.methods import METHODS
 from hra_jax.config import keys
 from hra_jax.config.files import FORMAT, config_from_json, flatten_config, load_config, validate_config
 from hra_jax.config.renamed import RENAMED
 from hra_jax.evaluate import evaluate
+from hra_jax.models import backbone_folder
+from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.storage import safetensors
+from hra_jax.tasks import library
 from hra_jax.transcribe import transcribe
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -164,3 +174,120 @@ def test_defaults_that_have_all_changed_leave_what_is_stored_as_it_is(backbone, 
     turn_over(monkeypatch, classes)
     assert not [key for key, value in flatten_config(load_config("base")).items() if value == base[key]]
     assert read() == before
+
+
+# --- What is written again --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["hra", "lora", "characters"])
+def test_an_adapter_that_is_written_again_is_the_same_bytes(folder, tmp_path):
+    stored, again = FIXTURES / "adapters" / folder, tmp_path / "again"
+    library.write(again, read_adapter(stored))
+    for file in ("adapter_model.safetensors", "tasks.json"):
+        assert (again / file).read_bytes() == (stored / file).read_bytes(), file
+    before, after = (json.loads((path / "adapter_config.json").read_text()) for path in (stored, again))
+    assert after == before | {"hra_jax": hra_jax.__version__}
+
+
+def test_an_adapter_with_a_file_for_each_task_keeps_its_tensors_in_one_file(tmp_path):
+    stored, again = FIXTURES / "workdir" / "adapter", tmp_path / "again"
+    library.write(again, read_adapter(stored))
+    before = {}
+    for path in stored.rglob("*.safetensors"):
+        before |= safetensors.from_bytes(path.read_bytes(), where=path.name)
+    (path,) = again.rglob("*.safetensors")
+    assert path.read_bytes() == safetensors.to_bytes(before)
+    assert list(read_adapter(again).tasks) == list(read_adapter(stored).tasks)
+
+
+def test_a_backbone_that_is_written_again_is_the_same_bytes(tmp_path):
+    stored = backbone_folder.load(str(FIXTURES / "backbone"))
+    settings = json.loads((FIXTURES / "backbone" / "backbone.json").read_text())
+    fingerprint = backbone_folder.write(
+        tmp_path,
+        stored.tensors.read,
+        features=stored.features,
+        encoder=stored.encoder,
+        vocabulary=stored.vocabulary,
+        dtype=settings["storage_dtype"],
+        info=stored.info,
+    )
+    assert fingerprint == EXPECTED["fingerprints"]["backbone"]
+    assert (tmp_path / "model.safetensors").read_bytes() == (FIXTURES / "backbone" / "model.safetensors").read_bytes()
+    again = json.loads((tmp_path / "backbone.json").read_text())
+    assert again.pop("hra_jax") == hra_jax.__version__
+    for part in ("features", "encoder"):
+        assert again[part].items() >= settings[part].items()
+        assert set(again[part]) == {field.name for field in dataclasses.fields(getattr(stored, part))}
+        again[part] = settings[part]
+    assert again == settings
+
+
+# --- A default that changes changes nothing that is stored ------------------------------------------------------------
+
+
+def has_defaults(value: object) -> bool:
+    """Whether a value is a dataclass, no network, that gives a field a default."""
+    if not isinstance(value, type) or not dataclasses.is_dataclass(value) or issubclass(value, nn.Module):
+        return False
+    # `Adapter` itself is the identity, which code makes and no folder stores.
+    return value is not Adapter and any(f.default is not dataclasses.MISSING for f in dataclasses.fields(value))
+
+
+def classes_with_defaults() -> dict[str, type]:
+    """All such classes of the packages whose settings are stored, by name."""
+    found = {}
+    for package in (adapters, models, text, training):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            values = vars(importlib.import_module(module.name)).values()
+            found |= {f"{value.__module__}.{value.__qualname__}": value for value in values if has_defaults(value)}
+    return found
+
+
+class Turned:
+    """What every default is while defaults are turned over: no value of any setting, so what relies on one fails."""
+
+    def __repr__(self) -> str:
+        return "a default that was turned over"
+
+
+def turn_defaults_over(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Gives every field of every dataclass another default; returns the names of the classes."""
+    classes = classes_with_defaults()
+    for cls in classes.values():
+        defaults, named = cls.__init__.__defaults__ or (), cls.__init__.__kwdefaults__ or {}
+        monkeypatch.setattr(cls.__init__, "__defaults__", (Turned(),) * len(defaults))
+        monkeypatch.setattr(cls.__init__, "__kwdefaults__", dict.fromkeys(named, Turned()))
+        for field in dataclasses.fields(cls):
+            if field.default is not dataclasses.MISSING:
+                monkeypatch.setattr(field, "default", Turned())
+                if field.name in vars(cls):
+                    monkeypatch.setattr(cls, field.name, Turned())
+    return {cls.__name__ for cls in classes.values()}
+
+
+def everything_stored() -> dict[str, np.ndarray]:
+    """The log-probabilities that all stored folders give, each task of the adapters included."""
+    waveforms = [soundfile.read(FIXTURES / file, dtype="float32")[0] for file in HEARD]
+    models = {name: hra_jax.load_backbone(name) for name in (str(FIXTURES / "backbone"), "builtin:tiny")}
+    found = {name: model.log_probs(waveforms, sample_rate=world.RATE)[0] for name, model in models.items()}
+    for folder in ADAPTERS:
+        model = hra_jax.load_adapter(FIXTURES / folder, models[str(FIXTURES / "backbone")])
+        for task in TASKS:
+            tasks = [task] * len(HEARD)
+            found[f"{folder}/{task}"] = model.log_probs(waveforms, sample_rate=world.RATE, tasks=tasks)[0]
+    return found
+
+
+def test_defaults_that_are_turned_over_change_nothing_that_is_stored(monkeypatch):
+    world.use_devices(monkeypatch, 1)
+    before = everything_stored()
+    with monkeypatch.context() as turned:
+        names = turn_defaults_over(turned)
+        assert names >= {"FeatureConfig", "EncoderConfig", "HierarchicalRecurrentAdapter", "LowRankAdapter"}
+        with pytest.raises((TypeError, ValueError)):
+            EncoderConfig(vocab_size=30, d_model=8, n_layers=1, n_heads=1, d_ff=8, kernel=3)
+        after = everything_stored()
+    assert after.keys() == before.keys() and len(before) == 2 + len(ADAPTERS) * len(TASKS)
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values, err_msg=name)

@@ -22,9 +22,9 @@ RESOLVE = (
     "import sys, site\n"
     "site.addsitedir(sys.argv[1])\n"
     "sys.path += sys.argv[2:]\n"
-    "from hra_jax import config\n"
-    "config.validate(config.load('quickstart'))\n"
-    "print(config.resolve('quickstart'), config.resolve('suites/fsdd'))"
+    "from hra_jax.config.files import find_config, load_config, validate_config\n"
+    "validate_config(load_config('quickstart'))\n"
+    "print(find_config('quickstart'), find_config('suites/fsdd'))"
 )
 
 

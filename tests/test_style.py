@@ -87,7 +87,7 @@ def test_no_configuration_key_has_a_second_default():
 
 
 def test_files_and_functions_are_short():
-    files = [str(path) for path in TREES if len((REPOSITORY / path).read_text().splitlines()) >= 450]
+    files = [str(path) for path in TREES if len((REPOSITORY / path).read_text().splitlines()) > 600]
     functions = [
         f"{path}:{node.lineno} {node.name}"
         for path, tree in TREES.items()

@@ -298,7 +298,8 @@ def _expected_tensors(
 def _read_bytes(path: epath.Path) -> bytes:
     if not path.exists() or path.is_dir():
         raise UserError(f"{path} is not a file; needed is {_NEEDED}")
-    return path.read_bytes()
+    content: bytes = path.read_bytes()
+    return content
 
 
 def _checked_config(content: object, *, where: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The weights that an adapter run starts with: new ones, or those of an exported adapter with new tasks beside them."""
+"""The weights that an adapter run starts with: new ones, or those of an exported adapter, with rows for new tasks."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -15,19 +15,19 @@ from hra_jax.console import near_matches
 from hra_jax.errors import UserError
 from hra_jax.models.encoder_config import EncoderConfig
 
-_CHUNK = 4096  # rows that are drawn at a time
+_CHUNK = 4096  # rows drawn at once
 NEW_TASKS = ("zero", "mean")
 
 
-def new_weights(adapter: Adapter, key, encoder, tasks: int) -> dict:
-    """A new adapter: {'shared', 'tasks'}, float32; row i does not depend on how many there are."""
+def new_weights(adapter: Adapter, key: jax.Array, encoder: EncoderConfig, tasks: int) -> dict[str, Any]:
+    """The weights of a new adapter, {'shared', 'tasks'}, float32; row i does not depend on the number of tasks."""
     shared_key, task_key = jax.random.split(key)
     rows = task_rows.init_rows(adapter, task_key, encoder, jnp.arange(tasks))
     return {"shared": adapter.init_common(shared_key, encoder), "tasks": rows}
 
 
-def new_weights_on_host(adapter: Adapter, key, encoder, tasks: int) -> dict:
-    """As `new_weights`, numpy; the device never holds more than some thousand rows."""
+def new_weights_on_host(adapter: Adapter, key: jax.Array, encoder: EncoderConfig, tasks: int) -> dict[str, Any]:
+    """The same as numpy arrays; the device never holds more than some thousand rows."""
     shared_key, task_key = jax.random.split(key)
     draw = jax.jit(lambda ids: task_rows.init_rows(adapter, task_key, encoder, ids))
     size = min(tasks, _CHUNK)
@@ -87,13 +87,15 @@ def check_start(exported: adapter_folder.ExportedAdapter, adapter: Adapter, *, f
 
 def content_hash(folder: str) -> str:
     """A hash of the weights of an adapter folder: what a resumed run must start from again."""
-    folder, digest = epath.Path(folder), hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
+    root, digest = epath.Path(folder), hashlib.sha256()
+    for path in sorted([*root.glob("*.safetensors"), *root.glob("*/*.safetensors")]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def started_rows(rows: dict, names, start: adapter_folder.ExportedAdapter, *, new_task: str) -> list[int]:
+def started_rows(
+    rows: dict[str, Any], names: Iterable[str], start: adapter_folder.ExportedAdapter, *, new_task: str
+) -> list[int]:
     """Fills a bank of new rows with what an exported adapter has for them; a task it lacks starts as `new_task` says.
 
     Args:

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
@@ -13,7 +14,7 @@ from hra_jax.tasks.names import BASE_TASK
 _MOST_LISTED = 50  # task names
 
 
-def model_card(config: Mapping, names: list[str], results: Mapping | None) -> str:
+def model_card(config: Mapping[str, Any], names: list[str], results: Mapping[str, Any] | None) -> str:
     """The README.md of an adapter folder.
 
     Args:
@@ -72,7 +73,7 @@ def _location(backbone: str) -> str:
     return f"builtin:{backbone}" if (folder / "backbone.json").exists() else backbone
 
 
-def _error_rate_lines(results: Mapping) -> list[str]:
+def _error_rate_lines(results: Mapping[str, Any]) -> list[str]:
     """The part of a model card that holds error rates."""
     lines = [
         f"## Error rates on the suite `{results['suite']}`",

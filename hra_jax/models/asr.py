@@ -31,14 +31,16 @@ class AsrModel(nn.Module):
     dtype: jnp.dtype = jnp.float32  # of the activations
     constrain: Callable = lambda x: x
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Here, so that settings which do not fit fail before anything is traced or compiled.
         subsampling.check(self.features, self.encoder)
         augmentation.check(self.augment, self.features)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, waveform, num_samples, bound: Bound, symbols=None):
+    def __call__(
+        self, waveform: jax.Array, num_samples: jax.Array, bound: Bound, symbols: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities of a padded batch.
 
         Augmentation runs where an 'augment' key is given, dropout where a 'dropout' key is given.
@@ -76,7 +78,7 @@ class AsrModel(nn.Module):
             logits = self.adapter.after_output(bound.all_layers, x, logits, symbols)
         return jax.nn.log_softmax(logits.astype(wide(logits.dtype)), axis=-1), lengths
 
-    def _features(self, waveform, num_samples):
+    def _features(self, waveform: jax.Array, num_samples: jax.Array) -> tuple[jax.Array, jax.Array]:
         config = self.augment
         if not self.has_rng("augment"):
             return frontend.extract(waveform, num_samples, self.features)

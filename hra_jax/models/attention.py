@@ -9,14 +9,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from hra_jax.models import attention_parts
 from hra_jax.models.encoder_config import EncoderConfig
-from hra_jax.models.layers import Projection, weight, wide
+from hra_jax.models.layers import Hook, Projection, weight, wide
 from hra_jax.models.skew import skew
 
 
-def context_mask(size: int, config: EncoderConfig):
+def context_mask(size: int, config: EncoderConfig) -> jax.Array:
     """Which key j a query i may see, by position alone: bool `[T, T]`.
 
     `full`: all. `window`: i - left <= j <= i + right (-1 = no limit on that side). `chunk`: the query's own chunk and
@@ -35,7 +36,7 @@ def context_mask(size: int, config: EncoderConfig):
     return visible
 
 
-def sinusoids(queries: int, keys: int, width: int, *, dtype=jnp.float32):
+def sinusoids(queries: int, keys: int, width: int, *, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Sinusoidal table of the offsets i - j from queries - 1 down to -(keys - 1): `[M, width]` of `dtype`.
 
     Sine and cosine interleaved, wavelengths 2 pi 10000^(2k / width) (arXiv 1901.02860, Appendix B).
@@ -46,7 +47,9 @@ def sinusoids(queries: int, keys: int, width: int, *, dtype=jnp.float32):
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(-1, width)
 
 
-def unclip(scores, keys: int, *, left: int, first=0, padded: int | None = None):
+def unclip(
+    scores: jax.Array, keys: int, *, left: int, first: int | jax.Array = 0, padded: int | None = None
+) -> jax.Array:
     """Scores by clipped offset -> scores by key, out[r, j] = in[r, clip(j - i, -left, right) + left] of query i.
 
     The S scores of a query lie side by side among those of its keys, one position further right for each query; left
@@ -79,7 +82,7 @@ def unclip(scores, keys: int, *, left: int, first=0, padded: int | None = None):
     return jnp.where(near[None, None], between, beyond)
 
 
-def rotate(x, base: float):
+def rotate(x: jax.Array, base: float) -> jax.Array:
     """Rotary position embedding, half-split (arXiv 2104.09864): `[B, T, N, H]` -> the same shape and dtype."""
     size, half, dtype = x.shape[1], x.shape[-1] // 2, wide(x.dtype)
     rates = jnp.power(base, -jnp.arange(half, dtype=dtype) / half)
@@ -99,17 +102,17 @@ class Attention(nn.Module):
     config: EncoderConfig
     block: int | attention_parts.Budget = 0
 
-    def _projected(self, x, hook, name):
+    def _projected(self, x: jax.Array, hook: Hook, name: str) -> jax.Array:
         project = Projection(
             self.config.d_model, axes=("embed", "heads"), use_bias=self.config.attention_bias, name=name
         )
         return self._heads(hook(f"attention.{name}", x, project(x)))
 
-    def _heads(self, x):
+    def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.config.n_heads, self.config.d_head)
 
     @nn.compact
-    def __call__(self, x, mask, hook):
+    def __call__(self, x: jax.Array, mask: jax.Array, hook: Hook) -> jax.Array:
         """Attends.
 
         Args:
@@ -135,7 +138,9 @@ class Attention(nn.Module):
         terms = {"xl": self._xl_terms, "shaw": self._shaw_term}.get(config.position)
         position: Any = None if terms is None else terms(padded, size, x.dtype)
 
-        def attend(query, key, value, position, mask, start):
+        def attend(
+            query: jax.Array, key: jax.Array, value: jax.Array, position: Any, mask: jax.Array, start: Any
+        ) -> jax.Array:
             logits = self._logits(query, key, position, start, padded)
             logits = jnp.where(mask, logits * config.d_head**-0.5, jnp.finfo(jnp.float32).min)
             shares = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
@@ -146,7 +151,7 @@ class Attention(nn.Module):
             attend = jax.checkpoint(attend, prevent_cse=False)
         masks = None if queries == size else attention_parts.split_queries(mask, queries)
 
-        def attend_heads(query, key, value, *own):
+        def attend_heads(query: jax.Array, key: jax.Array, value: jax.Array, *own: jax.Array) -> jax.Array:
             terms = own or position
             if masks is None:
                 return attend(query, key, value, terms, mask, 0)
@@ -168,7 +173,7 @@ class Attention(nn.Module):
         )
         return hook("attention.output", y, output(y))
 
-    def _xl_terms(self, queries: int, keys: int, dtype):
+    def _xl_terms(self, queries: int, keys: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array, jax.Array]:
         """u and v `[1, N, 1, H]`, and W_pos p(i - j) of all offsets `[M, N, H]` (arXiv 1901.02860, section 3.3)."""
         config = self.config
         shape, axes = (config.n_heads, config.d_head), ("norm", "norm")
@@ -179,14 +184,14 @@ class Attention(nn.Module):
         table = table.reshape(-1, config.n_heads, config.d_head)
         return content[None, :, None, :], position[None, :, None, :], table
 
-    def _shaw_term(self, queries: int, keys: int, dtype):
+    def _shaw_term(self, queries: int, keys: int, dtype: DTypeLike) -> jax.Array:
         """The table of the clipped offsets j - i `[S, H]`, the same for all heads (arXiv 1803.02155, section 3.2)."""
         del queries, keys
         shape = (self.config.shaw_left + self.config.shaw_right + 1, self.config.d_head)
         initial = nn.initializers.variance_scaling(1.0, "fan_out", "truncated_normal")
         return weight(self, "distance", initial, shape, ("norm", "norm")).astype(dtype)
 
-    def _logits(self, query, key, position, start, padded: int):
+    def _logits(self, query: jax.Array, key: jax.Array, position: Any, start: Any, padded: int) -> jax.Array:
         """Logits before scaling of Q queries: `[B, N, Q, T]`, float32 or wider. xl: (q_i + u) k_j + (q_i + v) W_pos
         p(i - j); shaw: q_i (k_j + a(j - i)).
 
@@ -194,7 +199,7 @@ class Attention(nn.Module):
         queries.
         """
 
-        def product(form, *factors):
+        def product(form: str, *factors: jax.Array) -> jax.Array:
             return jnp.einsum(form, *factors, preferred_element_type=wide(query.dtype))
 
         queries, keys = query.shape[2], key.shape[2]

@@ -5,6 +5,8 @@ Letters: B batch, N heads, T frames, H head width, Q queries of a part.
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +59,7 @@ def part(block: int | Budget, batch: int, heads: int, frames: int) -> tuple[int,
     return some, min(math.ceil(frames / parts / 16) * 16, frames)
 
 
-def by_heads(attend, some: int, arrays: tuple):
+def by_heads(attend: Callable[..., jax.Array], some: int, arrays: tuple) -> jax.Array:
     """`attend(*arrays)` of `some` heads after `some` heads, put together: `[B, N, T, H]`.
 
     Heads are axis 1 of all arrays. A part takes every (N / some)-th head, so that each of the devices that share the
@@ -65,7 +67,7 @@ def by_heads(attend, some: int, arrays: tuple):
     """
     count = arrays[0].shape[1] // some
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x.reshape(x.shape[0], some, count, *x.shape[2:]), 2, 0)
 
     _, y = jax.lax.scan(lambda carry, own: (carry, attend(*own)), None, tuple(split(x) for x in arrays))
@@ -73,21 +75,21 @@ def by_heads(attend, some: int, arrays: tuple):
     return y.reshape(y.shape[0], -1, *y.shape[3:])
 
 
-def split_queries(x, queries: int):
+def split_queries(x: jax.Array, queries: int) -> jax.Array:
     """`[B, N, T, ...]` -> `[parts, B, N, Q, ...]`, the last part filled up with zeros."""
     parts = -(-x.shape[2] // queries)
     x = jnp.pad(x, ((0, 0), (0, 0), (0, parts * queries - x.shape[2]), (0, 0)))
     return jnp.moveaxis(x.reshape(*x.shape[:2], parts, queries, x.shape[3]), 2, 0)
 
 
-def by_queries(attend, query, masks):
+def by_queries(attend: Callable[..., jax.Array], query: jax.Array, masks: jax.Array) -> jax.Array:
     """`attend(query, mask, start)` of one part of the queries after the other, put together: `[B, N, T, H]`.
 
     query is `[B, N, T, H]`, masks bool `[parts, B, 1, Q, T]` from `split_queries`; `start` is a part's first query.
     """
     size, queries = query.shape[2], masks.shape[3]
 
-    def body(start, split):
+    def body(start: Any, split: Any) -> tuple[Any, jax.Array]:
         return start + queries, attend(*split, start)
 
     _, y = jax.lax.scan(body, jnp.int32(0), (split_queries(query, queries), masks))

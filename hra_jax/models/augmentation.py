@@ -66,7 +66,7 @@ def check(config: AugmentConfig, features: FeatureConfig) -> None:
         )
 
 
-def add_noise(rng, waveform, num_samples, config: AugmentConfig):
+def add_noise(rng: jax.Array, waveform: jax.Array, num_samples: jax.Array, config: AugmentConfig) -> jax.Array:
     """Adds noise with a random spectral tilt at a random signal-to-noise ratio; `[B, S]` -> `[B, S]` float32."""
     draw, tilt, ratio, choose = jax.random.split(rng, 4)
     batch = waveform.shape[0]
@@ -83,13 +83,13 @@ def add_noise(rng, waveform, num_samples, config: AugmentConfig):
     return waveform + jnp.where(chosen & valid, noise, 0.0)
 
 
-def _interpolation(positions, size: int):
+def _interpolation(positions: jax.Array, size: int) -> jax.Array:
     """Linear interpolation at `positions` `[B, P]` between 0 and size - 1, as a matrix `[B, P, size]`."""
     positions = jnp.clip(positions, 0, size - 1)[:, :, None]
     return jnp.maximum(0.0, 1.0 - jnp.abs(positions - jnp.arange(size, dtype=jnp.float32)[None, None, :]))
 
 
-def warp(rng, features, lengths, config: AugmentConfig):
+def warp(rng: jax.Array, features: jax.Array, lengths: jax.Array, config: AugmentConfig) -> tuple[jax.Array, jax.Array]:
     """Stretches time and frequency.
 
     Args:
@@ -118,7 +118,7 @@ def warp(rng, features, lengths, config: AugmentConfig):
     return features, lengths
 
 
-def _spans(rng, count: int, widest, size: int, extent):
+def _spans(rng: jax.Array, count: int, widest: jax.Array, size: int, extent: jax.Array) -> jax.Array:
     """Union of `count` random spans per row: bool `[B, size]`; `widest` and `extent` are float `[B]`."""
     width_rng, start_rng = jax.random.split(rng)
     shape = (widest.shape[0], count)
@@ -129,7 +129,9 @@ def _spans(rng, count: int, widest, size: int, extent):
     return ((middles >= start[:, :, None]) & (middles < (start + width)[:, :, None])).any(axis=1)
 
 
-def spec_augment(rng, features, lengths, config: AugmentConfig, *, centred: bool = True):
+def spec_augment(
+    rng: jax.Array, features: jax.Array, lengths: jax.Array, config: AugmentConfig, *, centred: bool = True
+) -> jax.Array:
     """Masks random spans of time and frequency with the mean (arXiv 1904.08779): `[B, T, F]` -> the same.
 
     The mean is zero where each utterance is `centred`; else it is that of the utterance's valid frames.

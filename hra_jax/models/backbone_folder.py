@@ -1,6 +1,7 @@
 """Backbone folders: frozen weights, feature settings, vocabulary and fingerprint.
 
-    backbone.json       geometry, feature settings, vocabulary, fingerprint, hashes of every tensor, where it came from
+    backbone.json       format version, version of hra_jax, geometry, feature settings, vocabulary, fingerprint, hashes
+                        of every tensor, where it came from
     model.safetensors   weights by dotted name, in the storage dtype; per-layer tensors stacked on a leading axis.
                         Large ones lie in several files beside model.safetensors.index.json
 
@@ -16,6 +17,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from hra_jax import __version__
 from hra_jax.adapters.base import unbound
 from hra_jax.errors import UserError
 from hra_jax.models.asr import AsrModel
@@ -31,12 +34,26 @@ from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
 from hra_jax.storage.files import write_file
-from hra_jax.storage.json_files import json_text
+from hra_jax.storage.json_files import Kind, check_fields, json_text, read_object
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.safetensors_writer import SHARD_BYTES, TensorWriter
 from hra_jax.storage.trees import flatten, unflatten
 
 FORMAT = 1
+# The fields of backbone.json by format version, and what a folder that lacks one of them means: values of the stored
+# format, which never change. Those of 'features' and 'encoder' stand in `models.stored_settings`.
+_FIELDS: dict[int, dict[str, Kind]] = {
+    1: {
+        "hra_jax": str,
+        "vocabulary": dict,
+        "fingerprint": str,
+        "storage_dtype": str,
+        "source_sha256": dict,
+        "stored_sha256": dict,
+        "info": dict,
+    }
+}
+_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0"}}  # the release that did not write its version
 BUILTIN = "builtin:"
 _SETTINGS = "backbone.json"
 _VERIFIED_BYTES = 2**26  # that are read at a time
@@ -66,7 +83,7 @@ class BackboneFiles:
 
     @property
     def params(self) -> dict:
-        """All weights, read anew: a nested dict of numpy arrays in the storage dtype."""
+        """All weights, read again each time: a nested dict of numpy arrays in the storage dtype."""
         return self._tree(self.tensors.read)
 
     @property
@@ -195,12 +212,14 @@ def write(
                 kept.update(_bytes(rounded))
                 writer.append(name, rounded)
             source[name], stored[name] = [list(shapes[name]), given.hexdigest()], kept.hexdigest()
+        fingerprint = _fingerprint(source, features, encoder, vocabulary)
         settings = {
             "format": FORMAT,
+            "hra_jax": __version__,
             "features": to_json(features),
             "encoder": to_json(encoder),
             "vocabulary": vocabulary,
-            "fingerprint": _fingerprint(source, features, encoder, vocabulary),
+            "fingerprint": fingerprint,
             "storage_dtype": dtype,
             "source_sha256": source,
             "stored_sha256": stored,
@@ -211,7 +230,7 @@ def write(
         (folder / _SETTINGS).unlink(missing_ok=True)
         writer.finish()
         write_file(folder / _SETTINGS, text)
-    return settings["fingerprint"]
+    return fingerprint
 
 
 def _check_dtype(dtype: str) -> None:
@@ -255,28 +274,19 @@ def _rounded(name: str, piece: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_json(path: epath.Path) -> dict:
+def read_json(path: epath.Path) -> dict[str, Any]:
     """The object in backbone.json.
 
     Raises:
       UserError: it cannot be read, or holds something else; 'features' and 'encoder' in it must be objects too.
     """
-    try:
-        settings = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    for key in ("features", "encoder"):
-        if not isinstance(settings, dict) or not isinstance(settings.get(key), dict):
-            raise UserError(f"{path}: must be a JSON object with an object {key!r}")
-    return settings
+    return read_object(path, {"features": dict, "encoder": dict}, what="a backbone folder that has it")
 
 
 def geometry(location: str) -> tuple[FeatureConfig, EncoderConfig]:
@@ -297,23 +307,20 @@ def _geometry(folder: epath.Path, settings: dict) -> tuple[FeatureConfig, Encode
         raise UserError(f"{folder / _SETTINGS}: {error}") from error
 
 
-def _read_settings(folder: epath.Path) -> dict:
-    settings = read_json(folder / _SETTINGS)
-    needed = {"format": int, "vocabulary": dict, "fingerprint": str, "storage_dtype": str}
-    needed |= {"source_sha256": dict, "stored_sha256": dict, "info": dict}
-    for key, kind in needed.items():
-        if type(settings.get(key)) is not kind:
-            found = f"has {settings[key]!r:.60} for" if key in settings else "lacks"
-            raise UserError(f"{folder / _SETTINGS}: {found} {key!r} ({kind.__name__})")
-    if settings["format"] != FORMAT:
-        raise UserError(f"{folder / _SETTINGS}: format {settings['format']!r}; this version reads {FORMAT}")
-    return settings
+def _read_settings(folder: epath.Path) -> dict[str, Any]:
+    """The content of backbone.json, checked, with what its format version leaves unsaid."""
+    path = folder / _SETTINGS
+    settings = read_json(path)
+    version = check_fields(settings, {"format": int}, where=str(path))["format"]
+    if version not in _FIELDS:
+        raise UserError(f"{path}: format {version!r}; this version of hra_jax reads {', '.join(map(str, _FIELDS))}")
+    return check_fields(_UNSAID[version] | settings, _FIELDS[version], where=str(path))
 
 
 def _check_tensors(tensors: TensorFiles, shapes: dict[str, tuple[int, ...]], dtype: str) -> None:
     """Checks that the files hold the weights that the settings ask for, and no others."""
-    for name, found in tensors.ignored.items():
-        raise UserError(f"{tensors.listing}: has the tensor {name!r} of dtype {found}; allowed here: {dtype}")
+    for name, other in tensors.ignored.items():
+        raise UserError(f"{tensors.listing}: has the tensor {name!r} of dtype {other}; allowed here: {dtype}")
     for name in sorted(set(shapes) ^ set(tensors.names())):
         what = "lacks the tensor" if name in shapes else "has an unknown tensor"
         raise UserError(f"{tensors.listing}: {what} {name!r}")
@@ -329,7 +336,7 @@ def _verify(tensors: TensorFiles, hashes: dict) -> None:
     """Hashes every tensor, some rows at a time, and compares with what was recorded."""
     for name in tensors.names():
         shape, digest = tensors.shape(name), hashlib.sha256()
-        if len(shape) > 1 and math.prod(shape):
+        if len(shape) > 1 and math.prod(shape) > 0:
             rows = max(1, _VERIFIED_BYTES * shape[0] // (tensors.dtype(name).itemsize * math.prod(shape)))
             for first in range(0, shape[0], rows):
                 digest.update(_bytes(tensors.read_slice(name, slice(first, first + rows))))
@@ -370,7 +377,7 @@ def load(location: str, *, verify: bool = False) -> BackboneFiles:
 
 
 def load_params(files: BackboneFiles, shardings, *, dtype=None) -> dict:
-    """Reads the weights to where they live; every process reads its own part of them, and holds no more.
+    """Reads the weights onto a mesh; every process reads the shards of its own devices, and holds no more.
 
     Args:
       files: from `load`.
@@ -385,7 +392,7 @@ def load_params(files: BackboneFiles, shardings, *, dtype=None) -> dict:
     """
 
     def read(name: str, sharding) -> jax.Array:
-        parts = {}  # devices that hold the same part share one reading
+        parts: dict[tuple, np.ndarray] = {}  # devices that hold the same part share one reading
 
         def part(index) -> np.ndarray:
             key = tuple((entry.start, entry.stop) for entry in index)
@@ -397,4 +404,4 @@ def load_params(files: BackboneFiles, shardings, *, dtype=None) -> dict:
         return jax.make_array_from_callback(files.tensors.shape(name), sharding, part)
 
     flat = flatten(shardings, separator=".")
-    return unflatten({name: read(name, where) for name, where in flat.items()}, separator=".")
+    return unflatten({name: read(name, sharding) for name, sharding in flat.items()}, separator=".")

@@ -19,7 +19,7 @@ from hra_jax.models.attention import Attention, context_mask
 from hra_jax.models.attention_parts import Budget
 from hra_jax.models.checks import one_of
 from hra_jax.models.encoder_config import EncoderConfig
-from hra_jax.models.layers import BatchNorm, DepthwiseConvolution, LayerNorm, Projection
+from hra_jax.models.layers import BatchNorm, DepthwiseConvolution, Hook, LayerNorm, Projection
 
 # Rematerialisation policies: what the backward pass keeps of a block (None: everything); it recomputes the rest. A new
 # policy is one line here.
@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x, hook):
+    def __call__(self, x: jax.Array, hook: Hook) -> jax.Array:
         """`[B, T, D]` -> `[B, T, D]`."""
         config = self.config
         x = hook(f"{self.name}.norm", x, _norm(config, "norm")(x))
@@ -58,7 +58,7 @@ class ConvolutionModule(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x, valid, hook):
+    def __call__(self, x: jax.Array, valid: jax.Array, hook: Hook) -> jax.Array:
         """`[B, T, D]` and bool `[B, T]` -> `[B, T, D]`."""
         config = self.config
         x = hook("convolution.norm", x, _norm(config, "norm")(x))
@@ -93,7 +93,9 @@ class ConformerLayer(nn.Module):
     constrain: Callable = lambda x: x
 
     @nn.compact
-    def __call__(self, carry, per_layer, all_layers, valid, mask):
+    def __call__(
+        self, carry: tuple[jax.Array, Any], per_layer: Any, all_layers: Any, valid: jax.Array, mask: jax.Array
+    ) -> tuple[tuple[jax.Array, Any], None]:
         """Applies the block.
 
         Args:
@@ -110,17 +112,17 @@ class ConformerLayer(nn.Module):
         config, adapter, params = self.config, self.adapter, (all_layers, per_layer)
         taps = {"input": x} if "input" in adapter.taps else {}
 
-        def rng():
+        def rng() -> jax.Array | None:
             return self.make_rng("dropout") if self.has_rng("dropout") else None
 
-        def hook(name, inputs, outputs):
+        def hook(name: str, inputs: jax.Array, outputs: jax.Array) -> jax.Array:
             with jax.named_scope(f"adapter_{adapter.name}"):
                 outputs = adapter.after_affine(params, name, inputs, outputs, rng=rng)
             if name in adapter.taps:
                 taps[name] = outputs
             return outputs
 
-        def drop(y):
+        def drop(y: jax.Array) -> jax.Array:
             return nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(y)
 
         (keep, add), (keep_conv, add_conv) = config.ff_residual, config.conv_residual
@@ -149,7 +151,7 @@ class Conformer(nn.Module):
     constrain: Callable = lambda x: x
 
     @nn.compact
-    def __call__(self, x, lengths, bound: Bound):
+    def __call__(self, x: jax.Array, lengths: jax.Array, bound: Bound) -> jax.Array:
         """Encodes.
 
         Args:

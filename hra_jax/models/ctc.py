@@ -3,20 +3,24 @@
 Letters: B batch, T frames, V vocabulary, U labels.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import ArrayLike
 
 from hra_jax.models import padding
 
 
-def augmented_length(labels) -> int:
+def augmented_length(labels: ArrayLike) -> int:
     """The fewest frames that can carry `labels` (1-D): the labels, and a blank between equal neighbours."""
     labels = np.asarray(labels)
     return int(labels.size + np.count_nonzero(labels[1:] == labels[:-1]))
 
 
-def ctc_loss(log_probs, lengths, labels, label_lengths, blank_id: int):
+def ctc_loss(
+    log_probs: jax.Array, lengths: jax.Array, labels: jax.Array, label_lengths: jax.Array, blank_id: int
+) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood of each label sequence.
 
     Args:
@@ -48,7 +52,7 @@ def ctc_loss(log_probs, lengths, labels, label_lengths, blank_id: int):
     return jnp.where(feasible, loss, 0.0), feasible
 
 
-def greedy_decode(log_probs, lengths, blank_id) -> list[list[int]]:
+def greedy_decode(log_probs: ArrayLike, lengths: ArrayLike, blank_id: ArrayLike) -> list[list[int]]:
     """Best path: argmax per frame, repeats merged, blanks dropped.
 
     Args:

@@ -4,6 +4,7 @@ Letters: B batch, S samples, T feature frames, W window samples, K transform bin
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from hra_jax.models import padding
 from hra_jax.models.features import FeatureConfig, mel_matrix, transform_matrix
 
 
-def _frame(waveform, config: FeatureConfig):
+def _frame(waveform: jax.Array, config: FeatureConfig) -> jax.Array:
     """`[B, S]` -> `[B, T, W]`, placed as `config.framing` says, with zeros beyond both ends."""
     hop, window = config.hop_samples, config.window_samples
     frames = config.spectra(waveform.shape[1])
@@ -41,7 +42,7 @@ def _sliced_matrix(config: FeatureConfig) -> tuple[np.ndarray, ...]:
 _COARSE, _FINE = 2.0**7, 2.0**15
 
 
-def _precise_spectrum(frames, config: FeatureConfig):
+def _precise_spectrum(frames: jax.Array, config: FeatureConfig) -> jax.Array:
     """`[B, T, W]` -> `[B, T, 2K]` in float32, with an error far below 2^-24 of the loudest sample.
 
     Each factor is cut into slices in fixed point, the frame in parts of its own loudest sample, and the products of the
@@ -63,11 +64,11 @@ def _precise_spectrum(frames, config: FeatureConfig):
     return (exact(first, m1) + (exact(first, m2) + exact(second, m1) + small)) * unit
 
 
-def _log_mel(waveform, config: FeatureConfig):
+def _log_mel(waveform: jax.Array, config: FeatureConfig) -> jax.Array:
     """`[B, S]` -> `[B, T, F]`, not normalised. A constant may be missing where normalisation removes it anyway."""
     # The DFT is a matrix product: on a mesh it stays sharded by rows, where an FFT may be gathered to every device.
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    dtype = waveform.dtype.type
+    dtype: Any = waveform.dtype.type
     frames = _frame(waveform, config)
     # A floor relative to the loudness hides the rounding errors of loud bins in faint ones, another floor may not:
     # speech of 8 kHz at 16 kHz leaves the upper half of the bins 10^-10 of the power of the others.
@@ -88,7 +89,7 @@ def _log_mel(waveform, config: FeatureConfig):
     return above if config.normalization != "none" else above + np.log(config.floor).astype(dtype)
 
 
-def _normalize(features, valid, config: FeatureConfig):
+def _normalize(features: jax.Array, valid: jax.Array, config: FeatureConfig) -> jax.Array:
     mean, variance = padding.masked_mean_variance(features, valid)
     if config.normalization != "utterance":
         count = valid.sum(axis=1)[:, None, None].astype(features.dtype)
@@ -98,7 +99,7 @@ def _normalize(features, valid, config: FeatureConfig):
     return (features - mean) * jax.lax.rsqrt(variance + config.normalization_eps)
 
 
-def unstacked(waveform, num_samples, config: FeatureConfig):
+def unstacked(waveform: jax.Array, num_samples: jax.Array, config: FeatureConfig) -> tuple[jax.Array, jax.Array]:
     """Features before frames are stacked. Augmentation works on these, since it needs the bins of single frames.
 
     Args:
@@ -130,7 +131,7 @@ def unstacked(waveform, num_samples, config: FeatureConfig):
     return padding.zero_invalid(features, valid), lengths
 
 
-def stacked(features, lengths, config: FeatureConfig):
+def stacked(features: jax.Array, lengths: jax.Array, config: FeatureConfig) -> tuple[jax.Array, jax.Array]:
     """Puts `config.stack` frames side by side: `[B, T, F]` -> `[B, T // stack, stack F]`, and the lengths.
 
     What does not fill a stack is left out, or stands in an invalid frame.
@@ -143,7 +144,7 @@ def stacked(features, lengths, config: FeatureConfig):
     return padding.zero_invalid(whole, padding.valid_mask(lengths, frames)), lengths
 
 
-def extract(waveform, num_samples, config: FeatureConfig):
+def extract(waveform: jax.Array, num_samples: jax.Array, config: FeatureConfig) -> tuple[jax.Array, jax.Array]:
     """Features as the encoder takes them: `unstacked`, then `stacked`; arguments and results as theirs."""
     features, lengths = unstacked(waveform, num_samples, config)
     return stacked(features, lengths, config)

@@ -6,28 +6,35 @@ axes where it is created.
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 from hra_jax.models.encoder_config import BATCH_NORM_EPS
 
+# What sees the input and the output of a named affine map, and returns the output that goes on.
+Hook = Callable[[str, jax.Array, jax.Array], jax.Array]
 STATISTICS = ("mean", "variance")  # names of the weights that no training moves
 
 
-def wide(dtype):
+def wide(dtype: DTypeLike) -> np.dtype:
     """The dtype in which values of `dtype` are summed: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def weight(module: nn.Module, name: str, initializer, shape, axes):
+def weight(
+    module: nn.Module, name: str, initializer: Callable, shape: tuple[int, ...], axes: tuple[str, ...]
+) -> jax.Array:
     """A parameter of `module` with logical axis names, unboxed."""
     value = module.param(name, nn.with_logical_partitioning(initializer, axes), shape, jnp.float32)
     return value.unbox() if isinstance(value, nn.meta.AxisMetadata) else value
 
 
-def along_last(vector, y):
+def along_last(vector: jax.Array, y: jax.Array) -> jax.Array:
     """A vector `[D]` as `[1, ..., D]`, to meet y `[..., D]` without implicit rank promotion, in the dtype of y."""
     return vector.reshape((1,) * (y.ndim - 1) + vector.shape).astype(y.dtype)
 
@@ -44,7 +51,7 @@ class Projection(nn.Module):
     gain: float = 1.0
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., in]` -> `[..., width]`, in the dtype of x."""
         initial = nn.initializers.variance_scaling(self.gain**2, "fan_in", "truncated_normal")
         kernel = weight(self, "kernel", initial, (x.shape[-1], self.width), self.axes)
@@ -54,7 +61,7 @@ class Projection(nn.Module):
         return y
 
 
-def standardized(x, eps: float):
+def standardized(x: jax.Array, eps: float) -> jax.Array:
     """x `[..., D]` shifted and scaled to mean 0 and variance 1 along its last axis, in `wide` dtype."""
     y = x.astype(wide(x.dtype))
     y = y - y.mean(axis=-1, keepdims=True)
@@ -68,7 +75,7 @@ class LayerNorm(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., D]` -> the same shape and dtype."""
         scale = weight(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",))
         y = standardized(x, self.eps)
@@ -87,7 +94,7 @@ class BatchNorm(nn.Module):
     eps: float = BATCH_NORM_EPS
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., D]` -> the same shape and dtype."""
         shape, axes = x.shape[-1:], ("norm",)
         scale = weight(self, "scale", nn.initializers.ones, shape, axes)
@@ -103,7 +110,7 @@ class BatchNorm(nn.Module):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def shifted_products(x, taps, left: int):
+def shifted_products(x: jax.Array, taps: jax.Array, left: int) -> jax.Array:
     """Depthwise convolution over time as a sum of K shifted products.
 
     The gradient of x is such a sum too: left to itself it would be one of K padded arrays, each of which goes to memory
@@ -121,15 +128,15 @@ def shifted_products(x, taps, left: int):
     return sum(padded[:, k : k + x.shape[1]] * tap[None, None] for k, tap in enumerate(taps))
 
 
-def _padded(x, taps, left: int):
+def _padded(x: jax.Array, taps: jax.Array, left: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (left, taps.shape[0] - 1 - left), (0, 0)))
 
 
-def _shifted_forward(x, taps, left: int):
+def _shifted_forward(x: jax.Array, taps: jax.Array, left: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return shifted_products(x, taps, left), (x, taps)
 
 
-def _shifted_backward(left: int, kept, slope):
+def _shifted_backward(left: int, kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, taps = kept
     padded, size = _padded(x, taps, left), x.shape[1]
     products = [(padded[:, k : k + size] * slope).sum((0, 1), dtype=wide(x.dtype)) for k in range(taps.shape[0])]
@@ -150,7 +157,7 @@ class DepthwiseConvolution(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, T, D]` -> `[B, T, D]`; zeros beyond both ends; an even kernel looks one frame further right."""
         taps = weight(self, "kernel", nn.initializers.lecun_normal(), (self.kernel, x.shape[-1]), ("taps", "conv"))
         left = self.kernel - 1 if self.causal else (self.kernel - 1) // 2

@@ -4,26 +4,29 @@ Utterances are padded on the right. `lengths` are int32 `[B]`, in whatever unit 
 True where a position is valid. Masking is by `where`, never by multiplying: NaN times zero is NaN.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 
-def valid_mask(lengths, size: int):
+def valid_mask(lengths: jax.Array, size: int) -> jax.Array:
     """`[B]` lengths -> bool `[B, size]`, True where valid."""
     return jnp.arange(size)[None, :] < lengths[:, None]
 
 
-def zero_invalid(x, valid):
+def zero_invalid(x: jax.Array, valid: jax.Array) -> jax.Array:
     """Zeroes the invalid positions of `x` `[B, T, ...]`; `valid` is bool `[B, T]`."""
     shape = valid.shape + (1,) * (x.ndim - 2)
     return jnp.where(valid.reshape(shape), x, jnp.zeros((), x.dtype))
 
 
-def strided_length(length, *, kernel: int, stride: int, pad: int):
+def strided_length(length: Any, *, kernel: int, stride: int, pad: int) -> Any:
     """Length after a strided convolution with `pad` zeros on both sides (int or integer array)."""
     return (length + 2 * pad - kernel) // stride + 1
 
 
-def masked_mean_variance(x, valid):
+def masked_mean_variance(x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and (biased) variance over the valid positions of axis 1.
 
     Args:

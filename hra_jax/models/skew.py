@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 
 @jax.custom_vjp
-def skew(scores):
+def skew(scores: jax.Array) -> jax.Array:
     """Scores by offset -> scores by key: `[B, N, Q, M]` -> `[B, N, Q, T]`, out[i, j] = in[i, Q - 1 - i + j]."""
     return jax.lax.platform_dependent(scores, tpu=slide, default=read_narrower)
 
 
-def unskew(scores):
+def unskew(scores: jax.Array) -> jax.Array:
     """The transpose of `skew`: `[B, N, Q, T]` -> `[B, N, Q, M]`, zeros where there is no key."""
     return jax.lax.platform_dependent(scores, tpu=slide_back, default=read_wider)
 
@@ -21,7 +21,7 @@ def unskew(scores):
 skew.defvjp(lambda scores: (skew(scores), None), lambda _, slope: (unskew(slope),))
 
 
-def read_narrower(scores):
+def read_narrower(scores: jax.Array) -> jax.Array:
     """`skew` on CPUs: rows padded to M + 1 and read back M wide slide by one position each. Three copies of memory."""
     batch, heads, queries, offsets = scores.shape
     flat = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (0, 1))).reshape(batch, heads, -1)
@@ -29,7 +29,7 @@ def read_narrower(scores):
     return flat[..., : offsets - queries + 1]
 
 
-def read_wider(scores):
+def read_wider(scores: jax.Array) -> jax.Array:
     """The transpose of `read_narrower`."""
     batch, heads, queries, keys = scores.shape
     offsets = queries + keys - 1
@@ -38,7 +38,7 @@ def read_wider(scores):
     return flat[..., :offsets]
 
 
-def slide(scores):
+def slide(scores: jax.Array) -> jax.Array:
     """`skew` on TPUs: row i slides by Q - 1 - i positions to the left, by a power of two at a time.
 
     That is a chain of selections between two slices, which becomes one loop or two. Rows that are padded and read back
@@ -53,7 +53,7 @@ def slide(scores):
     return scores[..., : offsets - queries + 1]
 
 
-def slide_back(scores):
+def slide_back(scores: jax.Array) -> jax.Array:
     """The transpose of `slide`: rows slide to the right, zeros on both sides."""
     queries, keys = scores.shape[2:]
     for shift, moves in reversed(_slides(queries)):
@@ -62,7 +62,7 @@ def slide_back(scores):
     return scores[..., : queries + keys - 1]
 
 
-def _slides(queries: int):
+def _slides(queries: int) -> list[tuple[int, jax.Array]]:
     """Powers of two, the largest first, and which rows bool `[1, 1, Q, 1]` slide by so many positions."""
     distance = (queries - 1 - jnp.arange(queries))[None, None, :, None]
     return [(1 << bit, (distance >> bit) % 2 == 1) for bit in reversed(range((queries - 1).bit_length()))]

@@ -6,6 +6,8 @@ Each module takes features `[B, T, F]` and int32 `[B]` lengths in feature frames
 in encoder frames; what invalid frames hold does not reach valid ones. Inputs shorter than a kernel have length 0.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,7 @@ def check(features: FeatureConfig, encoder: EncoderConfig) -> None:
         )
 
 
-def make(encoder: EncoderConfig, *, dtype, name: str) -> nn.Module:
+def make(encoder: EncoderConfig, *, dtype: jnp.dtype, name: str) -> nn.Module:
     """The module that `encoder.subsampler` names; `dtype` is that of the activations that it returns."""
     width, channels = encoder.d_model, encoder.subsampling_channels
     if encoder.subsampler == "projection":
@@ -44,11 +46,11 @@ def make(encoder: EncoderConfig, *, dtype, name: str) -> nn.Module:
     return ConvSubsampling(width, channels, len(encoder.subsampling_layers), separable=separable, name=name)
 
 
-def _valid_only(x, lengths):
+def _valid_only(x: jax.Array, lengths: jax.Array) -> jax.Array:
     return padding.zero_invalid(x, padding.valid_mask(lengths, x.shape[1]))
 
 
-def _halve(module: nn.Module, index: int, x, channels: int):
+def _halve(module: nn.Module, index: int, x: jax.Array, channels: int) -> jax.Array:
     """A 3 x 3 convolution of stride 2 over time and frequency with ReLU: `[B, T, F, C]` -> `[B, T', F', channels]`."""
     axes = ("taps", "taps", "conv_in", "conv")
     kernel = weight(module, f"conv_{index}_kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], channels), axes)
@@ -59,7 +61,7 @@ def _halve(module: nn.Module, index: int, x, channels: int):
     return nn.relu(x + along_last(bias, x))
 
 
-def _halve_depthwise(module: nn.Module, index: int, x):
+def _halve_depthwise(module: nn.Module, index: int, x: jax.Array) -> jax.Array:
     """A 3 x 3 convolution of stride 2 of each channel: `[B, T, F, C]` -> `[B, T', F', C]`.
 
     It is a sum of nine shifted products, for the reason given at `layers.DepthwiseConvolution`.
@@ -71,7 +73,7 @@ def _halve_depthwise(module: nn.Module, index: int, x):
     taps = taps.astype(x.dtype)
     frames, bins = (padding.strided_length(size, kernel=3, stride=2, pad=1) for size in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    y = sum(
+    y: Any = sum(
         padded[:, i : i + 2 * frames : 2, j : j + 2 * bins : 2] * taps[i, j][None, None]
         for i in range(3)
         for j in range(3)
@@ -91,7 +93,7 @@ class ConvSubsampling(nn.Module):
     separable: bool = False
 
     @nn.compact
-    def __call__(self, features, lengths):
+    def __call__(self, features: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`[B, T, F]` -> `[B, T / 2^layers, D]`, see the head of this file."""
         x = _valid_only(features, lengths)[..., None]
         for index in range(self.layers):
@@ -113,13 +115,22 @@ class NormProjection(nn.Module):
     norm_eps: float
 
     @nn.compact
-    def __call__(self, features, lengths):
+    def __call__(self, features: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`[B, T, F]` -> `[B, T, D]`, see the head of this file."""
         x = LayerNorm(self.norm_eps, name="norm")(features)
         return Projection(self.width, axes=("conv_out", "embed"), name="projection")(x), lengths.astype(jnp.int32)
 
 
-def _convolve_time(module: nn.Module, index: int, x, *, channels: int, kernel: int, stride: int, precision=None):
+def _convolve_time(
+    module: nn.Module,
+    index: int,
+    x: jax.Array,
+    *,
+    channels: int,
+    kernel: int,
+    stride: int,
+    precision: jax.lax.Precision | None = None,
+) -> jax.Array:
     """A convolution over time without padding: `[B, T, in]` -> `[B, (T - kernel) // stride + 1, channels]`."""
     shape, axes = (kernel, x.shape[-1], channels), ("taps", "conv_in", "conv")
     taps = weight(module, f"conv_{index}_kernel", nn.initializers.lecun_normal(), shape, axes)
@@ -138,7 +149,7 @@ class TimeConvolutions(nn.Module):
     kernel: int
 
     @nn.compact
-    def __call__(self, features, lengths):
+    def __call__(self, features: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`[B, T, F]` -> `[B, T', D]`, see the head of this file."""
         x = _valid_only(features, lengths)
         x = nn.relu(Projection(self.width, axes=("conv_in", "embed"), name="input")(x))
@@ -159,7 +170,7 @@ class WaveConvolutions(nn.Module):
     dtype: jnp.dtype  # of the activations after the first convolution
 
     @nn.compact
-    def __call__(self, features, lengths):
+    def __call__(self, features: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`[B, S, 1]` -> `[B, T', D]`, see the head of this file."""
         x = _valid_only(features, lengths)
         for index, (kernel, stride) in enumerate(self.layers):

@@ -32,10 +32,9 @@ class Replacement:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = self.path.parent / f".{self.path.name}.{secrets.token_hex(8)}.tmp"
         self._local = "://" not in os.fspath(self.path)
-        self.stream: IO[bytes] = _new_local_file(self._temporary, self.path) if self._local else self._remote_stream()
-
-    def _remote_stream(self) -> IO[bytes]:
-        return self._temporary.open("wb")
+        self.stream: IO[bytes] = (
+            _new_local_file(self._temporary, self.path) if self._local else self._temporary.open("wb")
+        )
 
     def __enter__(self) -> "Replacement":
         return self

@@ -24,7 +24,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -64,7 +64,8 @@ class _Tensor(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype:
-        return DTYPES[self.entry.dtype]
+        dtype: np.dtype = DTYPES[self.entry.dtype]
+        return dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,7 +100,7 @@ class RowLog:
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory}: rows cannot be kept here, it is a file")
 
-    def append(self, name: str, ids: np.ndarray, rows: Mapping, *, after: Sequence[str]) -> list[str]:
+    def append(self, name: str, ids: np.ndarray, rows: Mapping[str, Any], *, after: Sequence[str]) -> list[str]:
         """Writes changed rows.
 
         Bytes and seconds go with the rows given, not with those that the log holds: over a run, a row is moved about
@@ -147,7 +148,7 @@ class RowLog:
         # Moved rows are live, so nothing in the list is newer than they are: they may go to its end.
         return [segment for i, (segment, _, _) in enumerate(found) if i not in merged] + written
 
-    def read(self, segments: Sequence[str]) -> Iterator[tuple[np.ndarray, dict]]:
+    def read(self, segments: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """The live rows of a list of segments, each once, one segment at a time.
 
         The ids of all segments are read and checked at once; the rows as the iterator is advanced.
@@ -218,8 +219,8 @@ class RowLog:
         `new` holds rows that come after all segments.
         """
         found = [(segment, self._index(segment)) for segment in segments]
-        first = new if new is not None else found[0][1] if found else None
         for segment, index in found:
+            first = found[0][1] if new is None else new
             where = f"{self._file(segment)}: this segment is of another tree:"
             for path in sorted(index.leaves.keys() | first.leaves.keys()):
                 there, here = (side.leaves.get(path, "absent") for side in (index, first))
@@ -247,7 +248,7 @@ class RowLog:
     def _write(self, segment: str, ids: np.ndarray, rows: dict[str, np.ndarray]) -> None:
         order = np.argsort(ids)
         arrays = {path: np.ascontiguousarray(array[order]) for path, array in ({_IDS: ids} | rows).items()}
-        checksums = {path: _crc(path, array, array.reshape(-1).view(np.uint8)) for path, array in arrays.items()}
+        checksums = {path: _crc(path, array, array.reshape(-1).view(np.uint8).data) for path, array in arrays.items()}
         content = to_bytes(arrays, {_CHECKSUMS: json.dumps(checksums, sort_keys=True)})
         file = self._file(segment)
         # Not known until it is written: a leftover of this name may be known with other ids.
@@ -259,7 +260,7 @@ class RowLog:
         self._known[segment] = _Index(arrays.pop(_IDS), {path: _row_text(leaf) for path, leaf in arrays.items()})
 
 
-def _checked(ids: np.ndarray, rows: Mapping) -> tuple[_Index, dict[str, np.ndarray]]:
+def _checked(ids: np.ndarray, rows: Mapping[str, Any]) -> tuple[_Index, dict[str, np.ndarray]]:
     """The rows as contiguous arrays by path, with their index. Raises ValueError for what cannot be stored."""
     ids = np.asarray(ids)
     if ids.ndim != 1 or (ids.dtype.kind not in "iu" and ids.size):
@@ -285,12 +286,12 @@ def _row_text(leaf: np.ndarray | _Tensor) -> str:
     return f"{leaf.dtype.name}{list(leaf.shape[1:])}"
 
 
-def _crc(path: str, tensor: np.ndarray | _Tensor, content: bytes | np.ndarray) -> int:
+def _crc(path: str, tensor: np.ndarray | _Tensor, content: bytes | memoryview) -> int:
     """The checksum of a tensor: of its name, dtype and shape, which only the header has, and its bytes."""
     return zlib.crc32(content, zlib.crc32(f"{path} {tensor.dtype.name}{list(tensor.shape)}".encode()))
 
 
-def _with_tree(ids: np.ndarray, rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict]:
+def _with_tree(ids: np.ndarray, rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Any]]:
     return ids, unflatten(rows)
 
 
@@ -338,7 +339,7 @@ def _to_merge(stored: Sequence[int], live: Sequence[int], *, new: int, full: int
         crowded = [key for key, members in classes.items() if len(members) >= _CROWD]
         if not crowded:
             return merged
-        merged |= classes[min(crowded)] - {None}
+        merged |= {i for i in classes[min(crowded)] if i is not None}
 
 
 def _size_class(rows: int) -> int:
@@ -385,7 +386,7 @@ def _opened(file: epath.Path) -> Iterator[tuple[IO[bytes], dict[str, _Tensor]]]:
 def _length(file: epath.Path) -> int:
     """Bytes of a file."""
     try:
-        return file.stat().length
+        return int(file.stat().length)
     except OSError as error:
         raise UserError(f"{file}: the segment is missing: {_reason(error)}") from error
 

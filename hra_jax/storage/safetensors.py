@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +22,7 @@ from hra_jax.errors import UserError
 from hra_jax.storage.json_files import parse_json
 
 # In the order in which a file holds them: the library sorts tensors by dtype and then by name.
-DTYPES = {
+DTYPES: dict[str, np.dtype] = {
     "U64": np.dtype(np.uint64),
     "I64": np.dtype(np.int64),
     "F64": np.dtype(np.float64),
@@ -185,7 +185,7 @@ def _parse(start: bytes, content: bytes, size: int) -> Header:
 
 def _entry(name: str, value: object, data: int) -> TensorEntry:
     """An entry of a header, checked; `data` is the byte at which the tensors start."""
-    fields = value if isinstance(value, dict) else {}
+    fields: dict[str, Any] = value if isinstance(value, dict) else {}
     dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
         raise ValueError(f"the header's entry of {name!r} needs a dtype, a shape and data_offsets [start, stop]")
@@ -197,5 +197,5 @@ def _entry(name: str, value: object, data: int) -> TensorEntry:
     return TensorEntry(dtype, tuple(shape), data + offsets[0], data + offsets[1])
 
 
-def _are_counts(values: Any) -> bool:
+def _are_counts(values: object) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)

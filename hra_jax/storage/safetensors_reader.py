@@ -8,7 +8,6 @@ The format of the files is that of `storage.safetensors`. Headers are read and c
 tensors only the bytes that a slice asks for are read, from local and remote (`gs://`) paths alike.
 """
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import IO, NamedTuple, SupportsIndex
@@ -83,7 +82,8 @@ class TensorFiles:
 
     def dtype(self, name: str) -> np.dtype:
         """The dtype of a tensor: float64, float32, float16 or `ml_dtypes.bfloat16`; errors are those of `read`."""
-        return DTYPES[self._place(name).entry.dtype]
+        dtype: np.dtype = DTYPES[self._place(name).entry.dtype]
+        return dtype
 
     def read(self, name: str) -> np.ndarray:
         """A whole tensor, in its dtype.
@@ -111,8 +111,8 @@ class TensorFiles:
         found = np.empty([stop - start for start, stop in bounds], dtype)
         if found.size:
             offsets, length = _runs(place.entry.shape, bounds, dtype.itemsize)
-            # A view of the bytes: memoryview does not know bfloat16.
-            self._read_runs(place, offsets + place.entry.start, length, memoryview(found.reshape(-1).view(np.uint8)))
+            # A view of the bytes: a memoryview does not know bfloat16.
+            self._read_runs(place, offsets + place.entry.start, length, found.reshape(-1).view(np.uint8).data)
         return found.reshape(shape)
 
     def _place(self, name: str) -> _Place:
@@ -136,9 +136,9 @@ class TensorFiles:
                             into[done : done + len(part)] = part
                             done += len(part)
                         continue
-                    part = memoryview(self._take(place.path, file, span))
+                    with_gaps = memoryview(self._take(place.path, file, span))
                     for offset in (offsets[first : first + count] - offsets[first]).tolist():
-                        into[done : done + length] = part[offset : offset + length]
+                        into[done : done + length] = with_gaps[offset : offset + length]
                         done += length
         except OSError as error:
             raise UserError(f"{place.path}: cannot be read ({error.strerror or error})") from error
@@ -191,7 +191,7 @@ def _bounds(shape: tuple[int, ...], index: tuple[Index, ...]) -> tuple[list[tupl
     if len(index) > len(shape):
         raise IndexError(f"{len(index)} indices for the shape {shape}")
     bounds, remaining = [], []
-    for size, entry in itertools.zip_longest(shape, index, fillvalue=slice(None)):
+    for size, entry in zip(shape, [*index, *[slice(None)] * (len(shape) - len(index))], strict=True):
         if isinstance(entry, slice):
             start, stop, step = entry.indices(size)
             if step != 1:

@@ -84,7 +84,7 @@ class TensorWriter:
             return
         if name != self._pending or piece.nbytes > self._missing:
             raise ValueError(f"{piece.nbytes} bytes of {name!r}: {self._missing} bytes of {self._pending!r} are due")
-        values = memoryview(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
+        values = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
         for start in range(0, len(values), _CHUNK):
             self._replacements[-1].stream.write(
                 bytes(values[start : start + _CHUNK])

@@ -10,7 +10,7 @@ def flatten(tree: Mapping[str, Any], *, separator: str = "/") -> dict[str, Any]:
     Raises:
       ValueError: a key that is not a string, is empty, or holds the separator.
     """
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if not isinstance(key, str) or not key or separator in key:
             raise ValueError(f"a key of a tree must be a string that is not empty, without {separator!r}; got {key!r}")
@@ -27,10 +27,10 @@ def unflatten(flat: Mapping[str, Any], *, separator: str = "/") -> dict[str, Any
     Raises:
       ValueError: a path with an empty part, or one that goes through another path's leaf.
     """
-    tree: dict = {}
+    tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, last = path.split(separator)
-        node = tree
+        node: Any = tree
         for part in parents:
             node = node.setdefault(part, {}) if part else None
             if not isinstance(node, dict):

@@ -33,6 +33,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from hra_jax.config.settings import check_settings, integer, setting
 from hra_jax.errors import UserError
+from hra_jax.storage.json_files import check_fields, parse_json
 from hra_jax.storage.row_log import RowLog
 from hra_jax.training.sharding import leaf_name
 
@@ -255,7 +256,8 @@ class Checkpoints:
             # Not through Orbax, where all processes would have to ask at once.
             file = self.directory / str(step) / "rows" / "metadata"
             try:
-                self._segments[step] = json.loads(file.read_text())
+                stored = parse_json(file.read_bytes(), where=str(file))
+                self._segments[step] = check_fields(stored, dict.fromkeys(LOGS, list), where=str(file))
             except (OSError, ValueError) as error:
                 raise UserError(f"{self.directory}: checkpoint {step} cannot be read: {_reason(error)}") from error
         return self._segments[step]

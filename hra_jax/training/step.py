@@ -128,14 +128,6 @@ def _gradients(
     return loss * scale, counted, infeasible, grads
 
 
-def _dense_update(part: str, grads: Tree, state: TrainState, config: OptimizerConfig, peak: Scalar) -> tuple[Tree, Any]:
-    """Weights and optimizer state of a part that takes part in every step, after the step."""
-    with jax.named_scope(f"update_{part}"):
-        moves, moments = dense(config, peak=peak).update(grads, state.optimizer[part], state.trainable[part])
-        updated: Tree = optax.apply_updates(state.trainable[part], moves)
-        return updated, moments
-
-
 def make_train_step(
     model: AsrModel, config: OptimizerConfig, *, blank_id: int, seed: int, max_tasks: int = 1, accumulate: int = 1
 ) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -185,7 +177,7 @@ def make_train_step(
     def backbone_step(state: TrainState, frozen: Tree | None, batch: Tree, hyper: Tree) -> tuple[Tree, Tree, Metrics]:
         learned, index = {"backbone": state.trainable["backbone"]}, jnp.zeros_like(batch["task"])
         grads, metrics = gradients(learned, frozen, None, index, batch, hyper["seed"], state.step)
-        weights, moments = _dense_update("backbone", grads["backbone"], state, config, hyper["learning_rate"])
+        weights, moments = _dense_update(config, "backbone", grads["backbone"], state, hyper["learning_rate"])
         metrics["gradient_norm"] = global_norm(grads["backbone"])
         return {"backbone": weights}, {"backbone": moments}, metrics
 
@@ -215,9 +207,8 @@ def make_train_step(
             )
         trainable, optimizer, present = {"tasks": tasks}, {"tasks": rows}, ids < size
         if "shared" in learned:
-            trainable["shared"], optimizer["shared"] = _dense_update(
-                "shared", grads["shared"], state, config, hyper["learning_rate"]
-            )
+            updated = _dense_update(config, "shared", grads["shared"], state, hyper["learning_rate"])
+            trainable["shared"], optimizer["shared"] = updated
             metrics["controller_gradient_norm"] = global_norm(grads["shared"])
         metrics["row_gradient_norm"] = jnp.where(present, norms, 0.0).sum() / jnp.maximum(present.sum(), 1)
         metrics["tasks_present"] = present.sum().astype(jnp.float32)
@@ -225,6 +216,14 @@ def make_train_step(
         return trainable, optimizer, metrics
 
     return train_step
+
+
+def _dense_update(config: OptimizerConfig, part: str, grads: Tree, state: TrainState, peak: Scalar) -> tuple[Tree, Any]:
+    """The weights of `part`, which takes part in every step, after one update, and their moments."""
+    with jax.named_scope(f"update_{part}"):
+        moves, moments = dense(config, peak=peak).update(grads, state.optimizer[part], state.trainable[part])
+        updated: Tree = optax.apply_updates(state.trainable[part], moves)
+        return updated, moments
 
 
 def make_host_rows_step(train_step: Callable[..., Any]) -> Callable[..., tuple[TrainState, Metrics, Tree]]:

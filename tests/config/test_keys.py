@@ -19,7 +19,8 @@ from hra_jax.config import keys, renamed
 from hra_jax.config.files import config_from_json, flatten_config, load_config, validate_config
 from hra_jax.config.settings import Setting, check_settings, settings_of
 from hra_jax.errors import UserError
-from hra_jax.models import conformer, dtypes, encoder_config
+from hra_jax.models import conformer, dtypes
+from hra_jax.models.encoder_config import named_size
 from hra_jax.text.normalization import normalize_text
 from hra_jax.training.optimizer import OptimizerConfig, learning_rate
 
@@ -137,7 +138,7 @@ USED: dict[str, Callable[[str], Any]] = {
     "backbone_dtype": dtypes.compute_dtype,
     "data.normalizer": lambda value: normalize_text("A word.", value),
     "optimizer.schedule": lambda value: learning_rate(OptimizerConfig(steps=9, schedule=value))(0),
-    "pretrain.size": lambda value: encoder_config.named_size(value, 9),
+    "pretrain.size": lambda value: named_size(value, 9),
 }
 
 

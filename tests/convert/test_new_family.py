@@ -7,12 +7,12 @@ from reference import whistle_family as whistle
 
 import hra_jax
 from hra_jax import params
+from hra_jax.config.keys import group
 from hra_jax.convert import families
 from hra_jax.convert.conversion import convert
 from hra_jax.convert.family import Family, TorchEncoder
 from hra_jax.errors import UserError
 from hra_jax.run import foundation
-from hra_jax.run.settings import PretrainSettings
 
 NEEDED = ("name", "model_type", "architectures", "extractor", "encoder", "rules", "torch")
 
@@ -42,7 +42,8 @@ def test_a_family_in_one_file_is_listed_converted_trained_exported_and_reloaded(
     assert (report.family, report.architecture) == ("Whistle", "WhistleForCTC")
     assert [entry.tensors for entry in report.ignored] == [2]
 
-    assert foundation.geometry("abstract:whistle_small", PretrainSettings()) == (report.features, report.encoder)
+    pretrain = group(micro.config(), "pretrain")
+    assert foundation.geometry("abstract:whistle_small", pretrain) == (report.features, report.encoder)
     counted = params.account(micro.config(backbone="abstract:whistle_small"), [3], ["hra"])
     assert counted["backbone"]["parameters"] == report.parameters
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -385,7 +386,11 @@ def test_verify_finds_any_flipped_byte_and_names_the_tensor(folder, params):
 @pytest.mark.parametrize(
     "content, words",
     [("{", "not JSON"), ("{}", "'features'"), ("3", "'features'"), ("[]", "'features'")]
-    + [('{"features": 3, "encoder": {}}', "'features'"), ('{"features": {}, "encoder": {}}', "lacks 'format'")],
+    + [
+        ('{"features": 3, "encoder": {}}', "'features'"),
+        ('{"features": {}, "encoder": {}}', "needs 'format' (an integer); got nothing"),
+        ('{"features": {}, "encoder": {}, "format": 2}', "format 2; this version of hra_jax reads 1"),
+    ],
 )
 def test_settings_that_cannot_be_read_are_refused(folder, content, words):
     (folder / "backbone.json").write_text(content)
@@ -415,7 +420,7 @@ def test_settings_of_another_type_are_refused(folder, part, name, value):
 def test_parts_of_another_type_are_refused(folder, name):
     settings = json.loads((folder / "backbone.json").read_text()) | {name: 3}
     (folder / "backbone.json").write_text(json.dumps(settings))
-    assert f"has 3 for {name!r}" in refusal(folder)
+    assert re.search(rf"needs {name!r} \(an? (object|string)\); got 3$", refusal(folder))
 
 
 def test_a_later_format_and_an_unknown_setting_are_refused(folder):
