@@ -179,6 +179,7 @@ def _check_read(flat: Mapping[str, Any]) -> None:
     """Refuses settings of adapters that nothing would read."""
     from hra_jax.adapters.methods import METHODS  # imported late, as the classes of `keys.groups`
     from hra_jax.adapters.outputs import OWN_VOCABULARIES, PIECE_VOCABULARIES, SHARED_VOCABULARIES
+    from hra_jax.training.train_state import TRAINED
 
     if flat["adapter.output_size"] and flat["adapter.output"] not in OWN_VOCABULARIES:
         value, outputs = flat["adapter.output_size"], _either(OWN_VOCABULARIES)
@@ -201,9 +202,9 @@ def _check_read(flat: Mapping[str, Any]) -> None:
         value, method = flat["adapter.start"], flat["method"]
         raise UserError(f"config.adapter.start is {value!r}; allowed: '' with config.method {method!r}")
     output, new = flat["adapter.output"], flat["method"] == "adapter" and not flat["adapter.start"]
-    if new and flat["adapter.train"] == "tasks" and output in SHARED_VOCABULARIES:
+    if new and "shared" in TRAINED[flat["adapter.train"]] and output in SHARED_VOCABULARIES:
         raise UserError(
-            "config.adapter.train is 'tasks'; allowed: 'all' where config.adapter.start is '' and "
+            f"config.adapter.train is {flat['adapter.train']!r}; allowed: 'all' where config.adapter.start is '' and "
             f"config.adapter.output {output!r} (the new output layer of all tasks would stay as it starts)"
         )
 
