@@ -80,7 +80,7 @@ def test_one_file_is_enough_to_train_resume_export_and_reload(added, name, micro
     backbone = hra_jax.load_backbone(micro.backbone)
     loaded = hra_jax.load_adapter(tmp_path / "W" / "adapter", backbone)
     weights = trained(done)
-    held = api.Model(backbone, loaded.adapter, weights["shared"], weights["tasks"], done.run.tasks)
+    held = api.Model(backbone, loaded.adapter, weights["shared"], weights["tasks"], world.SPEAKERS)
     found, expected = (model.log_probs(WAVEFORMS, sample_rate=world.RATE, tasks=MIXED)[0] for model in (loaded, held))
     np.testing.assert_array_equal(found, expected)
     base = loaded.log_probs(WAVEFORMS, sample_rate=world.RATE, tasks=["__base__"] * 3)[0]
