@@ -165,7 +165,7 @@ def _adapted(config, adapter: Adapter, encoder: EncoderConfig, backbone: int, ta
         settings=adapters.settings(adapter),
         formula=formula,
         letters=letters,
-        shared_is_trained="shared" in train_state.TRAINED[config.adapter.train],
+        shared_is_trained="shared" not in train_state.TRAINED[config.adapter.train],
         backbone=backbone,
     )
 

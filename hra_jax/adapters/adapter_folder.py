@@ -18,10 +18,8 @@ values belong to the stored format and never change.
 
 import collections
 import dataclasses
-import hashlib
 import os
 import re
-import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,7 +34,7 @@ from hra_jax.storage import safetensors
 from hra_jax.storage.files import remove_leftovers, write_file
 from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, read_json, read_object
 from hra_jax.storage.trees import flatten, unflatten
-from hra_jax.tasks.names import check_name
+from hra_jax.tasks.names import check_name, quote_task
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
@@ -47,7 +45,6 @@ TASK_FOLDER = "tasks"
 
 _FLOATS = tuple(safetensors.DTYPES[name].name for name in safetensors.FLOATS)
 _TASK_FILE = re.compile(rf"{TASK_FOLDER}/[A-Za-z0-9_%~-]+\.safetensors")
-_LONGEST_QUOTED = 120  # characters; file systems allow 255 bytes, prefix and extension included
 _NEEDED = f"an adapter folder, which has {CONFIG_FILE}, {WEIGHTS_FILE} and {TASKS_FILE}"
 # The fields of adapter_config.json by format version, and what a folder that lacks one of them means.
 _FIELDS: dict[int, dict[str, Kind]] = {
@@ -79,24 +76,6 @@ class ExportedAdapter:
     shared: dict[str, Any]
     tasks: dict[str, dict[str, Any]]
     tasks_json: list[dict[str, Any]]
-
-
-def quote_task(name: str) -> str:
-    """A task name with everything but ASCII letters, digits, `-` and `_` percent-quoted; no two names give the same."""
-    return urllib.parse.quote(name, safe="").replace(".", "%2E").replace("~", "%7E")
-
-
-def task_file_names(names: Iterable[str]) -> dict[str, str]:
-    """A file name (no extension) for each task: its quoted name, unique even where case or length does not count.
-
-    A name that is too long, or differs from another in case only, ends in `~` and a hash; `quote_task` never gives `~`.
-    """
-    quoted = {name: quote_task(name) for name in names}
-    folded = collections.Counter(name.casefold() for name in quoted.values())
-    for name, file_name in quoted.items():
-        if len(file_name) > _LONGEST_QUOTED or folded[file_name.casefold()] > 1:
-            quoted[name] = f"{file_name[:_LONGEST_QUOTED]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    return quoted
 
 
 def write_adapter(
@@ -155,7 +134,7 @@ def write_adapter(
     write_file(folder / TASKS_FILE, json_text({"tasks": entries}))
     write_file(folder / CARD_FILE, model_card(config, [entry["name"] for entry in entries], results))
     write_file(folder / CONFIG_FILE, json_text(config))
-    remove_leftovers(folder)
+    remove_leftovers(folder, (WEIGHTS_FILE, TASKS_FILE, CARD_FILE, CONFIG_FILE))
     _remove_task_files(folder)
 
 

@@ -39,7 +39,8 @@ def new_weights_on_host(adapter: Adapter, key: jax.Array, encoder: EncoderConfig
 def new_rows(adapter: Adapter, key: jax.Array, encoder: EncoderConfig, ids: jax.Array) -> dict[str, Any]:
     """The rows of those numbers alone, as `new_weights` draws them."""
     _, task_key = jax.random.split(key)
-    return task_rows.init_rows(adapter, task_key, encoder, ids)
+    rows: dict[str, Any] = task_rows.init_rows(adapter, task_key, encoder, ids)
+    return rows
 
 
 def check_new_task(new_task: str, tasks: Collection[str], *, where: str, source: str = "") -> None:

@@ -54,4 +54,5 @@ def shares_what_trains(flat: Mapping[str, Any]) -> bool:
     """Whether the tasks of an adapter share weights that train, from the keys `adapter.*` of a configuration."""
     name, output = flat["adapter.name"], flat["adapter.output"]
     shares = name in METHODS and METHODS[name].defines("init_shared")
-    return flat["adapter.train"] == "all" and (shares or output in SHARED_VOCABULARIES)
+    # Old configurations ask before they are checked.
+    return "shared" not in TRAINED.get(flat["adapter.train"], ()) and (shares or output in SHARED_VOCABULARIES)

@@ -5,7 +5,7 @@ Letters: A tasks in the bank, K tasks that a step may touch, B batch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from hra_jax.adapters.weights import Tree
 if TYPE_CHECKING:
     from hra_jax.adapters.base import Adapter
     from hra_jax.models.encoder_config import EncoderConfig
+
+_Leaves = TypeVar("_Leaves", Tree, jax.Array)  # a bank, or one leaf of it
 
 NO_TASK = -1  # its number in a batch
 NO_ROW = np.iinfo(np.int32).max  # fills the slots of a list of row numbers that name no row
@@ -47,9 +49,9 @@ def active_rows(task: jax.Array, size: int, tasks: int) -> tuple[jax.Array, jax.
     return ids, jnp.where(task == tasks, size, index)
 
 
-def gather(bank: Tree, ids: jax.Array) -> Tree:
+def gather(bank: _Leaves, ids: jax.Array) -> _Leaves:
     """Rows `ids` `[K]` of every leaf `[A, ...]`; a slot that names no row gives zeros, never row 0."""
-    rows: Tree = jax.tree.map(lambda leaf: jnp.take(leaf, ids, axis=0, mode="fill", fill_value=0), bank)
+    rows: _Leaves = jax.tree.map(lambda leaf: jnp.take(leaf, ids, axis=0, mode="fill", fill_value=0), bank)
     return rows
 
 
@@ -70,9 +72,9 @@ def newest(incoming: Tree, resident: Tree) -> Tree:
     return merged
 
 
-def scatter(bank: Tree, ids: jax.Array, rows: Tree) -> Tree:
+def scatter(bank: _Leaves, ids: jax.Array, rows: _Leaves) -> _Leaves:
     """Writes `rows` `[K, ...]` back; a slot that names no row is dropped."""
-    written: Tree = jax.tree.map(
+    written: _Leaves = jax.tree.map(
         lambda leaf, new: leaf.at[ids].set(new.astype(leaf.dtype), mode="drop", unique_indices=False), bank, rows
     )
     return written

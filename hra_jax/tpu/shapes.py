@@ -71,7 +71,7 @@ class Shapes:
     ):
         settings, adapter = group(config, ""), group(config, "adapter")
         self._settings, self._mesh, self._labels = settings, mesh, labels_per_second
-        self._batch_settings, self._evaluation = group(config, "batch"), group(config, "eval")
+        self._batch_settings, self._evaluation_settings = group(config, "batch"), group(config, "eval")
         self._base = foundation.shapes_alone(settings.backbone, group(config, "pretrain"))
         own = adapter.output in OWN_VOCABULARIES and settings.method == "adapter"
         self._outputs = (adapter.output_size or self._base.encoder.vocab_size) if own else 0
@@ -100,7 +100,7 @@ class Shapes:
         batch, buckets = self._batch_settings, self._batch_settings.buckets
         train = batching.bucket_rows(buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
         evaluation = batching.bucket_rows(
-            buckets, batch_seconds=self._evaluation.batch_seconds, multiple=batch.multiple
+            buckets, batch_seconds=self._evaluation_settings.batch_seconds, multiple=batch.multiple
         )
         rows = {"train": train, "evaluation": evaluation, "transcription": evaluation}
         return [

@@ -15,6 +15,7 @@ from hra_jax.adapters import adapter_folder
 from hra_jax.errors import UserError
 from hra_jax.storage import safetensors
 from hra_jax.storage.trees import flatten, unflatten
+from hra_jax.tasks.names import task_file_names
 
 ACCOUNTING = {
     "trainable_parameters": 10 + 4 * 9,
@@ -316,13 +317,13 @@ def test_flatten_and_unflatten_are_inverse_and_refuse_what_is_ambiguous():
 def test_file_names_of_tasks_are_safe_and_differ_without_case_and_beyond_any_length():
     long = "x" * 400
     names = ["a", "A", "a/b", "a%2Fb", "..", "a b", "é", "É", long, long + "y", "~", "CON:1", "b"]
-    files = adapter_folder.task_file_names(names)
+    files = task_file_names(names)
     assert len({file.casefold() for file in files.values()}) == len(names)
     for file in files.values():
         assert len(file) < 200
         assert adapter_folder._TASK_FILE.fullmatch(f"tasks/{file}.safetensors")
     assert files["b"] == "b"
-    assert adapter_folder.task_file_names(reversed(names)) == files
+    assert task_file_names(reversed(names)) == files
 
 
 def test_an_adapter_of_another_backbone_is_refused(tmp_path):
