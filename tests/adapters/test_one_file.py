@@ -28,6 +28,7 @@ from hra_jax.adapters.formula import Formula
 from hra_jax.adapters.heads import HEADS, Head, LinearHead
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.adapters.methods import METHODS
+from hra_jax.adapters.output import OutputAdapter
 from hra_jax.adapters.recurrences.rnn import PlainRecurrence
 from hra_jax.adapters.residual import ResidualAdapter
 from hra_jax.adapters.weights import zeros
@@ -80,7 +81,7 @@ def test_one_file_is_enough_to_train_resume_export_and_reload(added, name, micro
     backbone = hra_jax.load_backbone(micro.backbone)
     loaded = hra_jax.load_adapter(tmp_path / "W" / "adapter", backbone)
     weights = trained(done)
-    held = api.Model(backbone, loaded.adapter, weights["shared"], weights["tasks"], done.run.tasks)
+    held = api.Model(backbone, loaded.adapter, weights["shared"], weights["tasks"], world.SPEAKERS)
     found, expected = (model.log_probs(WAVEFORMS, sample_rate=world.RATE, tasks=MIXED)[0] for model in (loaded, held))
     np.testing.assert_array_equal(found, expected)
     base = loaded.log_probs(WAVEFORMS, sample_rate=world.RATE, tasks=["__base__"] * 3)[0]
@@ -111,7 +112,7 @@ def random_export(adapter: Adapter, folder: Path) -> dict:
         weights=weights,
         tasks=[{"name": name, "row": row} for row, name in enumerate(("ann", "bob"))],
         backbone={"name": "random", "fingerprint": "0123456789abcdef"},
-        vocabulary=CharacterVocabulary("ab c").to_json(),
+        vocabulary=CharacterVocabulary("ab cd").to_json(),
         accounting={"shared_parameters": 1, "parameters_per_task": 1, "backbone_parameters": 1},
     )
     return weights
@@ -177,6 +178,23 @@ def test_its_formula_in_pytorch_gives_what_the_one_in_jax_gives(added, make, tmp
         found = AdaptedModel(encoder_in_torch(), tmp_path)(torch.from_numpy(x), tasks=["bob", "__base__", "ann"])
     np.testing.assert_allclose(found.numpy(), after_all_layers(adapter, weights, x, [1, 2, 0]), atol=1e-5, rtol=1e-5)
     assert np.abs(found.numpy() - x)[0].max() > 0.1 and np.abs(found.numpy() - x)[1].max() == 0
+
+
+def test_an_output_adapter_in_pytorch_adds_its_correction_to_the_logits(tmp_path):
+    torch = pytest.importorskip("torch")
+    from hra_jax.torch import AdaptedModel
+
+    weights = random_export(OutputAdapter(), tmp_path)
+    model = encoder_in_torch()
+    model.lm_head = torch.nn.Linear(tiny.ENCODER.d_model, tiny.ENCODER.vocab_size)
+    model.forward = lambda x: types.SimpleNamespace(logits=model.lm_head(model.encoder(x)[0]))
+    x = np.random.default_rng(1).standard_normal((2, 4, tiny.ENCODER.d_model)).astype(np.float32)
+    with torch.no_grad():
+        base = model(torch.from_numpy(x)).logits.numpy()
+        found = AdaptedModel(model, tmp_path)(torch.from_numpy(x), tasks=["bob", "__base__"]).numpy()
+    own = jax.tree.map(lambda leaf: leaf[1], weights["tasks"]["all_layers"]["output"])
+    np.testing.assert_allclose(found[0], base[0] + x[0] @ own["kernel"] + own["bias"], atol=1e-5, rtol=1e-5)
+    np.testing.assert_array_equal(found[1], base[1])
 
 
 @pytest.mark.parametrize(
