@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from hra_jax.adapters import adapter_folder, methods, task_rows
 from hra_jax.adapters.base import Adapter, bind, no_parameters, unbound
-from hra_jax.adapters.outputs import NEVER
+from hra_jax.adapters.output_kinds import NEVER
 from hra_jax.data.audio import resample
 from hra_jax.errors import UserError
 from hra_jax.models import attention_parts, backbone_folder, ctc, dtypes

@@ -23,7 +23,7 @@ import numpy as np
 from etils import epy
 
 from hra_jax.adapters.formula import Formula
-from hra_jax.adapters.outputs import NEVER, OUTPUTS, OWN_VOCABULARIES, SHARED_VOCABULARIES
+from hra_jax.adapters.output_kinds import NEVER, OUTPUTS, OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.adapters.registry import without_torch
 from hra_jax.adapters.weights import Tree
 from hra_jax.config.settings import Rule, check_settings, integer, number, one_of, setting

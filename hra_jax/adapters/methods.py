@@ -21,7 +21,7 @@ from etils import epy
 
 from hra_jax.adapters import formula
 from hra_jax.adapters.base import Adapter, bind
-from hra_jax.adapters.outputs import OWN_VOCABULARIES
+from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
 from hra_jax.adapters.registry import Registry
 from hra_jax.config.settings import Setting, settings_of
 from hra_jax.errors import UserError

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hra_jax.adapters.base import Adapter, Params
 from hra_jax.adapters.methods import register
-from hra_jax.adapters.outputs import OUTPUTS_OF_TASKS
+from hra_jax.adapters.output_kinds import OUTPUTS_OF_TASKS
 from hra_jax.adapters.weights import Tree
 from hra_jax.config.settings import one_of, setting
 

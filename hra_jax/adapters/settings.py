@@ -6,7 +6,7 @@ from typing import Any
 
 from hra_jax.adapters.base import Adapter
 from hra_jax.adapters.methods import METHODS
-from hra_jax.adapters.outputs import SHARED_VOCABULARIES
+from hra_jax.adapters.output_kinds import SHARED_VOCABULARIES
 from hra_jax.config.settings import check_settings, integer, one_of, setting, settings_of, text
 from hra_jax.training.task_bank import BANKS
 from hra_jax.training.train_state import TRAINED

@@ -178,7 +178,7 @@ def validate_config(config: ConfigDict) -> None:
 def _check_read(flat: Mapping[str, Any]) -> None:
     """Refuses settings of adapters that nothing would read."""
     from hra_jax.adapters.methods import METHODS  # imported late, as the classes of `keys.groups`
-    from hra_jax.adapters.outputs import OWN_VOCABULARIES, PIECE_VOCABULARIES, SHARED_VOCABULARIES
+    from hra_jax.adapters.output_kinds import OWN_VOCABULARIES, PIECE_VOCABULARIES, SHARED_VOCABULARIES
     from hra_jax.training.train_state import TRAINED
 
     if flat["adapter.output_size"] and flat["adapter.output"] not in OWN_VOCABULARIES:

@@ -14,7 +14,7 @@ from etils import epath
 
 from hra_jax.adapters import adapter_folder, methods
 from hra_jax.adapters.methods import METHODS
-from hra_jax.adapters.outputs import NEVER
+from hra_jax.adapters.output_kinds import NEVER
 from hra_jax.convert import families
 from hra_jax.convert.family import TorchEncoder
 from hra_jax.errors import UserError

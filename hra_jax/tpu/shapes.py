@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from hra_jax import api
 from hra_jax.adapters import methods
-from hra_jax.adapters.outputs import OWN_VOCABULARIES
+from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
 from hra_jax.config.keys import group
 from hra_jax.data import batching
 from hra_jax.models.dtypes import compute_dtype

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from hra_jax.adapters.outputs import SHARED_VOCABULARIES
+from hra_jax.adapters.output_kinds import SHARED_VOCABULARIES
 from hra_jax.config.settings import (
     Rule,
     boolean,
