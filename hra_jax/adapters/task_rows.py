@@ -1,4 +1,4 @@
-"""The task bank: one row per task in every leaf, and the rows that one step touches.
+"""Rows of the task bank: drawn, gathered for a step, and scattered back; every leaf has one row per task.
 
 Letters: A tasks in the bank, K tasks that a step may touch, B batch.
 """

@@ -1,4 +1,4 @@
-"""What was wrong with the data: counted by kind, named, and written once."""
+"""Reports of unusable data: counted by kind, named, and written once."""
 
 import json
 import threading

@@ -1,6 +1,4 @@
-"""Names of tasks: which are reserved, which a new task can have, how files are named after them, and what is said of
-one that is not there.
-"""
+"""Names of tasks: reserved ones, rules for new ones, file names made from them, and the error for an unknown one."""
 
 import collections
 import hashlib

@@ -1,4 +1,4 @@
-"""Renders a set of synthetic speakers to FLAC files and manifests, once.
+"""Rendering of synthetic speech: a pool of eSpeak NG workers writes FLAC files and manifests, and never twice.
 
 The folder then holds `train.jsonl`, `validation.jsonl` and `test.jsonl`, the audio they name, and `synthesis.json`:
 what was asked for, and one hash over all samples and texts, which the same request gives again with any number of
