@@ -58,7 +58,9 @@ def shapes_of_a_geometry_once():
 
 
 def adapter_of(settings):
-    return params.adapters.from_config(group(settings, "adapter"), params.adapters.own_settings(settings))
+    return params.adapters.from_config(
+        group(settings, "adapter"), params.adapters.own_settings(settings, settings.adapter.name)
+    )
 
 
 def config(start: str = "base", /, **changes):

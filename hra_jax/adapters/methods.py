@@ -141,9 +141,8 @@ def from_folder(config: Mapping[str, Any]) -> Adapter:
     return from_settings(settings)
 
 
-def own_settings(config: ConfigDict) -> dict[str, Any]:
-    """The settings that only the method `config.adapter.name` has: the group of its name, {} without one."""
-    name = config.adapter.name
+def own_settings(config: ConfigDict, name: str) -> dict[str, Any]:
+    """The settings that only the method `name` has: the group of its name, {} without one."""
     return dict(config[name].to_dict()) if name in config else {}
 
 

@@ -75,7 +75,9 @@ class Shapes:
         self._base = foundation.shapes_alone(settings.backbone, group(config, "pretrain"))
         own = adapter.output in OWN_VOCABULARIES and settings.method == "adapter"
         self._outputs = (adapter.output_size or self._base.encoder.vocab_size) if own else 0
-        self._method = adapter_method(settings, adapter, own=methods.own_settings(config), output_size=self._outputs)
+        self._method = adapter_method(
+            settings, adapter, own=methods.own_settings(config, adapter.name), output_size=self._outputs
+        )
         if settings.method == "adapter":
             methods.check(self._method, self._base.encoder)
         self._programs = programs.lay_out_programs(

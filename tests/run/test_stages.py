@@ -33,7 +33,7 @@ def laid_out(config, material, report):
         open_mesh(group(config, "mesh"), multiple=config.batch.multiple),
         settings=settings,
         **groups,
-        own=methods.own_settings(config),
+        own=methods.own_settings(config, config.adapter.name),
         optimizer=group(config, "optimizer", steps=settings.steps),
         report=report,
     )
