@@ -13,7 +13,8 @@ from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data.batching import BatchSettings, bucket_rows
 from hra_jax.data.report import DataReport
-from hra_jax.data.utterance_table import DataSettings, UtteranceTable
+from hra_jax.data.sources import DataSettings
+from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
 from hra_jax.evaluation import suites
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner, share_shapes
