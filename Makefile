@@ -39,8 +39,8 @@ test-slow: $(VENV)/.installed-dev $(VENV)/.installed-parity
 	$(RUN) -m pytest -m slow $(SHARED) --no-loadscope-reorder || test $$? -eq 5
 
 test-oldest: .venv-colab/.installed .venv-colab-tpu/.installed
-	.venv-colab/bin/python $(ENVIRONMENTS)/left_alone.py $(ENVIRONMENTS)/colab.txt
-	.venv-colab-tpu/bin/python $(ENVIRONMENTS)/left_alone.py $(ENVIRONMENTS)/colab-tpu.txt
+	.venv-colab/bin/python $(ENVIRONMENTS)/check_pins.py $(ENVIRONMENTS)/colab.txt
+	.venv-colab-tpu/bin/python $(ENVIRONMENTS)/check_pins.py $(ENVIRONMENTS)/colab-tpu.txt
 	# Batches of 96 seconds, in which every speaker occurs: an adapter that did not learn is an error.
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && .venv-colab-tpu/bin/python -m hra_jax.train \
 	  --config quickstart --config.steps=2 --config.batch.seconds=96 --config.data.dir="$$folder/data" \

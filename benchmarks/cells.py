@@ -126,7 +126,7 @@ def _validation_of(line: str) -> dict | None:
 
 
 def _errors_of(folder: epath.Path, task: str) -> list:
-    from hra_jax.adapters.adapter_folder import task_file_names
+    from hra_jax.tasks.names import task_file_names
 
     path = folder / f"predictions_{task_file_names([task])[task]}.jsonl"
     rows = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]

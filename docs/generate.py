@@ -226,7 +226,8 @@ def full_depth() -> str:
     return table(f"{head} | memory above a bare interpreter", rows, left=2)
 
 
-_BOUNDS = {"compute": "arithmetic", "memory": "HBM", "links": "ICI", "network": "DCN"}
+_BOUNDS = {"compute": "arithmetic", "memory": "HBM", "ici": "ICI", "dcn": "DCN"}
+_BOUNDS |= {"links": "ICI", "network": "DCN"}  # as cells of hra_jax 0.1 say it
 _PROGRAMS = {
     "train_v5e-16x16": "v5e:16x16",
     "variant_32_a_chip": "v5e:16x16, 8 times the batch",
@@ -249,7 +250,8 @@ def _programs(names: dict[str, str]) -> str:
     for name, title in names.items():
         (program,) = cell(f"tpu_memory/{name}.json")["programs"]
         memory = f"{program['peak'] / 1e9:.1f} GB of {program['memory'] / 1e9:.0f}"
-        times = [_milliseconds(program["seconds"][bound]) for bound in _BOUNDS]
+        seconds = {_BOUNDS[bound]: value for bound, value in program["seconds"].items()}
+        times = [_milliseconds(seconds[bound]) for bound in ("arithmetic", "HBM", "ICI", "DCN")]
         rows.append([title, f"{program['rows_per_device']:g}", memory, *times, _BOUNDS[program["bound"]]])
     head = "topology | utterances a chip | peak memory a chip | arithmetic | HBM | ICI | DCN | bound by"
     return table(head, rows)

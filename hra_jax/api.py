@@ -16,7 +16,8 @@ from etils import epath
 from numpy.typing import ArrayLike
 
 from hra_jax.adapters import adapter_folder, methods, task_rows
-from hra_jax.adapters.base import NEVER, Adapter, bind, no_parameters, unbound
+from hra_jax.adapters.base import Adapter, bind, no_parameters, unbound
+from hra_jax.adapters.output_kinds import NEVER
 from hra_jax.data.audio import resample
 from hra_jax.errors import UserError
 from hra_jax.models import attention_parts, backbone_folder, ctc, dtypes
@@ -136,7 +137,7 @@ def load_adapter(folder: epath.PathLike, backbone: Backbone, *, slots: int = 0) 
             flat[path][row] = leaf
     tasks = jax.tree.map(jnp.asarray, no_parameters() | unflatten(flat, separator="."))
     shared = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), no_parameters() | exported.shared)
-    adapter = methods.from_settings(exported.config["method"])
+    adapter = methods.from_folder(exported.config)
     own = None
     if adapter.own_vocabulary:
         found, shared_vocabulary = stored_vocabularies(exported.config, exported.tasks_json)

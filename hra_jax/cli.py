@@ -125,7 +125,8 @@ def _illegal_value(message: str) -> str:
     if match is None:
         return message
     key = re.sub(r'\["(\w+)"\]', r".\1", match[1])
-    rule = keys.rules().get(renamed.RENAMED[key].new if key in renamed.RENAMED else key)
+    now = renamed.RENAMED[key].new if key in renamed.RENAMED else key
+    rule = None if now is None else keys.rules().get(now)
     return message if rule is None else f"config.{key} is {match[2]!r}; allowed: {rule.describe()}"
 
 
@@ -177,7 +178,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _storage_trouble(error: BaseException) -> str | None:
-    """What to tell the user where a full or unwritable disk is behind the error; None where it is not."""
+    """What to tell the user where a full or unwritable disk caused the error; None where it did not."""
     for link in _chain(error):
         if isinstance(link, OSError) and link.errno in _STORAGE_ERRNOS:
             where = f": {link.filename!r}" if link.filename else ""

@@ -15,13 +15,13 @@ from absl import flags
 from etils import epath
 
 from hra_jax import cli
-from hra_jax.adapters.adapter_folder import task_file_names
 from hra_jax.console import listed, percent, points, say, stdout, table
 from hra_jax.errors import UserError
 from hra_jax.evaluation import bootstrap, error_rates
 from hra_jax.evaluation.paired import described_differences
 from hra_jax.storage.files import write_file
-from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, parse_json, read_object
+from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, read_lines, read_object
+from hra_jax.tasks.names import task_file_names
 
 FLAGS = flags.FLAGS
 RESULTS_FILE = "results.json"
@@ -115,15 +115,8 @@ def _read_side(path: epath.PathLike) -> _Side:
 def _read_rows(file: epath.Path, task: str, normalizer: str) -> list[_Row]:
     """The sorted rows of predictions_<task>.jsonl."""
     rows = []
-    if not file.exists() or file.is_dir():
-        raise UserError(
-            f"{file} is not a file; needed is the predictions of the task {task!r}, which an evaluation writes beside "
-            f"{RESULTS_FILE}"
-        )
-    # As bytes: text also ends a line at characters that JSON leaves as they are in a transcript.
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        where = f"{file}:{number}"
-        row = check_fields(parse_json(line, where=where), _ROW_FIELDS, where=where)
+    needed = f"the predictions of the task {task!r}, which an evaluation writes beside {RESULTS_FILE}"
+    for where, row in read_lines(file, _ROW_FIELDS, what=needed):
         if row["task"] != task:
             raise UserError(f"{where}: belongs to the task {row['task']!r}; allowed here: {task!r}")
         reference = " ".join(error_rates.words(row["reference"], normalizer))

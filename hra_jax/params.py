@@ -6,6 +6,7 @@ Trained parameters are affine in the tasks: shared + tasks x one task's. Full fi
 twice: a fine-tuned copy of the backbone for each task, and one for all of them (what `method='full'` trains).
 """
 
+import dataclasses
 import functools
 import io
 import re
@@ -19,12 +20,14 @@ import jax.numpy as jnp
 import rich.console
 from absl import flags
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
 from hra_jax import cli
 from hra_jax.adapters import initial, task_rows
 from hra_jax.adapters import methods as adapters
-from hra_jax.adapters.base import Adapter, Formula
-from hra_jax.adapters.outputs import SHARED_VOCABULARIES
+from hra_jax.adapters.base import Adapter
+from hra_jax.adapters.formula import Formula, letters_in
+from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.config.files import validate_config
 from hra_jax.config.keys import group
 from hra_jax.console import near_matches, ratio, say, size, stdout, table
@@ -36,10 +39,10 @@ from hra_jax.run import foundation
 from hra_jax.storage.files import write_file
 from hra_jax.storage.json_files import json_text
 from hra_jax.training import train_state
+from hra_jax.training.optimizer import OptimizerConfig
 
 FLAGS = flags.FLAGS
 FULL, FULL_JOINT = "full", "full_joint"
-METHODS = (*adapters.METHODS, FULL, FULL_JOINT)
 TASKS = ("1", "10", "100", "1000")
 MOST_TASKS = int(task_rows.NO_ROW)  # rows are numbered by int32
 
@@ -59,10 +62,15 @@ class _Cost(NamedTuple):
     optimizer_bytes: int
 
 
+def known_methods() -> tuple[str, ...]:
+    """What can be counted: every registered method, and full fine-tuning in its two forms."""
+    return (*adapters.METHODS, FULL, FULL_JOINT)
+
+
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 
 
-def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) -> dict:
+def account(config: ConfigDict, tasks: Iterable[int], methods: Iterable[str] | None = None) -> dict:
     """Counts what methods cost on the backbone of a configuration, each with that configuration's settings of it.
 
     Every number comes from the shapes of new weights and of their optimizer state, and is checked against the method's
@@ -72,7 +80,7 @@ def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) 
       config: a run's configuration. Of `config.backbone` only the geometry is read; 'abstract' is `pretrain.size` with
         a vocabulary of `pretrain.sentencepiece_size` pieces.
       tasks: distinct numbers of tasks, 1 to `MOST_TASKS`.
-      methods: distinct names of `METHODS`; None for the method of the configuration.
+      methods: distinct names of `known_methods()`; None for the method of the configuration.
 
     Returns:
       What --json writes: {"backbone": {"name", "parameters", "features", "encoder"}, "methods": {name: {"label",
@@ -88,19 +96,27 @@ def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) 
     """
     validate_config(config)
     tasks = _checked_tasks(list(tasks))
-    methods = _methods_of(config) if methods is None else _checked_methods(list(methods))
-    features, encoder = foundation.geometry(config.backbone, config.pretrain)
+    chosen = group(config, "adapter")
+    methods = _methods_of(config.method, chosen.name) if methods is None else _checked_methods(list(methods))
+    optimizer = group(config, "optimizer", steps=config.steps)
+    features, encoder = foundation.geometry(config.backbone, group(config, "pretrain"))
     backbone = nn.unbox(backbone_folder.abstract_params(features, encoder))
     parameters = train_state.count(backbone)
     found = {}
     for name in methods:
         if name in _LABELS:
-            found[name] = _full(config, name, backbone, tasks)
+            found[name] = _full(name, backbone, tasks, dtype=config.export.dtype, optimizer=optimizer)
         else:
-            found[name] = _adapted(config, _adapter(config, name, encoder), encoder, parameters, tasks)
+            own = adapters.own_settings(config, name)
+            adapter = _adapter(dataclasses.replace(chosen, name=name), own, encoder)
+            costs = {
+                count: _adapter_cost(adapter, encoder, count, train=chosen.train, optimizer=optimizer)
+                for count in tasks
+            }
+            found[name] = _adapted(adapter, costs, encoder, train=chosen.train, backbone=parameters)
     return {
         "backbone": {
-            "name": _name(config),
+            "name": _name(config.backbone, config.pretrain.size),
             "parameters": parameters,
             "features": to_json(features),
             "encoder": to_json(encoder),
@@ -109,11 +125,9 @@ def account(config, tasks: Iterable[int], methods: Iterable[str] | None = None) 
     }
 
 
-def _name(config) -> str:
+def _name(backbone: str, size: str) -> str:
     """The backbone for people: what the configuration says, with the size of an abstract one."""
-    return (
-        f"{foundation.ABSTRACT} {config.pretrain.size}" if config.backbone == foundation.ABSTRACT else config.backbone
-    )
+    return f"{backbone} {size}" if backbone == foundation.ABSTRACT else backbone
 
 
 def _checked_tasks(tasks: list) -> list[int]:
@@ -125,8 +139,8 @@ def _checked_tasks(tasks: list) -> list[int]:
 
 def _checked_methods(methods: list) -> list[str]:
     for name in methods:
-        if name not in METHODS:
-            raise UserError(f"methods: {name!r}; {near_matches(str(name), METHODS)}")
+        if name not in known_methods():
+            raise UserError(f"methods: {name!r}; {near_matches(str(name), known_methods())}")
     return _distinct(methods, "methods")
 
 
@@ -136,58 +150,54 @@ def _distinct(values: list, what: str) -> list:
     return values
 
 
-def _methods_of(config) -> list[str]:
-    if config.method == "pretrain":
+def _methods_of(method: str, adapter: str) -> list[str]:
+    if method == "pretrain":
         raise UserError("config.method is 'pretrain', which has no tasks; allowed: 'adapter', 'full'")
-    return [config.adapter.name] if config.method == "adapter" else [FULL, FULL_JOINT]
+    return [adapter] if method == "adapter" else [FULL, FULL_JOINT]
 
 
-def _adapter(config, name: str, encoder: EncoderConfig) -> Adapter:
-    """The adaptation method `name` with the configuration's settings of it."""
-    config = config.copy_and_resolve_references()
-    config.adapter.name = name
-    own = adapters.own_settings(config)
-    return adapters.from_config(
-        group(config, "adapter"), own, output_size=config.adapter.output_size or encoder.vocab_size
-    )
+def _adapter(settings: AdapterSettings, own: Mapping[str, Any], encoder: EncoderConfig) -> Adapter:
+    """The adaptation method of settings that all methods have and of its own, checked."""
+    adapter = adapters.from_config(settings, own, output_size=settings.output_size or encoder.vocab_size)
+    adapters.check(adapter, encoder)
+    return adapter
 
 
-def _adapted(config, adapter: Adapter, encoder: EncoderConfig, backbone: int, tasks: list[int]) -> dict:
+def _adapted(
+    adapter: Adapter, costs: Mapping[int, _Cost], encoder: EncoderConfig, *, train: str, backbone: int
+) -> dict:
     """The entry of an adaptation method; `backbone` is the number of the backbone's parameters."""
-    formula, letters = adapter.formula(), adapter.letters(encoder)
-    costs = {count: _adapter_cost(config, adapter, encoder, count) for count in tasks}
-    for cost in costs.values():
-        expected = formula.count(letters)
-        assert (cost.shared, cost.per_task) == expected, f"{adapter.name}: {cost} is not {expected}, as {formula} says"
     return _entry(
         costs,
         label=adapter.name,
         settings=adapters.settings(adapter),
-        formula=formula,
-        letters=letters,
-        shared_is_trained="shared" in train_state.TRAINED[config.adapter.train],
+        formula=adapter.formula(),
+        letters=adapter.letters(encoder),
+        shared_is_trained="shared" not in train_state.TRAINED[train],
         backbone=backbone,
     )
 
 
-def _adapter_cost(config, adapter: Adapter, encoder: EncoderConfig, tasks: int) -> _Cost:
+def _adapter_cost(
+    adapter: Adapter, encoder: EncoderConfig, tasks: int, *, train: str, optimizer: OptimizerConfig
+) -> _Cost:
     new = functools.partial(initial.new_weights, adapter, encoder=encoder, tasks=tasks)
     weights = jax.eval_shape(new, jax.random.key(0))
-    found = train_state.accounting(weights, tasks, 0, train=config.adapter.train)
+    found = train_state.accounting(weights, tasks, 0, train=train)
     return _Cost(
         shared=found["shared_parameters"],
         per_task=found["parameters_per_task"],
         trained=found["trainable_parameters"],
         export_bytes=_bytes(weights),
-        optimizer_bytes=_optimizer_bytes(config, weights, train=config.adapter.train),
+        optimizer_bytes=_optimizer_bytes(optimizer, weights, train=train),
     )
 
 
-def _full(config, name: str, backbone: dict, tasks: list[int]) -> dict:
+def _full(name: str, backbone: dict, tasks: list[int], *, dtype: str, optimizer: OptimizerConfig) -> dict:
     """The entry of full fine-tuning; `backbone` is the tree of its shapes."""
     parameters = train_state.count(train_state.moving(backbone))
-    stored = train_state.count(backbone) * jnp.dtype(config.export.dtype).itemsize
-    moments = _optimizer_bytes(config, {"backbone": backbone}, train="all")
+    stored = train_state.count(backbone) * jnp.dtype(dtype).itemsize
+    moments = _optimizer_bytes(optimizer, {"backbone": backbone}, train="all")
     shared, per_task = (0, parameters) if name == FULL else (parameters, 0)
     costs = {}
     for count in tasks:
@@ -205,8 +215,7 @@ def _full(config, name: str, backbone: dict, tasks: list[int]) -> dict:
     )
 
 
-def _optimizer_bytes(config, weights: dict, *, train: str) -> int:
-    settings = group(config, "optimizer", steps=config.steps)
+def _optimizer_bytes(settings: OptimizerConfig, weights: dict, *, train: str) -> int:
     return _bytes(jax.eval_shape(lambda tree: train_state.create(tree, settings, train=train).optimizer, weights))
 
 
@@ -224,8 +233,8 @@ def _entry(
     shared_is_trained: bool,
     backbone: int,
 ) -> dict:
-    used = set(re.findall(_LETTER, " ".join(formula)))
-    shared, per_task = formula.count(letters)
+    used = letters_in(" ".join(formula))
+    shared, per_task = formula.evaluate(letters)
     return {
         "label": label,
         "settings": settings,
@@ -332,7 +341,7 @@ def growth_plot(accounted: Mapping[str, Any]) -> bytes:
 def define_flags() -> None:
     """The flags of this command."""
     flags.DEFINE_list("tasks", list(TASKS), "Numbers of tasks, separated by commas.")
-    flags.DEFINE_list("methods", None, f"The config's own, or 'all', or some of {', '.join(METHODS)}.")
+    flags.DEFINE_list("methods", None, f"The config's own, or 'all', or some of {', '.join(known_methods())}.")
     flags.DEFINE_string("json", None, "File to write all numbers to.")
     flags.DEFINE_string("plot", None, "PNG file to draw the growth of the parameters to.")
 
@@ -345,11 +354,12 @@ def _parsed_tasks(words: Sequence[str]) -> list[int]:
 
 
 def _all_methods(config) -> tuple[str, ...]:
-    """Every method; without `output`, where all tasks share a new output layer and so it has nothing to correct."""
-    if config.adapter.output not in SHARED_VOCABULARIES:
-        return METHODS
-    print(f"not counted: output, since adapter.output = {config.adapter.output!r} leaves it nothing to correct")
-    return tuple(name for name in METHODS if name != "output")
+    """Every method but those that cannot have the configuration's output layer."""
+    output = config.adapter.output
+    refused = [name for name in adapters.METHODS if not adapters.takes_output(name, output)]
+    if refused:
+        print(f"not counted: {', '.join(refused)}, since adapter.output = {output!r} leaves nothing to adapt")
+    return tuple(name for name in known_methods() if name not in refused)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from hra_jax.config.files import config_to_json, stored_difference, validate_con
 from hra_jax.config.keys import group
 from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import TrainLoader
-from hra_jax.data.table import DataSettings
+from hra_jax.data.sources import DataSettings
 from hra_jax.errors import UserError
 from hra_jax.evaluation.report import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner

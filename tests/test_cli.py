@@ -43,7 +43,7 @@ def main(argv):
     if FLAGS.do == "interrupt":
         raise KeyboardInterrupt
     config = FLAGS.config
-    print(argv[1:], config.steps, config.data.strict, config.export["from"], config.batch.buckets, config.data.sources)
+    print(argv[1:], config.steps, config.data.strict, config.export.step, config.batch.buckets, config.data.sources)
     return None
 
 
@@ -80,7 +80,7 @@ def check_user_error(done: subprocess.CompletedProcess, *told: str) -> None:
 def test_overrides_of_every_type_reach_the_command_with_positional_arguments(call):
     done = call(
         *("--config", "base", "--workdir=w", "a.wav", "--config.steps=3", "--config.data.strict", "b.wav"),
-        *("--config.export.from", "last", "--config.batch.buckets=(1.5, 4)"),
+        *("--config.export.step", "last", "--config.batch.buckets=(1.5, 4)"),
         "--config.data.sources=(('a', '{dir}/m.jsonl', 2.0),)",
     )
     assert done.returncode == 0, done.stderr
@@ -97,12 +97,38 @@ def test_overrides_of_every_type_reach_the_command_with_positional_arguments(cal
         (["--config=base", "--config.batch=3"], ["'batch'", "batch.seconds"]),
         (["--config=base", "--config.steps=many"], ["config.steps is 'many'", "an integer"]),
         (["--config=base", "--config.export.from=first"], ["config.export.from is 'first'", "'best'"]),
+        (["--config=base", "--config.hra.dropout=much"], ["config.hra.dropout is 'much'", "at most 1"]),
+        (
+            ["--config=base", "--config.optimizer.clip_row=2"],
+            ["clip_row is 2.0", "clip_controller is 1.0", "optimizer.clip"],
+        ),
+        (["--config=base", "--config.log=2"], ["unknown config key 'log'"]),
         (["--config=base", "--wrkdir=w"], ["wrkdir", "workdir"]),
         ([], ["--config", "quickstart"]),
     ],
 )
 def test_a_wrong_command_line_is_one_line_that_names_it_and_status_2(call, args, told):
     check_user_error(call("--workdir=w", *args), *told)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--config.export.from=best", "--config.eval.select_suite=hard"], ["export.from is now config.export.step"]),
+        (["--config.export.per_task_files"], ["export.per_task_files no longer does anything"]),
+        (["--noconfig.export.per_task_files"], ["export.per_task_files no longer does anything"]),
+        (["--config.log.every_steps", "3"], ["log.every_steps no longer does anything"]),
+        (
+            ["--config.lora.dropout=0.2", "--config.adapter.name=lora", "--config.optimizer.clip_row=2"],
+            ["lora.dropout is now config.adapter.dropout", "optimizer.clip_row is now config.optimizer.clip"],
+        ),
+    ],
+)
+def test_keys_of_earlier_versions_are_taken_with_a_line_for_each(call, words, told):
+    done = call("--workdir=w", "--config=base", *words, "a.wav")
+    assert done.returncode == 0 and done.stdout.startswith("['a.wav'] "), done.stderr
+    assert done.stderr.splitlines() == [f"config.{line}" for line in told]
+    assert (" best " in done.stdout) == ("--config.export.from=best" in words)
 
 
 def test_a_missing_required_flag_is_named(call):

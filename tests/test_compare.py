@@ -186,7 +186,7 @@ def test_a_missing_file_is_named(sides, tmp_path):
     folder = write(tmp_path / "b", ROWS["b"])
     (folder / "predictions_george.jsonl").unlink()
     line = refused(sides["a"], folder)
-    assert "predictions_george.jsonl'; needed is the predictions of the task 'george'" in line
+    assert "predictions_george.jsonl is not a file; needed is the predictions of the task 'george'" in line
 
 
 @pytest.mark.parametrize("content", [b'{"suite": ', b"", b"\xff\xfe\xfa"])

@@ -47,6 +47,11 @@ W2V_BERT = (
     "--workdir runs/w2v_bert",
 )
 
+SWEEP = (
+    "python launch/sweep.py --workdir runs/sweep --set optimizer.learning_rate=1e-3,4e-3 --set seed=0,1 "
+    "--json runs/sweep.json -- --config fsdd --config.data.dir=FSDD"
+)
+
 # Those that take seconds run in `make test`.
 FAST: dict[str, list[str]] = {
     MANIFESTS: [],
@@ -105,11 +110,11 @@ SLOW: dict[str, list[str]] = {
     ],
     "python launch/local.py --processes 2 --devices 2 -- -m hra_jax.train --config quickstart "
     "--config.batch.multiple=4 --workdir runs/two": QUICK,
-    "python launch/sweep.py --workdir runs/sweep --set optimizer.learning_rate=1e-3,4e-3 --set seed=0,1 "
-    "--json runs/sweep.json -- --config fsdd --config.data.dir=FSDD": SHORT,
+    SWEEP: SHORT,
 }
 # Placeholders of a table mean another thing in each row.
 PLACES = {
+    SWEEP: {"1e-3,4e-3": "1e-3"},  # two runs of four
     "python -m hra_jax.convert --source DIR --output NEW": {"DIR": "W2V_BERT", "NEW": "backbones/again"},
     "python -m hra_jax.aot --config NAME --topology v5e:2x2": {"NAME": "own"},
     "python -m hra_jax.train --config NAME --workdir W": {"NAME": "own", "W": "runs/own"},

@@ -27,7 +27,11 @@ def workdir(trained, tmp_path, monkeypatch) -> Path:
 def scored(monkeypatch) -> dict:
     """What is scored, by step; nothing is run."""
     found = {}
-    monkeypatch.setattr(evaluate, "score", lambda run, trainable, step: found.update({step: jax.device_get(trainable)}))
+
+    def score(run, runner, weights, *, step, bootstrap):
+        found[step] = jax.device_get(weights)
+
+    monkeypatch.setattr(evaluate, "score", score)
     return found
 
 

@@ -150,7 +150,7 @@ def test_a_package_that_an_installation_changed_is_named(tmp_path):
     constraints = tmp_path / "constraints.txt"
     numpy = importlib.metadata.version("numpy")
     constraints.write_text(f"# A comment.\nnumpy=={numpy}\nabsl-py==0.0.1\n")
-    command = [sys.executable, REPOSITORY / "tests" / "environments" / "left_alone.py", constraints]
+    command = [sys.executable, REPOSITORY / "tests" / "environments" / "check_pins.py", constraints]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     absl = importlib.metadata.version("absl-py")

@@ -18,7 +18,8 @@ from reference import micro as world
 from reference import tiny
 
 from hra_jax import params
-from hra_jax.adapters import adapter_folder, controllers, initial
+from hra_jax.adapters import adapter_folder, initial
+from hra_jax.adapters.controllers import RECURRENCES
 from hra_jax.config.files import config_to_json, load_config
 from hra_jax.config.keys import group
 from hra_jax.errors import UserError
@@ -57,7 +58,9 @@ def shapes_of_a_geometry_once():
 
 
 def adapter_of(settings):
-    return params.adapters.from_config(group(settings, "adapter"), params.adapters.own_settings(settings))
+    return params.adapters.from_config(
+        group(settings, "adapter"), params.adapters.own_settings(settings, settings.adapter.name)
+    )
 
 
 def config(start: str = "base", /, **changes):
@@ -120,7 +123,7 @@ def test_the_other_methods_cost_what_they_have_by_hand(layers):
         lora__projections=("attention.query", "ff2.down", "convolution.gated"),
         adapter__layers=layers,
     )
-    found = params.account(settings, [3], params.METHODS)
+    found = params.account(settings, [3], params.known_methods())
     n = len(layers) or L
     assert counts(found, "residual") == (0, n * (2 * D + D * 7 + 7 + 7 * D + D))
     assert counts(found, "lora") == (0, n * 3 * ((D + D) + (F + D) + (D + 2 * D)))
@@ -131,7 +134,7 @@ def test_the_other_methods_cost_what_they_have_by_hand(layers):
 
 
 def test_usm_2b_costs_what_its_geometry_says_by_hand():
-    found = params.account(load_config("usm_2b_hra"), [1, 100_000], params.METHODS)
+    found = params.account(load_config("usm_2b_hra"), [1, 100_000], params.known_methods())
     d, f = 1536, 6144
     feed_forward = 2 * d + d * f + f + f * d + d
     attention = 2 * d + 4 * (d * d + d) + d * d + 2 * d
@@ -183,7 +186,7 @@ def test_counts_are_those_of_the_shapes_of_new_weights(start, method):
 
 def test_every_cost_is_affine_in_the_tasks():
     tasks = [1, 2, 1000, params.MOST_TASKS]
-    found = params.account(config(adapter__output="task"), tasks, params.METHODS)
+    found = params.account(config(adapter__output="task"), tasks, params.known_methods())
     whole = found["backbone"]["parameters"]
     for name, entry in found["methods"].items():
         shared, per_task = counts(found, name)
@@ -208,15 +211,15 @@ def test_a_shared_part_that_is_not_trained_is_told_but_not_counted():
 
 def test_the_formula_and_its_numbers_give_the_counts():
     settings = config(hra__reads="ff1.up", hra__head="ffn", hra__head_per_layer=True, hra__recurrence="gru")
-    for entry in params.account(settings, [1], params.METHODS)["methods"].values():
+    for entry in params.account(settings, [1], params.known_methods())["methods"].values():
         for part, key in (("shared", "shared_parameters"), ("task", "parameters_per_task")):
             assert eval(entry["formula"][part], {}, dict(entry["letters"])) == entry[key]
             assert eval(entry["filled"][part], {}) == entry[key]
 
 
 def test_a_formula_that_is_wrong_does_not_get_past_the_shapes(monkeypatch):
-    monkeypatch.setitem(controllers.FORMULAS, "indrnn", "R * (D + 1)")
-    with pytest.raises(AssertionError, match="hra"):
+    monkeypatch.setattr(RECURRENCES["indrnn"], "formula", "R * (D + 1)")
+    with pytest.raises(UserError, match=r"method 'hra' counts .* shared parameters as 'R \* \(D \+ 1\)', but has"):
         params.account(config(), [1])
 
 
@@ -407,7 +410,7 @@ def test_the_command_prints_and_writes_what_account_returns(tmp_path, command_en
     done = subprocess.run(line, env=command_env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(json_path.read_text())
-    expected = params.account(config("quickstart", hra__width=8), [1, 100], params.METHODS)
+    expected = params.account(config("quickstart", hra__width=8), [1, 100], params.known_methods())
     assert found == json.loads(json.dumps(expected))
     assert "1,040 + tasks x 1,152" in done.stdout and "full, one for each task" in done.stdout
     assert plot.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and plot.stat().st_size < 100_000
@@ -437,4 +440,4 @@ def test_a_wrong_flag_is_one_line_and_writes_nothing(tmp_path, monkeypatch, give
 def test_what_is_published_is_what_the_command_gives_today():
     published = json.loads((Path(__file__).parent.parent / "benchmarks" / "results" / "params_usm_2b.json").read_text())
     tasks = [10**power for power in range(6)]
-    assert published == json.loads(json.dumps(params.account(load_config("usm_2b_hra"), tasks, params.METHODS)))
+    assert published == json.loads(json.dumps(params.account(load_config("usm_2b_hra"), tasks, params.known_methods())))

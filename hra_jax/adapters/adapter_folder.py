@@ -18,10 +18,8 @@ values belong to the stored format and never change.
 
 import collections
 import dataclasses
-import hashlib
 import os
 import re
-import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,13 +27,14 @@ import numpy as np
 from etils import epath
 
 from hra_jax import __version__
+from hra_jax.adapters.methods import peft_types
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import UserError
 from hra_jax.storage import safetensors
 from hra_jax.storage.files import remove_leftovers, write_file
 from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, read_json, read_object
 from hra_jax.storage.trees import flatten, unflatten
-from hra_jax.tasks.names import check_name
+from hra_jax.tasks.names import check_name, quote_task
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
@@ -46,7 +45,6 @@ TASK_FOLDER = "tasks"
 
 _FLOATS = tuple(safetensors.DTYPES[name].name for name in safetensors.FLOATS)
 _TASK_FILE = re.compile(rf"{TASK_FOLDER}/[A-Za-z0-9_%~-]+\.safetensors")
-_LONGEST_QUOTED = 120  # characters; file systems allow 255 bytes, prefix and extension included
 _NEEDED = f"an adapter folder, which has {CONFIG_FILE}, {WEIGHTS_FILE} and {TASKS_FILE}"
 # The fields of adapter_config.json by format version, and what a folder that lacks one of them means.
 _FIELDS: dict[int, dict[str, Kind]] = {
@@ -61,19 +59,6 @@ _FIELDS: dict[int, dict[str, Kind]] = {
     }
 }
 _UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0"}}  # the release that did not write its version
-# PEFT must refuse these folders, not read them as a method of its own: none of the values is one of PEFT's names.
-_PEFT_TYPES = {
-    "hra": "HIERARCHICAL_RECURRENT",
-    "residual": "HRA_JAX_RESIDUAL",
-    "lora": "HRA_JAX_LORA",
-    "bitfit": "HRA_JAX_BITFIT",
-    "output": "HRA_JAX_OUTPUT",
-}
-
-
-def _peft_types() -> dict[str, str]:
-    """What the folders of each method call themselves in PEFT's field `peft_type`."""
-    return _PEFT_TYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,24 +76,6 @@ class ExportedAdapter:
     shared: dict[str, Any]
     tasks: dict[str, dict[str, Any]]
     tasks_json: list[dict[str, Any]]
-
-
-def quote_task(name: str) -> str:
-    """A task name with everything but ASCII letters, digits, `-` and `_` percent-quoted; no two names give the same."""
-    return urllib.parse.quote(name, safe="").replace(".", "%2E").replace("~", "%7E")
-
-
-def task_file_names(names: Iterable[str]) -> dict[str, str]:
-    """A file name (no extension) for each task: its quoted name, unique even where case or length does not count.
-
-    A name that is too long, or differs from another in case only, ends in `~` and a hash; `quote_task` never gives `~`.
-    """
-    quoted = {name: quote_task(name) for name in names}
-    folded = collections.Counter(name.casefold() for name in quoted.values())
-    for name, file_name in quoted.items():
-        if len(file_name) > _LONGEST_QUOTED or folded[file_name.casefold()] > 1:
-            quoted[name] = f"{file_name[:_LONGEST_QUOTED]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    return quoted
 
 
 def write_adapter(
@@ -140,8 +107,8 @@ def write_adapter(
       ValueError: a row that the bank does not have, or a bank whose leaves differ in rows.
     """
     folder = epath.Path(folder)
-    if method["name"] not in _peft_types():
-        raise UserError(f"method {method['name']!r} has no adapter folder; allowed: {', '.join(_peft_types())}")
+    if method["name"] not in peft_types():
+        raise UserError(f"method {method['name']!r} has no adapter folder; allowed: {', '.join(peft_types())}")
     _check_tasks(tasks, where="adapter export")
     entries = sorted(
         ({key: value for key, value in task.items() if key != "file"} for task in tasks), key=lambda entry: entry["row"]
@@ -150,7 +117,7 @@ def write_adapter(
     config = {
         "format_version": FORMAT_VERSION,
         "hra_jax": __version__,
-        "peft_type": _peft_types()[method["name"]],
+        "peft_type": peft_types()[method["name"]],
         "method": dict(method),
         "backbone": {"name": _last_part(backbone["name"]), "fingerprint": backbone["fingerprint"]},
         "vocabulary": dict(vocabulary),
@@ -167,7 +134,7 @@ def write_adapter(
     write_file(folder / TASKS_FILE, json_text({"tasks": entries}))
     write_file(folder / CARD_FILE, model_card(config, [entry["name"] for entry in entries], results))
     write_file(folder / CONFIG_FILE, json_text(config))
-    remove_leftovers(folder)
+    remove_leftovers(folder, (WEIGHTS_FILE, TASKS_FILE, CARD_FILE, CONFIG_FILE))
     _remove_task_files(folder)
 
 
@@ -305,7 +272,7 @@ def _read_bytes(path: epath.Path) -> bytes:
 def _checked_config(content: object, *, where: str) -> dict[str, Any]:
     """The content of adapter_config.json, checked, with what its format version leaves unsaid."""
     config = check_fields(content, {"peft_type": str}, where=where)
-    types = _peft_types()
+    types = peft_types()
     if config["peft_type"] not in types.values():
         raise UserError(f"{where}: peft_type {config['peft_type']!r}; allowed: {', '.join(types.values())}")
     version = check_fields(config, {"format_version": int}, where=where)["format_version"]

@@ -1,102 +1,139 @@
 """The controller of the hierarchical recurrent adapter: a recurrence over the depth of the encoder.
 
 x_l is what layer l gives, s_{l-1} the state after the layer below (zero before the first), `act` the activation.
-A gate is g(W) = sigmoid(W x_l + U s_{l-1} + b) with weights of its own.
+Every recurrence is a file of `hra_jax.adapters.recurrences`: its step in JAX and in PyTorch, its weights, and the
+formula of their number. A new one is one more file there, or anywhere else with a call of `register`.
 
-    none    s_l = act(W x_l + b)                                               R (D + 1) parameters
-    indrnn  s_l = act(W x_l + u * s_{l-1} + b)            arXiv 1803.04831     R (D + 2)
-    rnn     s_l = act(W x_l + U s_{l-1} + b)                                   R (D + R + 1)
-    gru     n = act(W x_l + b + r * (U s_{l-1} + c)), s_l = (1 - z) n + z s_{l-1} with gates r, z
-                                                          arXiv 1412.3555      3 R (D + R + 1) + R
-    mgu     as gru with one gate f for both r and z       arXiv 1603.09420     2 R (D + R + 1) + R
-    lstm    c_l = f c_{l-1} + i act(W x_l + U s_{l-1} + b), s_l = o act(c_l) with gates i, f, o
-                                                          Hochreiter 1997      4 R (D + R + 1)
+All begin with the drive W x_l + b. W holds several products of x_l side by side, the blocks: the candidate first, then
+the gates.
 
-Weights of several products stand side by side: the candidate first, then the gates r z, f, or f i o.
-
-Letters: D width, R controller width.
+Letters: B batch, T frames, D width of what the controller reads, R controller width.
 """
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
+from __future__ import annotations
 
-from hra_jax.models.layers import along_last
+import abc
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
-ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "gelu": nn.gelu, "silu": nn.silu, "sigmoid": nn.sigmoid}
-FORMULAS = {
-    "none": "R * (D + 1)",
-    "indrnn": "R * (D + 2)",
-    "rnn": "R * (D + R + 1)",
-    "gru": "3 * R * (D + R + 1) + R",
-    "mgu": "2 * R * (D + R + 1) + R",
-    "lstm": "4 * R * (D + R + 1)",
-}
-_BLOCKS = {"none": 1, "indrnn": 1, "rnn": 1, "mgu": 2, "gru": 3, "lstm": 4}  # products of x, side by side
+from etils import epy
+
+from hra_jax.adapters import formula, weights
+from hra_jax.adapters.activations import ACTIVATIONS, Activation
+from hra_jax.adapters.registry import Registry, without_torch
+from hra_jax.adapters.weights import Tree, Weight
+
+# Imported at the first use, so that hra_jax.torch needs no JAX.
+with epy.lazy_imports():
+    import jax.numpy as jnp
+
+    from hra_jax.models import layers
+
+if TYPE_CHECKING:
+    import jax
 
 
-class Controller(nn.Module):
-    """One step of the recurrence; the same weights serve every layer."""
+class Recurrence(abc.ABC):
+    """One way to advance the state of a controller.
 
-    recurrence: str
-    width: int
-    activation: str = "relu"
+    A class of its own says:
+      name: the value of `hra.recurrence`.
+      formula: the number of weights, over D and R.
+      blocks: how many products of x the drive holds.
+      carried: how many vectors `[R]` run through the depth for each frame; the state is the first of them.
+    """
 
-    @nn.compact
-    def __call__(self, x, carry):
-        """Advances the state.
+    name: ClassVar[str]
+    formula: ClassVar[str]
+    blocks: ClassVar[int] = 1
+    carried: ClassVar[int] = 1
+
+    def weights(self, width: int) -> dict[str, Weight]:
+        """The weights beside W and b, in the order in which they are drawn; `width` is R."""
+        del width
+        return {}
+
+    @abc.abstractmethod
+    def step(
+        self, weights: Mapping[str, jax.Array], drive: jax.Array, carry: jax.Array, act: Activation
+    ) -> tuple[jax.Array, jax.Array]:
+        """One step.
 
         Args:
-          x: `[..., D]`.
-          carry: float32 `[..., R]`, or `[..., 2 R]` for an LSTM: its state and its cell.
+          weights: of the controller, float32.
+          drive: W x + b, float32 `[..., blocks R]`.
+          carry: float32 `[..., carried R]`, zero before the first layer.
+          act: the activation; `act.apply` is its function.
 
         Returns:
           The new state float32 `[..., R]`, and the new carry.
         """
-        act, blocks, width = ACTIVATIONS[self.activation], _BLOCKS[self.recurrence], self.width
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], blocks * width))
-        bias = self.param("bias", nn.initializers.zeros, (blocks * width,))
-        drive = jnp.einsum("...d,dr->...r", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-        drive = drive + along_last(bias, drive)
-        if self.recurrence == "none":
-            return act(drive), carry
-        if self.recurrence == "indrnn":
-            # Between forgetting and keeping: each unit gets its own reach over the depth.
-            recurrent = self.param("recurrent", nn.initializers.uniform(scale=1.0), (width,))
-            state = act(drive + along_last(recurrent, drive) * carry)
-            return state, state
-        before = carry[..., :width]
-        recurrent = self.param("recurrent", _orthogonal_blocks(blocks), (width, blocks * width))
-        feedback = before @ recurrent
-        if self.recurrence == "rnn":
-            state = act(drive + feedback)
-            return state, state
-        if self.recurrence == "lstm":
-            gates = nn.sigmoid((drive + feedback)[..., width:])
-            keep, write, show = jnp.split(gates, 3, axis=-1)
-            cell = keep * carry[..., width:] + write * act((drive + feedback)[..., :width])
-            state = show * act(cell)
-            return state, jnp.concatenate([state, cell], axis=-1)
-        # The candidate comes first; its feedback has a bias of its own, since the gate multiplies it.
-        inner = self.param("feedback_bias", nn.initializers.zeros, (width,))
-        gates = nn.sigmoid((drive + feedback)[..., width:])
-        reset, keep = jnp.split(gates, 2, axis=-1) if self.recurrence == "gru" else (gates, gates)
-        candidate = feedback[..., :width] + along_last(inner, drive)
-        state = (1 - keep) * act(drive[..., :width] + reset * candidate) + keep * before
-        return state, state
+
+    @classmethod
+    def check_torch(cls) -> None:
+        """Refuses, with a UserError, a recurrence that has no PyTorch formula."""
+        if cls.torch_step is Recurrence.torch_step:
+            raise without_torch("recurrence", cls.name, "torch_step")
+
+    def torch_step(self, weights: Mapping[str, Any], drive: Any, carry: Any, act: Activation) -> tuple[Any, Any]:
+        """As `step`, of PyTorch tensors; `act.torch_apply` is the activation."""
+        raise without_torch("recurrence", self.name, "torch_step")
 
 
-def _orthogonal_blocks(count: int):
-    """An initialiser of `[R, count R]` whose square blocks are orthogonal."""
+def _lacks(cls: type[Recurrence]) -> str | None:
+    if not (isinstance(cls, type) and issubclass(cls, Recurrence)):
+        return "is no class that derives from Recurrence"
+    if cls.__abstractmethods__:
+        return f"lacks `{min(cls.__abstractmethods__)}`"
+    for count, least in (("blocks", 1), ("carried", 0)):
+        value = getattr(cls, count)
+        if type(value) is not int or value < least:
+            return f"has {count} = {value!r}; allowed: an integer of at least {least}"
+    return formula.wrong_with(getattr(cls, "formula", None), ("D", "R"))
 
-    def initialize(key, shape, dtype=jnp.float32):
-        orthogonal, square = nn.initializers.orthogonal(), (shape[0], shape[0])
-        blocks = [orthogonal(jax.random.fold_in(key, n), square, dtype) for n in range(count)]
-        return jnp.concatenate(blocks, axis=-1)
 
-    return initialize
+RECURRENCES: Registry[type[Recurrence]] = Registry("recurrence", lacks=_lacks)
+register = RECURRENCES.register
 
 
 def carry_width(recurrence: str, width: int) -> int:
-    """Numbers per frame that run through the depth."""
-    return {"none": 0, "lstm": 2 * width}.get(recurrence, width)
+    """Numbers per frame that run through the depth, with R = `width`."""
+    return RECURRENCES[recurrence].carried * width
+
+
+def new_weights(recurrence: str, rng: jax.Array, *, inputs: int, width: int) -> Tree:
+    """New weights of a controller that reads `inputs` numbers per frame, with R = `width`: float32."""
+    found = RECURRENCES[recurrence]()
+    size = found.blocks * width
+    declared = {"kernel": weights.lecun_normal(inputs, size), "bias": weights.zeros(size)}
+    return weights.draw(declared | found.weights(width), rng)
+
+
+def advance(
+    params: Mapping[str, jax.Array], x: jax.Array, carry: jax.Array, recurrence: str, activation: str
+) -> tuple[jax.Array, jax.Array]:
+    """One step of a controller.
+
+    Args:
+      params: what `new_weights` gave, or what came of it.
+      x: `[..., D]`, of any floating-point dtype.
+      carry: float32 `[..., carry_width]`.
+      recurrence: a name in `RECURRENCES`.
+      activation: a name in `ACTIVATIONS`.
+
+    Returns:
+      The new state float32 `[..., R]`, and the new carry.
+    """
+    drive = jnp.einsum("...d,dr->...r", x, params["kernel"].astype(x.dtype), preferred_element_type=jnp.float32)
+    drive = drive + layers.along_last(params["bias"], drive)
+    return RECURRENCES[recurrence]().step(params, drive, carry, ACTIVATIONS[activation])
+
+
+def torch_advance(params: Mapping[str, Any], x: Any, carry: Any, recurrence: str, activation: str) -> tuple[Any, Any]:
+    """As `advance`, of PyTorch tensors; all float32.
+
+    Raises:
+      UserError: the recurrence or the activation has no PyTorch formula.
+    """
+    drive = x @ params["kernel"] + params["bias"]
+    return RECURRENCES[recurrence]().torch_step(params, drive, carry, ACTIVATIONS[activation])

@@ -39,7 +39,8 @@ def new_weights_on_host(adapter: Adapter, key: jax.Array, encoder: EncoderConfig
 def new_rows(adapter: Adapter, key: jax.Array, encoder: EncoderConfig, ids: jax.Array) -> dict[str, Any]:
     """The rows of those numbers alone, as `new_weights` draws them."""
     _, task_key = jax.random.split(key)
-    return task_rows.init_rows(adapter, task_key, encoder, ids)
+    rows: dict[str, Any] = task_rows.init_rows(adapter, task_key, encoder, ids)
+    return rows
 
 
 def check_new_task(new_task: str, tasks: Collection[str], *, where: str, source: str = "") -> None:
@@ -78,7 +79,7 @@ def check_start(exported: adapter_folder.ExportedAdapter, adapter: Adapter, *, f
     Raises:
       UserError: it does not.
     """
-    found, wanted = methods.settings(methods.from_settings(exported.config["method"])), methods.settings(adapter)
+    found, wanted = methods.settings(methods.from_folder(exported.config)), methods.settings(adapter)
     for key in sorted(found.keys() | wanted.keys()):
         there, here = (repr(side[key]) if key in side else "absent" for side in (found, wanted))
         if there != here:

@@ -6,15 +6,18 @@ from typing import Any
 
 from hra_jax.adapters.base import Adapter
 from hra_jax.adapters.methods import METHODS
-from hra_jax.adapters.outputs import OUTPUTS, SHARED_VOCABULARIES
-from hra_jax.config.settings import Rule, check_settings, integer, number, one_of, setting, text
+from hra_jax.adapters.output_kinds import SHARED_VOCABULARIES
+from hra_jax.config.settings import check_settings, integer, one_of, setting, settings_of, text
 from hra_jax.training.task_bank import BANKS
 from hra_jax.training.train_state import TRAINED
 
+_COMMON = {entry.name: entry for entry in settings_of(Adapter)}
 
-def _are_layers(value: Any) -> bool:
-    numbers = isinstance(value, tuple) and all(isinstance(n, int) and not isinstance(n, bool) for n in value)
-    return numbers and all(n >= 0 for n in value) and len(set(value)) == len(value)
+
+def _of_methods(name: str) -> Any:
+    """A setting that every method has, as its base class declares it."""
+    entry = _COMMON[name]
+    return setting(entry.default, entry.rule, entry.meaning)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,20 +25,9 @@ class AdapterSettings:
     """The keys `adapter.*`: which method, which layers and outputs, what trains, and where it starts."""
 
     name: str = setting("hra", one_of(METHODS.keys), "the method; its own settings are in the group of that name")
-    layers: tuple[int, ...] = setting(
-        (),
-        Rule(lambda: "a tuple of distinct layer numbers from 0, or () for all", _are_layers),
-        "numbers of the adapted layers, from 0; () for all",
-    )
-    output: str = setting(
-        "backbone",
-        one_of(lambda: OUTPUTS),
-        "output layer: backbone; task (each task owns a correction); characters, sentencepiece (each task owns it, "
-        "with a new vocabulary of its training texts); shared_characters, shared_sentencepiece (one for all tasks)",
-    )
-    output_size: int = setting(
-        0, integer(0), "outputs with a new vocabulary; 0: as many as the largest vocabulary needs"
-    )
+    layers: tuple[int, ...] = _of_methods("layers")
+    output: str = _of_methods("output")
+    output_size: int = _of_methods("output_size")
     output_pieces: int = setting(
         128,
         integer(3, unit=" pieces"),
@@ -52,12 +44,7 @@ class AdapterSettings:
     bank: str = setting(
         "device", one_of(lambda: BANKS), "memory of the task bank: device, or host (a step's rows are on the device)"
     )
-    dropout: float = setting(
-        0.0,
-        number(0, 1),
-        "in training, of the state before the head (hra), the bottleneck (residual), or a projection's input on the "
-        "low-rank path (lora)",
-    )
+    dropout: float = _of_methods("dropout")
 
     def __post_init__(self) -> None:
         check_settings(self, "adapter")
@@ -66,5 +53,6 @@ class AdapterSettings:
 def shares_what_trains(flat: Mapping[str, Any]) -> bool:
     """Whether the tasks of an adapter share weights that train, from the keys `adapter.*` of a configuration."""
     name, output = flat["adapter.name"], flat["adapter.output"]
-    shares = name in METHODS and METHODS[name].init_shared is not Adapter.init_shared
-    return flat["adapter.train"] == "all" and (shares or output in SHARED_VOCABULARIES)
+    shares = name in METHODS and METHODS[name].defines("init_shared")
+    # Old configurations ask before they are checked.
+    return "shared" not in TRAINED.get(flat["adapter.train"], ()) and (shares or output in SHARED_VOCABULARIES)

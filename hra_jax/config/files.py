@@ -18,6 +18,7 @@ from hra_jax.config import keys, renamed
 from hra_jax.config.keys import flatten_config
 from hra_jax.console import did_you_mean, near_matches
 from hra_jax.errors import UserError
+from hra_jax.storage.json_files import check_fields, parse_json
 
 # Installed, the files are package data in the package; in a checkout they are at the top level.
 _ROOTS = (epath.Path(__file__).parents[1] / "configs", epath.Path(__file__).parents[2] / "configs")
@@ -177,7 +178,8 @@ def validate_config(config: ConfigDict) -> None:
 def _check_read(flat: Mapping[str, Any]) -> None:
     """Refuses settings of adapters that nothing would read."""
     from hra_jax.adapters.methods import METHODS  # imported late, as the classes of `keys.groups`
-    from hra_jax.adapters.outputs import OWN_VOCABULARIES, PIECE_VOCABULARIES, SHARED_VOCABULARIES
+    from hra_jax.adapters.output_kinds import OWN_VOCABULARIES, PIECE_VOCABULARIES, SHARED_VOCABULARIES
+    from hra_jax.training.train_state import TRAINED
 
     if flat["adapter.output_size"] and flat["adapter.output"] not in OWN_VOCABULARIES:
         value, outputs = flat["adapter.output_size"], _either(OWN_VOCABULARIES)
@@ -190,9 +192,9 @@ def _check_read(flat: Mapping[str, Any]) -> None:
                 f"config.adapter.output_pieces is {value}; allowed: {default} unless config.adapter.output is "
                 f"{_either(PIECE_VOCABULARIES)} and config.adapter.start is ''"
             )
-    if flat["adapter.layers"] and flat["adapter.name"] == "output":
-        value = flat["adapter.layers"]
-        raise UserError(f"config.adapter.layers is {value}; allowed: () with config.adapter.name 'output'")
+    if flat["adapter.layers"] and not METHODS[flat["adapter.name"]].adapts_layers:
+        value, name = flat["adapter.layers"], flat["adapter.name"]
+        raise UserError(f"config.adapter.layers is {value}; allowed: () with config.adapter.name {name!r}")
     if flat["adapter.dropout"] and flat["method"] == "adapter" and not METHODS[flat["adapter.name"]].uses_dropout:
         value, name = flat["adapter.dropout"], flat["adapter.name"]
         raise UserError(f"config.adapter.dropout is {value}; allowed: 0.0 with config.adapter.name {name!r}")
@@ -200,9 +202,9 @@ def _check_read(flat: Mapping[str, Any]) -> None:
         value, method = flat["adapter.start"], flat["method"]
         raise UserError(f"config.adapter.start is {value!r}; allowed: '' with config.method {method!r}")
     output, new = flat["adapter.output"], flat["method"] == "adapter" and not flat["adapter.start"]
-    if new and flat["adapter.train"] == "tasks" and output in SHARED_VOCABULARIES:
+    if new and "shared" in TRAINED[flat["adapter.train"]] and output in SHARED_VOCABULARIES:
         raise UserError(
-            "config.adapter.train is 'tasks'; allowed: 'all' where config.adapter.start is '' and "
+            f"config.adapter.train is {flat['adapter.train']!r}; allowed: 'all' where config.adapter.start is '' and "
             f"config.adapter.output {output!r} (the new output layer of all tasks would stay as it starts)"
         )
 
@@ -261,13 +263,8 @@ def _translated(text: str) -> renamed.Translation:
 
 
 def _stored(text: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"the stored configuration is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"the stored configuration is a JSON {type(values).__name__}; allowed: an object")
-    return values
+    where = "the stored configuration"
+    return check_fields(parse_json(text, where=where), {}, where=where)
 
 
 def _tuples(value: Any) -> Any:

@@ -11,12 +11,13 @@ from etils import epath
 
 from hra_jax.convert import families, features
 from hra_jax.convert.family import Architecture, Family
-from hra_jax.convert.settings import Count, read_json, select
+from hra_jax.convert.settings import Count, select
 from hra_jax.convert.tensor_rules import LAYERS, Rule
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
+from hra_jax.storage.json_files import read_object
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.trees import flatten
 from hra_jax.text.tokenizer_files import FILES
@@ -87,7 +88,7 @@ def convert(
     source, output = epath.Path(source), epath.Path(output)
     _check_folders(source, output, dtype)
     where = str(source / "config.json")
-    config = read_json(source / "config.json")
+    config = read_object(source / "config.json")
     family, named = families.find(config, where)
     architecture = family.architectures[named]
     settings = features.read(source, family.extractor)

@@ -5,9 +5,10 @@ from typing import Any
 from etils import epath
 
 from hra_jax.convert.family import Extractor
-from hra_jax.convert.settings import Only, read_json, select
+from hra_jax.convert.settings import Only, select
 from hra_jax.errors import UserError
 from hra_jax.models.features import FeatureConfig
+from hra_jax.storage.json_files import read_object
 
 # The value of padding is not read: invalid frames reach nothing.
 _COMMON: dict[str, Any] = {"sampling_rate": Only(16000, (16000,)), "padding_side": Only("right", ("right",))}
@@ -17,11 +18,11 @@ def _find(folder: epath.Path) -> tuple[dict, str]:
     """The settings of the feature extractor, and the file that has them."""
     path, newer = folder / "preprocessor_config.json", folder / "processor_config.json"
     if not path.exists() and newer.exists():
-        values = read_json(newer).get("feature_extractor")
+        values = read_object(newer).get("feature_extractor")
         if not isinstance(values, dict):
             raise UserError(f"{newer}: lacks an object 'feature_extractor', and {path.name} is not there")
         return values, str(newer)
-    return read_json(path), str(path)
+    return read_object(path), str(path)
 
 
 def read(folder: epath.Path, extractor: Extractor) -> FeatureConfig:

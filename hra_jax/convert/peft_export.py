@@ -1,9 +1,9 @@
-"""One task's LoRA as a PEFT adapter folder, for the published model that its backbone was converted from.
+"""One task as a PEFT adapter folder, for the published model that its backbone was converted from.
 
-    adapter_config.json          what PEFT's `LoraConfig` is made of; every adapted module by its whole name
-    adapter_model.safetensors    `base_model.model.<module>.lora_A.weight` [r, in], `.lora_B.weight` [out, r]
+    adapter_config.json          what PEFT's configuration is made of; every adapted module by its whole name
+    adapter_model.safetensors    `base_model.model.<module>.<factor>.weight` [out, in]: lora_A, lora_B of a LoRA
 
-Letters: D width, V vocabulary, r rank, L adapted layers.
+Methods that PEFT knows say so in their own files: `Adapter.peft_config` and `Adapter.peft_factors`.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,8 @@ from etils import epath
 from hra_jax.adapters import adapter_folder
 from hra_jax.adapters.adapter_folder import ExportedAdapter
 from hra_jax.adapters.base import Adapter
-from hra_jax.adapters.lora import LowRankAdapter, key_of
+from hra_jax.adapters.methods import METHODS
+from hra_jax.adapters.weights import Tree
 from hra_jax.convert import families
 from hra_jax.convert.tensor_rules import LAYERS, POINTWISE
 from hra_jax.errors import UserError
@@ -67,7 +68,7 @@ def write(folder: epath.PathLike, exported: ExportedAdapter, task: str, method: 
 
     Args:
       folder: where to; it is made.
-      exported: an adapter of the method LoRA.
+      exported: an adapter of a method that PEFT has too.
       task: one of its tasks.
       method: its method.
       files: the backbone of the adapter.
@@ -80,11 +81,12 @@ def write(folder: epath.PathLike, exported: ExportedAdapter, task: str, method: 
     Raises:
       UserError: another method, a vocabulary of the task's own, or a backbone that was not converted.
     """
-    if not isinstance(method, LowRankAdapter):
-        raise UserError(f"PEFT has no method {method.name!r} of hra_jax; allowed: adapters of the method 'lora'")
+    if not method.defines("peft_config"):
+        known = ", ".join(repr(name) for name, cls in METHODS.items() if cls.defines("peft_config"))
+        raise UserError(f"PEFT has no method {method.name!r} of hra_jax; allowed: adapters of the method {known}")
     if method.output not in ("backbone", "task"):
         raise UserError(
-            f"lora.output = {method.output!r}: PEFT has no vocabulary per task; allowed: 'backbone', 'task'"
+            f"{method.name}.output = {method.output!r}: PEFT has no vocabulary per task; allowed: 'backbone', 'task'"
         )
     names, row = _Names(files), exported.tasks[task]
     tensors, targets = _factors(names, row, method, files)
@@ -95,15 +97,9 @@ def write(folder: epath.PathLike, exported: ExportedAdapter, task: str, method: 
         kernel, bias = (np.asarray(files.tensors.read(f"output.{name}"), np.float32) for name in ("kernel", "bias"))
         tensors[f"{_PREFIX}{module}.weight"] = _turned(kernel + correction["kernel"], pointwise)
         tensors[f"{_PREFIX}{module}.bias"] = bias + correction["bias"]
-    config = {
-        "peft_type": "LORA",
+    config = method.peft_config() | {
         "task_type": None,
         "base_model_name_or_path": files.info["name"],
-        "r": method.rank,
-        "lora_alpha": method.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
         "inference_mode": True,
         "target_modules": targets,
         "modules_to_save": saved,
@@ -113,17 +109,16 @@ def write(folder: epath.PathLike, exported: ExportedAdapter, task: str, method: 
     return len(targets)
 
 
-def _factors(names: _Names, row: dict, method: LowRankAdapter, files: BackboneFiles) -> tuple[dict, list[str]]:
+def _factors(
+    names: _Names, row: Tree, method: Adapter, files: BackboneFiles
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """The tensors of all adapted modules, and the modules' names."""
     tensors: dict[str, np.ndarray] = {}
-    targets: list[str] = []
-    for name in method.projections:
-        factors = row["per_layer"][key_of(name)]
-        for index, layer in enumerate(method.adapted(files.encoder)):
-            module, pointwise = names.module(name, layer)
-            for letter, factor in (("A", factors["a"][index]), ("B", factors["b"][index])):
-                tensors[f"{_PREFIX}{module}.lora_{letter}.weight"] = _turned(factor, pointwise)
-            targets.append(module)
+    targets: set[str] = set()
+    for factor in method.peft_factors(row, files.encoder):
+        module, pointwise = names.module(factor.affine_map, factor.layer)
+        tensors[f"{_PREFIX}{module}.{factor.name}.weight"] = _turned(factor.kernel, pointwise)
+        targets.add(module)
     return tensors, sorted(targets)
 
 

@@ -5,8 +5,6 @@ import math
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from etils import epath
-
 from hra_jax.errors import UserError
 
 SILU = ("swish", "silu")  # two names of one function
@@ -29,23 +27,6 @@ class Count(NamedTuple):
 
     default: int
     least: int | None = 1
-
-
-def read_json(path: epath.Path) -> dict:
-    """The object in a JSON file.
-
-    Raises:
-      UserError: no such file, it cannot be read, or it holds something else.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent}: lacks {path.name}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold a JSON object, not {type(values).__name__}")
-    return values
 
 
 def select(values: dict, defaults: dict, *, where: str) -> SimpleNamespace:

@@ -26,7 +26,7 @@ import numpy as np
 
 from hra_jax.data import audio, batching, mixtures
 from hra_jax.data.report import DataReport
-from hra_jax.data.table import BASE_ID, UtteranceTable
+from hra_jax.data.utterance_table import BASE_ID, UtteranceTable
 from hra_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]

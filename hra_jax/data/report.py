@@ -1,4 +1,4 @@
-"""What was wrong with the data: counted by kind, named, and written once."""
+"""Reports of unusable data: counted by kind, named, and written once."""
 
 import json
 import threading
@@ -6,6 +6,7 @@ import threading
 from etils import epath
 
 from hra_jax.errors import UserError
+from hra_jax.storage.files import write_file
 
 KINDS = (
     "bad_json",  # a line of a manifest is not a JSON object
@@ -69,10 +70,7 @@ class DataReport:
 
     def write(self, path: epath.PathLike) -> None:
         """Writes `to_json` to a file; a process killed meanwhile leaves the old content or the new, never a part."""
-        path = epath.Path(path)
-        fresh = path.parent / f".{path.name}.new"
-        fresh.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
-        fresh.replace(path)
+        write_file(path, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
 
     def merge(self, content: dict) -> None:
         """Adds what another report's `to_json` holds (another process's, or an earlier run's), strict or not."""

@@ -1,4 +1,4 @@
-"""Renders a set of synthetic speakers to FLAC files and manifests, once.
+"""The command that renders a set of synthetic speakers; `data/synthetic` does the work.
 
     python -m hra_jax.data.synthesize --set hard --output DIR
 

@@ -19,7 +19,6 @@ from etils import epath
 from matplotlib.figure import Figure
 
 import hra_jax
-from hra_jax.adapters.adapter_folder import task_file_names
 from hra_jax.console import bounds, markdown_cell, percent, say, stdout, table
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
@@ -28,7 +27,7 @@ from hra_jax.evaluation.error_rates import ErrorCounts
 from hra_jax.evaluation.suites import Suite
 from hra_jax.storage.files import write_file
 from hra_jax.storage.json_files import json_text
-from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
+from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, task_file_names
 
 ACCOUNTING = (
     "trainable_parameters",

@@ -18,7 +18,8 @@ from hra_jax.data import batching
 from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import eval_batches
 from hra_jax.data.report import DataReport
-from hra_jax.data.table import DataSettings, TableSource, UtteranceTable
+from hra_jax.data.sources import DataSettings, TableSource
+from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
 from hra_jax.evaluation.report import UtteranceResult
 from hra_jax.evaluation.suites import Suite

@@ -33,7 +33,7 @@ from hra_jax.models.dtypes import STORAGE_DTYPES
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
-from hra_jax.storage.files import write_file
+from hra_jax.storage.files import remove_leftovers, write_file
 from hra_jax.storage.json_files import Kind, check_fields, json_text, read_object
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.safetensors_writer import SHARD_BYTES, TensorWriter
@@ -230,6 +230,7 @@ def write(
         (folder / _SETTINGS).unlink(missing_ok=True)
         writer.finish()
         write_file(folder / _SETTINGS, text)
+        remove_leftovers(folder, (_SETTINGS,))
     return fingerprint
 
 

@@ -17,9 +17,9 @@ from hra_jax.adapters.base import Adapter, Bound
 from hra_jax.models import padding
 from hra_jax.models.attention import Attention, context_mask
 from hra_jax.models.attention_parts import Budget
-from hra_jax.models.checks import one_of
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.layers import BatchNorm, DepthwiseConvolution, Hook, LayerNorm, Projection
+from hra_jax.models.setting_checks import one_of
 
 # Rematerialisation policies: what the backward pass keeps of a block (None: everything); it recomputes the rest. A new
 # policy is one line here.

@@ -8,8 +8,8 @@ import math
 from typing import Any, NamedTuple
 
 from hra_jax.errors import UserError
-from hra_jax.models.checks import at_least, one_of
 from hra_jax.models.features import FeatureConfig
+from hra_jax.models.setting_checks import at_least, one_of
 
 BATCH_NORM_EPS = 1e-5  # in all published encoders, whatever the epsilon of their LayerNorms
 POSITIONS = ("none", "xl", "shaw", "rope_in", "rope_qk")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hra_jax.errors import UserError
-from hra_jax.models.checks import at_least, one_of
+from hra_jax.models.setting_checks import at_least, one_of
 from hra_jax.models.stored_settings import UNSAID
 
 

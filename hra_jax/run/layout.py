@@ -9,11 +9,12 @@ from jax.sharding import Mesh
 
 from hra_jax.adapters import initial, methods
 from hra_jax.adapters.base import Adapter
-from hra_jax.adapters.outputs import OWN_VOCABULARIES
+from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data.batching import BatchSettings, bucket_rows
 from hra_jax.data.report import DataReport
-from hra_jax.data.table import DataSettings, UtteranceTable
+from hra_jax.data.sources import DataSettings
+from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
 from hra_jax.evaluation import suites
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner, share_shapes
@@ -144,7 +145,8 @@ def lay_out(
     check_has_outputs(base, method=settings.method, output=adapter.output)
     augmentation.check(augment, base.features)
     method = adapter_method(settings, adapter, own=own, output_size=material.own.size if material.own else 0)
-    method.adapted(base.encoder)
+    if settings.method == "adapter":
+        methods.check(method, base.encoder)
     if material.start is not None:
         initial.check_start(material.start, method, folder=material.start_folder)
     table = _table(material, adapted=settings.method == "adapter", data=data, batch=batch, report=report)

@@ -81,13 +81,15 @@ def place(
         return dict(_new_adapter(layout, base, seed=settings.seed)["tasks"])
 
     bank = laid_out.bank.make(
-        laid_out.train,
-        weights.get("tasks", {}),
-        hyper=sharding.place(hyper, replicated),
-        max_tasks=laid_out.max_tasks,
-        draw=draw,
-        replicated=replicated,
-        state_shardings=laid_out.shardings,
+        task_bank.BankSetup(
+            train_step=laid_out.train,
+            tasks=weights.get("tasks", {}),
+            hyper=sharding.place(hyper, replicated),
+            max_tasks=laid_out.max_tasks,
+            draw=draw,
+            replicated=replicated,
+            state_shardings=laid_out.shardings,
+        )
     )
     bank.touch(started)
     return Run(

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import jax
 
 from hra_jax.adapters import adapter_folder, initial, methods
-from hra_jax.adapters.outputs import OWN_VOCABULARIES, SHARED_VOCABULARIES
+from hra_jax.adapters.output_kinds import OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data import synthesize
 from hra_jax.data.report import DataReport
-from hra_jax.data.table import DataSettings, TableSource, own_vocabularies, read_sources
+from hra_jax.data.sources import DataSettings, TableSource, read_sources
+from hra_jax.data.utterance_table import own_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import EvaluationSettings
 from hra_jax.evaluation.suites import Suite, load_suite
@@ -133,7 +134,7 @@ def _own_vocabularies(
     shared: Vocabulary | None = None
     size, pieces = adapter.output_size, adapter.output_pieces
     # A start with another kind of output layer is refused with all else that differs, see `initial.check_start`.
-    if start is not None and methods.from_settings(start.config["method"]).output == adapter.output:
+    if start is not None and methods.from_folder(start.config).output == adapter.output:
         if adapter.new_task != "zero" and adapter.output not in SHARED_VOCABULARIES:
             value = adapter.new_task
             raise UserError(f"adapter.new_task = {value!r}: allowed is 'zero' where tasks have their own vocabulary")

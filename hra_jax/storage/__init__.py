@@ -1,1 +1,1 @@
-"""What lies on disks and buckets: files, trees of tensors, row logs."""
+"""Files on disks and in buckets: atomic writes, JSON, safetensors, trees of tensors, and logs of changed rows."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -102,6 +102,10 @@ def read_json(path: epath.PathLike, *, what: str = "") -> Any:
     Raises:
       UserError: there is no such file, it cannot be read, or as `parse_json`.
     """
+    return parse_json(_read_bytes(path, what=what), where=str(path))
+
+
+def _read_bytes(path: epath.PathLike, *, what: str) -> bytes:
     path = epath.Path(path)
     needed = f"; needed is {what}" if what else ""
     try:
@@ -109,15 +113,35 @@ def read_json(path: epath.PathLike, *, what: str = "") -> Any:
             raise UserError(f"{path} is not a file{needed}")
         if path.stat().length > MOST_BYTES:
             raise UserError(f"{path}: {path.stat().length:,} bytes of JSON; allowed: at most {MOST_BYTES:,}")
-        content = path.read_bytes()
+        content: bytes = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}){needed}") from error
-    return parse_json(content, where=str(path))
+    return content
 
 
 def read_object(path: epath.PathLike, fields: Mapping[str, Kind] | None = None, *, what: str = "") -> dict[str, Any]:
     """The object in a JSON file, with fields as `check_fields` asks for; arguments and errors as `read_json`."""
     return check_fields(read_json(path, what=what), fields or {}, where=str(path))
+
+
+def read_lines(path: epath.PathLike, fields: Mapping[str, Kind], *, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file that holds one in each line, checked as `check_fields` does.
+
+    Args:
+      path: the file.
+      fields: the kind of each field.
+      what: what is needed there, for the error where there is no such file.
+
+    Returns:
+      Iterator of (file and number of the line, for errors; object).
+
+    Raises:
+      UserError: as `read_json` and `check_fields`.
+    """
+    # As bytes: text also ends a line at characters that JSON leaves as they are in a string.
+    for number, line in enumerate(_read_bytes(path, what=what).splitlines(), start=1):
+        where = f"{path}:{number}"
+        yield where, check_fields(parse_json(line, where=where), fields, where=where)
 
 
 def check_fields(content: object, fields: Mapping[str, Kind], *, where: str) -> dict[str, Any]:

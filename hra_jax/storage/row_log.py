@@ -83,7 +83,7 @@ class RowLog:
 
         Args:
           directory: any path that epath takes, `gs://` included; nothing but the log lies in it.
-          read_only: for who looks on while a run may be writing: `append` and `collect` are errors.
+          read_only: for a process that reads while a run may be writing: `append` and `collect` are errors.
           segment_bytes: size of a full segment. Beside the rows given, `append` and `read` take a few times this in
             memory; one `append` moves at most about five times this and as many rows as it is given.
 
@@ -208,7 +208,7 @@ class RowLog:
         file = self._file(segment)
         with _opened(file) as (stream, tensors):
             index = _read_index(stream, tensors, file)
-        # An onlooker cannot know when a run that went back to an older checkpoint uses a name again.
+        # A process that only reads cannot know when a run that went back to an older checkpoint uses a name again.
         if not self._read_only:
             self._known[segment] = index
         return index

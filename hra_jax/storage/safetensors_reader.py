@@ -28,7 +28,7 @@ _REMOTE_GAP = 1 << 20  # bytes
 Index = SupportsIndex | slice
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     """Where a tensor lies: the file, and the bytes in it."""
 
     path: epath.Path
@@ -62,27 +62,27 @@ class TensorFiles:
         if not single.exists() and not index.exists():
             raise UserError(f"{self.folder}: holds neither {weights} nor {weights}{INDEX_SUFFIX}")
         self.listing = single if single.exists() else index
-        places = _read_places(single) if self.listing == single else _read_shards(self.folder, index)
-        self.paths = sorted({place.path for place in places.values()})
-        dtypes = {name: place.entry.dtype for name, place in sorted(places.items())}
-        self._places = {name: places[name] for name, dtype in dtypes.items() if dtype in FLOATS}
+        locations = _read_locations(single) if self.listing == single else _read_shards(self.folder, index)
+        self.paths = sorted({location.path for location in locations.values()})
+        dtypes = {name: location.entry.dtype for name, location in sorted(locations.items())}
+        self._locations = {name: locations[name] for name, dtype in dtypes.items() if dtype in FLOATS}
         self.ignored = {name: dtype for name, dtype in dtypes.items() if dtype not in FLOATS}
 
     def names(self) -> tuple[str, ...]:
         """The floating-point tensors, sorted."""
-        return tuple(self._places)
+        return tuple(self._locations)
 
     def path(self, name: str) -> epath.Path:
         """The file that holds a tensor; errors are those of `read`."""
-        return self._place(name).path
+        return self._location(name).path
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor; errors are those of `read`."""
-        return self._place(name).entry.shape
+        return self._location(name).entry.shape
 
     def dtype(self, name: str) -> np.dtype:
         """The dtype of a tensor: float64, float32, float16 or `ml_dtypes.bfloat16`; errors are those of `read`."""
-        dtype: np.dtype = DTYPES[self._place(name).entry.dtype]
+        dtype: np.dtype = DTYPES[self._location(name).entry.dtype]
         return dtype
 
     def read(self, name: str) -> np.ndarray:
@@ -105,43 +105,43 @@ class TensorFiles:
           UserError: as `read`.
           IndexError, ValueError: an index that does not fit the shape; a slice with a step.
         """
-        place = self._place(name)
-        bounds, shape = _bounds(place.entry.shape, index if isinstance(index, tuple) else (index,))
-        dtype = DTYPES[place.entry.dtype]
+        location = self._location(name)
+        bounds, shape = _bounds(location.entry.shape, index if isinstance(index, tuple) else (index,))
+        dtype = DTYPES[location.entry.dtype]
         found = np.empty([stop - start for start, stop in bounds], dtype)
         if found.size:
-            offsets, length = _runs(place.entry.shape, bounds, dtype.itemsize)
+            offsets, length = _runs(location.entry.shape, bounds, dtype.itemsize)
             # A view of the bytes: a memoryview does not know bfloat16.
-            self._read_runs(place, offsets + place.entry.start, length, found.reshape(-1).view(np.uint8).data)
+            self._read_runs(location, offsets + location.entry.start, length, found.reshape(-1).view(np.uint8).data)
         return found.reshape(shape)
 
-    def _place(self, name: str) -> _Place:
-        if name not in self._places:
+    def _location(self, name: str) -> _Location:
+        if name not in self._locations:
             kind = f"; it has one of dtype {self.ignored[name]}" if name in self.ignored else ""
             raise UserError(f"{self.listing}: lacks a floating-point tensor {name!r}{kind}")
-        return self._places[name]
+        return self._locations[name]
 
-    def _read_runs(self, place: _Place, offsets: np.ndarray, length: int, into: memoryview) -> None:
+    def _read_runs(self, location: _Location, offsets: np.ndarray, length: int, into: memoryview) -> None:
         """Reads runs of `length` bytes at ascending `offsets` of a file, one after the other into `into`."""
-        gap = _REMOTE_GAP if "://" in str(place.path) else 0
+        gap = _REMOTE_GAP if "://" in str(location.path) else 0
         done = 0
         try:
-            with place.path.open("rb") as file:
+            with location.path.open("rb") as file:
                 for first, count in _groups(offsets, length, gap):
                     span = int(offsets[first + count - 1]) + length - int(offsets[first])
                     file.seek(int(offsets[first]))
                     if span == count * length:
                         for start in range(0, span, _CHUNK):
-                            part = self._take(place.path, file, min(_CHUNK, span - start))
+                            part = self._take(location.path, file, min(_CHUNK, span - start))
                             into[done : done + len(part)] = part
                             done += len(part)
                         continue
-                    with_gaps = memoryview(self._take(place.path, file, span))
+                    with_gaps = memoryview(self._take(location.path, file, span))
                     for offset in (offsets[first : first + count] - offsets[first]).tolist():
                         into[done : done + length] = with_gaps[offset : offset + length]
                         done += length
         except OSError as error:
-            raise UserError(f"{place.path}: cannot be read ({error.strerror or error})") from error
+            raise UserError(f"{location.path}: cannot be read ({error.strerror or error})") from error
 
     def _take(self, path: epath.Path, file: IO[bytes], count: int) -> bytes:
         part = file.read(count)
@@ -151,7 +151,7 @@ class TensorFiles:
         return part
 
 
-def _read_places(path: epath.Path) -> dict[str, _Place]:
+def _read_locations(path: epath.Path) -> dict[str, _Location]:
     """Where the tensors of a file lie. Raises UserError where it cannot be read or is damaged."""
     try:
         with path.open("rb") as file:
@@ -160,30 +160,30 @@ def _read_places(path: epath.Path) -> dict[str, _Place]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    return {name: _Place(path, entry) for name, entry in header.tensors.items()}
+    return {name: _Location(path, entry) for name, entry in header.tensors.items()}
 
 
-def _read_shards(folder: epath.Path, index: epath.Path) -> dict[str, _Place]:
+def _read_shards(folder: epath.Path, index: epath.Path) -> dict[str, _Location]:
     """The tensors of the files that an index names; what is in the files and what the index says must be the same."""
     named = read_object(index, {"weight_map": dict})["weight_map"]
     for name, file in named.items():
         if not isinstance(file, str):
             raise UserError(f"{index}: names {file!r:.80} for {name!r}; needed is an object 'weight_map' of file names")
-    places: dict[str, _Place] = {}
+    locations: dict[str, _Location] = {}
     for file in sorted(set(named.values())):
         if file in ("", ".", "..") or set(file) & set("/\\:"):
             raise UserError(f"{index}: names the file {file!r}; allowed: names of files in the same folder")
         if not (folder / file).exists():
             raise UserError(f"{index}: names the file {file!r}, which is not there")
-        for name, place in _read_places(folder / file).items():
+        for name, location in _read_locations(folder / file).items():
             if named.get(name) != file:
                 told = f"says that {name!r} is in {named[name]!r}" if name in named else f"does not name {name!r}"
                 raise UserError(f"{index}: {told}, which {file!r} holds")
-            places[name] = place
+            locations[name] = location
     for name, file in named.items():
-        if name not in places:
+        if name not in locations:
             raise UserError(f"{index}: says that {name!r} is in {file!r}, which does not hold it")
-    return places
+    return locations
 
 
 def _bounds(shape: tuple[int, ...], index: tuple[Index, ...]) -> tuple[list[tuple[int, int]], list[int]]:

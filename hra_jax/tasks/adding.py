@@ -58,7 +58,7 @@ def started(
       UserError: `init` is none of these.
     """
     check_start(exported, init)
-    adapter = methods.from_settings(exported.config["method"])
+    adapter = methods.from_folder(exported.config)
     if adapter.own_vocabulary and not adapter.shared_output and init in initial.NEW_TASKS:
         raise UserError(
             f"a new task cannot start as {init!r} without training texts: every task has a vocabulary of its own; "
@@ -195,7 +195,7 @@ def task_config(exported: ExportedAdapter, *, steps: int | None, learning_rate: 
     """The configuration `own` for the method of an exported adapter, of which one task trains; without data."""
     config = load_config("own")
     config.steps = STEPS if steps is None else steps
-    settings = methods.settings(methods.from_settings(exported.config["method"]))
+    settings = methods.settings(methods.from_folder(exported.config))
     config.adapter.name = settings.pop("name")
     for key, value in settings.items():
         group = config.adapter if key in config.adapter else config[config.adapter.name]

@@ -277,7 +277,7 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
     destination = _needed_output("specialize", adapter, output)
     exported = read_adapter(adapter)
     check_tasks([task], exported.tasks)
-    method = methods.from_settings(exported.config["method"])
+    method = methods.from_folder(exported.config)
     if peft:
         count = peft_export.write(destination, exported, task, method, load_backbone(exported, backbone))
         print(

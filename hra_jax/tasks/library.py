@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -170,7 +171,7 @@ def _facts(exported: ExportedAdapter) -> dict[str, object]:
     shared = flatten(exported.shared, separator=".")
     return {
         "the backbone's fingerprint": config["backbone"]["fingerprint"],
-        **{f"the method's {key}": v for key, v in methods.settings(methods.from_settings(config["method"])).items()},
+        **{f"the method's {key}": v for key, v in methods.settings(methods.from_folder(config)).items()},
         "the vocabulary": config["vocabulary"],
         **{f"the tensor {path!r} of a task": entry for path, entry in config["tensors"]["task"].items()},
         **{f"the shape of the shared {path!r}": entry for path, entry in config["tensors"]["shared"].items()},
@@ -258,7 +259,7 @@ def write(folder: epath.PathLike, exported: ExportedAdapter) -> None:
         return
     folder = epath.Path(os.path.realpath(folder))  # a link to the folder stays one
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (folder.parent / f".{folder.name}.{what}-{os.getpid()}" for what in ("new", "old"))
+    fresh, old = (folder.parent / f".{folder.name}.{what}-{secrets.token_hex(8)}" for what in ("new", "old"))
     try:
         if folder.exists():
             shutil.copytree(folder, fresh, ignore=_own_files(folder), symlinks=True)

@@ -7,19 +7,19 @@ import jax
 import numpy as np
 from etils import epath
 
-from hra_jax.adapters import adapter_folder, methods
+from hra_jax.adapters import methods
 from hra_jax.adapters.adapter_folder import ExportedAdapter
 from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
-from hra_jax.tasks.names import check_tasks
+from hra_jax.tasks.names import check_tasks, quote_task
 
 
 def why_not_merged(adapter: Adapter) -> str | None:
     """Why a task of this method cannot become a part of the backbone's weights; None where it can."""
-    if not hasattr(adapter, "merged"):
+    if not adapter.defines("merged"):
         return (
             f"{adapter.name} cannot be merged: its correction depends on activations and is not linear in what a layer "
             "gives, so no other weights of the layer equal it"
@@ -46,7 +46,7 @@ def merged_weights(
       UserError: an unknown task.
     """
     check_tasks([name], exported.tasks)
-    adapter = methods.from_settings(exported.config["method"])
+    adapter = methods.from_folder(exported.config)
     flat = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(params, separator=".").items()}
     row = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), no_parameters() | exported.tasks[name])
     layers = unflatten(flat, separator=".")["encoder"]["layers"]
@@ -83,7 +83,7 @@ def write_merged(
         "merged": {"method": exported.config["method"], "task": library.extras(exported, task) | {"name": task}},
         "backbone": trained_on | {"source": files.info.get("source")},
     }
-    name = f"{trained_on['name'].removeprefix(backbone_folder.BUILTIN)}-{adapter_folder.quote_task(task)}"
+    name = f"{trained_on['name'].removeprefix(backbone_folder.BUILTIN)}-{quote_task(task)}"
     fingerprint = backbone_folder.save(
         folder,
         merged_weights(exported, task, files.params, files.encoder),

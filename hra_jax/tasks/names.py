@@ -1,5 +1,8 @@
-"""Names of tasks: which are reserved, which a new task can have, and what is said of one that is not there."""
+"""Names of tasks: reserved ones, rules for new ones, file names made from them, and the error for an unknown one."""
 
+import collections
+import hashlib
+import urllib.parse
 from collections.abc import Collection, Iterable
 
 from hra_jax.console import near_matches
@@ -10,6 +13,7 @@ MEAN_TASK = "__mean__"  # the mean of all task rows
 RESERVED_NAMES = ("", BASE_TASK, MEAN_TASK)  # every list of tasks and every suite means the same by them
 
 _MOST_LISTED = 10  # names in an error
+_LONGEST_QUOTED = 120  # characters; file systems allow 255 bytes, prefix and extension included
 
 
 def check_name(name: str, taken: Collection[str] = (), *, where: str = "") -> None:
@@ -50,3 +54,21 @@ def check_tasks(names: Iterable[str], known: Collection[str]) -> None:
             raise unknown_task(name, known)
         if names.count(name) > 1:
             raise UserError(f"task {name!r} is given twice; allowed: each task once")
+
+
+def quote_task(name: str) -> str:
+    """A task name with everything but ASCII letters, digits, `-` and `_` percent-quoted; no two names give the same."""
+    return urllib.parse.quote(name, safe="").replace(".", "%2E").replace("~", "%7E")
+
+
+def task_file_names(names: Iterable[str]) -> dict[str, str]:
+    """A file name (no extension) for each task: its quoted name, unique even where case or length does not count.
+
+    A name that is too long, or differs from another in case only, ends in `~` and a hash; `quote_task` never gives `~`.
+    """
+    quoted = {name: quote_task(name) for name in names}
+    folded = collections.Counter(name.casefold() for name in quoted.values())
+    for name, file_name in quoted.items():
+        if len(file_name) > _LONGEST_QUOTED or folded[file_name.casefold()] > 1:
+            quoted[name] = f"{file_name[:_LONGEST_QUOTED]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return quoted

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hra_jax.adapters.outputs import SHARED_VOCABULARIES
+from hra_jax.adapters.output_kinds import SHARED_VOCABULARIES
 from hra_jax.errors import UserError
 from hra_jax.tasks.names import BASE_TASK
 from hra_jax.text.published_vocabularies import CtcTokenVocabulary, check_ids

@@ -7,12 +7,12 @@ added_tokens.json         symbols and ids beside those of vocab.json, in older f
 tokenizer.json            a whole tokenizer of the `tokenizers` package
 """
 
-import json
 from typing import Any
 
 from etils import epath
 
 from hra_jax.errors import UserError
+from hra_jax.storage.json_files import read_object
 from hra_jax.text.published_vocabularies import CtcTokenVocabulary, TokenizerVocabulary
 
 FILES = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
@@ -21,28 +21,12 @@ _CTC_CLASS = "Wav2Vec2CTCTokenizer"
 _DEFAULT_SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
-def _unique(pairs: list) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise UserError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
-    return found
-
-
 def _read(folder: epath.Path, name: str) -> dict:
     """The JSON object in a file; {} where there is no such file."""
     path = folder / name
     if not path.exists():
         return {}
-    try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:  # UserError is a ValueError too
-        raise UserError(f"{path}: not JSON as it should be ({error})") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold a JSON object; got {type(content).__name__}")
-    return content
+    return read_object(path)
 
 
 def _token(value: Any) -> str | None:

@@ -1,27 +1,28 @@
-"""A transformers model with an exported hierarchical recurrent adapter on its encoder, by forward hooks.
+"""A transformers model with an exported adapter on its encoder, by forward hooks.
 
-Outputs are in the order of each task's own ids, with the blank where its vocabulary has it.
+Methods that run here say so in their own files: `Adapter.torch_after_layer`. Outputs are in the order of each task's
+own ids, with the blank where its vocabulary has it.
 
 Letters: B batch, T frames, D width, L layers, A tasks, V outputs of the model, O outputs of a task's own vocabulary.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
 from etils import epath
 
-from hra_jax.adapters import adapter_folder
-from hra_jax.adapters.outputs import OWN_VOCABULARIES, SHARED_VOCABULARIES
+from hra_jax.adapters import adapter_folder, methods
+from hra_jax.adapters.methods import METHODS
+from hra_jax.adapters.output_kinds import NEVER
 from hra_jax.convert import families
 from hra_jax.convert.family import TorchEncoder
 from hra_jax.errors import UserError
 from hra_jax.storage.json_files import read_object
-from hra_jax.storage.trees import flatten
+from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks.names import BASE_TASK
 from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.text.vocabularies import vocabulary_from_json
-from hra_jax.torch import controllers
-
-_NEVER = -1e30  # logit of an output that a vocabulary does not have
 
 
 class AdaptedModel(torch.nn.Module):
@@ -38,35 +39,49 @@ class AdaptedModel(torch.nn.Module):
         then. Needed where all tasks share one output layer.
 
     Raises:
-      UserError: not an adapter of this method, or one of another backbone, width, depth or vocabulary than the model's.
+      UserError: an adapter of a method that has no PyTorch formula, or one of another backbone, width, depth or
+        vocabulary than the model's.
     """
 
     def __init__(self, model: torch.nn.Module, folder, *, backbone=None):
         super().__init__()
         self.model, self._folder = model, str(folder)
+        self._paths: dict[str, dict[str, str]] = {"shared": {}, "rows": {}}  # names of buffers by path
         exported = adapter_folder.read_adapter(folder)
-        self.settings = exported.config["method"]
+        self.method = methods.from_folder(exported.config)
         self._check_method()
         self.tasks = tuple(exported.tasks)
         self._encoder, parent, self._layers = _blocks_of(model)
-        self._adapted = sorted(self.settings["layers"]) or list(range(len(self._layers)))
+        self._adapted = sorted(self.method.layers) or list(range(len(self._layers)))
         # In a tuple, or they would be modules of this one a second time.
         self._parts = parent, _head_of(model)
         self._base, self._own = self._vocabularies(exported, backbone)
         self._register(exported)
-        self._check_sizes()
-        self._rows, self._carry, self._done, self._read, self._hidden, self._valid = None, None, 0, None, None, None
+        self._check_sizes(exported)
+        # Of the batch that runs.
+        self._rows: dict[str, torch.Tensor] = {}
+        self._active = torch.zeros(0, dtype=torch.bool)
+        self._carry: Any = None
+        self._read: Any = None
+        self._hidden: Any = None
+        self._valid: Any = None
+        self._done = 0
 
     def _check_method(self) -> None:
-        settings = self.settings
-        if settings["name"] != "hra":
-            raise UserError(f"{self._folder}: an adapter of the method {settings['name']!r}; allowed here: 'hra'")
-        if settings["reads"] not in ("layer", "input"):
-            raise UserError(f"{self._folder}: hra.reads = {settings['reads']!r}; allowed here: 'layer', 'input'")
+        if not self.method.defines("torch_after_layer"):
+            allowed = ", ".join(repr(name) for name, cls in METHODS.items() if cls.defines("torch_after_layer"))
+            raise UserError(
+                f"{self._folder}: an adapter of the method {self.method.name!r}, which has no PyTorch formula "
+                f"(`torch_after_layer`); allowed here: {allowed}"
+            )
+        try:
+            self.method.check_torch()
+        except UserError as error:
+            raise UserError(f"{self._folder}: {error}") from error
 
     def _vocabularies(self, exported, backbone):
         """The backbone's vocabulary, and those of the tasks where they do not write in it."""
-        content, shared = exported.config["vocabulary"], self.settings["output"] in SHARED_VOCABULARIES
+        content = exported.config["vocabulary"]
         if backbone is not None:
             found = read_object(
                 epath.Path(backbone) / "backbone.json",
@@ -75,19 +90,18 @@ class AdaptedModel(torch.nn.Module):
             )
             adapter_folder.check_backbone(exported, found["fingerprint"], name=backbone, where=self._folder)
             content = found["vocabulary"]
-        elif shared:
+        elif self.method.shared_output:
             raise UserError(
                 f"{self._folder}: its tasks share an output layer; backbone=DIR, the converted folder, is needed"
             )
         base = vocabulary_from_json(content)
-        if self.settings["output"] not in OWN_VOCABULARIES:
+        if not self.method.own_vocabulary:
             return base, None
         by_task, shared = stored_vocabularies(exported.config, exported.tasks_json)
-        return base, OwnVocabularies(base, by_task, self.settings["output_size"], shared)
+        return base, OwnVocabularies(base, by_task, self.method.output_size, shared)
 
     def _register(self, exported) -> None:
         """The adapter's weights as buffers, so that `.to(device)` moves them; row A of the bank is all zeros."""
-        self._paths = {"shared": {}, "rows": {}}
         for path, leaf in flatten(exported.shared).items():
             self._add("shared", path, leaf)
         for path, entry in exported.config["tensors"]["task"].items():
@@ -106,18 +120,19 @@ class AdaptedModel(torch.nn.Module):
         found = {path: name for path, name in self._paths[part].items() if path.startswith(prefix)}
         return {path.removeprefix(prefix): getattr(self, name).float() for path, name in found.items()}
 
-    def _check_sizes(self) -> None:
-        kernels = self._tree("rows", "per_layer/head/" if self.settings["head_per_layer"] else "all_layers/head/")
-        width = kernels["kernel"].shape[-1]
-        found = getattr(self.model.config, "encoder_config", self.model.config).hidden_size
-        if width != found:
+    def _check_sizes(self, exported) -> None:
+        declared = exported.config["tensors"]["task"]
+        width = self.method.encoder_width({path: tuple(entry["shape"]) for path, entry in declared.items()})
+        settings: Any = self.model.config
+        found = getattr(settings, "encoder_config", settings).hidden_size
+        if width not in (None, found):
             raise UserError(f"{self._folder}: for an encoder of width {width}; the model's is {found}")
         if self._adapted[-1] >= len(self._layers):
             raise UserError(
                 f"{self._folder}: adapts layer {self._adapted[-1]}; the model has layers 0 to {len(self._layers) - 1}"
             )
         kind, (_, head) = type(self.model).__name__, self._parts
-        if self._own is None and head is None and self.settings["output"] == "task":
+        if self._own is None and head is None and self.method.output == "task":
             raise UserError(f"{self._folder}: corrects an output layer; the model {kind} has none")
         # Without its head a model may give the encoder's output; the blank alone stands for a backbone without one.
         outputs, needed = 1 if head is None else len(head.weight), self._base.size
@@ -155,7 +170,7 @@ class AdaptedModel(torch.nn.Module):
         tasks = list(tasks)
         rows = torch.tensor(self._index(tasks), dtype=torch.long, device=next(self.buffers()).device)
         self._rows = {path: getattr(self, name)[rows].float() for path, name in self._paths["rows"].items()}
-        self._active = (rows < len(self.tasks))[:, None, None]
+        self._active = rows < len(self.tasks)
         self._carry, self._done, self._hidden, self._valid = None, 0, None, None
         handles = self._hooks()
         try:
@@ -172,7 +187,7 @@ class AdaptedModel(torch.nn.Module):
 
     def _hooks(self) -> list:
         handles = [layer.register_forward_hook(self._after(i)) for i, layer in enumerate(self._layers)]
-        if self.settings["reads"] == "input":
+        if "input" in self.method.taps:
             handles += [layer.register_forward_pre_hook(self._before, with_kwargs=True) for layer in self._layers]
         parent, _ = self._parts
         if not self._encoder.masks_convolutions:
@@ -208,22 +223,21 @@ class AdaptedModel(torch.nn.Module):
 
     def _adapt(self, x, index: int):
         """A layer's output `[B, T, D]` with the corrections of the rows' tasks; the carry goes on."""
-        settings = self.settings
         if len(x) != len(self._active):
             raise UserError(f"{len(self._active)} tasks for a batch of {len(x)} rows: one per row is needed")
-        recurrence = settings["recurrence"]
         if self._carry is None:
-            width = controllers.carry_width(recurrence, settings["width"])
-            self._carry = torch.zeros(*x.shape[:2], width, device=x.device)
-        read = self._read if settings["reads"] == "input" else x
-        weights = self._tree("shared", "all_layers/controller/")
-        state, self._carry = controllers.advance(weights, recurrence, settings["activation"], read.float(), self._carry)
-        if settings["head_per_layer"]:
-            rows = {name: leaf[:, index] for name, leaf in self._of_rows("per_layer/head/").items()}
-        else:
-            rows = self._of_rows("all_layers/head/")
-        delta = controllers.correction(rows, settings["head"], state)
-        return x + torch.where(self._active, delta, 0.0).to(x.dtype)
+            self._carry = self.method.torch_initial_carry(x)
+        of_layer = {path: leaf[:, index] for path, leaf in self._of_rows("per_layer/").items()}
+        shared = {path: leaf[index] for path, leaf in self._tree("shared", "per_layer/").items()}
+        all_layers = {
+            "shared": unflatten(self._tree("shared", "all_layers/")),
+            "rows": unflatten(self._of_rows("all_layers/")),
+            "active": self._active,
+        }
+        per_layer = {"shared": unflatten(shared), "rows": unflatten(of_layer)}
+        taps = {"input": self._read} if "input" in self.method.taps else {}
+        adapted, self._carry = self.method.torch_after_layer((all_layers, per_layer), x, self._carry, taps)
+        return adapted
 
     def _of_rows(self, prefix: str) -> dict:
         return {path.removeprefix(prefix): leaf for path, leaf in self._rows.items() if path.startswith(prefix)}
@@ -236,12 +250,12 @@ class AdaptedModel(torch.nn.Module):
 
     def _logits(self, output, tasks):
         x, own, (_, head) = self._hidden, self._of_rows("all_layers/output/"), self._parts
-        logits = None if head is None else output.logits
+        logits: Any = None if head is None else output.logits
         if own:
             added = x.float() @ own["kernel"] + own["bias"][:, None, :]
         elif self._own is not None:
             layer = self._tree("shared", "all_layers/output/")
-            added = torch.where(self._active, x.float() @ layer["kernel"] + layer["bias"], 0.0)
+            added = torch.where(self._active[:, None, None], x.float() @ layer["kernel"] + layer["bias"], 0.0)
         else:
             return x if logits is None else logits
         if self._own is None:
@@ -251,7 +265,7 @@ class AdaptedModel(torch.nn.Module):
             logits = torch.zeros(*x.shape[:2], self._base.size, dtype=x.dtype, device=x.device)
         symbols, columns = (self._of_tasks(table, tasks, x) for table in (self._own.symbols, self._own.columns))
         start = torch.gather(torch.nn.functional.pad(logits, (0, 2)), 2, symbols.clamp(max=self._base.size + 1))
-        found = torch.where(symbols > self._base.size, _NEVER, start + added.to(start.dtype))
+        found = torch.where(symbols > self._base.size, NEVER, start + added.to(start.dtype))
         return torch.gather(found, 2, columns)
 
     def _of_tasks(self, table, tasks, x):
@@ -290,7 +304,7 @@ class AdaptedModel(torch.nn.Module):
         return texts
 
 
-def _blocks_of(model: torch.nn.Module) -> tuple[TorchEncoder, torch.nn.Module, list[torch.nn.Module]]:
+def _blocks_of(model: torch.nn.Module) -> tuple[TorchEncoder, torch.nn.Module, list[Any]]:
     """What its family says of the encoder of a model, the encoder, and its blocks.
 
     Raises:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from hra_jax import api
 from hra_jax.adapters import methods
-from hra_jax.adapters.outputs import OWN_VOCABULARIES
+from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
 from hra_jax.config.keys import group
 from hra_jax.data import batching
 from hra_jax.models.dtypes import compute_dtype
@@ -71,12 +71,15 @@ class Shapes:
     ):
         settings, adapter = group(config, ""), group(config, "adapter")
         self._settings, self._mesh, self._labels = settings, mesh, labels_per_second
-        self._batch_settings, self._evaluation = group(config, "batch"), group(config, "eval")
+        self._batch_settings, self._evaluation_settings = group(config, "batch"), group(config, "eval")
         self._base = foundation.shapes_alone(settings.backbone, group(config, "pretrain"))
         own = adapter.output in OWN_VOCABULARIES and settings.method == "adapter"
         self._outputs = (adapter.output_size or self._base.encoder.vocab_size) if own else 0
-        self._method = adapter_method(settings, adapter, own=methods.own_settings(config), output_size=self._outputs)
-        self._method.adapted(self._base.encoder)
+        self._method = adapter_method(
+            settings, adapter, own=methods.own_settings(config, adapter.name), output_size=self._outputs
+        )
+        if settings.method == "adapter":
+            methods.check(self._method, self._base.encoder)
         self._programs = programs.lay_out_programs(
             self._base,
             self._method,
@@ -99,7 +102,7 @@ class Shapes:
         batch, buckets = self._batch_settings, self._batch_settings.buckets
         train = batching.bucket_rows(buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
         evaluation = batching.bucket_rows(
-            buckets, batch_seconds=self._evaluation.batch_seconds, multiple=batch.multiple
+            buckets, batch_seconds=self._evaluation_settings.batch_seconds, multiple=batch.multiple
         )
         rows = {"train": train, "evaluation": evaluation, "transcription": evaluation}
         return [

@@ -22,7 +22,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -104,7 +104,7 @@ class Checkpoints:
           every_steps: steps from one checkpoint to the next, at least 1.
           fingerprint: what a checkpoint and this run must agree on, JSON: stored with each checkpoint and compared
             before anything is restored. None stores an empty one and compares nothing.
-          read_only: for who looks on while a run may be writing (evaluation): nothing is made, cleared or deleted.
+          read_only: for a process that reads while a run may be writing, an evaluation: nothing is made or deleted.
 
         Raises:
           UserError: a number out of range; the directory cannot be made; with `read_only`, it does not exist.
@@ -237,8 +237,7 @@ class Checkpoints:
         number = self.resolve(step)
         self._check_fingerprint(number)
         self._check_leaves(number, abstract_part, whole=False)
-        part: dict[str, Any] = self._read(number, state=_restore_args(abstract_part, partial=True)).state
-        return part
+        return cast("dict[str, Any]", self._read(number, state=_restore_args(abstract_part, partial=True)).state)
 
     def _append(self, step: int, rows: Mapping[str, Rows]) -> dict[str, list[str]]:
         """Writes changed rows; the lists of segments that hold the state of this step, by log."""
@@ -272,8 +271,7 @@ class Checkpoints:
 
     def fingerprint(self, step: int | str) -> dict[str, Any]:
         """The fingerprint that was stored with a checkpoint."""
-        stored: dict[str, Any] = self._read(self.resolve(step), run=ocp.args.JsonRestore()).run
-        return stored
+        return cast("dict[str, Any]", self._read(self.resolve(step), run=ocp.args.JsonRestore()).run)
 
     def resolve(self, step: int | str) -> int:
         """The number of a checkpoint that exists; `step` is a number, 'last' or 'best'.
@@ -302,13 +300,11 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest checkpoint, one being written included; None if there is none."""
-        step: int | None = self._manager.latest_step()
-        return step
+        return cast("int | None", self._manager.latest_step())
 
     def best_step(self) -> int | None:
         """The checkpoint of lowest `wer_macro`; None if none was evaluated."""
-        step: int | None = self._manager.best_step()
-        return step
+        return cast("int | None", self._manager.best_step())
 
     def all_steps(self) -> list[int]:
         """Steps of all checkpoints, one being written included, ascending."""
@@ -316,8 +312,7 @@ class Checkpoints:
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """What `save` was given as metrics for a step; None if it was not evaluated."""
-        found: dict[str, float] | None = self._manager.metrics(step)
-        return found
+        return cast("dict[str, float] | None", self._manager.metrics(step))
 
     def wait(self) -> None:
         """Blocks until the save in flight is complete.
@@ -435,8 +430,7 @@ def _leaves(tree: Any) -> dict[str, str]:
 def _plain(value: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A copy through JSON."""
     try:
-        copy: dict[str, Any] = json.loads(json.dumps(value))
-        return copy
+        return cast("dict[str, Any]", json.loads(json.dumps(value)))
     except TypeError as error:
         raise TypeError(f"{name} must be JSON: {error}") from error
 

@@ -22,6 +22,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hra_jax.errors import UserError
+from hra_jax.storage.files import write_file
 
 _REMOTE_SECONDS = 60.0  # between two uploads of a growing remote file
 
@@ -177,9 +178,7 @@ def cut_back(path: epath.Path, step: int) -> bytes:
     old = path.read_bytes()
     kept = b"".join(line for line in old.splitlines(keepends=True) if _step_of(line) <= step)
     if kept != old:
-        fresh = path.parent / (path.name + ".new")
-        fresh.write_bytes(kept)
-        fresh.replace(path)
+        write_file(path, kept)
     return kept
 
 

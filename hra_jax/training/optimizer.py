@@ -55,7 +55,7 @@ class OptimizerConfig:
         check_settings(self, "optimizer")
 
 
-def learning_rate(config: OptimizerConfig, peak: Scalar | None = None) -> optax.Schedule:
+def learning_rate(config: OptimizerConfig, *, peak: Scalar | None = None) -> optax.Schedule:
     """The schedule: global step (0-based) -> learning rate; `peak` is used in place of `config.learning_rate`."""
     peak = config.learning_rate if peak is None else peak
     warmup = max(1, min(config.warmup_steps, config.steps))
@@ -73,10 +73,10 @@ def decay_mask(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: not path[-1].key.endswith(NOT_DECAYED), tree)
 
 
-def dense(config: OptimizerConfig, peak: Scalar | None = None) -> optax.GradientTransformation:
+def dense(config: OptimizerConfig, *, peak: Scalar | None = None) -> optax.GradientTransformation:
     """AdamW for a tree that takes part in every step, clipped by its own global norm; `peak` as for `learning_rate`."""
     adamw: optax.GradientTransformation = optax.adamw(
-        learning_rate(config, peak),
+        learning_rate(config, peak=peak),
         b1=config.b1,
         b2=config.b2,
         eps=config.eps,
@@ -147,7 +147,7 @@ def update_rows(
     count = task_rows.gather(state["count"], ids) + 1
     mu = jax.tree.map(lambda m, g: config.b1 * m + (1 - config.b1) * g, mu, grads)
     nu = jax.tree.map(lambda n, g: config.b2 * n + (1 - config.b2) * jnp.square(g), nu, grads)
-    rate: jax.Array = learning_rate(config, peak)(step)
+    rate: jax.Array = learning_rate(config, peak=peak)(step)
     first, second = 1 - config.b1 ** count.astype(jnp.float32), 1 - config.b2 ** count.astype(jnp.float32)
 
     def move(row: jax.Array, m: jax.Array, n: jax.Array, decayed: bool) -> jax.Array:

@@ -155,7 +155,7 @@ def make_train_step(
             raise UserError(f"accumulate = {accumulate}: must divide the batch of {batch['waveform'].shape[0]} rows")
         advance = backbone_step if "backbone" in state.trainable else adapter_step
         trainable, optimizer, metrics = advance(state, frozen, batch, hyper)
-        metrics["learning_rate"] = learning_rate(config, hyper["learning_rate"])(state.step)
+        metrics["learning_rate"] = learning_rate(config, peak=hyper["learning_rate"])(state.step)
         return state.replace(step=state.step + 1, trainable=trainable, optimizer=optimizer), metrics
 
     def gradients(
@@ -221,7 +221,7 @@ def make_train_step(
 def _dense_update(config: OptimizerConfig, part: str, grads: Tree, state: TrainState, peak: Scalar) -> tuple[Tree, Any]:
     """The weights of `part`, which takes part in every step, after one update, and their moments."""
     with jax.named_scope(f"update_{part}"):
-        moves, moments = dense(config, peak).update(grads, state.optimizer[part], state.trainable[part])
+        moves, moments = dense(config, peak=peak).update(grads, state.optimizer[part], state.trainable[part])
         updated: Tree = optax.apply_updates(state.trainable[part], moves)
         return updated, moments
 

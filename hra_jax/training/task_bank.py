@@ -8,6 +8,7 @@ Letters: A rows of the bank, K rows that a step may touch, n rows that are asked
 """
 
 import abc
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Self
@@ -27,6 +28,30 @@ Metrics = dict[str, jax.Array]
 Ids = Sequence[int] | np.ndarray  # numbers of rows
 
 
+@dataclasses.dataclass(frozen=True)
+class BankSetup:
+    """What a bank is made of.
+
+    Attributes:
+      train_step: from `TaskBank.compiled`.
+      tasks: the parameters of all tasks, numpy, leaves `[A, ...]`; the bank may keep them and write to them.
+      hyper: seed (uint32) and peak learning rate (float32) as arguments of every step, on the devices:
+        {'seed', 'learning_rate'}.
+      max_tasks: K.
+      draw: gives the parameters of all new tasks, numpy, leaves `[A, ...]`.
+      replicated: the sharding that puts a copy on each device.
+      state_shardings: of the state on the devices.
+    """
+
+    train_step: Step
+    tasks: Tree
+    hyper: Tree
+    max_tasks: int
+    draw: Callable[[], Tree]
+    replicated: jax.sharding.Sharding
+    state_shardings: TrainState
+
+
 class TaskBank(abc.ABC):
     """The rows of all tasks of a run, and the step that advances them.
 
@@ -37,7 +62,7 @@ class TaskBank(abc.ABC):
     in_state: ClassVar[bool] = True
 
     def __init__(self, train_step: Step, *, hyper: Tree):
-        """Takes over a step of `compiled`, and `hyper` of `make`."""
+        """Takes over a step of `compiled`, and `hyper` of `BankSetup`."""
         self._step, self._hyper = train_step, hyper
         self._touched: set[int] = set()
         self._stepped = False  # whether the bank differs from what it was made as
@@ -67,29 +92,8 @@ class TaskBank(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def make(
-        cls,
-        train_step: Step,
-        tasks: Tree,
-        *,
-        hyper: Tree,
-        max_tasks: int,
-        draw: Callable[[], Tree],
-        replicated: jax.sharding.Sharding,
-        state_shardings: TrainState,
-    ) -> Self:
-        """A bank that has not trained.
-
-        Args:
-          train_step: from `compiled`.
-          tasks: the parameters of all tasks, numpy, leaves `[A, ...]`; the bank may keep them and write to them.
-          hyper: seed (uint32) and peak learning rate (float32) as arguments of every step, on the devices:
-            {'seed', 'learning_rate'}.
-          max_tasks: K.
-          draw: gives the parameters of all new tasks, numpy, leaves `[A, ...]`.
-          replicated: the sharding that puts a copy on each device.
-          state_shardings: of the state on the devices.
-        """
+    def make(cls, setup: BankSetup) -> Self:
+        """A bank that has not trained."""
 
     @abc.abstractmethod
     def step(self, state: TrainState, frozen: Tree | None, batch: Tree, tasks: Ids) -> tuple[TrainState, Metrics]:
@@ -158,20 +162,8 @@ class NoBank(TaskBank):
     """Of a run that trains the backbone itself: a bank without rows."""
 
     @classmethod
-    def make(
-        cls,
-        train_step: Step,
-        tasks: Tree,
-        *,
-        hyper: Tree,
-        max_tasks: int,
-        draw: Callable[[], Tree],
-        replicated: jax.sharding.Sharding,
-        state_shardings: TrainState,
-    ) -> Self:
-        """As `TaskBank.make`; of the arguments only the step and `hyper` are used."""
-        del tasks, max_tasks, draw, replicated, state_shardings
-        return cls(train_step, hyper=hyper)
+    def make(cls, setup: BankSetup) -> Self:
+        return cls(setup.train_step, hyper=setup.hyper)
 
     def step(self, state: TrainState, frozen: Tree | None, batch: Tree, tasks: Ids) -> tuple[TrainState, Metrics]:
         """As `TaskBank.step`; the tasks of the batch change nothing."""
@@ -228,7 +220,7 @@ class DeviceBank(TaskBank):
         """Takes over the compiled step.
 
         Args:
-          train_step, hyper, draw: as for `TaskBank.make`.
+          train_step, hyper, draw: as for `BankSetup`.
           replicated: the sharding that puts a copy on each device; None leaves it to the compiler.
           shardings: of `train_state.bank_of` of the state; None likewise.
         """
@@ -242,21 +234,12 @@ class DeviceBank(TaskBank):
         self._scatter = jax.jit(task_rows.scatter, donate_argnums=0, out_shardings=shardings)
 
     @classmethod
-    def make(
-        cls,
-        train_step: Step,
-        tasks: Tree,
-        *,
-        hyper: Tree,
-        max_tasks: int,
-        draw: Callable[[], Tree],
-        replicated: jax.sharding.Sharding,
-        state_shardings: TrainState,
-    ) -> Self:
-        """As `TaskBank.make`; the parameters are those of the state."""
-        del tasks, max_tasks
-        shardings = train_state.bank_of(state_shardings)
-        return cls(train_step, hyper=hyper, draw=draw, replicated=replicated, shardings=shardings)
+    def make(cls, setup: BankSetup) -> Self:
+        # The parameters are those of the state.
+        shardings = train_state.bank_of(setup.state_shardings)
+        return cls(
+            setup.train_step, hyper=setup.hyper, draw=setup.draw, replicated=setup.replicated, shardings=shardings
+        )
 
     def step(self, state: TrainState, frozen: Tree | None, batch: Tree, tasks: Ids) -> tuple[TrainState, Metrics]:
         self._touched.update(tasks)
@@ -316,7 +299,7 @@ class HostBank(TaskBank):
         Args:
           train_step: a compiled `training.step.make_host_rows_step`; it may donate its state and nothing else.
           tasks: the parameters of all tasks, numpy, leaves `[A, ...]`; written in place.
-          hyper, max_tasks, draw: as for `TaskBank.make`.
+          hyper, max_tasks, draw: as for `BankSetup`.
           place: puts a tree of numpy arrays on the devices, a copy on each.
         """
         super().__init__(train_step, hyper=hyper)
@@ -338,21 +321,15 @@ class HostBank(TaskBank):
         return (held, held)
 
     @classmethod
-    def make(
-        cls,
-        train_step: Step,
-        tasks: Tree,
-        *,
-        hyper: Tree,
-        max_tasks: int,
-        draw: Callable[[], Tree],
-        replicated: jax.sharding.Sharding,
-        state_shardings: TrainState,
-    ) -> Self:
-        """As `TaskBank.make`; the bank keeps `tasks`."""
-        del state_shardings
-        place = functools.partial(sharding.place, shardings=replicated)
-        return cls(train_step, tasks, hyper=hyper, max_tasks=max_tasks, place=place, draw=draw)
+    def make(cls, setup: BankSetup) -> Self:
+        return cls(
+            setup.train_step,
+            setup.tasks,
+            hyper=setup.hyper,
+            max_tasks=setup.max_tasks,
+            place=functools.partial(sharding.place, shardings=setup.replicated),
+            draw=setup.draw,
+        )
 
     def _nothing(self) -> Tree:
         ids = np.full(self._size, task_rows.NO_ROW, np.int32)

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hra_jax.models.layers import STATISTICS
+from hra_jax.storage.trees import flatten
 from hra_jax.training.optimizer import OptimizerConfig, dense, init_rows
 
-TRAINED = {"all": ("shared", "tasks"), "tasks": ("tasks",)}  # `adapter.train`: which parts of an adapter train
+TRAINED = {"all": (), "tasks": ("shared",)}  # `adapter.train`: what stays as it is; the rows of tasks always train
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -59,11 +60,10 @@ def create(weights: dict[str, Any], config: OptimizerConfig, *, train: str = "al
     Args:
       weights: {'backbone'}, or {'shared', 'tasks'} of an adapter, without 'tasks' where its bank lives elsewhere.
       config: optimizer settings.
-      train: a key of TRAINED; other parts of an adapter stay as they are.
+      train: a key of TRAINED.
     """
-    moves = ("backbone", *TRAINED[train])
-    fixed = {name: part for name, part in weights.items() if name not in moves}
-    trainable = {name: part for name, part in weights.items() if name in moves}
+    fixed = {name: part for name, part in weights.items() if name in TRAINED[train]}
+    trainable = {name: part for name, part in weights.items() if name not in fixed}
     optimizer: dict[str, Any]
     if "backbone" in trainable:
         optimizer = {"backbone": dense(config).init(trainable["backbone"])}
@@ -81,8 +81,8 @@ def count(tree: Any) -> int:
 
 def moving(tree: Any) -> dict[str, Any]:
     """What training moves in a trainable tree of arrays or shapes, {'a.b.c': leaf}: all but the statistics of norms."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {".".join(key.key for key in path): leaf for path, leaf in leaves if path[-1].key not in STATISTICS}
+    leaves = flatten(tree, separator=".")
+    return {path: leaf for path, leaf in leaves.items() if path.rpartition(".")[2] not in STATISTICS}
 
 
 def accounting(
@@ -108,7 +108,7 @@ def accounting(
         rows = next((leaf.shape[0] for leaf in jax.tree.leaves(weights["tasks"])), 1)
         shared, per_task = count(weights["shared"]), count(weights["tasks"]) // max(rows, 1)
     return {
-        "trainable_parameters": (shared if "shared" in TRAINED[train] else 0)
+        "trainable_parameters": (0 if "shared" in TRAINED[train] else shared)
         + (tasks if learning is None else learning) * per_task,
         "shared_parameters": shared,
         "parameters_per_task": per_task,

@@ -15,6 +15,7 @@ from hra_jax.adapters import adapter_folder
 from hra_jax.errors import UserError
 from hra_jax.storage import safetensors
 from hra_jax.storage.trees import flatten, unflatten
+from hra_jax.tasks.names import task_file_names
 
 ACCOUNTING = {
     "trainable_parameters": 10 + 4 * 9,
@@ -171,7 +172,7 @@ def test_model_card_says_what_it_costs_and_how_to_use_it(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": {"name": "full"}}, "'full'.*allowed: hra"),
+        ({"method": {"name": "full"}}, "'full'.*allowed: bitfit, hra"),
         ({"tasks": [{"name": "a", "row": 0}, {"name": "a", "row": 1}]}, "2 tasks have the name 'a'"),
         ({"tasks": [{"name": "a", "row": 0}, {"name": "b", "row": 0}]}, "2 tasks have the row 0"),
         ({"tasks": [{"name": "__base__", "row": 0}]}, "cannot have the name '__base__'"),
@@ -235,8 +236,8 @@ BIAS = "shared.all_layers.controller.bias"
         (cut("adapter_model.safetensors", 300), "not a whole safetensors file"),
         (cut("adapter_model.safetensors", 0), "not a whole safetensors file"),
         (lambda folder: (folder / "adapter_config.json").write_text("[]"), "must be a JSON object with 'peft_type'"),
-        (set_config("peft_type", "LORA"), "peft_type 'LORA'; allowed: HIERARCHICAL_RECURRENT"),
-        (set_config("peft_type", "HRA"), "peft_type 'HRA'; allowed: HIERARCHICAL_RECURRENT"),
+        (set_config("peft_type", "LORA"), "peft_type 'LORA'; allowed: HRA_JAX_BITFIT, HIERARCHICAL_RECURRENT"),
+        (set_config("peft_type", "HRA"), "peft_type 'HRA'; allowed: HRA_JAX_BITFIT, HIERARCHICAL_RECURRENT"),
         (set_config("format_version", 2), "format_version 2; this version of hra_jax reads 1"),
         (set_config("format_version", True), "needs 'format_version'"),
         (set_config("backbone", {"name": "x"}), "backbone: needs 'fingerprint'"),
@@ -316,13 +317,13 @@ def test_flatten_and_unflatten_are_inverse_and_refuse_what_is_ambiguous():
 def test_file_names_of_tasks_are_safe_and_differ_without_case_and_beyond_any_length():
     long = "x" * 400
     names = ["a", "A", "a/b", "a%2Fb", "..", "a b", "é", "É", long, long + "y", "~", "CON:1", "b"]
-    files = adapter_folder.task_file_names(names)
+    files = task_file_names(names)
     assert len({file.casefold() for file in files.values()}) == len(names)
     for file in files.values():
         assert len(file) < 200
         assert adapter_folder._TASK_FILE.fullmatch(f"tasks/{file}.safetensors")
     assert files["b"] == "b"
-    assert adapter_folder.task_file_names(reversed(names)) == files
+    assert task_file_names(reversed(names)) == files
 
 
 def test_an_adapter_of_another_backbone_is_refused(tmp_path):

@@ -1,6 +1,6 @@
 """The controller's recurrences against the cells of Flax and explicit formulas, and the heads against theirs."""
 
-import inspect
+import sys
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from reference import adapters_numpy
 
-from hra_jax.adapters import controllers, heads
+from hra_jax.adapters import controllers, weights
+from hra_jax.adapters.activations import ACTIVATIONS
+from hra_jax.adapters.controllers import RECURRENCES
+from hra_jax.adapters.formula import evaluated
+from hra_jax.adapters.heads import HEADS
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.training import train_state
 
@@ -28,10 +32,12 @@ def inputs(steps=4, width=D, seed=1):
 
 
 def new_controller(kind, activation="relu", seed=0):
-    """The module and its new parameters."""
-    module = controllers.Controller(kind, R, activation)
-    carry = jnp.zeros((*SHAPE, controllers.carry_width(kind, R)))
-    return module, module.init(jax.random.key(seed), inputs()[0], carry)["params"]
+    """`f(params, x, carry) -> (state, carry)`, and new parameters."""
+
+    def advance(params, x, carry):
+        return controllers.advance(params, jnp.asarray(x), carry, kind, activation)
+
+    return advance, controllers.new_weights(kind, jax.random.key(seed), inputs=D, width=R)
 
 
 def side_by_side(cell, names, part):
@@ -53,7 +59,7 @@ CELLS = {
 def test_a_recurrence_equals_the_cell_of_flax_with_the_same_weights(kind, activation):
     cls, of_input, of_state, biased = CELLS[kind]
     cell = cls(R, activation_fn=getattr(nn, activation))
-    module, params = new_controller(kind, activation)
+    advance, params = new_controller(kind, activation)
     state = random_like(jnp.zeros((*SHAPE, R)), seed=2)
     memory = random_like(jnp.zeros((*SHAPE, R)), seed=3)
     theirs = (memory, state) if kind == "lstm" else state
@@ -71,7 +77,7 @@ def test_a_recurrence_equals_the_cell_of_flax_with_the_same_weights(kind, activa
     seen = []
     for x in inputs():
         theirs, expected = cell.apply({"params": weights}, theirs, x)
-        found, ours = module.apply({"params": mapped}, x, ours)
+        found, ours = advance(mapped, x, ours)
         np.testing.assert_allclose(found, expected, atol=2e-6)
         seen.append(np.asarray(expected))
     carried = np.concatenate([theirs[1], theirs[0]], axis=-1) if kind == "lstm" else theirs
@@ -80,55 +86,53 @@ def test_a_recurrence_equals_the_cell_of_flax_with_the_same_weights(kind, activa
 
 
 def test_indrnn_multiplies_each_unit_by_its_own_weight():
-    module, params = new_controller("indrnn", "tanh")
+    advance, params = new_controller("indrnn", "tanh")
     params = random_like(params)
     carry = random_like(jnp.zeros((*SHAPE, R)), seed=2)
     expected = carry.astype(np.float64)
     for x in inputs():
-        state, carry = module.apply({"params": params}, x, carry)
+        state, carry = advance(params, x, carry)
         expected = np.tanh(x @ params["kernel"] + params["bias"] + params["recurrent"] * expected)
         np.testing.assert_allclose(state, expected, atol=2e-6)
         np.testing.assert_array_equal(carry, state)
     # Each unit goes its own way: the state of one tells nothing to another.
-    slope = jax.jacobian(lambda c: module.apply({"params": params}, inputs()[0][0, 0], c)[0])(jnp.ones(R))
+    slope = jax.jacobian(lambda c: advance(params, inputs()[0][0, 0], c)[0])(jnp.ones(R))
     np.testing.assert_array_equal(slope, np.diag(np.diag(slope)))
     assert np.diag(slope).all()
 
 
-@pytest.mark.parametrize("activation", controllers.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_without_a_recurrence_each_layer_stands_alone_under_every_activation(activation):
-    module, params = new_controller("none", activation)
+    advance, params = new_controller("none", activation)
     params, x = random_like(params), 2 * inputs()[0]
     empty = jnp.zeros((*SHAPE, 0))
-    state, carry = module.apply({"params": params}, x, empty)
+    state, carry = advance(params, x, empty)
     drive = x.astype(np.float64) @ params["kernel"] + params["bias"]
     assert drive.min() < -1 and drive.max() > 1
     np.testing.assert_allclose(state, adapters_numpy.ACTIVATIONS[activation](drive), atol=2e-6)
     assert carry is empty
 
 
-@pytest.mark.parametrize("kind", controllers.FORMULAS)
+@pytest.mark.parametrize("kind", RECURRENCES)
 def test_parameters_are_counted_by_the_formula_which_the_docstring_shows(kind):
-    text = " ".join(inspect.getdoc(controllers).split())
+    text = " ".join(sys.modules[RECURRENCES[kind].__module__].__doc__.split())
     for width, inner in ((5, 4), (7, 3)):
-        carry = jnp.zeros((1, controllers.carry_width(kind, inner)))
-        params = controllers.Controller(kind, inner).init(jax.random.key(0), jnp.zeros((1, width)), carry)
-        expected = eval(controllers.FORMULAS[kind], {"D": width, "R": inner})
-        assert train_state.count(params) == expected
-    assert f" {controllers.FORMULAS[kind].replace(' * ', ' ')}" in text
+        params = controllers.new_weights(kind, jax.random.key(0), inputs=width, width=inner)
+        assert train_state.count(params) == evaluated(RECURRENCES[kind].formula, {"D": width, "R": inner})
+    assert f" {RECURRENCES[kind].formula.replace(' * ', ' ')} weights" in text
 
 
-@pytest.mark.parametrize("kind", controllers.FORMULAS)
+@pytest.mark.parametrize("kind", RECURRENCES)
 def test_the_carry_starts_at_zero_and_keeps_its_width_and_float32_under_bfloat16(kind):
     adapter = HierarchicalRecurrentAdapter(width=R, recurrence=kind)
     carry = adapter.initial_carry(jnp.ones((*SHAPE, D), jnp.bfloat16))
     assert carry.shape == (*SHAPE, {"none": 0, "lstm": 2 * R}.get(kind, R)) and not carry.any()
-    module, params = new_controller(kind)
+    advance, params = new_controller(kind)
     params = random_like(params)
     exact = carry
     for x in inputs():
-        rough, carry = module.apply({"params": params}, x.astype(jnp.bfloat16), carry)
-        state, exact = module.apply({"params": params}, x, exact)
+        rough, carry = advance(params, x.astype(jnp.bfloat16), carry)
+        state, exact = advance(params, x, exact)
         assert rough.dtype == carry.dtype == jnp.float32 and carry.shape == exact.shape
         np.testing.assert_allclose(rough, state, atol=0.2)
 
@@ -144,8 +148,7 @@ def test_new_weights_of_the_state_are_orthogonal_block_by_block(kind):
 
 def test_new_weights_of_the_input_have_the_scale_of_its_width_whatever_the_number_of_gates():
     for kind in ("none", "gru", "lstm"):
-        carry = jnp.zeros((1, controllers.carry_width(kind, 32)))
-        params = controllers.Controller(kind, 32).init(jax.random.key(0), jnp.zeros((1, 100)), carry)["params"]
+        params = controllers.new_weights(kind, jax.random.key(0), inputs=100, width=32)
         assert abs(float(params["kernel"].std()) - 0.1) < 0.01
         assert not any(leaf.any() for name, leaf in params.items() if name.endswith("bias"))
 
@@ -154,13 +157,13 @@ def test_new_weights_of_the_input_have_the_scale_of_its_width_whatever_the_numbe
 
 
 def new_head(kind):
-    module = heads.Head(kind, D, 3)
-    return module, module.init(jax.random.key(0), jnp.zeros((*SHAPE, R)))["params"]
+    head = HEADS[kind]()
+    return head, weights.draw(head.weights(width=D, state=R, hidden=3), jax.random.key(0))
 
 
-@pytest.mark.parametrize("kind", heads.FORMULAS)
+@pytest.mark.parametrize("kind", HEADS)
 def test_a_head_equals_its_formula_and_has_the_parameters_that_are_counted(kind):
-    module, params = new_head(kind)
+    head, params = new_head(kind)
     params, state = random_like(params), inputs(width=R)[0]
     p = {name: leaf.astype(np.float64) for name, leaf in params.items()}
     hidden = {
@@ -168,17 +171,15 @@ def test_a_head_equals_its_formula_and_has_the_parameters_that_are_counted(kind)
         "ffn": lambda s: np.maximum(s @ p["hidden_kernel"] + p["hidden_bias"], 0.0),
         "lowrank": lambda s: s @ p["hidden_kernel"],
     }[kind](state.astype(np.float64))
-    np.testing.assert_allclose(module.apply({"params": params}, state), hidden @ p["kernel"] + p["bias"], atol=2e-6)
+    np.testing.assert_allclose(head.apply(params, state), hidden @ p["kernel"] + p["bias"], atol=2e-6)
     by_hand = {"linear": 5 * 4 + 5, "ffn": 3 * 4 + 3 + 5 * 3 + 5, "lowrank": 3 * 4 + 5 * 3 + 5}[kind]
-    assert eval(heads.FORMULAS[kind], {"D": D, "R": R, "H": 3}) == by_hand == train_state.count(params)
+    assert evaluated(HEADS[kind].formula, {"D": D, "R": R, "H": 3}) == by_hand == train_state.count(params)
 
 
-@pytest.mark.parametrize("kind", heads.FORMULAS)
+@pytest.mark.parametrize("kind", HEADS)
 def test_a_new_head_gives_zero_for_every_state_and_can_still_learn(kind):
-    module, params = new_head(kind)
+    head, params = new_head(kind)
     state = 100 * inputs(width=R)[0]
-    assert not np.asarray(module.apply({"params": params}, state)).any()
-    slope = jax.grad(lambda p: (module.apply({"params": p}, state) ** 2 + module.apply({"params": p}, state)).sum())(
-        params
-    )
+    assert not np.asarray(head.apply(params, state)).any()
+    slope = jax.grad(lambda p: (head.apply(p, state) ** 2 + head.apply(p, state)).sum())(params)
     assert np.asarray(slope["kernel"]).any() and np.asarray(slope["bias"]).all()

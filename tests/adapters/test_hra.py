@@ -209,7 +209,7 @@ def test_dropout_acts_only_where_a_key_is_given():
 
 
 def test_an_unknown_head_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(UserError, match="hra.head = 'mlp': allowed are 'linear', 'ffn', 'lowrank'"):
+    with pytest.raises(UserError, match="hra.head = 'mlp': allowed: 'ffn', 'linear', 'lowrank'"):
         hra.HierarchicalRecurrentAdapter(head="mlp")
 
 

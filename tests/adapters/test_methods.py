@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import json
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference import adapters_numpy, conformer_numpy, tiny
+from reference import adapters_numpy, conformer_numpy, defaults, tiny
 
 from hra_jax.adapters import base, initial, methods
 from hra_jax.adapters.bitfit import BiasAdapter
@@ -317,7 +318,7 @@ def test_the_formula_counts_the_parameters(name):
         encoder = dataclasses.replace(tiny.ENCODER, **changes)
         weights = jax.eval_shape(lambda e=encoder: initial.new_weights(adapter, jax.random.key(0), e, 2))
         counts = train_state.count(weights["shared"]), train_state.count(weights["tasks"]) // 2
-        assert adapter.formula().count(adapter.letters(encoder)) == counts
+        assert adapter.formula().evaluate(adapter.letters(encoder)) == counts
 
 
 @pytest.mark.parametrize("cls", methods.METHODS.values(), ids=list(methods.METHODS))
@@ -342,11 +343,7 @@ def test_settings_survive_json(name):
     "adapter, message",
     [
         (BiasAdapter(layers=(0, 3)), r"adapter.layers = \(0, 3\): allowed are distinct numbers 0 to 2"),
-        (ResidualAdapter(layers=(1, 1)), r"adapter.layers = \(1, 1\): allowed are distinct numbers"),
-        (ResidualAdapter(layers=(-1,)), r"adapter.layers = \(-1,\): allowed are distinct numbers"),
         (LowRankAdapter(projections=("ff1.norm",)), "'ff1.norm' is no projection; allowed are ff1.up, ff1.down"),
-        (LowRankAdapter(projections=()), "needs at least one name, each given once"),
-        (LowRankAdapter(projections=("ff1.up", "ff1.up")), "needs at least one name, each given once"),
         (
             HierarchicalRecurrentAdapter(reads="ff3.up"),
             "hra.reads = 'ff3.up': allowed are 'layer', 'input', 'ff1.norm'",
@@ -364,16 +361,69 @@ def test_settings_that_do_not_fit_the_encoder_are_errors_that_list_what_does(ada
     [
         (
             lambda: HierarchicalRecurrentAdapter(recurrence="srnn"),
-            "hra.recurrence = 'srnn': allowed are 'none', 'indrnn'",
+            "hra.recurrence = 'srnn': allowed: 'gru', 'indrnn'",
         ),
-        (lambda: HierarchicalRecurrentAdapter(activation="elu"), "hra.activation = 'elu': allowed are 'relu', 'tanh'"),
-        (lambda: BiasAdapter(output="own"), "bitfit.output = 'own': allowed are 'backbone', 'task'"),
-        (lambda: OutputAdapter(output="backbone"), "output.output = 'backbone': allowed are 'task'"),
-        (lambda: methods.from_settings({"name": "prefix"}), "adapter.name = 'prefix': allowed are 'hra', 'residual'"),
+        (
+            lambda: HierarchicalRecurrentAdapter(activation="elu"),
+            "hra.activation = 'elu': allowed: 'gelu', 'relu', 'sigmoid'",
+        ),
+        (lambda: HierarchicalRecurrentAdapter(head="lora"), "hra.head = 'lora': allowed: 'ffn', 'linear', 'lowrank'"),
+        (lambda: HierarchicalRecurrentAdapter(width=0), "hra.width = 0: allowed: an integer of at least 1"),
+        (lambda: ResidualAdapter(layers=(1, 1)), r"residual.layers = \(1, 1\): allowed: a tuple of distinct layer"),
+        (lambda: ResidualAdapter(layers=(-1,)), r"residual.layers = \(-1,\): allowed: a tuple of distinct layer"),
+        (lambda: LowRankAdapter(projections=()), r"lora.projections = \(\): allowed: a tuple of distinct names"),
+        (lambda: LowRankAdapter(projections=("ff1.up",) * 2), "allowed: a tuple of distinct names of projections"),
+        (lambda: BiasAdapter(output="own"), "bitfit.output = 'own': allowed: 'backbone', 'task'"),
+        (lambda: BiasAdapter(dropout=0.1), "bitfit.dropout = 0.1: allowed: 0, since 'bitfit' has none"),
+        (lambda: LowRankAdapter(dropout=1.5), "lora.dropout = 1.5: allowed: a number of at least 0 and at most 1"),
+        (lambda: OutputAdapter(output="backbone"), "output.output = 'backbone': allowed: 'task'"),
+        (lambda: OutputAdapter(layers=(0,)), r"output.layers = \(0,\): allowed: \(\)"),
+        (lambda: methods.from_settings({"name": "prefix"}), "adapter.name = 'prefix': allowed: 'bitfit', 'hra'"),
         (lambda: methods.from_settings({"name": "bitfit", "rank": 2}), "bitfit.rank: 'bitfit' has no such setting"),
     ],
-    ids=["recurrence", "activation", "output", "own output", "name", "field"],
 )
 def test_a_setting_that_no_method_has_is_an_error_that_lists_the_known_ones(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+# --- What a folder does not say ---
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapters"
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in FIXTURES.iterdir()))
+def test_a_stored_folder_means_what_it_meant_whatever_the_defaults_become(folder, monkeypatch):
+    config = json.loads((FIXTURES / folder / "adapter_config.json").read_text())
+    before = methods.from_folder(config)
+    silent = config | {"method": {"name": before.name}}
+    unsaid = methods.from_folder(silent)
+    assert methods.settings(before) == {"dropout": 0.0} | config["method"]
+    defaults.turn_over(monkeypatch, methods.METHODS.values())
+    assert all(field.default != getattr(unsaid, field.name) for field in dataclasses.fields(unsaid))
+    assert vars(methods.from_folder(config)) == vars(before)
+    assert vars(methods.from_folder(silent)) == vars(unsaid)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_a_folder_that_says_nothing_gets_the_values_of_its_format_version(name, monkeypatch):
+    defaults.turn_over(monkeypatch, methods.METHODS.values())
+    found = methods.from_folder({"format_version": 1, "method": {"name": name}})
+    assert vars(found) == UNSAID_1 | {"output": "task" if name == "output" else "backbone"} | OWN_UNSAID_1[name]
+
+
+# Written down again: a change of what version 1 means is an error, whoever makes it.
+UNSAID_1 = {"layers": (), "output_size": 0, "dropout": 0.0}
+OWN_UNSAID_1 = {
+    "hra": {"width": 64, "recurrence": "indrnn", "activation": "relu", "reads": "layer"}
+    | {"head": "linear", "head_width": 32, "head_per_layer": False},
+    "residual": {"width": 16},
+    "lora": {"projections": ("attention.query", "attention.value"), "rank": 4, "alpha": 8.0},
+    "bitfit": {},
+    "output": {},
+}
+
+
+def test_a_setting_that_nobody_knows_to_have_been_absent_is_an_error():
+    with pytest.raises(UserError, match="hra.layers: not said in an adapter folder of format version 2"):
+        methods.from_folder({"format_version": 2, "method": {"name": "hra"}})

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import pytest
 from reference import defaults
 
-from hra_jax.adapters import controllers, heads, methods
+from hra_jax.adapters import controllers, methods, weights
 from hra_jax.adapters.base import Adapter
+from hra_jax.adapters.heads import HEADS
 from hra_jax.config import keys, renamed
 from hra_jax.config.files import config_from_json, flatten_config, load_config, validate_config
 from hra_jax.config.settings import Setting, check_settings, settings_of
@@ -122,13 +123,22 @@ def test_class_and_configuration_allow_the_same_choices_and_refuse_a_foreign_wor
 
 
 def _headed(kind: str) -> Any:
-    return jax.eval_shape(heads.Head(kind, 4, 3).init, jax.random.key(0), jnp.zeros((1, 5)))
+    head = HEADS[kind]()
+
+    def apply(key: jax.Array, state: jax.Array) -> jax.Array:
+        return head.apply(weights.draw(head.weights(width=4, state=5, hidden=3), key), state)
+
+    return jax.eval_shape(apply, jax.random.key(0), jnp.zeros((1, 5)))
 
 
 def _controlled(recurrence: str, activation: str = "relu") -> Any:
-    controller = controllers.Controller(recurrence, 4, activation)
     carry = jnp.zeros((1, controllers.carry_width(recurrence, 4)))
-    return jax.eval_shape(controller.init, jax.random.key(0), jnp.zeros((1, 3)), carry)
+
+    def advance(key: jax.Array, x: jax.Array) -> Any:
+        params = controllers.new_weights(recurrence, key, inputs=3, width=4)
+        return controllers.advance(params, x, carry, recurrence, activation)
+
+    return jax.eval_shape(advance, jax.random.key(0), jnp.zeros((1, 3)))
 
 
 # What is done with a value in the end.

@@ -284,5 +284,5 @@ def test_the_output_must_be_new(same, make, tmp_path):
 
 
 def test_another_storage_dtype_is_refused(make, tmp_path):
-    with pytest.raises(UserError, match="'float16'.*bfloat16, float32"):
+    with pytest.raises(UserError, match="'float16'.*float32, bfloat16"):
         convert(make(), tmp_path / "out", dtype="float16")

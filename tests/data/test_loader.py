@@ -13,7 +13,8 @@ import soundfile
 from hra_jax.data import audio, manifest
 from hra_jax.data.loader import TrainLoader, eval_batches
 from hra_jax.data.report import DataReport
-from hra_jax.data.table import TableSource, UtteranceTable
+from hra_jax.data.sources import TableSource
+from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
 from hra_jax.text.vocabularies import CharacterVocabulary
 

@@ -435,7 +435,7 @@ def test_a_place_without_a_backbone_is_an_error_that_says_what_is_allowed(tmp_pa
     assert "must be builtin:NAME or a folder that holds backbone.json" in refusal(tmp_path)
     with pytest.raises(UserError, match="backbone = 'builtin:enormous': the built-in ones are"):
         backbone_folder.load("builtin:enormous")
-    with pytest.raises(UserError, match="storage dtype 'float16': allowed are bfloat16, float32"):
+    with pytest.raises(UserError, match="storage dtype 'float16': allowed are float32, bfloat16"):
         save(tmp_path, {}, dtype="float16")
 
 

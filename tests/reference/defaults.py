@@ -26,10 +26,11 @@ def other_value(setting: Setting) -> Any:
 
 def turn_over(monkeypatch: pytest.MonkeyPatch, classes: Iterable[type]) -> None:
     """Changes every default of some dataclasses: of settings to another value they allow, of others to no value."""
-    for cls in dict.fromkeys(classes):
-        others = {setting.name: other_value(setting) for setting in settings_of(cls)}
+    # All of them first: a class that derives from another has the same fields, which must not change twice.
+    others = {cls: {setting.name: other_value(setting) for setting in settings_of(cls)} for cls in classes}
+    for cls, values in others.items():
         fields = [field for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
-        defaults = [others.get(field.name, object()) for field in fields]
+        defaults = [values.get(field.name, object()) for field in fields]
         monkeypatch.setattr(cls.__init__, "__defaults__", tuple(defaults))
         for field, default in zip(fields, defaults, strict=True):
             monkeypatch.setattr(field, "default", default)

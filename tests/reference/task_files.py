@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from hra_jax.adapters import adapter_folder
 from hra_jax.storage import safetensors
+from hra_jax.tasks.names import quote_task, task_file_names
 
 
 def split_into_task_files(folder: Path) -> None:
@@ -14,10 +14,10 @@ def split_into_task_files(folder: Path) -> None:
     )
     tensors = safetensors.from_bytes(weights.read_bytes(), where=str(weights))
     tasks = json.loads(listing.read_text())["tasks"]
-    names = adapter_folder.task_file_names(entry["name"] for entry in tasks)
+    names = task_file_names(entry["name"] for entry in tasks)
     (folder / "tasks").mkdir()
     for entry in tasks:
-        prefix = f"tasks.{adapter_folder.quote_task(entry['name'])}."
+        prefix = f"tasks.{quote_task(entry['name'])}."
         own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
         entry["file"] = f"tasks/{names[entry['name']]}.safetensors"
         (folder / entry["file"]).write_bytes(safetensors.to_bytes(own))

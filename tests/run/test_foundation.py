@@ -25,7 +25,7 @@ from hra_jax.training.optimizer import OptimizerConfig
 
 
 def method_of(config):
-    own = methods.own_settings(config)
+    own = methods.own_settings(config, config.adapter.name)
     return adapter_method(group(config, ""), group(config, "adapter"), own=own)
 
 

@@ -89,6 +89,8 @@ def test_the_content_is_on_the_disk_before_the_name_is_and_then_the_folder(tmp_p
     monkeypatch.setattr(files.os, "fsync", noted)
     write_file(tmp_path / "file", "new")
     assert order == ["content", False, "folder", True]
+    write_file(tmp_path / "file", "newer", durable=False)
+    assert len(order) == 4 and (tmp_path / "file").read_text() == "newer"
 
 
 def test_readers_see_whole_files_while_writers_replace_them(tmp_path):
@@ -153,5 +155,6 @@ def test_names_of_temporary_files_are_told_from_others(tmp_path):
     ):
         assert replaced_name(name) == of
         (tmp_path / name).touch()
-    remove_leftovers(tmp_path)
-    assert names(tmp_path) == {"a.json.tmp", ".hidden", "a"}
+    (tmp_path / ".b.json.tmp").touch()
+    remove_leftovers(tmp_path, ("a.json", "a"))
+    assert names(tmp_path) == {"a.json.tmp", ".hidden", "a", ".b.json.tmp"}

@@ -6,7 +6,16 @@ import pytest
 
 from hra_jax.errors import UserError
 from hra_jax.storage import json_files
-from hra_jax.storage.json_files import COUNT, AtLeast, check_fields, json_text, parse_json, read_json, read_object
+from hra_jax.storage.json_files import (
+    COUNT,
+    AtLeast,
+    check_fields,
+    json_text,
+    parse_json,
+    read_json,
+    read_lines,
+    read_object,
+)
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -106,3 +115,16 @@ def test_a_field_that_is_missing_and_a_value_that_is_no_object_are_named(tmp_pat
         read_object(tmp_path / "file", {"a": int, "b": str})
     assert str(error.value).startswith(f"{tmp_path / 'file'}: must be a JSON object with 'a', 'b'; got [1, 'xxx")
     assert len(str(error.value)) < len(str(tmp_path)) + 150
+
+
+def test_a_file_of_lines_gives_their_objects_and_names_the_line_that_is_not_one(tmp_path):
+    path, rows = tmp_path / "rows.jsonl", [{"a": "x\u2028y"}, {"a": ""}]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert list(read_lines(path, {"a": str}, what="rows")) == [(f"{path}:{i}", row) for i, row in enumerate(rows, 1)]
+    for line, told in (("{", "not JSON"), ("3", "must be a JSON object with 'a'; got 3"), ('{"b": 1}', "needs 'a'")):
+        path.write_text(json.dumps(rows[0]) + "\n" + line)
+        with pytest.raises(UserError) as error:
+            list(read_lines(path, {"a": str}, what="rows"))
+        assert str(error.value).startswith(f"{path}:2: {told}")
+    with pytest.raises(UserError, match="is not a file; needed is rows$"):
+        list(read_lines(tmp_path, {}, what="rows"))

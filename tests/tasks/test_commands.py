@@ -24,6 +24,7 @@ from hra_jax.adapters.lora import LowRankAdapter
 from hra_jax.adapters.output import OutputAdapter
 from hra_jax.adapters.residual import ResidualAdapter
 from hra_jax.config.files import validate_config
+from hra_jax.config.keys import group
 from hra_jax.data.batching import bucket_rows
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
@@ -270,7 +271,10 @@ def test_every_method_has_the_configuration_that_trains_its_task(other_methods, 
     config = adding.task_config(adapter_folder.read_adapter(other_methods[name]), steps=None, learning_rate=None)
     config.backbone = "somewhere"
     validate_config(config)
-    assert methods.from_config(config) == METHODS[name]
+    assert (
+        methods.from_config(group(config, "adapter"), methods.own_settings(config, config.adapter.name))
+        == METHODS[name]
+    )
     assert config.steps == adding.STEPS == 300 and config.adapter.train == "tasks"
     # Every bucket has rows for all devices.
     batch, devices = config.batch, jax.device_count()

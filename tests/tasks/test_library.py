@@ -185,7 +185,7 @@ def test_a_task_with_a_vocabulary_of_its_own_starts_from_texts_or_another_task(t
         with pytest.raises(UserError, match=f"'{init}' without training texts: .*; allowed: ann, Bob/é, cy"):
             adding.started(exported, init, tiny.ENCODER)
     assert bytes_of(adding.started(exported, "ann")) == bytes_of(exported.tasks["ann"])
-    reason = merging.why_not_merged(methods.from_settings(exported.config["method"]))
+    reason = merging.why_not_merged(methods.from_folder(exported.config))
     assert "a vocabulary and an output layer of its own" in reason
 
 

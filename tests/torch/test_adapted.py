@@ -11,7 +11,7 @@ from hra_jax import api
 from hra_jax.adapters import adapter_folder, initial, methods
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.adapters.lora import LowRankAdapter
-from hra_jax.adapters.outputs import SHARED_VOCABULARIES
+from hra_jax.adapters.output_kinds import SHARED_VOCABULARIES
 from hra_jax.convert.conversion import convert
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder

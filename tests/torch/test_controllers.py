@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hra_jax.adapters import controllers, heads
+from hra_jax.adapters import controllers, weights
+from hra_jax.adapters.activations import ACTIVATIONS
+from hra_jax.adapters.controllers import RECURRENCES
+from hra_jax.adapters.heads import HEADS
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
@@ -21,31 +24,29 @@ def _random(tree, seed):
 
 @pytest.mark.parametrize(
     ("recurrence", "activation"),
-    [*((name, "relu") for name in controllers.FORMULAS), *itertools.product(["indrnn"], controllers.ACTIVATIONS)],
+    [*((name, "relu") for name in RECURRENCES), *itertools.product(["indrnn"], ACTIVATIONS)],
 )
 def test_a_controller_takes_the_same_steps(recurrence, activation):
-
-    module, width = controllers.Controller(recurrence, R, activation), controllers.carry_width(recurrence, R)
-    assert controllers.carry_width(recurrence, R) == width
-    carry = jnp.zeros((B, T, width))
-    weights = _random(module.init(jax.random.key(0), jnp.zeros((B, T, D)), carry)["params"], 1)
+    params = _random(controllers.new_weights(recurrence, jax.random.key(0), inputs=D, width=R), 1)
     inputs = np.random.default_rng(2).normal(size=(DEPTH, B, T, D)).astype(np.float32)
-    there, other = {k: torch.from_numpy(np.array(v)) for k, v in weights.items()}, torch.zeros(B, T, width)
+    width = controllers.carry_width(recurrence, R)
+    carry, other = jnp.zeros((B, T, width)), torch.zeros(B, T, width)
+    there = {k: torch.from_numpy(np.array(v)) for k, v in params.items()}
     for x in inputs:
-        state, carry = module.apply({"params": weights}, jnp.asarray(x), carry)
-        found, other = controllers.advance(there, recurrence, activation, torch.from_numpy(x), other)
+        state, carry = controllers.advance(params, jnp.asarray(x), carry, recurrence, activation)
+        found, other = controllers.torch_advance(there, torch.from_numpy(x), other, recurrence, activation)
         np.testing.assert_allclose(found.numpy(), state, atol=1e-5, rtol=1e-5)
     assert np.abs(np.asarray(state)).max() > 0.1
 
 
-@pytest.mark.parametrize("kind", heads.FORMULAS)
+@pytest.mark.parametrize("kind", HEADS)
 def test_a_head_gives_the_same_correction(kind):
-    from hra_jax.torch import controllers
-
-    module = heads.Head(kind, D, H)
-    rows = [_random(module.init(jax.random.key(0), jnp.zeros((T, R)))["params"], seed) for seed in range(B)]
+    head = HEADS[kind]()
+    new = weights.draw(head.weights(width=D, state=R, hidden=H), jax.random.key(0))
+    rows = [_random(new, seed) for seed in range(B)]
     state = np.random.default_rng(3).normal(size=(B, T, R)).astype(np.float32)
-    expected = np.stack([module.apply({"params": row}, s) for row, s in zip(rows, state, strict=True)])
+    expected = np.stack([head.apply(row, s) for row, s in zip(rows, state, strict=True)])
     stacked = {name: torch.from_numpy(np.stack([np.asarray(row[name]) for row in rows])) for name in rows[0]}
-    found = controllers.correction(stacked, kind, torch.from_numpy(state))
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(
+        head.torch_apply(stacked, torch.from_numpy(state)).numpy(), expected, atol=1e-5, rtol=1e-5
+    )

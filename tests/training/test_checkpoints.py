@@ -221,7 +221,7 @@ def test_a_checkpoint_that_is_not_there_is_an_error_that_lists_those_that_are(tm
 
 @pytest.mark.parametrize("name", ["keep_latest", "every_steps"])
 def test_numbers_out_of_range_are_named(tmp_path, name):
-    with pytest.raises(UserError, match=f"checkpoint.{name} = 0: must be at least 1"):
+    with pytest.raises(UserError, match=f"checkpoint.{name} = 0: allowed: an integer of at least 1"):
         open_checkpoints(tmp_path, **{name: 0})
 
 

@@ -29,7 +29,7 @@ def test_a_gradient_costs_two_products_more_for_each(arguments):
     assert flops.of(jax.grad(chain, argnums=1), *arguments) == 2 * LAYERS * ONE
 
 
-def test_what_the_backward_pass_computes_anew_counts(arguments):
+def test_what_the_backward_pass_recomputes_counts(arguments):
     gradient = jax.grad(lambda *args: chain(*args, wrap=jax.checkpoint))
     assert flops.of(gradient, *arguments) == 4 * LAYERS * ONE
     assert flops.matmul_flops(jax.jit(gradient).trace(*arguments).jaxpr) == 4 * LAYERS * ONE

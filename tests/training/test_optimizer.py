@@ -12,10 +12,18 @@ from reference import tiny
 
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.training.optimizer import OptimizerConfig, decay_mask, dense, init_rows, learning_rate, update_rows
+from hra_jax.training.optimizer import (
+    SCHEDULES,
+    OptimizerConfig,
+    decay_mask,
+    dense,
+    init_rows,
+    learning_rate,
+    update_rows,
+)
 
 TASKS, STEPS = 6, 12
-# The fifth step's gradients are large: clipping acts there and not everywhere.
+# The fifth step's gradients are large: clipping acts there and not in all steps.
 SCALES = [0.1, 0.2, 0.05, 0.3, 9.0, 0.1, 2.0, 0.4, 0.1, 0.1, 5.0, 0.2]
 CONFIG = OptimizerConfig(
     steps=STEPS, learning_rate=0.03, warmup_steps=4, final_fraction=0.1, weight_decay=0.2, clip=1.0
@@ -81,7 +89,7 @@ def dense_reference(index, *, config=CONFIG, steps=STEPS):
 @pytest.mark.parametrize("clip", [1.0, 0.0], ids=["clipped", "unclipped"])
 def test_a_row_present_at_every_step_equals_dense_adamw(clip):
     config = dataclasses.replace(CONFIG, clip=clip)
-    # Rows 1 and 4 are always there, at changing places among changing others.
+    # Rows 1 and 4 are always there, in changing slots among changing others.
     schedule = [[1, 4, TASKS, TASKS], [0, 1, 2, 4], [1, 3, 4, 5]] * (STEPS // 3)
     tasks, state = run(schedule, config=config)
     for index in (1, 4):
@@ -125,7 +133,7 @@ def test_an_absent_row_keeps_every_byte_of_weights_moments_and_count():
 
 
 def test_a_rows_update_does_not_depend_on_its_neighbours():
-    # Neighbours of any number, place and gradient; row 3 has the same bits in the end.
+    # Neighbours of any number, slot and gradient; row 3 has the same bits in the end.
     none = TASKS
     companies = [
         [[3, none, none, none]] * 4,
@@ -137,7 +145,7 @@ def test_a_rows_update_does_not_depend_on_its_neighbours():
         jax.tree.map(np.testing.assert_array_equal, results[0], other)
 
 
-def test_a_places_gradient_that_is_not_finite_reaches_no_other_row():
+def test_a_slots_gradient_that_is_not_finite_reaches_no_other_row():
     tasks = random_tree(TASKS, seed=0)
     state = init_rows(tasks)
     grads = gradients(0, [2, 4])
@@ -153,12 +161,12 @@ def test_a_row_is_clipped_by_its_own_norm_alone():
     tasks = random_tree(TASKS, seed=0)
     grads = jax.tree.map(lambda g: np.stack([g[0] * 1e-3, g[1] * 1e3, g[2] * 0]), random_tree(3, seed=5))
     _, state, norms = update(grads, np.array([0, 1, 2], np.int32), init_rows(tasks), tasks, 0, config=config)
-    for place in range(3):
-        own = math.sqrt(sum(float((leaf[place].astype(np.float64) ** 2).sum()) for leaf in jax.tree.leaves(grads)))
-        np.testing.assert_allclose(norms[place], own, rtol=1e-5)
+    for slot in range(3):
+        own = math.sqrt(sum(float((leaf[slot].astype(np.float64) ** 2).sum()) for leaf in jax.tree.leaves(grads)))
+        np.testing.assert_allclose(norms[slot], own, rtol=1e-5)
         factor = min(1.0, 0.5 / own) if own else 1.0
         for moment, gradient in zip(*map(jax.tree.leaves, (state["mu"], grads)), strict=True):
-            np.testing.assert_allclose(moment[place], 0.1 * factor * gradient[place], rtol=1e-5)
+            np.testing.assert_allclose(moment[slot], 0.1 * factor * gradient[slot], rtol=1e-5)
 
 
 def test_the_schedule_warms_up_then_falls_as_a_cosine_to_its_last_step():
@@ -199,18 +207,26 @@ def test_the_dense_optimizer_clips_by_the_norm_of_its_whole_tree():
     params = row(random_tree(1, seed=0), 0)
     grads = jax.tree.map(lambda leaf: 100 * leaf, row(random_tree(1, seed=1), 0))
     norm = math.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(grads)))
-    transform = dense(config, 2.0)
+    transform = dense(dataclasses.replace(config, clip=2.0))
     moves, _ = transform.update(grads, transform.init(params), params)
     rate = float(learning_rate(config)(0))
     clipped = jax.tree.map(lambda g: g * 2.0 / norm, grads)
     expected = jax.tree.map(lambda g: -rate * g / (np.abs(g) + 1e3), clipped)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-9), moves, expected)
-    free, _ = dense(config, 0.0).update(grads, dense(config, 0.0).init(params), params)
+    unclipped = dense(dataclasses.replace(config, clip=0.0))
+    free, _ = unclipped.update(grads, unclipped.init(params), params)
     jax.tree.map(
         lambda m, g: np.testing.assert_allclose(m, -rate * g / (np.abs(g) + 1e3), rtol=1e-4, atol=1e-9), free, grads
     )
 
 
+def test_a_schedule_of_the_table_is_one_that_a_configuration_can_name(monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "line", lambda peak, steps, final: optax.linear_schedule(peak, final * peak, steps))
+    config = OptimizerConfig(steps=11, learning_rate=2.0, warmup_steps=1, schedule="line", final_fraction=0.5)
+    np.testing.assert_allclose([learning_rate(config)(step) for step in (0, 5, 10)], [2.0, 1.5, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(learning_rate(config, peak=4.0)(10), 2.0, rtol=1e-6)
+
+
 def test_an_unknown_schedule_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(UserError, match="optimizer.schedule = 'linear': allowed are 'cosine', 'constant'"):
+    with pytest.raises(UserError, match="optimizer.schedule = 'linear': allowed: 'cosine', 'constant'"):
         OptimizerConfig(steps=10, schedule="linear")

@@ -69,8 +69,8 @@ def assert_same_bytes(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
-def rows(tree, places):
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[np.asarray(places)], tree)
+def rows(tree, ids):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[np.asarray(ids)], tree)
 
 
 def moved(before, after):
@@ -307,7 +307,7 @@ def test_evaluation_runs_the_adapter_and_the_base_and_tells_them_apart():
 
 
 @pytest.mark.parametrize("method", ["hra", "residual", "lora", "bitfit"])
-def test_a_row_of_zeros_makes_no_difference_behind_an_output_layer_of_all_tasks(method):
+def test_a_row_of_zeros_makes_no_difference_after_an_output_layer_of_all_tasks(method):
     """The layer has been trained, so what it writes is not what the base writes; every other row makes a difference."""
     adapter = METHODS[method](output="shared_characters", output_size=7)
     model = AsrModel(tiny.FEATURES, ENCODER, adapter=adapter)

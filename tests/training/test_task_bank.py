@@ -126,6 +126,28 @@ def test_the_mean_is_that_of_the_tasks_without_the_spare_rows(make):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(bank.weights(state, [2, 0])), rows_at(rows, [2, 0]))
 
 
+@pytest.mark.parametrize("kind", [*task_bank.BANKS.values(), task_bank.NoBank])
+def test_every_kind_of_bank_has_all_that_callers_use(kind):
+    assert issubclass(kind, task_bank.TaskBank) and not kind.__abstractmethods__
+
+
+def test_a_run_that_trains_the_backbone_has_a_bank_without_rows():
+    def step(state, frozen, batch, hyper):
+        return state.replace(step=state.step + 1), {"loss": batch["loss"], "seed": hyper["seed"]}
+
+    state = train_state.create({"backbone": {"kernel": jnp.ones((2, 2))}}, OPTIMIZER)
+    bank = task_bank.NoBank(step, hyper=HYPER)
+    state, metrics = bank.step(state, None, {"loss": 2.0}, [])
+    assert int(state.step) == 1 and metrics == {"loss": 2.0, "seed": 5}
+    assert bank.changed(state)[0].tolist() == [] and bank.rows(state, [])["count"].shape == (0,)
+    assert bank.weights(state, ()) == bank.mean(state, 0) == {}
+    assert bank.put(state, [], {}) is bank.restart(state, state) is bank.as_stepped(state) is state
+    bank.touch([])
+    for refused in (lambda: bank.touch([1]), lambda: bank.rows(state, [0]), lambda: bank.put(state, [2], {})):
+        with pytest.raises(ValueError, match="has no task rows"):
+            refused()
+
+
 def rows_at(rows, ids):
     return jax.tree.map(lambda leaf: leaf[np.array(ids)], rows)
 

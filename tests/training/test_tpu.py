@@ -29,7 +29,7 @@ def test_no_array_of_the_compiled_step_holds_the_global_batch(method, tpu_env):
     assert done.returncode == 0, done.stderr[-3000:]
     shapes = json.loads(done.stdout.splitlines()[-1])
     frames = 100  # 2 s
-    # One number for each utterance may be everywhere: the rows of the bank are found from the tasks of all of them.
+    # One number for each utterance may be replicated: the rows of the bank are found from the tasks of all of them.
     held = [shape for shape in shapes if math.prod(shape) > rows and (rows in shape or rows * frames in shape)]
     assert held == []
     own = rows // chips

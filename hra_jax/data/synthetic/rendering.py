@@ -1,4 +1,4 @@
-"""Renders a set of synthetic speakers to FLAC files and manifests, once.
+"""Rendering of synthetic speech: a pool of eSpeak NG workers writes FLAC files and manifests, and never twice.
 
 The folder then holds `train.jsonl`, `validation.jsonl` and `test.jsonl`, the audio they name, and `synthesis.json`:
 what was asked for, and one hash over all samples and texts, which the same request gives again with any number of
@@ -22,6 +22,8 @@ import tqdm
 from hra_jax.data.synthetic import grammar
 from hra_jax.data.synthetic.speakers import SETS, Speaker, SpeakerSet, check_speaker, custom_set
 from hra_jax.errors import UserError
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import read_object
 
 _RENDERING = 1  # raise it when the same request gives other samples or texts than before
 _DONE = "synthesis.json"
@@ -134,12 +136,6 @@ def _manifest_line(job: _Job, answer: dict, sample_rate: int) -> str:
     return json.dumps(row) + "\n"
 
 
-def _write(path: pathlib.Path, content: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    temporary.write_text(content)
-    os.replace(temporary, path)
-
-
 def _table(jobs: list[_Job], answers: list[dict], sample_rate: int) -> dict[str, dict]:
     """Utterances, seconds and words by speaker and split; sets of many speakers by split alone."""
     rows: dict[str, dict] = {}
@@ -158,8 +154,8 @@ def _finished(folder: pathlib.Path, request: dict) -> bool:
     for name in (_DONE, _STARTED):
         if (folder / name).exists():
             try:
-                found = json.loads((folder / name).read_text())["request"]
-            except (ValueError, KeyError, TypeError) as error:
+                found = read_object(folder / name, {"request": dict})["request"]
+            except UserError as error:
                 raise UserError(f"{folder / name} is not from this program; give an empty folder") from error
             different = [
                 f"{key} {found.get(key)!r}, not {value!r}" for key, value in request.items() if found.get(key) != value
@@ -227,7 +223,7 @@ def render(
     if _finished(folder, request):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / _STARTED, json.dumps({"request": request}))
+    write_file(folder / _STARTED, json.dumps({"request": request}))
     jobs = _plan(chosen, scale)
     answers = _render_jobs(
         jobs, folder=folder, sample_rate=sample_rate, processes=processes or os.cpu_count() or 1, progress=progress
@@ -238,7 +234,7 @@ def render(
             for job, answer in zip(jobs, answers, strict=True)
             if job.split == split
         ]
-        _write(folder / f"{split}.jsonl", "".join(rows))
+        write_file(folder / f"{split}.jsonl", "".join(rows))
     content = "\n".join(
         f"{job.path}\t{job.text}\t{answer['sha256']}" for job, answer in zip(jobs, answers, strict=True)
     )
@@ -248,14 +244,14 @@ def render(
         "espeak": answers[0]["espeak"],
         "speakers": _table(jobs, answers, sample_rate),
     }
-    _write(folder / _DONE, json.dumps(summary, indent=1) + "\n")
+    write_file(folder / _DONE, json.dumps(summary, indent=1) + "\n")
     (folder / _STARTED).unlink(missing_ok=True)
     return folder
 
 
 def summary_table(folder: str | os.PathLike) -> str:
     """The table of a finished rendering: speaker and split, utterances, seconds, words."""
-    summary = json.loads((pathlib.Path(folder) / _DONE).read_text())
+    summary = read_object(pathlib.Path(folder) / _DONE, {"speakers": dict, "hash": str, "espeak": str})
     rows = [(name, *row.values()) for name, row in summary["speakers"].items()]
     rows.append(("total", *(round(sum(column), 1) for column in list(zip(*rows, strict=True))[1:])))
     width = max(len(row[0]) for row in rows)

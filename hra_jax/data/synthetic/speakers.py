@@ -17,6 +17,7 @@ from etils import epath
 from hra_jax.data.synthetic import espeak
 from hra_jax.data.synthetic.grammar import SPLITS
 from hra_jax.errors import UserError
+from hra_jax.storage.json_files import read_json
 
 NOISE_KINDS = ("white", "pink")
 _LIMITS = {
@@ -94,13 +95,7 @@ def speakers_from_json(path: epath.PathLike) -> tuple[Speaker, ...]:
       UserError: missing file, not JSON, an unknown or missing field, a value that is not allowed, two speakers of one
         name.
     """
-    file = epath.Path(path)
-    if not file.exists():
-        raise UserError(f"no file of speakers at {path}")
-    try:
-        rows = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    rows = read_json(path, what="a file of speakers")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} must hold a JSON list of speakers, each an object")
     fields = [field.name for field in dataclasses.fields(Speaker)]

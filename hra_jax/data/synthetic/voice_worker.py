@@ -9,7 +9,6 @@ import gc
 import hashlib
 import io
 import json
-import os
 import sys
 
 import numpy as np
@@ -18,6 +17,7 @@ import soxr
 
 from hra_jax.data.synthetic import espeak
 from hra_jax.errors import UserError
+from hra_jax.storage.files import write_file
 
 _AUDIBLE = 0.01  # of the peak: what is quieter at the ends counts as silence
 
@@ -111,10 +111,8 @@ def render_job(job: dict) -> dict:
     )
     encoded = io.BytesIO()
     soundfile.write(encoded, samples, job["sample_rate"], format="FLAC", subtype="PCM_16")
-    temporary = f"{job['path']}.{os.getpid()}.partial"
-    with open(temporary, "wb") as file:  # not by soundfile, which does not say that a disk is full
-        file.write(encoded.getbuffer())
-    os.replace(temporary, job["path"])
+    # Not written by soundfile, which does not say that a disk is full.
+    write_file(job["path"], encoded.getvalue(), durable=False)
     return {"samples": int(samples.size), "sha256": hashlib.sha256(samples.tobytes()).hexdigest()}
 
 

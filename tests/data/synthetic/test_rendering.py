@@ -86,7 +86,7 @@ def test_manifests_name_decodable_audio_of_the_stated_length(rendered):
     assert len(set(names)) == 24
 
 
-def test_a_finished_folder_is_left_alone_and_another_request_is_refused(rendered):
+def test_a_finished_folder_is_check_pins_and_another_request_is_refused(rendered):
     before = {path: path.stat().st_mtime_ns for path in rendered.rglob("*")}
     assert rendering.render("tiny-test", rendered, progress=False) == rendered
     assert {path: path.stat().st_mtime_ns for path in rendered.rglob("*")} == before

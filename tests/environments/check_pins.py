@@ -1,6 +1,6 @@
 """Fails where installing hra_jax changed a package that was there before, or where `import seqio` fails.
 
-    python tests/environments/left_alone.py tests/environments/colab.txt
+    python tests/environments/check_pins.py tests/environments/colab.txt
 
 pip sees declared requirements only. Generated code that refuses an older protobuf does so at import, hence the import.
 """

@@ -7,7 +7,8 @@ import pytest
 
 from hra_jax.data.manifest import Utterance
 from hra_jax.data.report import DataReport
-from hra_jax.data.table import TableSource, UtteranceTable, read_sources
+from hra_jax.data.sources import TableSource, read_sources
+from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
 from hra_jax.text.vocabularies import CharacterVocabulary
 

@@ -1,0 +1,1 @@
+"""The recurrences of the controller, a file each; `hra_jax.adapters.controllers` has what they share."""

@@ -1,0 +1,114 @@
+"""Sources of utterances: what a run is asked to train on, and the reading of it. A source is a manifest."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from hra_jax.config.settings import (
+    Rule,
+    boolean,
+    check_settings,
+    distinct_names,
+    integer,
+    is_number,
+    number,
+    one_of,
+    setting,
+    text,
+)
+from hra_jax.data import mixtures
+from hra_jax.data.manifest import load_manifest
+from hra_jax.data.report import DataReport
+from hra_jax.data.utterance import Utterance
+from hra_jax.tasks.names import BASE_TASK
+from hra_jax.text.normalization import NORMALIZERS
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """One manifest's utterances.
+
+    Attributes:
+      name: what errors and the data report call it; unique in a table.
+      utterances: as `manifest.load_manifest` gives them.
+      rate: how often training draws it: a positive number, or 'proportional' (to its usable utterances).
+      task: the adapter task of all of them, `__base__` included; None takes each one's from its tag.
+    """
+
+    name: str
+    utterances: Sequence[Utterance]
+    rate: float | str = mixtures.PROPORTIONAL
+    task: str | None = None
+
+
+def _is_source(value: Any) -> bool:
+    if not (isinstance(value, tuple) and len(value) == 3):
+        return False
+    name, manifest_path, rate = value
+    rate_ok = rate == "proportional" or (is_number(rate) and rate > 0)
+    return isinstance(name, str) and bool(name) and isinstance(manifest_path, str) and bool(manifest_path) and rate_ok
+
+
+def _are_sources(value: Any) -> bool:
+    names = [item[0] for item in value] if isinstance(value, tuple) and all(map(_is_source, value)) else None
+    return names is not None and len(set(names)) == len(names)
+
+
+def _synthetic_sets() -> tuple[str, ...]:
+    from hra_jax.data.synthetic.speakers import SETS  # imported late: reading manifests needs no synthesis
+
+    return ("", *SETS)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The keys `data.*`: what is trained on, and how it is read."""
+
+    dir: str = setting("", text(), "folder that {dir} in manifest paths stands for")
+    sources: tuple[tuple[str, str, float | str], ...] = setting(
+        (),
+        Rule(
+            lambda: "a tuple of (name, manifest path, rate), names distinct, rate a number above 0 or 'proportional'",
+            _are_sources,
+        ),
+        "((name, manifest path, rate), ...); rate: relative weight, or 'proportional' to its rows",
+    )
+    task_tag: str = setting("speaker", text(empty=False), "manifest tag whose value is the task's name")
+    tasks: tuple[str, ...] = setting(
+        (),
+        distinct_names(
+            f"a tuple of distinct task names ({BASE_TASK!r} is reserved), or ()", empty=True, reserved=(BASE_TASK,)
+        ),
+        "task names; () for every value of the tag in the training sources, sorted",
+    )
+    synthetic: str = setting(
+        "", one_of(_synthetic_sets), "synthetic set that is rendered once into data.dir where it is absent; '' for none"
+    )
+    normalizer: str = setting(
+        "basic", one_of(NORMALIZERS.keys), "of transcripts: none, lower, basic (lower case, no punctuation)"
+    )
+    strict: bool = setting(
+        False, boolean(), "True: the first unusable utterance is an error; False: it is skipped and reported"
+    )
+    max_seconds: float = setting(
+        0.0,
+        number(0, unit=" (seconds; 0: the last of batch.buckets)"),
+        "seconds; longer utterances are skipped; 0: the last of batch.buckets",
+    )
+    threads: int = setting(4, integer(1), "threads that decode audio, per host")
+
+    def __post_init__(self) -> None:
+        check_settings(self, "data")
+
+
+def read_sources(
+    entries: Iterable[tuple[str, epath.PathLike, float | str]], *, report: DataReport
+) -> list[TableSource]:
+    """Reads the manifests of (name, path, rate) entries; bad lines go to the report.
+
+    Raises:
+      UserError: a manifest cannot be read, or a line is bad and the report strict.
+    """
+    return [TableSource(name, load_manifest(path, report=report), rate) for name, path, rate in entries]
