@@ -11,11 +11,12 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # JAX reads these when it is imported, so they are set before any test module is. Processes that share the tests inherit
-# them from the one that starts them.
-_DEVICES = "--xla_force_host_platform_device_count=8"
-_FLAGS = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag != _DEVICES]
+# them from the one that starts them. XLA's newer way of writing fused loops for CPUs takes longer to compile than all
+# the rest of a program.
+_OURS = ("--xla_force_host_platform_device_count=8", "--xla_cpu_use_fusion_emitters=false")
+_FLAGS = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in _OURS]
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, _DEVICES])
+os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, *_OURS])
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
@@ -35,10 +36,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture compiles
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """What a test compiles is optimised as little as possible, unless it is marked `optimised`.
+    """The machine code of a test is optimised as little as possible, unless the test is marked `optimised`.
 
     Most of the time of the tests goes into machine code; what XLA itself does to a program stays the same. Commands in
-    processes of their own are optimised fully, as users have them.
+    processes of their own are compiled as users have them.
     """
     if jax := sys.modules.get("jax"):
         jax.config.update("jax_disable_most_optimizations", not item.get_closest_marker("optimised"))
