@@ -1,5 +1,6 @@
 """The JobSet for GKE: its fields, what starts again, and what is refused before there is a manifest."""
 
+import importlib.util
 import shlex
 import subprocess
 import sys
@@ -7,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from reference import launching
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SCRIPT = REPOSITORY / "launch" / "gke" / "jobset.py"
 FLAGS = ["--name", "run", "--topology", "v5e:4x4", "--config", "fsdd", "--workdir", "gs://bucket/runs/fsdd"]
 FLAGS += ["--image", "python:3.12", "--config.batch.multiple=16", "--config.batch.seconds=160"]
+PYTHON = sys.executable
 KUBECTL = """#!{python}
 import pathlib, sys
 pathlib.Path("words").write_text(" ".join(sys.argv[1:]))
@@ -20,12 +24,28 @@ sys.exit(4)
 TWO = ["--slices=2", "--config.batch.multiple=32"]
 
 
+@pytest.fixture(scope="module")
+def python(tmp_path_factory) -> Path:
+    return launching.remembering_python(tmp_path_factory.mktemp("answers"))
+
+
 @pytest.fixture
-def jobset(command_env, tmp_path):
+def jobset(command_env, python, tmp_path, monkeypatch, capfd):
+    """Runs the script in this process; what it starts finds nothing but `tmp_path` on its PATH."""
+    spec = importlib.util.spec_from_file_location("jobset", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for name, value in (command_env | {"PATH": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.chdir(tmp_path)
+
     def call(*words: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, REPOSITORY / "launch" / "gke" / "jobset.py", *words]
-        env = command_env | {"PATH": str(tmp_path)}
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120)
+        try:
+            status = script.main(list(words))
+        except SystemExit as ended:
+            status = ended.code
+        return subprocess.CompletedProcess(words, status, *capfd.readouterr())
 
     return call
 
@@ -128,7 +148,7 @@ def test_a_dry_run_prints_the_plan_the_manifest_and_kubectl(jobset, tmp_path):
 def test_apply_hands_the_manifest_to_kubectl_and_returns_its_status(jobset, tmp_path):
     done = jobset(*FLAGS, "--apply")
     assert done.returncode == 2 and "kubectl" in done.stderr.splitlines()[-1]
-    (tmp_path / "kubectl").write_text(KUBECTL.format(python=sys.executable))
+    (tmp_path / "kubectl").write_text(KUBECTL.format(python=PYTHON))
     (tmp_path / "kubectl").chmod(0o755)
     assert jobset(*FLAGS, "--apply").returncode == 4
     assert (tmp_path / "words").read_text() == "apply -f -"
@@ -162,8 +182,9 @@ def test_a_mistake_is_one_line_and_no_manifest(jobset, words, told):
     assert len(done.stderr.splitlines()) == 1 or "--output" in words  # by then the plan was shown
 
 
-def test_help_describes_the_script(jobset):
-    done = jobset("--help")
+def test_help_describes_the_script(command_env, tmp_path):
+    command = [PYTHON, SCRIPT, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=command_env, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "--dry-run" in done.stdout and "JobSet" in done.stdout
 
 

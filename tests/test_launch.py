@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from reference import launching
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TPU = REPOSITORY / "launch" / "tpu"
@@ -35,17 +36,6 @@ if isinstance(answer, int):
 if answer in ("MISSING", "BROKEN"):
     sys.exit("ERROR: NOT_FOUND: no such resource" if answer == "MISSING" else "ERROR: no network")
 print(answer)
-"""
-# Python, which for the same words says again what it said at first: plans take seconds, and most are of one pod.
-PYTHON = """#!/bin/sh
-answer={answers}/$(printf '%s\\n' "$@" | cksum | tr ' ' -)
-if [ ! -e "$answer.status" ]; then
-  {python} "$@" >"$answer.out" 2>"$answer.err"
-  echo $? >"$answer.status"
-fi
-cat "$answer.out"
-cat "$answer.err" >&2
-exit "$(cat "$answer.status")"
 """
 POD = ["--name", "pod", "--zone", "us-west4-a", "--topology", "v5e:4x4", "--config", "fsdd"]
 POD += ["--config.batch.multiple=16", "--config.batch.seconds=160"]
@@ -82,10 +72,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("answers")
-    (folder / "python").write_text(PYTHON.format(answers=folder, python=sys.executable))
-    (folder / "python").chmod(0o755)
-    return folder / "python"
+    return launching.remembering_python(tmp_path_factory.mktemp("answers"))
 
 
 @pytest.fixture

@@ -38,6 +38,27 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
+_REMEMBERING = """#!/bin/sh
+PATH=/usr/bin:/bin
+answer={folder}/$(printf '%s\\n' "$@" | cksum | tr ' ' -)
+if [ ! -e "$answer.status" ]; then
+  {python} "$@" >"$answer.out" 2>"$answer.err"
+  echo $? >"$answer.status"
+fi
+cat "$answer.out"
+cat "$answer.err" >&2
+exit "$(cat "$answer.status")"
+"""
+
+
+def remembering_python(folder: Path) -> Path:
+    """Python, which says to the same words what it said at first: plans take seconds, and most are of one pod."""
+    path = folder / "python"
+    path.write_text(_REMEMBERING.format(folder=folder, python=sys.executable))
+    path.chmod(0o755)
+    return path
+
+
 @contextlib.contextmanager
 def one_at_a_time(lock: Path) -> Iterator[None]:
     """Waits until no other process holds the lock: compiling for TPUs takes half of the memory of a small machine."""
