@@ -3,20 +3,20 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # JAX reads these when it is imported, so they are set before any test module is. Processes that share the tests inherit
-# them from the one that starts them. XLA's newer way of writing fused loops for CPUs takes longer to compile than all
-# the rest of a program.
-_OURS = ("--xla_force_host_platform_device_count=8", "--xla_cpu_use_fusion_emitters=false")
-_FLAGS = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in _OURS]
+# them from the one that starts them.
+_DEVICES = "--xla_force_host_platform_device_count=8"
+_FLAGS = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag != _DEVICES]
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, *_OURS])
+os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, _DEVICES])
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
@@ -34,15 +34,39 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
+# --- How programs are compiled ----------------------------------------------------------------------------------------
+
+# XLA's newer way of writing fused loops for CPUs takes longer to compile than all the rest of a program.
+_QUICK = {"xla_cpu_use_fusion_emitters": False}
+
+
 @pytest.hookimpl(tryfirst=True)  # before any fixture compiles
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """The machine code of a test is optimised as little as possible, unless the test is marked `optimised`.
+    """What a test compiles becomes machine code as quickly as possible, unless the test is marked `optimised`.
 
-    Most of the time of the tests goes into machine code; what XLA itself does to a program stays the same. Commands in
-    processes of their own are compiled as users have them.
+    Most of the time of the tests goes into compiling, in a fifth of which their programs are made so. They round
+    otherwise than those of users. Commands in processes of their own are compiled as users have them.
     """
-    if jax := sys.modules.get("jax"):
-        jax.config.update("jax_disable_most_optimizations", not item.get_closest_marker("optimised"))
+    if "jax" not in sys.modules:
+        return
+    import jax
+    from jax._src import compiler  # jax has an option for each function that is compiled, and none for all
+
+    quick = not item.get_closest_marker("optimised")
+    jax.config.update("jax_disable_most_optimizations", quick)
+    original = getattr(compiler.get_compile_options, "original", compiler.get_compile_options)
+    compiler.get_compile_options = _with_options(original, _QUICK) if quick else original
+
+
+def _with_options(original: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    def get_compile_options(*args, env_options_overrides=None, **keywords):
+        return original(*args, env_options_overrides=options | (env_options_overrides or {}), **keywords)
+
+    get_compile_options.original = original
+    return get_compile_options
+
+
+# --- What tests share -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

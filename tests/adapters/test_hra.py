@@ -28,6 +28,7 @@ def batch_of(tasks):
     return tiny.random_batch(SAMPLES, size=240, tasks=tasks, filler=np.nan)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("head", HEADS)
 def test_a_new_adapter_is_the_identity_exactly(params, head):
     trainable = tiny.new_trainable(tiny.ADAPTERS[head])
@@ -43,6 +44,7 @@ def test_a_new_adapter_is_the_identity_exactly(params, head):
     np.testing.assert_array_equal(lengths, base_lengths)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("head", HEADS)
 def test_base_rows_are_the_untouched_backbone_whatever_the_controller_holds(params, head):
     trainable = tiny.random_trainable(tiny.ADAPTERS[head])
@@ -92,6 +94,7 @@ def test_the_recurrence_runs_over_depth_and_not_over_time(params):
         np.testing.assert_allclose(y[0], x[depth, 0] + correction, atol=1e-5)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("head", HEADS)
 def test_a_mixed_batch_equals_each_task_alone_bit_for_bit(params, head):
     trainable = tiny.random_trainable(tiny.ADAPTERS[head])

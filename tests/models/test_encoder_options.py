@@ -132,6 +132,7 @@ def test_a_bias_is_absent_where_the_settings_say_so(name):
     assert layers["attention.distance"].shape == (encoder.n_layers, 8, encoder.d_head)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("method", ["hra", "residual", "lora", "bitfit", "output"])
 def test_a_new_adapter_is_the_identity_without_biases_and_a_trained_one_is_not(method):
     encoder, adapter = encoder_of(**PUBLISHED["medasr"] | {"position": "rope_in"}), tiny.METHODS[method]
