@@ -62,7 +62,7 @@ def _configuration(workdir: epath.PathLike, suite: str, *, notify: bool = True) 
         # The selection suite may itself be scored; it is then no data that the suite must differ from.
         config.eval.select_suite = ""
         config.export.step = "last"
-    validate_config(config)
+    validate_config(config, stored=True)
     return config
 
 

@@ -164,11 +164,15 @@ def test_the_configuration_file_of_a_user_keeps_its_values(stored, capsys):
 
 
 def test_defaults_that_have_all_changed_leave_what_is_stored_as_it_is(backbone, monkeypatch):
+    monkeypatch.chdir(FIXTURES)  # its suites are files there
+
     def read() -> tuple:
         files = hra_jax.load_backbone(str(FIXTURES / "backbone")).files
         adapters = [hra_jax.load_adapter(FIXTURES / folder, backbone).adapter for folder in ADAPTERS]
         text = (FIXTURES / "workdir" / "config.json").read_text()
-        return files.features, files.encoder, adapters, flatten_config(config_from_json(text, notify=False))
+        config = config_from_json(text, notify=False)
+        validate_config(config, stored=True)
+        return files.features, files.encoder, adapters, flatten_config(config)
 
     before, base = read(), flatten_config(load_config("base"))
     classes = [*keys.groups().values(), *METHODS.values(), *(type(part) for part in before[:2])]

@@ -136,11 +136,13 @@ def _reason(error: Exception) -> str:
 # --- What is allowed --------------------------------------------------------------------------------------------------
 
 
-def validate_config(config: ConfigDict) -> None:
+def validate_config(config: ConfigDict, *, stored: bool = False) -> None:
     """Checks that every key is there, no other is, and every value is of the right type and in range.
 
     Args:
       config: a run's configuration, as `load_config` returns it.
+      stored: whether it was read from a work directory. Settings that nothing reads were refused, against the defaults
+        of then, when it was written; the defaults of now say nothing about it.
 
     Raises:
       UserError: one line that names the key, the value and what is allowed.
@@ -162,7 +164,8 @@ def validate_config(config: ConfigDict) -> None:
     if flat["data.max_seconds"] > limit:
         value = flat["data.max_seconds"]
         raise UserError(f"config.data.max_seconds is {value!r}; allowed: at most {limit!r}, the last of batch.buckets")
-    _check_read(flat)
+    if not stored:
+        _check_read(flat)
     from hra_jax.adapters.settings import shares_what_trains  # imported late, as the classes of `keys.groups`
 
     if flat["export.step"] != "last" and not flat["eval.select_suite"]:
