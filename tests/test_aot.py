@@ -19,7 +19,6 @@ from hra_jax.tpu.hlo import Program
 from hra_jax.tpu.plan import make_plan
 from hra_jax.tpu.shapes import Shapes
 
-pytestmark = pytest.mark.optimised  # what the tests look at is the optimised program
 DEVICES = 4
 MESH = {"batch__multiple": DEVICES, "batch__seconds": 8.0, "eval__batch_seconds": 8.0, "mesh__fsdp": 2}
 

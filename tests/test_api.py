@@ -23,6 +23,7 @@ from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import CharacterVocabulary
 from hra_jax.training import sharding
 
+pytestmark = pytest.mark.optimised  # much here is about the bits that users get
 TEXTS = ("fad cab", "b", "dead", "abcdefabc")
 LENGTHS = (6720, 960, 3840, 8640)  # samples; 7, 1, 4 and 9 letters of 0.12 s at 8 kHz
 

@@ -276,7 +276,7 @@ def test_the_quick_commands_of_the_pages_run_in_their_order(run):
             run(command)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=6)
 def test_the_commands_of_the_pages_run_in_their_order(place, speech, run):
     run(QUICKSTART)
     for command in typed():

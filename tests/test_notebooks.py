@@ -91,7 +91,7 @@ def test_install_cell_asks_for_a_wheel_in_one_line_until_there_is_a_repository(t
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1.5)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_from_top_to_bottom(path, tmp_path, command_env):
     pytest.importorskip("nbclient")

@@ -22,7 +22,7 @@ from hra_jax.convert.conversion import convert
 from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(minutes=0.04)
 
 EXTRACTORS = {
     "w2v-bert": ("SeamlessM4TFeatureExtractor", {"padding_value": 1}),

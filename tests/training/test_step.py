@@ -38,6 +38,7 @@ def compiled_step(method="adapter", accumulate=1, augment=NO_AUGMENTATION, confi
 
 @functools.lru_cache(maxsize=1)
 def compiled_evaluation():
+    """All tests that use it are marked `optimised`: adapter and base are one function only then, to the last bit."""
     return jax.jit(make_evaluation_step(model_of(), blank_id=0))
 
 
@@ -156,6 +157,7 @@ def test_a_rows_update_does_not_depend_on_the_other_tasks_in_the_batch():
     assert moved(first.trainable["tasks"], second.trainable["tasks"]).tolist() == [True, True, True, False, True]
 
 
+@pytest.mark.optimised
 def test_rows_without_weight_change_nothing():
     state, batch = adapter_state(), batch_of()
     weight = np.array([1, 0, 1, 1, 0, 1, 0, 0], np.float32)
@@ -287,6 +289,7 @@ def test_data_parallel_training_on_eight_devices_equals_one_device():
     np.testing.assert_array_equal(state.optimizer["tasks"]["count"], one_state.optimizer["tasks"]["count"])
 
 
+@pytest.mark.optimised
 def test_evaluation_runs_the_adapter_and_the_base_and_tells_them_apart():
     evaluate = compiled_evaluation()
     batch = batch_of([3, -1, 0, 3, 4, 77, 2, 1])
@@ -306,6 +309,7 @@ def test_evaluation_runs_the_adapter_and_the_base_and_tells_them_apart():
     np.testing.assert_array_equal(np.asarray(adapted["loss"])[none], np.asarray(out["loss"])[none])
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("method", ["hra", "residual", "lora", "bitfit"])
 def test_a_row_of_zeros_makes_no_difference_after_an_output_layer_of_all_tasks(method):
     """The layer has been trained, so what it writes is not what the base writes; every other row makes a difference."""
