@@ -211,7 +211,7 @@ def test_each_task_is_exported_as_it_was_at_its_own_best_step(micro, tmp_path, m
 
 
 def test_stitching_heads_of_a_controller_that_trains_is_refused(micro, tmp_path):
-    config = micro.config(eval__select_suite=micro.suite("validation"), export__from="best_per_task")
+    config = micro.config(eval__select_suite=micro.suite("validation"), export__step="best_per_task")
     with pytest.raises(UserError, match="export.step is 'best_per_task'; allowed: 'last', 'best' where"):
         world.train(config, tmp_path / "W")
 

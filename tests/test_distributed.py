@@ -122,22 +122,22 @@ ASK = """
 import os, sys
 sys.argv = sys.argv[:1]
 from absl import flags
-from hra_jax import distributed
+from hra_jax.run import processes
 from hra_jax.errors import UserError
-distributed.define_flags()
+processes.define_flags()
 flags.FLAGS(sys.argv)
 if "ALONE" not in os.environ:
     os.environ.pop("TPU_SKIP_MDS_QUERY", None)  # jax sets it where it sees no chips
-distributed.initialize(heartbeat_seconds=10)
+processes.initialize(heartbeat_seconds=10)
 import jax
 jax.config.update("jax_platforms", "cpu")
 me = jax.process_index()
-parts = distributed.gather({"me": me, "long": "é" * 1000 * me})
+parts = processes.gather({"me": me, "long": "é" * 1000 * me})
 assert [part["me"] for part in parts] == list(range(jax.process_count()))
 assert [len(part["long"]) for part in parts] == [1000 * i for i in range(jax.process_count())]
-distributed.check_agreement({"seed": "1", "data": "x"})
+processes.check_agreement({"seed": "1", "data": "x"})
 try:
-    distributed.check_agreement({"seed": "1", "data": f"x{me // 2}"})
+    processes.check_agreement({"seed": "1", "data": f"x{me // 2}"})
     print("agreed", jax.process_count(), flush=True)
 except UserError as error:
     print(error, flush=True)
@@ -227,11 +227,11 @@ MEET = """
 import sys, time
 import numpy as np
 from absl import flags
-from hra_jax import distributed
+from hra_jax.run import processes
 from hra_jax.training import sharding
-distributed.define_flags()
+processes.define_flags()
 flags.FLAGS(sys.argv[:1])
-distributed.initialize(heartbeat_seconds=10)
+processes.initialize(heartbeat_seconds=10)
 import jax
 mesh = sharding.make_mesh(data=2, fsdp=2)
 sharding.connect(mesh)

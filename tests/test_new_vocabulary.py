@@ -100,7 +100,7 @@ def test_a_task_beside_those_of_a_start_gets_pieces_that_fit_its_output_layer(na
     given = SentencePieceVocabulary.train(texts, 20, fewer=True)
     settings = {"name": "hra", "output": "sentencepiece", "output_size": 24}
     entries = [{"name": name, "row": row, "vocabulary": given.to_json()} for row, name in enumerate(names)]
-    start = ExportedAdapter({"method": settings}, {}, {name: {} for name in names}, entries)
+    start = ExportedAdapter({"format_version": 1, "method": settings}, {}, {name: {} for name in names}, entries)
     config = load_config("base")
     config.adapter.output = "sentencepiece"
     base = SimpleNamespace(vocabulary=BlankVocabulary())

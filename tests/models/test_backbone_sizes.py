@@ -13,7 +13,7 @@ from hra_jax.models import backbone_folder
 WRITE = """
 import json, resource, sys
 import numpy as np
-from hra_jax.models import backbone
+from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 
@@ -33,9 +33,9 @@ def rows(name):
 vocabulary = {"kind": "characters", "characters": "abc"}
 settings = geometry | {"vocabulary": vocabulary, "dtype": "bfloat16", "info": {"name": "x"}}
 start = peak()
-backbone.write(sys.argv[1], rows, **settings, max_bytes=400_000_000)
+backbone_folder.write(sys.argv[1], rows, **settings, max_bytes=400_000_000)
 written = peak()
-files = backbone.load(sys.argv[1], verify=True)
+files = backbone_folder.load(sys.argv[1], verify=True)
 stacked = max(4 * np.prod(shape) for shape in shapes.values())
 print(json.dumps({"bytes": 2 * files.parameters, "files": len(files.tensors.paths), "stacked": int(stacked),
                   "write": written - start, "verify": peak() - start}))
@@ -62,10 +62,10 @@ READ = """
 import json, sys
 import jax, numpy as np
 from absl import flags
-from hra_jax import distributed
-distributed.define_flags()
+from hra_jax.run import processes
+processes.define_flags()
 flags.FLAGS(sys.argv[:1])
-distributed.initialize(heartbeat_seconds=10)
+processes.initialize(heartbeat_seconds=10)
 import hra_jax
 from hra_jax.training import sharding
 loaded = hra_jax.load_backbone(sys.argv[1], sharding.make_mesh(1, 8), dtype="float32")

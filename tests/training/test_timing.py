@@ -61,7 +61,7 @@ def test_utilisation_is_the_share_of_what_all_devices_could_have_done(clock):
     clock.now += 50.0
     times.restart()
     for _ in range(2):
-        times.stepped(operations=3 * 10**12)
+        times.stepped(flops=3 * 10**12)
     clock.now += 10.0
     found = times.take()
     assert (found["mfu"], found["tflops_per_device"]) == pytest.approx((6 / 40, 0.15))
