@@ -21,7 +21,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 geometry = {"features": FeatureConfig(), "encoder": EncoderConfig(1024, 20, 8, d_ff=4096, kernel=5, vocab_size=64)}
-shapes = backbone._shapes(**geometry)
+shapes = backbone_folder._shapes(**geometry)
 row = np.random.default_rng(0).standard_normal((1024, 4096), np.float32)
 
 def rows(name):
