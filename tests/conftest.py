@@ -67,6 +67,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     from jax._src import compiler  # jax has an option for each function that is compiled, and none for all
 
     quick = not item.get_closest_marker("optimised")
+    if jax.config.read("jax_disable_most_optimizations") == quick:
+        return
+    # What an earlier test compiled in the other way, in a fixture that both use for example, must not serve this one.
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", quick)
     options = _quick_options() if quick else {}
     original = getattr(compiler.get_compile_options, "original", compiler.get_compile_options)

@@ -317,7 +317,7 @@ def test_two_processes_of_four_devices_are_one_process_of_eight(bank, micro, tmp
 def test_each_task_is_exported_from_its_own_best_step(bank, micro, tmp_path, launch):
     settings = dict(adapter__bank=bank, adapter__train="tasks", eval__select_suite=micro.suite("validation"))
     settings |= dict(eval__suite=micro.suite("test"), eval__every_steps=1, optimizer__learning_rate=2e-2)
-    config = micro.config(**SETTINGS | settings | dict(steps=6, batch__multiple=2), export__from="best_per_task")
+    config = micro.config(**SETTINGS | settings | dict(steps=6, batch__multiple=2), export__step="best_per_task")
     assert world.train(config, tmp_path / "one", devices=2).status == 0
     launch(TRAIN, "--config", world.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "two")
     same_adapter(tmp_path / "two", tmp_path / "one")

@@ -15,6 +15,8 @@ from hra_jax import evaluate
 from hra_jax.errors import UserError
 from hra_jax.training.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.optimised  # adapters that act are told from those that do not by the last bit
+
 
 @pytest.fixture
 def workdir(trained, tmp_path, monkeypatch) -> Path:

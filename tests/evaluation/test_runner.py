@@ -15,6 +15,8 @@ from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts, share_sha
 from hra_jax.evaluation.suites import load_suite
 from hra_jax.run.scoring import suite_weights
 
+pytestmark = pytest.mark.optimised  # adapters that act are told from those that do not by the last bit
+
 
 def make(trained, micro, suite: str, *, data=None, report: DataReport | None = None, **changes) -> SuiteRunner:
     run, config = trained.run, micro.config(**changes)

@@ -345,6 +345,7 @@ def test_import_takes_all_tasks_some_or_one_under_another_name(call, adapter, tr
 
 
 @pytest.mark.parametrize("name", ["lora", "lora and output", "bitfit", "bitfit and output", "output"])
+@pytest.mark.optimised
 def test_a_merged_task_is_a_backbone_that_recognises_as_the_adapter_did(
     call, other_methods, backbone, micro, tmp_path, capsys, name
 ):
