@@ -167,6 +167,7 @@ def after_all_layers(adapter: Adapter, weights: dict, x: np.ndarray, rows: list[
     ],
     ids=["method", "head and activation", "head per layer", "residual"],
 )
+@pytest.mark.slow  # needs PyTorch
 def test_its_formula_in_pytorch_gives_what_the_one_in_jax_gives(added, make, tmp_path):
     torch = pytest.importorskip("torch")
     from hra_jax.torch import AdaptedModel
@@ -180,6 +181,7 @@ def test_its_formula_in_pytorch_gives_what_the_one_in_jax_gives(added, make, tmp
     assert np.abs(found.numpy() - x)[0].max() > 0.1 and np.abs(found.numpy() - x)[1].max() == 0
 
 
+@pytest.mark.slow  # needs PyTorch
 def test_an_output_adapter_in_pytorch_adds_its_correction_to_the_logits(tmp_path):
     torch = pytest.importorskip("torch")
     from hra_jax.torch import AdaptedModel
@@ -207,6 +209,7 @@ def test_an_output_adapter_in_pytorch_adds_its_correction_to_the_logits(tmp_path
     ],
     ids=["method", "recurrence", "activation", "head"],
 )
+@pytest.mark.slow  # needs PyTorch
 def test_what_has_no_formula_in_pytorch_says_so_in_one_line(added, make, message, tmp_path):
     pytest.importorskip("torch")
     from hra_jax.torch import AdaptedModel

@@ -105,6 +105,7 @@ def test_a_family_that_takes_what_is_another_s_is_refused(register, pieces, told
     assert told in one_line(caught) and families.known() == before
 
 
+@pytest.mark.slow  # needs PyTorch
 def test_a_model_of_a_family_without_pytorch_is_one_line(register, trained):
     torch = pytest.importorskip("torch")
     from hra_jax.torch import AdaptedModel

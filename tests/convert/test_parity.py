@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import published
+from reference.precision import enable_x64
 
 from hra_jax.adapters.base import unbound
 from hra_jax.convert import families
@@ -308,7 +309,7 @@ def test_from_features_in_float32(pair):
 def test_from_features_in_float64(pair):
     import torch
 
-    with jax.enable_x64(True):
+    with enable_x64(True):
         assert differences(pair, torch.float64, jnp.float64) < 1e-6
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import conformer_numpy, tiny
+from reference.precision import enable_x64
 
 from hra_jax.adapters.base import unbound
 from hra_jax.models import backbone_folder, conformer, padding
@@ -45,7 +46,7 @@ def check_block(encoder, lengths, frames):
     """One block in float64, not compiled, on every frame: padded ones too have one value that is right."""
     own = conformer_numpy.layer_of(tiny.random_params(tiny.FEATURES, encoder)["encoder"]["layers"], 1)
     x = np.random.default_rng(3).standard_normal((len(lengths), frames, encoder.d_model))
-    with jax.enable_x64(True):
+    with enable_x64(True):
         block = conformer.ConformerLayer(encoder, conformer.Adapter())
         (y, _), _ = block.apply({"params": own}, (jnp.asarray(x), ()), {}, {}, *masks_of(lengths, frames))
     assert y.dtype == np.float64

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from reference import conformer_numpy, frontends_numpy
+from reference.precision import enable_x64
 
 from hra_jax.convert.families import lasr, parakeet, wav2vec2_bert, wav2vec2_conformer
 from hra_jax.errors import UserError
@@ -117,7 +118,7 @@ def test_published_features_equal_an_independent_implementation_and_ignore_paddi
     batch, lengths = padded(waves, 4100, 0.0)
     clean, frames = run(batch, lengths)
     np.testing.assert_array_equal(clean, run(padded(waves, 4100, np.nan)[0], lengths)[0])
-    with jax.enable_x64(True):
+    with enable_x64(True):
         exact, _ = run(batch.astype(np.float64), lengths)
     assert exact.dtype == np.float64
     for row, wave in enumerate(waves):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soxr
+from reference.precision import enable_x64
 
 from hra_jax.convert.families import lasr, parakeet, wav2vec2_bert, wav2vec2_conformer
 from hra_jax.data import audio
@@ -105,7 +106,7 @@ def differences(expected, waves, config, *, dtype=np.float32):
     batch = np.full((len(waves), lengths.max() + 77), np.nan, dtype)
     for row, wave in enumerate(waves):
         batch[row, : len(wave)] = wave
-    with jax.enable_x64(dtype == np.float64):
+    with enable_x64(dtype == np.float64):
         out, frames = jax.jit(lambda x, n: frontend.extract(x, n, config))(batch, lengths)
     assert out.dtype == dtype
     np.testing.assert_array_equal(mask.sum(axis=1), frames)

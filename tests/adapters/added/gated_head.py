@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import flax.linen as nn
-import torch
+from etils import epy
 
 from hra_jax.adapters import activations
 from hra_jax.adapters.heads import LinearHead, register
 from hra_jax.adapters.weights import lecun_normal
+
+with epy.lazy_imports():
+    import torch
 
 activations.register(
     activations.Activation("leaky_relu", lambda x: nn.leaky_relu(x), lambda x: torch.nn.functional.leaky_relu(x))
