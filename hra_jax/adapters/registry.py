@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
-from hra_jax.console import near_matches
+from hra_jax.console import did_you_mean
 from hra_jax.errors import UserError
 
 _PACKAGE = "hra_jax.adapters"
@@ -78,9 +78,8 @@ class Registry(Mapping[str, EntryT], Generic[EntryT]):
         if isinstance(name, str) and name in self:
             return self[name]
         known = ", ".join(map(repr, self))
-        hint = near_matches(str(name), tuple(self))
-        hint = f" ({hint})" if hint.startswith("did you mean") else ""
-        raise UserError(f"{setting} = {name!r}: allowed: {known}{hint}")
+        hint = did_you_mean(str(name), tuple(self))
+        raise UserError(f"{setting} = {name!r}: allowed: {known}{hint and f' ({hint})'}")
 
     def __getitem__(self, name: str) -> EntryT:
         _discover()
