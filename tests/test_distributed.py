@@ -203,7 +203,9 @@ def test_tpu_hosts_find_each_other_without_any_flag(where, command_env):
         for number in range(2):
             metadata = {"tpu-env": "ZONE: 'here'\n"}
             if where == "gce":
-                metadata |= {"agent-worker-number": str(number), "worker-network-endpoints": "localhost,localhost"}
+                # Name, number and address: the form that every jax reads; newer ones also take addresses alone.
+                endpoints = ",".join(f"worker:{worker}:localhost" for worker in range(2))
+                metadata |= {"agent-worker-number": str(number), "worker-network-endpoints": endpoints}
                 extra = {}
             elif where == "gke":
                 extra = {"TPU_WORKER_HOSTNAMES": "localhost,localhost", "TPU_WORKER_ID": str(number)}

@@ -143,7 +143,7 @@ def group(config: ConfigDict, name: str, **more: Any) -> Any:
 
 
 def documentation() -> str:
-    """All keys as Markdown: a table for each group with key, default, what is allowed, and the meaning."""
+    """All keys as Markdown: for each group its file, and a table of key, default, what is allowed, and the meaning."""
     parts = []
     for name, cls in groups().items():
         rows = [
@@ -151,7 +151,8 @@ def documentation() -> str:
             for key, default, rule, meaning in _settings_of_group(cls)
         ]
         title = f"## `{name}`" if name else "## Keys without a group"
-        parts.append("\n".join([title, "", "| key | default | allowed | meaning |", "|---|---|---|---|", *rows]))
+        file = f"{cls.__module__.replace('.', '/')}.py"
+        parts.append("\n".join([title, "", f"In `{file}`.", "", "| key | default | allowed | meaning |", "|---|---|---|---|", *rows]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Padding: everything that depends on how utterances are padded is in this file.
+"""Masks of padded positions: everything that a model does about padding is in this file.
 
 Utterances are padded on the right. `lengths` are int32 `[B]`, in whatever unit the tensor beside them has; a mask is
 True where a position is valid. Masking is by `where`, never by multiplying: NaN times zero is NaN.

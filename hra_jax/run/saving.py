@@ -1,4 +1,4 @@
-"""What a run saves and how it goes on: the state through Orbax, rows of the task bank through their logs."""
+"""Which parts of a run a checkpoint gets, and how a run takes them back; training/checkpoints.py stores them."""
 
 from collections.abc import Mapping
 from typing import Any

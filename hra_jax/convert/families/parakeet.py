@@ -1,4 +1,4 @@
-"""Parakeet CTC (NeMo's Fast Conformer): `ParakeetForCTC`, 0.6b and 1.1b. LASR has the names of its block too."""
+"""Parakeet CTC (NeMo's Fast Conformer): `ParakeetForCTC`, 0.6b and 1.1b."""
 
 import dataclasses
 import math
