@@ -89,11 +89,16 @@ def test_numbers_of_a_compiled_step(micro):
     assert {"all-gather", "all-reduce"} <= kinds
 
 
-def test_the_text_that_the_compiler_writes_says_what_jax_reads_back(micro):
+def test_the_text_that_the_compiler_writes_says_what_jax_reads_back(micro, monkeypatch):
     config = micro.config(**MESH)
     shapes = Shapes(config, mesh_of(config), tasks=3)
-    compiled, text = cost.compiled_with_text(shapes.job("transcription", 1.0, 16).trace().lower())
-    assert text != compiled.as_text(), "the text did not come from the compiler"
+
+    def read_back(compiled):
+        raise AssertionError("the text did not come from the compiler")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.stages.Compiled, "as_text", read_back)
+        compiled, text = cost.compiled_with_text(shapes.job("transcription", 1.0, 16).trace().lower())
     written, read = Program(text), Program(compiled.as_text())
     assert written.traffic() == read.traffic() > 0
     assert written.collectives() == read.collectives() != []

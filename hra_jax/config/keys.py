@@ -151,8 +151,10 @@ def documentation() -> str:
             for key, default, rule, meaning in _settings_of_group(cls)
         ]
         title = f"## `{name}`" if name else "## Keys without a group"
-        file = f"{cls.__module__.replace('.', '/')}.py"
-        parts.append("\n".join([title, "", f"In `{file}`.", "", "| key | default | allowed | meaning |", "|---|---|---|---|", *rows]))
+        file = f"In `{cls.__module__.replace('.', '/')}.py`."
+        parts.append(
+            "\n".join([title, "", file, "", "| key | default | allowed | meaning |", "|---|---|---|---|", *rows])
+        )
     return "\n\n".join(parts) + "\n"
 
 
