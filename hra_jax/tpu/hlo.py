@@ -115,13 +115,17 @@ class Program:
     def __init__(self, text: str, *, slice_of: list[int] | None = None):
         self._computations: dict[str, list[Instruction]] = {}
         self._slice_of, self._entry = slice_of, ""
-        current = None
+        current, types = None, {}
         for line in text.splitlines():
             if found := _COMPUTATION.match(line):
-                current = self._computations.setdefault(found[2], [])
+                current, types = self._computations.setdefault(found[2], []), {}
                 self._entry = found[2] if found[1] else self._entry
             elif current is not None and (found := _INSTRUCTION.match(line)):
-                current.append(_parsed(found[2], found[3], root=bool(found[1])))
+                instruction = _parsed(found[2], found[3], root=bool(found[1]))
+                types[instruction.name] = found[3][: _type_end(found[3])]
+                for operand in instruction.operands:
+                    current += _elements(operand, types)
+                current.append(instruction)
         if not self._entry:
             raise ValueError("the text of the program has no entry computation")
 
@@ -413,16 +417,48 @@ def _arrays(text: str) -> tuple[Array, ...]:
     )
 
 
+def _type_end(text: str) -> int:
+    """Where the type ends that an instruction begins with."""
+    return _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+
+
+def _elements(operand: str, types: dict[str, str]) -> list[Instruction]:
+    """The instructions that newer compilers leave out of their texts: `%loop#2` is element 2 of what `%loop` gives.
+
+    Args:
+      operand: the name of a value.
+      types: {name of a value of the computation: its type}; gets those of the elements.
+    """
+    source, _, index = operand.rpartition("#")
+    if not source or operand in types:
+        return []
+    found = _elements(source, types)
+    types[operand] = _parts(types[source])[int(index)]
+    element = Instruction(operand, "get-tuple-element", _arrays(types[operand]), (source,), f", index={index}", False)
+    return [*found, element]
+
+
+def _parts(text: str) -> list[str]:
+    """The types that the type of a tuple is made of."""
+    parts, depth, start = [], 0, 1
+    for place, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if (character == "," and depth == 1) or (character == ")" and depth == 0):
+            parts.append(text[start:place].strip())
+            start = place + 1
+    return parts
+
+
 def _parsed(name: str, text: str, *, root: bool) -> Instruction:
     """An instruction from what stands after its equals sign: type, opcode, operands, attributes."""
-    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    end = _type_end(text)
     found = re.match(r"\s*([\w\-]+)\(", text[end:])
     if not found:
         return Instruction(name, "", _arrays(text[:end]), (), text[end:], root)
     start = end + found.end() - 1
     close = _closing(text, start)
     inside = text[start + 1 : close]
-    operands = tuple(re.findall(r"%([\w.\-]+)", inside)) or tuple(part for part in (inside.strip(),) if part)
+    operands = tuple(re.findall(r"%([\w.\-]+(?:#\d+)*)", inside)) or tuple(part for part in (inside.strip(),) if part)
     return Instruction(name, found[1], _arrays(text[:end]), operands, text[close + 1 :], root)
 
 

@@ -119,6 +119,31 @@ ENTRY %main (p: f32[100,8], q: s32[]) -> f32[1,8] {
     assert Program(text).traffic() == 32 + 4 + 32
 
 
+@pytest.mark.parametrize("short", [False, True], ids=["get-tuple-element", "#"])
+def test_elements_of_tuples_are_read_in_either_notation(short):
+    elements = """
+  %weights = f32[100,8]{1,0} get-tuple-element(%state), index=1
+  %pair = (s32[], f32[8]{0}) get-tuple-element(%state), index=0
+  %place = s32[] get-tuple-element(%pair), index=0
+"""
+    operands = "%state#1, %state#0#0" if short else "%weights, %place"
+    text = f"""HloModule m
+
+%taken (p.0: f32[100,8], p.1: s32[]) -> f32[1,8] {{
+  %p.0 = f32[100,8]{{1,0}} parameter(0)
+  %p.1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,8]{{1,0}} dynamic-slice(%p.0, %p.1, %zero), dynamic_slice_sizes={{1,8}}
+}}
+
+ENTRY %main (state: ((s32[], f32[8]), f32[100,8])) -> f32[1,8] {{
+  %state = ((s32[], /*index=1*/f32[8]{{0}}), f32[100,8]{{1,0}}) parameter(0){"" if short else elements}
+  ROOT %row = f32[1,8]{{1,0}} fusion({operands}), kind=kLoop, calls=%taken
+}}
+"""
+    assert Program(text).traffic() == 32 + 4 + 32
+
+
 def test_a_slice_counts_behind_bitcasts_and_in_a_fusion_inside_of_a_fusion():
     text = """HloModule m
 %cut (a: f32[100,8], i: s32[]) -> f32[8] {
