@@ -115,7 +115,8 @@ class Program:
     def __init__(self, text: str, *, slice_of: list[int] | None = None):
         self._computations: dict[str, list[Instruction]] = {}
         self._slice_of, self._entry = slice_of, ""
-        current, types = None, {}
+        current: list[Instruction] | None = None
+        types: dict[str, str] = {}  # of the values of the current computation
         for line in text.splitlines():
             if found := _COMPUTATION.match(line):
                 current, types = self._computations.setdefault(found[2], []), {}
