@@ -55,7 +55,10 @@ class Profiler:
                 jax.block_until_ready(state)
             self._stop()
         if step == self._first and jax.process_index() == 0:
-            jax.profiler.start_trace(self._folder)
+            options = jax.profiler.ProfileOptions()
+            # The tracer of Python calls crashes, in jax 0.7, if another thread is at work when it ends: one that saves.
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(self._folder, profiler_options=options)
             self._running = True
 
     def _stop(self) -> None:
