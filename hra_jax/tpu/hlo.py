@@ -122,8 +122,9 @@ class Program:
                 current, types = self._computations.setdefault(found[2], []), {}
                 self._entry = found[2] if found[1] else self._entry
             elif current is not None and (found := _INSTRUCTION.match(line)):
-                instruction = _parsed(found[2], found[3], root=bool(found[1]))
-                types[instruction.name] = found[3][: _type_end(found[3])]
+                end = _type_end(found[3])
+                instruction = _parsed(found[2], found[3], type_end=end, root=bool(found[1]))
+                types[instruction.name] = found[3][:end]
                 for operand in instruction.operands:
                     current += _elements(operand, types)
                 current.append(instruction)
@@ -450,17 +451,17 @@ def _parts(text: str) -> list[str]:
     return parts
 
 
-def _parsed(name: str, text: str, *, root: bool) -> Instruction:
+def _parsed(name: str, text: str, *, type_end: int, root: bool) -> Instruction:
     """An instruction from what stands after its equals sign: type, opcode, operands, attributes."""
-    end = _type_end(text)
-    found = re.match(r"\s*([\w\-]+)\(", text[end:])
+    arrays = _arrays(text[:type_end])
+    found = re.match(r"\s*([\w\-]+)\(", text[type_end:])
     if not found:
-        return Instruction(name, "", _arrays(text[:end]), (), text[end:], root)
-    start = end + found.end() - 1
+        return Instruction(name, "", arrays, (), text[type_end:], root)
+    start = type_end + found.end() - 1
     close = _closing(text, start)
     inside = text[start + 1 : close]
     operands = tuple(re.findall(r"%([\w.\-]+(?:#\d+)*)", inside)) or tuple(part for part in (inside.strip(),) if part)
-    return Instruction(name, found[1], _arrays(text[:end]), operands, text[close + 1 :], root)
+    return Instruction(name, found[1], arrays, operands, text[close + 1 :], root)
 
 
 def _closing(text: str, start: int) -> int:
