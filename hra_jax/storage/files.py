@@ -1,6 +1,7 @@
 """Files that are replaced whole: a reader sees the old content or the new, never a part of either."""
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -131,3 +132,14 @@ def remove_leftovers(folder: epath.PathLike, names: Collection[str]) -> None:
     for file in list(epath.Path(folder).iterdir()):
         if replaced_name(file.name) in names:
             file.unlink(missing_ok=True)
+
+
+def check_regular(path: epath.PathLike) -> None:
+    """Refuses what is no file with an end, such as a pipe, which would be waited for without end.
+
+    Raises:
+      OSError: it is there and is no regular file.
+    """
+    text = os.fspath(path)
+    if "://" not in text and os.path.exists(text) and not os.path.isfile(text):
+        raise OSError(errno.EINVAL, "not a regular file", text)

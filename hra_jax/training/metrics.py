@@ -23,6 +23,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hra_jax.errors import UserError
 from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import parse_json
 
 _REMOTE_SECONDS = 60.0  # between two uploads of a growing remote file
 
@@ -187,7 +188,7 @@ def _step_of(line: bytes) -> float:
     if not line.endswith(b"\n"):
         return math.inf
     try:
-        return float(json.loads(line)["step"])
+        return float(parse_json(line, where="a line of metrics")["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 
