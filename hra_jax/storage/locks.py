@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from hra_jax.console import tell
 from hra_jax.errors import UserError
 from hra_jax.storage.files import is_remote, make_folder, remove_file
 from hra_jax.storage.json_files import parse_json
@@ -226,10 +227,9 @@ def _refusal(found: _Found, folder: epath.PathLike, path: epath.Path) -> UserErr
 
 def _say_waiting(found: _Found, folder: epath.PathLike, seconds: float) -> None:
     host = f"{found.owner.get('host', '?')}"[:80]
-    print(
+    tell(
         f"{os.fspath(folder)!r} was in use by a process on {host!r}; waiting up to {seconds:.0f} s for a sign of life",
-        file=sys.stderr,
-        flush=True,
+        to=sys.stderr,
     )
 
 
