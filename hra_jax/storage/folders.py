@@ -131,8 +131,8 @@ def _take_over(old: epath.Path, new: epath.Path, rewritten: Callable[[str], bool
 def _link_or_copy(file: str, copy: epath.Path) -> None:
     # A second name costs nothing. File systems without them get a copy.
     try:
-        os.link(file, copy, follow_symlinks=False)
-    except (OSError, NotImplementedError):
+        os.link(file, copy)
+    except OSError:
         shutil.copy2(file, copy, follow_symlinks=False)
 
 

@@ -353,13 +353,13 @@ def _made(path: epath.Path, content: bytes) -> bool:
     try:
         os.write(descriptor, content)
         os.fsync(descriptor)  # others may see it now
-        os.link(fresh, path, follow_symlinks=False)
+        os.link(fresh, path)
     except FileNotFoundError:
         return False  # who has just taken the lock took this for a leftover
     except FileExistsError:
         return os.fstat(descriptor).st_nlink == 2  # a network may have lost the answer to the act
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_LINKS:
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
             raise
         return _made_without_links(path, content)
     finally:
