@@ -20,7 +20,7 @@ from absl import flags
 from etils import epath
 
 from hra_jax import cli
-from hra_jax.data import audio
+from hra_jax.data import audio, sound_files
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
@@ -180,8 +180,8 @@ def make(
             silent.append(relative)
             continue
         try:
-            with audio.open_sound(os.fspath(path)) as sound:
-                duration = sound.frames / sound.samplerate
+            with sound_files.Sound(os.fspath(path)) as sound:
+                duration = sound.seconds
         except audio.AudioError as error:
             report.add(error.kind, relative, error.detail)
             continue
