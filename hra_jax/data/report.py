@@ -5,9 +5,11 @@ import threading
 
 from etils import epath
 
+from hra_jax.console import printable
 from hra_jax.errors import UserError
 from hra_jax.storage.files import write_file
 
+_MOST = 1000  # characters of a name or a detail
 KINDS = (
     "bad_json",  # a line of a manifest is not a JSON object
     "missing_field",  # a line lacks a field, or its value is of the wrong type
@@ -65,7 +67,10 @@ class DataReport:
         """`{"counts": {kind: n}, "utterances": {kind: [{"name", "detail"}, ...]}}`: sorted names, no empty kinds."""
         with self._lock:
             utterances = {
-                kind: [{"name": name, "detail": names[name]} for name in sorted(names)]
+                kind: [
+                    {"name": printable(name, most=_MOST), "detail": printable(names[name], most=_MOST)}
+                    for name in sorted(names)
+                ]
                 for kind, names in self._details.items()
                 if names
             }

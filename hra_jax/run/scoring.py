@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
+from hra_jax.console import tell
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.evaluation.report import evaluate_results, print_table, write_report
@@ -108,7 +109,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
         write_report(run.workdir / "eval" / suite.name, results, rows)
         print_table(results)
         if unscored:
-            print(f"{unscored} of {len(suite.utterances)} utterances were not scored; see {DATA_REPORT}", flush=True)
+            tell(f"{unscored} of {len(suite.utterances)} utterances were not scored; see {DATA_REPORT}")
     # A process that ends for what is checked next would leave process 0 alone in the middle of the report.
     processes.barrier("scored")
     if method != "pretrain":
