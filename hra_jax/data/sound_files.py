@@ -6,6 +6,7 @@ import io
 import os
 import re
 import stat
+import sys
 import tempfile
 import threading
 import urllib.parse
@@ -89,13 +90,12 @@ class Sound:
         self._sound = self._open()
         self.rate, self.channels = int(self._sound.samplerate), int(self._sound.channels)
         self.frames: int | None = int(self._sound.frames) if self._sound.frames < _UNKNOWN else None
-        try:
+        with contextlib.ExitStack() as failing:
+            failing.callback(self.close)
             self._check()
             if self._mpeg:
                 self._count_mpeg()
-        except BaseException:
-            self.close()
-            raise
+            failing.pop_all()
 
     def __enter__(self) -> "Sound":
         return self
@@ -232,9 +232,16 @@ def _read_remote(path: str) -> bytes:
         content: bytes = epath.Path(path).read_bytes()
     except FileNotFoundError:
         raise
-    except Exception as error:  # TensorFlow's errors of storage have no base class that is known here
+    except _storage_errors() as error:
         raise AudioError("unreachable_audio", one_line(error)[:300]) from error
     return content
+
+
+def _storage_errors() -> tuple[type[Exception], ...]:
+    """What reading remote storage raises: TensorFlow's errors are no OSError."""
+    tensorflow = sys.modules.get("tensorflow")  # it is there if it was read with
+    own = () if tensorflow is None else (tensorflow.errors.OpError,)
+    return OSError, RuntimeError, ValueError, ImportError, *own
 
 
 # --- MPEG audio -------------------------------------------------------------------------------------------------------
