@@ -18,7 +18,10 @@ KINDS = (
     "missing_file",  # the audio file is not there
     "empty_audio",  # no samples
     "undecodable_audio",  # not audio, truncated, or not readable
+    "unreachable_audio",  # a kind of address that is not read, or storage that does not answer
     "nan_samples",  # NaN or infinity among the samples
+    "silent_audio",  # channels in opposite phase, whose mean is silence
+    "unreadable_text",  # a transcript that is not UTF-8, or cannot be read
     "too_short",  # fewer frames than CTC needs for the transcript
     "too_long",  # longer than the limit
     "unknown_text",  # a warning: characters outside the vocabulary were dropped, the utterance is kept
