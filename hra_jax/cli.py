@@ -32,6 +32,7 @@ from ml_collections import ConfigDict, config_flags
 
 from hra_jax.config import keys, renamed
 from hra_jax.config.files import load_config, near_key, ready_made_names, validate_config
+from hra_jax.console import error_line
 from hra_jax.errors import UserError
 
 # The C++ libraries read these once, when jax or TensorFlow is imported. What the user has set stays.
@@ -154,7 +155,7 @@ def _fail(message: str, *, status: int, argv: list[str]) -> NoReturn:
     # The flags themselves may be what is wrong, so the command line is read here as text.
     if any(re.fullmatch(r"--?traceback(=(true|1|yes))?", arg, re.IGNORECASE) for arg in argv):
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    error_line(message)
     for action in _before_failing:
         action(status)
     raise SystemExit(status)

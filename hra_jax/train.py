@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from hra_jax import cli
 from hra_jax.config.files import config_to_json, stored_difference, validate_config
 from hra_jax.config.keys import group
+from hra_jax.console import tell
 from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
@@ -132,11 +133,11 @@ def _announce(run: Run, start: int) -> None:
     if jax.process_index() != 0:
         return
     numbers, base, tasks, table = run.layout.accounting, run.material.base, run.layout.tasks, run.layout.table
-    print(f"{'resuming at step ' + str(start) if start else 'starting'}: method {run.settings.method}", flush=True)
+    tell(f"{'resuming at step ' + str(start) if start else 'starting'}: method {run.settings.method}")
     for line in train_state.describe(run.bank.described(run.state)):
-        print(f"  trained  {line}")
+        tell(f"  trained  {line}")
     frozen = 0 if run.frozen is None else numbers["backbone_parameters"]
-    print(
+    tell(
         f"  trained {numbers['trainable_parameters']:,} parameters "
         f"(shared {numbers['shared_parameters']:,}{' kept as they are' if run.state.fixed else ''} + "
         f"{numbers['tasks']} tasks x {numbers['parameters_per_task']:,}), "
@@ -145,9 +146,9 @@ def _announce(run: Run, start: int) -> None:
     learning = table.learning
     if len(learning) < len(tasks):
         names = ", ".join(tasks[row] for row in learning[:10]) + (", ..." if len(learning) > 10 else "")
-        print(f"  only {len(learning)} of the {len(tasks)} tasks have data and train: {names}")
+        tell(f"  only {len(learning)} of the {len(tasks)} tasks have data and train: {names}")
     rows, hours = len(table), table.duration.sum() / 3600
-    print(f"  data: {rows:,} utterances, {hours:.2f} h; {run.report.summary()}", flush=True)
+    tell(f"  data: {rows:,} utterances, {hours:.2f} h; {run.report.summary()}")
 
 
 # ======================================================================================================================
@@ -232,7 +233,7 @@ def _loop(
                 times.restart()  # the first step is mostly compilation
     write_data_report(run)
     if jax.process_index() == 0:
-        print(f"data: {run.report.summary()}", flush=True)
+        tell(f"data: {run.report.summary()}")
     return True
 
 

@@ -20,7 +20,8 @@ from absl import flags
 from etils import epath
 
 from hra_jax import cli
-from hra_jax.data import audio
+from hra_jax.console import tell
+from hra_jax.data import audio, sound_files
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
@@ -180,8 +181,8 @@ def make(
             silent.append(relative)
             continue
         try:
-            with audio.open_sound(os.fspath(path)) as sound:
-                duration = sound.frames / sound.samplerate
+            with sound_files.Sound(os.fspath(path)) as sound:
+                duration = sound.seconds
         except audio.AudioError as error:
             report.add(error.kind, relative, error.detail)
             continue
@@ -263,11 +264,11 @@ def check(path: epath.PathLike, *, sample_rate: int = 16000, threads: int = 4) -
 
 def _print_bad(report: DataReport, *, shown: int = 10) -> None:
     for kind, rows in report.to_json()["utterances"].items():
-        print(f"{kind}: {len(rows)}")
+        tell(f"{kind}: {len(rows)}")
         for row in rows[:shown]:
-            print(f"  {row['name']}: {row['detail']}")
+            tell(f"  {row['name']}: {row['detail']}")
         if len(rows) > shown:
-            print(f"  and {len(rows) - shown} more")
+            tell(f"  and {len(rows) - shown} more")
 
 
 def _print_speakers(utterances: list[Utterance], tag: str) -> None:
@@ -279,13 +280,13 @@ def _print_speakers(utterances: list[Utterance], tag: str) -> None:
         row[1] += utterance.duration
         row[2] += len(utterance.text.split())
     width = max([len(tag), 5, *map(len, totals)])
-    print(f"{tag:<{width}} {'utterances':>10} {'hours':>8} {'words':>9}")
+    tell(f"{tag:<{width}} {'utterances':>10} {'hours':>8} {'words':>9}")
     rows = [
         *sorted(totals.items()),
         ("total", [sum(column) for column in zip(*totals.values(), strict=True)] or [0, 0.0, 0]),
     ]
     for name, (count, seconds, spoken) in rows:
-        print(f"{name:<{width}} {count:>10} {seconds / 3600:>8.3f} {spoken:>9}")
+        tell(f"{name:<{width}} {count:>10} {seconds / 3600:>8.3f} {spoken:>9}")
 
 
 def _define_flags() -> None:
@@ -311,14 +312,14 @@ def main(argv: list[str]) -> int:
         count, silent, report = make(argv[2], values.output, speaker_from=values.speaker_from, split=values.split)
         _print_bad(report)
         if silent:
-            print(f"{len(silent)} files without a transcript were left out, such as {silent[0]}")
-        print(f"{count} utterances in {values.output}")
+            tell(f"{len(silent)} files without a transcript were left out, such as {silent[0]}")
+        tell(f"{count} utterances in {values.output}")
         return 0
     utterances, report = check(argv[2], sample_rate=values.sample_rate)
     _print_bad(report)
     _print_speakers(utterances, values.tag)
     bad = sum(report.counts().values())
-    print(f"{len(utterances)} good, {bad} bad")
+    tell(f"{len(utterances)} good, {bad} bad")
     if values.report:
         report.write(values.report)
     return 2 if bad and values.strict else 0

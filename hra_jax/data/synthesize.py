@@ -8,6 +8,7 @@
 from absl import flags
 
 from hra_jax import cli
+from hra_jax.console import tell
 from hra_jax.data.synthetic.rendering import render, summary_table
 from hra_jax.data.synthetic.speakers import SETS, speakers_from_json
 from hra_jax.errors import UserError
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
         sample_rate=values.sample_rate,
         speakers=own,
     )
-    print(summary_table(folder))
+    tell(*summary_table(folder).splitlines())
 
 
 if __name__ == "__main__":

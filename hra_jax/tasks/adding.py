@@ -18,7 +18,7 @@ from hra_jax.adapters import initial, methods
 from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
 from hra_jax.adapters.base import no_parameters
 from hra_jax.config.files import load_config, validate_config
-from hra_jax.console import listed
+from hra_jax.console import listed, tell
 from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
@@ -187,7 +187,7 @@ def copy_manifest(manifest: str, copy: epath.Path, task: str) -> None:
         row |= {"offset": found.offset} if found.offset else {}
         lines.append(json.dumps({**found.tags, **row, TASK_TAG: task}, ensure_ascii=False) + "\n")
     if any(report.counts().values()):
-        print(f"{manifest}: left out {report.summary()}", flush=True)
+        tell(f"{manifest}: left out {report.summary()}")
     write_file(copy, "".join(lines))
 
 

@@ -24,7 +24,7 @@ from etils import epath
 from hra_jax import cli
 from hra_jax.adapters import methods
 from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
-from hra_jax.console import listed, near_matches, percent, say, stdout, table
+from hra_jax.console import listed, near_matches, percent, say, stdout, table, tell
 from hra_jax.convert import peft_export
 from hra_jax.errors import UserError
 from hra_jax.storage.files import write_file
@@ -59,7 +59,7 @@ def _finish(folder: epath.Path, exported: ExportedAdapter, done: str) -> None:
     library.write(folder, exported)
     shared, own = library.parameters(exported)
     count = len(exported.tasks)
-    print(f"{done}; {folder} has {count:,} tasks, {shared:,} + {count:,} x {own:,} parameters", flush=True)
+    tell(f"{done}; {folder} has {count:,} tasks, {shared:,} + {count:,} x {own:,} parameters")
 
 
 # --- Looking ----------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def add(
         )
         if trained is None:
             again = "the same command continues" if workdir else "a run with --workdir could be continued"
-            print(f"stopped; {adapter} is as it was; {again}", flush=True)
+            tell(f"stopped; {adapter} is as it was; {again}")
             return status
         result = trained
     entry = result.tasks_json[-1]
@@ -280,9 +280,7 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
     method = methods.from_folder(exported.config)
     if peft:
         count = peft_export.write(destination, exported, task, method, load_backbone(exported, backbone))
-        print(
-            f"{task!r} for PEFT: {count} modules, rank {exported.config['method']['rank']}; {destination}", flush=True
-        )
+        tell(f"{task!r} for PEFT: {count} modules, rank {exported.config['method']['rank']}; {destination}")
         return
     reason = merging.why_not_merged(method)
     if reason is not None:
@@ -290,10 +288,9 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
         return
     name, fingerprint = merging.write_merged(destination, exported, task, load_backbone(exported, backbone))
     trained_on = exported.config["backbone"]
-    print(
+    tell(
         f"merged {task!r} ({method.name}) into {trained_on['name']} ({trained_on['fingerprint'][:12]}): {destination} "
-        f"is the backbone {name!r}, fingerprint {fingerprint[:12]}",
-        flush=True,
+        f"is the backbone {name!r}, fingerprint {fingerprint[:12]}"
     )
 
 

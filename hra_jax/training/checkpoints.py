@@ -32,6 +32,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from hra_jax.config.settings import check_settings, integer, setting
+from hra_jax.console import error_line
 from hra_jax.errors import UserError
 from hra_jax.storage.json_files import check_fields, parse_json
 from hra_jax.storage.row_log import RowLog
@@ -147,7 +148,7 @@ class Checkpoints:
             if error is None:
                 raise
             # What is already on its way up is the cause.
-            absl_logging.error("%s", trouble)
+            error_line(trouble)
 
     def due(self, step: int) -> bool:
         """Whether `save` saves this step unforced: step 1, so that storage trouble shows at once, then every N."""

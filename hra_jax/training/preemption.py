@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from hra_jax.console import tell
+
 PREEMPTED = 75  # exit status (EX_TEMPFAIL): the run was told to stop, and has saved; the same command resumes it
 
 
@@ -88,7 +90,7 @@ def stops_at_once(note: str) -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        print(note, flush=True)
+        tell(note)
         raise SystemExit(PREEMPTED)
 
     if threading.current_thread() is not threading.main_thread() or jax.distributed.is_initialized():
