@@ -18,6 +18,7 @@ from typing import IO
 from etils import epath
 
 from hra_jax.errors import UserError
+from hra_jax.storage import remote
 
 _REMOTE_SECONDS = 60.0  # between two uploads of a file that grows
 _TEMPORARY = re.compile(r"\.(.+?)(\.[0-9a-f]{16})?\.tmp")  # 0.1.0 left the random part out
@@ -53,7 +54,8 @@ class Replacement:
 
     On a local disk the temporary file has a new, random name that cannot be a link, the content is on the disk before
     the file is renamed, and the permissions of a file that is replaced are kept. A destination that is a symbolic link
-    is replaced itself; what it points at stays as it is. Remote paths (`gs://`) go through epath.
+    is replaced itself; what it points at stays as it is. In a bucket (`gs://`) an object is whole as soon as it is there:
+    the content waits on this machine until `commit`.
 
     Use it in a `with` block, which removes the temporary file unless `commit` was called.
 
@@ -79,7 +81,7 @@ class Replacement:
         self._local = not is_remote(self.path)
         self._durable = durable and self._local
         self.stream: IO[bytes] = (
-            _new_local_file(self._temporary, self.path) if self._local else self._temporary.open("wb")
+            _new_local_file(self._temporary, self.path) if self._local else remote.Upload(os.fspath(self.path))
         )
 
     def __enter__(self) -> "Replacement":
@@ -90,7 +92,7 @@ class Replacement:
 
     def close(self) -> None:
         """Completes the temporary file; it stays under its temporary name until `commit`. Raises OSError."""
-        if not self.stream.closed:
+        if self._local and not self.stream.closed:
             if self._durable:
                 self.stream.flush()
                 os.fsync(self.stream.fileno())
@@ -98,6 +100,9 @@ class Replacement:
 
     def commit(self) -> None:
         """Moves the complete file to its destination. Raises OSError; the destination is then what it was."""
+        if not self._local:
+            self.stream.close()
+            return
         self.close()
         self._temporary.replace(self.path)
         if self._durable:
@@ -105,6 +110,10 @@ class Replacement:
 
     def discard(self) -> None:
         """Removes the temporary file; nothing is left to do after `commit`."""
+        if isinstance(self.stream, remote.Upload):
+            self.stream.discard()
+            self.stream.close()
+            return
         # A full disk may refuse what is still buffered; nobody wants it any more.
         with contextlib.suppress(OSError):
             self.stream.close()

@@ -278,7 +278,7 @@ class BucketPath(_Parent):
         if kind not in ("r", "w", "a"):
             raise ValueError(f"mode={mode!r}; allowed: r, w or a, with or without b")
         path = os.fspath(self)
-        file: Any = io.BufferedReader(_Reading(path), _BUFFER) if kind == "r" else _Upload(path, keep=kind == "a")
+        file: Any = io.BufferedReader(_Reading(path), _BUFFER) if kind == "r" else Upload(path, keep=kind == "a")
         return file if "b" in mode else _Text(file, encoding=encoding or "utf-8", errors=errors)
 
 
@@ -301,7 +301,7 @@ class _Text(io.TextIOWrapper):
     """Text of an object; what a failed `with` block wrote is dropped."""
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if kind is not None and isinstance(self.buffer, _Upload):
+        if kind is not None and isinstance(self.buffer, Upload):
             self.buffer.discard()
         super().__exit__(kind, error, traceback)
 
@@ -360,7 +360,7 @@ class _Reading(io.RawIOBase):
         super().close()
 
 
-class _Upload(io.BufferedWriter):
+class Upload(io.BufferedWriter):
     """A file on this machine that becomes an object when it is closed."""
 
     def __init__(self, path: str, *, keep: bool = False):

@@ -319,6 +319,8 @@ class _Server(HTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_SECONDS
+    # An answer in two pieces would wait 40 ms for its second one.
+    wbufsize, disable_nagle_algorithm = -1, True
     server: _Server
 
     def log_message(self, *arguments: Any) -> None:
@@ -332,9 +334,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.end_headers()
+        self.wfile.flush()
         self.connection = self.server.storage.tls.wrap_socket(self.connection, server_side=True)
         self.rfile = self.connection.makefile("rb", -1)
-        self.wfile = self.connection.makefile("wb", 0)
+        self.wfile = self.connection.makefile("wb", -1)
         self.close_connection = False
 
     def do_GET(self) -> None:
