@@ -10,6 +10,8 @@ from typing import IO
 
 from etils import epath
 
+from hra_jax.storage import writing
+
 _TEMPORARY = re.compile(r"\.(.+?)(\.[0-9a-f]{16})?\.tmp")  # 0.1.0 left the random part out
 
 
@@ -41,11 +43,15 @@ class Replacement:
         self.path = epath.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = self.path.parent / f".{self.path.name}.{secrets.token_hex(8)}.tmp"
+        self._begun = writing.begin(lambda: self._temporary.unlink(missing_ok=True))
         self._local = "://" not in os.fspath(self.path)
         self._durable = durable and self._local
-        self.stream: IO[bytes] = (
-            _new_local_file(self._temporary, self.path) if self._local else self._temporary.open("wb")
-        )
+        with contextlib.ExitStack() as undo:
+            undo.callback(writing.end, self._begun)
+            self.stream: IO[bytes] = (
+                _new_local_file(self._temporary, self.path) if self._local else self._temporary.open("wb")
+            )
+            undo.pop_all()
 
     def __enter__(self) -> "Replacement":
         return self
@@ -67,6 +73,7 @@ class Replacement:
         self._temporary.replace(self.path)
         if self._durable:
             _sync_folder(self.path.parent)
+        writing.end(self._begun)
 
     def discard(self) -> None:
         """Removes the temporary file; nothing is left to do after `commit`."""
@@ -74,6 +81,7 @@ class Replacement:
         with contextlib.suppress(OSError):
             self.stream.close()
         self._temporary.unlink(missing_ok=True)
+        writing.end(self._begun)
 
 
 def _new_local_file(path: epath.Path, replaced: epath.Path) -> IO[bytes]:
