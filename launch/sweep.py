@@ -58,11 +58,8 @@ class Combination:
 
     def finished(self) -> bool:
         """Whether this very command has ended with status 0 before."""
-        try:
-            stored = json.loads((self.workdir / _STATUS).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return False
-        return stored["status"] == 0 and stored["command"] == self.command[1:]
+        stored = _read(self.workdir / _STATUS)
+        return stored.get("status") == 0 and stored.get("command") == self.command[1:]
 
     def store(self) -> None:
         """Writes down how it ended."""
@@ -79,9 +76,19 @@ class Combination:
         """Its evaluations: suite, wer and wer_macro of each."""
         found = []
         for path in sorted(self.workdir.glob("eval/*/results.json")):
-            content = json.loads(path.read_text())
-            found.append({"suite": path.parent.name, "wer": content["wer"], "wer_macro": content["wer_macro"]})
+            content = _read(path)
+            if all(isinstance(content.get(name), (int, float)) for name in ("wer", "wer_macro")):
+                found.append({"suite": path.parent.name, "wer": content["wer"], "wer_macro": content["wer_macro"]})
         return found
+
+
+def _read(path: Path) -> dict:
+    """The JSON object in a file; {} where there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def split_values(text: str) -> list[str]:

@@ -79,7 +79,7 @@ def worth_waiting(least: Patience = Patience.SECONDS) -> bool:
 
 def clear_away() -> None:
     """Removes what is half-written, for a process that is about to end."""
-    for begun in list(_going_on.values()):
+    for begun in reversed(list(_going_on.values())):  # what a lock protects before the lock
         if begun.clear is not None:
             with contextlib.suppress(OSError, ValueError):
                 begun.clear()

@@ -186,3 +186,11 @@ def test_ctrl_c_counts_where_a_shell_has_it_ignored(command, command_env):
         signal.signal(signal.SIGINT, before)
     running.send(signal.SIGINT)
     assert running.end()[0] == 130
+
+
+def test_a_lock_is_given_up_by_a_command_that_a_signal_ends(command, tmp_path):
+    running = command(f"from hra_jax.storage import locks\nwith locks.hold({str(tmp_path)!r}, 'a test'): READY; STUCK")
+    assert len(list(tmp_path.iterdir())) == 1
+    running.send(signal.SIGINT)
+    assert running.end()[0] == 130
+    assert running.seconds < 3 and list(tmp_path.iterdir()) == []
