@@ -13,8 +13,8 @@ A command is a module with a function `main(argv)`:
         cli.run(main, define_flags=define_flags, config_flag=True)
 
 Flags are defined when the command starts and not when its module is imported, so that commands can import each other
-and may have flags of the same name. Exit statuses: what `main` returns (None is 0), 2 for an error of the user's, 75 where
-storage in the network does not answer, 130 after Ctrl-C.
+and may have flags of the same name. Exit statuses: what `main` returns (None is 0), 2 for an error of the user's, 75
+where storage in the network does not answer, 130 after Ctrl-C.
 """
 
 import errno
@@ -34,6 +34,7 @@ from hra_jax.config import keys, renamed
 from hra_jax.config.files import load_config, near_key, ready_made_names, validate_config
 from hra_jax.console import error_line
 from hra_jax.errors import UserError
+from hra_jax.run.signals import INTERRUPTED
 from hra_jax.storage import remote
 
 # The C++ libraries read these once, when jax or TensorFlow is imported. What the user has set stays.
@@ -43,7 +44,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 FLAGS = flags.FLAGS
 
 USER_ERROR = 2  # exit status
-INTERRUPTED = 130  # exit status: 128 + SIGINT
 _HELP = {"help", "helpshort", "helpfull", "helpxml", "?"}
 _CONFIG_HELP = (
     "Configuration: a ready-made name (such as quickstart) or the path of a file. Any of its keys can be overridden: "
@@ -83,8 +83,8 @@ def run(
     Raises:
       SystemExit: at the end of every command, unless `main` raises what is not the user's error. Status 2 after a
         UserError, a wrong flag or configuration, and storage that is full or not writable, with one line on stderr,
-        `error: ...` (`--traceback` shows where it came from); 75 where storage in the network does not answer; 130 after
-        Ctrl-C.
+        `error: ...` (`--traceback` shows where it came from); 75 where storage in the network does not answer; 130
+        after Ctrl-C.
     """
     argv = list(sys.argv if argv is None else argv)
     try:
@@ -94,11 +94,11 @@ def run(
         if config_flag:
             argv = _define_config(argv)
         app.run(main, argv=argv, flags_parser=_parse_flags)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # where it was not started as `python -m`; else see run/signals.py
         _fail("interrupted", status=INTERRUPTED, argv=argv)
     except flags.Error as error:
         _fail(str(error), status=USER_ERROR, argv=argv)
-    except Exception as error:
+    except remote.client_errors() as error:
         away = remote.unavailable(error)
         if away is not None:
             _fail(_storage_away(error, away), status=remote.UNAVAILABLE, argv=argv)
@@ -185,8 +185,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _storage_away(error: BaseException, away: remote.StorageUnavailable) -> str:
     """What to tell where storage in the network did not answer."""
-    where = f"{away.filename}: " if away.filename and str(away.filename) not in str(error) else ""
     reason = str(error) if isinstance(error, UserError) else (away.strerror or str(away))
+    where = f"{away.filename}: " if away.filename and str(away.filename) not in reason else ""
     return f"{where}{reason}; the same command goes on from what is saved"
 
 

@@ -18,6 +18,7 @@ import soundfile
 from etils import epath
 
 from hra_jax.data import mpeg
+from hra_jax.storage import remote
 from hra_jax.data.report import KINDS
 
 LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz
@@ -223,7 +224,7 @@ def _head_of_file(path: str) -> bytes:
 
 
 def _read_remote(path: str) -> bytes:
-    """The content of a remote file; AudioError or OSError."""
+    """The content of a remote file; AudioError, FileNotFoundError, or StorageUnavailable where the whole bucket is away."""
     scheme = path.split("://", 1)[0]
     if scheme not in REMOTE_SCHEMES:
         allowed = ", ".join(f"{name}://" for name in ("file", *REMOTE_SCHEMES))
@@ -232,16 +233,12 @@ def _read_remote(path: str) -> bytes:
         content: bytes = epath.Path(path).read_bytes()
     except FileNotFoundError:
         raise
-    except _storage_errors() as error:
+    except (*remote.client_errors(), ImportError) as error:
+        # A recording that is unreachable is left out; a run must not leave out all of them while storage is away.
+        if isinstance(error, remote.StorageUnavailable) and not remote.answers(path):
+            raise
         raise AudioError("unreachable_audio", one_line(error)[:300]) from error
     return content
-
-
-def _storage_errors() -> tuple[type[Exception], ...]:
-    """What reading remote storage raises: TensorFlow's errors are no OSError."""
-    tensorflow = sys.modules.get("tensorflow")  # it is there if it was read with
-    own = () if tensorflow is None else (tensorflow.errors.OpError,)
-    return OSError, RuntimeError, ValueError, ImportError, *own
 
 
 # --- MPEG audio -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import io
 import os
 import random
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -73,6 +74,11 @@ _HTTP = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 408
     409: "ALREADY_EXISTS",
     429: "RESOURCE_EXHAUSTED",
 }
+_CLIENT_ERRORS = (
+    ("tensorflow.python.framework.errors_impl", "OpError"),
+    ("google.api_core.exceptions", "GoogleAPIError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+)
 # How TensorStore begins, which raises ValueError for everything, and what it says where it was about HTTP.
 _TENSORSTORE = re.compile(rf"\s*({'|'.join(_CODES[1:])}): ")
 _OF_HTTP = re.compile(r"gs://|\"gcs\"|http_response_code|CURL|googleapis")
@@ -129,6 +135,15 @@ def as_os_error(error: BaseException, path: epath.PathLike = "") -> OSError | No
     return kind(number, reason, os.fspath(path) or None)
 
 
+def client_errors() -> tuple[type[Exception], ...]:
+    """What clients of storage raise, those that are loaded: for an `except` that then asks `as_os_error`."""
+    found: list[type[Exception]] = [OSError, ValueError, RuntimeError, KeyError]
+    for module, name in _CLIENT_ERRORS:
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
+
+
 def unavailable(error: BaseException | None) -> StorageUnavailable | None:
     """The StorageUnavailable that an error comes from, by way of its causes; None where that is not why."""
     while error is not None:
@@ -161,7 +176,7 @@ def retried(act: Callable[[], _T], path: epath.PathLike) -> _T:
     while True:
         try:
             return act()
-        except Exception as error:
+        except client_errors() as error:
             known = as_os_error(error, path)
             if known is None:
                 raise
@@ -178,10 +193,10 @@ def answers(path: epath.PathLike) -> bool:
     A recording that is unreachable by itself is left out; storage that is away ends the command.
     """
     scheme, _, rest = os.fspath(path).partition("://")
-    bucket = _Parent(f"{scheme}://{rest.partition('/')[0]}/")
+    bucket = f"{scheme}://{rest.partition('/')[0]}/"
     try:
-        bucket.is_dir()
-    except Exception as error:
+        _gfile().stat(bucket)
+    except client_errors() as error:
         if as_os_error(error) is None:
             raise
         return not isinstance(as_os_error(error), StorageUnavailable)
@@ -206,13 +221,27 @@ class BucketPath(_Parent):
 
     def is_dir(self) -> bool:
         """Whether there are objects below this name."""
-        return self._retried(super().is_dir)
+        # TensorFlow's `isdir` takes storage that is away for a folder that is not there.
+        try:
+            return bool(self.stat().is_directory)
+        except FileNotFoundError:
+            return False
 
     def iterdir(self) -> Iterator[Self]:
         """What lies directly below; FileNotFoundError where nothing is."""
         parent = super()
-        # TensorFlow lists the folders with a slash, and the mark of the folder itself with no name.
-        return iter([entry for entry in self._retried(lambda: list(parent.iterdir())) if entry != self])
+
+        def entries() -> list[Self]:
+            try:
+                return list(parent.iterdir())
+            except client_errors() as error:
+                # TensorFlow's `listdir` says the same of storage that is away.
+                if isinstance(as_os_error(error), FileNotFoundError) and self.is_dir():
+                    raise StorageUnavailable(errno.EAGAIN, "the storage does not list it", os.fspath(self)) from error
+                raise
+
+        # Folders are listed with a slash, and the mark of the folder itself without a name.
+        return iter([entry for entry in self._retried(entries) if entry != self])
 
     def glob(self, pattern: str) -> Iterator[Self]:
         """What matches a pattern without `**`."""
@@ -226,8 +255,10 @@ class BucketPath(_Parent):
 
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
         """Makes the mark of a folder; a bucket needs none, but those who look for one find it."""
-        parent = super()
-        self._retried(lambda: parent.mkdir(mode=mode, parents=parents, exist_ok=exist_ok))
+        del mode, parents  # there are none
+        if not exist_ok and self.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(self))
+        self._retried(lambda: _gfile().makedirs(os.fspath(self)))
 
     def rmdir(self) -> None:
         """Removes the mark of an empty folder."""
@@ -236,7 +267,7 @@ class BucketPath(_Parent):
     def rmtree(self, missing_ok: bool = False) -> None:
         """Removes everything below this name."""
         parent = super()
-        _again(lambda: parent.rmtree(missing_ok=missing_ok), self, done=lambda: not parent.is_dir())
+        _again(lambda: parent.rmtree(missing_ok=missing_ok), self, done=lambda: not self.is_dir())
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Removes an object."""
@@ -350,7 +381,7 @@ class _Reading(io.RawIOBase):
             if self._file.tell() != self._position:
                 self._file.seek(self._position)
             return self._file.read(count)
-        except Exception:
+        except client_errors():
             self._file = None
             raise
 
@@ -366,9 +397,9 @@ class Upload(io.BufferedWriter):
     def __init__(self, path: str, *, keep: bool = False):
         """Opens it; `keep`: what the object holds already comes first."""
         self._path, self._dropped = path, False
-        # The client is handed a name, and reads from it anew at every try.
-        descriptor, self._local = tempfile.mkstemp(prefix="hra_jax-upload-")
-        super().__init__(io.FileIO(descriptor, "wb"), _BUFFER)
+        # A file without a name in any folder: of a process that is killed nothing stays behind.
+        self._local = tempfile.TemporaryFile(prefix="hra_jax-upload-", buffering=0)  # noqa: SIM115  # closed with it
+        super().__init__(self._local, _BUFFER)
         if keep:
             with contextlib.suppress(FileNotFoundError), epath.Path(path).open("rb") as file:
                 self.write(file.read())
@@ -387,12 +418,14 @@ class Upload(io.BufferedWriter):
         if self.closed:
             return
         try:
-            super().close()
             if not self._dropped:
-                retried(lambda: _gfile().copy(self._local, self._path, overwrite=True), self._path)
+                self.flush()
+                # The client is handed a name, and reads from it anew at every try.
+                name = f"/proc/self/fd/{self._local.fileno()}"
+                retried(lambda: _gfile().copy(name, self._path, overwrite=True), self._path)
         finally:
-            with contextlib.suppress(OSError):
-                os.unlink(self._local)
+            with contextlib.suppress(OSError):  # what a full disk has no room for
+                super().close()
 
 
 def _gfile() -> Any:

@@ -3,8 +3,9 @@
     with Storage("bucket") as storage:
         os.environ.update(storage.environment)
         epath.Path("gs://bucket/file").write_text("text")
+        assert storage.read("gs://bucket/file") == b"text"
 
-Three clients reach it, each in its own way, by environment variables that they read when they are loaded:
+Three clients reach it, each in its own way, by environment variables:
 
     TensorFlow      has the addresses of Google built in. It goes through `https_proxy`, which is this server, to what
                     it takes for Google by a certificate that CURL_CA_BUNDLE vouches for.
@@ -12,6 +13,7 @@ Three clients reach it, each in its own way, by environment variables that they 
     google-cloud-cpp, inside of array_record, and google-cloud-storage for Python
                     CLOUD_STORAGE_EMULATOR_ENDPOINT and STORAGE_EMULATOR_HOST; plain HTTP
 
+The server is a process of its own: some acts of TensorFlow hold the lock of the interpreter while they wait for it.
 Served are the JSON API (list, get, ranges, uploads of all three kinds, delete, copy, rewrite, compose, generations and
 their preconditions) and reads by the XML API. Only the loopback interface is listened on.
 """
@@ -26,8 +28,10 @@ import re
 import shutil
 import ssl
 import subprocess
+import sys
 import tempfile
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from email.parser import BytesHeaderParser
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -38,6 +42,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 HOSTS = ("www.googleapis.com", "storage.googleapis.com")
 _THREADS = 64  # at most so many connections at a time; the others wait
 _IDLE_SECONDS = 20  # after which a connection is closed
+_CONTROL = "/_control/"
 _PAGE = 1000  # names in an answer to a listing
 
 
@@ -73,91 +78,62 @@ class _Refused(Exception):
         self.status, self.reason = status, reason
 
 
-class Storage:
-    """A server with buckets.
+@dataclasses.dataclass(frozen=True)
+class Trouble:
+    """Every n-th request whose method and decoded path match the pattern is answered by a status."""
 
-    Attributes:
-      requests: every request so far, in order.
-      trouble: asked before each request: a status such as 503 is the answer; None lets it pass. `sometimes` and
-        `always` make such rules.
-    """
+    pattern: str
+    status: int
+    every: int
 
-    def __init__(self, *buckets: str):
-        """Makes empty buckets; nothing is served before `__enter__`."""
-        self.buckets: dict[str, dict[str, Blob]] = {name: {} for name in buckets}
-        self.requests: list[Asked] = []
-        self.trouble: Callable[[Asked], int | None] = lambda asked: None
+
+class _Buckets:
+    """What the server keeps."""
+
+    def __init__(self, names: list[str]):
+        self.buckets: dict[str, dict[str, Blob]] = {name: {} for name in names}
+        self.requests: list[str] = []
+        self.trouble: Trouble | None = None
+        self.matched = 0
         self.lock = threading.RLock()
         self.uploads: dict[str, tuple[str, str, dict[str, str], bytearray]] = {}
         self._generation = 1_700_000_000_000_000
-        self._folder = Path(tempfile.mkdtemp(prefix="gcs-"))
 
-    def __enter__(self) -> "Storage":
-        make_certificate(self._folder)
-        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.tls.load_cert_chain(self._folder / "server.pem", self._folder / "server.key")
-        self.tls.set_alpn_protocols(["http/1.1"])
-        self._server = _Server(self)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    @property
-    def address(self) -> str:
-        """Such as http://127.0.0.1:41234."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The variables that lead all clients here. TensorFlow reads them when it first opens a gs:// path."""
-        return {
-            "https_proxy": self.address,
-            "no_proxy": "localhost,127.0.0.1",
-            "CURL_CA_BUNDLE": str(self._folder / "authority.pem"),
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "nobody",
-            "NO_GCE_CHECK": "true",
-            "TENSORSTORE_GCS_HTTP_URL": self.address,
-            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.address,
-            "STORAGE_EMULATOR_HOST": self.address,
-        }
-
-    def write(self, path: str, content: bytes) -> None:
-        """Puts an object there without a client; `path` is gs://BUCKET/NAME."""
-        bucket, name = _split(path)
-        self.put(bucket, name, content, {}, {})
-
-    def read(self, path: str) -> bytes:
-        """The content of an object."""
-        bucket, name = _split(path)
-        return self.buckets[bucket][name].content
-
-    def names(self, path: str) -> list[str]:
-        """The names of all objects that begin with gs://BUCKET/PREFIX, without that prefix."""
-        bucket, prefix = _split(path)
+    def note(self, asked: Asked) -> None:
+        """Notes a request; refuses it where the rule of trouble says so."""
         with self.lock:
-            return sorted(name[len(prefix) :] for name in self.buckets[bucket] if name.startswith(prefix))
+            line = f"{asked.method} {asked.decoded}"
+            self.requests.append(line)
+            if self.trouble is None or not re.search(self.trouble.pattern, line):
+                return
+            self.matched += 1
+            if self.matched % self.trouble.every == 0:
+                raise _Refused(self.trouble.status, "trouble that the test asked for")
 
-    def upload_folder(self, folder: Path, path: str) -> None:
-        """Puts all files of a local folder below gs://BUCKET/PREFIX."""
-        for file in sorted(Path(folder).rglob("*")):
-            if file.is_file():
-                self.write(f"{path}/{file.relative_to(folder)}", file.read_bytes())
+    def control(self, act: str, value: dict[str, Any]) -> Any:
+        """What a test asks for beside the protocol of the clients; JSON to JSON."""
+        with self.lock:
+            if act == "write":
+                bucket, name = _split(value["path"])
+                return self.put(bucket, name, base64.b64decode(value["content"]), {}, {})
+            if act == "read":
+                bucket, name = _split(value["path"])
+                return base64.b64encode(self.find(bucket, name).content).decode()
+            if act == "names":
+                bucket, prefix = _split(value["path"])
+                return sorted(name[len(prefix) :] for name in self.buckets[bucket] if name.startswith(prefix))
+            if act == "requests":
+                return self.requests
+            if act == "trouble":
+                self.trouble, self.matched = (Trouble(**value) if value else None), 0
+                return None
+            assert act == "clear", act
+            self.trouble, self.requests = None, []
+            for blobs in self.buckets.values():
+                blobs.clear()
+            return None
 
-    def download_folder(self, path: str, folder: Path) -> Path:
-        """Writes all objects below gs://BUCKET/PREFIX to a local folder; returns it."""
-        for name in self.names(f"{path}/"):
-            if name and not name.endswith("/"):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(self.read(f"{path}/{name}"))
-        return folder
-
-    # --- What the requests do ------------------------------------------------------------------------------------------
+    # --- What the requests do --------------------------------------------------------------------------------
 
     def find(self, bucket: str, name: str) -> Blob:
         """An object; refused with 404 where it is not there."""
@@ -213,8 +189,8 @@ class Storage:
             "timeCreated": "2026-01-01T00:00:00.000Z",
             "updated": "2026-01-01T00:00:00.000Z",
             "metadata": blob.metadata,
-            "selfLink": f"{self.address}/storage/v1/b/{where}",
-            "mediaLink": f"{self.address}/download/storage/v1/b/{where}?alt=media",
+            "selfLink": f"/storage/v1/b/{where}",
+            "mediaLink": f"/download/storage/v1/b/{where}?alt=media",
         }
 
     def listing(self, bucket: str, parameters: dict[str, str]) -> dict[str, Any]:
@@ -262,25 +238,6 @@ def _split(path: str) -> tuple[str, str]:
     return bucket, name
 
 
-def sometimes(every: int, *, status: int = 503, pattern: str = "") -> Callable[[Asked], int | None]:
-    """A rule of trouble: every n-th request whose method and decoded path match the pattern is answered by a status."""
-    lock, count = threading.Lock(), [0]
-
-    def rule(asked: Asked) -> int | None:
-        if not re.search(pattern, f"{asked.method} {asked.decoded}"):
-            return None
-        with lock:
-            count[0] += 1
-            return status if count[0] % every == 0 else None
-
-    return rule
-
-
-def always(pattern: str, *, status: int = 503) -> Callable[[Asked], int | None]:
-    """A rule of trouble: every request whose method and decoded path match the pattern is answered by a status."""
-    return sometimes(1, status=status, pattern=pattern)
-
-
 def make_certificate(folder: Path) -> None:
     """Writes an authority of its own, and a certificate by which this server is Google, to a folder."""
     openssl = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -297,8 +254,8 @@ class _Server(HTTPServer):
 
     request_queue_size = 128
 
-    def __init__(self, storage: Storage):
-        self.storage = storage
+    def __init__(self, storage: _Buckets, tls: ssl.SSLContext):
+        self.storage, self.tls = storage, tls
         self.slots = threading.BoundedSemaphore(_THREADS)
         super().__init__(("127.0.0.1", 0), _Handler)
 
@@ -335,7 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
         self.wfile.flush()
-        self.connection = self.server.storage.tls.wrap_socket(self.connection, server_side=True)
+        self.connection = self.server.tls.wrap_socket(self.connection, server_side=True)
         self.rfile = self.connection.makefile("rb", -1)
         self.wfile = self.connection.makefile("wb", -1)
         self.close_connection = False
@@ -352,12 +309,11 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         parameters = dict(parse_qsl(url.query, keep_blank_values=True))
         asked = Asked(self.command, url.path, parameters, {key.lower(): value for key, value in self.headers.items()})
-        with storage.lock:
-            storage.requests.append(asked)
         try:
-            status = storage.trouble(asked)
-            if status is not None:
-                raise _Refused(status, "trouble that the test asked for")
+            if asked.path.startswith(_CONTROL):
+                self._json(storage.control(asked.path.removeprefix(_CONTROL), json.loads(body)))
+                return
+            storage.note(asked)
             self._route(asked, body)
         except _Refused as refused:
             content = json.dumps({"error": {"code": refused.status, "message": refused.reason}}).encode()
@@ -519,9 +475,107 @@ _ROUTES: tuple[tuple[re.Pattern[str], Callable[..., None]], ...] = (
 )
 
 
+def _serve(folder: Path, names: list[str]) -> None:
+    """The process of the server; it ends with the one that started it, which then closes its standard input."""
+    make_certificate(folder)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(folder / "server.pem", folder / "server.key")
+    tls.set_alpn_protocols(["http/1.1"])
+    server = _Server(_Buckets(names), tls)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sys.stdout.write(f"http://127.0.0.1:{server.server_address[1]}\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+
+
+# --- What tests hold --------------------------------------------------------------------------------------------------
+
+
+class Storage:
+    """A server with buckets, while the `with` block lasts."""
+
+    def __init__(self, *buckets: str):
+        """Makes empty buckets; nothing is served before `__enter__`."""
+        self._folder = Path(tempfile.mkdtemp(prefix="gcs-"))
+        self._command = [sys.executable, __file__, str(self._folder), *buckets]
+
+    def __enter__(self) -> "Storage":
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.address = self._process.stdout.readline().strip()
+        assert self.address, "the emulator did not start"
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.communicate(timeout=10)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that lead all clients here."""
+        return {
+            "https_proxy": self.address,
+            "no_proxy": "localhost,127.0.0.1",
+            "CURL_CA_BUNDLE": str(self._folder / "authority.pem"),
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "nobody",
+            "NO_GCE_CHECK": "true",
+            "TENSORSTORE_GCS_HTTP_URL": self.address,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.address,
+            "STORAGE_EMULATOR_HOST": self.address,
+        }
+
+    def _control(self, act: str, **value: Any) -> Any:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        request = urllib.request.Request(f"{self.address}{_CONTROL}{act}", json.dumps(value).encode())
+        with opener.open(request, timeout=30) as answer:
+            return json.loads(answer.read())
+
+    def clear(self) -> None:
+        """Empties all buckets, forgets the requests, and makes no more trouble."""
+        self._control("clear")
+
+    def fail(self, pattern: str = "", *, every: int = 1, status: int = 503) -> None:
+        """Answers every n-th request whose method and decoded path match a pattern by a status."""
+        self._control("trouble", pattern=pattern, every=every, status=status)
+
+    def work(self) -> None:
+        """Makes no more trouble."""
+        self._control("trouble")
+
+    @property
+    def requests(self) -> list[str]:
+        """Every request since the last `clear`: method and decoded path."""
+        return self._control("requests")
+
+    def write(self, path: str, content: bytes) -> None:
+        """Puts an object there without a client; `path` is gs://BUCKET/NAME."""
+        self._control("write", path=path, content=base64.b64encode(content).decode())
+
+    def read(self, path: str) -> bytes:
+        """The content of an object."""
+        return base64.b64decode(self._control("read", path=path))
+
+    def names(self, path: str) -> list[str]:
+        """The names of all objects that begin with gs://BUCKET/PREFIX, without that prefix and without folders."""
+        return [name for name in self._control("names", path=path) if name and not name.endswith("/")]
+
+    def upload_folder(self, folder: Path, path: str) -> None:
+        """Puts all files of a local folder below gs://BUCKET/PREFIX."""
+        for file in sorted(Path(folder).rglob("*")):
+            if file.is_file():
+                self.write(f"{path}/{file.relative_to(folder)}", file.read_bytes())
+
+    def download_folder(self, path: str, folder: Path) -> Path:
+        """Writes all objects below gs://BUCKET/PREFIX to a local folder; returns it."""
+        for name in self.names(f"{path}/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(self.read(f"{path}/{name}"))
+        return folder
+
+
 @contextlib.contextmanager
 def serving(*buckets: str) -> Iterator[Storage]:
-    """Serves empty buckets to the clients of this process and of those that it starts, without pauses of TensorFlow."""
+    """Serves empty buckets to the clients of this process and of those that it starts."""
     with Storage(*buckets) as storage:
         earlier = {name: os.environ.get(name) for name in storage.environment}
         os.environ.update(storage.environment)
@@ -530,3 +584,7 @@ def serving(*buckets: str) -> Iterator[Storage]:
         finally:
             for name, value in earlier.items():
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]), sys.argv[2:])

@@ -22,6 +22,7 @@ import tqdm
 from hra_jax.data.synthetic import grammar
 from hra_jax.data.synthetic.speakers import SETS, Speaker, SpeakerSet, check_speaker, custom_set
 from hra_jax.errors import UserError
+from hra_jax.run import children
 from hra_jax.storage.files import write_file
 from hra_jax.storage.json_files import COUNT, Kind, check_fields, read_object
 
@@ -70,12 +71,13 @@ def _start_worker() -> subprocess.Popen[str]:
     # found it.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    return subprocess.Popen(
+    return children.start(
         [sys.executable, "-m", "hra_jax.data.synthetic.voice_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
         text=True,
+        start_new_session=True,  # Ctrl-C is for this process, which takes its workers with it
     )
 
 
