@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from etils import epath
 
+from hra_jax.storage import writing
 from hra_jax.storage.files import check_no_links, is_remote, remove_folder, rename_folder, sync_folder
 
 _AT_FDCWD = -100
@@ -25,6 +26,7 @@ _RENAME_EXCHANGE = 2
 _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
+@writing.going_on()
 def replace_folder(
     folder: epath.PathLike, write: Callable[[epath.Path], None], *, rewritten: Callable[[str], bool] | None = None
 ) -> None:
