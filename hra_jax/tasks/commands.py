@@ -305,18 +305,16 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
             _finish(destination, library.picked(exported, [task]), f"exported {task!r} alone; {reason}")
             return
         files = load_backbone(exported, backbone)
-        written: list[Any] = []  # by the function that writes
         if peft:
-            folders.replace_folder(
-                destination, lambda fresh: written.append(peft_export.write(fresh, exported, task, method, files))
+            count = folders.replace_folder(
+                destination, lambda fresh: peft_export.write(fresh, exported, task, method, files)
             )
-            rank = exported.config["method"]["rank"]
-            tell(f"{task!r} for PEFT: {written[0]} modules, rank {rank}; {destination}")
+            tell(f"{task!r} for PEFT: {count} modules, rank {exported.config['method']['rank']}; {destination}")
             return
-        folders.replace_folder(
-            destination, lambda fresh: written.append(merging.write_merged(fresh, exported, task, files))
+        name, fingerprint = folders.replace_folder(
+            destination, lambda fresh: merging.write_merged(fresh, exported, task, files)
         )
-        (name, fingerprint), trained_on = written[0], exported.config["backbone"]
+        trained_on = exported.config["backbone"]
         tell(
             f"merged {task!r} ({method.name}) into {trained_on['name']} ({trained_on['fingerprint'][:12]}): "
             f"{destination} is the backbone {name!r}, fingerprint {fingerprint[:12]}"
