@@ -36,7 +36,7 @@ from hra_jax.training import sharding, train_state
 from hra_jax.training.checkpoints import METRIC, Checkpoints
 from hra_jax.training.flops import CountedStep
 from hra_jax.training.metrics import MetricWriter
-from hra_jax.training.preemption import PREEMPTED, PreemptionGuard, stops_at_once
+from hra_jax.training.preemption import PreemptionGuard, stops_at_once
 from hra_jax.training.profiling import Profiler, ProfileSettings
 from hra_jax.training.progress import Progress
 from hra_jax.training.step import LOST
@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
       workdir: the work directory; one that holds checkpoints of the same configuration is continued.
 
     Returns:
-      The exit status: 0, or 75 after SIGTERM, with everything saved.
+      The exit status: 0, or 75 after SIGTERM and 130 after Ctrl-C, with everything saved.
 
     Raises:
       SystemExit: SIGTERM came after the last step; the status is 75.
@@ -70,7 +70,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
         with open_checkpoints(run, group(config, "checkpoint")) as checkpoints:
             # ---------------------------------------------------------------------------------------- restore and loop
             position = _restore_or_start(run, checkpoints)
-            done = _loop(
+            stopped = _loop(
                 run,
                 checkpoints,
                 position=position,
@@ -80,8 +80,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
                 profile=group(config, "profile"),
                 keep_best_rows=exported.step == BEST_PER_TASK,
             )
-            if not done:
-                return PREEMPTED
+            if stopped:
+                return stopped
             # -------------------------------------------------------------------------------------------------- finish
             with stops_at_once("stopped by SIGTERM after the last step; the same command evaluates and exports"):
                 finish(run, checkpoints, config=config, exported=exported, bootstrap=evaluation.bootstrap)
@@ -166,11 +166,11 @@ def _loop(
     evaluation: EvaluationSettings,
     profile: ProfileSettings,
     keep_best_rows: bool,
-) -> bool:
-    """Trains to the last step; False after SIGTERM. What was trained is left in `run`."""
+) -> int:
+    """Trains to the last step; the exit status where a signal stopped it, else 0. What was trained is left in `run`."""
     layout, start, steps = run.layout, int(run.state.step), run.settings.steps
     if start == steps:
-        return True
+        return 0
     loader = TrainLoader(
         layout.table,
         seed=run.settings.seed,
@@ -199,6 +199,7 @@ def _loop(
             flops = flops_of(run.bank.as_stepped(run.state), run.frozen, arrays) if peak else 0
             run.state, outputs = run.bank.step(run.state, run.frozen, arrays, loader.tasks)
             times.stepped(flops)
+            guard.stepped()
             last = outputs["loss"]
 
             # ------------------------------------------------------------------------------------------------ metrics
@@ -228,13 +229,13 @@ def _loop(
             if stop:
                 checkpoints.wait()
                 progress.note(f"stopped by {guard.reason or 'a signal'} at step {step}; everything is saved")
-                return False
+                return guard.status
             if step == start + 1:
                 times.restart()  # the first step is mostly compilation
     write_data_report(run)
     if jax.process_index() == 0:
         tell(f"data: {run.report.summary()}")
-    return True
+    return 0
 
 
 def _check_metrics(step: int, metrics: dict[str, float], *, tasks: int, max_tasks: int) -> None:

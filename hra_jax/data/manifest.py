@@ -21,7 +21,7 @@ from etils import epath
 
 from hra_jax import cli
 from hra_jax.console import tell
-from hra_jax.data import audio
+from hra_jax.data import audio, sound_files
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
@@ -181,8 +181,8 @@ def make(
             silent.append(relative)
             continue
         try:
-            with audio.open_sound(os.fspath(path)) as sound:
-                duration = sound.frames / sound.samplerate
+            with sound_files.Sound(os.fspath(path)) as sound:
+                duration = sound.seconds
         except audio.AudioError as error:
             report.add(error.kind, relative, error.detail)
             continue

@@ -16,7 +16,6 @@ from hra_jax.evaluation.report import evaluate_results, print_table, write_repor
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
 from hra_jax.run import processes
 from hra_jax.run.place import Run, frozen_weights
-from hra_jax.storage.json_files import read_object
 
 DATA_REPORT = "data_report.json"  # in the work directory
 
@@ -33,7 +32,7 @@ def data_report(workdir: epath.PathLike, *, strict: bool, keep: bool) -> Iterato
     path = epath.Path(workdir) / DATA_REPORT
     report = DataReport(strict=strict)
     if keep and path.exists():
-        report.merge(read_object(path, {"utterances": dict}))
+        report.read(path)
     try:
         yield report
     except UserError:

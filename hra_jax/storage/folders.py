@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from etils import epath
 
+from hra_jax.storage import writing
 from hra_jax.storage.files import check_no_links, is_remote, remove_folder, rename_folder, sync_folder
 
 _Written = TypeVar("_Written")
@@ -27,6 +28,7 @@ _RENAME_EXCHANGE = 2
 _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
+@writing.going_on()
 def replace_folder(
     folder: epath.PathLike, write: Callable[[epath.Path], _Written], *, rewritten: Callable[[str], bool] | None = None
 ) -> _Written:

@@ -30,6 +30,7 @@ from etils import epath
 
 from hra_jax.console import tell
 from hra_jax.errors import UserError
+from hra_jax.storage import writing
 from hra_jax.storage.files import is_remote, make_folder, remove_file
 from hra_jax.storage.json_files import parse_json
 
@@ -68,11 +69,13 @@ class Lock:
         self._process = os.getpid()
         self._count = 0
         self._lost = False
+        self._begun = -1
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew_on, name="lock", daemon=True)
 
     def start(self) -> None:
-        """Begins to renew it."""
+        """Begins to renew it; a signal that ends the process gives it up."""
+        self._begun = writing.begin(self.release, patience=writing.Patience.NONE)
         self._thread.start()
 
     def check(self) -> None:
@@ -88,6 +91,7 @@ class Lock:
         """Gives it up; in a process that was forked from the owner's nothing happens."""
         if os.getpid() != self._process:
             return
+        writing.end(self._begun)
         self._ended.set()
         self._thread.join(_PATIENCE_SECONDS)  # it may wait for storage that does not answer
         # Who took it over keeps it. Storage that is gone keeps a lock that nobody renews.

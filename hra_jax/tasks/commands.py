@@ -176,7 +176,7 @@ def add(
       workdir: as `adding.train_task`.
 
     Returns:
-      The exit status: 0, or 75 after SIGTERM, when the adapter is as it was.
+      The exit status: 0, or 75 after SIGTERM and 130 after Ctrl-C, when the adapter is as it was.
 
     Raises:
       UserError: a name that is not allowed or in use, another backbone, a bad manifest, or a setting without use.

@@ -23,6 +23,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hra_jax.errors import UserError
 from hra_jax.storage.files import GrowingFile, make_folder, write_file
+from hra_jax.storage.json_files import parse_json
 
 
 class MetricWriter:
@@ -150,7 +151,7 @@ def _step_of(line: bytes) -> float:
     if not line.endswith(b"\n"):
         return math.inf
     try:
-        return float(json.loads(line)["step"])
+        return float(parse_json(line, where="a line of metrics")["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 

@@ -23,9 +23,10 @@ from hra_jax.console import listed
 from hra_jax.data.synthetic import grammar
 from hra_jax.data.synthetic.speakers import SETS, Speaker, SpeakerSet, check_speaker, custom_set
 from hra_jax.errors import UserError
+from hra_jax.run import children
 from hra_jax.storage import locks
 from hra_jax.storage.files import check_no_link, make_folder, remove_file, write_file
-from hra_jax.storage.json_files import read_object
+from hra_jax.storage.json_files import COUNT, Kind, check_fields, read_object
 
 _RENDERING = 1  # raise it when the same request gives other samples or texts than before
 _DONE = "synthesis.json"
@@ -73,12 +74,13 @@ def _start_worker() -> subprocess.Popen[str]:
     # found it.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    return subprocess.Popen(
+    return children.start(
         [sys.executable, "-m", "hra_jax.data.synthetic.voice_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
         text=True,
+        start_new_session=True,  # Ctrl-C is for this process, which takes its workers with it
     )
 
 
@@ -307,7 +309,10 @@ def _render_into(
 def summary_table(folder: str | os.PathLike) -> str:
     """The table of a finished rendering: speaker and split, utterances, seconds, words."""
     summary = read_object(pathlib.Path(folder) / _DONE, {"speakers": dict, "hash": str, "espeak": str})
-    rows = [(name, *row.values()) for name, row in summary["speakers"].items()]
+    columns: dict[str, Kind] = {"utterances": COUNT, "seconds": float, "words": COUNT}
+    for name, row in summary["speakers"].items():
+        check_fields(row, columns, where=f"{pathlib.Path(folder) / _DONE}: speakers.{name}")
+    rows = [(name, *(row[column] for column in columns)) for name, row in summary["speakers"].items()]
     rows.append(("total", *(round(sum(column), 1) for column in list(zip(*rows, strict=True))[1:])))
     width = max(len(row[0]) for row in rows)
     lines = [f"{'speaker':<{width}} {'utterances':>10} {'seconds':>9} {'words':>7}"]
