@@ -4,7 +4,6 @@ python -m hra_jax.train --config quickstart --workdir runs/quickstart
 """
 
 import functools
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 from hra_jax import cli
 from hra_jax.config.files import config_from_json, config_to_json, stored_difference, validate_config
 from hra_jax.config.keys import group
-from hra_jax.console import listed
+from hra_jax.console import error_line, listed, tell
 from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
@@ -46,7 +45,7 @@ from hra_jax.training import sharding, train_state
 from hra_jax.training.checkpoints import METRIC, Checkpoints
 from hra_jax.training.flops import CountedStep
 from hra_jax.training.metrics import MetricWriter
-from hra_jax.training.preemption import PREEMPTED, PreemptionGuard, stops_at_once
+from hra_jax.training.preemption import PreemptionGuard, stops_at_once
 from hra_jax.training.profiling import Profiler, ProfileSettings
 from hra_jax.training.progress import Progress
 from hra_jax.training.step import LOST
@@ -65,7 +64,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
 
     Returns:
       The exit status: 0; 4 where all is trained and exported, but a validation or the evaluation failed; or 75 after
-      SIGTERM, with everything saved.
+      SIGTERM and 130 after Ctrl-C, with everything saved.
 
     Raises:
       SystemExit: SIGTERM came after the last step; the status is 75.
@@ -82,7 +81,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
         with open_checkpoints(run, group(config, "checkpoint")) as checkpoints:
             # ---------------------------------------------------------------------------------------- restore and loop
             position = _restore_or_start(run, checkpoints)
-            done = _loop(
+            stopped = _loop(
                 run,
                 checkpoints,
                 position=position,
@@ -92,14 +91,14 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
                 profile=group(config, "profile"),
                 keep_best_rows=exported.step == BEST_PER_TASK,
             )
-            if not done:
-                return PREEMPTED
+            if stopped:
+                return stopped
             # -------------------------------------------------------------------------------------------------- finish
             with stops_at_once("stopped by SIGTERM after the last step; the same command evaluates and exports"):
                 finish(run, checkpoints, config=config, exported=exported, bootstrap=evaluation.bootstrap)
             if run.failures and jax.process_index() == 0:
                 failed = "; ".join(run.failures)
-                print(f"everything is trained and exported, but these failed: {failed}", file=sys.stderr, flush=True)
+                error_line(f"everything is trained and exported, but: {failed}")
     return NOT_SCORED if run.failures else 0
 
 
@@ -156,11 +155,11 @@ def _announce(run: Run, start: int) -> None:
     if jax.process_index() != 0:
         return
     numbers, base, tasks, table = run.layout.accounting, run.material.base, run.layout.tasks, run.layout.table
-    print(f"{'resuming at step ' + str(start) if start else 'starting'}: method {run.settings.method}", flush=True)
+    tell(f"{'resuming at step ' + str(start) if start else 'starting'}: method {run.settings.method}")
     for line in train_state.describe(run.bank.described(run.state)):
-        print(f"  trained  {line}")
+        tell(f"  trained  {line}")
     frozen = 0 if run.frozen is None else numbers["backbone_parameters"]
-    print(
+    tell(
         f"  trained {numbers['trainable_parameters']:,} parameters "
         f"(shared {numbers['shared_parameters']:,}{' kept as they are' if run.state.fixed else ''} + "
         f"{numbers['tasks']} tasks x {numbers['parameters_per_task']:,}), "
@@ -169,9 +168,9 @@ def _announce(run: Run, start: int) -> None:
     learning = table.learning
     if len(learning) < len(tasks):
         names = ", ".join(tasks[row] for row in learning[:10]) + (", ..." if len(learning) > 10 else "")
-        print(f"  only {len(learning)} of the {len(tasks)} tasks have data and train: {names}")
+        tell(f"  only {len(learning)} of the {len(tasks)} tasks have data and train: {names}")
     rows, hours = len(table), table.duration.sum() / 3600
-    print(f"  data: {rows:,} utterances, {hours:.2f} h; {run.report.summary()}", flush=True)
+    tell(f"  data: {rows:,} utterances, {hours:.2f} h; {run.report.summary()}")
 
 
 # ======================================================================================================================
@@ -189,11 +188,11 @@ def _loop(
     evaluation: EvaluationSettings,
     profile: ProfileSettings,
     keep_best_rows: bool,
-) -> bool:
-    """Trains to the last step; False after SIGTERM. What was trained is left in `run`."""
+) -> int:
+    """Trains to the last step; the exit status where a signal stopped it, else 0. What was trained is left in `run`."""
     layout, start, steps = run.layout, int(run.state.step), run.settings.steps
     if start == steps:
-        return True
+        return 0
     loader = TrainLoader(
         layout.table,
         seed=run.settings.seed,
@@ -223,6 +222,7 @@ def _loop(
             flops = flops_of(run.bank.as_stepped(run.state), run.frozen, arrays) if peak else 0
             run.state, outputs = run.bank.step(run.state, run.frozen, arrays, loader.tasks)
             times.stepped(flops)
+            guard.stepped()
             last = outputs["loss"]
 
             # ------------------------------------------------------------------------------------------------ metrics
@@ -240,7 +240,7 @@ def _loop(
             if layout.select and validates(step):
                 validate = functools.partial(_validate, run, layout.select, step, writer, keep_best_rows=keep_best_rows)
                 with times.part("elsewhere"):
-                    scores = attempt(run, f"validation at step {step}", validate)
+                    scores = attempt(run, f"the validation at step {step}", validate)
                 validated = True
                 if scores is not None:
                     progress.note(f"step {step}: {layout.select.suite.name} macro WER {scores[METRIC]:.2%}")
@@ -259,13 +259,13 @@ def _loop(
             if stop:
                 checkpoints.wait()
                 progress.note(f"stopped by {guard.reason or 'a signal'} at step {step}; everything is saved")
-                return False
+                return guard.status
             if step == start + 1:
                 times.restart()  # the first step is mostly compilation
     write_data_report(run)
     if jax.process_index() == 0:
-        print(f"data: {run.report.summary()}", flush=True)
-    return True
+        tell(f"data: {run.report.summary()}")
+    return 0
 
 
 def _validates(run: Run, evaluation: EvaluationSettings, step: int) -> bool:
@@ -364,7 +364,7 @@ def finish(
             weights = {"backbone": as_stored(weights["backbone"], exported.dtype)}
         return score(run, test, weights, step=step, bootstrap=bootstrap)
 
-    results = attempt(run, f"evaluation of suite {test.suite.name!r}", evaluated)
+    results = attempt(run, f"the evaluation of suite {test.suite.name!r}", evaluated)
     if results is not None:
         add_results(run, results, task_steps=task_steps)
     return results
@@ -384,7 +384,7 @@ def _tell_untrained(run: Run) -> None:
     """Prints the tasks that had no step; all processes must call it."""
     names, tasks = untrained(run), len(run.layout.tasks)
     if names and jax.process_index() == 0:
-        print(f"{len(names)} of {tasks} tasks had no step and are as they started: {listed(names)}", flush=True)
+        tell(f"{len(names)} of {tasks} tasks had no step and are as they started: {listed(names)}")
 
 
 def define_flags() -> None:

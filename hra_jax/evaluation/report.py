@@ -5,7 +5,6 @@
 
 import base64
 import dataclasses
-import html
 import importlib.metadata
 import io
 import json
@@ -19,7 +18,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 import hra_jax
-from hra_jax.console import bounds, markdown_cell, percent, say, stdout, table
+from hra_jax.console import bounds, html_text, markdown_cell, percent, say, stdout, table
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.bootstrap import CONFIDENCE, bootstrap_interval
@@ -397,10 +396,10 @@ def _html(
     results: Mapping[str, Any], worst: Sequence[UtteranceResult], plot: bytes, unscored: Sequence[Unscored]
 ) -> str:
     """The content of report.html: one file that needs no other."""
-    title = f"suite {html.escape(results['suite'])}"
-    numbers = "\n".join(_html_row(map(html.escape, row)) for row in _table_rows(results))
+    title = f"suite {html_text(results['suite'])}"
+    numbers = "\n".join(_html_row(map(html_text, row)) for row in _table_rows(results))
     utterances = "\n".join(_html_utterance(row, results["normalizer"]) for row in worst)
-    left_out = "\n".join(f"<p>{html.escape(line)}</p>" for line in _left_out_lines(results))
+    left_out = "\n".join(f"<p>{html_text(line)}</p>" for line in _left_out_lines(results))
     image = base64.b64encode(plot).decode("ascii")
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -412,7 +411,7 @@ def _html(
 {numbers}
 </table>
 {left_out}
-<p>{html.escape(_parameter_line(results))}</p>
+<p>{html_text(_parameter_line(results))}</p>
 <p><img alt="Word error rates by task" src="data:image/png;base64,{image}"></p>
 <h2>Worst utterances</h2>
 <p><del>Struck out</del>: said but not recognised. <ins>Green</ins>: recognised but not said.</p>
@@ -421,7 +420,7 @@ def _html(
 {utterances}
 </table>
 {_html_unscored(unscored)}
-<footer>{html.escape(_footnote(results))}</footer>
+<footer>{html_text(_footnote(results))}</footer>
 </body>
 </html>
 """
@@ -432,10 +431,10 @@ def _html_unscored(unscored: Sequence[Unscored]) -> str:
     if not unscored:
         return ""
     lines = [_html_row(("task", "utterance", "why"), tag="th")]
-    lines += [_html_row(map(html.escape, dataclasses.astuple(row))) for row in unscored[:_MOST_WORST]]
+    lines += [_html_row(map(html_text, dataclasses.astuple(row))) for row in unscored[:_MOST_WORST]]
     cells = "\n".join(lines)
     return (
-        f"<h2>Utterances that were not scored</h2>\n<p>{html.escape(_unscored_line(unscored))}</p>\n"
+        f"<h2>Utterances that were not scored</h2>\n<p>{html_text(_unscored_line(unscored))}</p>\n"
         f"<table>\n{cells}\n</table>"
     )
 
@@ -445,7 +444,7 @@ def _html_row(cells: Iterable[str], *, tag: str = "td") -> str:
 
 
 def _html_utterance(row: UtteranceResult, normalizer: str) -> str:
-    task = f'{html.escape(row.task)}<br><span class="key">{html.escape(row.key)}</span>'
+    task = f'{html_text(row.task)}<br><span class="key">{html_text(row.key)}</span>'
     reference = error_rates.words(row.reference, normalizer)
     hypotheses = [text for text in (row.hypothesis, row.base_hypothesis) if text is not None]
     marked = [_marked(reference, error_rates.words(text, normalizer)) for text in hypotheses]
@@ -458,8 +457,8 @@ def _marked(reference: Sequence[str], hypothesis: Sequence[str]) -> str:
     # No word is empty, so the empty string can stand for "nothing here".
     for said, recognised in kaldialign.align(reference, hypothesis, ""):
         if said == recognised:
-            pieces.append(html.escape(said))
+            pieces.append(html_text(said))
         else:
-            pieces += [f"<del>{html.escape(said)}</del>"] * bool(said)
-            pieces += [f"<ins>{html.escape(recognised)}</ins>"] * bool(recognised)
+            pieces += [f"<del>{html_text(said)}</del>"] * bool(said)
+            pieces += [f"<ins>{html_text(recognised)}</ins>"] * bool(recognised)
     return " ".join(pieces)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from hra_jax.adapters import adapter_folder, methods
 from hra_jax.config.files import config_to_json
 from hra_jax.config.settings import check_settings, one_of, setting
+from hra_jax.console import tell
 from hra_jax.models import backbone_folder
 from hra_jax.models.dtypes import STORAGE_DTYPES
 from hra_jax.run import processes
@@ -72,7 +73,7 @@ def export(
     else:
         _export_backbone(run, config=config, dtype=dtype, step=step)
     if jax.process_index() == 0:
-        print(f"exported step {step} to {_folder(run)}", flush=True)
+        tell(f"exported step {step} to {_folder(run)}")
     processes.barrier("exported")
 
 

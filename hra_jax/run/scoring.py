@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from hra_jax.console import error_line, tell
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.evaluation.report import Unscored, UtteranceResult, evaluate_results, print_table, write_report
@@ -18,7 +18,6 @@ from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
 from hra_jax.evaluation.suites import Suite
 from hra_jax.run import processes
 from hra_jax.run.place import Run, frozen_weights
-from hra_jax.storage.json_files import read_object
 from hra_jax.tasks.names import MEAN_TASK
 
 Result = TypeVar("Result")
@@ -49,7 +48,7 @@ def data_report(workdir: epath.PathLike, *, strict: bool, keep: bool) -> Iterato
     path = epath.Path(workdir) / DATA_REPORT
     report = DataReport(strict=strict)
     if keep and path.exists():
-        report.merge(read_object(path, {"utterances": dict}))
+        report.read(path)
     try:
         yield report
     except UserError:
@@ -93,11 +92,10 @@ def attempt(run: Run, what: str, action: Callable[[], Result]) -> Result | None:
         told_to_all = isinstance(error, UserError) and not run.report.strict
         if jax.process_count() > 1 and not told_to_all:
             raise
-        run.failures.append(what)
+        run.failures.append(f"{what} failed")
         if jax.process_index() == 0:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            line = " ".join(f"{kind}{error}".split())[:1000]
-            print(f"error: {what} failed: {line}; the run goes on", file=sys.stderr, flush=True)
+            error_line(f"{what} failed: {kind}{str(error)[:1000]}; the run goes on")
         return None
 
 
@@ -163,7 +161,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
             print_table(results)
             if unscored:
                 of = len(suite.utterances)
-                print(f"{len(unscored)} of {of} utterances were not scored; see {DATA_REPORT}", flush=True)
+                tell(f"{len(unscored)} of {of} utterances were not scored; see {DATA_REPORT}")
         except FAILURES as error:
             trouble = error
     told = processes.gather(trouble and f"process 0 could not write the report: {trouble}")[0]

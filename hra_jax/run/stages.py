@@ -23,6 +23,7 @@ def prepare(
     report: DataReport,
     *,
     suite_dir: str | None = None,
+    render: bool = True,
     begins: bool = False,
 ) -> Run:
     """Reads, lays out and places a run; a collective.
@@ -32,6 +33,7 @@ def prepare(
       workdir: the work directory.
       report: where unusable data goes.
       suite_dir: what `{dir}` in the manifests of suites stands for; None means `data.dir`.
+      render: whether the synthetic set that is trained on may be rendered; otherwise it must be there.
       begins: whether the first step is still to come; what is known to go wrong after the last one is then refused.
 
     Raises:
@@ -56,6 +58,7 @@ def prepare(
         evaluation=evaluation,
         report=report,
         suite_dir=suite_dir,
+        render=render,
     )
 
     # -------------------------------------------------------------------------------------------------------- lay out

@@ -1,5 +1,6 @@
 """Normalisation of transcripts, by name: what a word is, for training texts and for error rates alike."""
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable
@@ -14,45 +15,52 @@ _FORMAT = re.compile(
     "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f]"
 )
-_JOINERS = "\u200c\u200d"
-_JOINED = re.compile(f"[{_JOINERS}]")
+_JOINERS = re.compile("[\u200c\u200d]+")
 _NEED_NO_JOINERS = ("LATIN", "GREEK", "CYRILLIC")
 _VIRAMA = 9  # its combining class; a joiner after it may end a word
-_EDGE_APOSTROPHES = re.compile(r"(?<!\S)'+|'+(?!\S)")
+# A run is looked at from its beginning alone: from each apostrophe of it, the time would be the square of its length.
+_EDGE_APOSTROPHES = re.compile(r"(?<!\S)'+|(?<!')'++(?!\S)")
+_LONG = 1000  # characters
 
 
 def _without_format(text: str) -> str:
     """The text without invisible format characters, but for joiners where a script (Persian, Hindi) needs them."""
     if text.isascii():
         return text
-    text = _FORMAT.sub("", text)
-    if not _JOINED.search(text):
-        return text
-    kept: list[str] = []
-    for at, character in enumerate(text):
-        if character in _JOINERS:
-            before = kept[-1] if kept else " "
-            after = next((found for found in text[at + 1 :] if found not in _JOINERS), " ")
-            if not _needs_joiner(before, after):
-                continue
-        kept.append(character)
-    return "".join(kept)
+    return _JOINERS.sub(_needed_joiner, _FORMAT.sub("", text))
 
 
-def _needs_joiner(before: str, after: str) -> bool:
-    """Whether a joiner between two characters stands inside a word of a script that has joiners."""
+def _needed_joiner(found: re.Match[str]) -> str:
+    """The joiner that some joiners stand for inside a word of a script that has them; elsewhere ''."""
+    text = found.string
+    if not found.start():
+        return ""
+    before, after = text[found.start() - 1], text[found.end()] if found.end() < len(text) else " "
     if unicodedata.category(before)[0] not in "LM" or unicodedata.name(before, "").startswith(_NEED_NO_JOINERS):
-        return False
-    return unicodedata.category(after)[0] in "LM" or unicodedata.combining(before) == _VIRAMA
+        return ""
+    needed = unicodedata.category(after)[0] in "LM" or unicodedata.combining(before) == _VIRAMA
+    return found[0][0] if needed else ""
 
 
 def _basic(text: str) -> str:
     """NFKC, lower case, punctuation to spaces except apostrophes inside words, white space collapsed."""
-    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower()
+    text = unicodedata.normalize("NFKC", _ordered(text.translate(_APOSTROPHES))).lower()
     # Lower case can undo a composition (a dotted capital I), hence NFKC once more.
     text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
     text = "".join(c if c == "'" or unicodedata.category(c)[0] != "P" else " " for c in text)
     return " ".join(_EDGE_APOSTROPHES.sub(" ", text).split())
+
+
+def _ordered(text: str) -> str:
+    """A long text decomposed, with the marks on each character in the order that Unicode gives them.
+
+    `unicodedata` does the same, but sorts marks by insertion, in the square of their number.
+    """
+    if len(text) <= _LONG or text.isascii():
+        return text
+    characters = "".join(unicodedata.normalize("NFKD", character) for character in text)
+    runs = itertools.groupby(characters, key=lambda character: unicodedata.combining(character) > 0)
+    return "".join("".join(sorted(run, key=unicodedata.combining) if marks else run) for marks, run in runs)
 
 
 NORMALIZERS: dict[str, Callable[[str], str]] = {"none": lambda text: text, "lower": str.lower, "basic": _basic}
