@@ -18,6 +18,7 @@ from typing import IO
 from etils import epath
 
 from hra_jax.errors import UserError
+from hra_jax.storage import writing
 
 _REMOTE_SECONDS = 60.0  # between two uploads of a file that grows
 _TEMPORARY = re.compile(r"\.(.+?)(\.[0-9a-f]{16})?\.tmp")  # 0.1.0 left the random part out
@@ -76,11 +77,15 @@ class Replacement:
         self.path = epath.Path(path)
         make_folder(self.path.parent)
         self._temporary = self.path.parent / f".{self.path.name}.{secrets.token_hex(8)}.tmp"
+        self._begun = writing.begin(lambda: self._temporary.unlink(missing_ok=True))
         self._local = not is_remote(self.path)
         self._durable = durable and self._local
-        self.stream: IO[bytes] = (
-            _new_local_file(self._temporary, self.path) if self._local else self._temporary.open("wb")
-        )
+        with contextlib.ExitStack() as undo:
+            undo.callback(writing.end, self._begun)
+            self.stream: IO[bytes] = (
+                _new_local_file(self._temporary, self.path) if self._local else self._temporary.open("wb")
+            )
+            undo.pop_all()
 
     def __enter__(self) -> "Replacement":
         return self
@@ -102,6 +107,7 @@ class Replacement:
         self._temporary.replace(self.path)
         if self._durable:
             sync_folder(self.path.parent)
+        writing.end(self._begun)
 
     def discard(self) -> None:
         """Removes the temporary file; nothing is left to do after `commit`."""
@@ -109,6 +115,7 @@ class Replacement:
         with contextlib.suppress(OSError):
             self.stream.close()
         self._temporary.unlink(missing_ok=True)
+        writing.end(self._begun)
 
 
 def _new_local_file(path: epath.Path, replaced: epath.Path) -> IO[bytes]:

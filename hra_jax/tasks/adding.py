@@ -5,7 +5,6 @@ Training changes the task's own parameters alone; everything that tasks share st
 
 import contextlib
 import json
-import tempfile
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.storage.files import write_file
 from hra_jax.storage.trees import flatten, unflatten
+from hra_jax.storage.writing import temporary_folder
 from hra_jax.tasks import library
 from hra_jax.tasks.backbone import load_backbone, resolve_backbone
 from hra_jax.tasks.names import BASE_TASK
@@ -115,7 +115,7 @@ def trained_task(
       exported: what `read_adapter` read there.
 
     Returns:
-      The exit status of the training, and the adapter; None where the run was stopped (75).
+      The exit status of the training, and the adapter; None where the run was stopped (75, 130).
     """
     location = resolve_backbone(exported, backbone)
     status, trained = train_task(adapter, task, init=init, manifest=manifest, backbone=location, **training)
@@ -152,7 +152,7 @@ def train_task(
       workdir: work directory, with which a stopped run is continued; None for a temporary one.
 
     Returns:
-      The exit status, and the adapter with the new task in its last row; None where the run was stopped (75).
+      The exit status, and the adapter with the new task in its last row; None where the run was stopped (75, 130).
 
     Raises:
       UserError: as `hra_jax.train.train`.
@@ -162,7 +162,7 @@ def train_task(
 
     setup_jax()
     with contextlib.ExitStack() as stack:
-        folder = epath.Path(stack.enter_context(tempfile.TemporaryDirectory()) if workdir is None else workdir)
+        folder = epath.Path(stack.enter_context(temporary_folder()) if workdir is None else workdir)
         config = task_config(read_adapter(adapter), steps=steps, learning_rate=learning_rate)
         config.backbone = backbone
         config.adapter.update({"start": adapter, "new_task": init})

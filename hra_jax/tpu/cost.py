@@ -5,7 +5,6 @@ import dataclasses
 import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from etils import epath
 
 from hra_jax.console import size, tell
 from hra_jax.run.layout import open_mesh
+from hra_jax.storage.writing import temporary_folder
 from hra_jax.tpu import topologies
 from hra_jax.tpu.hlo import Program
 from hra_jax.tpu.plan import Plan
@@ -64,7 +64,7 @@ def compiled_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled
 
     `compiled.as_text()` reads the program back first, which fails where the compiler for TPUs is newer than JAX.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         written = sorted(epath.Path(folder).glob("*after_optimizations.txt"))
         # A program from the compile cache is not written down again.

@@ -34,6 +34,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from hra_jax.config.settings import check_settings, integer, setting
 from hra_jax.console import error_line
 from hra_jax.errors import UserError
+from hra_jax.storage import writing
 from hra_jax.storage.json_files import check_fields, parse_json
 from hra_jax.storage.row_log import RowLog
 from hra_jax.training.sharding import leaf_name
@@ -118,6 +119,7 @@ class Checkpoints:
         self._fingerprint = None if fingerprint is None else _plain(fingerprint, "fingerprint")
         self._read_only = read_only
         self._writing: int | None = None
+        self._begun = -1  # of storage/writing.py
         self._segments: dict[int, dict[str, list[str]]] = {}  # by step, of the logs
         self._logs = {name: RowLog(self.directory / "rows" / name, read_only=read_only) for name in LOGS}
         if read_only and not self.directory.is_dir():
@@ -187,6 +189,7 @@ class Checkpoints:
             return False
         score = None if metrics is None else float(metrics[METRIC])
         self.wait()
+        self._begun = writing.begin(patience=writing.Patience.ANY)  # until `wait`
         segments = self._append(step, rows or {})
         items = {"position": position, "best": best, "run": self._fingerprint or {}, "rows": segments}
         # Orbax writes JSON in the background: a copy, so that the caller may go on changing its own.
@@ -325,6 +328,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except _STORAGE_ERRORS as error:
             raise self._failure(error) from error
+        finally:
+            writing.end(self._begun)
         if self._writing is not None and jax.process_index() == 0:
             # Only now are the checkpoints that this one replaces gone for good.
             kept = [self._segments_of(step) for step in self.all_steps()]
