@@ -42,7 +42,7 @@ def evaluate(
     """
     workdir, config = epath.Path(workdir), _configuration(workdir, suite)
     with data_report(workdir, strict=config.data.strict, keep=True) as report:
-        run = prepare(config, workdir, report, suite_dir=data_dir)
+        run = prepare(config, workdir, report, suite_dir=data_dir, render=False)
         with open_checkpoints(run, group(config, "checkpoint"), read_only=True) as checkpoints:
             number = checkpoints.resolve(int(step) if str(step).isdigit() else step)
             restore(run, checkpoints, number, weights_only=True)

@@ -58,6 +58,15 @@ def local_path(path: str) -> str:
     return urllib.parse.unquote(slash + rest) if host.lower() in ("", "localhost") else path
 
 
+def why_unreachable(path: str) -> str | None:
+    """Why nothing can be read at a path, whatever is there; None where something can."""
+    found = _SCHEME.match(local_path(path))
+    if found is None or found[1] in REMOTE_SCHEMES:
+        return None
+    allowed = ", ".join(f"{name}://" for name in ("file", *REMOTE_SCHEMES))
+    return f"{found[0]} is not read here; allowed: a path, {allowed}"
+
+
 class _Unseeking(soundfile.SoundFile):
     """soundfile asks for the position before each read and sets it after: some files can be read, and no more."""
 
@@ -224,10 +233,9 @@ def _head_of_file(path: str) -> bytes:
 
 def _read_remote(path: str) -> bytes:
     """The content of a remote file; AudioError or OSError."""
-    scheme = path.split("://", 1)[0]
-    if scheme not in REMOTE_SCHEMES:
-        allowed = ", ".join(f"{name}://" for name in ("file", *REMOTE_SCHEMES))
-        raise AudioError("unreachable_audio", f"{scheme}:// is not read; allowed: a path, {allowed}")
+    reason = why_unreachable(path)
+    if reason is not None:
+        raise AudioError("unreachable_audio", reason)
     try:
         content: bytes = epath.Path(path).read_bytes()
     except FileNotFoundError:

@@ -113,7 +113,7 @@ class Lock:
 
 
 @contextlib.contextmanager
-def hold(folder: epath.PathLike, what: str) -> Iterator[Lock]:
+def hold(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterator[Lock]:
     """Holds the lock of a folder, in the file `.lock` in it; the folder is made where it is absent.
 
     Of a run of several processes only process 0 may take it. Within one process the same lock may be held again.
@@ -121,6 +121,7 @@ def hold(folder: epath.PathLike, what: str) -> Iterator[Lock]:
     Args:
       folder: the folder.
       what: what it is held for, for the error of others: 'training', 'tasks add'.
+      patient: whether to wait for another process of this machine until it has done; not on an object store.
 
     Raises:
       UserError: another process holds it; names the process and what it does.
@@ -128,7 +129,7 @@ def hold(folder: epath.PathLike, what: str) -> Iterator[Lock]:
     """
     make_folder(folder)
     place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
-    with _holding(place / NAME, what, folder=folder) as lock:
+    with _holding(place / NAME, what, folder=folder, patient=patient) as lock:
         yield lock
 
 
@@ -142,7 +143,7 @@ def hold_beside(folder: epath.PathLike, what: str) -> Iterator[Lock]:
 
 
 @contextlib.contextmanager
-def _holding(path: epath.Path, what: str, *, folder: epath.PathLike) -> Iterator[Lock]:
+def _holding(path: epath.Path, what: str, *, folder: epath.PathLike, patient: bool = False) -> Iterator[Lock]:
     key = os.fspath(path)
     with _guard:
         lock = _held.get(key)
@@ -150,7 +151,10 @@ def _holding(path: epath.Path, what: str, *, folder: epath.PathLike) -> Iterator
             lock.times += 1
         else:
             owner = _this_process(what)
-            (_take_remote if is_remote(path) else _take_local)(path, owner, folder)
+            if is_remote(path):
+                _take_remote(path, owner, folder)
+            else:
+                _take_local(path, owner, folder, patient=patient)
             lock = _held[key] = Lock(path, owner)
             lock.start()
     try:
@@ -332,12 +336,22 @@ def _wait_for(path: epath.Path, found: _Found, folder: epath.PathLike) -> None:
 # --- On a disk --------------------------------------------------------------------------------------------------------
 
 
-def _take_local(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike) -> None:
+def _take_local(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, patient: bool = False) -> None:
+    told = False
     while not _made(path, _content(owner, 0)):
         found = _read(path)
         if found is None:
             continue
-        _wait_for(path, found, folder)
+        try:
+            _wait_for(path, found, folder)
+        except UserError as refusal:
+            if not patient:
+                raise
+            if not told:
+                tell(f"waiting: {refusal}", to=sys.stderr)
+            told = True
+            time.sleep(_LOOK_SECONDS)
+            continue
         _remove_dead(path, found)
     _remove_leftovers(path)
 

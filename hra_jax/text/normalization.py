@@ -1,5 +1,6 @@
 """Normalisation of transcripts, by name: what a word is, for training texts and for error rates alike."""
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable
@@ -9,16 +10,30 @@ from hra_jax.errors import UserError
 # Typographic apostrophes and the accents that keyboards offer in their place. U+00B4 must go before NFKC, which would
 # turn it into a space and a combining accent.
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u2018\u02bc\u00b4\uff07`", "'"))
-_EDGE_APOSTROPHES = re.compile(r"(?<!\S)'+|'+(?!\S)")
+# A run is looked at from its beginning alone: from each apostrophe of it, the time would be the square of its length.
+_EDGE_APOSTROPHES = re.compile(r"(?<!\S)'+|(?<!')'++(?!\S)")
+_LONG = 1000  # characters
 
 
 def _basic(text: str) -> str:
     """NFKC, lower case, punctuation to spaces except apostrophes inside words, white space collapsed."""
-    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower()
+    text = unicodedata.normalize("NFKC", _ordered(text.translate(_APOSTROPHES))).lower()
     # Lower case can undo a composition (a dotted capital I), hence NFKC once more.
     text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
     text = "".join(c if c == "'" or unicodedata.category(c)[0] != "P" else " " for c in text)
     return " ".join(_EDGE_APOSTROPHES.sub(" ", text).split())
+
+
+def _ordered(text: str) -> str:
+    """A long text decomposed, with the marks on each character in the order that Unicode gives them.
+
+    `unicodedata` does the same, but sorts marks by insertion, in the square of their number.
+    """
+    if len(text) <= _LONG or text.isascii():
+        return text
+    characters = "".join(unicodedata.normalize("NFKD", character) for character in text)
+    runs = itertools.groupby(characters, key=lambda character: unicodedata.combining(character) > 0)
+    return "".join("".join(sorted(run, key=unicodedata.combining) if marks else run) for marks, run in runs)
 
 
 NORMALIZERS: dict[str, Callable[[str], str]] = {"none": lambda text: text, "lower": str.lower, "basic": _basic}

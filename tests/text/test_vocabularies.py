@@ -1,6 +1,7 @@
 """Text: what normalisation keeps, and that labels give the text back."""
 
 import json
+import time
 
 import pytest
 
@@ -35,6 +36,28 @@ def _vocabularies():
 )
 def test_basic_normalizer_keeps_words_and_inner_apostrophes_only(written, normal):
     assert normalize_text(written, "basic") == normal
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'" * 100_000 + "a",
+        "' " * 50_000,
+        "a" + "\u0301\u0323" * 50_000,
+        "a" + "\u0f73" * 50_000,
+        "\u0958\u0323" * 30_000,
+    ],
+    ids=["apostrophes", "separate apostrophes", "marks", "marks that decompose", "characters that decompose"],
+)
+def test_no_text_takes_long(text):
+    started = time.process_time()
+    normalize_text(text, "basic")
+    assert time.process_time() - started < 2
+
+
+def test_long_texts_are_normalised_as_short_ones_are():
+    marked = "e\u0301\u0323 \u1e9b\u0323\u0301 \u0f73\u0323 \u0344\u0327 \ufb01\u0323 \u00b4n 'x' I\u0307\u0323 "
+    assert normalize_text(marked * 100, "basic") == " ".join([normalize_text(marked, "basic")] * 100)
 
 
 def test_normalizers_are_idempotent_and_named():
