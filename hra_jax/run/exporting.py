@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from hra_jax.adapters import adapter_folder, methods
@@ -15,9 +16,11 @@ from hra_jax.config.settings import check_settings, one_of, setting
 from hra_jax.console import tell
 from hra_jax.models import backbone_folder
 from hra_jax.models.dtypes import STORAGE_DTYPES
-from hra_jax.run import processes
+from hra_jax.run import own_exports, processes, workdirs
 from hra_jax.run.place import Run
 from hra_jax.run.scoring import accounting
+from hra_jax.storage import folders
+from hra_jax.storage.files import check_no_link
 from hra_jax.storage.trees import flatten
 from hra_jax.training import sharding
 
@@ -88,7 +91,7 @@ def _export_adapter(
     results: dict[str, Any] | None,
 ) -> None:
     """Writes W/adapter from `shared`, what the tasks share, and the rows of the bank."""
-    folder, scored, material = run.workdir / "adapter", _scores(results), run.material
+    folder, scored, material = run.workdir / workdirs.ADAPTER, _scores(results), run.material
     base, start, own = material.base, material.start, material.own
     earlier = {} if start is None else {entry["name"]: entry for entry in start.tasks_json}
     entries = []
@@ -101,17 +104,26 @@ def _export_adapter(
             entry = {**entry, "vocabulary": own.of(name).to_json()}
         entries.append({**entry, "name": name, "row": row})
     vocabulary = own.shared if own is not None and own.shared is not None else base.vocabulary
-    adapter_folder.write_adapter(
-        folder,
-        method=methods.settings(run.layout.method),
-        weights={"shared": shared, "tasks": rows["tasks"]},
-        tasks=entries,
-        backbone={"name": base.name, "fingerprint": base.fingerprint},
-        vocabulary=vocabulary.to_json(),
-        accounting=accounting(run),
-        results=results,
-    )
-    tell(f"exported step {step} to {folder}")
+
+    def write(fresh: epath.Path) -> None:
+        adapter_folder.write_adapter(
+            fresh,
+            method=methods.settings(run.layout.method),
+            weights={"shared": shared, "tasks": rows["tasks"]},
+            tasks=entries,
+            backbone={"name": base.name, "fingerprint": base.fingerprint},
+            vocabulary=vocabulary.to_json(),
+            accounting=accounting(run),
+            results=results,
+        )
+
+    if own_exports.replace_adapter(run.workdir, write, tasks=run.layout.tasks):
+        tell(f"exported step {step} to {folder}")
+    else:
+        tell(
+            f"{folder} is not what this run exported there: it was changed since, and is left as it is; to export step "
+            f"{step}, move it away and give the same command again"
+        )
 
 
 def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int, results: dict[str, Any] | None) -> None:
@@ -127,18 +139,23 @@ def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int, res
         for name in sorted(weights):
             read(name)
         return
-    folder, base = run.workdir / "backbone", run.material.base
+    folder, base = run.workdir / workdirs.BACKBONE, run.material.base
     wer = None if results is None else {results["suite"]: results["wer"]}
     source_license = "" if base.files is None else base.files.info.get("license", "")
     made_by = {"method": run.settings.method, "config": json.loads(config_to_json(config)), "step": step}
-    backbone_folder.write(
+    check_no_link(folder)
+    folders.replace_folder(
         folder,
-        read,
-        features=base.features,
-        encoder=base.encoder,
-        vocabulary=base.vocabulary.to_json(),
-        dtype=dtype,
-        info={"name": base.name, "source": made_by, "license": source_license, "wer": wer},
+        lambda fresh: backbone_folder.write(
+            fresh,
+            read,
+            features=base.features,
+            encoder=base.encoder,
+            vocabulary=base.vocabulary.to_json(),
+            dtype=dtype,
+            info={"name": base.name, "source": made_by, "license": source_license, "wer": wer},
+        ),
+        rewritten=backbone_folder.is_own_file,
     )
     tell(f"exported step {step} to {folder}")
 
