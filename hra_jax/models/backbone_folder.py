@@ -16,7 +16,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -243,6 +243,17 @@ def is_unfinished(folder: epath.PathLike) -> bool:
 def is_own_file(name: str) -> bool:
     """Whether `write` takes care of a file of the folder, by its name: it writes or removes it."""
     return is_written(name) or (replaced_name(name) or name) == _SETTINGS
+
+
+def add_info(folder: epath.PathLike, info: Mapping[str, Any]) -> None:
+    """Adds to the `info` of a backbone folder that `write` has written; its fingerprint stays the same.
+
+    Raises:
+      UserError: no backbone there, or damaged settings.
+    """
+    path = epath.Path(folder) / _SETTINGS
+    settings = read_object(path, {"info": dict})
+    write_file(path, json_text(settings | {"info": settings["info"] | dict(info)}))
 
 
 def _check_dtype(dtype: str) -> None:

@@ -76,7 +76,7 @@ def read_material(
             synthesize.check_rendered(data.synthetic, data.dir)
     sources = _sources(data, report)
     if settings.method == "pretrain":
-        base = foundation.new(pretrain, _texts(sources, data.normalizer))
+        base = foundation.new(pretrain, _texts(sources, data.text_normalizer))
     else:
         base = foundation.load(settings.backbone)
     start, own = None, None
@@ -147,7 +147,7 @@ def _own_vocabularies(
         sources,
         base=base.vocabulary,
         task_tag=data.task_tag,
-        normalizer=data.normalizer,
+        normalizer=data.text_normalizer,
         tasks=data.tasks,
         size=size,
         given=given,

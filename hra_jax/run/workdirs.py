@@ -13,7 +13,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from hra_jax.config.files import config_to_json, stored_difference
+from hra_jax.config.files import config_from_json, config_to_json, stored_difference
 from hra_jax.errors import UserError
 from hra_jax.run import processes
 from hra_jax.storage import locks
@@ -69,7 +69,7 @@ def claim(config: ConfigDict, workdir: epath.PathLike) -> Iterator[Claimed]:
     Writes W/config.json, which nothing does before it is known that the folder is new or a run's.
 
     Args:
-      config: the configuration of the run.
+      config: the configuration of the run; one that is continued may set keys as it was begun with.
       workdir: the folder.
 
     Raises:
@@ -96,7 +96,10 @@ def claim(config: ConfigDict, workdir: epath.PathLike) -> Iterator[Claimed]:
                 f"workdir = {str(path)!r}: process {jax.process_index()} does not see what process 0 wrote there; "
                 "allowed: storage that all processes share"
             )
-        yield Claimed(path, processes.gather(resumed)[0][0])
+        continued = processes.gather(resumed)[0][0]
+        if continued:
+            _as_begun(config, path)  # in every process
+        yield Claimed(path, continued)
 
 
 def named(workdir: epath.PathLike) -> epath.Path:
@@ -171,10 +174,19 @@ def _checked_resume(config: ConfigDict, path: epath.Path) -> bool:
     # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
     steps, stored = _steps(path), path / CONFIG
     if steps and stored.exists():
+        _as_begun(config, path)
         changed = stored_difference(stored.read_text(encoding="utf-8"), config, trains=max(steps) < config.steps)
         if changed:
             raise UserError(f"{path} belongs to a run with another configuration: {'; '.join(changed)}")
     return bool(steps)
+
+
+def _as_begun(config: ConfigDict, path: epath.Path) -> None:
+    """Has a run whose texts kept their format characters go on with them: its vocabularies may hold some."""
+    stored = (path / CONFIG).read_text(encoding="utf-8")
+    if config_from_json(stored, notify=False).data.format_characters == "kept":
+        with config.unlocked():
+            config.data.format_characters = "kept"
 
 
 @contextlib.contextmanager
