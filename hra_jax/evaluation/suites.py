@@ -154,8 +154,8 @@ def _row_tasks(
     for utterance in utterances:
         if not tag:
             groups.setdefault("", []).append(utterance)
-        elif tag in utterance.tags and utterance.tags[tag] is not None:
-            groups.setdefault(str(utterance.tags[tag]), []).append(utterance)
+        elif (value := utterance.tag(tag)) is not None:
+            groups.setdefault(value, []).append(utterance)
         elif wanted == WILDCARD:
             report.add("missing_field", f"{path}:{utterance.line}", f"no tag {tag!r}, which suite {suite!r} needs")
     values = sorted(groups) if wanted == WILDCARD else [wanted]
