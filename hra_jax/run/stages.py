@@ -10,14 +10,22 @@ from hra_jax.adapters import methods
 from hra_jax.config.files import config_to_json
 from hra_jax.config.keys import group
 from hra_jax.data.report import DataReport
-from hra_jax.run import processes
+from hra_jax.run import foreseen, processes
 from hra_jax.run.layout import check_rows, connected_mesh, lay_out
 from hra_jax.run.place import Run, place
 from hra_jax.run.read import read_material
 from hra_jax.training import sharding
 
 
-def prepare(config: ConfigDict, workdir: epath.PathLike, report: DataReport, *, suite_dir: str | None = None) -> Run:
+def prepare(
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    report: DataReport,
+    *,
+    suite_dir: str | None = None,
+    render: bool = True,
+    begins: bool = False,
+) -> Run:
     """Reads, lays out and places a run; a collective.
 
     Args:
@@ -25,6 +33,8 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, report: DataReport, *, 
       workdir: the work directory.
       report: where unusable data goes.
       suite_dir: what `{dir}` in the manifests of suites stands for; None means `data.dir`.
+      render: whether the synthetic set that is trained on may be rendered; otherwise it must be there.
+      begins: whether the first step is still to come; what is known to go wrong after the last one is then refused.
 
     Raises:
       UserError: anything that is wrong with the configuration, the data or the backbone.
@@ -48,6 +58,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, report: DataReport, *, 
         evaluation=evaluation,
         report=report,
         suite_dir=suite_dir,
+        render=render,
     )
 
     # -------------------------------------------------------------------------------------------------------- lay out
@@ -64,6 +75,9 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, report: DataReport, *, 
         evaluation=evaluation,
         report=report,
     )
+
+    if begins:
+        foreseen.check(layout, report)
 
     # ---------------------------------------------------------------------------------------------------------- place
     return place(material, layout, settings=settings, adapter=adapter, workdir=workdir, report=report)

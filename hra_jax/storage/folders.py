@@ -14,12 +14,14 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable
+from typing import TypeVar
 
 from etils import epath
 
 from hra_jax.storage import writing
 from hra_jax.storage.files import check_no_links, is_remote, remove_folder, rename_folder, sync_folder
 
+_Written = TypeVar("_Written")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 # What says that this system or this file system cannot exchange two names.
@@ -28,8 +30,8 @@ _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 @writing.going_on()
 def replace_folder(
-    folder: epath.PathLike, write: Callable[[epath.Path], None], *, rewritten: Callable[[str], bool] | None = None
-) -> None:
+    folder: epath.PathLike, write: Callable[[epath.Path], _Written], *, rewritten: Callable[[str], bool] | None = None
+) -> _Written:
     """Writes a folder, in place of one that is there already.
 
     Only one process may do so at a time, see `locks.hold_beside`. A link to a folder stays one: its target is replaced.
@@ -41,13 +43,15 @@ def replace_folder(
       rewritten: takes the path of an old file, relative to the folder and with "/"; whether `write` takes care of it.
         All others are in the new folder too. None: the new folder holds what `write` writes and nothing else.
 
+    Returns:
+      What `write` returned.
+
     Raises:
       UserError: a link lies in the old folder.
       OSError: it cannot be written; the folder is then what it was. So it is whatever else `write` raises.
     """
     if is_remote(folder):
-        write(epath.Path(folder))
-        return
+        return write(epath.Path(folder))
     place = epath.Path(os.path.realpath(folder))
     place.parent.mkdir(parents=True, exist_ok=True)
     recover(place)
@@ -59,7 +63,7 @@ def replace_folder(
             check_no_links(place)
             if rewritten is not None:
                 _take_over(place, fresh, rewritten)
-        write(fresh)
+        written = write(fresh)
         _sync(fresh)
         if place.exists():
             os.chmod(fresh, stat.S_IMODE(os.stat(place).st_mode))
@@ -70,6 +74,7 @@ def replace_folder(
         # After an exchange it is the old one. Between two renames it is the only complete one.
         if place.exists() or not old.exists():
             remove_folder(fresh)
+    return written
 
 
 def recover(folder: epath.PathLike) -> None:

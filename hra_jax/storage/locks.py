@@ -113,7 +113,7 @@ class Lock:
 
 
 @contextlib.contextmanager
-def hold(folder: epath.PathLike, what: str) -> Iterator[Lock]:
+def hold(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterator[Lock]:
     """Holds the lock of a folder, in the file `.lock` in it; the folder is made where it is absent.
 
     Of a run of several processes only process 0 may take it. Within one process the same lock may be held again.
@@ -121,6 +121,7 @@ def hold(folder: epath.PathLike, what: str) -> Iterator[Lock]:
     Args:
       folder: the folder.
       what: what it is held for, for the error of others: 'training', 'tasks add'.
+      patient: whether to wait for another process until it has done.
 
     Raises:
       UserError: another process holds it; names the process and what it does.
@@ -128,21 +129,33 @@ def hold(folder: epath.PathLike, what: str) -> Iterator[Lock]:
     """
     make_folder(folder)
     place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
-    with _holding(place / NAME, what, folder=folder) as lock:
+    with _holding(place / NAME, what, folder=folder, patient=patient) as lock:
         yield lock
 
 
 @contextlib.contextmanager
-def hold_beside(folder: epath.PathLike, what: str) -> Iterator[Lock]:
+def hold_beside(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterator[Lock]:
     """As `hold`, in the file `.NAME.lock` beside a folder NAME, which may be absent or be replaced meanwhile."""
     place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
     make_folder(place.parent)
-    with _holding(place.parent / f".{place.name}{NAME}", what, folder=folder) as lock:
+    with _holding(place.parent / f".{place.name}{NAME}", what, folder=folder, patient=patient) as lock:
         yield lock
 
 
+def check_held(folder: epath.PathLike) -> None:
+    """`Lock.check` for the lock of a folder, where this process holds it: before something that must not be mixed.
+
+    Raises:
+      UserError: this process stood still for so long that another one has taken the lock over.
+    """
+    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    lock = _held.get(os.fspath(place / NAME))
+    if lock is not None:
+        lock.check()
+
+
 @contextlib.contextmanager
-def _holding(path: epath.Path, what: str, *, folder: epath.PathLike) -> Iterator[Lock]:
+def _holding(path: epath.Path, what: str, *, folder: epath.PathLike, patient: bool = False) -> Iterator[Lock]:
     key = os.fspath(path)
     with _guard:
         lock = _held.get(key)
@@ -150,7 +163,7 @@ def _holding(path: epath.Path, what: str, *, folder: epath.PathLike) -> Iterator
             lock.times += 1
         else:
             owner = _this_process(what)
-            (_take_remote if is_remote(path) else _take_local)(path, owner, folder)
+            _take(path, owner, folder, patient=patient)
             lock = _held[key] = Lock(path, owner)
             lock.start()
     try:
@@ -223,7 +236,7 @@ def _is_dead(owner: dict[str, Any]) -> bool:
 
 def _refusal(found: _Found, folder: epath.PathLike, path: epath.Path) -> UserError:
     owner = {name: f"{found.owner.get(name, '?')}"[:80] for name in ("what", "process", "host", "since")}
-    return UserError(
+    return _InUse(
         f"{os.fspath(folder)!r} is in use: {owner['what']!r}, process {owner['process']!r} on {owner['host']!r} since "
         f"{owner['since']!r}; allowed: one process at a time ({os.fspath(path)} is its lock)"
     )
@@ -329,16 +342,34 @@ def _wait_for(path: epath.Path, found: _Found, folder: epath.PathLike) -> None:
             raise _refusal(now, folder, path)
 
 
+class _InUse(UserError):
+    """Another process holds the lock."""
+
+
+def _take(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, patient: bool) -> None:
+    take, told = _take_remote if is_remote(path) else _take_local, False
+    while True:
+        try:
+            take(path, owner, folder)
+            return
+        except _InUse as refusal:
+            if not patient:
+                raise
+            if not told:
+                tell(f"waiting: {refusal}", to=sys.stderr)
+            told = True
+            time.sleep(_LOOK_SECONDS)
+
+
 # --- On a disk --------------------------------------------------------------------------------------------------------
 
 
 def _take_local(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike) -> None:
     while not _made(path, _content(owner, 0)):
         found = _read(path)
-        if found is None:
-            continue
-        _wait_for(path, found, folder)
-        _remove_dead(path, found)
+        if found is not None:
+            _wait_for(path, found, folder)
+            _remove_dead(path, found)
     _remove_leftovers(path)
 
 

@@ -96,6 +96,15 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once(tmp_path, c
     assert time.monotonic() - begin < 0.2
 
 
+def test_who_is_patient_waits_for_the_end_of_the_first_and_says_so(tmp_path, command_env, capsys):
+    process = started(tmp_path, command_env)
+    ending = threading.Timer(0.2, process.stdin.close)
+    ending.start()
+    with locks.hold(tmp_path, "this one", patient=True):
+        assert process.wait(5) == 0
+    assert "waiting: " in capsys.readouterr().err
+
+
 def test_a_number_that_another_process_has_got_is_no_sign_of_life(tmp_path):
     here = locks._this_process("x")
     store(tmp_path, **here | {"process": os.getppid(), "started": "1"})

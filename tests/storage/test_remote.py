@@ -5,12 +5,17 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import soundfile
 from etils import epath
 from google.api_core import exceptions
 from reference import gcs
 from tensorflow.python.framework import errors_impl
 
+from hra_jax.data.audio import decode
+from hra_jax.data.sound_files import AudioError
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.storage import remote
 from hra_jax.storage.files import Replacement, write_file
@@ -188,11 +193,34 @@ def test_one_object_that_cannot_be_had_is_told_from_storage_that_is_away(bucket,
         path.read_bytes()
 
 
+def test_a_recording_that_cannot_be_had_is_named_and_storage_that_is_away_ends_the_run(bucket, monkeypatch):
+    monkeypatch.setenv(remote.SECONDS_VARIABLE, "0")
+    samples = io.BytesIO()
+    soundfile.write(samples, np.zeros(800), 8000, format="FLAC")
+    bucket.write("gs://bucket/audio/a.flac", samples.getvalue())
+    utterance = Utterance("gs://bucket/audio/a.flac", 0.1, "a")
+    assert len(decode(utterance, 8000)) == 800
+    bucket.fail("a.flac")
+    with pytest.raises(AudioError) as caught:
+        decode(utterance, 8000)
+    assert caught.value.kind == "unreachable_audio" and "a.flac" in caught.value.detail
+    bucket.fail()
+    with pytest.raises(remote.StorageUnavailable):
+        decode(utterance, 8000)
+    bucket.clear()
+    with pytest.raises(AudioError) as caught:
+        decode(utterance, 8000)
+    assert caught.value.kind == "missing_file"
+
+
 def test_a_command_whose_storage_is_away_ends_with_one_line_and_status_75(bucket, command_env):
     """In a process of its own, which imports neither JAX nor a model."""
     code = """
 import sys
 from hra_jax import cli
+from hra_jax.data.audio import decode
+from hra_jax.data.sound_files import AudioError
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.storage.remote import StorageUnavailable
 
