@@ -1,4 +1,4 @@
-"""The error that a user's input can cause."""
+"""The errors that a user's input can cause."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     Commands print the message without a traceback and exit with status 2.
     """
+
+
+class DamagedError(UserError):
+    """Stored data is not what was stored: the message names the file, or the array in it, and what is wrong."""
