@@ -6,6 +6,7 @@ texts = model.transcribe(waveforms, sample_rate=8000, tasks=["nicolas", "__base_
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ __version__ = "0.2.0"  # setup.py reads it from here, results and exports carry 
 
 _FROM_API = ("Backbone", "Model", "load_adapter", "load_backbone")
 __all__ = ["Backbone", "Model", "__version__", "load_adapter", "load_backbone"]
+
+if sys.argv[:1] == ["-m"]:
+    # `python -m` is looking for its module: a command of this package, perhaps, and Ctrl-C must end it from here on.
+    importlib.import_module("hra_jax.run.starting").start()
 
 
 def __getattr__(name: str) -> object:

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from hra_jax import cli
-from hra_jax.console import duration, near_matches, size, stdout, table
+from hra_jax.console import duration, near_matches, size, stdout, table, tell
 from hra_jax.errors import UserError
 from hra_jax.models import dtypes
 from hra_jax.run.layout import open_mesh
@@ -42,13 +42,12 @@ def show_plan(planned: Plan) -> None:
     slices = planned.mesh_shape["slices"]
     mesh = " x ".join(f"{axis} {size}" for axis, size in planned.mesh_shape.items())
     what = topology.accelerator_type or topology.name
-    print(f"{topology.name}: {slices} x {topology.chips} chips ({what}), {slices * topology.hosts} hosts; mesh {mesh}")
+    tell(f"{topology.name}: {slices} x {topology.chips} chips ({what}), {slices * topology.hosts} hosts; mesh {mesh}")
     config = planned.config
     for seconds, rows, evaluated in zip(config.batch.buckets, planned.train_rows, planned.evaluation_rows, strict=True):
-        print(
+        tell(
             f"  bucket of {seconds:g} s: {rows} utterances in a training batch, {rows / planned.shards:g} on a device; "
-            f"{evaluated} and {evaluated / planned.shards:g} in evaluation",
-            flush=True,
+            f"{evaluated} and {evaluated / planned.shards:g} in evaluation"
         )
 
 
@@ -60,7 +59,7 @@ def show(entries: Sequence[Mapping[str, Any]], counts: Mapping[str, int], planne
       counts: `shapes.Shapes.counts`.
       planned: where they are to run.
     """
-    print(
+    tell(
         f"{counts['backbone_parameters']:,} backbone parameters; {counts['trainable_parameters']:,} trained "
         f"(shared {counts['shared_parameters']:,} + {counts['tasks']:,} tasks x {counts['parameters_per_task']:,})"
     )
@@ -70,10 +69,10 @@ def show(entries: Sequence[Mapping[str, Any]], counts: Mapping[str, int], planne
     for entry in entries:
         for place, buffer in enumerate(entry.get("largest", ()), start=1):
             said = f"{size(buffer['bytes'])} {buffer['type']}, {buffer['operator']} (as compiled for {buffer['on']})"
-            print(f"  {entry['step']}, {entry['bucket_seconds']:g} s: large buffer {place}: {said}")
+            tell(f"  {entry['step']}, {entry['bucket_seconds']:g} s: large buffer {place}: {said}")
     unknown = sum(entry.get("unknown_loops", 0) for entry in entries)
     if unknown:
-        print(f"{unknown} loops whose length is not known count as one round: traffic and moved are too small")
+        tell(f"{unknown} loops whose length is not known count as one round: traffic and moved are too small")
 
 
 def _cells(entry: Mapping[str, Any], planned: Plan) -> tuple[str, ...]:
@@ -139,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     if FLAGS.search:
         most, entries = cost.largest_batch(shapes, planned, start=max(planned.train_rows[-1] // planned.shards, 1))
         document |= {"most_rows_per_device": most}
-        print(f"at most {most} utterances of {config.batch.buckets[-1]:g} s fit on a device")
+        tell(f"at most {most} utterances of {config.batch.buckets[-1]:g} s fit on a device")
         fits = most > 0
     else:
         entries = cost.compile_all(shapes.jobs(FLAGS.steps), planned, parallel=FLAGS.parallel)

@@ -32,7 +32,9 @@ from ml_collections import ConfigDict, config_flags
 
 from hra_jax.config import keys, renamed
 from hra_jax.config.files import load_config, near_key, ready_made_names, validate_config
+from hra_jax.console import error_line
 from hra_jax.errors import UserError
+from hra_jax.run.signals import INTERRUPTED
 
 # The C++ libraries read these once, when jax or TensorFlow is imported. What the user has set stays.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -41,7 +43,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 FLAGS = flags.FLAGS
 
 USER_ERROR = 2  # exit status
-INTERRUPTED = 130  # exit status: 128 + SIGINT
 _HELP = {"help", "helpshort", "helpfull", "helpxml", "?"}
 _CONFIG_HELP = (
     "Configuration: a ready-made name (such as quickstart) or the path of a file. Any of its keys can be overridden: "
@@ -91,7 +92,7 @@ def run(
         if config_flag:
             argv = _define_config(argv)
         app.run(main, argv=argv, flags_parser=_parse_flags)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # where it was not started as `python -m`; else see run/signals.py
         _fail("interrupted", status=INTERRUPTED, argv=argv)
     except flags.Error as error:
         _fail(str(error), status=USER_ERROR, argv=argv)
@@ -154,7 +155,7 @@ def _fail(message: str, *, status: int, argv: list[str]) -> NoReturn:
     # The flags themselves may be what is wrong, so the command line is read here as text.
     if any(re.fullmatch(r"--?traceback(=(true|1|yes))?", arg, re.IGNORECASE) for arg in argv):
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    error_line(message)
     for action in _before_failing:
         action(status)
     raise SystemExit(status)

@@ -1,19 +1,45 @@
-"""How commands speak to people: lines and tables on the terminal, rates and sizes, lists of names, near matches."""
+"""How commands speak to people: lines and tables on the terminal, rates and sizes, lists of names, near matches.
+
+Everything that the library prints goes through `tell`, `say` or `table`, which show nothing that a terminal would act
+on: names, paths, texts and messages may be a stranger's.
+"""
 
 import difflib
+import html
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import rich.console
 import rich.table
 import rich.text
 
+from hra_jax.errors import one_line
+from hra_jax.errors import printable as printable
+
 _MOST_NEAR = 3  # near matches in an error line
+_MOST_IN_A_CELL = 2000  # characters of a text in a document
 _NEAR = 0.6  # similarity of a near match, as `difflib.SequenceMatcher.ratio` measures it
 
 # --- The terminal -----------------------------------------------------------------------------------------------------
+
+
+def tell(*lines: str, to: TextIO | None = None) -> None:
+    """Prints lines at once, on standard output or `to`; nothing in them but a tab acts on a terminal.
+
+    A character that the encoding of the output lacks is escaped.
+    """
+    stream = sys.stdout if to is None else to
+    shown = "".join("\t".join(printable(cell, most=None) for cell in line.split("\t")) + "\n" for line in lines)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+def error_line(message: object, *, to: TextIO | None = None) -> None:
+    """Prints `error: ...`, one line whatever the message holds, on standard error or `to`."""
+    tell(f"error: {one_line(message)}", to=sys.stderr if to is None else to)
 
 
 def stdout(*, width: int = 110) -> rich.console.Console:
@@ -24,7 +50,7 @@ def stdout(*, width: int = 110) -> rich.console.Console:
 
 def say(console: rich.console.Console, line: str) -> None:
     """Prints a line as it is: no markup, and no line break that the terminal does not need."""
-    console.print(rich.text.Text(line), soft_wrap=True)
+    console.print(rich.text.Text(printable(line, most=None)), soft_wrap=True)
 
 
 def table(
@@ -41,12 +67,13 @@ def table(
       title: stands above the table.
       left: the columns that are aligned left, as the first one always is; all others are aligned right.
     """
-    found = rich.table.Table(title=title, title_justify="left", show_header=bool(header))
+    shown = None if title is None else rich.text.Text(printable(title))
+    found = rich.table.Table(title=shown, title_justify="left", show_header=bool(header))
     for index, name in enumerate(header):
         found.add_column(name, justify="right" if index and name not in left else "left", overflow="fold")
     for rows in sections:
         for row in rows:
-            found.add_row(*map(rich.text.Text, row))
+            found.add_row(*(rich.text.Text(printable(cell)) for cell in row))
         found.add_section()
     return found
 
@@ -133,4 +160,14 @@ def near_matches(name: str, allowed: Iterable[str], *, most: int = 20) -> str:
 
 def markdown_cell(text: str) -> str:
     """A text that neither ends a cell of a Markdown table nor starts markup in it."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", printable(" ".join(text.split()), most=_MOST_IN_A_CELL))
+
+
+def html_text(text: str) -> str:
+    """A text as HTML that holds no markup."""
+    return html.escape(printable(text, most=_MOST_IN_A_CELL))
+
+
+def markdown_code(text: str) -> str:
+    """A text as code within a line of Markdown; it ends neither the code nor the line."""
+    return f"`{printable(text).replace('`', chr(39))}`"

@@ -30,7 +30,7 @@ from hra_jax.adapters.formula import Formula, letters_in
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.config.files import validate_config
 from hra_jax.config.keys import group
-from hra_jax.console import near_matches, ratio, say, size, stdout, table
+from hra_jax.console import near_matches, ratio, say, size, stdout, table, tell
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import EncoderConfig
@@ -358,7 +358,7 @@ def _all_methods(config) -> tuple[str, ...]:
     output = config.adapter.output
     refused = [name for name in adapters.METHODS if not adapters.takes_output(name, output)]
     if refused:
-        print(f"not counted: {', '.join(refused)}, since adapter.output = {output!r} leaves nothing to adapt")
+        tell(f"not counted: {', '.join(refused)}, since adapter.output = {output!r} leaves nothing to adapt")
     return tuple(name for name in known_methods() if name not in refused)
 
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from hra_jax import cli
 from hra_jax.config.files import config_to_json, stored_difference, validate_config
 from hra_jax.config.keys import group
+from hra_jax.console import tell
 from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
@@ -26,7 +27,7 @@ from hra_jax.run import processes
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, as_stored, export
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import Run
-from hra_jax.run.saving import open_checkpoints, restore, save
+from hra_jax.run.saving import open_checkpoints, restore, restore_newest, save
 from hra_jax.run.scoring import accounting, base_weights, data_report, score, suite_weights, write_data_report
 from hra_jax.run.stages import prepare
 from hra_jax.storage.files import write_file
@@ -35,7 +36,7 @@ from hra_jax.training import sharding, train_state
 from hra_jax.training.checkpoints import METRIC, Checkpoints
 from hra_jax.training.flops import CountedStep
 from hra_jax.training.metrics import MetricWriter
-from hra_jax.training.preemption import PREEMPTED, PreemptionGuard, stops_at_once
+from hra_jax.training.preemption import PreemptionGuard, stops_at_once
 from hra_jax.training.profiling import Profiler, ProfileSettings
 from hra_jax.training.progress import Progress
 from hra_jax.training.step import LOST
@@ -52,7 +53,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
       workdir: the work directory; one that holds checkpoints of the same configuration is continued.
 
     Returns:
-      The exit status: 0, or 75 after SIGTERM, with everything saved.
+      The exit status: 0, or 75 after SIGTERM and 130 after Ctrl-C, with everything saved.
 
     Raises:
       SystemExit: SIGTERM came after the last step; the status is 75.
@@ -69,7 +70,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
         with open_checkpoints(run, group(config, "checkpoint")) as checkpoints:
             # ---------------------------------------------------------------------------------------- restore and loop
             position = _restore_or_start(run, checkpoints)
-            done = _loop(
+            stopped = _loop(
                 run,
                 checkpoints,
                 position=position,
@@ -79,8 +80,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
                 profile=group(config, "profile"),
                 keep_best_rows=exported.step == BEST_PER_TASK,
             )
-            if not done:
-                return PREEMPTED
+            if stopped:
+                return stopped
             # -------------------------------------------------------------------------------------------------- finish
             with stops_at_once("stopped by SIGTERM after the last step; the same command evaluates and exports"):
                 finish(run, checkpoints, config=config, exported=exported, bootstrap=evaluation.bootstrap)
@@ -118,8 +119,8 @@ def _claim_workdir(config: ConfigDict, workdir: epath.Path) -> bool:
 
 
 def _restore_or_start(run: Run, checkpoints: Checkpoints) -> dict[str, Any] | None:
-    """Restores the last checkpoint; returns its data position, None for a run that begins."""
-    position = restore(run, checkpoints, "last") if checkpoints.latest_step() is not None else None
+    """Restores the newest checkpoint that is whole; returns its data position, None for a run that begins."""
+    position = restore_newest(run, checkpoints)[1] if checkpoints.latest_step() is not None else None
     start, steps = int(run.state.step), run.settings.steps
     _announce(run, start)
     if start > steps:
@@ -132,11 +133,11 @@ def _announce(run: Run, start: int) -> None:
     if jax.process_index() != 0:
         return
     numbers, base, tasks, table = run.layout.accounting, run.material.base, run.layout.tasks, run.layout.table
-    print(f"{'resuming at step ' + str(start) if start else 'starting'}: method {run.settings.method}", flush=True)
+    tell(f"{'resuming at step ' + str(start) if start else 'starting'}: method {run.settings.method}")
     for line in train_state.describe(run.bank.described(run.state)):
-        print(f"  trained  {line}")
+        tell(f"  trained  {line}")
     frozen = 0 if run.frozen is None else numbers["backbone_parameters"]
-    print(
+    tell(
         f"  trained {numbers['trainable_parameters']:,} parameters "
         f"(shared {numbers['shared_parameters']:,}{' kept as they are' if run.state.fixed else ''} + "
         f"{numbers['tasks']} tasks x {numbers['parameters_per_task']:,}), "
@@ -145,9 +146,9 @@ def _announce(run: Run, start: int) -> None:
     learning = table.learning
     if len(learning) < len(tasks):
         names = ", ".join(tasks[row] for row in learning[:10]) + (", ..." if len(learning) > 10 else "")
-        print(f"  only {len(learning)} of the {len(tasks)} tasks have data and train: {names}")
+        tell(f"  only {len(learning)} of the {len(tasks)} tasks have data and train: {names}")
     rows, hours = len(table), table.duration.sum() / 3600
-    print(f"  data: {rows:,} utterances, {hours:.2f} h; {run.report.summary()}", flush=True)
+    tell(f"  data: {rows:,} utterances, {hours:.2f} h; {run.report.summary()}")
 
 
 # ======================================================================================================================
@@ -165,11 +166,11 @@ def _loop(
     evaluation: EvaluationSettings,
     profile: ProfileSettings,
     keep_best_rows: bool,
-) -> bool:
-    """Trains to the last step; False after SIGTERM. What was trained is left in `run`."""
+) -> int:
+    """Trains to the last step; the exit status where a signal stopped it, else 0. What was trained is left in `run`."""
     layout, start, steps = run.layout, int(run.state.step), run.settings.steps
     if start == steps:
-        return True
+        return 0
     loader = TrainLoader(
         layout.table,
         seed=run.settings.seed,
@@ -198,6 +199,7 @@ def _loop(
             flops = flops_of(run.bank.as_stepped(run.state), run.frozen, arrays) if peak else 0
             run.state, outputs = run.bank.step(run.state, run.frozen, arrays, loader.tasks)
             times.stepped(flops)
+            guard.stepped()
             last = outputs["loss"]
 
             # ------------------------------------------------------------------------------------------------ metrics
@@ -227,13 +229,13 @@ def _loop(
             if stop:
                 checkpoints.wait()
                 progress.note(f"stopped by {guard.reason or 'a signal'} at step {step}; everything is saved")
-                return False
+                return guard.status
             if step == start + 1:
                 times.restart()  # the first step is mostly compilation
     write_data_report(run)
     if jax.process_index() == 0:
-        print(f"data: {run.report.summary()}", flush=True)
-    return True
+        tell(f"data: {run.report.summary()}")
+    return 0
 
 
 def _check_metrics(step: int, metrics: dict[str, float], *, tasks: int, max_tasks: int) -> None:

@@ -12,6 +12,7 @@ from absl import flags
 
 from hra_jax import cli
 from hra_jax.api import load_adapter, load_backbone
+from hra_jax.console import error_line, printable, tell
 from hra_jax.data import audio
 from hra_jax.errors import UserError
 from hra_jax.run.jax_setup import setup_jax
@@ -78,11 +79,11 @@ def main(argv: Sequence[str]) -> int:
         failed += error is not None
         if FLAGS.json:
             found = {"text": text, "task": FLAGS.task} if error is None else {"error": error}
-            print(json.dumps({"audio_filepath": file, **found}, ensure_ascii=False), flush=True)
+            tell(json.dumps({"audio_filepath": file, **found}, ensure_ascii=False))
         elif error is None:
-            print(f"{file}\t{text}", flush=True)
+            tell("\t".join(printable(part, most=None) for part in (file, text)))
         if error is not None:
-            print(f"error: {file}: {error}", file=sys.stderr, flush=True)
+            error_line(f"{file}: {error}")
     return 2 if failed else 0
 
 

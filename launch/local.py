@@ -4,9 +4,11 @@
 
 What follows `--` goes to this interpreter, once for each process; HRA_COORDINATOR_ADDRESS, HRA_NUM_PROCESSES and
 HRA_PROCESS_ID say which process each one is. What process 0 prints goes through as it is, lines of process i > 0 begin
-with `[i] `. SIGTERM, SIGINT and SIGHUP (as SIGTERM) go to all of them.
+with `[i] `. SIGTERM, SIGINT and SIGHUP (as SIGTERM) go to all of them. However this launcher ends, by kill -9 too, none
+of them stays behind.
 
-Exit status: 0 where all processes end with 0; 75 where they stopped with 75 (told to stop, everything saved); otherwise
+Exit status: 0 where all processes end with 0; 75 where they stopped with 75 (told to stop, everything saved); 130 after
+Ctrl-C, where they did not; those that have not ended 4 seconds later, or at the second Ctrl-C, are killed; otherwise
 the status of the process that ended first with another one, or 1 where a signal killed it. One line says which process
 that was and how the others ended; those that do not end by themselves are killed.
 """
@@ -24,11 +26,15 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO
 
+from hra_jax.run import children
+
 STOPPED = 75  # of processes that were told to stop and have saved
 USER_ERROR = 2
+INTERRUPTED = 130
 _DEVICE_COUNT = "--xla_force_host_platform_device_count"
 _NAME = "launch/local.py"
 _DRAIN_SECONDS = 2.0  # for the last lines of processes that have ended
+_INTERRUPTED_SECONDS = 4.0  # that processes have after Ctrl-C
 
 
 class _Parser(argparse.ArgumentParser):
@@ -115,7 +121,7 @@ class _Group:
         lock = threading.Lock()
         for number, extra in enumerate(environments):
             pipe = subprocess.PIPE if number else None
-            process = subprocess.Popen(
+            process = children.start(
                 [sys.executable, *command],
                 env={**os.environ, **extra},
                 stdin=subprocess.DEVNULL,
@@ -190,19 +196,17 @@ def run(command: list[str], environments: list[dict[str, str]], *, grace: float)
       The exit status, as the module describes it.
     """
     # Before there are processes: a signal that came while they start would end the launcher and leave them alone.
-    waiting: list[int] = []
-    for number, passed in (
-        (signal.SIGTERM, signal.SIGTERM),
-        (signal.SIGINT, signal.SIGINT),
-        (signal.SIGHUP, signal.SIGTERM),
-    ):
-        signal.signal(number, lambda _number, _frame, passed=passed: waiting.append(passed))
+    waiting = children.signals_to_pass_on()
     group = _Group(command, environments)
     ends: list[tuple[int, int]] = []
-    deadline, killed = None, False
+    deadline, killed, interrupted = None, False, False
     while len(ends) < len(environments):
         while waiting:
-            group.send(waiting.pop(0))
+            number = waiting.pop(0)
+            group.send(number)
+            if number == signal.SIGINT:
+                deadline = time.monotonic() + (0.0 if interrupted else _INTERRUPTED_SECONDS)
+                interrupted = True
         try:
             # In short waits, for the signals.
             ends.append(group.ended.get(timeout=0.1))
@@ -214,6 +218,8 @@ def run(command: list[str], environments: list[dict[str, str]], *, grace: float)
         if ends[-1][1] != 0 and deadline is None:
             deadline = time.monotonic() + grace
     group.drain()
+    if interrupted and any(code not in (0, STOPPED) for _, code in ends):
+        return INTERRUPTED
     status, line = verdict(ends, killed=killed)
     if line:
         print(line, file=sys.stderr, flush=True)

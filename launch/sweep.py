@@ -4,9 +4,10 @@
 
 What follows `--` goes to `python -m hra_jax.train`, with the values of one combination and a work directory that is
 named by them. The same command again goes on: what is finished is not run again, what was stopped resumes. A run that
-fails is reported and the others go on. At the end a table of the word error rates, best first.
+fails is reported and the others go on. At the end a table of the word error rates, best first. SIGTERM, and a terminal
+that is closed, have the runs save and stop; however the sweep itself ends, none of them stays behind.
 
-Exit status: 0 all finished, 1 some failed, 2 a mistake in the command, 75 told to stop.
+Exit status: 0 all finished, 1 some failed, 2 a mistake in the command, 75 told to stop, 130 after Ctrl-C.
 """
 
 import argparse
@@ -21,11 +22,15 @@ import sys
 import time
 from pathlib import Path
 
+from hra_jax.run import children
+
 USER_ERROR = 2
 STOPPED = 75
+INTERRUPTED = 130
 _NAME = "launch/sweep.py"
 _STATUS = "sweep.json"  # in a work directory: status and command of the last try
 _OUTPUT = "output.txt"  # what all tries printed
+_INTERRUPTED_SECONDS = 4.0  # that runs have after Ctrl-C
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -53,11 +58,8 @@ class Combination:
 
     def finished(self) -> bool:
         """Whether this very command has ended with status 0 before."""
-        try:
-            stored = json.loads((self.workdir / _STATUS).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return False
-        return stored["status"] == 0 and stored["command"] == self.command[1:]
+        stored = _read(self.workdir / _STATUS)
+        return stored.get("status") == 0 and stored.get("command") == self.command[1:]
 
     def store(self) -> None:
         """Writes down how it ended."""
@@ -74,9 +76,19 @@ class Combination:
         """Its evaluations: suite, wer and wer_macro of each."""
         found = []
         for path in sorted(self.workdir.glob("eval/*/results.json")):
-            content = json.loads(path.read_text())
-            found.append({"suite": path.parent.name, "wer": content["wer"], "wer_macro": content["wer_macro"]})
+            content = _read(path)
+            if all(isinstance(content.get(name), (int, float)) for name in ("wer", "wer_macro")):
+                found.append({"suite": path.parent.name, "wer": content["wer"], "wer_macro": content["wer_macro"]})
         return found
+
+
+def _read(path: Path) -> dict:
+    """The JSON object in a file; {} where there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def split_values(text: str) -> list[str]:
@@ -175,7 +187,7 @@ def _start(run: Combination) -> subprocess.Popen:
     run.workdir.mkdir(parents=True, exist_ok=True)
     with (run.workdir / _OUTPUT).open("a") as output:
         # In a session of its own: Ctrl-C reaches it from here, once.
-        return subprocess.Popen(
+        return children.start(
             run.command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -184,8 +196,8 @@ def _start(run: Combination) -> subprocess.Popen:
         )
 
 
-def run_all(runs: list[Combination], *, jobs: int) -> bool:
-    """Runs what is not finished, `jobs` at a time, and fills in how each ended; False where it was told to stop."""
+def run_all(runs: list[Combination], *, jobs: int) -> int:
+    """Runs what is not finished, `jobs` at a time, and fills in how each ended; 0, STOPPED or INTERRUPTED."""
     waiting = []
     for run in runs:
         if run.finished():
@@ -194,26 +206,28 @@ def run_all(runs: list[Combination], *, jobs: int) -> bool:
         else:
             waiting.append(run)
     going: list[tuple[Combination, subprocess.Popen, float]] = []
-    signals: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    earlier = {number: signal.signal(number, lambda number, frame: signals.append(number)) for number in numbers}
-    told = False
+    signals = children.signals_to_pass_on()
+    told, deadline = 0, float("inf")
     while going or (waiting and not signals):
         while waiting and len(going) < jobs and not signals:
             going.append((waiting[0], _start(waiting[0]), time.monotonic()))
             print(f"{waiting.pop(0).name}: started", flush=True)
-        if signals and not told:
-            print(f"{_NAME}: stopping; runs that are going on save, the same command goes on", file=sys.stderr)
+        if len(signals) > told:
+            if not told:
+                print(f"{_NAME}: stopping; runs that are going on save, the same command goes on", file=sys.stderr)
+            if signal.SIGINT in signals[told:]:
+                deadline = time.monotonic() + (_INTERRUPTED_SECONDS if signal.SIGINT not in signals[:told] else 0.0)
             for _, process, _ in going:
-                process.terminate()
-            told = True
+                process.send_signal(signals[-1])
+            told = len(signals)
+        if time.monotonic() > deadline:
+            for _, process, _ in going:
+                process.kill()
         for entry in [entry for entry in going if entry[1].poll() is not None]:
             going.remove(entry)
             _ended(*entry)
         time.sleep(0.1)
-    for number, handler in earlier.items():
-        signal.signal(number, handler)
-    return not signals
+    return INTERRUPTED if signal.SIGINT in signals else STOPPED if signals else 0
 
 
 def _ended(run: Combination, process: subprocess.Popen, start: float) -> None:
@@ -258,14 +272,14 @@ def main(words: list[str]) -> int:
         for run in runs:
             print(f"{'# finished: ' if run.finished() else ''}{shlex.join(run.command)}")
         return 0
-    completed = run_all(runs, jobs=arguments.jobs)
+    stopped = run_all(runs, jobs=arguments.jobs)
     rows = table(runs)
     print_table(rows)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
-    if not completed:
-        return STOPPED
+    if stopped:
+        return stopped
     return 0 if all(run.status == 0 for run in runs) else 1
 
 

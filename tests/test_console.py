@@ -1,6 +1,9 @@
 """How commands speak to people."""
 
 import io
+import json
+import re
+import unicodedata
 
 import pytest
 import rich.console
@@ -15,6 +18,45 @@ def printed(*what):
     for thing in what:
         target.print(thing)
     return out.getvalue()
+
+
+HOSTILE = "a\nb\r\x1b[31mc\x07\u202ed\ud800e\u2028f\x9bg\x00h\U000e0041i"
+
+
+def acts(text: str) -> bool:
+    """Whether a text holds a character that a terminal acts on, or that cannot be written."""
+    return any(unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for character in text)
+
+
+def test_what_a_stranger_wrote_is_shown_and_does_nothing():
+    shown = console.printable(HOSTILE)
+    assert not acts(shown) and json.loads(f'"{shown}"') == HOSTILE
+    for text in ("Grüße, 日本語 — “na\u00a0ja” 👍", "क्\u200dष", ""):
+        assert console.printable(text) == text
+    assert console.printable("x" * 400) == "x" * 300 + "... (400 characters)"
+
+
+def test_every_way_to_print_shows_what_a_stranger_wrote(capsys):
+    console.tell(HOSTILE, "a\tb")
+    console.error_line(HOSTILE)
+    console.say(console.stdout(), HOSTILE)
+    console.stdout().print(console.table((), [(HOSTILE,)], title=HOSTILE))
+    out, err = capsys.readouterr()
+    assert not acts(re.sub(r"[\n\t]", "", out + err)) and out.count("\\u001b") == 4
+    assert err.startswith("error: a b") and err.count("\n") == 1 and out.splitlines()[1] == "a\tb"
+    assert not acts(console.html_text(HOSTILE) + console.markdown_cell(HOSTILE) + console.markdown_code(HOSTILE))
+    assert console.markdown_code("a`b") == "`a'b`"
+
+
+def test_the_message_of_an_error_is_one_line_whatever_it_quotes():
+    assert str(UserError("first\n  second \x1b[2J")) == "first second \\u001b[2J"
+    assert not acts(str(UserError(HOSTILE))) and len(str(UserError(" " * 1_000_000 + "x" * 1_000_000))) < 5000
+
+
+def test_what_the_encoding_of_the_terminal_lacks_is_escaped():
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console.tell("Grüße", to=out)
+    assert out.buffer.getvalue() == b"Gr\\xfc\\xdfe\n"
 
 
 def test_a_size_has_three_digits_in_decimal_units():

@@ -72,6 +72,34 @@ def test_no_except_is_broad():
     assert found == []
 
 
+def prints(node: ast.AST) -> bool:
+    """Whether a call writes on the terminal by itself."""
+    if not isinstance(node, ast.Call):
+        return False
+    called = ast.unparse(node.func)
+    if called.endswith(".print"):  # of a rich console, to which `table` gives a table of plain cells
+        return not all(ast.unparse(argument).startswith(("table(", "found")) for argument in node.args)
+    own = r"print|(sys\.)?(stdout|stderr)\.write(lines)?|traceback\.print_\w+|warnings\.warn"
+    logged = r"(absl_)?logging\.(debug|info|warning|error|exception|fatal)"
+    return bool(re.fullmatch(f"{own}|{logged}", called))
+
+
+def test_everything_is_printed_through_the_console():
+    allowed = {
+        "hra_jax/console.py",
+        "hra_jax/cli.py",  # the traceback that --traceback asks for
+        "hra_jax/data/synthetic/voice_worker.py",  # answers to the process that started it, as JSON
+    }
+    found = [
+        f"{path}:{node.lineno}"
+        for path, tree in TREES.items()
+        if path.as_posix() not in allowed
+        for node in ast.walk(tree)
+        if prints(node)
+    ]
+    assert found == []
+
+
 def test_no_configuration_key_has_a_second_default():
     found = [
         f"{path}:{node.lineno}"

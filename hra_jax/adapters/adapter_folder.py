@@ -18,7 +18,6 @@ values belong to the stored format and never change.
 
 import collections
 import dataclasses
-import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -31,7 +30,15 @@ from hra_jax.adapters.methods import peft_types
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import UserError
 from hra_jax.storage import safetensors
-from hra_jax.storage.files import remove_leftovers, write_file
+from hra_jax.storage.files import (
+    check_no_link,
+    is_remote,
+    remove_file,
+    remove_folder,
+    remove_leftovers,
+    replaced_name,
+    write_file,
+)
 from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, read_json, read_object
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks.names import check_name, quote_task
@@ -138,6 +145,15 @@ def write_adapter(
     _remove_task_files(folder)
 
 
+def is_written(name: str) -> bool:
+    """Whether `write_adapter` takes care of a file, by its path in the folder: it writes or removes it."""
+    folder, _, file = name.rpartition("/")
+    own = (CONFIG_FILE, WEIGHTS_FILE, TASKS_FILE, CARD_FILE)
+    if folder == TASK_FOLDER:
+        return file.endswith(".safetensors")
+    return not folder and (replaced_name(file) or file) in own
+
+
 def _last_part(name: str) -> str:
     """The name of a backbone without the place where it lies: a folder's path would mean nothing elsewhere."""
     return name.rstrip("/").rpartition("/")[2]
@@ -171,13 +187,14 @@ def _named_tensors(
 def _remove_task_files(folder: epath.Path) -> None:
     """Deletes the files of single tasks that an earlier export left in the folder."""
     tasks = folder / TASK_FOLDER
+    check_no_link(tasks)
     if tasks.exists():
         found = list(tasks.iterdir())
         ours = [file for file in found if file.name.endswith(".safetensors")]
         for file in ours:
-            file.unlink()
-        if len(ours) == len(found) and "://" not in os.fspath(tasks):  # a bucket has no empty folders
-            tasks.rmdir()
+            remove_file(file)
+        if len(ours) == len(found) and not is_remote(tasks):  # a bucket has no empty folders
+            remove_folder(tasks)
 
 
 def _specification(shape: tuple[int, ...], dtype: np.dtype) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from hra_jax.adapters.methods import METHODS
-from hra_jax.console import bounds, listed, markdown_cell, percent
+from hra_jax.console import bounds, listed, markdown_cell, markdown_code, percent, printable
 from hra_jax.tasks.names import BASE_TASK
 
 _MOST_LISTED = 50  # task names
@@ -32,13 +32,14 @@ def model_card(config: Mapping[str, Any], names: list[str], results: Mapping[str
     listing = listed(names, most=_MOST_LISTED, show=markdown_cell)
     where = " (all of them: tasks.json)" if len(names) > _MOST_LISTED else ""
     example = names[0] if names else BASE_TASK
+    shell_backbone, shell_task = (shlex.quote(printable(text)) for text in (backbone, example))
     lines = [
-        f"# Adapter `{method}` for {len(names)} tasks on `{backbone}`",
+        f"# Adapter {markdown_code(method)} for {len(names)} tasks on {markdown_code(backbone)}",
         "",
         f"Small trained parts for a frozen speech encoder, made with hra_jax: {METHODS[method].description}.",
         "",
-        f"- Backbone: `{backbone}`, fingerprint `{config['backbone']['fingerprint']}`",
-        f"- Method: `{json.dumps(config['method'], sort_keys=True)}`",
+        f"- Backbone: {markdown_code(backbone)}, fingerprint {markdown_code(config['backbone']['fingerprint'])}",
+        f"- Method: {markdown_code(json.dumps(config['method'], sort_keys=True))}",
         f"- Tasks: {listing}{where}",
         f"- Parameters: {shared:,} shared + {len(names):,} tasks x {per_task:,} = {total:,}, {total / whole:.2%} of "
         f"the backbone's {whole:,}",
@@ -46,7 +47,7 @@ def model_card(config: Mapping[str, Any], names: list[str], results: Mapping[str
         *(_error_rate_lines(results) if results else ()),
         "## Use",
         "",
-        f"Give the backbone's own folder in place of `{backbone}` where it is not a built-in one.",
+        f"Give the backbone's own folder in place of {markdown_code(backbone)} where it is not a built-in one.",
         "",
         "```python",
         "import hra_jax",
@@ -59,8 +60,7 @@ def model_card(config: Mapping[str, Any], names: list[str], results: Mapping[str
         "```",
         "",
         "```sh",
-        f"python -m hra_jax.transcribe --adapter ADAPTER_FOLDER --backbone {shlex.quote(backbone)} "
-        f"--task {shlex.quote(example)} a.wav",
+        f"python -m hra_jax.transcribe --adapter ADAPTER_FOLDER --backbone {shell_backbone} --task {shell_task} a.wav",
         "```",
         "",
     ]
@@ -76,7 +76,7 @@ def _location(backbone: str) -> str:
 def _error_rate_lines(results: Mapping[str, Any]) -> list[str]:
     """The part of a model card that holds error rates."""
     lines = [
-        f"## Error rates on the suite `{results['suite']}`",
+        f"## Error rates on the suite {markdown_code(results['suite'])}",
         "",
         "| task | adapter | WER without adapter | WER | 95% interval | CER | words |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -93,5 +93,5 @@ def _error_rate_lines(results: Mapping[str, Any]) -> list[str]:
         )
         lines.append(f"| {' | '.join(cells)} |")
     means = f"{percent(results['wer_macro'])} (without adapter {percent(results['base_wer_macro'])})"
-    normalizer = f"Texts were compared after the normalizer `{results['normalizer']}`."
+    normalizer = f"Texts were compared after the normalizer {markdown_code(results['normalizer'])}."
     return [*lines, "", f"Mean over tasks: {means}. {normalizer}", ""]

@@ -4,6 +4,7 @@ python -m hra_jax.config
 """
 
 from hra_jax.config.keys import documentation
+from hra_jax.console import tell
 
 if __name__ == "__main__":
-    print(documentation(), end="")
+    tell(*documentation().splitlines())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
+from hra_jax import console
 from hra_jax.config import keys
 from hra_jax.errors import UserError
 
@@ -163,8 +164,7 @@ def settle(config: ConfigDict) -> None:
 
 def tell(notices: Iterable[str]) -> None:
     """Prints lines on stderr."""
-    for line in notices:
-        print(line, file=sys.stderr, flush=True)
+    console.tell(*notices, to=sys.stderr)
 
 
 def complete(flat: Mapping[str, Any]) -> dict[str, Any]:

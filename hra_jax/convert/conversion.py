@@ -17,6 +17,7 @@ from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
+from hra_jax.storage import folders, locks
 from hra_jax.storage.json_files import read_object
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.trees import flatten
@@ -86,7 +87,17 @@ def convert(
         backbone remains.
     """
     source, output = epath.Path(source), epath.Path(output)
-    _check_folders(source, output, dtype)
+    _check_source(source, dtype)
+    with locks.hold_beside(output, "convert"):
+        folders.recover(output)
+        _check_output(output)
+        return _converted(source, output, dtype=dtype, name=name, keep_batch_norm=keep_batch_norm)
+
+
+def _converted(
+    source: epath.Path, output: epath.Path, *, dtype: str, name: str | None, keep_batch_norm: bool
+) -> Report:
+    """As `convert`, from and to folders that are right."""
     where = str(source / "config.json")
     config = read_object(source / "config.json")
     family, named = families.find(config, where)
@@ -115,14 +126,17 @@ def convert(
         found = parts(by_name[name], files)
         return next(found) if by_name[name].layers is None else found
 
-    fingerprint = backbone_folder.write(
+    fingerprint = folders.replace_folder(
         output,
-        rows,
-        features=settings,
-        encoder=encoder,
-        vocabulary=vocabulary.to_json(),
-        dtype=dtype,
-        info=info,
+        lambda fresh: backbone_folder.write(
+            fresh,
+            rows,
+            features=settings,
+            encoder=encoder,
+            vocabulary=vocabulary.to_json(),
+            dtype=dtype,
+            info=info,
+        ),
     )
     return Report(
         folder=output,
@@ -139,12 +153,16 @@ def convert(
     )
 
 
-def _check_folders(source: epath.Path, output: epath.Path, dtype: str) -> None:
+def _check_source(source: epath.Path, dtype: str) -> None:
     if dtype not in backbone_folder.STORAGE_DTYPES:
         raise UserError(f"dtype = {dtype!r}: allowed are {', '.join(backbone_folder.STORAGE_DTYPES)}")
     if not source.is_dir():
         raise UserError(f"source = {str(source)!r}: no such folder")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+
+
+def _check_output(output: epath.Path) -> None:
+    # What a killed conversion left is no reason to refuse the same command.
+    if output.exists() and not (output.is_dir() and backbone_folder.is_unfinished(output)):
         raise UserError(f"output = {str(output)!r}: must be a new folder, or an empty one")
 
 

@@ -1,71 +1,45 @@
 """Audio files to mono float32 samples at one rate."""
 
-import io
-import os
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 import numpy as np
-import soundfile
 import soxr
-from etils import epath
 
-from hra_jax.data.report import KINDS
+from hra_jax.data.sound_files import AudioError, Sound
 from hra_jax.data.utterance import Utterance
+
+__all__ = ["AudioError", "decode", "decode_file", "resample"]
+
+MOST_SAMPLES = 2**28  # of one decoded utterance or file: 4 h 39 min at 16 kHz
 
 # How far a declared duration may reach beyond the end of its file before the file counts as truncated.
 _TOLERANCE_SHARE = 0.05
 _TOLERANCE_SECONDS = 0.05
+_MOST_SECONDS: Final = 1e9  # no file is longer, and samples are still counted exactly
+_SILENCE: Final = 1e-4  # share of the channels' energy that their mean has left, -40 dB
 
 
-class AudioError(ValueError):
-    """An utterance's audio cannot be used.
-
-    Attributes:
-      kind: one of `report.KINDS`.
-      detail: one line that says why.
-    """
-
-    def __init__(self, kind: str, detail: str):
-        assert kind in KINDS
-        super().__init__(f"{kind}: {detail}")
-        self.kind, self.detail = kind, detail
-
-
-def open_sound(path: str) -> soundfile.SoundFile:
-    """Opens a local or remote audio file for reading.
-
-    Raises:
-      AudioError: missing_file, empty_audio (no bytes), undecodable_audio (not audio, or not readable).
-    """
-    remote = "://" in path
-    try:
-        size = epath.Path(path).stat().length if remote else os.stat(path).st_size
-        if size == 0:
-            raise AudioError("empty_audio", "the file has no bytes")
-        return soundfile.SoundFile(io.BytesIO(epath.Path(path).read_bytes()) if remote else path)
-    except FileNotFoundError as error:
-        raise AudioError("missing_file", f"no file at {path}") from error
-    except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError("undecodable_audio", _one_line(error)) from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def _segment(sound: soundfile.SoundFile, *, offset: float, duration: float) -> tuple[int, int]:
-    """First frame and number of frames of a segment in seconds; AudioError if the file does not hold it."""
-    if sound.frames == 0:
-        raise AudioError("empty_audio", "the file has no samples")
-    start, count = round(offset * sound.samplerate), round(duration * sound.samplerate)
-    lacking = (start + count - sound.frames) / sound.samplerate
-    if lacking > max(_TOLERANCE_SHARE * duration, _TOLERANCE_SECONDS):
-        seconds = sound.frames / sound.samplerate
-        wanted = f"{offset:g} to {offset + duration:g} s"
-        raise AudioError("undecodable_audio", f"truncated: the manifest says {wanted}, the file ends at {seconds:g} s")
-    count = min(count, sound.frames - start)
+def _segment(sound: Sound, *, offset: float, duration: float) -> tuple[int, int]:
+    """First sample and number of samples of a segment in seconds; AudioError if the file is known not to hold it."""
+    start = round(min(offset, _MOST_SECONDS) * sound.rate)
+    count = round(min(duration, _MOST_SECONDS) * sound.rate)
+    if sound.frames is not None:
+        if sound.frames == 0:
+            raise AudioError("empty_audio", "the file has no samples")
+        _check_end(sound, sound.frames, offset=offset, duration=duration)
+        count = min(count, sound.frames - start)
     if count <= 0:
         raise AudioError("empty_audio", f"no samples between {offset:g} and {offset + duration:g} s")
     return start, count
+
+
+def _check_end(sound: Sound, frames: int, *, offset: float, duration: float) -> None:
+    """Refuses a segment that reaches beyond the end of its file."""
+    seconds = frames / sound.rate
+    if offset + duration - seconds > max(_TOLERANCE_SHARE * duration, _TOLERANCE_SECONDS):
+        wanted = f"{offset:g} to {offset + duration:g} s"
+        raise AudioError("undecodable_audio", f"truncated: the manifest says {wanted}, the file ends at {seconds:g} s")
 
 
 def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
@@ -74,8 +48,8 @@ def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 
 
 def decode_file(path: str, sample_rate: int) -> np.ndarray:
-    """A whole audio file as `decode` gives an utterance."""
-    with open_sound(path) as sound:
+    """A whole audio file as `decode` gives an utterance; too_long where it has more than `MOST_SAMPLES`."""
+    with Sound(path) as sound:
         return _read(sound, start=0, count=sound.frames, sample_rate=sample_rate)
 
 
@@ -91,28 +65,92 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
       1.
 
     Raises:
-      AudioError: missing_file, empty_audio, undecodable_audio or nan_samples.
+      AudioError: missing_file, unreachable_audio, empty_audio, undecodable_audio, nan_samples, silent_audio (channels
+        that cancel each other) or too_long (more than `MOST_SAMPLES`).
     """
-    with open_sound(utterance.audio_filepath) as sound:
+    with Sound(utterance.audio_filepath) as sound:
         start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)
         return _read(sound, start=start, count=count, sample_rate=sample_rate)
 
 
-def _read(sound: soundfile.SoundFile, *, start: int, count: int, sample_rate: int) -> np.ndarray:
-    """Frames [start, start + count) of an open file as `decode` gives them."""
+def _read(sound: Sound, *, start: int, count: int | None, sample_rate: int) -> np.ndarray:
+    """Samples [start, start + count) of an open file as `decode` gives them."""
     if count == 0:
         raise AudioError("empty_audio", "the file has no samples")
-    try:
-        sound.seek(start)
-        samples = sound.read(count, dtype="float32", always_2d=True)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError("undecodable_audio", _one_line(error)) from error
-    if len(samples) < count:  # libsndfile stops at a broken frame without an error
-        raise AudioError("undecodable_audio", f"truncated: {len(samples)} of {count} samples could be read")
+    mean = _Mean(sound.blocks(start, count))
+    samples = _gathered(_resampled(mean, sound.rate, sample_rate))
+    if count is not None and mean.read < count:
+        if sound.frames is not None:  # libsndfile stops at a broken frame without an error
+            raise AudioError("undecodable_audio", f"truncated: {mean.read} of {count} samples could be read")
+        _check_end(sound, start + mean.read, offset=start / sound.rate, duration=count / sound.rate)
+    mean.check()
+    if not samples.size:
+        raise AudioError("empty_audio", f"{mean.read} samples at {sound.rate} Hz are none at {sample_rate} Hz")
+    return samples
+
+
+class _Mean(Iterator[np.ndarray]):
+    """The mean of the channels of blocks `[S, channels]`, as blocks `[S]`.
+
+    Attributes:
+      read: samples per channel so far.
+    """
+
+    def __init__(self, blocks: Iterator[np.ndarray]):
+        self.read = 0
+        self._blocks = blocks
+        self._before, self._after = 0.0, 0.0  # energy of the channels, and of their mean
+
+    def __next__(self) -> np.ndarray:
+        """The next block; AudioError nan_samples where the mean is not finite."""
+        block = next(self._blocks)
+        self.read += len(block)
+        if block.shape[1] == 1:
+            return _finite(block[:, 0])
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+            mono = _finite(block.mean(axis=1))
+            self._before += float(np.vdot(block, block)) / block.shape[1]
+            self._after += float(np.vdot(mono, mono))
+        return mono
+
+    def check(self) -> None:
+        """Refuses channels that cancel each other."""
+        if self._after < _SILENCE * self._before:
+            raise AudioError(
+                "silent_audio", "the channels are in opposite phase, and their mean is silence; keep one of them"
+            )
+
+
+def _finite(samples: np.ndarray) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise AudioError("nan_samples", f"{np.sum(~np.isfinite(samples))} samples are NaN or infinite")
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    mono = resample(mono, sound.samplerate, sample_rate)
-    if not mono.size:
-        raise AudioError("empty_audio", f"{count} samples at {sound.samplerate} Hz are none at {sample_rate} Hz")
-    return np.ascontiguousarray(mono, dtype=np.float32)
+    return samples
+
+
+def _resampled(blocks: Iterable[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
+    """Blocks at another rate; together they are what `resample` gives for all of them at once."""
+    if rate == wanted:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate, wanted, 1, dtype="float32", quality="HQ")
+    last = None
+    for block in blocks:
+        if last is not None:
+            yield _finite(stream.resample_chunk(last))
+        last = block
+    if last is not None:
+        yield _finite(stream.resample_chunk(last, last=True))
+
+
+def _gathered(blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """All samples in one array, which grows in place: blocks and array together would take twice the memory."""
+    found, size = np.empty(0, np.float32), 0
+    for block in blocks:
+        if size + len(block) > MOST_SAMPLES:
+            raise AudioError("too_long", f"more than {MOST_SAMPLES:,} samples at a time; cut it, or name segments")
+        if size + len(block) > found.size:
+            found.resize(max(size + len(block), 3 * size // 2), refcheck=False)
+        found[size : size + len(block)] = block
+        size += len(block)
+    found.resize(size, refcheck=False)
+    return found

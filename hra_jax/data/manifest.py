@@ -8,28 +8,32 @@ optionally `offset` (s); every other field (`speaker`, `lang`, ...) is kept as a
 """
 
 import concurrent.futures
-import csv
 import hashlib
 import json
-import math
 import os
-from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
 
 import tqdm
 from absl import flags
 from etils import epath
 
 from hra_jax import cli
-from hra_jax.data import audio
+from hra_jax.console import listed, tell
+from hra_jax.data import audio, recordings, sound_files
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import parse_json
 
-AUDIO_SUFFIXES = (".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
-_REQUIRED = ("audio_filepath", "duration", "text")
-_TRANSCRIPTS = ("transcripts.tsv", "transcripts.csv")
-_HEADER_CELLS = ("audio_filepath", "audio", "file", "filename", "path")
-_SPEAKER_FROM = ("parent", "none")
+_REQUIRED: Final = ("audio_filepath", "duration", "text")
+_MOST_LINE: Final = 2**20  # bytes
+_MOST_SECONDS: Final = 10**8  # of an offset or a duration: three years
+# Characters of a text. Nobody says a tenth of it, and normalising far more takes time.
+_MOST_TEXT: Final = 1000
+_MOST_TEXT_PER_SECOND: Final = 200
+_SPEAKER_FROM: Final = ("parent", "none")
+_FEWEST: Final = 3  # recordings of a speaker that can be split
 
 
 class _LineError(ValueError):
@@ -38,40 +42,59 @@ class _LineError(ValueError):
         self.kind, self.detail = kind, detail
 
 
-def _seconds(row: dict, field: str, *, least: float) -> float:
+def _seconds(row: dict[str, Any], field: str) -> float:
     value = row[field]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
-        raise _LineError("missing_field", f"{field} is {value!r}; a number of seconds is needed")
+    if type(value) not in (int, float) or not 0 <= value <= _MOST_SECONDS:
+        allowed = f"seconds from 0 to {_MOST_SECONDS:,}"
+        raise _LineError("missing_field", f"{field} is {value!r:.80}; needed: a number of {allowed}")
     return float(value)
 
 
-def _parse(line: bytes, *, folder: epath.Path, source: str, number: int) -> Utterance:
+def _object(line: bytes) -> dict[str, Any]:
+    """The object in a line, all of whose texts can be written as UTF-8 and given to the operating system."""
+    if len(line) > _MOST_LINE:
+        raise _LineError("bad_json", f"the line has {len(line):,} bytes; allowed: at most {_MOST_LINE:,}")
     try:
-        row = json.loads(line)
-    except ValueError as error:  # bytes that are not UTF-8 included
-        raise _LineError("bad_json", " ".join(str(error).split())) from error
+        row = parse_json(line, where="the line")
+        # A lone surrogate can be written as an escape alone.
+        if b"\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _LineError("bad_json", f"{error.object[error.start]!a} is half a character") from error
+    except UserError as error:
+        raise _LineError("bad_json", str(error)) from error
     if not isinstance(row, dict):
         raise _LineError("bad_json", f"the line is a {type(row).__name__}, not an object")
+    return row
+
+
+def _parse(line: bytes, *, folder: epath.Path, source: str, number: int) -> Utterance:
+    row = _object(line)
     missing = [field for field in _REQUIRED if field not in row]
     if missing:
         raise _LineError("missing_field", f"there is no {' and no '.join(missing)}")
     for field in ("audio_filepath", "text"):
         if not isinstance(row[field], str):
-            raise _LineError("missing_field", f"{field} is {row[field]!r}; a text is needed")
-    duration = _seconds(row, "duration", least=0.0)
-    path, key = row["audio_filepath"], row["audio_filepath"]
-    if not path:
-        raise _LineError("missing_field", "audio_filepath is empty")
+            raise _LineError("missing_field", f"{field} is {row[field]!r:.80}; needed: a text")
+    path, text, duration = row["audio_filepath"], row["text"], _seconds(row, "duration")
+    if not path or "\0" in path:
+        raise _LineError("missing_field", f"audio_filepath is {path!r:.80}; needed: the path of a file")
+    reason = sound_files.why_unreachable(path)
+    if reason is not None:
+        raise _LineError("unreachable_audio", f"{path[:80]}: {reason}")
     if duration == 0.0:
         raise _LineError("empty_audio", "duration is 0")
-    offset = 0.0
-    if "offset" in row:
-        offset = _seconds(row, "offset", least=0.0)
-        key = f"{path}@{offset:g}+{duration:g}"
+    most = int(_MOST_TEXT + _MOST_TEXT_PER_SECOND * duration)
+    if len(text) > most:
+        raise _LineError("too_short", f"{duration:g} s cannot hold {len(text):,} characters; allowed: {most:,}")
+    offset, key = 0.0, path
+    if row.get("offset") is not None:  # NeMo writes null for the whole file
+        offset = _seconds(row, "offset")
+        key = f"{path}@{offset:.15g}+{duration:.15g}"
     if "://" not in path and not os.path.isabs(path):
         path = os.fspath(folder / path)
     tags = {name: value for name, value in row.items() if name not in (*_REQUIRED, "offset")}
-    return Utterance(path, duration, row["text"], offset, tags, key, source, number)
+    return Utterance(path, duration, text, offset, tags, key, source, number)
 
 
 def load_manifest(path: epath.PathLike, *, report: DataReport) -> list[Utterance]:
@@ -79,7 +102,8 @@ def load_manifest(path: epath.PathLike, *, report: DataReport) -> list[Utterance
 
     Args:
       path: the manifest.
-      report: gets every bad line (bad_json, missing_field, empty_audio), named `manifest:line`.
+      report: gets every bad line (bad_json, missing_field, empty_audio, unreachable_audio, too_short: more text than
+        any speech of that length), named `manifest:line`.
 
     Returns:
       The usable utterances in the order of their lines. Empty lines are passed over.
@@ -108,115 +132,90 @@ def load_manifest(path: epath.PathLike, *, report: DataReport) -> list[Utterance
 # --- Make -------------------------------------------------------------------------------------------------------------
 
 
-def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _files_below(path)
-        else:
-            yield path
+class Made(NamedTuple):
+    """What `make` did.
+
+    Attributes:
+      count: lines written.
+      silent: files without a transcript.
+      report: what could not be used.
+      unsplit: with `split`, the speakers with too few recordings for three parts, all of which are in train.jsonl.
+    """
+
+    count: int
+    silent: list[str]
+    report: DataReport
+    unsplit: list[str]
 
 
-def _transcript_table(folder: epath.Path) -> dict[str, str] | None:
-    """Transcripts by path or stem from `transcripts.tsv` or `.csv` (file, text; with or without a header); or None."""
-    for name in _TRANSCRIPTS:
-        if (folder / name).exists():
-            lines = (folder / name).read_text().splitlines()
-            if name.endswith(".tsv"):
-                rows = [line.split("\t") for line in lines if line.strip()]
-            else:
-                rows = [row for row in csv.reader(lines) if row]
-            if rows and rows[0][0].strip().lower() in _HEADER_CELLS:
-                rows = rows[1:]
-            for row in rows:
-                if len(row) < 2:
-                    raise UserError(
-                        f"{folder / name}: the row {row[0]!r} has no text; each row needs a file and a text"
-                    )
-            return {row[0].strip(): row[1].strip() for row in rows}
-    return None
-
-
-def _transcript(path: epath.Path, *, relative: str, table: dict[str, str] | None) -> str | None:
-    if table is not None:
-        stem = os.path.splitext(relative)[0]
-        names = (relative, stem, path.name, path.stem)
-        return next((table[name] for name in names if name in table), None)
-    beside = path.with_suffix(".txt")
-    return " ".join(beside.read_text().split()) if beside.exists() else None
-
-
-def make(
-    folder: epath.PathLike, output: epath.PathLike, *, speaker_from: str = "parent", split: bool = False
-) -> tuple[int, list[str], DataReport]:
+def make(folder: epath.PathLike, output: epath.PathLike, *, speaker_from: str = "parent", split: bool = False) -> Made:
     """Writes a manifest of a folder of recordings, or three: train, validation and test.
 
     Args:
-      folder: searched with its sub-folders for audio; transcripts are in `transcripts.tsv` or `transcripts.csv` (file,
-        text) in it, or in a `.txt` of the same name beside each file.
+      folder: searched as `recordings.find` says.
       output: the manifest to write; with `split` the folder for train.jsonl, validation.jsonl and test.jsonl. Paths in
         a manifest are relative to it.
       speaker_from: "parent" (the tag `speaker` is the name of the folder that the file is in) or "none" (no such tag).
 
-    Returns:
-      Number of lines written, files without a transcript, and a report of the files that are not usable audio.
-
     Raises:
-      UserError: no such folder, no audio or no transcript in it, a value that is not allowed.
+      UserError: no such folder, no audio or no transcript in it, a table of transcripts that is wrong, a value that is
+        not allowed, or no speaker with enough recordings for a split.
     """
-    root = epath.Path(folder)
-    if not root.is_dir():
+    if not epath.Path(folder).is_dir():
         raise UserError(f"no folder at {folder}")
     if speaker_from not in _SPEAKER_FROM:
         raise UserError(f"speaker_from {speaker_from!r}; allowed: {', '.join(_SPEAKER_FROM)}")
-    found = sorted(path for path in _files_below(root) if path.suffix.lower() in AUDIO_SUFFIXES)
-    if not found:
-        raise UserError(f"no audio in {folder}; looked for {', '.join(AUDIO_SUFFIXES)}")
+    report = DataReport()
+    found, silent = recordings.find(folder, report=report)
     manifest = epath.Path(output) / "train.jsonl" if split else epath.Path(output)
-    table, report, rows, silent = _transcript_table(root), DataReport(), [], []
-    for path in tqdm.tqdm(found, desc="reading", unit="file", disable=None):
-        relative = os.path.relpath(path, root)
-        text = _transcript(path, relative=relative, table=table)
-        if text is None:
-            silent.append(relative)
-            continue
+    rows = []
+    for recording in tqdm.tqdm(found, desc="reading", unit="file", disable=None):
         try:
-            with audio.open_sound(os.fspath(path)) as sound:
-                duration = sound.frames / sound.samplerate
+            with sound_files.Sound(os.fspath(recording.path)) as sound:
+                duration = round(sound.seconds, 6)
+            if not duration:
+                raise audio.AudioError("empty_audio", "the file has no samples")
         except audio.AudioError as error:
-            report.add(error.kind, relative, error.detail)
+            report.add(error.kind, recording.name, error.detail)
             continue
-        if duration == 0:
-            report.add("empty_audio", relative, "the file has no samples")
-            continue
-        row = {"audio_filepath": _relative_to(path, manifest), "duration": round(duration, 6), "text": text}
+        row = {
+            "audio_filepath": _relative_to(recording.path, manifest),
+            "duration": duration,
+            "text": recording.text,
+        }
         if speaker_from == "parent":
-            row["speaker"] = path.parent.name
+            row["speaker"] = recording.path.parent.name
+        # Names below the folder are text, but the way to it, or its own name, may not be.
+        if not all(map(recordings.is_utf8, (row["audio_filepath"], row.get("speaker", "")))):
+            report.add("undecodable_audio", recording.name, "the name of its folder is not UTF-8; rename the folder")
+            continue
         rows.append(row)
     if not rows:
         raise UserError(
             f"no usable audio with a transcript in {folder}: {len(silent)} without text; {report.summary()}"
         )
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    for name, part in (_split(rows) if split else {manifest.name: rows}).items():
+    parts, unsplit = _split(rows) if split else ({manifest.name: rows}, [])
+    for name, part in parts.items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
-        (manifest.parent / name).write_text("".join(lines))
-    return len(rows), silent, report
+        write_file(manifest.parent / name, "".join(lines))
+    return Made(len(rows), silent, report, unsplit)
 
 
-def _split(rows: list[dict]) -> dict[str, list[dict]]:
-    """Rows by manifest name; UserError for a speaker with fewer than three recordings."""
-    speakers: dict[str, list[dict]] = {}
+def _split(rows: list[dict[str, Any]]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """Rows by manifest name, and the speakers with too few of them, whose rows are all in the first."""
+    speakers: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         speakers.setdefault(row.get("speaker", ""), []).append(row)
-    parts: dict[str, list[dict]] = {"train.jsonl": [], "validation.jsonl": [], "test.jsonl": []}
+    few = [speaker for speaker, own in speakers.items() if len(own) < _FEWEST]
+    if len(few) == len(speakers):
+        raise UserError(f"no speaker has {_FEWEST} recordings, the fewest to split; {listed(few, most=3)} has fewer")
+    parts: dict[str, list[dict[str, Any]]] = {"train.jsonl": [], "validation.jsonl": [], "test.jsonl": []}
     for speaker, own in speakers.items():
-        if len(own) < 3:
-            raise UserError(f"speaker {speaker!r} has {len(own)} recordings; a split needs at least 3 of each speaker")
         own = sorted(own, key=lambda row: hashlib.sha256(row["audio_filepath"].encode()).hexdigest())
-        tenth = max(1, len(own) // 10)
+        tenth = 0 if speaker in few else max(1, len(own) // 10)
         for name, part in zip(parts, (own[2 * tenth :], own[:tenth], own[tenth : 2 * tenth]), strict=True):
             parts[name] += sorted(part, key=lambda row: row["audio_filepath"])
-    return parts
+    return parts, few
 
 
 def _relative_to(path: epath.Path, manifest: epath.Path) -> str:
@@ -224,7 +223,9 @@ def _relative_to(path: epath.Path, manifest: epath.Path) -> str:
     if "://" in os.fspath(path) or "://" in os.fspath(manifest):
         inside = path.is_relative_to(manifest.parent)
         return os.fspath(path.relative_to(manifest.parent) if inside else path)
-    return os.path.relpath(path, manifest.parent)
+    plain = os.path.relpath(path, manifest.parent)
+    # The way up from a folder that a link leads to is not the way back.
+    return os.path.relpath(path, os.path.realpath(manifest.parent)) if plain.startswith(os.pardir) else plain
 
 
 # --- Check ------------------------------------------------------------------------------------------------------------
@@ -242,7 +243,7 @@ def check(path: epath.PathLike, *, sample_rate: int = 16000, threads: int = 4) -
       The utterances whose audio is good, and the report of all others.
 
     Raises:
-      UserError: the manifest cannot be read.
+      UserError: the manifest cannot be read, or has no line.
     """
     report = DataReport()
 
@@ -255,19 +256,24 @@ def check(path: epath.PathLike, *, sample_rate: int = 16000, threads: int = 4) -
         return True
 
     utterances = load_manifest(path, report=report)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    if not utterances and not sum(report.counts().values()):
+        raise UserError(f"the manifest {path} is empty; needed: a line for each utterance")
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    try:
         decoded = pool.map(good, utterances)
         verdicts = list(tqdm.tqdm(decoded, total=len(utterances), desc="decoding", unit="file", disable=None))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is decoded
     return [utterance for utterance, fine in zip(utterances, verdicts, strict=True) if fine], report
 
 
 def _print_bad(report: DataReport, *, shown: int = 10) -> None:
     for kind, rows in report.to_json()["utterances"].items():
-        print(f"{kind}: {len(rows)}")
+        tell(f"{kind}: {len(rows)}")
         for row in rows[:shown]:
-            print(f"  {row['name']}: {row['detail']}")
+            tell(f"  {row['name']}: {row['detail']}")
         if len(rows) > shown:
-            print(f"  and {len(rows) - shown} more")
+            tell(f"  and {len(rows) - shown} more")
 
 
 def _print_speakers(utterances: list[Utterance], tag: str) -> None:
@@ -279,20 +285,26 @@ def _print_speakers(utterances: list[Utterance], tag: str) -> None:
         row[1] += utterance.duration
         row[2] += len(utterance.text.split())
     width = max([len(tag), 5, *map(len, totals)])
-    print(f"{tag:<{width}} {'utterances':>10} {'hours':>8} {'words':>9}")
+    tell(f"{tag:<{width}} {'utterances':>10} {'hours':>8} {'words':>9}")
     rows = [
         *sorted(totals.items()),
         ("total", [sum(column) for column in zip(*totals.values(), strict=True)] or [0, 0.0, 0]),
     ]
     for name, (count, seconds, spoken) in rows:
-        print(f"{name:<{width}} {count:>10} {seconds / 3600:>8.3f} {spoken:>9}")
+        tell(f"{name:<{width}} {count:>10} {seconds / 3600:>8.3f} {spoken:>9}")
 
 
 def _define_flags() -> None:
     flags.DEFINE_string("output", None, "make: the manifest to write; with --split a folder.")
     flags.DEFINE_bool("split", False, "make: write train.jsonl, validation.jsonl and test.jsonl.")
     flags.DEFINE_enum("speaker_from", "parent", _SPEAKER_FROM, "make: where the tag `speaker` comes from.")
-    flags.DEFINE_integer("sample_rate", 16000, "check: the rate to decode to, Hz.")
+    flags.DEFINE_integer(
+        "sample_rate",
+        16000,
+        "check: the rate to decode to, Hz.",
+        lower_bound=sound_files.LEAST_RATE,
+        upper_bound=sound_files.MOST_RATE,
+    )
     flags.DEFINE_string("tag", "speaker", "check: the tag to count by.")
     flags.DEFINE_string("report", None, "check: a file for the full report, as JSON.")
     flags.DEFINE_bool("strict", False, "check: exit with status 2 if anything is bad.")
@@ -308,17 +320,22 @@ def main(argv: list[str]) -> int:
     if argv[1] == "make":
         if not values.output:
             raise UserError("make needs --output MANIFEST")
-        count, silent, report = make(argv[2], values.output, speaker_from=values.speaker_from, split=values.split)
-        _print_bad(report)
-        if silent:
-            print(f"{len(silent)} files without a transcript were left out, such as {silent[0]}")
-        print(f"{count} utterances in {values.output}")
+        if not values.split:
+            cli.check_output("output", values.output)
+        made = make(argv[2], values.output, speaker_from=values.speaker_from, split=values.split)
+        _print_bad(made.report)
+        if made.silent:
+            tell(f"{len(made.silent)} files without a transcript were left out, such as {made.silent[0]}")
+        if made.unsplit:
+            tell(f"in train.jsonl only, with fewer than {_FEWEST} recordings: speaker {listed(made.unsplit)}")
+        tell(f"{made.count} utterances in {values.output}")
         return 0
+    cli.check_output("report", values.report)
     utterances, report = check(argv[2], sample_rate=values.sample_rate)
     _print_bad(report)
     _print_speakers(utterances, values.tag)
     bad = sum(report.counts().values())
-    print(f"{len(utterances)} good, {bad} bad")
+    tell(f"{len(utterances)} good, {bad} bad")
     if values.report:
         report.write(values.report)
     return 2 if bad and values.strict else 0

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hra_jax.console import tell
 from hra_jax.errors import UserError
 
 PROPORTIONAL = "proportional"
@@ -103,8 +104,8 @@ def _without_chatter() -> Iterator[None]:
             os.dup2(kept, 2)
             os.close(kept)
             file.seek(0)
-            lines = file.read().decode(errors="replace").splitlines(keepends=True)
-            sys.stderr.writelines(line for line in lines if not _CHATTER.match(line))
+            lines = file.read().decode(errors="replace").splitlines()
+            tell(*(line for line in lines if not _CHATTER.match(line)), to=sys.stderr)
 
 
 @functools.cache

@@ -5,16 +5,23 @@ import threading
 
 from etils import epath
 
+from hra_jax.console import printable
 from hra_jax.errors import UserError
 from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import check_fields, read_object
 
+_MOST_BYTES = 2**30  # of a stored report
+_MOST = 1000  # characters of a name or a detail
 KINDS = (
     "bad_json",  # a line of a manifest is not a JSON object
     "missing_field",  # a line lacks a field, or its value is of the wrong type
     "missing_file",  # the audio file is not there
     "empty_audio",  # no samples
     "undecodable_audio",  # not audio, truncated, or not readable
+    "unreachable_audio",  # a kind of address that is not read, or storage that does not answer
     "nan_samples",  # NaN or infinity among the samples
+    "silent_audio",  # channels in opposite phase, whose mean is silence
+    "unreadable_text",  # a transcript that is not UTF-8, or cannot be read
     "too_short",  # fewer frames than CTC needs for the transcript
     "too_long",  # longer than the limit
     "unknown_text",  # a warning: characters outside the vocabulary were dropped, the utterance is kept
@@ -62,7 +69,10 @@ class DataReport:
         """`{"counts": {kind: n}, "utterances": {kind: [{"name", "detail"}, ...]}}`: sorted names, no empty kinds."""
         with self._lock:
             utterances = {
-                kind: [{"name": name, "detail": names[name]} for name in sorted(names)]
+                kind: [
+                    {"name": printable(name, most=_MOST), "detail": printable(names[name], most=_MOST)}
+                    for name in sorted(names)
+                ]
                 for kind, names in self._details.items()
                 if names
             }
@@ -71,6 +81,20 @@ class DataReport:
     def write(self, path: epath.PathLike) -> None:
         """Writes `to_json` to a file; a process killed meanwhile leaves the old content or the new, never a part."""
         write_file(path, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+
+    def read(self, path: epath.PathLike) -> None:
+        """Adds what the file of another report holds.
+
+        Raises:
+          UserError: it is no report.
+        """
+        content = read_object(path, {"utterances": dict}, most_bytes=_MOST_BYTES)
+        for kind, rows in content["utterances"].items():
+            if kind not in KINDS or not isinstance(rows, list):
+                raise UserError(f"{path}: utterances.{kind} = {rows!r:.80}; allowed: lists of {', '.join(KINDS)}")
+            for row in rows:
+                check_fields(row, {"name": str, "detail": str}, where=f"{path}: utterances.{kind}")
+        self.merge(content)
 
     def merge(self, content: dict) -> None:
         """Adds what another report's `to_json` holds (another process's, or an earlier run's), strict or not."""

@@ -8,11 +8,12 @@
 from absl import flags
 
 from hra_jax import cli
-from hra_jax.data.synthetic.rendering import render, summary_table
+from hra_jax.console import tell
+from hra_jax.data.synthetic.rendering import check_rendered, render, summary_table
 from hra_jax.data.synthetic.speakers import SETS, speakers_from_json
 from hra_jax.errors import UserError
 
-__all__ = ["main", "render", "summary_table"]
+__all__ = ["check_rendered", "main", "render", "summary_table"]
 
 
 def _define_flags() -> None:
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
         sample_rate=values.sample_rate,
         speakers=own,
     )
-    print(summary_table(folder))
+    tell(*summary_table(folder).splitlines())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 
 import base64
 import dataclasses
-import html
 import importlib.metadata
 import io
 import json
@@ -19,7 +18,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 import hra_jax
-from hra_jax.console import bounds, markdown_cell, percent, say, stdout, table
+from hra_jax.console import bounds, html_text, markdown_cell, percent, say, stdout, table
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.bootstrap import CONFIDENCE, bootstrap_interval
@@ -336,8 +335,8 @@ img { max-width: 100%; } .key, footer { color: #777; font-size: 90%; }
 
 def _html(results: Mapping[str, Any], worst: Sequence[UtteranceResult], plot: bytes) -> str:
     """The content of report.html: one file that needs no other."""
-    title = f"suite {html.escape(results['suite'])}"
-    numbers = "\n".join(_html_row(map(html.escape, row)) for row in _table_rows(results))
+    title = f"suite {html_text(results['suite'])}"
+    numbers = "\n".join(_html_row(map(html_text, row)) for row in _table_rows(results))
     utterances = "\n".join(_html_utterance(row, results["normalizer"]) for row in worst)
     image = base64.b64encode(plot).decode("ascii")
     return f"""<!DOCTYPE html>
@@ -349,7 +348,7 @@ def _html(results: Mapping[str, Any], worst: Sequence[UtteranceResult], plot: by
 {_html_row(_HEADER, tag="th")}
 {numbers}
 </table>
-<p>{html.escape(_parameter_line(results))}</p>
+<p>{html_text(_parameter_line(results))}</p>
 <p><img alt="Word error rates by task" src="data:image/png;base64,{image}"></p>
 <h2>Worst utterances</h2>
 <p><del>Struck out</del>: said but not recognised. <ins>Green</ins>: recognised but not said.</p>
@@ -357,7 +356,7 @@ def _html(results: Mapping[str, Any], worst: Sequence[UtteranceResult], plot: by
 {_html_row(("task", "adapted", "base"), tag="th")}
 {utterances}
 </table>
-<footer>{html.escape(_footnote(results))}</footer>
+<footer>{html_text(_footnote(results))}</footer>
 </body>
 </html>
 """
@@ -368,7 +367,7 @@ def _html_row(cells: Iterable[str], *, tag: str = "td") -> str:
 
 
 def _html_utterance(row: UtteranceResult, normalizer: str) -> str:
-    task = f'{html.escape(row.task)}<br><span class="key">{html.escape(row.key)}</span>'
+    task = f'{html_text(row.task)}<br><span class="key">{html_text(row.key)}</span>'
     reference = error_rates.words(row.reference, normalizer)
     hypotheses = [text for text in (row.hypothesis, row.base_hypothesis) if text is not None]
     marked = [_marked(reference, error_rates.words(text, normalizer)) for text in hypotheses]
@@ -381,8 +380,8 @@ def _marked(reference: Sequence[str], hypothesis: Sequence[str]) -> str:
     # No word is empty, so the empty string can stand for "nothing here".
     for said, recognised in kaldialign.align(reference, hypothesis, ""):
         if said == recognised:
-            pieces.append(html.escape(said))
+            pieces.append(html_text(said))
         else:
-            pieces += [f"<del>{html.escape(said)}</del>"] * bool(said)
-            pieces += [f"<ins>{html.escape(recognised)}</ins>"] * bool(recognised)
+            pieces += [f"<del>{html_text(said)}</del>"] * bool(said)
+            pieces += [f"<ins>{html_text(recognised)}</ins>"] * bool(recognised)
     return " ".join(pieces)

@@ -33,10 +33,10 @@ from hra_jax.models.dtypes import STORAGE_DTYPES
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
-from hra_jax.storage.files import remove_leftovers, write_file
+from hra_jax.storage.files import remove_file, remove_leftovers, replaced_name, write_file
 from hra_jax.storage.json_files import Kind, check_fields, json_text, read_object
 from hra_jax.storage.safetensors_reader import TensorFiles
-from hra_jax.storage.safetensors_writer import SHARD_BYTES, TensorWriter
+from hra_jax.storage.safetensors_writer import SHARD_BYTES, TensorWriter, is_written
 from hra_jax.storage.trees import flatten, unflatten
 
 FORMAT = 1
@@ -227,11 +227,17 @@ def write(
         }
         text = json_text(settings)
         # A folder that has settings is complete: the old ones go before the weights change, the new ones come last.
-        (folder / _SETTINGS).unlink(missing_ok=True)
+        remove_file(folder / _SETTINGS)
         writer.finish()
         write_file(folder / _SETTINGS, text)
         remove_leftovers(folder, (_SETTINGS,))
     return fingerprint
+
+
+def is_unfinished(folder: epath.PathLike) -> bool:
+    """Whether a folder holds nothing but temporary files of a process that was killed in `write`, or nothing."""
+    names = [path.name for path in epath.Path(folder).iterdir()]
+    return all(replaced_name(name) and (is_written(name) or replaced_name(name) == _SETTINGS) for name in names)
 
 
 def _check_dtype(dtype: str) -> None:

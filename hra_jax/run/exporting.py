@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from hra_jax.adapters import adapter_folder, methods
 from hra_jax.config.files import config_to_json
 from hra_jax.config.settings import check_settings, one_of, setting
+from hra_jax.console import tell
 from hra_jax.models import backbone_folder
 from hra_jax.models.dtypes import STORAGE_DTYPES
 from hra_jax.run import processes
@@ -110,7 +111,7 @@ def _export_adapter(
         accounting=accounting(run),
         results=results,
     )
-    print(f"exported step {step} to {folder}", flush=True)
+    tell(f"exported step {step} to {folder}")
 
 
 def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int, results: dict[str, Any] | None) -> None:
@@ -139,7 +140,7 @@ def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int, res
         dtype=dtype,
         info={"name": base.name, "source": made_by, "license": source_license, "wer": wer},
     )
-    print(f"exported step {step} to {folder}", flush=True)
+    tell(f"exported step {step} to {folder}")
 
 
 def _scores(results: dict[str, Any] | None) -> dict[str, float]:

@@ -1,9 +1,11 @@
 """How a command starts JAX: where its compiled programs are cached."""
 
 import os
+import sys
 
-from absl import logging
 from etils import epath
+
+from hra_jax.console import tell
 
 
 def setup_jax(compile_cache: str | None = None) -> str | None:
@@ -23,7 +25,7 @@ def setup_jax(compile_cache: str | None = None) -> str | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        logging.warning("no compile cache: %s", error)
+        tell(f"no compile cache: {error}", to=sys.stderr)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -234,6 +234,28 @@ def gather(value) -> list:
     return [json.loads(part[:length].tobytes()) for part, length in zip(parts, lengths, strict=True)]
 
 
+def first_alone(action: Callable[[], object]) -> None:
+    """Has process 0 do something for all; a collective.
+
+    Args:
+      action: what is done.
+
+    Raises:
+      UserError: in every process, where the action raises one: nobody waits for a process that was refused.
+    """
+    refusal = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except UserError as error:
+            if jax.process_count() == 1:
+                raise
+            refusal = str(error)
+    refusal = gather(refusal)[0]
+    if refusal is not None:
+        raise UserError(refusal)
+
+
 def check_same_command(workdir: epath.Path, config_json: str) -> None:
     """`check_agreement` on what a run is started with: the version of jax, the work directory, the configuration."""
     check_agreement(

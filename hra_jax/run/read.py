@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax
-
 from hra_jax.adapters import adapter_folder, initial, methods
 from hra_jax.adapters.output_kinds import OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.adapters.settings import AdapterSettings
@@ -53,6 +51,7 @@ def read_material(
     evaluation: EvaluationSettings,
     report: DataReport,
     suite_dir: str | None = None,
+    render: bool = True,
 ) -> Material:
     """Reads data, backbone, the adapter to start from, and suites; renders the synthetic set first where one is named.
 
@@ -61,6 +60,7 @@ def read_material(
       data, adapter, pretrain, evaluation: its groups.
       report: where unusable data goes.
       suite_dir: what `{dir}` in the manifests of suites stands for; None means `data.dir`.
+      render: whether a synthetic set may be rendered; otherwise it must be there.
 
     Raises:
       UserError: anything that cannot be read, or that does not go together.
@@ -70,7 +70,10 @@ def read_material(
     if data.synthetic:
         if not data.dir:
             raise UserError(f"data.synthetic = {data.synthetic!r} needs data.dir, the folder to render into")
-        _render(data.synthetic, data.dir)
+        if render:
+            _render(data.synthetic, data.dir)
+        else:
+            synthesize.check_rendered(data.synthetic, data.dir)
     sources = _sources(data, report)
     if settings.method == "pretrain":
         base = foundation.new(pretrain, _texts(sources, data.normalizer))
@@ -89,9 +92,7 @@ def read_material(
 
 def _render(name: str, folder: str) -> None:
     """Renders the synthetic set, once: process 0 does, and the others wait. Where they see other disks, each does."""
-    if jax.process_index() == 0:
-        synthesize.render(name, folder)
-    processes.barrier("synthetic data")
+    processes.first_alone(lambda: synthesize.render(name, folder))
     synthesize.render(name, folder, progress=False)
 
 

@@ -7,6 +7,7 @@ import jax
 
 from hra_jax.adapters import initial
 from hra_jax.adapters.base import no_parameters
+from hra_jax.console import tell
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.run.place import Run
 from hra_jax.training import checksums, train_state
@@ -83,7 +84,7 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     """
     number = checkpoints.resolve(step)
     if not checkpoints.has_checksums(number):
-        _tell(f"checkpoint {number} has no checksums, as it is of an earlier version: it is used as it is")
+        _say(f"checkpoint {number} has no checksums, as it is of an earlier version: it is used as it is")
     position: dict[str, Any] = {}
     state = train_state.without_bank(run.state)
     if weights_only:
@@ -136,7 +137,7 @@ def restore_newest(run: Run, checkpoints: Checkpoints, *, weights_only: bool = F
             if not older:
                 raise UserError(f"{error}; there is no other checkpoint") from error
             checkpoints.pass_over(number)
-            _tell(f"{error}; going on from checkpoint {older[-1]}")
+            _say(f"{error}; going on from checkpoint {older[-1]}")
 
 
 def _finite_rows(checkpoints: Checkpoints, step: int, log: str) -> Iterator[Rows]:
@@ -147,6 +148,6 @@ def _finite_rows(checkpoints: Checkpoints, step: int, log: str) -> Iterator[Rows
         yield ids, rows
 
 
-def _tell(line: str) -> None:
+def _say(line: str) -> None:
     if jax.process_index() == 0:
-        print(line, flush=True)
+        tell(line)

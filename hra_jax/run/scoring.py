@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
+from hra_jax.console import tell
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.evaluation.report import evaluate_results, print_table, write_report
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
 from hra_jax.run import processes
 from hra_jax.run.place import Run, frozen_weights
-from hra_jax.storage.json_files import read_object
 
 DATA_REPORT = "data_report.json"  # in the work directory
 
@@ -32,7 +32,7 @@ def data_report(workdir: epath.PathLike, *, strict: bool, keep: bool) -> Iterato
     path = epath.Path(workdir) / DATA_REPORT
     report = DataReport(strict=strict)
     if keep and path.exists():
-        report.merge(read_object(path, {"utterances": dict}))
+        report.read(path)
     try:
         yield report
     except UserError:
@@ -108,7 +108,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
         write_report(run.workdir / "eval" / suite.name, results, rows)
         print_table(results)
         if unscored:
-            print(f"{unscored} of {len(suite.utterances)} utterances were not scored; see {DATA_REPORT}", flush=True)
+            tell(f"{unscored} of {len(suite.utterances)} utterances were not scored; see {DATA_REPORT}")
     # A process that ends for what is checked next would leave process 0 alone in the middle of the report.
     processes.barrier("scored")
     if method != "pretrain":

@@ -17,7 +17,14 @@ from hra_jax.run.read import read_material
 from hra_jax.training import sharding
 
 
-def prepare(config: ConfigDict, workdir: epath.PathLike, report: DataReport, *, suite_dir: str | None = None) -> Run:
+def prepare(
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    report: DataReport,
+    *,
+    suite_dir: str | None = None,
+    render: bool = True,
+) -> Run:
     """Reads, lays out and places a run; a collective.
 
     Args:
@@ -25,6 +32,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, report: DataReport, *, 
       workdir: the work directory.
       report: where unusable data goes.
       suite_dir: what `{dir}` in the manifests of suites stands for; None means `data.dir`.
+      render: whether the synthetic set that is trained on may be rendered; otherwise it must be there.
 
     Raises:
       UserError: anything that is wrong with the configuration, the data or the backbone.
@@ -48,6 +56,7 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, report: DataReport, *, 
         evaluation=evaluation,
         report=report,
         suite_dir=suite_dir,
+        render=render,
     )
 
     # -------------------------------------------------------------------------------------------------------- lay out

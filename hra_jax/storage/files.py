@@ -1,16 +1,52 @@
-"""Files that are replaced whole: a reader sees the old content or the new, never a part of either."""
+"""Files that are replaced whole: a reader sees the old content or the new, never a part of either.
+
+Beside them files that grow, and the other acts on names: folders made, files and folders removed and renamed. Only
+`hra_jax.storage` writes files, and nothing here writes through a link.
+"""
 
 import contextlib
+import errno
 import os
 import re
 import secrets
+import shutil
 import stat
+import time
 from collections.abc import Collection
 from typing import IO
 
 from etils import epath
 
+from hra_jax.errors import UserError
+from hra_jax.storage import writing
+
+_REMOTE_SECONDS = 60.0  # between two uploads of a file that grows
 _TEMPORARY = re.compile(r"\.(.+?)(\.[0-9a-f]{16})?\.tmp")  # 0.1.0 left the random part out
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path names an object in a bucket (`gs://`), and no file of this machine."""
+    return "://" in os.fspath(path)
+
+
+def check_no_link(path: epath.PathLike) -> None:
+    """Refuses a symbolic link where a command is about to write; buckets have none.
+
+    Raises:
+      UserError: the path itself is a link, to whatever.
+    """
+    if not is_remote(path) and os.path.islink(path):
+        raise UserError(f"{os.fspath(path)!r} is a link, and nothing is written through links; allowed: a copy of it")
+
+
+def check_no_links(folder: epath.PathLike) -> None:
+    """`check_no_link` for a path and for everything in it where it is a folder; links are not followed."""
+    check_no_link(folder)
+    if is_remote(folder):
+        return
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            check_no_link(os.path.join(place, name))
 
 
 class Replacement:
@@ -39,13 +75,17 @@ class Replacement:
           OSError: it cannot be made.
         """
         self.path = epath.Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self._temporary = self.path.parent / f".{self.path.name}.{secrets.token_hex(8)}.tmp"
-        self._local = "://" not in os.fspath(self.path)
+        self._begun = writing.begin(lambda: self._temporary.unlink(missing_ok=True))
+        self._local = not is_remote(self.path)
         self._durable = durable and self._local
-        self.stream: IO[bytes] = (
-            _new_local_file(self._temporary, self.path) if self._local else self._temporary.open("wb")
-        )
+        with contextlib.ExitStack() as undo:
+            undo.callback(writing.end, self._begun)
+            self.stream: IO[bytes] = (
+                _new_local_file(self._temporary, self.path) if self._local else self._temporary.open("wb")
+            )
+            undo.pop_all()
 
     def __enter__(self) -> "Replacement":
         return self
@@ -66,7 +106,8 @@ class Replacement:
         self.close()
         self._temporary.replace(self.path)
         if self._durable:
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
+        writing.end(self._begun)
 
     def discard(self) -> None:
         """Removes the temporary file; nothing is left to do after `commit`."""
@@ -74,6 +115,7 @@ class Replacement:
         with contextlib.suppress(OSError):
             self.stream.close()
         self._temporary.unlink(missing_ok=True)
+        writing.end(self._begun)
 
 
 def _new_local_file(path: epath.Path, replaced: epath.Path) -> IO[bytes]:
@@ -92,7 +134,7 @@ def _new_local_file(path: epath.Path, replaced: epath.Path) -> IO[bytes]:
     return stream
 
 
-def _sync_folder(folder: epath.Path) -> None:
+def sync_folder(folder: epath.PathLike) -> None:
     """Puts the names in a folder on the disk, on file systems that can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -130,4 +172,105 @@ def remove_leftovers(folder: epath.PathLike, names: Collection[str]) -> None:
     """
     for file in list(epath.Path(folder).iterdir()):
         if replaced_name(file.name) in names:
-            file.unlink(missing_ok=True)
+            remove_file(file)
+
+
+class GrowingFile:
+    """A file that only grows. Object stores cannot append: there the content is kept here and uploaded whole."""
+
+    def __init__(self, path: epath.PathLike, *, content: bytes = b""):
+        """Opens the file for more.
+
+        Args:
+          path: the file; it is made where it is absent.
+          content: what it holds already.
+
+        Raises:
+          UserError: it is a link.
+          OSError: it cannot be written, or is no regular file.
+        """
+        self._path = epath.Path(path)
+        self._remote = is_remote(path)
+        self._content = bytearray(content) if self._remote else bytearray()
+        self._uploaded = time.monotonic()
+        self._handle: IO[bytes] | None = None if self._remote else _opened_to_grow(self._path)
+
+    def write(self, data: bytes) -> None:
+        """Adds bytes; readers see them after `flush`. Raises OSError."""
+        if self._handle is None:
+            self._content += data
+        else:
+            self._handle.write(data)
+
+    def flush(self) -> None:
+        """Makes everything that was written visible to readers. Raises OSError."""
+        if self._handle is None:
+            self._path.write_bytes(bytes(self._content))
+            self._uploaded = time.monotonic()
+        else:
+            self._handle.flush()
+
+    def flush_if_cheap(self) -> None:
+        """`flush`, but to an object store once a minute at most. Raises OSError."""
+        if not self._remote or time.monotonic() - self._uploaded > _REMOTE_SECONDS:
+            self.flush()
+
+    def close(self) -> None:
+        """Flushes and closes. Raises OSError."""
+        if self._handle is None:
+            self.flush()
+        else:
+            self._handle.close()
+
+
+def _opened_to_grow(path: epath.Path) -> IO[bytes]:
+    check_no_link(path)
+    # Who puts a link or a pipe there after the check is refused by the two flags.
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EEXIST, "no regular file", os.fspath(path))
+    return os.fdopen(descriptor, "ab")
+
+
+# --- Names ------------------------------------------------------------------------------------------------------------
+
+
+def make_folder(folder: epath.PathLike) -> None:
+    """Makes a folder and those that it lies in; one that is there stays as it is. Raises OSError."""
+    epath.Path(folder).mkdir(parents=True, exist_ok=True)
+
+
+def remove_file(file: epath.PathLike) -> None:
+    """Removes a file, or a link and not what it points at; nothing where it is absent. Raises OSError."""
+    epath.Path(file).unlink(missing_ok=True)
+
+
+def remove_folder(folder: epath.PathLike) -> None:
+    """Removes a folder with all that is in it, without following links; nothing where it is absent. Raises OSError."""
+    if is_remote(folder):
+        if epath.Path(folder).exists():
+            epath.Path(folder).rmtree()
+    elif os.path.islink(folder) or os.path.isfile(folder):
+        os.unlink(folder)
+    elif os.path.lexists(folder):
+        shutil.rmtree(folder)
+
+
+def rename_folder(folder: epath.PathLike, new: epath.PathLike) -> None:
+    """Gives a folder of this machine another name, which nothing has; on the disk when this returns. Raises OSError."""
+    if os.path.lexists(new):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(new))
+    os.rename(folder, new)
+    sync_folder(epath.Path(new).parent)
+
+
+def check_regular(path: epath.PathLike) -> None:
+    """Refuses what is no file with an end, such as a pipe, which would be waited for without end.
+
+    Raises:
+      OSError: it is there and is no regular file.
+    """
+    text = os.fspath(path)
+    if "://" not in text and os.path.exists(text) and not os.path.isfile(text):
+        raise OSError(errno.EINVAL, "not a regular file", text)

@@ -1,16 +1,28 @@
-"""JSON files: how they are read and checked, and how they are written."""
+"""JSON files: how they are read and checked, and how they are written.
 
+This is the one reader of JSON: every file that may come from elsewhere is read here, where its size, its depth, the
+number of its values and its numbers have limits, and text that cannot be written is refused.
+"""
+
+import collections
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from hra_jax.errors import UserError
+from hra_jax.storage.files import check_regular
 
-MOST_BYTES = 2**30  # of a file
+MOST_BYTES = 2**26  # of a file, unless the reader allows another size
 MOST_DEPTH = 64  # objects and lists inside each other
+MOST_VALUES = 2**23  # commas and brackets: each value takes up to some hundred bytes of memory
+MOST_DIGITS = 64  # of an integer
+_MOST_BYTES_OF_LINES = 2**30  # of a file that holds one value in each line
+_LONG_INTEGER = re.compile(rf"\d{{{MOST_DIGITS + 1}}}")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it: one of a pair, or alone
 
 
 class AtLeast(NamedTuple):
@@ -36,28 +48,45 @@ def json_text(content: object) -> str:
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def parse_json(content: bytes | str, *, where: str) -> Any:
+def parse_json(content: bytes | str, *, where: str, most_bytes: int | None = None) -> Any:
     """The value in a JSON text.
 
     Args:
       content: the text; bytes are UTF-8.
       where: the name of the file, and the line if it has several, for errors.
+      most_bytes: what is allowed; None for `MOST_BYTES`.
 
     Raises:
-      UserError: not JSON, not UTF-8, a key that is given twice, a number that is not finite, or too many bytes or
-        levels (`MOST_BYTES`, `MOST_DEPTH`).
+      UserError: not JSON, not UTF-8, a key that is given twice, a number that is not finite, an integer of too many
+        digits, half of a surrogate pair, or too many bytes, levels or values (`MOST_DEPTH`, `MOST_VALUES`).
     """
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{where}: {len(content):,} bytes of JSON; allowed: at most {MOST_BYTES:,}")
+    _check_size(len(content), where=where, most_bytes=most_bytes)
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+        if sum(map(text.count, ",[{")) > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES:,} values")
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            # Slower than the own way of the library, so only where it is needed.
+            parse_int=_integer if _LONG_INTEGER.search(text) else None,
+        )
         _check_depth(value)
+        if _SURROGATE.search(text):
+            _check_texts(value)
     except RecursionError as error:
         raise UserError(f"{where}: not JSON ({_TOO_DEEP})") from error
     except ValueError as error:
         raise UserError(f"{where}: not JSON ({error})") from error
     return value
+
+
+def _check_size(size: int, *, where: str, most_bytes: int | None) -> None:
+    most = MOST_BYTES if most_bytes is None else most_bytes
+    if size > most:
+        raise UserError(f"{where}: {size:,} bytes of JSON; allowed: at most {most:,}")
 
 
 _TOO_DEEP = f"more than {MOST_DEPTH} objects and lists inside each other"
@@ -66,8 +95,7 @@ _TOO_DEEP = f"more than {MOST_DEPTH} objects and lists inside each other"
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
+        ((repeated, _),) = collections.Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {repeated!r:.80} is given twice")
     return found
 
@@ -83,6 +111,26 @@ def _finite(text: str) -> float:
     return number
 
 
+def _integer(text: str) -> int:
+    if len(text.lstrip("-")) > MOST_DIGITS:
+        raise ValueError(f"an integer of {len(text):,} digits; allowed: at most {MOST_DIGITS}")
+    return int(text)
+
+
+def _check_texts(value: object) -> None:
+    """Refuses, with a ValueError, a text that UTF-8 cannot write: half of a surrogate pair."""
+    nodes = [value]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, str):
+            try:
+                node.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"the text {node!r:.80} holds half of a surrogate pair") from error
+        elif isinstance(node, dict | list):
+            nodes += [*node, *node.values()] if isinstance(node, dict) else node
+
+
 def _check_depth(value: object) -> None:
     level, depth = [value], 0
     while level := [node for node in level if isinstance(node, dict | list)]:
@@ -92,36 +140,44 @@ def _check_depth(value: object) -> None:
         level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
 
 
-def read_json(path: epath.PathLike, *, what: str = "") -> Any:
+def read_json(path: epath.PathLike, *, what: str = "", most_bytes: int | None = None) -> Any:
     """The value in a JSON file.
 
     Args:
       path: the file.
       what: what is needed there, for the error where there is no such file.
+      most_bytes: of the file; None for `MOST_BYTES`.
 
     Raises:
       UserError: there is no such file, it cannot be read, or as `parse_json`.
     """
-    return parse_json(_read_bytes(path, what=what), where=str(path))
+    content = _read_bytes(path, what=what, most_bytes=most_bytes)
+    return parse_json(content, where=str(path), most_bytes=most_bytes)
 
 
-def _read_bytes(path: epath.PathLike, *, what: str) -> bytes:
+def _read_bytes(path: epath.PathLike, *, what: str, most_bytes: int | None) -> bytes:
     path = epath.Path(path)
     needed = f"; needed is {what}" if what else ""
     try:
         if not path.exists() or path.is_dir():
             raise UserError(f"{path} is not a file{needed}")
-        if path.stat().length > MOST_BYTES:
-            raise UserError(f"{path}: {path.stat().length:,} bytes of JSON; allowed: at most {MOST_BYTES:,}")
+        check_regular(path)
+        _check_size(path.stat().length, where=str(path), most_bytes=most_bytes)
         content: bytes = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}){needed}") from error
     return content
 
 
-def read_object(path: epath.PathLike, fields: Mapping[str, Kind] | None = None, *, what: str = "") -> dict[str, Any]:
+def read_object(
+    path: epath.PathLike,
+    fields: Mapping[str, Kind] | None = None,
+    *,
+    what: str = "",
+    most_bytes: int | None = None,
+) -> dict[str, Any]:
     """The object in a JSON file, with fields as `check_fields` asks for; arguments and errors as `read_json`."""
-    return check_fields(read_json(path, what=what), fields or {}, where=str(path))
+    return check_fields(read_json(path, what=what, most_bytes=most_bytes), fields or {}, where=str(path))
 
 
 def read_lines(path: epath.PathLike, fields: Mapping[str, Kind], *, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -138,8 +194,9 @@ def read_lines(path: epath.PathLike, fields: Mapping[str, Kind], *, what: str) -
     Raises:
       UserError: as `read_json` and `check_fields`.
     """
+    content = _read_bytes(path, what=what, most_bytes=_MOST_BYTES_OF_LINES)
     # As bytes: text also ends a line at characters that JSON leaves as they are in a string.
-    for number, line in enumerate(_read_bytes(path, what=what).splitlines(), start=1):
+    for number, line in enumerate(content.splitlines(), start=1):
         where = f"{path}:{number}"
         yield where, check_fields(parse_json(line, where=where), fields, where=where)
 

@@ -388,7 +388,7 @@ def _length(file: epath.Path) -> int:
     try:
         return int(file.stat().length)
     except FileNotFoundError as error:
-        raise DamagedError(f"{file}: the segment is missing") from error
+        raise DamagedError(f"{file}: the segment is missing: {_reason(error)}") from error
     except OSError as error:
         raise UserError(f"{file}: the segment is missing: {_reason(error)}") from error
 

@@ -48,6 +48,7 @@ _RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
 _METADATA = "__metadata__"
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+_MOST_AXES, _MOST_SIZE = 32, 2**56  # of a tensor: what numpy can shape, those without values included
 _LFS_START = b"version "
 
 
@@ -162,7 +163,9 @@ def _header_length(start: bytes, size: int) -> int:
 def _parse(start: bytes, content: bytes, size: int) -> Header:
     """The header in the first bytes of a file of `size` bytes."""
     data = _LENGTH_BYTES + _header_length(start, size)
-    header = parse_json(content[_LENGTH_BYTES:data], where="the header of a safetensors file")
+    header = parse_json(
+        content[_LENGTH_BYTES:data], where="the header of a safetensors file", most_bytes=_LONGEST_HEADER
+    )
     if not isinstance(header, dict):
         raise ValueError("not a safetensors file: its header is not a JSON object")
     metadata = header.pop(_METADATA, {})
@@ -191,6 +194,9 @@ def _entry(name: str, value: object, data: int) -> TensorEntry:
         raise ValueError(f"the header's entry of {name!r} needs a dtype, a shape and data_offsets [start, stop]")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{name!r} has the unknown dtype {dtype!r}")
+    if len(shape) > _MOST_AXES or math.prod(size or 1 for size in shape) > _MOST_SIZE:
+        allowed = f"at most {_MOST_AXES} axes and {_MOST_SIZE:,} values"
+        raise ValueError(f"{name!r} has the shape {str(shape):.80}; allowed: {allowed}")
     if offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
         found = offsets[1] - offsets[0]
         raise ValueError(f"{name!r} of shape {tuple(shape)} and dtype {dtype} cannot take {found} bytes")

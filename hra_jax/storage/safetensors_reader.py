@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from hra_jax.errors import UserError
+from hra_jax.storage.files import check_regular
 from hra_jax.storage.json_files import read_object
 from hra_jax.storage.safetensors import DTYPES, FLOATS, TensorEntry, read_header
 
@@ -154,6 +155,7 @@ class TensorFiles:
 def _read_locations(path: epath.Path) -> dict[str, _Location]:
     """Where the tensors of a file lie. Raises UserError where it cannot be read or is damaged."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             header = read_header(file, path.stat().length)
     except OSError as error:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing
 from etils import epath
 
-from hra_jax.storage.files import Replacement, replaced_name, write_file
+from hra_jax.storage.files import Replacement, make_folder, remove_file, replaced_name, write_file
 from hra_jax.storage.json_files import json_text
 from hra_jax.storage.safetensors import WEIGHT_METADATA, header_bytes
 from hra_jax.storage.safetensors_reader import INDEX_SUFFIX, WEIGHTS
@@ -59,7 +59,7 @@ class TensorWriter:
         self._steps = self._walk()
 
     def __enter__(self) -> "TensorWriter":
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         self._advance()
         return self
 
@@ -109,8 +109,8 @@ class TensorWriter:
             write_file(self._folder / f"{WEIGHTS}{INDEX_SUFFIX}", json_text(index))
             kept.add(f"{WEIGHTS}{INDEX_SUFFIX}")
         for path in list(self._folder.iterdir()):
-            if _OURS.fullmatch(replaced_name(path.name) or path.name) and path.name not in kept:
-                path.unlink()
+            if is_written(path.name) and path.name not in kept:
+                remove_file(path)
 
     def _bytes(self, name: str) -> int:
         return math.prod(self._shapes[name]) * self._dtype.itemsize
@@ -129,6 +129,11 @@ class TensorWriter:
     def _advance(self) -> None:
         self._pending = next(self._steps, None)
         self._missing = self._bytes(self._pending) if self._pending else 0
+
+
+def is_written(name: str) -> bool:
+    """Whether a file is one that `TensorWriter` writes, by its name; a temporary one of a killed process too."""
+    return _OURS.fullmatch(replaced_name(name) or name) is not None
 
 
 def _shards(sizes: dict[str, int], max_bytes: int) -> list[list[str]]:

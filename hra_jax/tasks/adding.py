@@ -5,7 +5,6 @@ Training changes the task's own parameters alone; everything that tasks share st
 
 import contextlib
 import json
-import tempfile
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from hra_jax.adapters import initial, methods
 from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
 from hra_jax.adapters.base import no_parameters
 from hra_jax.config.files import load_config, validate_config
-from hra_jax.console import listed
+from hra_jax.console import listed, tell
 from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
@@ -26,6 +25,7 @@ from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.storage.files import write_file
 from hra_jax.storage.trees import flatten, unflatten
+from hra_jax.storage.writing import temporary_folder
 from hra_jax.tasks import library
 from hra_jax.tasks.backbone import load_backbone, resolve_backbone
 from hra_jax.tasks.names import BASE_TASK
@@ -115,7 +115,7 @@ def trained_task(
       exported: what `read_adapter` read there.
 
     Returns:
-      The exit status of the training, and the adapter; None where the run was stopped (75).
+      The exit status of the training, and the adapter; None where the run was stopped (75, 130).
     """
     location = resolve_backbone(exported, backbone)
     status, trained = train_task(adapter, task, init=init, manifest=manifest, backbone=location, **training)
@@ -152,7 +152,7 @@ def train_task(
       workdir: work directory, with which a stopped run is continued; None for a temporary one.
 
     Returns:
-      The exit status, and the adapter with the new task in its last row; None where the run was stopped (75).
+      The exit status, and the adapter with the new task in its last row; None where the run was stopped (75, 130).
 
     Raises:
       UserError: as `hra_jax.train.train`.
@@ -162,7 +162,7 @@ def train_task(
 
     setup_jax()
     with contextlib.ExitStack() as stack:
-        folder = epath.Path(stack.enter_context(tempfile.TemporaryDirectory()) if workdir is None else workdir)
+        folder = epath.Path(stack.enter_context(temporary_folder()) if workdir is None else workdir)
         config = task_config(read_adapter(adapter), steps=steps, learning_rate=learning_rate)
         config.backbone = backbone
         config.adapter.update({"start": adapter, "new_task": init})
@@ -187,7 +187,7 @@ def copy_manifest(manifest: str, copy: epath.Path, task: str) -> None:
         row |= {"offset": found.offset} if found.offset else {}
         lines.append(json.dumps({**found.tags, **row, TASK_TAG: task}, ensure_ascii=False) + "\n")
     if any(report.counts().values()):
-        print(f"{manifest}: left out {report.summary()}", flush=True)
+        tell(f"{manifest}: left out {report.summary()}")
     write_file(copy, "".join(lines))
 
 

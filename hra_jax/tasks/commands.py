@@ -13,8 +13,9 @@
 Without --output the adapter is changed in place. Whatever a command is not about stays the same bytes.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import rich.console
@@ -24,10 +25,11 @@ from etils import epath
 from hra_jax import cli
 from hra_jax.adapters import methods
 from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
-from hra_jax.console import listed, near_matches, percent, say, stdout, table
+from hra_jax.console import listed, near_matches, percent, say, stdout, table, tell
 from hra_jax.convert import peft_export
 from hra_jax.errors import UserError
-from hra_jax.storage.files import write_file
+from hra_jax.storage import folders, locks
+from hra_jax.storage.files import is_remote, write_file
 from hra_jax.storage.json_files import json_text
 from hra_jax.tasks import adding, descriptions, library, merging
 from hra_jax.tasks.backbone import load_backbone
@@ -46,7 +48,7 @@ def _destination(adapter: str, output: str | None, *, in_place: bool = True) -> 
     if output is None:
         return epath.Path(adapter)
     folder = epath.Path(output)
-    same = "://" not in output and os.path.realpath(output) == os.path.realpath(adapter)
+    same = not is_remote(output) and os.path.realpath(output) == os.path.realpath(adapter)
     if same and in_place:
         return epath.Path(adapter)
     if not output or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
@@ -54,12 +56,30 @@ def _destination(adapter: str, output: str | None, *, in_place: bool = True) -> 
     return folder
 
 
+@contextlib.contextmanager
+def _writing(adapter: str, output: str | None, command: str, *, in_place: bool = True) -> Iterator[epath.Path]:
+    """The folder that a command writes, which nobody else writes meanwhile; what was half done before is mended."""
+    with locks.hold_beside(adapter if output is None else output, f"tasks {command}"):
+        if output is None or in_place:
+            folders.recover(adapter)
+        yield _destination(adapter, output, in_place=in_place)
+
+
+def _read(adapter: str) -> ExportedAdapter:
+    """Reads an adapter folder; one that a killed process left under another name gets its own again."""
+    folder = epath.Path(adapter)
+    if not is_remote(folder) and not folder.exists() and folder.parent.is_dir():
+        with locks.hold_beside(folder, "recovery"):
+            folders.recover(folder)
+    return read_adapter(adapter)
+
+
 def _finish(folder: epath.Path, exported: ExportedAdapter, done: str) -> None:
     """Writes an adapter, and prints what was done and what is there now."""
     library.write(folder, exported)
     shared, own = library.parameters(exported)
     count = len(exported.tasks)
-    print(f"{done}; {folder} has {count:,} tasks, {shared:,} + {count:,} x {own:,} parameters", flush=True)
+    tell(f"{done}; {folder} has {count:,} tasks, {shared:,} + {count:,} x {own:,} parameters")
 
 
 # --- Looking ----------------------------------------------------------------------------------------------------------
@@ -92,7 +112,7 @@ def list_tasks(adapter: str, *, json: str | None = None) -> None:
       UserError: not an adapter folder, or `json` is a folder.
     """
     cli.check_output("json", json)
-    found = descriptions.describe(read_adapter(adapter))
+    found = descriptions.describe(_read(adapter))
     console = stdout()
     _print_header(console, adapter, found)
     header = ("task", "row", "step", "WER", "parameters", "norm")
@@ -108,7 +128,7 @@ def show(adapter: str, task: str, *, json: str | None = None) -> None:
       UserError: not an adapter folder, an unknown task, or `json` is a folder.
     """
     cli.check_output("json", json)
-    exported = read_adapter(adapter)
+    exported = _read(adapter)
     found = descriptions.describe_task(exported, task)
     console = stdout()
     _print_header(console, adapter, descriptions.describe(exported))
@@ -156,7 +176,7 @@ def add(
       workdir: as `adding.train_task`.
 
     Returns:
-      The exit status: 0, or 75 after SIGTERM, when the adapter is as it was.
+      The exit status: 0, or 75 after SIGTERM and 130 after Ctrl-C, when the adapter is as it was.
 
     Raises:
       UserError: a name that is not allowed or in use, another backbone, a bad manifest, or a setting without use.
@@ -169,24 +189,25 @@ def add(
             raise UserError(f"--{name}={value} has no use without --manifest, the recordings to train on")
     if manifest is None and init != "zero" and backbone is not None:
         raise UserError(f"--backbone={backbone!r} has no use with --init {init}; allowed: with zero or --manifest")
-    exported = read_adapter(adapter)
-    check_name(task, exported.tasks)
-    adding.check_start(exported, init)
-    destination = _destination(adapter, output)
-    if manifest is None:
-        result = adding.started_task(exported, task, init=init, backbone=backbone)
-    else:
-        status, trained = adding.trained_task(
-            adapter, exported, task, init=init, manifest=manifest, backbone=backbone, **training
-        )
-        if trained is None:
-            again = "the same command continues" if workdir else "a run with --workdir could be continued"
-            print(f"stopped; {adapter} is as it was; {again}", flush=True)
-            return status
-        result = trained
-    entry = result.tasks_json[-1]
-    how = f"started as {init}" + (f", trained for {entry['step']} steps" if manifest else "")
-    _finish(destination, result, f"added {task!r} in row {entry['row']}, {how}")
+    # Held while it trains too: the adapter that the task was trained for is the one that gets it.
+    with _writing(adapter, output, "add") as destination:
+        exported = read_adapter(adapter)
+        check_name(task, exported.tasks)
+        adding.check_start(exported, init)
+        if manifest is None:
+            result = adding.started_task(exported, task, init=init, backbone=backbone)
+        else:
+            status, trained = adding.trained_task(
+                adapter, exported, task, init=init, manifest=manifest, backbone=backbone, **training
+            )
+            if trained is None:
+                again = "the same command continues" if workdir else "a run with --workdir could be continued"
+                tell(f"stopped; {adapter} is as it was; {again}")
+                return status
+            result = trained
+        entry = result.tasks_json[-1]
+        how = f"started as {init}" + (f", trained for {entry['step']} steps" if manifest else "")
+        _finish(destination, result, f"added {task!r} in row {entry['row']}, {how}")
     return 0
 
 
@@ -199,9 +220,9 @@ def remove(adapter: str, *tasks: str, output: str | None = None) -> None:
     Raises:
       UserError: an unknown task, or an output that is there already.
     """
-    destination = _destination(adapter, output)
-    result = library.removed(read_adapter(adapter), tasks)
-    _finish(destination, result, f"removed {listed(tasks)}")
+    with _writing(adapter, output, "remove") as destination:
+        result = library.removed(read_adapter(adapter), tasks)
+        _finish(destination, result, f"removed {listed(tasks)}")
 
 
 def rename(adapter: str, old: str, new: str, *, output: str | None = None) -> None:
@@ -210,9 +231,9 @@ def rename(adapter: str, old: str, new: str, *, output: str | None = None) -> No
     Raises:
       UserError: an unknown task, a name that is not allowed or in use, or an output that is there already.
     """
-    destination = _destination(adapter, output)
-    result = library.renamed(read_adapter(adapter), old, new)
-    _finish(destination, result, f"renamed {old!r} to {new!r}")
+    with _writing(adapter, output, "rename") as destination:
+        result = library.renamed(read_adapter(adapter), old, new)
+        _finish(destination, result, f"renamed {old!r} to {new!r}")
 
 
 def export_tasks(adapter: str, *tasks: str, output: str | None) -> None:
@@ -221,15 +242,15 @@ def export_tasks(adapter: str, *tasks: str, output: str | None) -> None:
     Raises:
       UserError: an unknown task, or no output, or one that is there already.
     """
-    destination = _needed_output("export", adapter, output)
-    result = library.picked(read_adapter(adapter), tasks)
-    _finish(destination, result, f"exported {listed(result.tasks)}")
+    _check_output_given("export", output)
+    with _writing(adapter, output, "export", in_place=False) as destination:
+        result = library.picked(read_adapter(adapter), tasks)
+        _finish(destination, result, f"exported {listed(result.tasks)}")
 
 
-def _needed_output(command: str, adapter: str, output: str | None) -> epath.Path:
+def _check_output_given(command: str, output: str | None) -> None:
     if output is None:
         raise UserError(f"{command} needs --output, the folder to write")
-    return _destination(adapter, output, in_place=False)
 
 
 def import_tasks(
@@ -253,12 +274,12 @@ def import_tasks(
     Raises:
       UserError: an adapter of another kind, an unknown task, a name in use, or an output that is there already.
     """
-    destination = _destination(adapter, output)
-    other = read_adapter(source)
-    names = list(dict.fromkeys((*tasks, *more))) or list(other.tasks)
-    result = library.merged_in(read_adapter(adapter), other, names, new_name=new_name)
-    called = "" if new_name is None else f" as {new_name!r}"
-    _finish(destination, result, f"imported {listed(names)}{called} from {source}")
+    with _writing(adapter, output, "import") as destination:
+        other = read_adapter(source)
+        names = list(dict.fromkeys((*tasks, *more))) or list(other.tasks)
+        result = library.merged_in(read_adapter(adapter), other, names, new_name=new_name)
+        called = "" if new_name is None else f" as {new_name!r}"
+        _finish(destination, result, f"imported {listed(names)}{called} from {source}")
 
 
 def specialize(adapter: str, task: str, *, output: str | None, backbone: str | None = None, peft: bool = False) -> None:
@@ -274,27 +295,30 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
     Raises:
       UserError: an unknown task, another backbone, an output that is there already, or what PEFT does not have.
     """
-    destination = _needed_output("specialize", adapter, output)
-    exported = read_adapter(adapter)
-    check_tasks([task], exported.tasks)
-    method = methods.from_folder(exported.config)
-    if peft:
-        count = peft_export.write(destination, exported, task, method, load_backbone(exported, backbone))
-        print(
-            f"{task!r} for PEFT: {count} modules, rank {exported.config['method']['rank']}; {destination}", flush=True
+    _check_output_given("specialize", output)
+    with _writing(adapter, output, "specialize", in_place=False) as destination:
+        exported = read_adapter(adapter)
+        check_tasks([task], exported.tasks)
+        method = methods.from_folder(exported.config)
+        reason = None if peft else merging.why_not_merged(method)
+        if reason is not None:
+            _finish(destination, library.picked(exported, [task]), f"exported {task!r} alone; {reason}")
+            return
+        files = load_backbone(exported, backbone)
+        if peft:
+            count = folders.replace_folder(
+                destination, lambda fresh: peft_export.write(fresh, exported, task, method, files)
+            )
+            tell(f"{task!r} for PEFT: {count} modules, rank {exported.config['method']['rank']}; {destination}")
+            return
+        name, fingerprint = folders.replace_folder(
+            destination, lambda fresh: merging.write_merged(fresh, exported, task, files)
         )
-        return
-    reason = merging.why_not_merged(method)
-    if reason is not None:
-        _finish(destination, library.picked(exported, [task]), f"exported {task!r} alone; {reason}")
-        return
-    name, fingerprint = merging.write_merged(destination, exported, task, load_backbone(exported, backbone))
-    trained_on = exported.config["backbone"]
-    print(
-        f"merged {task!r} ({method.name}) into {trained_on['name']} ({trained_on['fingerprint'][:12]}): {destination} "
-        f"is the backbone {name!r}, fingerprint {fingerprint[:12]}",
-        flush=True,
-    )
+        trained_on = exported.config["backbone"]
+        tell(
+            f"merged {task!r} ({method.name}) into {trained_on['name']} ({trained_on['fingerprint'][:12]}): "
+            f"{destination} is the backbone {name!r}, fingerprint {fingerprint[:12]}"
+        )
 
 
 # --- The command ------------------------------------------------------------------------------------------------------

@@ -8,10 +8,7 @@ accounting follows. `write` puts an adapter in the place of the folder that it c
 import hashlib
 import json
 import math
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,16 +18,11 @@ from etils import epath
 from hra_jax.adapters import adapter_folder, methods
 from hra_jax.adapters.adapter_folder import ExportedAdapter
 from hra_jax.errors import UserError
+from hra_jax.storage.folders import replace_folder
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks.names import check_name, check_tasks
 
 _COUNTS = ("trainable_parameters", "shared_parameters", "parameters_per_task", "backbone_parameters")
-_OWN_FILES = (
-    adapter_folder.CONFIG_FILE,
-    adapter_folder.WEIGHTS_FILE,
-    adapter_folder.TASKS_FILE,
-    adapter_folder.CARD_FILE,
-)
 
 
 # --- Counts -----------------------------------------------------------------------------------------------------------
@@ -110,13 +102,24 @@ def added(
     Raises:
       UserError: a name that is not allowed or in use; parameters that a task of this adapter cannot have.
     """
-    check_name(name, exported.tasks)
+    return _with_more(exported, {name: (tree, entry)})
+
+
+def _with_more(
+    exported: ExportedAdapter, more: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
+) -> ExportedAdapter:
+    """As `added`, for any number of tasks: {name: (its parameters, what else tasks.json says of it)}."""
     declared = exported.config["tensors"]["task"]
-    flat = {path: np.asarray(leaf) for path, leaf in flatten(tree, separator=".").items()}
-    check_parameters(name, flat, {path: tuple(specification["shape"]) for path, specification in declared.items()})
-    own = {path: leaf.astype(jnp.dtype(declared[path]["dtype"])) for path, leaf in flat.items()}
-    tasks = exported.tasks | {name: unflatten(own, separator=".")}
-    return _with_tasks(exported, [*exported.tasks_json, {**entry, "name": name}], tasks)
+    shapes = {path: tuple(specification["shape"]) for path, specification in declared.items()}
+    tasks, entries = dict(exported.tasks), list(exported.tasks_json)
+    for name, (tree, entry) in more.items():
+        check_name(name, exported.tasks)
+        flat = {path: np.asarray(leaf) for path, leaf in flatten(tree, separator=".").items()}
+        check_parameters(name, flat, shapes)
+        own = {path: leaf.astype(jnp.dtype(declared[path]["dtype"])) for path, leaf in flat.items()}
+        tasks[name] = unflatten(own, separator=".")
+        entries.append({**entry, "name": name})
+    return _with_tasks(exported, entries, tasks)
 
 
 def removed(exported: ExportedAdapter, names: Sequence[str]) -> ExportedAdapter:
@@ -126,7 +129,8 @@ def removed(exported: ExportedAdapter, names: Sequence[str]) -> ExportedAdapter:
       UserError: an unknown task, or one given twice.
     """
     check_tasks(names, exported.tasks)
-    return _with_tasks(exported, [e for e in exported.tasks_json if e["name"] not in names], exported.tasks)
+    gone = set(names)
+    return _with_tasks(exported, [e for e in exported.tasks_json if e["name"] not in gone], exported.tasks)
 
 
 def picked(exported: ExportedAdapter, names: Sequence[str]) -> ExportedAdapter:
@@ -136,7 +140,8 @@ def picked(exported: ExportedAdapter, names: Sequence[str]) -> ExportedAdapter:
       UserError: an unknown task, or one given twice.
     """
     check_tasks(names, exported.tasks)
-    return _with_tasks(exported, [e for e in exported.tasks_json if e["name"] in names], exported.tasks)
+    kept = set(names)
+    return _with_tasks(exported, [e for e in exported.tasks_json if e["name"] in kept], exported.tasks)
 
 
 def renamed(exported: ExportedAdapter, old: str, new: str) -> ExportedAdapter:
@@ -213,10 +218,11 @@ def merged_in(
     check_tasks(names, other.tasks)
     if new_name is not None and len(names) != 1:
         raise UserError(f"{len(names)} tasks cannot all have the name {new_name!r}; allowed: one task")
-    for entry in picked(other, names).tasks_json:
-        name = entry["name"] if new_name is None else new_name
-        exported = added(exported, name, other.tasks[entry["name"]], entry=entry)
-    return exported
+    more = {
+        entry["name"] if new_name is None else new_name: (other.tasks[entry["name"]], entry)
+        for entry in picked(other, names).tasks_json
+    }
+    return _with_more(exported, more)
 
 
 # --- Storage ----------------------------------------------------------------------------------------------------------
@@ -243,48 +249,13 @@ def _write_files(folder: epath.Path, exported: ExportedAdapter) -> None:
 
 
 def write(folder: epath.PathLike, exported: ExportedAdapter) -> None:
-    """Writes an adapter folder, in place of one that is there already.
+    """Writes an adapter folder, in place of one that is there already; see `folders.replace_folder`.
 
-    A reader finds the old folder or the new one: the new one is written beside it and then takes its name. Other files
-    that lie in the folder stay. On object storage, where folders cannot be moved, it is replaced file by file. A folder
-    of 0.1.0 with a file for each task becomes one with a single file.
+    A reader finds the old folder or the new one, on object storage too unless the writer dies. Other files that lie in
+    the folder stay. A folder of 0.1.0 with a file for each task becomes one with a single file.
 
     Raises:
-      UserError: as `adapter_folder.write_adapter`.
+      UserError: as `adapter_folder.write_adapter`, or a link lies in the folder.
       OSError: it cannot be written; the folder is then what it was.
     """
-    folder = epath.Path(folder)
-    if "://" in os.fspath(folder):
-        _write_files(folder, exported)
-        return
-    folder = epath.Path(os.path.realpath(folder))  # a link to the folder stays one
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (folder.parent / f".{folder.name}.{what}-{secrets.token_hex(8)}" for what in ("new", "old"))
-    try:
-        if folder.exists():
-            shutil.copytree(folder, fresh, ignore=_own_files(folder), symlinks=True)
-        _write_files(fresh, exported)
-        if folder.exists():
-            folder.rename(old)
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-    finally:
-        for leftover in (fresh, old):
-            if leftover.exists() and folder.exists():
-                leftover.rmtree()
-
-
-def _own_files(folder: epath.Path) -> Callable[[str, list[str]], list[str]]:
-    """For `shutil.copytree`: passes over what an adapter's writer writes."""
-
-    def ignore(place: str, names: list[str]) -> list[str]:
-        if epath.Path(place) == folder:
-            return [name for name in names if name in _OWN_FILES]
-        in_tasks = epath.Path(place) == folder / adapter_folder.TASK_FOLDER
-        return [name for name in names if in_tasks and name.endswith(".safetensors")]
-
-    return ignore
+    replace_folder(folder, lambda fresh: _write_files(fresh, exported), rewritten=adapter_folder.is_written)

@@ -48,11 +48,10 @@ def check_tasks(names: Iterable[str], known: Collection[str]) -> None:
     Raises:
       UserError: one line, with near matches.
     """
-    names = list(names)
-    for name in names:
+    for name, times in collections.Counter(names).items():
         if name not in known:
             raise unknown_task(name, known)
-        if names.count(name) > 1:
+        if times > 1:
             raise UserError(f"task {name!r} is given twice; allowed: each task once")
 
 

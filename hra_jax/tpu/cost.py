@@ -5,7 +5,6 @@ import dataclasses
 import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +13,9 @@ import jax
 import jax.extend
 from etils import epath
 
-from hra_jax.console import size
+from hra_jax.console import size, tell
 from hra_jax.run.layout import open_mesh
+from hra_jax.storage.writing import temporary_folder
 from hra_jax.tpu import topologies
 from hra_jax.tpu.hlo import Program
 from hra_jax.tpu.plan import Plan
@@ -64,7 +64,7 @@ def compiled_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled
 
     `compiled.as_text()` reads the program back first, which fails where the compiler for TPUs is newer than JAX.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         written = sorted(epath.Path(folder).glob("*after_optimizations.txt"))
         # A program from the compile cache is not written down again.
@@ -192,7 +192,7 @@ def compile_all(jobs: Sequence[Job], planned: Plan, *, parallel: int = 0) -> lis
         done = []
         for job, future in zip(jobs, running, strict=True):
             done.append(future.result())
-            print(f"{job.kind}, {job.seconds:g} s x {job.rows}: {done[-1]['compile_seconds']:.0f} s", file=sys.stderr)
+            tell(f"{job.kind}, {job.seconds:g} s x {job.rows}: {done[-1]['compile_seconds']:.0f} s", to=sys.stderr)
     return done
 
 
@@ -215,7 +215,7 @@ def largest_batch(shapes: Shapes, planned: Plan, *, start: int) -> tuple[int, li
             tried[rows] = compile_job(shapes.job("train", seconds, rows * planned.shards), planned)
             entry = tried[rows]
             said = size(entry["peak"]) if entry["fits"] else f"does not fit, {size(entry['needed'])}"
-            print(f"{rows} utterances of {seconds:g} s on a device: {said}", file=sys.stderr, flush=True)
+            tell(f"{rows} utterances of {seconds:g} s on a device: {said}", to=sys.stderr)
         return bool(tried[rows]["fits"])
 
     low, guess = 0, max(start, 1)

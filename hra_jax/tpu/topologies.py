@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from etils import epath
 
 from hra_jax import cli
+from hra_jax.console import tell
 from hra_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def main(argv: Sequence[str]) -> None:
         "gke_accelerator": topology.gke_accelerator,
     }
     for key, value in facts.items():
-        print(f"{key}={value}")
+        tell(f"{key}={value}")
 
 
 if __name__ == "__main__":

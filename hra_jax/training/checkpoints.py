@@ -39,7 +39,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from hra_jax.config.settings import check_settings, integer, setting
+from hra_jax.console import error_line
 from hra_jax.errors import DamagedError, UserError
+from hra_jax.storage import writing
 from hra_jax.storage.checksums import write_listing
 from hra_jax.storage.json_files import check_fields
 from hra_jax.storage.row_log import RowLog
@@ -148,6 +150,7 @@ class Checkpoints:
         self._stored: dict[int, StoredCheckpoint] = {}
         self._tree = ocp.PyTreeCheckpointHandler()
         self._writing: int | None = None
+        self._begun = -1  # of storage/writing.py
         self._segments: dict[int, dict[str, list[str]]] = {}  # by step, of the logs
         self._logs = {name: RowLog(self.directory / "rows" / name, read_only=read_only) for name in LOGS}
         if read_only and not self.directory.is_dir():
@@ -178,7 +181,7 @@ class Checkpoints:
             if error is None:
                 raise
             # What is already on its way up is the cause.
-            absl_logging.error("%s", trouble)
+            error_line(trouble)
 
     def due(self, step: int) -> bool:
         """Whether `save` saves this step unforced: step 1, so that storage trouble shows at once, then every N."""
@@ -222,6 +225,7 @@ class Checkpoints:
         self._drop_damaged()
         sums = checksums.of_tree(state)
         self._check_finite(step, sums, rows or {})
+        self._begun = writing.begin(patience=writing.Patience.ANY)  # until `wait`
         segments = self._append(step, rows or {})
         # Orbax writes JSON in the background: a copy, so that the caller may go on changing its own.
         items = {"position": position, "best": best, "run": self._fingerprint or {}, "rows": segments}
@@ -260,7 +264,7 @@ class Checkpoints:
         """
         number = self.resolve(step)
         self._check_fingerprint(number)
-        self._checkleaf_kinds(number, abstract_state, whole=True)
+        self._check_leaves(number, abstract_state, whole=True)
         state = self._read_state(number, _restore_args(abstract_state))
         return state, self._of(number).item("position"), self._of(number).item("best")
 
@@ -272,7 +276,7 @@ class Checkpoints:
         """
         number = self.resolve(step)
         self._check_fingerprint(number)
-        self._checkleaf_kinds(number, abstract_part, whole=False)
+        self._check_leaves(number, abstract_part, whole=False)
         return cast("dict[str, Any]", self._read_state(number, _restore_args(abstract_part, partial=True)))
 
     def pass_over(self, step: int) -> None:
@@ -393,6 +397,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except _STORAGE_ERRORS as error:
             raise self._failure(error) from error
+        finally:
+            writing.end(self._begun)
         if self._writing is not None and jax.process_index() == 0:
             self._list_files(self._writing)
             self._collect()
@@ -483,7 +489,7 @@ class Checkpoints:
             if there != here:
                 raise UserError(f"{self.directory}: {name} is {there} in checkpoint {step}, but {here} in this run")
 
-    def _checkleaf_kinds(self, step: int, abstract: Any, *, whole: bool) -> None:
+    def _check_leaves(self, step: int, abstract: Any, *, whole: bool) -> None:
         """Compares names, shapes and dtypes first: Orbax would cast dtypes without a word."""
         sums = self._of(step).checksums()
         if sums is not None:

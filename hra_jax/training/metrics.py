@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
 from etils import epath
@@ -22,9 +22,8 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hra_jax.errors import UserError
-from hra_jax.storage.files import write_file
-
-_REMOTE_SECONDS = 60.0  # between two uploads of a growing remote file
+from hra_jax.storage.files import GrowingFile, make_folder, write_file
+from hra_jax.storage.json_files import parse_json
 
 
 class MetricWriter:
@@ -47,17 +46,17 @@ class MetricWriter:
           UserError: the directory cannot be written.
         """
         self._workdir = epath.Path(workdir)
-        self._files: list[_GrowingFile] = []
+        self._files: list[GrowingFile] = []
         if jax.process_index() != 0:
             return
         try:
             events = self._workdir / "metrics"
-            events.mkdir(parents=True, exist_ok=True)
+            make_folder(events)
             kept = cut_back(self._workdir / "metrics.jsonl", resume_step)
-            self._lines = _GrowingFile(self._workdir / "metrics.jsonl", content=kept)
+            self._lines = GrowingFile(self._workdir / "metrics.jsonl", content=kept)
             self._files.append(self._lines)
             name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
-            event_file = _GrowingFile(events / name, content=b"")
+            event_file = GrowingFile(events / name)
             self._files.append(event_file)
             self._records = RecordWriter(event_file)
             self._event(file_version="brain.Event:2")
@@ -130,41 +129,6 @@ class MetricWriter:
         return UserError(f"{self._workdir}: metrics could not be written ({error.strerror or error})")
 
 
-class _GrowingFile:
-    """A file that only grows. Object stores cannot append: there the content is kept here and uploaded whole."""
-
-    def __init__(self, path: epath.Path, *, content: bytes):
-        """The file at `path` holds `content` already, or does not exist."""
-        self._path = path
-        self._remote = "://" in str(path)
-        self._content = bytearray(content) if self._remote else bytearray()
-        self._uploaded = time.monotonic()
-        self._handle: IO[bytes] | None = None if self._remote else path.open("ab")
-
-    def write(self, data: bytes) -> None:
-        if self._handle is None:
-            self._content += data
-        else:
-            self._handle.write(data)
-
-    def flush(self) -> None:
-        if self._handle is None:
-            self._path.write_bytes(bytes(self._content))
-            self._uploaded = time.monotonic()
-        else:
-            self._handle.flush()
-
-    def flush_if_cheap(self) -> None:
-        if not self._remote or time.monotonic() - self._uploaded > _REMOTE_SECONDS:
-            self.flush()
-
-    def close(self) -> None:
-        if self._handle is None:
-            self.flush()
-        else:
-            self._handle.close()
-
-
 def cut_back(path: epath.Path, step: int) -> bytes:
     """Removes from a metrics.jsonl the lines of later steps than `step`, and a line that was never finished.
 
@@ -187,7 +151,7 @@ def _step_of(line: bytes) -> float:
     if not line.endswith(b"\n"):
         return math.inf
     try:
-        return float(json.loads(line)["step"])
+        return float(parse_json(line, where="a line of metrics")["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 

@@ -10,7 +10,9 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-PREEMPTED = 75  # exit status (EX_TEMPFAIL): the run was told to stop, and has saved; the same command resumes it
+from hra_jax.console import tell
+from hra_jax.run import signals
+from hra_jax.run.signals import INTERRUPTED, PREEMPTED
 
 
 class PreemptionGuard:
@@ -19,11 +21,14 @@ class PreemptionGuard:
         with PreemptionGuard() as guard:
             for step in ...:
                 train(...)
+                guard.stepped()
                 if guard.requested(step):
                     save(...)
-                    sys.exit(PREEMPTED)
+                    sys.exit(guard.status)
 
-    A second Ctrl-C raises KeyboardInterrupt, for who cannot wait. On exit the earlier handlers are put back.
+    In a command a Ctrl-C leaves a few seconds for that, and a second one none (run/signals.py); a signal before the
+    first step is done, while it compiles, ends the command at once. In other programs a second Ctrl-C raises
+    KeyboardInterrupt, for who cannot wait. On exit the earlier handlers are put back.
 
     Where `jax.distributed` is initialised, its own handler keeps SIGTERM (ours would take the signal away from it), and
     the processes agree on one step, soon after, at which `requested` is True in all of them. That handler cannot be
@@ -54,11 +59,21 @@ class PreemptionGuard:
             number, handler = self._earlier.popitem()
             # None: the handler was not installed by Python, and Python cannot put it back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signals.loop_is_over()
 
     @property
     def reason(self) -> str:
         """Name of the signal that the guard saw; '' if jax.distributed or another process took it, or none came."""
         return self._received.name if self._received else ""
+
+    @property
+    def status(self) -> int:
+        """The exit status of a run that stops: INTERRUPTED after Ctrl-C in this process, else PREEMPTED."""
+        return INTERRUPTED if self._received == signal.SIGINT else PREEMPTED
+
+    def stepped(self) -> None:
+        """Says that a step is done, which is worth saving: a signal to a command waits for that from now on."""
+        signals.loop_has_steps()
 
     def requested(self, step: int) -> bool:
         """Whether to save and stop after this step.
@@ -68,11 +83,15 @@ class PreemptionGuard:
             is True at the agreed step only.
         """
         if self._distributed:
-            return bool(multihost_utils.reached_preemption_sync_point(step))
-        return self._received is not None
+            found = bool(multihost_utils.reached_preemption_sync_point(step))
+        else:
+            found = self._received is not None
+        if found:
+            signals.loop_stops()
+        return found
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._received is not None:
+        if number == signal.SIGINT and self._received is not None and not signals.installed():
             raise KeyboardInterrupt
         self._received = signal.Signals(number)
         if self._distributed:
@@ -84,11 +103,16 @@ def stops_at_once(note: str) -> Iterator[None]:
     """Where nothing is left to save, SIGTERM prints `note` and ends the process with status PREEMPTED.
 
     Raises:
-      SystemExit: on SIGTERM. Outside the main thread, and where `jax.distributed` keeps the signal, nothing changes.
+      SystemExit: on SIGTERM, where this is no command, which ends by itself (run/signals.py). Outside the main thread,
+        and where `jax.distributed` keeps the signal, nothing changes.
     """
+    if signals.installed():
+        with signals.sigterm_says(note):
+            yield
+        return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        print(note, flush=True)
+        tell(note)
         raise SystemExit(PREEMPTED)
 
     if threading.current_thread() is not threading.main_thread() or jax.distributed.is_initialized():

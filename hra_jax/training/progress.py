@@ -10,6 +10,8 @@ from typing import TextIO
 import jax
 from tqdm import tqdm
 
+from hra_jax.console import printable, tell
+
 _WINDOW_SECONDS = 60.0  # speeds are means over this long
 
 
@@ -111,9 +113,9 @@ class Progress:
     def note(self, text: str) -> None:
         """Writes a line of its own, above the bar where there is one."""
         if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+            self._bar.write(printable(text, most=None), file=self._stream)
         elif self._shown:
-            print(text, file=self._stream, flush=True)
+            tell(text, to=self._stream)
 
     def close(self) -> None:
         """Leaves the last state on the screen. May be called twice."""
@@ -125,7 +127,7 @@ class Progress:
         self._bar = None
 
     def _line(self, now: float) -> None:
-        print(f"step {self._last_step}/{self._steps}: {self.status()}", file=self._stream, flush=True)
+        tell(f"step {self._last_step}/{self._steps}: {self.status()}", to=self._stream)
         self._last_line, self._last_line_step = now, self._last_step
 
 

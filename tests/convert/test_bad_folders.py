@@ -286,3 +286,26 @@ def test_the_output_must_be_new(same, make, tmp_path):
 def test_another_storage_dtype_is_refused(make, tmp_path):
     with pytest.raises(UserError, match="'float16'.*float32, bfloat16"):
         convert(make(), tmp_path / "out", dtype="float16")
+
+
+def test_what_a_killed_conversion_left_is_no_reason_to_refuse_the_same_command(make, tmp_path):
+    source = make()
+    left = ".model.safetensors.0123456789abcdef.tmp"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / left).write_bytes(b"half")
+    (tmp_path / ".out.new-0123456789abcdef").mkdir()
+    (tmp_path / ".out.new-0123456789abcdef" / left).write_bytes(b"half")
+    before = {path.name for path in tmp_path.iterdir()} - {"out", ".out.new-0123456789abcdef"}
+    convert(source, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"backbone.json", "model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == before | {"out"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", ".notes.txt.0123456789abcdef.tmp", "backbone.json"])
+def test_what_may_be_somebody_s_is_not_taken_for_leftovers(make, tmp_path, name):
+    source = make()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"mine")
+    with pytest.raises(UserError, match="new folder"):
+        convert(source, tmp_path / "out")
+    assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [b"mine"]

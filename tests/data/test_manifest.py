@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -65,9 +67,49 @@ BAD_LINES = {
     "path is empty": ({**GOOD, "audio_filepath": ""}, "missing_field"),
     "duration is a text": ({**GOOD, "duration": "1"}, "missing_field"),
     "duration is below 0": ({**GOOD, "duration": -1}, "missing_field"),
-    "duration is NaN": ({**GOOD, "duration": float("nan")}, "missing_field"),
-    "offset is null": ({**GOOD, "offset": None}, "missing_field"),
+    "duration is NaN": ({**GOOD, "duration": float("nan")}, "bad_json"),
+    "offset is a text": ({**GOOD, "offset": "0"}, "missing_field"),
     "duration is 0": ({**GOOD, "duration": 0}, "empty_audio"),
+    "empty object": ({}, "missing_field"),
+    "null": (b"null", "bad_json"),
+    "a number": (b"1e999", "bad_json"),
+    "only a bracket": (b"[", "bad_json"),
+    "3,000 brackets": (b"[" * 3000, "bad_json"),
+    "100,000 brackets": (b"[" * 100_000 + b"]" * 100_000, "bad_json"),
+    "deep in a tag": (
+        b'{"audio_filepath": "a.wav", "duration": 1, "text": "a", "x": %s}' % (b"[" * 99 + b"]" * 99),
+        "bad_json",
+    ),
+    "a key twice": (b'{"audio_filepath": "a.wav", "duration": 1, "text": "a", "text": "b"}', "bad_json"),
+    "a NUL byte": (b'{"audio_filepath": "a\0.wav", "duration": 1, "text": "a"}', "bad_json"),
+    "a NUL in the path": ({**GOOD, "audio_filepath": "a\0.wav"}, "missing_field"),
+    "half a character in the text": ({**GOOD, "text": "a\ud800"}, "bad_json"),
+    "half a character in the path": ({**GOOD, "audio_filepath": "\udcff.wav"}, "bad_json"),
+    "half a character in a tag": ({**GOOD, "speaker": {"name": ["\udfff"]}}, "bad_json"),
+    "half a character in a key": ({**GOOD, "\ud800": 1}, "bad_json"),
+    "2 MB": ({**GOOD, "comment": "a" * 2_000_000}, "bad_json"),
+    "duration of 400 digits": (
+        b'{"audio_filepath": "a.wav", "duration": %s, "text": "a"}' % (b"1" * 400),
+        "missing_field",
+    ),
+    "duration of 5,000 digits": (
+        b'{"audio_filepath": "a.wav", "duration": %s, "text": "a"}' % (b"1" * 5000),
+        "bad_json",
+    ),
+    "duration is true": ({**GOOD, "duration": True}, "missing_field"),
+    "duration is a list": ({**GOOD, "duration": [1]}, "missing_field"),
+    "duration is null": ({**GOOD, "duration": None}, "missing_field"),
+    "duration of a century": ({**GOOD, "duration": 3e9}, "missing_field"),
+    "offset is 1e308": ({**GOOD, "offset": 1e308}, "missing_field"),
+    "offset is 1e999": (b'{"audio_filepath": "a.wav", "duration": 1, "offset": 1e999, "text": "a"}', "bad_json"),
+    "offset is below 0": ({**GOOD, "offset": -0.5}, "missing_field"),
+    "path is null": ({**GOOD, "audio_filepath": None}, "missing_field"),
+    "path is a list": ({**GOOD, "audio_filepath": ["a.wav"]}, "missing_field"),
+    "text is null": ({**GOOD, "text": None}, "missing_field"),
+    "http": ({**GOOD, "audio_filepath": "http://example.org/a.wav"}, "unreachable_audio"),
+    "an unknown scheme": ({**GOOD, "audio_filepath": "nonsense://a.wav"}, "unreachable_audio"),
+    "more text than audio": ({**GOOD, "text": "'" * 16_000}, "too_short"),
+    "100,000 marks": ({**GOOD, "text": "a" + "\u0301\u0323" * 50_000}, "too_short"),
 }
 
 
@@ -79,6 +121,44 @@ def test_every_kind_of_bad_line_is_counted_and_named_and_the_rest_goes_on(tmp_pa
     assert [utterance.line for utterance in utterances] == [1, len(lines) + 2]
     found = {row["name"]: kind for kind, rows in report.to_json()["utterances"].items() for row in rows}
     assert found == {f"{file}:{i}": kind for i, (_, kind) in enumerate(BAD_LINES.values(), start=2)}
+
+
+def test_an_offset_of_null_is_none_and_long_texts_of_long_audio_are_kept(tmp_path):
+    file = _write(tmp_path / "m.jsonl", {**GOOD, "offset": None}, {**GOOD, "duration": 100.0, "text": "a" * 21_000})
+    whole, long = manifest.load_manifest(file, report=DataReport(strict=True))
+    assert (whole.key, whole.offset, "offset" in whole.tags) == ("a.wav", 0.0, False)
+    assert len(long.text) == 21_000
+
+
+def test_keys_of_near_offsets_differ(tmp_path):
+    offsets = (12345.678, 12345.679, 1234567.0, 1234568.0)
+    file = _write(tmp_path / "m.jsonl", *({**GOOD, "offset": offset} for offset in offsets))
+    keys = [utterance.key for utterance in manifest.load_manifest(file, report=DataReport(strict=True))]
+    assert keys == ["a.wav@12345.678+1", "a.wav@12345.679+1", "a.wav@1234567+1", "a.wav@1234568+1"]
+
+
+def test_checking_an_empty_manifest_is_an_error(tmp_path):
+    for content in (b"", b"\n\n"):
+        (tmp_path / "m.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match=r"m\.jsonl is empty"):
+            manifest.check(tmp_path / "m.jsonl")
+
+
+def test_interrupting_a_check_decodes_nothing_more(tmp_path, monkeypatch):
+    _sound(tmp_path / "a.wav", seconds=1.0)
+    file = _write(tmp_path / "m.jsonl", *[GOOD] * 2000)
+    decoded = []
+
+    def decode(utterance, sample_rate):
+        decoded.append(utterance)
+        if len(decoded) == 20:
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.002)
+
+    monkeypatch.setattr(manifest.audio, "decode", decode)
+    with pytest.raises(KeyboardInterrupt):
+        manifest.check(file)
+    assert len(decoded) < 500
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
@@ -106,7 +186,7 @@ def test_make_reads_transcripts_beside_the_audio(tmp_path):
     (tmp_path / "rec" / "bob" / "broken.wav").write_text("no audio")
     (tmp_path / "rec" / "bob" / "broken.txt").write_text("broken")
     output = tmp_path / "lists" / "m.jsonl"
-    count, silent, report = manifest.make(tmp_path / "rec", output)
+    count, silent, report, _ = manifest.make(tmp_path / "rec", output)
     assert (count, silent) == (2, ["bob/silent.wav"])
     assert report.to_json()["utterances"]["undecodable_audio"][0]["name"] == "bob/broken.wav"
     good, checked = manifest.check(output, sample_rate=8000)
@@ -128,7 +208,7 @@ def test_make_reads_a_table_of_transcripts(tmp_path, name, separator, header):
     rows = [("file", "text")] if header else []
     rows += [("a.wav", "one"), ("sub/b", "two")]
     (tmp_path / name).write_text("".join(f"{separator.join(row)}\n" for row in rows))
-    count, silent, _ = manifest.make(tmp_path, tmp_path / "m.jsonl", speaker_from="none")
+    count, silent, *_ = manifest.make(tmp_path, tmp_path / "m.jsonl", speaker_from="none")
     assert (count, silent) == (2, ["c.wav"])
     utterances = manifest.load_manifest(tmp_path / "m.jsonl", report=DataReport(strict=True))
     assert [(u.key, u.text, u.tags) for u in utterances] == [("a.wav", "one", {}), ("sub/b.wav", "two", {})]

@@ -7,6 +7,7 @@ import threading
 import pytest
 from etils import epath
 
+from hra_jax.errors import UserError
 from hra_jax.storage import files
 from hra_jax.storage.files import Replacement, remove_leftovers, replaced_name, write_file
 
@@ -127,6 +128,9 @@ class Bucket:
     def open(self, mode: str):
         return self.local.open(mode)
 
+    def write_bytes(self, content: bytes) -> None:
+        self.local.write_bytes(content)
+
     def replace(self, target: "Bucket") -> None:
         self.local.replace(target.local)
 
@@ -143,6 +147,67 @@ def test_a_remote_file_goes_through_its_path_and_not_through_the_disk(monkeypatc
     assert {replaced_name(name) for name in names(tmp_path)} == {"file"}
     replacement.commit()
     assert names(tmp_path) == {"file"} and (tmp_path / "file").read_text() == "content"
+
+
+def test_a_file_that_grows_keeps_what_it_holds_and_shows_more_when_it_is_flushed(tmp_path):
+    (tmp_path / "file").write_bytes(b"old\n")
+    file = files.GrowingFile(tmp_path / "file", content=b"old\n")
+    for line in (b"new\n", b"newer\n"):
+        file.write(line)
+    file.flush_if_cheap()
+    assert (tmp_path / "file").read_bytes() == b"old\nnew\nnewer\n"
+    file.close()
+
+
+@pytest.mark.parametrize("target", ["secret", "nowhere"])
+def test_a_file_does_not_grow_through_a_link(tmp_path, target):
+    (tmp_path / "secret").write_bytes(b"kept")
+    (tmp_path / "file").symlink_to(target)
+    with pytest.raises(UserError, match="file' is a link"):
+        files.GrowingFile(tmp_path / "file")
+    assert (tmp_path / "secret").read_bytes() == b"kept" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_pipe_in_the_place_of_a_file_that_grows_is_refused_without_waiting_for_a_reader(tmp_path):
+    os.mkfifo(tmp_path / "file")
+    with pytest.raises(OSError, match=r"No such device or address|no regular file"):
+        files.GrowingFile(tmp_path / "file")
+
+
+def test_a_file_that_cannot_be_appended_to_is_uploaded_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.epath, "Path", lambda path: path)
+    file = files.GrowingFile(Bucket(tmp_path / "file"), content=b"old\n")
+    file.write(b"new\n")
+    file.flush_if_cheap()
+    assert not (tmp_path / "file").exists()
+    file.close()
+    assert (tmp_path / "file").read_bytes() == b"old\nnew\n"
+
+
+def test_removing_takes_links_away_and_not_what_they_point_at(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("kept", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside").symlink_to("../kept")
+    (tmp_path / "link").symlink_to("kept")
+    (tmp_path / "file").symlink_to("kept/file")
+    files.remove_folder(tmp_path / "folder")
+    files.remove_folder(tmp_path / "link")
+    files.remove_file(tmp_path / "file")
+    files.remove_file(tmp_path / "absent")
+    files.remove_folder(tmp_path / "absent")
+    assert names(tmp_path) == {"kept"} and (tmp_path / "kept" / "file").read_text(encoding="utf-8") == "kept"
+
+
+def test_no_folder_is_renamed_onto_anything(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("empty", "link"):
+        with pytest.raises(FileExistsError):
+            files.rename_folder(tmp_path / "folder", tmp_path / name)
+    files.rename_folder(tmp_path / "folder", tmp_path / "new")
+    assert names(tmp_path) == {"empty", "link", "new"}
 
 
 def test_names_of_temporary_files_are_told_from_others(tmp_path):

@@ -1,6 +1,8 @@
 """JSON files: what is read, and what is refused in one line."""
 
 import json
+import os
+import time
 
 import pytest
 
@@ -40,6 +42,11 @@ def test_what_is_written_is_read_back(tmp_path):
         (b"[-Infinity]", "-Infinity is not a JSON number"),
         (b"[1e999]", "1e999 is out of range"),
         (b"9" * 5000, "not JSON"),
+        (b"9" * 65, "an integer of 65 digits; allowed: at most 64"),
+        (b'["' + b"1" * 70 + b'", -' + b"1" * 400 + b"]", "an integer of 401 digits"),
+        (b'{"a": ["\\ud83d\\ude00", {"b": "\\uD83d"}]}', "holds half of a surrogate pair"),
+        (b'{"\\udc00": 1}', "holds half of a surrogate pair"),
+        (b'["\xed\xa0\x80"]', "not JSON"),
         (b"[" * 65 + b"]" * 65, "more than 64 objects and lists inside each other"),
         (b'{"a":' * 65 + b"1" + b"}" * 65, "more than 64 objects and lists inside each other"),
         (b"[" * 100_000, "not JSON"),
@@ -56,6 +63,38 @@ def test_what_is_not_json_is_one_line_that_names_the_file(tmp_path, content, tol
 
 def test_the_deepest_that_is_allowed_is_read():
     assert parse_json("[" * 64 + "]" * 64, where="x")
+
+
+def test_more_values_than_memory_should_hold_are_not_parsed():
+    with pytest.raises(UserError, match="more than 8,388,608 values"):
+        parse_json(b"[" + b"[]," * 4_200_000 + b"1]", where="x")
+
+
+def test_numbers_and_pairs_up_to_the_limits_are_read():
+    assert parse_json(b"[-" + b"9" * 64 + b', "' + b"9" * 70 + b'"]', where="x") == [-(10**64 - 1), "9" * 70]
+    assert parse_json(b'"\\ud83d\\ude00"', where="x") == "\U0001f600"
+
+
+def test_a_key_that_is_given_twice_among_very_many_is_found_at_once():
+    names = [f"{number:06}" for number in range(50_000)]
+    text = "{" + ", ".join(f'"{name}": 1' for name in [*names, names[-1]]) + "}"
+    started = time.monotonic()
+    with pytest.raises(UserError, match="the key '049999' is given twice"):
+        parse_json(text, where="x")
+    assert time.monotonic() - started < 5
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: cannot be read .not a regular file"):
+        read_json(tmp_path / "pipe")
+
+
+def test_a_reader_may_allow_other_sizes(tmp_path):
+    (tmp_path / "file").write_text("[1, 2]")
+    assert read_json(tmp_path / "file", most_bytes=6) == [1, 2]
+    with pytest.raises(UserError, match="allowed: at most 5"):
+        read_json(tmp_path / "file", most_bytes=5)
 
 
 def test_a_file_that_is_too_long_is_not_read(tmp_path, monkeypatch):

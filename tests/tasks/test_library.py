@@ -1,7 +1,10 @@
 """Adapters as libraries of tasks: what changes, what stays the same bytes, what is refused."""
 
+import cProfile
 import json
 import os
+import pstats
+import time
 
 import jax
 import ml_dtypes
@@ -12,8 +15,9 @@ from reference.task_files import split_into_task_files
 
 from hra_jax.adapters import adapter_folder, initial, methods
 from hra_jax.errors import UserError
+from hra_jax.storage import folders
 from hra_jax.storage.trees import flatten
-from hra_jax.tasks import adding, descriptions, library, merging
+from hra_jax.tasks import adding, commands, descriptions, library, merging
 
 NAMES = ("ann", "Bob/é", "cy")
 VOCABULARY = {"type": "characters", "characters": list(" abcd")}
@@ -358,7 +362,7 @@ def test_other_files_in_the_folder_and_a_link_to_it_stay(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "link"]
 
 
-@pytest.mark.parametrize("fails", ["write_file", "rename"])
+@pytest.mark.parametrize("fails", ["write_file", "exchange"])
 def test_where_writing_fails_the_folder_is_what_it_was(tmp_path, monkeypatch, fails):
     exported = written(tmp_path / "a")
     before = contents(tmp_path / "a")
@@ -373,15 +377,11 @@ def test_where_writing_fails_the_folder_is_what_it_was(tmp_path, monkeypatch, fa
 
         monkeypatch.setattr(adapter_folder, "write_file", full)
     else:
-        kind = type(library.epath.Path(tmp_path))
-        rename = kind.rename
 
-        def refuse(path, target):
-            if ".new-" in path.name:
-                raise OSError(1, "Operation not permitted")
-            return rename(path, target)
+        def refuse(fresh, folder):
+            raise OSError(1, "Operation not permitted")
 
-        monkeypatch.setattr(kind, "rename", refuse)
+        monkeypatch.setattr(folders, "exchange_names", refuse)
     with pytest.raises(OSError):
         library.write(tmp_path / "a", library.removed(exported, ["cy"]))
     assert contents(tmp_path / "a") == before
@@ -395,3 +395,40 @@ def test_nothing_that_is_refused_is_written(tmp_path):
     with pytest.raises(UserError, match="NaN or infinite"):
         library.write(tmp_path / "a", library.added(exported, "dee", spoiled, entry={}))
     assert contents(tmp_path / "a") == before and os.listdir(tmp_path) == ["a"]
+
+
+# --- Many tasks -------------------------------------------------------------------------------------------------------
+
+
+def many(folder, count: int) -> adapter_folder.ExportedAdapter:
+    """An adapter folder of so many tasks of the same parameters."""
+    alone = make(names=("one",))
+    rows = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf), count, axis=0), alone["weights"]["tasks"])
+    tasks = [{"name": f"speaker {row}", "row": row} for row in range(count)]
+    adapter_folder.write_adapter(folder, **alone | {"weights": alone["weights"] | {"tasks": rows}, "tasks": tasks})
+    return adapter_folder.read_adapter(folder)
+
+
+def test_bringing_tasks_in_takes_work_in_proportion_to_their_number(tmp_path):
+    calls = {}
+    to = written(tmp_path / "to", names=("one",))
+    for count in (200, 800):
+        source = many(tmp_path / f"{count}", count)
+        profile = cProfile.Profile()
+        with profile:
+            result = library.merged_in(to, source, list(source.tasks))
+            library.write(tmp_path / f"to {count}", library.removed(result, list(source.tasks)[1:]))
+        calls[count] = pstats.Stats(profile).total_calls
+    assert calls[800] < 4.4 * calls[200]
+
+
+@pytest.mark.slow(minutes=0.4)
+def test_ten_thousand_tasks_are_imported_in_less_than_a_minute(tmp_path):
+    source = many(tmp_path / "from", 10_000)
+    written(tmp_path / "to", names=("one",))
+    begin = time.monotonic()
+    commands.import_tasks(str(tmp_path / "to"), str(tmp_path / "from"))
+    assert time.monotonic() - begin < 60
+    after = adapter_folder.read_adapter(tmp_path / "to")
+    assert list(after.tasks) == ["one", *source.tasks]
+    assert bytes_of(after.tasks["speaker 9999"]) == bytes_of(source.tasks["speaker 9999"])

@@ -159,7 +159,9 @@ def test_what_is_not_finite_is_neither_saved_nor_restored(tmp_path):
     empty = {"position": {}, "best": {}, "force": True}
     with opened(tmp_path) as checkpoints:
         checkpoints.save(1, good, **empty)
-        with pytest.raises(UserError, match=r"checkpoint 2 was not written: shared/kernel holds NaN.*complete one is 1"):
+        with pytest.raises(
+            UserError, match=r"checkpoint 2 was not written: shared/kernel holds NaN.*complete one is 1"
+        ):
             checkpoints.save(2, bad, **empty)
         with pytest.raises(UserError, match=r"checkpoint 2 was not written: bank/tasks/head holds NaN or infinite"):
             checkpoints.save(2, good, rows={"bank": (ids, tree)}, **empty)

@@ -19,6 +19,7 @@ import numpy as np
 
 from hra_jax.console import near_matches
 from hra_jax.errors import UserError
+from hra_jax.run import children
 
 _SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples go to the callback, before espeak_Synth returns, without a thread
 _DO_NOT_EXIT = 0x8000  # espeakINITIALIZE_DONT_EXIT: report a missing data folder instead of ending the process
@@ -147,10 +148,12 @@ def in_fork(function: Callable[[], Any]) -> Any:
     """
     answer: tuple[str | None, Any]
     read_end, write_end = os.pipe()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         status = 1
         try:
+            children.die_with(parent)
             os.close(read_end)
             try:
                 answer = (None, function())

@@ -19,16 +19,20 @@ import threading
 import numpy as np
 import tqdm
 
+from hra_jax.console import listed
 from hra_jax.data.synthetic import grammar
 from hra_jax.data.synthetic.speakers import SETS, Speaker, SpeakerSet, check_speaker, custom_set
 from hra_jax.errors import UserError
-from hra_jax.storage.files import write_file
-from hra_jax.storage.json_files import read_object
+from hra_jax.run import children
+from hra_jax.storage import locks
+from hra_jax.storage.files import check_no_link, make_folder, remove_file, write_file
+from hra_jax.storage.json_files import COUNT, Kind, check_fields, read_object
 
 _RENDERING = 1  # raise it when the same request gives other samples or texts than before
 _DONE = "synthesis.json"
 _STARTED = "synthesis.partial.json"
 _FILES_PER_FOLDER = 1000
+_SAMPLE_RATE = 8000  # Hz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +74,13 @@ def _start_worker() -> subprocess.Popen[str]:
     # found it.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    return subprocess.Popen(
+    return children.start(
         [sys.executable, "-m", "hra_jax.data.synthetic.voice_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
         text=True,
+        start_new_session=True,  # Ctrl-C is for this process, which takes its workers with it
     )
 
 
@@ -107,7 +112,8 @@ def _render_jobs(
 ) -> list[dict]:
     """Renders all jobs; returns their answers in order of the jobs."""
     for name in sorted({os.path.dirname(job.path) for job in jobs}):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        check_no_link(folder / name)
+        make_folder(folder / name)
     lines = [
         json.dumps({**dataclasses.asdict(job), "path": str(folder / job.path), "sample_rate": sample_rate})
         for job in jobs
@@ -167,6 +173,24 @@ def _finished(folder: pathlib.Path, request: dict) -> bool:
     return False
 
 
+def _check_ours(folder: pathlib.Path) -> None:
+    """Refuses a folder that holds what no rendering has put there: the user's own recordings would be written over.
+
+    Raises:
+      UserError: it is not empty, and a rendering has neither finished nor begun there; or a link lies where it writes.
+    """
+    written = {_DONE, _STARTED, "audio", *(f"{split}.jsonl" for split in grammar.SPLITS)}
+    for name in sorted(written):
+        check_no_link(folder / name)
+    # Hidden files, of file managers for example, are no data.
+    held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if held and not (folder / _STARTED).exists():
+        raise UserError(
+            f"{str(folder)!r} holds {listed(held, most=3)} and was not rendered by this program; allowed: an empty "
+            "folder to render synthetic speech into, or a new one (for recordings of your own: --config own)"
+        )
+
+
 def _chosen_set(set_name: str, speakers: tuple[Speaker, ...] | None) -> SpeakerSet:
     if speakers is not None:
         if set_name != "custom":
@@ -179,13 +203,38 @@ def _chosen_set(set_name: str, speakers: tuple[Speaker, ...] | None) -> SpeakerS
     return SETS[set_name]
 
 
+def _request(set_name: str, chosen: SpeakerSet, *, scale: float, sample_rate: int) -> dict:
+    """What a rendering is told from others by."""
+    return {
+        "set": set_name,
+        "speakers": chosen.fingerprint(),
+        "scale": float(scale),
+        "sample_rate": sample_rate,
+        "rendering": _RENDERING,
+    }
+
+
+def check_rendered(set_name: str, folder: str | os.PathLike) -> None:
+    """Makes sure that a whole set is rendered in a folder, and renders nothing.
+
+    Raises:
+      UserError: it is not, or another one is.
+    """
+    chosen = _chosen_set(set_name, None)
+    if not _finished(pathlib.Path(folder), _request(set_name, chosen, scale=1.0, sample_rate=_SAMPLE_RATE)):
+        raise UserError(
+            f"{str(folder)!r} does not hold the synthetic set {set_name!r}, which is not rendered here; "
+            f"python -m hra_jax.data.synthesize --set {set_name} --output DIR does"
+        )
+
+
 def render(
     set_name: str,
     output: str | os.PathLike,
     *,
     processes: int | None = None,
     scale: float = 1.0,
-    sample_rate: int = 8000,
+    sample_rate: int = _SAMPLE_RATE,
     speakers: tuple[Speaker, ...] | None = None,
     progress: bool = True,
 ) -> pathlib.Path:
@@ -213,16 +262,25 @@ def render(
     if not 0 < scale <= 10 or not 4000 <= sample_rate <= 48000:
         raise UserError(f"scale {scale}, sample_rate {sample_rate}; allowed: scale up to 10, 4000 to 48000 Hz")
     folder = pathlib.Path(output)
-    request = {
-        "set": set_name,
-        "speakers": chosen.fingerprint(),
-        "scale": float(scale),
-        "sample_rate": sample_rate,
-        "rendering": _RENDERING,
-    }
+    request = _request(set_name, chosen, scale=scale, sample_rate=sample_rate)
     if _finished(folder, request):
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{str(folder)!r} is a file; allowed: a folder to render into")
+    if folder.exists():
+        _check_ours(folder)
+    # Processes of one run may render the same folder of a disk of their own: one does, the others wait.
+    with locks.hold(folder, "rendering", patient=True):
+        if not _finished(folder, request):
+            _check_ours(folder)
+            _render_into(folder, chosen, request, scale=scale, processes=processes, progress=progress)
+    return folder
+
+
+def _render_into(
+    folder: pathlib.Path, chosen: SpeakerSet, request: dict, *, scale: float, processes: int | None, progress: bool
+) -> None:
+    sample_rate = request["sample_rate"]
     write_file(folder / _STARTED, json.dumps({"request": request}))
     jobs = _plan(chosen, scale)
     answers = _render_jobs(
@@ -245,14 +303,16 @@ def render(
         "speakers": _table(jobs, answers, sample_rate),
     }
     write_file(folder / _DONE, json.dumps(summary, indent=1) + "\n")
-    (folder / _STARTED).unlink(missing_ok=True)
-    return folder
+    remove_file(folder / _STARTED)
 
 
 def summary_table(folder: str | os.PathLike) -> str:
     """The table of a finished rendering: speaker and split, utterances, seconds, words."""
     summary = read_object(pathlib.Path(folder) / _DONE, {"speakers": dict, "hash": str, "espeak": str})
-    rows = [(name, *row.values()) for name, row in summary["speakers"].items()]
+    columns: dict[str, Kind] = {"utterances": COUNT, "seconds": float, "words": COUNT}
+    for name, row in summary["speakers"].items():
+        check_fields(row, columns, where=f"{pathlib.Path(folder) / _DONE}: speakers.{name}")
+    rows = [(name, *(row[column] for column in columns)) for name, row in summary["speakers"].items()]
     rows.append(("total", *(round(sum(column), 1) for column in list(zip(*rows, strict=True))[1:])))
     width = max(len(row[0]) for row in rows)
     lines = [f"{'speaker':<{width}} {'utterances':>10} {'seconds':>9} {'words':>7}"]

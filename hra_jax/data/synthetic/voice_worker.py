@@ -9,6 +9,7 @@ import gc
 import hashlib
 import io
 import json
+import os
 import sys
 
 import numpy as np
@@ -117,7 +118,10 @@ def render_job(job: dict) -> dict:
 
 
 def main() -> None:
-    """Answers every job of standard input; a job that fails answers with its error and ends the process."""
+    """Answers every job of standard input; a job that fails answers with its error and ends the process.
+
+    Where nobody is there any more to take an answer, the process ends.
+    """
     jobs = [json.loads(line) for line in sys.stdin]
     version = espeak.library().version
     gc.freeze()  # the children share the parent's memory instead of copying it
@@ -126,7 +130,10 @@ def main() -> None:
             answer = espeak.in_fork(functools.partial(render_job, job))
         except (UserError, RuntimeError) as error:
             answer = {"error": f"{job['speaker']['name']}, {job['text']!r}: {error}"}
-        print(json.dumps({"number": job["number"], "espeak": version, **answer}), flush=True)
+        try:
+            print(json.dumps({"number": job["number"], "espeak": version, **answer}), flush=True)
+        except BrokenPipeError:
+            os._exit(1)  # without a word, as there would be one about what is still buffered
         if "error" in answer:
             return
 

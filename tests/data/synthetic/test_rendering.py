@@ -110,6 +110,35 @@ def test_an_interrupted_rendering_starts_over_and_ends_the_same(rendered, tmp_pa
     assert _files(folder) == _files(rendered)
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "validation.jsonl", "test.jsonl", "audio/mine.wav", "notes.txt"])
+def test_a_folder_with_anything_that_was_not_rendered_is_refused_and_left_as_it_is(tmp_path, name):
+    (tmp_path / "mine" / name).parent.mkdir(parents=True)
+    (tmp_path / "mine" / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="was not rendered by this program; allowed: an empty folder"):
+        rendering.render("tiny-test", tmp_path / "mine", progress=False)
+    assert _files(tmp_path / "mine") == {name: b"mine"}
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "audio", "synthesis.json", "synthesis.partial.json"])
+@pytest.mark.parametrize("target", ["kept", "nowhere"])
+def test_nothing_is_rendered_through_a_link(tmp_path, name, target):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / name).symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match="is a link|is not from this program"):
+        rendering.render("tiny-test", tmp_path / "set", progress=False)
+    assert not list((tmp_path / "kept").iterdir()) and not (tmp_path / "nowhere").exists()
+
+
+def test_what_must_be_rendered_already_is_not_rendered(rendered, tmp_path):
+    rendering.check_rendered("tiny-test", rendered)
+    with pytest.raises(UserError, match=r"does not hold the synthetic set 'tiny-test'.*synthesize --set tiny-test"):
+        rendering.check_rendered("tiny-test", tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()
+    with pytest.raises(UserError, match="another rendering"):
+        rendering.check_rendered("hard", rendered)
+
+
 def test_an_unknown_voice_variant_or_set_is_one_line_with_near_matches(tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps([{"name": "me", "voice": "en-uss"}]))
     done = _command("--speakers", tmp_path / "mine.json", "--output", tmp_path / "out")

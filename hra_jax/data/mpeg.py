@@ -1,0 +1,157 @@
+"""MPEG audio (MP3): how many samples a stream holds, counted frame by frame, and streams that say so.
+
+Decoders take the length of a stream from its Xing header, and guess it from the first frame where there is none. The
+guess is wrong where the bit rate varies, either way: samples that are not there are promised, or the end is never
+read. A header with the counted number of frames makes every decoder read all of them, and no more.
+
+Source: ISO/IEC 11172-3 and 13818-3, section 2.4 (frame headers); the Xing header is as LAME writes it.
+"""
+
+import dataclasses
+from typing import Final
+
+_SYNC_BYTES: Final = 65536  # how far a frame is looked for where none begins: pictures and lyrics lie between
+_BIT_RATES: Final = {  # kbit/s by (version 1, layer), index 1 to 14 of the header
+    (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_RATES: Final = (44100, 48000, 32000)  # Hz, of version 1
+_DIVISORS: Final = {3: 1, 2: 2, 0: 4}  # of the rates, by the version bits: 1, 2, 2.5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Frame:
+    """The header of a frame: `kind` is what all frames of a stream share, `length` is in bytes."""
+
+    kind: tuple[int, int, int]  # version bits, layer, index of the rate
+    length: int
+    samples: int
+    side: int  # bytes from the header to where layer III may have a Xing header
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stream:
+    """What was counted.
+
+    Attributes:
+      first: the byte at which the first frame that holds audio begins.
+      frames: how many there are.
+      samples: per channel, all frames together.
+      promised: the number of frames that the Xing header says; None where there is none.
+      layer: 1, 2 or 3.
+    """
+
+    first: int
+    frames: int
+    samples: int
+    promised: int | None
+    layer: int
+
+
+def looks_like(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (at least two) is taken for MPEG audio by decoders."""
+    return head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0)
+
+
+def count(content: bytes) -> Stream | None:
+    """Walks the frames of a whole file; None where no two frames follow each other, or their length is not given."""
+    start = _after_tags(content)
+    found = _next_frame(content, start, kind=None)
+    if found is None:
+        return None
+    at, frame = found
+    promised, is_header = _promise(content, at, frame)
+    first = at + frame.length if is_header else at
+    at, frames = first, 0
+    while True:
+        here = _frame(content, at)
+        if here is None or here.kind != frame.kind:
+            again = _next_frame(content, at, kind=frame.kind)
+            if again is None:
+                break
+            at, here = again
+        if at + here.length > len(content):
+            break  # a frame that was cut
+        at, frames = at + here.length, frames + 1
+    return Stream(first, frames, frames * frame.samples, promised, frame.kind[1])
+
+
+def with_length(content: bytes, stream: Stream) -> bytes:
+    """The audio of a layer III stream behind a Xing header that gives the counted number of frames."""
+    assert stream.layer == 3 and stream.frames
+    first = _frame(content, stream.first)
+    assert first is not None
+    plain = bytearray(content[stream.first : stream.first + 4])
+    plain[1] |= 1  # no checksum
+    plain[2] &= 0xFD  # no padding
+    fields = b"Xing" + (1).to_bytes(4, "big") + stream.frames.to_bytes(4, "big")
+    for index in range(1, 15):
+        plain[2] = plain[2] & 0x0F | index << 4
+        frame = _frame(bytes(plain), 0)
+        assert frame is not None
+        if frame.length >= 4 + frame.side + len(fields):
+            break
+    header = bytes(plain) + bytes(frame.side) + fields
+    return header.ljust(frame.length, b"\0") + content[stream.first :]
+
+
+def _after_tags(content: bytes) -> int:
+    """Where the ID3 tags at the beginning end."""
+    at = 0
+    while content[at : at + 3] == b"ID3" and len(content) >= at + 10:
+        size = content[at + 6 : at + 10]
+        at += 10 + (size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3]) + (10 if content[at + 5] & 0x10 else 0)
+    return at
+
+
+def _frame(content: bytes, at: int) -> _Frame | None:
+    """The frame whose header is at a byte; None where there is none, or its length is free."""
+    head = content[at : at + 4]
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return None
+    version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
+    index, rate, padding = head[2] >> 4, head[2] >> 2 & 3, head[2] >> 1 & 1
+    if version == 1 or layer == 4 or index in (0, 15) or rate == 3:
+        return None
+    first = version == 3
+    hertz = _RATES[rate] // _DIVISORS[version]
+    bits = 1000 * _BIT_RATES[first, layer][index - 1]
+    mono = head[3] >> 6 == 3
+    side = (17 if mono else 32) if first else (9 if mono else 17)
+    if layer == 1:
+        return _Frame((version, layer, rate), (12 * bits // hertz + padding) * 4, 384, side)
+    samples = 576 if layer == 3 and not first else 1152
+    return _Frame((version, layer, rate), samples // 8 * bits // hertz + padding, samples, side)
+
+
+def _next_frame(content: bytes, start: int, *, kind: tuple[int, int, int] | None) -> tuple[int, _Frame] | None:
+    """The first place at or after `start` where a frame begins that another one, or the end of the file, follows."""
+    at = content.find(b"\xff", start, start + _SYNC_BYTES)
+    while at >= 0:
+        frame = _frame(content, at)
+        if frame is not None and kind in (None, frame.kind):
+            after = _frame(content, at + frame.length)
+            if at + frame.length == len(content) or (after is not None and after.kind == frame.kind):
+                return at, frame
+        at = content.find(b"\xff", at + 1, start + _SYNC_BYTES)
+    return None
+
+
+def _promise(content: bytes, at: int, frame: _Frame) -> tuple[int | None, bool]:
+    """The number of frames that the header in the first frame promises, and whether that frame is a header."""
+    body = content[at : at + frame.length]
+    if frame.kind[1] != 3:
+        return None, False
+    if body[36:40] == b"VBRI":  # decoders do not know it
+        return None, True
+    # A checksum moves the side information on; encoders differ on whether it moves the Xing header too.
+    for place in (4 + frame.side, 6 + frame.side):
+        if body[place : place + 4] in (b"Xing", b"Info"):
+            if body[place + 7] & 1 and len(body) >= place + 12:
+                return int.from_bytes(body[place + 8 : place + 12], "big"), True
+            return None, True
+    return None, False

@@ -1,0 +1,354 @@
+"""Sound files as blocks of samples: what is opened, which headers are believed, and how much is read at a time."""
+
+import contextlib
+import functools
+import io
+import os
+import re
+import stat
+import sys
+import tempfile
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import soundfile
+from etils import epath
+
+from hra_jax.data import mpeg
+from hra_jax.data.report import KINDS
+
+LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz
+REMOTE_SCHEMES = ("gs", "s3")
+_MOST_VALUES: Final = 2**31  # samples of all channels together that are read of one file: over three hours of stereo
+_MOST_MPEG_BYTES: Final = 2**29
+_MPEG_LEAD: Final = 32 * 1152  # samples
+_BLOCK: Final = 2**20  # samples of all channels together
+_UNKNOWN: Final = 2**62  # lengths from here on are not lengths; libsndfile has 2**63 - 1 for what it does not know
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+class AudioError(ValueError):
+    """An utterance's audio cannot be used.
+
+    Attributes:
+      kind: one of `report.KINDS`.
+      detail: one line that says why.
+    """
+
+    def __init__(self, kind: str, detail: str):
+        assert kind in KINDS
+        super().__init__(f"{kind}: {detail}")
+        self.kind, self.detail = kind, detail
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path, `file://` already resolved, names storage that is not a local disk."""
+    return _SCHEME.match(path) is not None
+
+
+def local_path(path: str) -> str:
+    """A path as the operating system has it: `file:///a%20b.wav` becomes `/a b.wav`; all others stay as they are."""
+    found = _SCHEME.match(path)
+    if found is None or found[1].lower() != "file":
+        return path
+    host, slash, rest = path[found.end() :].partition("/")
+    return urllib.parse.unquote(slash + rest) if host.lower() in ("", "localhost") else path
+
+
+def why_unreachable(path: str) -> str | None:
+    """Why nothing can be read at a path, whatever is there; None where something can."""
+    found = _SCHEME.match(local_path(path))
+    if found is None or found[1] in REMOTE_SCHEMES:
+        return None
+    allowed = ", ".join(f"{name}://" for name in ("file", *REMOTE_SCHEMES))
+    return f"{found[0]} is not read here; allowed: a path, {allowed}"
+
+
+class _Unseeking(soundfile.SoundFile):
+    """soundfile asks for the position before each read and sets it after: some files can be read, and no more."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+class Sound:
+    """An audio file that is open for reading; use it in a `with` block.
+
+    Attributes:
+      rate: Hz, 2,000 to 768,000.
+      channels: at least 1.
+      frames: the number of samples per channel; None where the file does not say.
+    """
+
+    def __init__(self, path: str):
+        """Opens a local or remote file.
+
+        Args:
+          path: a path, or a URI of the schemes file, gs and s3.
+
+        Raises:
+          AudioError: missing_file, empty_audio (no bytes), unreachable_audio (a scheme that is not read, storage that
+            fails), undecodable_audio (not audio, or not readable).
+        """
+        self._path = local_path(path)
+        self._content: bytes | None = None
+        self._mpeg = False
+        self._sound = self._open()
+        self.rate, self.channels = int(self._sound.samplerate), int(self._sound.channels)
+        self.frames: int | None = int(self._sound.frames) if self._sound.frames < _UNKNOWN else None
+        with contextlib.ExitStack() as failing:
+            failing.callback(self.close)
+            self._check()
+            if self._mpeg:
+                self._count_mpeg()
+            failing.pop_all()
+
+    def __enter__(self) -> "Sound":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._sound.close()
+
+    @property
+    def seconds(self) -> float:
+        """How long it is; a file that does not say is read to its end for this. AudioError as `blocks`."""
+        if self.frames is None:
+            self.frames = sum(len(block) for block in self.blocks())
+        return self.frames / self.rate
+
+    def blocks(self, start: int = 0, count: int | None = None) -> Iterator[np.ndarray]:
+        """Reads samples, a block at a time.
+
+        Args:
+          start: the first one, per channel.
+          count: how many; None for all that there are. Fewer are given where the file ends early.
+
+        Returns:
+          Iterator of float32 `[S, channels]`, S above 0; full scale is 1.
+
+        Raises:
+          AudioError: undecodable_audio; too_long, where `count` is None and the file does not end.
+        """
+        size = max(1, _BLOCK // self.channels)
+        if start:
+            self._seek(start)
+        total = 0
+        while count is None or total < count:
+            block = self._read(size if count is None else min(size, count - total))
+            if not len(block):
+                return
+            total += len(block)
+            if total * self.channels > _MOST_VALUES:
+                seconds = _MOST_VALUES // self.channels // self.rate
+                raise AudioError("too_long", f"more than {seconds:,} s of {self.channels} channels at {self.rate:,} Hz")
+            yield block
+
+    def _open(self) -> soundfile.SoundFile:
+        try:
+            if self._content is None and is_remote(self._path):
+                self._content = _read_remote(self._path)
+            head = _head_of_file(self._path) if self._content is None else self._content[:4]
+            if not head:
+                raise AudioError("empty_audio", "the file has no bytes")
+            self._mpeg = mpeg.looks_like(head)
+            with _quiet(self._mpeg):
+                return _Unseeking(self._path if self._content is None else io.BytesIO(self._content))
+        except FileNotFoundError as error:
+            raise AudioError("missing_file", f"no file at {self._path}") from error
+        except AudioError:
+            raise
+        # soundfile has ValueError and TypeError for what it is told too little of, such as raw samples.
+        except (OSError, soundfile.SoundFileError, ValueError, TypeError) as error:
+            raise AudioError("undecodable_audio", one_line(error)) from error
+
+    def _check(self) -> None:
+        if not LEAST_RATE <= self.rate <= MOST_RATE:
+            allowed = f"{LEAST_RATE:,} to {MOST_RATE:,} Hz"
+            raise AudioError("undecodable_audio", f"the sample rate is {self.rate:,} Hz; allowed: {allowed}")
+
+    def _count_mpeg(self) -> None:
+        """Believes the length of MPEG audio only where it is that of its frames; else sees to it that it is."""
+        stream = _counted(self._path, _stamp(self._path)) if self._content is None else mpeg.count(self._content)
+        if stream is None or not stream.frames or self.frames is None:
+            return
+        if stream.promised is not None and stream.promised > stream.frames + 1:
+            raise AudioError(
+                "undecodable_audio", f"truncated: {stream.frames} of {stream.promised} frames could be read"
+            )
+        # A decoder trims what an encoder added, up to two frames at each end.
+        if abs(self.frames - stream.samples) > 4 * stream.samples // stream.frames and stream.layer == 3:
+            content = _read_mpeg(self._path) if self._content is None else self._content
+            self._content = mpeg.with_length(content, stream)
+            self._sound.close()
+            self._sound = self._open()
+            self.frames = int(self._sound.frames)
+
+    def _seek(self, start: int) -> None:
+        # Frames of MPEG audio take bits from those before them, without which they are silent.
+        first = max(0, start - _MPEG_LEAD) if self._mpeg else start
+        try:
+            with _quiet(self._mpeg):
+                self._sound.seek(first)
+        except (OSError, soundfile.SoundFileError):
+            # It cannot be sought in (GSM 6.10): everything before is read and dropped.
+            self._sound.close()
+            self._sound, first = self._open(), 0
+        size, left = max(1, _BLOCK // self.channels), start - first
+        while left and (passed := len(self._read(min(size, left)))):
+            left -= passed
+
+    def _read(self, count: int) -> np.ndarray:
+        try:
+            with _quiet(self._mpeg):
+                found: np.ndarray = self._sound.read(count, dtype="float32", always_2d=True)
+        except (OSError, soundfile.SoundFileError) as error:
+            raise AudioError("undecodable_audio", one_line(error)) from error
+        return found
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(str(error).split())
+
+
+def _head_of_file(path: str) -> bytes:
+    """The first bytes of a regular local file; of a pipe or a device, which may have no end, nothing is read."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError("it is a folder, not a file")
+    if not stat.S_ISREG(mode):
+        raise OSError("it is a pipe or a device, not a file")
+    if path.lower().endswith((".raw", ".pcm")):
+        raise OSError("raw samples have neither rate nor format; convert them to FLAC or WAV")
+    with open(path, "rb") as file:
+        return file.read(4)
+
+
+def _read_remote(path: str) -> bytes:
+    """The content of a remote file; AudioError or OSError."""
+    reason = why_unreachable(path)
+    if reason is not None:
+        raise AudioError("unreachable_audio", reason)
+    try:
+        content: bytes = epath.Path(path).read_bytes()
+    except FileNotFoundError:
+        raise
+    except _storage_errors() as error:
+        raise AudioError("unreachable_audio", one_line(error)[:300]) from error
+    return content
+
+
+def _storage_errors() -> tuple[type[Exception], ...]:
+    """What reading remote storage raises: TensorFlow's errors are no OSError."""
+    tensorflow = sys.modules.get("tensorflow")  # it is there if it was read with
+    own = () if tensorflow is None else (tensorflow.errors.OpError,)
+    return OSError, RuntimeError, ValueError, ImportError, *own
+
+
+# --- MPEG audio -------------------------------------------------------------------------------------------------------
+
+
+def _stamp(path: str) -> tuple[int, int, int]:
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read_mpeg(path: str) -> bytes:
+    try:
+        if os.stat(path).st_size > _MOST_MPEG_BYTES:
+            raise AudioError("too_long", f"more than {_MOST_MPEG_BYTES:,} bytes of MPEG audio")
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise AudioError("undecodable_audio", one_line(error)) from error
+
+
+@functools.lru_cache(4096)
+def _counted(path: str, stamp: tuple[int, int, int]) -> mpeg.Stream | None:
+    """Counts the frames of a file once: its segments are read again and again."""
+    del stamp  # with other content the file has another one
+    return mpeg.count(_read_mpeg(path))
+
+
+_NOTES: Final = re.compile(
+    rb"\[src/libmpg123/|Warning: Xing stream |Note: (Trying to resync|Illegal Audio-MPEG|Skipped \d+ bytes|Hit end of)"
+)
+_quiet_lock = threading.Lock()
+_stand_in: "_StandIn | None" = None
+
+
+class _StandIn:
+    """A file that stands in for standard error while libmpg123 runs."""
+
+    def __init__(self) -> None:
+        """Puts it in place. Raises OSError where there is no standard error."""
+        self.users = 0
+        self._real = os.dup(2)
+        self._file = os.memfd_create("stderr") if hasattr(os, "memfd_create") else _unnamed_file()
+        self._passed_on = 0  # bytes
+        os.dup2(self._file, 2)
+
+    def remove(self) -> None:
+        """Puts standard error back."""
+        os.dup2(self._real, 2)
+
+    def pass_on(self) -> None:
+        """Writes to standard error what others than libmpg123 wrote since the last time."""
+        content = os.pread(self._file, os.fstat(self._file).st_size - self._passed_on, self._passed_on)
+        self._passed_on += len(content)
+        lines = content.splitlines(keepends=True)
+        others = [line for line in lines if not _NOTES.match(line)]
+        if len(others) < len(lines):
+            others = [line for line in others if line.strip()]  # each note comes with an empty line
+        if others:
+            with contextlib.suppress(OSError):
+                os.write(self._real, b"".join(others))
+
+    def close(self) -> None:
+        """Closes what stood in."""
+        os.close(self._real)
+        os.close(self._file)
+
+
+def _unnamed_file() -> int:
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+@contextlib.contextmanager
+def _quiet(needed: bool) -> Iterator[None]:
+    """Keeps the notes of libmpg123 from standard error: the damage that they are about is found and named anyway.
+
+    The library can be silenced only where it writes. What other threads write meanwhile follows when the block ends,
+    and blocks are short.
+    """
+    global _stand_in
+    if not needed:
+        yield
+        return
+    with _quiet_lock:
+        if _stand_in is None:
+            with contextlib.suppress(OSError):  # there is no standard error to keep anything from
+                _stand_in = _StandIn()
+        mine = _stand_in
+        if mine is not None:
+            mine.users += 1
+    try:
+        yield
+    finally:
+        if mine is not None:
+            with _quiet_lock:
+                mine.users -= 1
+                if not mine.users:
+                    mine.remove()
+                    _stand_in = None
+                mine.pass_on()
+                if not mine.users:
+                    mine.close()

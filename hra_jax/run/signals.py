@@ -1,0 +1,182 @@
+"""What Ctrl-C and SIGTERM do to a command, from the moment it begins to import.
+
+    Ctrl-C    ends with status 130 within 5 seconds, whatever the command is doing. What is being written is finished
+              if a few seconds are enough, and otherwise left as it was; in the loop of a training this means the step
+              and its checkpoint. A second Ctrl-C ends at once.
+    SIGTERM   ends with status 75 as soon as no file is half-written. In the loop of a training the step and its
+              checkpoint are finished, however long they take; so is a checkpoint in flight elsewhere.
+
+Python runs handlers of signals in its main thread, between two bytecodes: never while XLA compiles or a library is
+loaded, and an exception there may be swallowed by whoever catches it. So a thread of its own is told of each signal
+through a pipe, and ends the process. Nothing is unwound, which is safe because a process that is killed at any moment
+leaves everything readable.
+
+Only commands have this (`python -m hra_jax.NAME`, see `starting.py`). In a notebook or another program Python's own
+KeyboardInterrupt stays.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+from hra_jax.storage import writing
+from hra_jax.storage.writing import Patience
+
+INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
+PREEMPTED = 75  # exit status (EX_TEMPFAIL): the command was told to stop; the same command goes on
+
+_PATIENCE_SECONDS = 3.0  # for what is being written, and for the step in the loop; the user is promised 5
+_LAST_WORDS_SECONDS = 0.5  # for what is still to be printed: nobody may be reading
+
+
+class _Watcher:
+    """The thread that waits for signals, and what it must know of the main thread.
+
+    Attributes:
+      in_loop: whether the main thread ends by itself, soon, and has steps to save.
+      stopping: whether it has begun to.
+      note: what SIGTERM says at the end.
+    """
+
+    def __init__(self) -> None:
+        self.in_loop = self.stopping = False
+        self.note = "stopped by SIGTERM; the same command goes on"
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+
+    def install(self) -> None:
+        """Installs the handlers and starts the thread; in the main thread."""
+        # Also where a shell has SIGINT ignored, as it does for what it starts in the background: who sends it means it.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._in_main_thread)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+
+    def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
+        # Python has written the number to the pipe already, unless a library has put another one in its place.
+        if signal.set_wakeup_fd(self._write, warn_on_full_buffer=False) != self._write:
+            os.write(self._write, bytes([number]))
+
+    def _next(self, seconds: float | None) -> int | None:
+        """The next signal; None where none comes in time."""
+        ready, _, _ = select.select([self._read], [], [], seconds)
+        return os.read(self._read, 1)[0] if ready else None
+
+    def _watch(self) -> None:
+        while True:
+            number = self._next(None)
+            if number == signal.SIGINT:
+                self._interrupted()
+            elif number == signal.SIGTERM:
+                self._told_to_stop()
+
+    def _interrupted(self) -> NoReturn:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        if self.in_loop:
+            _say("interrupted: saving, if a few seconds are enough; again ends at once")
+        while time.monotonic() < deadline and (self.in_loop or self.stopping or writing.worth_waiting()):
+            if self._next(0.02) == signal.SIGINT:
+                break
+        end(INTERRUPTED, "error: interrupted", sys.stderr)
+
+    def _told_to_stop(self) -> None:
+        deadline, told = time.monotonic() + _PATIENCE_SECONDS, False
+        while not self.stopping:
+            late = time.monotonic() > deadline
+            if not self.in_loop and not writing.worth_waiting(Patience.ANY if late else Patience.SECONDS):
+                end(PREEMPTED, self.note, sys.stdout)
+            if not told and (self.in_loop or late):
+                _say("SIGTERM: this ends, with status 75, when what is to be saved is saved")
+                told = True
+            if self._next(0.02) == signal.SIGINT:
+                self._interrupted()
+
+
+_watcher: _Watcher | None = None
+
+
+def install() -> None:
+    """Makes this process a command: Ctrl-C and SIGTERM do what the module says. Once, in the main thread."""
+    global _watcher
+    if _watcher is None:
+        _watcher = _Watcher()
+        _watcher.install()
+
+
+def installed() -> bool:
+    """Whether this process is a command."""
+    return _watcher is not None
+
+
+def loop_has_steps() -> None:
+    """From now on there are steps to save, and the main thread looks for signals after each of them."""
+    if _watcher is not None:
+        _watcher.in_loop = True
+
+
+def loop_stops() -> None:
+    """The main thread has seen the signal: it saves, and ends the process by itself."""
+    if _watcher is not None:
+        _watcher.stopping = True
+
+
+def loop_is_over() -> None:
+    """The main thread no longer looks for signals."""
+    if _watcher is not None:
+        _watcher.in_loop = False
+
+
+@contextlib.contextmanager
+def sigterm_says(note: str) -> Iterator[None]:
+    """What SIGTERM prints at the end, inside."""
+    if _watcher is None:
+        yield
+        return
+    earlier, _watcher.note = _watcher.note, note
+    try:
+        yield
+    finally:
+        _watcher.note = earlier
+
+
+def end(status: int, note: str, stream: object) -> NoReturn:
+    """Ends the process from any thread: half-written files are cleared away, `note` is printed, nothing is unwound.
+
+    Args:
+      status: the exit status.
+      note: the last line.
+      stream: `sys.stdout` or `sys.stderr`.
+    """
+    _in_time(writing.clear_away)
+    _in_time(_flush)
+    _say(note, 1 if stream is sys.stdout else 2)
+    os._exit(status)
+
+
+def _flush() -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, broken, or None
+        sys.stdout.flush()
+
+
+def _say(line: str, descriptor: int = 2) -> None:
+    # Not through sys.stderr, whose lock the main thread may hold.
+    def write() -> None:
+        with contextlib.suppress(OSError):
+            # Below the bar that a terminal may be showing.
+            os.write(descriptor, ("\n" if os.isatty(descriptor) else "").encode() + f"{line}\n".encode())
+
+    _in_time(write)
+
+
+def _in_time(action: Callable[[], None]) -> None:
+    """Calls it, and goes on where it takes too long."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    thread.join(_LAST_WORDS_SECONDS)

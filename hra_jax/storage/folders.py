@@ -1,0 +1,189 @@
+"""Folders that are replaced whole: a reader, and who comes after a crash, finds the old folder or the new one.
+
+The new folder is written beside the old one, under a hidden random name, and is on the disk before the two change
+places in one act of the file system. Where it has no such act, two renames do it, and `recover` completes them when the
+process was killed between. Object stores have no folders: there files are replaced one by one.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Callable
+from typing import TypeVar
+
+from etils import epath
+
+from hra_jax.storage import writing
+from hra_jax.storage.files import check_no_links, is_remote, remove_folder, rename_folder, sync_folder
+
+_Written = TypeVar("_Written")
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+# What says that this system or this file system cannot exchange two names.
+_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+@writing.going_on()
+def replace_folder(
+    folder: epath.PathLike, write: Callable[[epath.Path], _Written], *, rewritten: Callable[[str], bool] | None = None
+) -> _Written:
+    """Writes a folder, in place of one that is there already.
+
+    Only one process may do so at a time, see `locks.hold_beside`. A link to a folder stays one: its target is replaced.
+
+    Args:
+      folder: the folder; those that it lies in are made.
+      write: writes all files of the new folder into the folder that it is given. On object storage that is `folder`
+        itself, so it must write the file that makes the others count last.
+      rewritten: takes the path of an old file, relative to the folder and with "/"; whether `write` takes care of it.
+        All others are in the new folder too. None: the new folder holds what `write` writes and nothing else.
+
+    Returns:
+      What `write` returned.
+
+    Raises:
+      UserError: a link lies in the old folder.
+      OSError: it cannot be written; the folder is then what it was. So it is whatever else `write` raises.
+    """
+    if is_remote(folder):
+        return write(epath.Path(folder))
+    place = epath.Path(os.path.realpath(folder))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    recover(place)
+    token = secrets.token_hex(8)
+    fresh, old = (_beside(place, kind, token) for kind in ("new", "old"))
+    os.mkdir(fresh)  # fails where anything has the name, a link included
+    try:
+        if place.exists():
+            check_no_links(place)
+            if rewritten is not None:
+                _take_over(place, fresh, rewritten)
+        written = write(fresh)
+        _sync(fresh)
+        if place.exists():
+            os.chmod(fresh, stat.S_IMODE(os.stat(place).st_mode))
+            _exchange(fresh, place, old)
+        else:
+            rename_folder(fresh, place)
+    finally:
+        # After an exchange it is the old one. Between two renames it is the only complete one.
+        if place.exists() or not old.exists():
+            remove_folder(fresh)
+    return written
+
+
+def recover(folder: epath.PathLike) -> None:
+    """Mends what a process left that was killed in `replace_folder`; for who holds the lock of the folder.
+
+    Where the folder is gone, the new one is put there if it was complete, else the old one. Hidden copies are removed.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    if is_remote(folder):
+        return
+    place = epath.Path(os.path.realpath(folder))
+    if not place.parent.is_dir():
+        return
+    left = _leftovers(place)
+    if not os.path.lexists(place):
+        # The old one gives up its name when the new one is complete, and not before.
+        for token in sorted(left["old"]):
+            complete = "new" if token in left["new"] else "old"
+            rename_folder(_beside(place, complete, token), place)
+            break
+    if os.path.lexists(place):
+        for kind, tokens in left.items():
+            for token in tokens:
+                remove_folder(_beside(place, kind, token))
+    elif left["new"]:
+        # There was no folder before, and the first one was never complete.
+        for token in left["new"]:
+            remove_folder(_beside(place, "new", token))
+
+
+def _beside(folder: epath.Path, kind: str, token: str) -> epath.Path:
+    return folder.parent / f".{folder.name}.{kind}-{token}"
+
+
+def _leftovers(folder: epath.Path) -> dict[str, set[str]]:
+    """The tokens of hidden copies of a folder, by kind."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(new|old)-([0-9a-f]{{16}})")
+    found: dict[str, set[str]] = {"new": set(), "old": set()}
+    with os.scandir(folder.parent) as entries:
+        for entry in entries:
+            match = pattern.fullmatch(entry.name)
+            if match and entry.is_dir(follow_symlinks=False):
+                found[match[1]].add(match[2])
+    return found
+
+
+def _take_over(old: epath.Path, new: epath.Path, rewritten: Callable[[str], bool]) -> None:
+    """Puts the files that stay as they are into the new folder too."""
+    for place, folders, names in os.walk(old):
+        relative = os.path.relpath(place, old)
+        start = "" if relative == "." else f"{relative}/".replace(os.sep, "/")
+        kept = [name for name in names if not rewritten(start + name)]
+        if start and (kept or not (names or folders)):
+            os.makedirs(new / relative, exist_ok=True)
+        for name in kept:
+            _link_or_copy(os.path.join(place, name), new / relative / name)
+
+
+def _link_or_copy(file: str, copy: epath.Path) -> None:
+    # A second name costs nothing. File systems without them get a copy.
+    try:
+        os.link(file, copy)
+    except OSError:
+        shutil.copy2(file, copy, follow_symlinks=False)
+
+
+def _sync(folder: epath.Path) -> None:
+    """Puts a folder and everything in it on the disk."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            # Not every file can be opened, and not every file system can.
+            with contextlib.suppress(OSError), open(os.path.join(place, name), "rb", opener=_without_waiting) as file:
+                os.fsync(file.fileno())
+        sync_folder(place)
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would wait for a writer
+
+
+def _exchange(fresh: epath.Path, folder: epath.Path, old: epath.Path) -> None:
+    """Puts `fresh` in the place of `folder`; the old one is then at `fresh`, or gone."""
+    if exchange_names(fresh, folder):
+        sync_folder(folder.parent)
+        return
+    rename_folder(folder, old)
+    try:
+        rename_folder(fresh, folder)
+    except OSError:
+        rename_folder(old, folder)
+        raise
+    remove_folder(old)
+
+
+def exchange_names(first: epath.PathLike, second: epath.PathLike) -> bool:
+    """Exchanges two names of this machine in one act; False, with nothing done, where that is impossible.
+
+    Raises:
+      OSError: it is possible here, and failed.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    names = [os.fsencode(os.fspath(name)) for name in (first, second)]
+    if rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT:
+        return False
+    raise OSError(number, os.strerror(number), os.fspath(first), None, os.fspath(second))

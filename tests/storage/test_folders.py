@@ -1,0 +1,162 @@
+"""Folders that are replaced whole."""
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from hra_jax.errors import UserError
+from hra_jax.storage import folders
+from hra_jax.storage.folders import recover, replace_folder
+
+KILLED = """
+import os, signal, sys
+from hra_jax.storage import folders
+folder, act, exchanges = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"
+if not exchanges:
+    folders.exchange_names = lambda first, second: False
+acts = []
+for module, name in ((folders, "rename_folder"), (folders, "remove_folder"), (folders, "exchange_names"),
+                     (folders, "_sync"), (os, "mkdir")):
+    def wrapped(*arguments, original=getattr(module, name), **keywords):
+        if len(acts) == act:
+            os.kill(os.getpid(), signal.SIGKILL)
+        acts.append(None)
+        return original(*arguments, **keywords)
+    setattr(module, name, wrapped)
+def write(fresh):
+    for name in ("a", "b"):
+        (fresh / name).write_text("new")
+folders.replace_folder(folder, write)
+print(len(acts))
+"""
+
+
+def fill(folder, content: str):
+    def write(fresh):
+        for name in ("a", "b"):
+            (fresh / name).write_text(content)
+
+    replace_folder(folder, write)
+
+
+def contents(folder) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture(params=[True, False], ids=["exchanged", "renamed twice"])
+def exchanges(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr(folders, "exchange_names", lambda first, second: False)
+    return request.param
+
+
+def test_a_new_folder_and_then_another_in_its_place_with_nothing_beside_it(tmp_path, exchanges):
+    for content in ("old", "new"):
+        fill(tmp_path / "some" / "folder", content)
+        assert contents(tmp_path / "some" / "folder") == {"a": content, "b": content}
+        assert [path.name for path in (tmp_path / "some").iterdir()] == ["folder"]
+
+
+def test_what_fails_leaves_the_folder_as_it_was(tmp_path, exchanges):
+    def fail(fresh):
+        (fresh / "a").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    for there in (False, True):
+        with pytest.raises(OSError, match="No space"):
+            replace_folder(tmp_path / "folder", fail)
+        assert [path.name for path in tmp_path.iterdir()] == (["folder"] if there else [])
+        fill(tmp_path / "folder", "old")
+    assert contents(tmp_path / "folder") == {"a": "old", "b": "old"}
+
+
+def test_files_that_are_not_rewritten_and_the_mode_of_the_folder_stay(tmp_path, exchanges):
+    fill(tmp_path / "folder", "old")
+    (tmp_path / "folder" / "notes" / "deep").mkdir(parents=True)
+    (tmp_path / "folder" / "notes" / "deep" / "mine").write_text("mine", encoding="utf-8")
+    (tmp_path / "folder" / "notes" / "deep" / "mine").chmod(0o400)
+    (tmp_path / "folder" / "empty").mkdir()
+    (tmp_path / "folder" / "gone").mkdir()
+    (tmp_path / "folder" / "gone" / "b").write_text("old", encoding="utf-8")
+    (tmp_path / "folder").chmod(0o710)
+    rewritten = {"a", "b", "gone/b"}
+    replace_folder(tmp_path / "folder", lambda fresh: (fresh / "a").write_text("new"), rewritten=rewritten.__contains__)
+    assert contents(tmp_path / "folder") == {"a": "new", "notes/deep/mine": "mine"}
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"a", "notes", "empty"}
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o710
+    assert stat.S_IMODE((tmp_path / "folder" / "notes" / "deep" / "mine").stat().st_mode) == 0o400
+
+
+@pytest.mark.parametrize("name", ["a", "other", "inside/other"])
+@pytest.mark.parametrize("target", ["secret", "nowhere", "../outside"])
+def test_links_in_a_folder_that_is_rewritten_are_refused(tmp_path, name, target):
+    (tmp_path / "outside").mkdir()
+    fill(tmp_path / "folder", "old")
+    (tmp_path / "folder" / "inside").mkdir()
+    (tmp_path / "folder" / name).unlink(missing_ok=True)
+    (tmp_path / "folder" / name).symlink_to(target)
+    with pytest.raises(UserError, match=f"{name}' is a link"):
+        replace_folder(tmp_path / "folder", lambda fresh: None, rewritten=lambda name: name == "a")
+    assert (tmp_path / "folder" / name).is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "outside"}
+
+
+def test_a_link_to_the_folder_stays_one(tmp_path, exchanges):
+    fill(tmp_path / "disk" / "folder", "old")
+    (tmp_path / "link").symlink_to("disk/folder")
+    fill(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and contents(tmp_path / "disk" / "folder")["a"] == "new"
+
+
+def test_readers_find_one_of_the_two_folders_at_any_moment(tmp_path):
+    fill(tmp_path / "folder", "old")
+    if not folders.exchange_names(tmp_path / "folder", tmp_path / "folder") and sys.platform != "linux":
+        pytest.skip("this system cannot exchange folders")
+    writer = threading.Thread(target=lambda: [fill(tmp_path / "folder", f"{number}") for number in range(30)])
+    writer.start()
+    seen = set()
+    while writer.is_alive():
+        seen.add(os.path.exists(tmp_path / "folder" / "a"))
+    writer.join()
+    assert seen <= {True}
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_kill_at_any_act_leaves_the_old_or_the_new_folder_once_it_is_recovered(
+    tmp_path, command_env, exchanged, there
+):
+    outcomes, act = set(), 0
+    while True:
+        place = tmp_path / f"{act}"
+        place.mkdir()
+        if there:
+            fill(place / "folder", "old")
+        command = [sys.executable, "-c", KILLED, str(place / "folder"), str(act), str(exchanged)]
+        done = subprocess.run(command, env=command_env, capture_output=True, text=True, check=False)
+        recover(place / "folder")
+        names = [path.name for path in place.iterdir()]
+        found = contents(place / "folder") if names else {}
+        assert names in (["folder"], [] if not there else ["folder"]), names
+        assert found in ({"a": "old", "b": "old"} if there else {}, {"a": "new", "b": "new"})
+        outcomes.add(found.get("a"))
+        if done.returncode == 0:
+            break
+        act += 1
+    assert outcomes == {"new", "old" if there else None} and act > 2
+
+
+def test_recovery_takes_no_link_and_no_stranger_s_folder_for_a_copy(tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / f".folder.old-{'0' * 16}").symlink_to("secret")
+    (tmp_path / ".folder.old-mine").mkdir()
+    (tmp_path / f".other.old-{'0' * 16}").mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    recover(tmp_path / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -1,0 +1,239 @@
+"""One process at a time holds a lock; those of the dead are taken over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from etils import epath
+
+from hra_jax.errors import UserError
+from hra_jax.storage import locks
+
+HOLDER = """
+import sys, time
+from hra_jax.storage import locks
+with locks.hold(sys.argv[1], "the other"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+COUNTER = """
+import sys
+from hra_jax.errors import UserError
+from hra_jax.storage import locks
+done = 0
+while done < 40:
+    try:
+        with locks.hold_beside(sys.argv[1] + "/count", "counting"):
+            with open(sys.argv[1] + "/count", encoding="utf-8") as file: number = int(file.read())
+            with open(sys.argv[1] + "/count", "w", encoding="utf-8") as file: file.write(str(number + 1))
+            done += 1
+    except UserError:
+        pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(locks, "RENEW_SECONDS", {False: 0.02, True: 0.02})
+    monkeypatch.setattr(locks, "STALE_SECONDS", {False: 0.3, True: 0.3})
+    monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "_LOOK_SECONDS", 0.01)
+
+
+def python(code: str, *arguments: object, env: dict[str, str]) -> subprocess.Popen:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+
+def started(folder, env) -> subprocess.Popen:
+    process = python(HOLDER, folder, env=env)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def store(folder, **owner) -> None:
+    """A lock of an owner of which only so much is known."""
+    folder.mkdir(exist_ok=True)
+    (folder / ".lock").write_text(json.dumps(owner) + f"\n{0:016d}\n", encoding="utf-8")
+
+
+def test_a_lock_is_there_while_it_is_held_again_within_the_process_and_gone_afterwards(tmp_path):
+    with locks.hold(tmp_path / "W", "one"):
+        with locks.hold(tmp_path / "W", "two"):
+            pass
+        assert [path.name for path in (tmp_path / "W").iterdir()] == [".lock"]
+    with locks.hold_beside(tmp_path / "A", "three"):
+        assert {path.name for path in tmp_path.iterdir()} == {"W", ".A.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {"W"} and not list((tmp_path / "W").iterdir())
+
+
+def test_a_second_process_is_refused_in_one_line_that_names_the_first(tmp_path, command_env):
+    process = started(tmp_path, command_env)
+    with (
+        pytest.raises(UserError, match=f"in use: 'the other', process '{process.pid}' on ") as caught,
+        locks.hold(tmp_path, "this one"),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+    process.communicate()
+    with locks.hold(tmp_path, "this one"):
+        pass
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once(tmp_path, command_env):
+    process = started(tmp_path, command_env)
+    process.kill()
+    process.wait()
+    assert (tmp_path / ".lock").exists()
+    begin = time.monotonic()
+    with locks.hold(tmp_path, "this one"):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text(encoding="utf-8")
+    assert time.monotonic() - begin < 0.2
+
+
+def test_who_is_patient_waits_for_the_end_of_the_first_and_says_so(tmp_path, command_env, capsys):
+    process = started(tmp_path, command_env)
+    ending = threading.Timer(0.2, process.stdin.close)
+    ending.start()
+    with locks.hold(tmp_path, "this one", patient=True):
+        assert process.wait(5) == 0
+    assert "waiting: " in capsys.readouterr().err
+
+
+def test_a_number_that_another_process_has_got_is_no_sign_of_life(tmp_path):
+    here = locks._this_process("x")
+    store(tmp_path, **here | {"process": os.getppid(), "started": "1"})
+    with locks.hold(tmp_path, "this one"):
+        pass
+
+
+def test_the_owner_on_another_machine_is_dead_when_it_is_seen_not_to_renew(tmp_path, monkeypatch, capsys):
+    store(tmp_path, **locks._this_process("x") | {"machine": "another", "host": "far"})
+    # Its clock does not count.
+    os.utime(tmp_path / ".lock", (2**33, 2**33))
+    begin = time.monotonic()
+    with locks.hold(tmp_path, "this one"):
+        assert 0.3 <= time.monotonic() - begin < 2
+    assert "'far'; waiting up to 0 s" in capsys.readouterr().err
+
+
+def test_the_owner_on_another_machine_is_alive_when_it_renews(tmp_path):
+    owner = locks._this_process("far away") | {"machine": "another"}
+    store(tmp_path, **owner)
+    os.utime(tmp_path / ".lock", (0, 0))
+    other = locks.Lock(epath.Path(tmp_path / ".lock"), owner)
+    other.start()
+    with pytest.raises(UserError, match="in use: 'far away'"), locks.hold(tmp_path, "this one"):
+        pass
+    other.release()
+    with locks.hold(tmp_path, "this one"):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]\n", b"\xff", b"[" * 3000, b'{"token": NaN}', b"{}" + b" " * 9000])
+def test_a_lock_that_cannot_be_read_is_one_that_nobody_renews(tmp_path, content):
+    (tmp_path / ".lock").write_bytes(content)
+    with locks.hold(tmp_path, "this one"):
+        assert b"this one" in (tmp_path / ".lock").read_bytes()
+
+
+def test_a_link_or_folder_in_the_place_of_a_lock_is_refused_and_not_followed(tmp_path):
+    (tmp_path / "secret").write_text("kept", encoding="utf-8")
+    for make in ((lambda path: path.symlink_to("secret")), (lambda path: path.mkdir())):
+        make(tmp_path / ".lock")
+        with pytest.raises(UserError, match="no regular file"), locks.hold(tmp_path, "x"):
+            pass
+        (tmp_path / ".lock").unlink() if (tmp_path / ".lock").is_symlink() else (tmp_path / ".lock").rmdir()
+    assert (tmp_path / "secret").read_text(encoding="utf-8") == "kept"
+
+
+def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path, monkeypatch):
+    store(tmp_path, **locks._this_process("x") | {"process": 2**22 + 1})
+    monkeypatch.setattr(locks, "_held", {})
+    taken, refused, barrier = [], [], threading.Barrier(8)
+    owners = [locks._this_process(f"{number}") for number in range(8)]
+
+    def take(owner):
+        barrier.wait()
+        try:
+            locks._take_local(epath.Path(tmp_path / ".lock"), owner, tmp_path)
+            taken.append(owner["what"])
+        except (UserError, OSError) as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=take, args=(owner,)) for owner in owners]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 1 and len(refused) == 7 and all("in use" in line for line in refused)
+    assert json.loads((tmp_path / ".lock").read_text(encoding="utf-8").splitlines()[0])["what"] == taken[0]
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_nothing_is_counted_twice_by_processes_that_take_turns(tmp_path, command_env):
+    (tmp_path / "count").write_text("0", encoding="utf-8")
+    processes = [python(COUNTER, tmp_path, env=command_env) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert (tmp_path / "count").read_text(encoding="utf-8") == "120"
+    assert [path.name for path in tmp_path.iterdir()] == ["count"]
+
+
+def test_who_stood_still_and_lost_its_lock_is_told_and_leaves_the_new_one_alone(tmp_path):
+    with locks.hold(tmp_path, "this one") as lock:
+        lock.check()
+        store(tmp_path, **locks._this_process("the next"))
+        end = time.monotonic() + 5
+        while time.monotonic() < end and lock._thread.is_alive():
+            time.sleep(0.01)
+        with pytest.raises(UserError, match="taken this lock over"):
+            lock.check()
+    assert "the next" in (tmp_path / ".lock").read_text(encoding="utf-8")
+
+
+def test_a_lock_is_given_up_at_the_end_of_a_process_that_is_told_to_end(tmp_path, command_env):
+    process = started(tmp_path, command_env)
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_file_systems_without_second_names_get_a_lock_too(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(locks.os, "link", refuse)
+    owner = locks._this_process("x")
+    assert locks._made(epath.Path(tmp_path / ".lock"), locks._content(owner, 0))
+    assert not locks._made(epath.Path(tmp_path / ".lock"), b"another")
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert locks._read(epath.Path(tmp_path / ".lock")).token == owner["token"]
+
+
+def test_on_an_object_store_the_last_writer_has_the_lock_and_the_others_see_it(tmp_path):
+    """The acts of an object store, which are files written and read whole, on those of a disk."""
+    path, owners = epath.Path(tmp_path / ".lock"), [locks._this_process(f"{number}") for number in range(5)]
+    taken, refused, barrier = [], [], threading.Barrier(len(owners))
+
+    def take(owner):
+        barrier.wait()
+        try:
+            locks._take_remote(path, owner, tmp_path)
+            taken.append(owner["what"])
+        except (UserError, OSError) as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=take, args=(owner,)) for owner in owners]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 1 and len(refused) == 4 and all("in use" in line for line in refused)
+    assert locks._read(path).owner["what"] == taken[0]
+    with pytest.raises(UserError, match="in use"):
+        locks._take_remote(path, locks._this_process("late"), tmp_path)
