@@ -14,9 +14,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from hra_jax import cli
-from hra_jax.config.files import config_to_json, stored_difference, validate_config
+from hra_jax.config.files import config_from_json, config_to_json, stored_difference, validate_config
 from hra_jax.config.keys import group
-from hra_jax.console import tell
+from hra_jax.console import error_line, listed, tell
 from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
@@ -24,11 +24,20 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation.report import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
 from hra_jax.run import processes
-from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, as_stored, export
+from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, as_stored, export
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import Run
 from hra_jax.run.saving import open_checkpoints, restore, restore_newest, save
-from hra_jax.run.scoring import accounting, base_weights, data_report, score, suite_weights, write_data_report
+from hra_jax.run.scoring import (
+    accounting,
+    attempt,
+    base_weights,
+    data_report,
+    score,
+    suite_weights,
+    untrained,
+    write_data_report,
+)
 from hra_jax.run.stages import prepare
 from hra_jax.storage.files import write_file
 from hra_jax.tpu import topologies
@@ -43,6 +52,7 @@ from hra_jax.training.step import LOST
 from hra_jax.training.timing import StepTimes
 
 FLAGS = flags.FLAGS
+NOT_SCORED = 4  # exit status: trained and exported, but a validation or the evaluation failed
 
 
 def train(config: ConfigDict, workdir: epath.PathLike) -> int:
@@ -53,7 +63,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
       workdir: the work directory; one that holds checkpoints of the same configuration is continued.
 
     Returns:
-      The exit status: 0, or 75 after SIGTERM and 130 after Ctrl-C, with everything saved.
+      The exit status: 0; 4 where all is trained and exported, but a validation or the evaluation failed; or 75 after
+      SIGTERM and 130 after Ctrl-C, with everything saved.
 
     Raises:
       SystemExit: SIGTERM came after the last step; the status is 75.
@@ -66,7 +77,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
     evaluation, exported = group(config, "eval"), group(config, "export")
     with data_report(workdir, strict=config.data.strict, keep=resumed) as report:
         # ------------------------------------------------------------------------------------- read, lay out and place
-        run = prepare(config, workdir, report)
+        run = prepare(config, workdir, report, begins=not resumed)
         with open_checkpoints(run, group(config, "checkpoint")) as checkpoints:
             # ---------------------------------------------------------------------------------------- restore and loop
             position = _restore_or_start(run, checkpoints)
@@ -85,7 +96,10 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
             # -------------------------------------------------------------------------------------------------- finish
             with stops_at_once("stopped by SIGTERM after the last step; the same command evaluates and exports"):
                 finish(run, checkpoints, config=config, exported=exported, bootstrap=evaluation.bootstrap)
-    return 0
+            if run.failures and jax.process_index() == 0:
+                failed = "; ".join(run.failures)
+                error_line(f"everything is trained and exported, but: {failed}")
+    return NOT_SCORED if run.failures else 0
 
 
 # ======================================================================================================================
@@ -101,6 +115,7 @@ def _claim_workdir(config: ConfigDict, workdir: epath.Path) -> bool:
         steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.exists() else []
         resumed = bool(steps)
         if resumed and path.exists():
+            _as_begun(config, path.read_text())
             changed = stored_difference(path.read_text(), config, trains=max(steps) < config.steps)
             if changed:
                 raise UserError(f"{workdir} belongs to a run with another configuration: {'; '.join(changed)}")
@@ -116,6 +131,13 @@ def _claim_workdir(config: ConfigDict, workdir: epath.Path) -> bool:
     except OSError as error:
         raise UserError(f"workdir = {str(workdir)!r}: cannot be written ({error.strerror or error})") from error
     return resumed
+
+
+def _as_begun(config: ConfigDict, stored: str) -> None:
+    """Has a run whose texts kept their format characters go on with them: its vocabularies may hold some."""
+    if config_from_json(stored, notify=False).data.format_characters == "kept":
+        with config.unlocked():
+            config.data.format_characters = "kept"
 
 
 def _restore_or_start(run: Run, checkpoints: Checkpoints) -> dict[str, Any] | None:
@@ -187,6 +209,7 @@ def _loop(
     progress = Progress(steps, start_step=start)
     profiler = Profiler(run.workdir / "profile", start_step=profile.start_step, steps=profile.steps)
     peak = 1e12 * profile.peak_tflops or topologies.peak_flops(layout.mesh.devices.flat[0].device_kind)
+    validates, validated = functools.partial(_validates, run, evaluation), False
     flops_of, times, last = CountedStep(layout.programs.counted), StepTimes(devices=layout.mesh.size, peak=peak), None
     with loader, writer, progress, profiler, PreemptionGuard() as guard:
         times.restart()
@@ -214,18 +237,25 @@ def _loop(
 
             # ---------------------------------------------------------------------------------------------- validation
             scores = None
-            if layout.select and (step % evaluation.every_steps == 0 or step == steps):
+            if layout.select and validates(step):
+                validate = functools.partial(_validate, run, layout.select, step, writer, keep_best_rows=keep_best_rows)
                 with times.part("elsewhere"):
-                    scores = _validate(run, layout.select, step, writer, keep_best_rows=keep_best_rows)
-                progress.note(f"step {step}: {layout.select.suite.name} macro WER {scores[METRIC]:.2%}")
+                    scores = attempt(run, f"the validation at step {step}", validate)
+                validated = True
+                if scores is not None:
+                    progress.note(f"step {step}: {layout.select.suite.name} macro WER {scores[METRIC]:.2%}")
 
             # --------------------------------------------------------------------------------------------- checkpoints
             stop = guard.requested(step)
-            force = stop or scores is not None or step == steps
+            # What the first validation does to the memory of a machine is not known: the step before it is safe.
+            guards = not validated and validates(step + 1)
+            force = stop or validates(step) or guards or step == steps
             if force or checkpoints.due(step):
                 with times.part("checkpoint"):
                     save(run, checkpoints, step, position=loader.position(), metrics=scores, force=force)
                     write_data_report(run)
+                    if guards:
+                        checkpoints.wait()
             if stop:
                 checkpoints.wait()
                 progress.note(f"stopped by {guard.reason or 'a signal'} at step {step}; everything is saved")
@@ -236,6 +266,12 @@ def _loop(
     if jax.process_index() == 0:
         tell(f"data: {run.report.summary()}")
     return 0
+
+
+def _validates(run: Run, evaluation: EvaluationSettings, step: int) -> bool:
+    """Whether a step ends with a validation."""
+    steps = run.settings.steps
+    return run.layout.select is not None and step <= steps and (step % evaluation.every_steps == 0 or step == steps)
 
 
 def _check_metrics(step: int, metrics: dict[str, float], *, tasks: int, max_tasks: int) -> None:
@@ -296,7 +332,7 @@ def _keep_best_rows(run: Run, step: int, results: dict[str, Any]) -> None:
 def finish(
     run: Run, checkpoints: Checkpoints, *, config: ConfigDict, exported: ExportSettings, bootstrap: int
 ) -> dict[str, Any] | None:
-    """Scores the test suite on what is exported, exports it, and prints the table.
+    """Exports what was trained, scores the test suite on it, and prints the table.
 
     Args:
       run: the run after its last step.
@@ -306,25 +342,49 @@ def finish(
       bootstrap: resamples of the intervals.
 
     Returns:
-      The results, or None without a test suite.
+      The results, or None without a test suite, or where its evaluation failed.
     """
     stitched, test = exported.step == BEST_PER_TASK, run.layout.test
-    step = checkpoints.resolve("last" if stitched else exported.step)
+    step = checkpoints.resolve(_checkpoint_to_export(run, checkpoints, exported))
     if step != int(run.state.step):
         restore(run, checkpoints, step)
     task_steps = dict.fromkeys(run.layout.tasks, step)
     if stitched:
         run.state = run.best_rows.onto(run.bank, run.state)
-        task_steps |= {name: entry["step"] for name, entry in run.best["rows"].items()}
-    results = None
-    if test:
+        task_steps |= {name: entry["step"] for name, entry in run.best.get("rows", {}).items()}
+    export(run, config=config, dtype=exported.dtype, step=step, task_steps=task_steps)
+    _tell_untrained(run)
+    if test is None:
+        return None
+
+    def evaluated() -> dict[str, Any]:
         weights = suite_weights(run, test)
         if "backbone" in weights:
             # What is scored is what is stored.
             weights = {"backbone": as_stored(weights["backbone"], exported.dtype)}
-        results = score(run, test, weights, step=step, bootstrap=bootstrap)
-    export(run, config=config, dtype=exported.dtype, step=step, task_steps=task_steps, results=results)
+        return score(run, test, weights, step=step, bootstrap=bootstrap)
+
+    results = attempt(run, f"the evaluation of suite {test.suite.name!r}", evaluated)
+    if results is not None:
+        add_results(run, results, task_steps=task_steps)
     return results
+
+
+def _checkpoint_to_export(run: Run, checkpoints: Checkpoints, exported: ExportSettings) -> str:
+    """Which checkpoint is exported; the last one where none was scored."""
+    if exported.step != "best":
+        return "last"
+    if checkpoints.best_step() is None:
+        run.failures.append("no checkpoint was scored, so the last one is exported in place of the best")
+        return "last"
+    return "best"
+
+
+def _tell_untrained(run: Run) -> None:
+    """Prints the tasks that had no step; all processes must call it."""
+    names, tasks = untrained(run), len(run.layout.tasks)
+    if names and jax.process_index() == 0:
+        tell(f"{len(names)} of {tasks} tasks had no step and are as they started: {listed(names)}")
 
 
 def define_flags() -> None:

@@ -224,8 +224,8 @@ def test_a_bank_in_host_memory_gives_the_same_adapter_and_resumes_exactly(micro,
     config = micro.config(adapter__bank="host", eval__every_steps=2, checkpoint__keep_latest=4, **settings)
     whole = world.train(config, tmp_path / "whole")
     found, expected = (read_adapter(folder / "adapter") for folder in (whole.workdir, trained.workdir))
-    # Older and newer compilers than that of jax 0.10 round the two programs differently.
-    close = functools.partial(np.testing.assert_allclose, atol=1e-6 if jax.__version_info__[:2] == (0, 10) else 3e-6)
+    # Compilers round the two programs differently, from version to version and from processor to processor.
+    close = functools.partial(np.testing.assert_allclose, atol=3e-6)
     for name in expected.tasks:
         jax.tree.map(close, found.tasks[name], expected.tasks[name])
     np.testing.assert_allclose(world.losses(whole.workdir), world.losses(trained.workdir), rtol=1e-5)

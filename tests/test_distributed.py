@@ -280,6 +280,7 @@ def missing(workdir: Path) -> list[str]:
     return [row["name"] for row in rows]
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_score_as_one_does(micro, uneven, tmp_path, launch):
     """Losses, validation, adapter, results and the data report, where each process meets bad audio of its own."""
     config = micro.config(**SETTINGS | {"steps": 6, "batch__multiple": 4}, eval__suite=uneven, adapter__bank="host")

@@ -93,6 +93,7 @@ def config(micro, tmp_path_factory) -> str:
     return world.write_config(folder / "two.py", values)
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_goes_on_after_a_failure_and_runs_nothing_twice(run, config, tmp_path):
     # A learning rate beyond all measure makes no sense, and is refused by its run alone.
     words = ["--set", "optimizer.learning_rate=1e-2,-1,2e-2", "--jobs", "2", "--json", "T/table.json"]

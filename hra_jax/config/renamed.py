@@ -73,6 +73,7 @@ MEANT_BEFORE: dict[str, Any] = {
     "adapter.dropout": 0.0,
     "optimizer.clip": 1.0,
     "export.step": "last",
+    "data.format_characters": "kept",
 }
 
 

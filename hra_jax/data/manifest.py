@@ -23,7 +23,7 @@ from hra_jax.data import audio, recordings, sound_files
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
-from hra_jax.storage.files import write_file
+from hra_jax.storage.files import check_regular, write_file
 from hra_jax.storage.json_files import parse_json
 
 _REQUIRED: Final = ("audio_filepath", "duration", "text")
@@ -51,16 +51,9 @@ def _seconds(row: dict[str, Any], field: str) -> float:
 
 
 def _object(line: bytes) -> dict[str, Any]:
-    """The object in a line, all of whose texts can be written as UTF-8 and given to the operating system."""
-    if len(line) > _MOST_LINE:
-        raise _LineError("bad_json", f"the line has {len(line):,} bytes; allowed: at most {_MOST_LINE:,}")
+    """The object in a line."""
     try:
-        row = parse_json(line, where="the line")
-        # A lone surrogate can be written as an escape alone.
-        if b"\\u" in line:
-            json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise _LineError("bad_json", f"{error.object[error.start]!a} is half a character") from error
+        row = parse_json(line, where="the line", most_bytes=_MOST_LINE)
     except UserError as error:
         raise _LineError("bad_json", str(error)) from error
     if not isinstance(row, dict):
@@ -113,6 +106,7 @@ def load_manifest(path: epath.PathLike, *, report: DataReport) -> list[Utterance
     """
     file = epath.Path(path)
     try:
+        check_regular(file)
         content = file.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"no manifest at {path}") from error

@@ -72,7 +72,7 @@ class Recording:
 class _File:
     path: epath.Path
     name: str  # below the folder, with slashes
-    identity: object  # the same for a file and the links to it
+    identity: str  # the same for a file and the links to it
 
     @property
     def base(self) -> str:
@@ -136,15 +136,15 @@ def find(folder: epath.PathLike, *, report: DataReport) -> tuple[list[Recording]
 
 def _local_files(root: str, report: DataReport) -> Iterator[_File]:
     """The files below a folder, each folder once; what links alone lead to comes last."""
-    seen: set[tuple[int, int]] = set()
+    seen: set[str] = set()
     waiting, links, linked = [root], list[str](), list[str]()
     while waiting or links:
         folder = waiting.pop() if waiting else links.pop(0)
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
         try:
-            here = os.stat(folder)
-            if (here.st_dev, here.st_ino) in seen:
-                continue
-            seen.add((here.st_dev, here.st_ino))
             with os.scandir(folder) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
@@ -156,14 +156,11 @@ def _local_files(root: str, report: DataReport) -> Iterator[_File]:
             elif entry.is_symlink():
                 linked.append(entry.path)
             else:
-                yield _File(epath.Path(entry.path), os.path.relpath(entry.path, root), (here.st_dev, entry.inode()))
+                identity = os.path.join(real, entry.name)
+                yield _File(epath.Path(entry.path), os.path.relpath(entry.path, root), identity)
         links.sort()
     for path in sorted(linked):
-        identity: object = path
-        if os.path.exists(path):
-            there = os.stat(path)
-            identity = there.st_dev, there.st_ino
-        yield _File(epath.Path(path), os.path.relpath(path, root), identity)
+        yield _File(epath.Path(path), os.path.relpath(path, root), os.path.realpath(path))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -280,9 +277,9 @@ def _of_table(table: _File, audio: Sequence[_File], *, root: epath.Path, report:
     return texts
 
 
-def _by_name(audio: Sequence[_File]) -> list[Mapping[str, dict[object, _File]]]:
+def _by_name(audio: Sequence[_File]) -> list[Mapping[str, dict[str, _File]]]:
     """Recordings by what a table may call them, the surest first: path, path without suffix, name, name without."""
-    places: list[dict[str, dict[object, _File]]] = [{}, {}, {}, {}]
+    places: list[dict[str, dict[str, _File]]] = [{}, {}, {}, {}]
     for file in audio:
         path, stem = _plain(file.name), _plain(file.stem)
         names = (path, stem, path.rsplit("/", 1)[-1], stem.rsplit("/", 1)[-1])

@@ -119,6 +119,15 @@ class DataReport:
             self._told.update((kind, row["name"]) for kind, rows in found.items() for row in rows)
         return {"counts": {kind: len(rows) for kind, rows in found.items()}, "utterances": found}
 
+    def reasons(self) -> dict[str, str]:
+        """{name: "kind: detail"} of what cannot be used; of a name that has several kinds one is told."""
+        with self._lock:
+            return {
+                name: f"{kind}: {detail}"
+                for kind, names in reversed(self._details.items())
+                for name, detail in names.items()
+            }
+
     def summary(self) -> str:
         """One line: how many of each kind, with an example of each; "no bad data" if there is none."""
         parts = []

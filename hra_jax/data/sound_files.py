@@ -102,7 +102,7 @@ class Sound:
         with contextlib.ExitStack() as failing:
             failing.callback(self.close)
             self._check()
-            if self._mpeg:
+            if self._sound.format == "MP3":
                 self._count_mpeg()
             failing.pop_all()
 
@@ -157,7 +157,7 @@ class Sound:
             head = _head_of_file(self._path) if self._content is None else self._content[:4]
             if not head:
                 raise AudioError("empty_audio", "the file has no bytes")
-            self._mpeg = mpeg.looks_like(head)
+            self._mpeg = mpeg.looks_like(head) or self._path.lower().endswith(".mp3")
             with _quiet(self._mpeg):
                 return _Unseeking(self._path if self._content is None else io.BytesIO(self._content))
         except FileNotFoundError as error:

@@ -23,7 +23,7 @@ from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.tasks.names import BASE_TASK
-from hra_jax.text.normalization import NORMALIZERS
+from hra_jax.text.normalization import FORMAT_KEPT, NORMALIZERS
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,12 @@ class DataSettings:
     normalizer: str = setting(
         "basic", one_of(NORMALIZERS.keys), "of transcripts: none, lower, basic (lower case, no punctuation)"
     )
+    format_characters: str = setting(
+        "removed",
+        one_of(lambda: ("removed", "kept")),
+        "invisible format characters of transcripts (byte order marks, soft hyphens, marks of direction): removed, or "
+        "kept, as in runs of hra_jax before 0.2",
+    )
     strict: bool = setting(
         False, boolean(), "True: the first unusable utterance is an error; False: it is skipped and reported"
     )
@@ -101,6 +107,11 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check_settings(self, "data")
+
+    @property
+    def text_normalizer(self) -> str:
+        """What `text.normalization.normalize_text` takes for transcripts."""
+        return self.normalizer if self.format_characters == "removed" else FORMAT_KEPT + self.normalizer
 
 
 def read_sources(

@@ -28,3 +28,9 @@ class Utterance:
     key: str = ""
     source: str = ""
     line: int = 0
+
+    def tag(self, name: str) -> str | None:
+        """The value of a tag as text; None where there is no such tag, or nothing in it: null, or white space alone."""
+        value = self.tags.get(name)
+        text = "" if value is None else str(value)
+        return text if text.strip() else None

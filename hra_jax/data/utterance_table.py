@@ -54,8 +54,9 @@ def own_vocabularies(
     found: dict[str, list[str]] = {}
     for source in sources:
         for row in source.utterances:
-            if task_tag in row.tags and (not tasks or str(row.tags[task_tag]) in tasks):
-                found.setdefault(str(row.tags[task_tag]), []).append(normalize_text(row.text, normalizer))
+            task = row.tag(task_tag)
+            if task is not None and (not tasks or task in tasks):
+                found.setdefault(task, []).append(normalize_text(row.text, normalizer))
     vocabularies = {}
     if kind in SHARED_VOCABULARIES:
         if shared is None:
@@ -102,7 +103,8 @@ def _task_names(
     """The tasks in the order of their ids, and those of which utterances are taken; checked against the sources."""
     fixed = {source.task for source in sources if source.task is not None} - {BASE_TASK}
     tagged = [source for source in sources if source.task is None and task_tag]
-    values = {str(row.tags[task_tag]) for source in tagged for row in source.utterances if task_tag in row.tags}
+    found = {row.tag(task_tag) for source in tagged for row in source.utterances}
+    values = {value for value in found if value is not None}
     if BASE_TASK in values or BASE_TASK in tasks:
         raise UserError(f"task name {BASE_TASK!r} is reserved for 'no adapter'; allowed: any other name")
     if not tasks:
@@ -138,7 +140,7 @@ class UtteranceTable:
       symbols: int32 [tasks + 1, O], what the outputs of each task's own vocabulary start from, `__base__` last; None
         where all tasks have one vocabulary.
       unselected: utterances left out because their task is not among `tasks`: a choice, so not in the report.
-      sample_rate, output_length, for_training: as given.
+      sample_rate, output_length, for_training, task_tag: as given.
     """
 
     def __init__(
@@ -182,6 +184,7 @@ class UtteranceTable:
         """
         self.sources = tuple(sources)
         self.sample_rate, self.output_length, self.for_training = sample_rate, output_length, for_training
+        self.task_tag = task_tag
         self._vocabulary, self._normalizer, self._report, self._own = vocabulary, normalizer, report, own
         self._max_seconds = max_seconds
         _check_unique([source.name for source in self.sources], "source name")
@@ -210,12 +213,13 @@ class UtteranceTable:
         seconds = np.asarray([row.duration for row in source.utterances], np.float64)
         frames = np.asarray(self.output_length(np.rint(seconds * self.sample_rate).astype(np.int64)))
         for row, row_frames in zip(source.utterances, frames.tolist(), strict=True):
-            if source.task is None and task_tag and task_tag not in row.tags:
-                self._report.add("missing_field", f"{source.name}: {row.key}", f"there is no tag {task_tag!r}")
-                continue
             task = source.task
             if task is None:
-                task = str(row.tags[task_tag]) if task_tag else BASE_TASK
+                task = row.tag(task_tag) if task_tag else BASE_TASK
+            if task is None:
+                has = "nothing in the" if task_tag in row.tags else "no"
+                self._report.add("missing_field", f"{source.name}: {row.key}", f"there is {has} tag {task_tag!r}")
+                continue
             if task != BASE_TASK and task not in self._chosen:
                 self.unselected += 1
                 continue
@@ -269,6 +273,12 @@ class UtteranceTable:
     def learning(self) -> np.ndarray:
         """The tasks that have utterances: ids, ascending."""
         return np.unique(self.task[self.task >= 0])
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """The tasks that utterances are taken of and that have no usable one, in the order of their ids."""
+        busy = set(self.learning.tolist())
+        return tuple(name for i, name in enumerate(self.task_names) if name in self._chosen and i not in busy)
 
     def __len__(self) -> int:
         """N."""

@@ -60,6 +60,21 @@ class UtteranceResult:
     duration: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Unscored:
+    """An utterance of a suite that was not scored.
+
+    Attributes:
+      task: the evaluation task.
+      key: the key of the utterance.
+      reason: why, in one line.
+    """
+
+    task: str
+    key: str
+    reason: str
+
+
 def evaluate_results(
     rows: Sequence[UtteranceResult],
     suite: Suite,
@@ -82,10 +97,11 @@ def evaluate_results(
 
     Returns:
       A dict of JSON values, rates as fractions. What depends on the base is None where a row has no `base_hypothesis`.
-      "versions" has what `software_versions` returns; results of hra_jax before 0.2 lack it.
+      "tasks_not_scored" names the tasks that have no rate, and says why: they are in no other number. "versions" has
+      what `software_versions` returns. Results of hra_jax before 0.2 lack both.
 
     Raises:
-      UserError: a task without scored utterances or without reference words.
+      UserError: no task has scored utterances with reference words.
       ValueError: a row of a task that the suite does not have, or a missing or clashing field.
     """
     by_task: dict[str, list[UtteranceResult]] = {task.name: [] for task in suite.tasks}
@@ -93,16 +109,19 @@ def evaluate_results(
         if row.task not in by_task:
             raise ValueError(f"utterance {row.key!r} belongs to {row.task!r}, no task of the suite {suite.name!r}")
         by_task[row.task].append(row)
-    for name, task_rows in by_task.items():
-        if not task_rows:
-            raise UserError(
-                f"suite {suite.name!r}: no utterance of the task {name!r} could be scored; 1 or more needed"
-            )
+    left_out = _without_rate(by_task, suite)
+    if len(left_out) == len(by_task):
+        name, reason = next(iter(left_out.items()))
+        more = f", and {len(left_out) - 1} more tasks" if len(left_out) > 1 else ""
+        raise UserError(f"suite {suite.name!r}: no task could be scored; task {name!r}: {reason}{more}")
+    rows = [row for row in rows if row.task not in left_out]
     missing = [field for field in ACCOUNTING if field not in accounting]
     if missing:
         raise ValueError(f"the accounting lacks {missing[0]!r}; needed: {', '.join(ACCOUNTING)}")
     tasks = {}
     for task in suite.tasks:
+        if task.name in left_out:
+            continue
         scores = _scores(by_task[task.name], suite.normalizer, bootstrap=bootstrap, seed=seed)
         no_own_parameters = task.adapter_task in (BASE_TASK, MEAN_TASK)
         tasks[task.name] = {
@@ -115,6 +134,7 @@ def evaluate_results(
         "suite": suite.name,
         "normalizer": suite.normalizer,
         "tasks": tasks,
+        "tasks_not_scored": left_out,
         **_scores(rows, suite.normalizer, bootstrap=bootstrap, seed=seed),
         **macro,
         "bootstrap": {"samples": bootstrap, "confidence": CONFIDENCE, "seed": seed},
@@ -125,6 +145,18 @@ def evaluate_results(
             raise ValueError(f"the field {name!r} is already one of the results")
         results[name] = value
     return results
+
+
+def _without_rate(by_task: Mapping[str, Sequence[UtteranceResult]], suite: Suite) -> dict[str, str]:
+    """The tasks that have no error rate, each with the reason."""
+    found = {}
+    for task in suite.tasks:
+        rows = by_task[task.name]
+        if not rows:
+            found[task.name] = f"none of its {len(task.utterances)} utterances could be read"
+        elif not any(error_rates.words(row.reference, suite.normalizer) for row in rows):
+            found[task.name] = f"the references of its {len(rows)} utterances hold 0 words"
+    return found
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -175,6 +207,7 @@ def software_versions() -> dict[str, str]:
 
 # --- For the terminal -------------------------------------------------------------------------------------------------
 
+_NOT_SCORED = "not scored"
 _HEADER = ("task", "base WER", "adapted WER", "95% interval", "CER", "words", "parameters")
 
 
@@ -192,6 +225,7 @@ def _table_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
         )
         for name, task in results["tasks"].items()
     ]
+    rows += [(name, "-", _NOT_SCORED, "", "-", "-", "") for name in results.get("tasks_not_scored", ())]
     means = (percent(results[f"{field}_macro"]) for field in ("base_wer", "wer", "cer"))
     base, adapted, characters = means
     rows.append(("mean of the tasks", base, adapted, "", characters, f"{results['words']:,}", ""))
@@ -208,17 +242,29 @@ def _parameter_line(results: Mapping[str, Any]) -> str:
     )
 
 
+def _left_out_lines(results: Mapping[str, Any]) -> list[str]:
+    """A line for each task that has no rate."""
+    return [f"task {name!r} was not scored: {why}" for name, why in results.get("tasks_not_scored", {}).items()]
+
+
 def print_table(results: Mapping[str, Any], *, console: rich.console.Console | None = None) -> None:
     """Prints the results: a line for every task, the means, and what is trained; to standard output by default."""
     console, rows = console or stdout(), _table_rows(results)
     console.print(table(_HEADER, rows[:-2], rows[-2:], title=f"suite {results['suite']}"))
+    for line in _left_out_lines(results):
+        say(console, line)
     say(console, _parameter_line(results))
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def write_report(folder: epath.PathLike, results: Mapping[str, Any], rows: Sequence[UtteranceResult]) -> None:
+def write_report(
+    folder: epath.PathLike,
+    results: Mapping[str, Any],
+    rows: Sequence[UtteranceResult],
+    unscored: Sequence[Unscored] = (),
+) -> None:
     """Writes results.json, predictions_<task>.jsonl, report.md, report.html and wer.png, each whole or not at all.
 
     Predictions that an earlier report left in the folder for other tasks are deleted.
@@ -226,8 +272,10 @@ def write_report(folder: epath.PathLike, results: Mapping[str, Any], rows: Seque
     Args:
       folder: `W/eval/<suite>`; made where absent.
       results: what `evaluate_results` returned for `rows`.
-      rows: the scored utterances.
+      rows: the scored utterances. Those of tasks that have no rate are in no file.
+      unscored: the utterances that were not scored.
     """
+    rows = [row for row in rows if row.task in results["tasks"]]
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     predictions = _predictions(results, rows)
@@ -238,8 +286,8 @@ def write_report(folder: epath.PathLike, results: Mapping[str, Any], rows: Seque
         write_file(folder / name, text)
     plot, worst = wer_plot(results), _worst(rows, results["normalizer"])
     write_file(folder / "wer.png", plot)
-    write_file(folder / "report.md", _markdown(results, worst))
-    write_file(folder / "report.html", _html(results, worst, plot))
+    write_file(folder / "report.md", _markdown(results, worst, unscored))
+    write_file(folder / "report.html", _html(results, worst, plot, unscored))
     # The last one: who finds it finds the others.
     write_file(folder / "results.json", json_text(results))
 
@@ -304,16 +352,27 @@ def _shortened(name: str, most: int = 24) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def _markdown(results: Mapping[str, Any], worst: Sequence[UtteranceResult]) -> str:
+def _markdown(results: Mapping[str, Any], worst: Sequence[UtteranceResult], unscored: Sequence[Unscored]) -> str:
     """The content of report.md."""
     lines = [f"# Suite {markdown_cell(results['suite'])}", "", f"| {' | '.join(_HEADER)} |", "|---" + "|---:" * 6 + "|"]
     lines += [f"| {' | '.join(map(markdown_cell, row))} |" for row in _table_rows(results)]
+    for line in _left_out_lines(results):
+        lines += ["", markdown_cell(line)]
     lines += ["", _parameter_line(results), "", "![Word error rates by task](wer.png)", "", "## Worst utterances", ""]
     lines += ["| task | utterance | reference | adapted | base |", "|---|---|---|---|---|"]
     for row in worst:
         cells = (row.task, row.key, row.reference, row.hypothesis, row.base_hypothesis or "")
         lines.append(f"| {' | '.join(map(markdown_cell, cells))} |")
+    if unscored:
+        lines += ["", "## Utterances that were not scored", "", _unscored_line(unscored), ""]
+        lines += ["| task | utterance | why |", "|---|---|---|"]
+        lines += [f"| {' | '.join(map(markdown_cell, dataclasses.astuple(row)))} |" for row in unscored[:_MOST_WORST]]
     return "\n".join([*lines, "", _footnote(results), ""])
+
+
+def _unscored_line(unscored: Sequence[Unscored]) -> str:
+    shown = f"; the first {_MOST_WORST} of them" if len(unscored) > _MOST_WORST else ""
+    return f"The rates leave out {len(unscored):,} utterances{shown}."
 
 
 def _footnote(results: Mapping[str, Any]) -> str:
@@ -333,11 +392,14 @@ img { max-width: 100%; } .key, footer { color: #777; font-size: 90%; }
 """
 
 
-def _html(results: Mapping[str, Any], worst: Sequence[UtteranceResult], plot: bytes) -> str:
+def _html(
+    results: Mapping[str, Any], worst: Sequence[UtteranceResult], plot: bytes, unscored: Sequence[Unscored]
+) -> str:
     """The content of report.html: one file that needs no other."""
     title = f"suite {html_text(results['suite'])}"
     numbers = "\n".join(_html_row(map(html_text, row)) for row in _table_rows(results))
     utterances = "\n".join(_html_utterance(row, results["normalizer"]) for row in worst)
+    left_out = "\n".join(f"<p>{html_text(line)}</p>" for line in _left_out_lines(results))
     image = base64.b64encode(plot).decode("ascii")
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -348,6 +410,7 @@ def _html(results: Mapping[str, Any], worst: Sequence[UtteranceResult], plot: by
 {_html_row(_HEADER, tag="th")}
 {numbers}
 </table>
+{left_out}
 <p>{html_text(_parameter_line(results))}</p>
 <p><img alt="Word error rates by task" src="data:image/png;base64,{image}"></p>
 <h2>Worst utterances</h2>
@@ -356,10 +419,24 @@ def _html(results: Mapping[str, Any], worst: Sequence[UtteranceResult], plot: by
 {_html_row(("task", "adapted", "base"), tag="th")}
 {utterances}
 </table>
+{_html_unscored(unscored)}
 <footer>{html_text(_footnote(results))}</footer>
 </body>
 </html>
 """
+
+
+def _html_unscored(unscored: Sequence[Unscored]) -> str:
+    """The section on utterances that were not scored; '' where all were."""
+    if not unscored:
+        return ""
+    lines = [_html_row(("task", "utterance", "why"), tag="th")]
+    lines += [_html_row(map(html_text, dataclasses.astuple(row))) for row in unscored[:_MOST_WORST]]
+    cells = "\n".join(lines)
+    return (
+        f"<h2>Utterances that were not scored</h2>\n<p>{html_text(_unscored_line(unscored))}</p>\n"
+        f"<table>\n{cells}\n</table>"
+    )
 
 
 def _html_row(cells: Iterable[str], *, tag: str = "td") -> str:

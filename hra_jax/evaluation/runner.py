@@ -5,7 +5,7 @@ Each process decodes its own rows; the outputs are replicated, so every process 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -85,6 +85,7 @@ class SuiteRunner:
     Attributes:
       rows: the adapter's rows that the suite uses, ascending.
       needs_mean: whether it also uses the mean of all rows.
+      table: the usable utterances; source s holds those of task s of the suite.
       digest: a hash of what is scored, `UtteranceTable.digest`.
     """
 
@@ -107,13 +108,13 @@ class SuiteRunner:
         # One row at least: nothing can be gathered from a bank without rows.
         self.rows = tuple(n for n, name in enumerate(tasks) if name in used) or ((0,) if tasks else ())
         self.needs_mean = MEAN_TASK in used
-        self._table = UtteranceTable(
+        self.table = UtteranceTable(
             [
                 TableSource(task.name, task.utterances, task=task.adapter_task if tasks else BASE_TASK)
                 for task in suite.tasks
             ],
             vocabulary=base.vocabulary,
-            normalizer=data.normalizer,
+            normalizer=data.text_normalizer,
             task_tag="",
             tasks=(*(tasks[row] for row in self.rows), *([MEAN_TASK] if self.needs_mean else [])),
             max_seconds=batch.buckets[-1],
@@ -124,10 +125,10 @@ class SuiteRunner:
             own=own,
         )
         self._has_outputs = not isinstance(base.vocabulary, BlankVocabulary)
-        self.digest = self._table.digest()
+        self.digest = self.table.digest()
         lengths = batching.label_capacities(
-            batching.bucket_of(self._table.duration, batch.buckets),
-            self._table.label_lengths,
+            batching.bucket_of(self.table.duration, batch.buckets),
+            self.table.label_lengths,
             buckets=len(batch.buckets),
         )
         self.label_capacities = tuple(lengths)
@@ -157,7 +158,7 @@ class SuiteRunner:
           UserError: no utterance of the suite could be read.
         """
         batches = eval_batches(
-            self._table,
+            self.table,
             batch_seconds=self._evaluation.batch_seconds,
             buckets=self._batch.buckets,
             multiple=self._batch.multiple,
@@ -170,7 +171,7 @@ class SuiteRunner:
         losses: list[float] = []
         differences = {task.name: 0.0 for task in self.suite.tasks}
         shown = progress and jax.process_index() == 0
-        bar = tqdm(total=len(self._table), desc=f"evaluating {self.suite.name}", unit="utterance", disable=not shown)
+        bar = tqdm(total=len(self.table), desc=f"evaluating {self.suite.name}", unit="utterance", disable=not shown)
         with bar:
             for batch in batches:
                 step_outputs = evaluation_step(weights, frozen, sharding.shard_batch(batch, self._mesh))
@@ -189,13 +190,13 @@ class SuiteRunner:
 
     def _results(self, outputs: Mapping[str, np.ndarray]) -> dict[int, UtteranceResult]:
         """What was recognised in the rows of a batch that hold an utterance, by the number of the row."""
-        paths = ctc.greedy_decode(outputs["paths"], outputs["lengths"], self._table.blank_id)
+        paths = ctc.greedy_decode(outputs["paths"], outputs["lengths"], self.table.blank_id)
         base_paths = ctc.greedy_decode(outputs["base_paths"], outputs["lengths"], self._base.vocabulary.blank_id)
         found = {}
         for row in np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0)):
             number = int(outputs["utterance"][row])
-            task, utterance = self.suite.tasks[self._table.source[number]], self._table.utterances[number]
-            text = self._table.vocabulary_of(task.adapter_task).decode(paths[row])
+            task, utterance = self.suite.tasks[self.table.source[number]], self.table.utterances[number]
+            text = self.table.vocabulary_of(task.adapter_task).decode(paths[row])
             # A backbone without an output layer of its own recognises nothing that could be compared.
             base_text = self._base.vocabulary.decode(base_paths[row]) if self._has_outputs else None
             found[int(row)] = UtteranceResult(
@@ -217,14 +218,19 @@ def share_shapes(*runners: SuiteRunner) -> None:
         runner.label_capacities = most
 
 
-def check_adapter_acts(suite: Suite, differences: Mapping[str, float]) -> None:
-    """Checks that every task's adapter changes the log-probabilities.
+def check_adapter_acts(suite: Suite, differences: Mapping[str, float], *, idle: Collection[str] = ()) -> None:
+    """Checks that the adapter of every task that was scored changes the log-probabilities.
+
+    Args:
+      suite: what was scored.
+      differences: of each task that was scored, as `SuiteRunner.run` gives them.
+      idle: tasks of the adapter that cannot act yet.
 
     Raises:
       UserError: the adapter of a task is loaded and does nothing.
     """
     for task in suite.tasks:
-        if task.adapter_task != BASE_TASK and differences[task.name] == 0.0:
+        if task.adapter_task != BASE_TASK and task.adapter_task not in idle and differences.get(task.name) == 0.0:
             raise UserError(
                 f"task {task.name!r}: the log-probabilities with the adapter {task.adapter_task!r} equal those without "
                 "it exactly; the adapter does nothing"

@@ -17,8 +17,6 @@ So `('*', '{dir}/test.jsonl', 'speaker=*', '*')` scores every speaker of a manif
 
 import collections
 import dataclasses
-import functools
-import os
 import re
 from collections.abc import Iterable
 
@@ -26,6 +24,7 @@ import ml_collections
 
 from hra_jax.config.files import load_config
 from hra_jax.console import listed, near_matches
+from hra_jax.data import overlaps
 from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
@@ -155,8 +154,8 @@ def _row_tasks(
     for utterance in utterances:
         if not tag:
             groups.setdefault("", []).append(utterance)
-        elif tag in utterance.tags and utterance.tags[tag] is not None:
-            groups.setdefault(str(utterance.tags[tag]), []).append(utterance)
+        elif (value := utterance.tag(tag)) is not None:
+            groups.setdefault(value, []).append(utterance)
         elif wanted == WILDCARD:
             report.add("missing_field", f"{path}:{utterance.line}", f"no tag {tag!r}, which suite {suite!r} needs")
     values = sorted(groups) if wanted == WILDCARD else [wanted]
@@ -199,26 +198,13 @@ def check_adapter_tasks(suite: Suite, adapter_tasks: Iterable[str]) -> None:
             raise UserError(f"suite {suite.name!r}: task {task.name!r} needs the adapter {task.adapter_task!r}; {hint}")
 
 
-@functools.lru_cache(maxsize=4096)
-def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder)
-
-
-def _recording(utterance: Utterance) -> tuple[str, float]:
-    """The audio file, links in its folder resolved, and the offset in seconds to a tenth of a millisecond."""
-    path = utterance.audio_filepath
-    if "://" not in path:
-        path = os.path.join(_real_folder(os.path.dirname(path)), os.path.basename(path))
-    return path, round(utterance.offset, 4)
-
-
 def check_disjoint(
     suite_utterances: Iterable[Utterance], other_utterances: Iterable[Utterance], *, suite: str, other: str = "training"
 ) -> None:
-    """Checks that no utterance of a suite is also among other utterances: the same audio file at the same offset.
+    """Checks that no utterance of a suite shares audio with other utterances: the same file, at times that overlap.
 
-    Keys are not compared: they are relative to the manifest, and two corpora may both have an `audio/1.wav`. Nor are
-    texts: the same words said twice are no leak.
+    Links to a file are that file. Keys are not compared: they are relative to the manifest, and two corpora may both
+    have an `audio/1.wav`. Nor are texts: the same words said twice are no leak.
 
     Args:
       suite_utterances: what is scored.
@@ -229,9 +215,7 @@ def check_disjoint(
     Raises:
       UserError: they share utterances; the message has their number and names the first few.
     """
-    taken = {_recording(utterance) for utterance in other_utterances}
-    scored = {_recording(utterance): utterance.key for utterance in suite_utterances}
-    shared = [key for recording, key in scored.items() if recording in taken]
+    shared = [utterance.key for utterance in overlaps.shared(suite_utterances, other_utterances)]
     if shared:
         raise UserError(
             f"suite {suite!r} shares {len(shared)} utterances with {other} data, such as "

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from hra_jax.adapters import adapter_folder, methods
@@ -55,9 +56,10 @@ def export(
     dtype: str,
     step: int,
     task_steps: Mapping[str, int],
-    results: dict[str, Any] | None,
 ) -> None:
     """Writes what has been trained; all processes must call it, and process 0 writes.
+
+    Scores come later, with `add_results`: whatever happens to them, what was trained is there.
 
     Args:
       run: the run, with the state of `step`.
@@ -65,36 +67,43 @@ def export(
       dtype: of an exported backbone.
       step: of the state.
       task_steps: the step of each task's row.
-      results: of the test suite; None without one.
     """
-    # Every process takes part in reading what may be split over them, and one writes.
     if run.settings.method == "adapter":
-        rows = run.bank.rows(run.state, np.arange(len(run.layout.tasks)))
-        shared = sharding.to_host(run.state.weights["shared"])
-        if jax.process_index() == 0:
-            _export_adapter(run, shared, rows, step=step, task_steps=task_steps, results=results)
+        _export_adapter(run, task_steps=task_steps, results=None)
     else:
-        _export_backbone(run, config=config, dtype=dtype, step=step, results=results)
+        _export_backbone(run, config=config, dtype=dtype, step=step)
+    if jax.process_index() == 0:
+        tell(f"exported step {step} to {_folder(run)}")
     processes.barrier("exported")
 
 
-def _export_adapter(
-    run: Run,
-    shared: dict[str, Any],
-    rows: dict[str, Any],
-    *,
-    step: int,
-    task_steps: Mapping[str, int],
-    results: dict[str, Any] | None,
-) -> None:
-    """Writes W/adapter from `shared`, what the tasks share, and the rows of the bank."""
-    folder, scored, material = run.workdir / "adapter", _scores(results), run.material
+def add_results(run: Run, results: dict[str, Any], *, task_steps: Mapping[str, int]) -> None:
+    """Writes the scores of the test suite into what `export` has written; all processes must call it."""
+    if run.settings.method == "adapter":
+        _export_adapter(run, task_steps=task_steps, results=results)
+    elif jax.process_index() == 0:
+        backbone_folder.add_info(_folder(run), {"wer": {results["suite"]: results["wer"]}})
+    processes.barrier("results exported")
+
+
+def _folder(run: Run) -> epath.Path:
+    return run.workdir / ("adapter" if run.settings.method == "adapter" else "backbone")
+
+
+def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[str, Any] | None) -> None:
+    """Writes W/adapter from what the tasks share, and the rows of the bank."""
+    # Every process takes part in reading what may be split over them, and one writes.
+    rows = run.bank.rows(run.state, np.arange(len(run.layout.tasks)))
+    shared = sharding.to_host(run.state.weights["shared"])
+    if jax.process_index():
+        return
+    scored, material = _scores(results), run.material
     base, start, own = material.base, material.start, material.own
     earlier = {} if start is None else {entry["name"]: entry for entry in start.tasks_json}
     entries = []
     for row, (name, trained) in enumerate(zip(run.layout.tasks, rows["count"] > 0, strict=True)):
-        # A task that only came along says what it said where it was trained.
-        entry = {"step": task_steps[name]} if trained or name not in earlier else earlier[name]
+        # A task that only came along says what it said where it was trained; one that was never drawn says step 0.
+        entry = {"step": task_steps[name]} if trained else earlier.get(name, {"step": 0})
         if results is not None and name in scored:
             entry = {**entry, "wer": scored[name], "suite": results["suite"]}
         if own is not None and own.shared is None:
@@ -102,7 +111,7 @@ def _export_adapter(
         entries.append({**entry, "name": name, "row": row})
     vocabulary = own.shared if own is not None and own.shared is not None else base.vocabulary
     adapter_folder.write_adapter(
-        folder,
+        _folder(run),
         method=methods.settings(run.layout.method),
         weights={"shared": shared, "tasks": rows["tasks"]},
         tasks=entries,
@@ -111,10 +120,9 @@ def _export_adapter(
         accounting=accounting(run),
         results=results,
     )
-    tell(f"exported step {step} to {folder}")
 
 
-def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int, results: dict[str, Any] | None) -> None:
+def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int) -> None:
     """Writes W/backbone from the state, a weight at a time; all processes must call it, and process 0 writes."""
     weights = flatten(run.state.weights["backbone"], separator=".")
 
@@ -127,20 +135,18 @@ def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int, res
         for name in sorted(weights):
             read(name)
         return
-    folder, base = run.workdir / "backbone", run.material.base
-    wer = None if results is None else {results["suite"]: results["wer"]}
+    base = run.material.base
     source_license = "" if base.files is None else base.files.info.get("license", "")
     made_by = {"method": run.settings.method, "config": json.loads(config_to_json(config)), "step": step}
     backbone_folder.write(
-        folder,
+        _folder(run),
         read,
         features=base.features,
         encoder=base.encoder,
         vocabulary=base.vocabulary.to_json(),
         dtype=dtype,
-        info={"name": base.name, "source": made_by, "license": source_license, "wer": wer},
+        info={"name": base.name, "source": made_by, "license": source_license, "wer": None},
     )
-    tell(f"exported step {step} to {folder}")
 
 
 def _scores(results: dict[str, Any] | None) -> dict[str, float]:

@@ -192,7 +192,7 @@ def _table(
     return UtteranceTable(
         material.sources,
         vocabulary=base.vocabulary,
-        normalizer=data.normalizer,
+        normalizer=data.text_normalizer,
         task_tag=data.task_tag if adapted else "",
         tasks=data.tasks if adapted else (),
         first_tasks=() if start is None else tuple(start.tasks),

@@ -36,6 +36,7 @@ class Run:
       frozen: the backbone's weights on the devices; None where the backbone itself is trained.
       best: best so far on the selection suite, JSON: macro, by task, by row.
       best_rows: the rows of those steps, where each task is exported at its own best.
+      failures: validations and reports that failed; the run goes on without them.
     """
 
     settings: RunSettings
@@ -48,6 +49,7 @@ class Run:
     frozen: dict[str, Any] | None
     best: dict[str, Any] = dataclasses.field(default_factory=dict)
     best_rows: BestRows = dataclasses.field(default_factory=BestRows)
+    failures: list[str] = dataclasses.field(default_factory=list)
 
 
 def place(

@@ -76,7 +76,7 @@ def read_material(
             synthesize.check_rendered(data.synthetic, data.dir)
     sources = _sources(data, report)
     if settings.method == "pretrain":
-        base = foundation.new(pretrain, _texts(sources, data.normalizer))
+        base = foundation.new(pretrain, _texts(sources, data.text_normalizer))
     else:
         base = foundation.load(settings.backbone)
     start, own = None, None
@@ -115,7 +115,7 @@ def _texts(sources: Sequence[TableSource], normalizer: str) -> list[str]:
 
 def _start(adapter: AdapterSettings, base: foundation.Foundation) -> adapter_folder.ExportedAdapter | None:
     if adapter.start:
-        return initial.read_start(adapter.start, fingerprint=base.fingerprint)
+        return initial.read_start(adapter.start, fingerprint=base.fingerprint, encoder=base.encoder)
     if adapter.new_task != "zero":
         raise UserError(f"adapter.new_task = {adapter.new_task!r}: needs adapter.start, which is ''")
     return None
@@ -147,7 +147,7 @@ def _own_vocabularies(
         sources,
         base=base.vocabulary,
         task_tag=data.task_tag,
-        normalizer=data.normalizer,
+        normalizer=data.text_normalizer,
         tasks=data.tasks,
         size=size,
         given=given,

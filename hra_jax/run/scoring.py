@@ -2,21 +2,37 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
-from hra_jax.console import tell
+from hra_jax.console import error_line, tell
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
-from hra_jax.evaluation.report import evaluate_results, print_table, write_report
+from hra_jax.evaluation.report import Unscored, UtteranceResult, evaluate_results, print_table, write_report
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
+from hra_jax.evaluation.suites import Suite
 from hra_jax.run import processes
 from hra_jax.run.place import Run, frozen_weights
+from hra_jax.tasks.names import MEAN_TASK
 
+Result = TypeVar("Result")
+
+# Whatever goes wrong in a report: storage, memory, a compiler, a library that draws. Not Ctrl-C, and not SIGTERM.
+FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 DATA_REPORT = "data_report.json"  # in the work directory
 
 
@@ -43,12 +59,44 @@ def data_report(workdir: epath.PathLike, *, strict: bool, keep: bool) -> Iterato
         raise
 
 
-def write_data_report(run: Run) -> None:
-    """Writes W/data_report.json with what all processes have found; all of them must call it, and process 0 writes."""
+def gather_data_report(run: Run) -> None:
+    """Brings what all processes have found into the report of each; a collective."""
     for content in processes.gather(run.report.news()):
         run.report.merge(content)
+
+
+def write_data_report(run: Run) -> None:
+    """Writes W/data_report.json with what all processes have found; all of them must call it, and process 0 writes."""
+    gather_data_report(run)
     if jax.process_index() == 0:
         run.report.write(run.workdir / DATA_REPORT)
+
+
+def attempt(run: Run, what: str, action: Callable[[], Result]) -> Result | None:
+    """What an action returns; None where it fails, which costs neither a checkpoint nor an export.
+
+    A failure is a line on stderr, and is kept in `run.failures`.
+
+    Args:
+      run: the run.
+      what: the action in words, for the line.
+      action: a validation or an evaluation.
+
+    Raises:
+      Exception: what `action` raised, where there are several processes and the others may not know of it: they wait
+        in a collective that this one would never join.
+    """
+    try:
+        return action()
+    except FAILURES as error:
+        told_to_all = isinstance(error, UserError) and not run.report.strict
+        if jax.process_count() > 1 and not told_to_all:
+            raise
+        run.failures.append(f"{what} failed")
+        if jax.process_index() == 0:
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            error_line(f"{what} failed: {kind}{str(error)[:1000]}; the run goes on")
+        return None
 
 
 def base_weights(run: Run) -> dict[str, Any]:
@@ -91,7 +139,8 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
       The results, as in results.json.
 
     Raises:
-      UserError: the adapter of a task does nothing. The report is written before that is raised.
+      UserError: no task has a score, or the adapter of a task does nothing, which is told after the report is written.
+        In every process, and so is what kept process 0 from writing.
     """
     method, suite = run.settings.method, runner.suite
     base = weights["backbone"] if method == "pretrain" else base_weights(run)
@@ -99,18 +148,61 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
     if method == "pretrain":
         # There is no base beside it: it is the base.
         rows = [dataclasses.replace(row, base_hypothesis=None) for row in rows]
-    # Too long or unreadable ones are in the data report; here is how many the rates leave out.
-    unscored = len(suite.utterances) - len(rows)
-    facts = {"step": step, "seed": run.settings.seed, "method": method, "utterances_not_scored": unscored}
+    # Too long or unreadable ones are in the data report; here is which ones the rates leave out.
+    gather_data_report(run)
+    unscored = _unscored(suite, rows, run.report)
+    facts = {"step": step, "seed": run.settings.seed, "method": method, "utterances_not_scored": len(unscored)}
     results = evaluate_results(rows, suite, accounting=accounting(run), bootstrap=bootstrap, run=facts)
-    write_data_report(run)
+    trouble: Exception | None = None
     if jax.process_index() == 0:
-        write_report(run.workdir / "eval" / suite.name, results, rows)
-        print_table(results)
-        if unscored:
-            tell(f"{unscored} of {len(suite.utterances)} utterances were not scored; see {DATA_REPORT}")
-    # A process that ends for what is checked next would leave process 0 alone in the middle of the report.
-    processes.barrier("scored")
+        try:
+            run.report.write(run.workdir / DATA_REPORT)
+            write_report(run.workdir / "eval" / suite.name, results, rows, unscored)
+            print_table(results)
+            if unscored:
+                of = len(suite.utterances)
+                tell(f"{len(unscored)} of {of} utterances were not scored; see {DATA_REPORT}")
+        except FAILURES as error:
+            trouble = error
+    told = processes.gather(trouble and f"process 0 could not write the report: {trouble}")[0]
+    if told:
+        raise trouble or UserError(told)
     if method != "pretrain":
-        check_adapter_acts(suite, differences)
+        scored = {name: differences[name] for name in results["tasks"]}
+        check_adapter_acts(suite, scored, idle=_idle(run, runner))
     return results
+
+
+def _unscored(suite: Suite, rows: Iterable[UtteranceResult], report: DataReport) -> list[Unscored]:
+    """The utterances of a suite that have no result, with what the report says of them."""
+    scored, reasons = {(row.task, row.key) for row in rows}, report.reasons()
+    return [
+        Unscored(task.name, utterance.key, reasons.get(f"{task.name}: {utterance.key}", "not read"))
+        for task in suite.tasks
+        for utterance in task.utterances
+        if (task.name, utterance.key) not in scored
+    ]
+
+
+def untrained(run: Run) -> tuple[str, ...]:
+    """The tasks that had no step, and that no earlier adapter brought along; all processes must call it."""
+    return _tasks_below(run, range(len(run.layout.tasks)), steps=1)
+
+
+def _tasks_below(run: Run, rows: Iterable[int], *, steps: int) -> tuple[str, ...]:
+    ids, start = np.array(list(rows), np.int64), run.material.start
+    if run.settings.method != "adapter" or not len(ids):
+        return ()
+    earlier = () if start is None else start.tasks
+    counts = run.bank.rows(run.state, ids)["count"]
+    names = [run.layout.tasks[row] for row, count in zip(ids, counts, strict=True) if count < steps]
+    return tuple(name for name in names if name not in earlier)
+
+
+def _idle(run: Run, runner: SuiteRunner) -> tuple[str, ...]:
+    """The tasks of a suite whose adapter cannot act yet; all processes must call it."""
+    material, tasks = run.material, run.layout.tasks
+    # A new output layer that all tasks share is zero: no gradient passes it in the first step.
+    new_layer = material.own is not None and material.own.shared is not None and material.start is None
+    found = _tasks_below(run, range(len(tasks)) if runner.needs_mean else runner.rows, steps=2 if new_layer else 1)
+    return (*found, MEAN_TASK) if runner.needs_mean and len(found) == len(tasks) else found

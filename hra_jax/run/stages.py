@@ -10,7 +10,7 @@ from hra_jax.adapters import methods
 from hra_jax.config.files import config_to_json
 from hra_jax.config.keys import group
 from hra_jax.data.report import DataReport
-from hra_jax.run import processes
+from hra_jax.run import foreseen, processes
 from hra_jax.run.layout import check_rows, connected_mesh, lay_out
 from hra_jax.run.place import Run, place
 from hra_jax.run.read import read_material
@@ -24,6 +24,7 @@ def prepare(
     *,
     suite_dir: str | None = None,
     render: bool = True,
+    begins: bool = False,
 ) -> Run:
     """Reads, lays out and places a run; a collective.
 
@@ -33,6 +34,7 @@ def prepare(
       report: where unusable data goes.
       suite_dir: what `{dir}` in the manifests of suites stands for; None means `data.dir`.
       render: whether the synthetic set that is trained on may be rendered; otherwise it must be there.
+      begins: whether the first step is still to come; what is known to go wrong after the last one is then refused.
 
     Raises:
       UserError: anything that is wrong with the configuration, the data or the backbone.
@@ -73,6 +75,9 @@ def prepare(
         evaluation=evaluation,
         report=report,
     )
+
+    if begins:
+        foreseen.check(layout, report)
 
     # ---------------------------------------------------------------------------------------------------------- place
     return place(material, layout, settings=settings, adapter=adapter, workdir=workdir, report=report)

@@ -1,5 +1,6 @@
 """Normalisation of transcripts, by name: what a word is, for training texts and for error rates alike."""
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable
@@ -9,19 +10,61 @@ from hra_jax.errors import UserError
 # Typographic apostrophes and the accents that keyboards offer in their place. U+00B4 must go before NFKC, which would
 # turn it into a space and a combining accent.
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u2018\u02bc\u00b4\uff07`", "'"))
-_EDGE_APOSTROPHES = re.compile(r"(?<!\S)'+|'+(?!\S)")
+# What no one sees or hears: soft hyphen, zero-width space, byte order mark, marks of direction, tags.
+_FORMAT = re.compile(
+    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f]"
+)
+_JOINERS = re.compile("[\u200c\u200d]+")
+_NEED_NO_JOINERS = ("LATIN", "GREEK", "CYRILLIC")
+_VIRAMA = 9  # its combining class; a joiner after it may end a word
+# A run is looked at from its beginning alone: from each apostrophe of it, the time would be the square of its length.
+_EDGE_APOSTROPHES = re.compile(r"(?<!\S)'+|(?<!')'++(?!\S)")
+_LONG = 1000  # characters
+
+
+def _without_format(text: str) -> str:
+    """The text without invisible format characters, but for joiners where a script (Persian, Hindi) needs them."""
+    if text.isascii():
+        return text
+    return _JOINERS.sub(_needed_joiner, _FORMAT.sub("", text))
+
+
+def _needed_joiner(found: re.Match[str]) -> str:
+    """The joiner that some joiners stand for inside a word of a script that has them; elsewhere ''."""
+    text = found.string
+    if not found.start():
+        return ""
+    before, after = text[found.start() - 1], text[found.end()] if found.end() < len(text) else " "
+    if unicodedata.category(before)[0] not in "LM" or unicodedata.name(before, "").startswith(_NEED_NO_JOINERS):
+        return ""
+    needed = unicodedata.category(after)[0] in "LM" or unicodedata.combining(before) == _VIRAMA
+    return found[0][0] if needed else ""
 
 
 def _basic(text: str) -> str:
     """NFKC, lower case, punctuation to spaces except apostrophes inside words, white space collapsed."""
-    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower()
+    text = unicodedata.normalize("NFKC", _ordered(text.translate(_APOSTROPHES))).lower()
     # Lower case can undo a composition (a dotted capital I), hence NFKC once more.
     text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
     text = "".join(c if c == "'" or unicodedata.category(c)[0] != "P" else " " for c in text)
     return " ".join(_EDGE_APOSTROPHES.sub(" ", text).split())
 
 
+def _ordered(text: str) -> str:
+    """A long text decomposed, with the marks on each character in the order that Unicode gives them.
+
+    `unicodedata` does the same, but sorts marks by insertion, in the square of their number.
+    """
+    if len(text) <= _LONG or text.isascii():
+        return text
+    characters = "".join(unicodedata.normalize("NFKD", character) for character in text)
+    runs = itertools.groupby(characters, key=lambda character: unicodedata.combining(character) > 0)
+    return "".join("".join(sorted(run, key=unicodedata.combining) if marks else run) for marks, run in runs)
+
+
 NORMALIZERS: dict[str, Callable[[str], str]] = {"none": lambda text: text, "lower": str.lower, "basic": _basic}
+FORMAT_KEPT = "format characters kept, "  # before the name of a normalizer: as it was before hra_jax 0.2
 
 
 def normalize_text(text: str, normalizer: str) -> str:
@@ -30,11 +73,16 @@ def normalize_text(text: str, normalizer: str) -> str:
     Args:
       text: a transcript.
       normalizer: "none" (unchanged), "lower" (lower case), or "basic" (NFKC, lower case, every punctuation mark is a
-        space except apostrophes inside words, white space collapsed). Applying one twice changes nothing more.
+        space except apostrophes inside words, white space collapsed). All of them take out invisible format characters
+        first, unless the name begins with `FORMAT_KEPT`. Applying one twice changes nothing more.
 
     Raises:
       UserError: no normalizer has that name.
     """
-    if normalizer not in NORMALIZERS:
+    name = normalizer.removeprefix(FORMAT_KEPT)
+    if name not in NORMALIZERS:
         raise UserError(f"normalizer {normalizer!r} is unknown; allowed: {', '.join(NORMALIZERS)}")
-    return NORMALIZERS[normalizer](text)
+    if name != normalizer:
+        return NORMALIZERS[name](text)
+    # Once more at the end: punctuation that was taken out may have left a joiner at the end of a word.
+    return _without_format(NORMALIZERS[name](_without_format(text)))

@@ -88,9 +88,10 @@ BAD_LINES = {
     "half a character in a tag": ({**GOOD, "speaker": {"name": ["\udfff"]}}, "bad_json"),
     "half a character in a key": ({**GOOD, "\ud800": 1}, "bad_json"),
     "2 MB": ({**GOOD, "comment": "a" * 2_000_000}, "bad_json"),
+    "duration of 60 digits": ({**GOOD, "duration": 10**60}, "missing_field"),
     "duration of 400 digits": (
         b'{"audio_filepath": "a.wav", "duration": %s, "text": "a"}' % (b"1" * 400),
-        "missing_field",
+        "bad_json",
     ),
     "duration of 5,000 digits": (
         b'{"audio_filepath": "a.wav", "duration": %s, "text": "a"}' % (b"1" * 5000),

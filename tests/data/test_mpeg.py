@@ -74,6 +74,16 @@ def test_tags_are_no_frames(tmp_path, tags):
     assert tagged.first == len(tags[0])
 
 
+def test_other_audio_is_not_counted_whatever_it_is_called(tmp_path):
+    noise = np.random.default_rng(0).uniform(-1, 1, 20 * RATE)
+    for name, format in (("a.mp3", "WAV"), ("b.mp3", "FLAC")):
+        soundfile.write(tmp_path / name, noise, RATE, format=format)
+        assert audio.decode_file(str(tmp_path / name), RATE).size == noise.size
+    flac = (tmp_path / "b.mp3").read_bytes()
+    (tmp_path / "c.flac").write_bytes(b"ID3\x04\0\0\0\0\0\x0a" + bytes(10) + flac)
+    assert audio.decode_file(str(tmp_path / "c.flac"), RATE).size == noise.size
+
+
 def test_what_is_no_stream_is_not_counted():
     for content in (b"", b"\xff", b"\xff\xfb", b"RIFF" + bytes(1000), b"\xff" * 100_000, bytes(70_000)):
         assert mpeg.count(content) is None

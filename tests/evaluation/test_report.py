@@ -14,7 +14,14 @@ import hra_jax
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.bootstrap import bootstrap_interval
-from hra_jax.evaluation.report import UtteranceResult, evaluate_results, print_table, software_versions, write_report
+from hra_jax.evaluation.report import (
+    Unscored,
+    UtteranceResult,
+    evaluate_results,
+    print_table,
+    software_versions,
+    write_report,
+)
 from hra_jax.evaluation.suites import Suite, SuiteTask
 
 ACCOUNTING = {
@@ -130,12 +137,42 @@ def test_without_a_base_its_fields_are_none_and_without_bootstrap_the_bounds_are
     assert task["wer"] is not None
 
 
-def test_a_task_without_scored_utterances_is_an_error():
-    with pytest.raises(UserError, match="no utterance of the task 'a/b"):
-        evaluate(make_rows("george", 3))
-    silent = [UtteranceResult("a", "1", "...", "word", "", 1.0)]
-    with pytest.raises(UserError, match="0 words"):
-        evaluate(silent, make_suite(a="a"))
+SILENT = [UtteranceResult("a", "1", "...", "word", "", 1.0)]
+
+
+def test_a_task_that_cannot_be_scored_is_named_and_changes_no_number_of_the_others(tmp_path):
+    alone = evaluate(make_rows("george", 3), make_suite(george="george"))
+    rows = make_rows("george", 3) + SILENT
+    results = evaluate(rows, make_suite(george="george", a="a", b="b"))
+    assert list(results["tasks"]) == ["george"]
+    reasons = {
+        "a": "the references of its 1 utterances hold 0 words",
+        "b": "none of its 0 utterances could be read",
+    }
+    assert results["tasks_not_scored"] == reasons
+    assert {**results, "tasks_not_scored": {}} == alone
+    write_report(tmp_path, results, rows)
+    stream = io.StringIO()
+    print_table(results, console=rich.console.Console(file=stream, width=140))
+    told = [(tmp_path / name).read_text() for name in ("report.md", "report.html")] + [stream.getvalue()]
+    for name, reason in reasons.items():
+        assert all(f"task '{name}' was not scored: {reason}" in html.unescape(text) for text in told)
+    assert sum("not scored" in line and "│" in line for line in stream.getvalue().splitlines()) == 2
+    assert sorted(path.name for path in tmp_path.glob("predictions_*")) == ["predictions_george.jsonl"]
+
+
+def test_a_suite_of_which_no_task_can_be_scored_is_an_error_that_names_suite_and_task():
+    with pytest.raises(UserError, match="suite 'digits': no task could be scored; task 'a': .* hold 0 words"):
+        evaluate(SILENT, make_suite(a="a"))
+
+
+def test_utterances_that_were_not_scored_are_in_both_reports_with_the_reason(tmp_path):
+    unscored = [Unscored("george", f"long-{number}.wav", "too_long: <9 s>") for number in range(40)]
+    write_report(tmp_path, evaluate(), ROWS, unscored)
+    for file in ("report.md", "report.html"):
+        text = html.unescape((tmp_path / file).read_text().replace("\\", ""))
+        assert "The rates leave out 40 utterances; the first 30 of them." in text
+        assert text.count("too_long: <9 s>") == 30 and "long-29.wav" in text and "long-30.wav" not in text
 
 
 def test_rows_of_other_tasks_and_clashing_fields_are_refused():

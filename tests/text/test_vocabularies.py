@@ -1,12 +1,14 @@
 """Text: what normalisation keeps, and that labels give the text back."""
 
 import json
+import time
 
 import pytest
 
+from hra_jax.data.sources import DataSettings
 from hra_jax.errors import UserError
 from hra_jax.text import vocabularies
-from hra_jax.text.normalization import normalize_text
+from hra_jax.text.normalization import FORMAT_KEPT, normalize_text
 
 SENTENCES = [
     "turn the kitchen light on",
@@ -35,6 +37,56 @@ def _vocabularies():
 )
 def test_basic_normalizer_keeps_words_and_inner_apostrophes_only(written, normal):
     assert normalize_text(written, "basic") == normal
+
+
+@pytest.mark.parametrize("normalizer", ["none", "lower", "basic"])
+@pytest.mark.parametrize(
+    "written, normal",
+    [
+        ("\ufeffhello", "hello"),
+        ("hel\u00adlo", "hello"),
+        ("one\u200b two", "one two"),
+        ("\u202bone\u202c \u2067two\u2069\u200f", "one two"),
+        ("wo\u200drd\u200c \u200dx", "word x"),
+        # Persian "mi-ravam" with its joiner; "na" of Malayalam with virama and joiner at the end of a word.
+        ("\u0645\u06cc\u200c\u0631\u0648\u0645", "\u0645\u06cc\u200c\u0631\u0648\u0645"),
+        ("\u0d05\u0d35\u0d28\u0d4d\u200d x", "\u0d05\u0d35\u0d28\u0d4d\u200d x"),
+        ("\u0645\u200c \u200c\u0631", "\u0645 \u0631"),
+        ("\u0645\u200c\u200c\u0631", "\u0645\u200c\u0631"),
+    ],
+)
+def test_invisible_characters_are_no_part_of_a_word_but_joiners_where_scripts_need_them(normalizer, written, normal):
+    assert normalize_text(written, normalizer) == normal
+    assert normalize_text(written, FORMAT_KEPT + "none") == written
+
+
+def test_a_new_vocabulary_has_no_invisible_outputs_and_a_run_of_before_keeps_those_it_had():
+    texts = ["\ufeffone", "t\u00adwo"]
+    for settings, there in ((DataSettings(), False), (DataSettings(format_characters="kept"), True)):
+        normal = [normalize_text(text, settings.text_normalizer) for text in texts]
+        assert bool(set("\ufeff\u00ad") & set("".join(normal))) == there
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'" * 100_000 + "a",
+        "' " * 50_000,
+        "a" + "\u0301\u0323" * 50_000,
+        "a" + "\u0f73" * 50_000,
+        "\u0958\u0323" * 30_000,
+    ],
+    ids=["apostrophes", "separate apostrophes", "marks", "marks that decompose", "characters that decompose"],
+)
+def test_no_text_takes_long(text):
+    started = time.process_time()
+    normalize_text(text, "basic")
+    assert time.process_time() - started < 2
+
+
+def test_long_texts_are_normalised_as_short_ones_are():
+    marked = "e\u0301\u0323 \u1e9b\u0323\u0301 \u0f73\u0323 \u0344\u0327 \ufb01\u0323 \u00b4n 'x' I\u0307\u0323 "
+    assert normalize_text(marked * 100, "basic") == " ".join([normalize_text(marked, "basic")] * 100)
 
 
 def test_normalizers_are_idempotent_and_named():

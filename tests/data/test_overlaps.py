@@ -1,0 +1,76 @@
+"""Which utterances share audio."""
+
+import os
+
+import pytest
+
+from hra_jax.data import overlaps
+from hra_jax.data.utterance import Utterance
+
+
+def said(path, offset=0.0, duration=1.0):
+    return Utterance(str(path), duration, "one", offset, {}, f"{path}@{offset}")
+
+
+def meet(these, others):
+    return [utterance.key for utterance in overlaps.shared(these, others)]
+
+
+@pytest.mark.parametrize(
+    ("offset", "duration", "found"),
+    [
+        (10.0, 2.0, True),  # the same
+        (9.5, 1.0, True),
+        (11.9, 5.0, True),
+        (0.0, 100.0, True),  # around it
+        (10.5, 0.1, True),  # inside of it
+        (10.00004, 2.0, True),
+        (8.0, 2.0, False),  # before it
+        (12.0, 2.0, False),
+        (8.0, 2.04, False),  # an edge that was rounded
+        (11.99, 0.01, True),  # shorter than an edge
+        (30.0, 2.0, False),
+        (18.0, 3.0, True),  # meets the second one alone
+    ],
+)
+def test_segments_that_overlap_share_audio(offset, duration, found):
+    others = [said("/d/a.wav", 20.0, 2.0), said("/d/a.wav", 10.0, 2.0), said("/d/b.wav", 0.0, 1000.0)]
+    assert bool(meet([said("/d/a.wav", offset, duration)], others)) is found
+
+
+def test_a_long_segment_is_seen_behind_many_short_ones():
+    others = [said("/d/a.wav", 0.0, 100.0), *(said("/d/a.wav", float(second), 0.5) for second in range(1, 50))]
+    assert meet([said("/d/a.wav", 80.0, 1.0)], others)
+
+
+def test_a_file_is_the_same_through_every_path(tmp_path, monkeypatch):
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "a b.wav").write_bytes(b"audio")
+    (tmp_path / "folder").symlink_to(real)
+    (tmp_path / "link.wav").symlink_to(real / "a b.wav")
+    (tmp_path / "again.wav").symlink_to(tmp_path / "link.wav")
+    os.link(real / "a b.wav", tmp_path / "hard.wav")
+    (real / "copy.wav").write_bytes(b"audio")
+    monkeypatch.chdir(tmp_path)
+    paths = [
+        tmp_path / "folder" / "a b.wav",
+        tmp_path / "link.wav",
+        tmp_path / "again.wav",
+        tmp_path / "hard.wav",
+        real / ".." / "folder" / "a b.wav",
+        f"file://{real}/a%20b.wav",
+        "real/a b.wav",
+        "hard.wav",
+    ]
+    for path in paths:
+        assert meet([said(path)], [said(real / "a b.wav")]), path
+        assert meet([said(real / "a b.wav")], [said(path)]), path
+    for path in (real / "copy.wav", tmp_path / "none.wav", "gs://bucket/a b.wav", "a b.wav"):
+        assert not meet([said(path)], [said(real / "a b.wav")]), path
+    assert meet([said("gs://bucket/a.wav")], [said("gs://bucket/a.wav")])
+    assert meet([said(tmp_path / "folder" / "none.wav")], [said(real / "none.wav")])
+
+
+def test_what_is_given_twice_is_named_once():
+    assert meet([said("/d/a.wav"), said("/d/a.wav"), said("/d/b.wav")], [said("/d/a.wav")]) == ["/d/a.wav@0.0"]
