@@ -19,6 +19,7 @@ the last complete checkpoint as the last one. The frozen backbone is never in a 
                               save before, so its cost does not grow with the tasks that stayed as they were
 """
 
+import concurrent.futures
 import dataclasses
 import gc
 import json
@@ -26,7 +27,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, cast
 
@@ -39,7 +40,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from hra_jax.config.settings import check_settings, integer, setting
-from hra_jax.console import error_line
+from hra_jax.console import error_line, tell
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.storage import writing
 from hra_jax.storage.checksums import write_listing
@@ -412,7 +413,7 @@ class Checkpoints:
         try:
             write_listing(folder)
         except OSError as error:
-            absl_logging.warning("%s: no checksums of files: %s", folder, reason(error))
+            tell(f"{folder}: no checksums of files ({reason(error)})", to=sys.stderr)
 
     def _collect(self) -> None:
         """Deletes segments of rows that no checkpoint holds."""
@@ -421,7 +422,7 @@ class Checkpoints:
             kept = [self._segments_of(step) for step in self.all_steps()]
         except UserError as error:
             # Whatever that one held is kept.
-            absl_logging.warning("%s", error)
+            tell(f"{error}; no rows are deleted", to=sys.stderr)
             return
         for name, log in self._logs.items():
             log.collect(segments[name] for segments in kept)
@@ -446,18 +447,18 @@ class Checkpoints:
 
     def _read_state(self, step: int, args: ocp.args.PyTreeRestore) -> Any:
         """Arrays of the state, compared with their checksums; a collective."""
-        failure, state = None, None
+        failure = None
         # Orbax reads all arrays at once. Where one fails it leaves the others half-read, and Python would print a trace
         # for each of them.
         hook, sys.unraisablehook = sys.unraisablehook, lambda what: None
         try:
             # Not through the manager, which waits for processes that found damage and are gone.
-            state = self._tree.restore(self.directory / str(step) / "state", args=args)
-        except Exception as error:  # noqa: BLE001  # Orbax raises just that, around what TensorStore says
-            failure = self._of(step).damage(f"state: {reason(_cause(error))}", error=_cause(error))
-        finally:
-            if failure is not None:
+            state, error = _attempt(lambda: self._tree.restore(self.directory / str(step) / "state", args=args))
+            if error is not None:
+                failure = self._of(step).damage(f"state: {reason(error)}", error=error)
+                del error
                 gc.collect()
+        finally:
             sys.unraisablehook = hook
         self._agree(step, failure)
         stored = self._of(step).checksums()
@@ -495,10 +496,10 @@ class Checkpoints:
         if sums is not None:
             stored = {name: kind for name, (kind, _) in sums["state"].items()}
         else:
-            try:
-                stored = leaf_kinds(self._tree.metadata(self.directory / str(step) / "state").tree)
-            except Exception as error:  # whatever damage makes of Orbax's parsers
-                raise self._of(step).damage(f"state: {reason(error)}", error=error) from error
+            metadata, error = _attempt(lambda: self._tree.metadata(self.directory / str(step) / "state"))
+            if error is not None:
+                raise self._of(step).damage(f"state: {reason(error)}", error=error)
+            stored = leaf_kinds(metadata.tree)
         wanted = leaf_kinds(abstract)
         names = list(wanted) + ([name for name in stored if name not in wanted] if whole else [])
         for name in names:
@@ -509,9 +510,15 @@ class Checkpoints:
                 )
 
 
-def _cause(error: Exception) -> BaseException:
-    """The error of storage that Orbax wraps."""
-    return error if isinstance(error, _STORAGE_ERRORS) else error.__cause__ or error
+def _attempt(work: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """What Orbax reads, or else what it raised: damage makes many things of its parsers, of no common kind."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        error = future.exception()
+    if error is None:
+        return future.result(), None
+    # What Orbax wraps says more than it does.
+    return None, error if isinstance(error, _STORAGE_ERRORS) else error.__cause__ or error
 
 
 def _options(keep_latest: int, keep_best: int, *, read_only: bool) -> ocp.CheckpointManagerOptions:
