@@ -125,6 +125,7 @@ def load_adapter(folder: epath.PathLike, backbone: Backbone, *, slots: int = 0) 
     exported = adapter_folder.read_adapter(folder)
     name = repr(backbone.files.info["name"])
     adapter_folder.check_backbone(exported, backbone.fingerprint, name=name, where=str(folder))
+    adapter_folder.check_geometry(exported, backbone.files.encoder, where=str(folder))
     names = tuple(exported.tasks)
     if slots and slots < len(names):
         raise UserError(f"slots = {slots}: {folder} has {len(names)} tasks; allowed are 0 or at least as many")

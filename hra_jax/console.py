@@ -20,6 +20,7 @@ from hra_jax.errors import printable as printable
 
 _MOST_NEAR = 3  # near matches in an error line
 _MOST_IN_A_CELL = 2000  # characters of a text in a document
+_LONGEST_COMPARED = 200  # characters of a name that is looked for
 _NEAR = 0.6  # similarity of a near match, as `difflib.SequenceMatcher.ratio` measures it
 
 # --- The terminal -----------------------------------------------------------------------------------------------------
@@ -138,6 +139,8 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
       allowed: what would have been right. Of a dotted name, the last part alone counts as near too.
     """
     allowed = list(allowed)
+    if len(name) > _LONGEST_COMPARED:
+        return ""
     near = difflib.get_close_matches(name, allowed, n=_MOST_NEAR, cutoff=_NEAR)
     near = near or [word for word in allowed if word.split(".")[-1] == name][:_MOST_NEAR]
     return f"did you mean {' or '.join(map(repr, near))}?" if near else ""

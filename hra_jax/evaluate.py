@@ -19,6 +19,7 @@ from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.saving import open_checkpoints, restore
 from hra_jax.run.scoring import data_report, score, suite_weights
 from hra_jax.run.stages import prepare
+from hra_jax.run.workdirs import DATA_REPORT, EVALUATIONS, check_links, named
 
 FLAGS = flags.FLAGS
 
@@ -40,7 +41,8 @@ def evaluate(
     Raises:
       UserError: no run there, an unknown suite or step, or an adapter that does nothing.
     """
-    workdir, config = epath.Path(workdir), _configuration(workdir, suite)
+    workdir, config = named(workdir), _configuration(workdir, suite)
+    check_links(workdir, [EVALUATIONS, DATA_REPORT])
     with data_report(workdir, strict=config.data.strict, keep=True) as report:
         run = prepare(config, workdir, report, suite_dir=data_dir, render=False)
         with open_checkpoints(run, group(config, "checkpoint"), read_only=True) as checkpoints:
@@ -53,10 +55,10 @@ def evaluate(
 
 def _configuration(workdir: epath.PathLike, suite: str, *, notify: bool = True) -> ConfigDict:
     """The run's configuration with the suite in it; `notify` as for `config_from_json`."""
-    workdir = epath.Path(workdir)
+    workdir = named(workdir)
     if not (workdir / "config.json").exists():
         raise UserError(f"workdir = {str(workdir)!r}: holds no config.json, so no run was started there")
-    config = config_from_json((workdir / "config.json").read_text(), notify=notify)
+    config = config_from_json((workdir / "config.json").read_text(encoding="utf-8"), notify=notify)
     with config.unlocked():
         config.eval.suite = suite
         # The selection suite may itself be scored; it is then no data that the suite must differ from.

@@ -18,6 +18,7 @@ values belong to the stored format and never change.
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,12 +27,15 @@ import numpy as np
 from etils import epath
 
 from hra_jax import __version__
-from hra_jax.adapters.methods import peft_types
+from hra_jax.adapters.declared import check_declared
+from hra_jax.adapters.methods import from_folder, peft_types
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import UserError
+from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.storage import safetensors
 from hra_jax.storage.files import (
     check_no_link,
+    check_regular,
     is_remote,
     remove_file,
     remove_folder,
@@ -39,7 +43,7 @@ from hra_jax.storage.files import (
     replaced_name,
     write_file,
 )
-from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, read_json, read_object
+from hra_jax.storage.json_files import COUNT, AtLeast, Kind, check_fields, json_text, read_json, read_object
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks.names import check_name, quote_task
 
@@ -51,6 +55,9 @@ CARD_FILE = "README.md"
 TASK_FOLDER = "tasks"
 
 _FLOATS = tuple(safetensors.DTYPES[name].name for name in safetensors.FLOATS)
+_MOST_BYTES_OF_TASKS = 2**30  # of tasks.json, which may hold a vocabulary for each task
+_LONGEST_NAME = 1000  # characters
+_WIDEST = max(safetensors.DTYPES[name].itemsize for name in safetensors.FLOATS)  # bytes of a number
 _TASK_FILE = re.compile(rf"{TASK_FOLDER}/[A-Za-z0-9_%~-]+\.safetensors")
 _NEEDED = f"an adapter folder, which has {CONFIG_FILE}, {WEIGHTS_FILE} and {TASKS_FILE}"
 # The fields of adapter_config.json by format version, and what a folder that lacks one of them means.
@@ -64,6 +71,10 @@ _FIELDS: dict[int, dict[str, Kind]] = {
         "one_file_per_task": bool,
         "accounting": dict,
     }
+}
+_TASK_FIELDS: dict[str, Kind] = {"step": COUNT, "wer": float, "init": str, "vocabulary": dict}  # where they are said
+_ACCOUNTING: dict[str, Kind] = {"shared_parameters": COUNT, "parameters_per_task": COUNT} | {
+    "backbone_parameters": AtLeast(1)  # shares of it are printed
 }
 _UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0"}}  # the release that did not write its version
 
@@ -206,6 +217,9 @@ def _check_tasks(tasks: list[Any], *, where: str) -> None:
     for entry in tasks:
         check_fields(entry, {"name": str, "row": COUNT}, where=f"{where}: a task")
         check_name(entry["name"], where=where)
+        for field, kind in _TASK_FIELDS.items():
+            if entry.get(field) is not None:
+                check_fields(entry, {field: kind}, where=f"{where}: task {entry['name']!r}")
     for key in ("name", "row"):
         value, times = next(iter(collections.Counter(entry[key] for entry in tasks).most_common(1)), (None, 0))
         if times > 1:
@@ -232,27 +246,51 @@ def check_backbone(exported: ExportedAdapter, fingerprint: str, *, name: object,
         )
 
 
-def read_adapter(folder: epath.PathLike) -> ExportedAdapter:
+def check_geometry(exported: ExportedAdapter, encoder: EncoderConfig, *, where: str) -> None:
+    """Checks that the tensors of an adapter have the shapes that its method has on the encoder of its backbone.
+
+    Args:
+      exported: the adapter.
+      encoder: the geometry of the backbone.
+      where: the folder or the setting that the adapter comes from, for the error.
+
+    Raises:
+      UserError: a tensor has another shape, or a setting, such as a layer, does not fit the encoder.
+    """
+    check_declared(from_folder(exported.config), exported.config["tensors"], encoder, where=where)
+
+
+def read_adapter(folder: epath.PathLike, *, shapes: bool = True) -> ExportedAdapter:
     """Reads and checks an adapter folder.
 
     Args:
       folder: what `write_adapter` wrote.
+      shapes: whether the declared tensors are compared with the settings of the method; that imports JAX.
 
     Returns:
       The adapter; its trees hold numpy arrays. Parts of a tree that hold nothing are absent.
 
     Raises:
-      UserError: a file is missing or broken; another kind of adapter or format version; a tensor is missing, not
-        declared, of another shape or dtype than declared, or not finite; a task file that is not in the folder.
+      UserError: a file is missing or broken; another kind of adapter or format version; a setting of the method that is
+        not allowed; a tensor is missing, not declared, of another shape or dtype than declared or than the method asks
+        for, or not finite; a task file that is not in the folder.
     """
     folder = epath.Path(folder)
-    config = _checked_config(read_json(folder / CONFIG_FILE, what=_NEEDED), where=str(folder / CONFIG_FILE))
-    tasks = read_object(folder / TASKS_FILE, {"tasks": list}, what=_NEEDED)["tasks"]
+    where = str(folder / CONFIG_FILE)
+    config = _checked_config(read_json(folder / CONFIG_FILE, what=_NEEDED), where=where)
+    try:
+        method = from_folder(config)
+    except UserError as error:
+        raise UserError(f"{where}: method: {error}") from error
+    if shapes:
+        check_declared(method, config["tensors"], where=where)
+    tasks = read_object(folder / TASKS_FILE, {"tasks": list}, what=_NEEDED, most_bytes=_MOST_BYTES_OF_TASKS)["tasks"]
     _check_tasks(tasks, where=str(folder / TASKS_FILE))
     entries = sorted(tasks, key=lambda entry: entry["row"])
     tensors: dict[str, np.ndarray] = {}
     for file, expected in _expected_tensors(config, entries, where=str(folder / TASKS_FILE)).items():
-        found = safetensors.from_bytes(_read_bytes(folder / file), where=str(folder / file))
+        content = _read_bytes(folder / file, most=_most_bytes(expected))
+        found = safetensors.from_bytes(content, where=str(folder / file))
         _check_tensors(found, expected, where=str(folder / file))
         tensors |= found
     return ExportedAdapter(
@@ -279,10 +317,21 @@ def _expected_tensors(
     return files
 
 
-def _read_bytes(path: epath.Path) -> bytes:
-    if not path.exists() or path.is_dir():
-        raise UserError(f"{path} is not a file; needed is {_NEEDED}")
-    content: bytes = path.read_bytes()
+def _most_bytes(expected: Mapping[str, dict[str, Any]]) -> int:
+    """The bytes that a file of these tensors has at most."""
+    return safetensors.LONGEST_HEADER + _WIDEST * sum(math.prod(entry["shape"]) for entry in expected.values())
+
+
+def _read_bytes(path: epath.Path, *, most: int) -> bytes:
+    try:
+        if not path.exists() or path.is_dir():
+            raise UserError(f"{path} is not a file; needed is {_NEEDED}")
+        check_regular(path)
+        if path.stat().length > most:
+            raise UserError(f"{path}: has {path.stat().length:,} bytes; {CONFIG_FILE} and {TASKS_FILE} ask for fewer")
+        content: bytes = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); needed is {_NEEDED}") from error
     return content
 
 
@@ -298,6 +347,9 @@ def _checked_config(content: object, *, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: format_version {version!r}; this version of hra_jax reads {known}")
     config = check_fields(_UNSAID[version] | config, _FIELDS[version], where=where)
     check_fields(config["backbone"], {"name": str, "fingerprint": str}, where=f"{where}: backbone")
+    for field in ("name", "fingerprint"):
+        _check_shown(config["backbone"][field], where=f"{where}: backbone.{field}")
+    check_fields(config["accounting"], _ACCOUNTING, where=f"{where}: accounting")
     method = check_fields(config["method"], {"name": str}, where=f"{where}: method")["name"]
     if types.get(method) != config["peft_type"]:
         raise UserError(f"{where}: method {method!r} and peft_type {config['peft_type']!r} do not go together")
@@ -307,11 +359,17 @@ def _checked_config(content: object, *, where: str) -> dict[str, Any]:
     return config
 
 
+def _check_shown(text: str, *, where: str) -> None:
+    """Refuses a name that could not be shown in one line."""
+    if not text.isprintable() or len(text) > _LONGEST_NAME:
+        raise UserError(f"{where} is {text!r:.80}; allowed: at most {_LONGEST_NAME} printable characters")
+
+
 def _check_declared(declared: dict[str, Any], *, where: str) -> None:
     """Checks {path: {"shape", "dtype"}} of adapter_config.json."""
     for path, entry in declared.items():
         check_fields(entry, {"shape": list, "dtype": str}, where=f"{where}.{path}")
-        if any(type(size) is not int or size < 0 for size in entry["shape"]):
+        if len(entry["shape"]) > 8 or any(type(size) is not int or not 0 <= size < 2**40 for size in entry["shape"]):
             raise UserError(f"{where}.{path}: the 'shape' must be a list of sizes; got {entry['shape']!r:.80}")
         if entry["dtype"] not in _FLOATS:
             raise UserError(f"{where}.{path}: dtype {entry['dtype']!r}; allowed: {', '.join(_FLOATS)}")

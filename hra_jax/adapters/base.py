@@ -28,6 +28,8 @@ from hra_jax.adapters.registry import without_torch
 from hra_jax.adapters.weights import Tree
 from hra_jax.config.settings import Rule, check_settings, integer, number, one_of, setting
 from hra_jax.errors import UserError
+from hra_jax.models.encoder_config import MOST_LAYERS
+from hra_jax.text.published_vocabularies import MOST_SYMBOLS
 
 # Imported at the first use, so that hra_jax.torch, and commands that only read, need no JAX.
 with epy.lazy_imports():
@@ -42,6 +44,7 @@ Params = tuple[Tree, Tree]  # (all_layers, per_layer) of `Bound`, without the la
 DropoutKey = Callable[[], "jax.Array | None"]  # gives a key for dropout; None where the pass is deterministic
 
 PARTS = ("all_layers", "per_layer")
+MOST_WIDTH = 2**16  # of a bottleneck or a controller, and the highest rank
 
 
 def key_of(name: str) -> str:
@@ -77,10 +80,10 @@ class PeftFactor(NamedTuple):
 
 def _are_layers(value: Any) -> bool:
     numbers = isinstance(value, tuple) and all(isinstance(n, int) and not isinstance(n, bool) for n in value)
-    return numbers and all(n >= 0 for n in value) and len(set(value)) == len(value)
+    return numbers and all(0 <= n < MOST_LAYERS for n in value) and len(set(value)) == len(value)
 
 
-_LAYERS = Rule(lambda: "a tuple of distinct layer numbers from 0, or () for all", _are_layers)
+_LAYERS = Rule(lambda: f"a tuple of distinct layer numbers from 0 to {MOST_LAYERS - 1}, or () for all", _are_layers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Adapter:
         "with a new vocabulary of its training texts); shared_characters, shared_sentencepiece (one for all tasks)",
     )
     output_size: int = setting(
-        0, integer(0), "outputs with a new vocabulary; 0: as many as the largest vocabulary needs"
+        0, integer(0, MOST_SYMBOLS), "outputs with a new vocabulary; 0: as many as the largest vocabulary needs"
     )
     dropout: float = setting(
         0.0,

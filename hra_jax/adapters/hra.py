@@ -23,7 +23,7 @@ from etils import epy
 
 from hra_jax.adapters import controllers, weights
 from hra_jax.adapters.activations import ACTIVATIONS
-from hra_jax.adapters.base import Adapter, DropoutKey, Params, no_parameters, unless_skipped
+from hra_jax.adapters.base import MOST_WIDTH, Adapter, DropoutKey, Params, no_parameters, unless_skipped
 from hra_jax.adapters.controllers import RECURRENCES
 from hra_jax.adapters.formula import Formula
 from hra_jax.adapters.heads import HEADS
@@ -55,7 +55,7 @@ class HierarchicalRecurrentAdapter(Adapter):
     peft_type = "HIERARCHICAL_RECURRENT"
     uses_dropout = True  # of the controller's state, before the head
 
-    width: int = setting(64, integer(1), "controller width R")
+    width: int = setting(64, integer(1, MOST_WIDTH), "controller width R")
     recurrence: str = setting("indrnn", one_of(lambda: RECURRENCES), "recurrence; none is feed-forward")
     activation: str = setting("relu", one_of(lambda: ACTIVATIONS), "activation of the controller")
     reads: str = setting(
@@ -66,7 +66,7 @@ class HierarchicalRecurrentAdapter(Adapter):
     )
     head: str = setting("linear", one_of(lambda: HEADS), "kind of head")
     head_width: int = setting(
-        32, integer(1), "hidden units of an ffn head, rank of a lowrank one; unused by a linear head"
+        32, integer(1, MOST_WIDTH), "hidden units of an ffn head, rank of a lowrank one; unused by a linear head"
     )
     head_per_layer: bool = setting(False, boolean(), "a head for each adapted layer in place of one for all")
 

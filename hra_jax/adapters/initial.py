@@ -62,14 +62,15 @@ def check_new_task(new_task: str, tasks: Collection[str], *, where: str, source:
         raise UserError(f"{where}: there is no task{source} to take the mean of; allowed: zero")
 
 
-def read_start(folder: str, *, fingerprint: str) -> adapter_folder.ExportedAdapter:
-    """The exported adapter that a run starts from.
+def read_start(folder: str, *, fingerprint: str, encoder: EncoderConfig) -> adapter_folder.ExportedAdapter:
+    """The exported adapter that a run starts from, whose backbone has this fingerprint and geometry.
 
     Raises:
       UserError: not an adapter folder, or one of another backbone.
     """
-    exported = adapter_folder.read_adapter(folder)
-    adapter_folder.check_backbone(exported, fingerprint, name="this run's", where=f"adapter.start = {folder!r}")
+    exported, where = adapter_folder.read_adapter(folder), f"adapter.start = {folder!r}"
+    adapter_folder.check_backbone(exported, fingerprint, name="this run's", where=where)
+    adapter_folder.check_geometry(exported, encoder, where=where)
     return exported
 
 

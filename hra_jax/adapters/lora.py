@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epy
 
-from hra_jax.adapters.base import Adapter, DropoutKey, Params, PeftFactor, key_of, no_parameters
+from hra_jax.adapters.base import MOST_WIDTH, Adapter, DropoutKey, Params, PeftFactor, key_of, no_parameters
 from hra_jax.adapters.formula import Formula
 from hra_jax.adapters.methods import register
 from hra_jax.adapters.weights import Tree
@@ -50,7 +50,7 @@ class LowRankAdapter(Adapter):
         distinct_names("a tuple of distinct names of projections, at least one", empty=False),
         "projections that are corrected: attention.query, ff1.up, convolution.gated, ...",
     )
-    rank: int = setting(4, integer(1), "rank of each correction")
+    rank: int = setting(4, integer(1, MOST_WIDTH), "rank of each correction")
     alpha: float = setting(8.0, number(0, above=True), "corrections are scaled by alpha / rank")
 
     def _maps(self, encoder: EncoderConfig) -> dict[str, AffineMap]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epy
 
-from hra_jax.adapters.base import Adapter, DropoutKey, Params, affine, no_parameters
+from hra_jax.adapters.base import MOST_WIDTH, Adapter, DropoutKey, Params, affine, no_parameters
 from hra_jax.adapters.formula import Formula
 from hra_jax.adapters.methods import register
 from hra_jax.adapters.weights import Tree
@@ -48,7 +48,7 @@ class ResidualAdapter(Adapter):
     peft_type = "HRA_JAX_RESIDUAL"
     uses_dropout = True  # of the bottleneck
 
-    width: int = setting(16, integer(1), "width of the bottleneck, H")
+    width: int = setting(16, integer(1, MOST_WIDTH), "width of the bottleneck, H")
 
     def init_own(self, rng: jax.Array, encoder: EncoderConfig) -> Tree:
         """Norm, down-projection, and an up-projection of zeros, of every adapted layer."""

@@ -69,7 +69,12 @@ def check_settings(instance: Any, group: str) -> None:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite int or float, and no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def integer(low: int, high: int | None = None, *, extra: int | None = None, unit: str = "") -> Rule:

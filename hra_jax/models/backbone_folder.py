@@ -27,7 +27,7 @@ from etils import epath
 
 from hra_jax import __version__
 from hra_jax.adapters.base import unbound
-from hra_jax.errors import UserError
+from hra_jax.errors import UserError, one_line
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.dtypes import STORAGE_DTYPES
 from hra_jax.models.encoder_config import EncoderConfig
@@ -237,7 +237,12 @@ def write(
 def is_unfinished(folder: epath.PathLike) -> bool:
     """Whether a folder holds nothing but temporary files of a process that was killed in `write`, or nothing."""
     names = [path.name for path in epath.Path(folder).iterdir()]
-    return all(replaced_name(name) and (is_written(name) or replaced_name(name) == _SETTINGS) for name in names)
+    return all(replaced_name(name) and is_own_file(name) for name in names)
+
+
+def is_own_file(name: str) -> bool:
+    """Whether `write` takes care of a file of the folder, by its name: it writes or removes it."""
+    return is_written(name) or (replaced_name(name) or name) == _SETTINGS
 
 
 def add_info(folder: epath.PathLike, info: Mapping[str, Any]) -> None:
@@ -332,7 +337,12 @@ def _read_settings(folder: epath.Path) -> dict[str, Any]:
     version = check_fields(settings, {"format": int}, where=str(path))["format"]
     if version not in _FIELDS:
         raise UserError(f"{path}: format {version!r}; this version of hra_jax reads {', '.join(map(str, _FIELDS))}")
-    return check_fields(_UNSAID[version] | settings, _FIELDS[version], where=str(path))
+    settings = check_fields(_UNSAID[version] | settings, _FIELDS[version], where=str(path))
+    check_fields(settings["info"], {"name": str}, where=f"{path}: info")
+    if settings["storage_dtype"] not in STORAGE_DTYPES:
+        allowed = ", ".join(STORAGE_DTYPES)
+        raise UserError(f"{path}: storage_dtype {settings['storage_dtype']!r:.80}; allowed: {allowed}")
+    return settings
 
 
 def _check_tensors(tensors: TensorFiles, shapes: dict[str, tuple[int, ...]], dtype: str) -> None:
@@ -378,7 +388,12 @@ def load(location: str, *, verify: bool = False) -> BackboneFiles:
     settings = _read_settings(folder)
     features, encoder = _geometry(folder, settings)
     tensors = TensorFiles(folder)
-    _check_tensors(tensors, _shapes(features, encoder), settings["storage_dtype"])
+    try:
+        shapes = _shapes(features, encoder)
+    except (TypeError, ArithmeticError, ValueError) as error:
+        # Each setting is allowed, all of them together are not: a kernel longer than what it runs over, for example.
+        raise UserError(f"{folder / _SETTINGS}: its settings make no encoder ({one_line(error)[:300]})") from error
+    _check_tensors(tensors, shapes, settings["storage_dtype"])
     if settings["fingerprint"] != _fingerprint(settings["source_sha256"], features, encoder, settings["vocabulary"]):
         raise UserError(f"{folder / _SETTINGS}: the fingerprint does not match the settings beside it")
     if verify:

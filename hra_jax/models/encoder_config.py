@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from hra_jax.errors import UserError
 from hra_jax.models.features import FeatureConfig
-from hra_jax.models.setting_checks import at_least, one_of
+from hra_jax.models.setting_checks import at_least, one_of, within
 
 BATCH_NORM_EPS = 1e-5  # in all published encoders, whatever the epsilon of their LayerNorms
 POSITIONS = ("none", "xl", "shaw", "rope_in", "rope_qk")
@@ -24,6 +24,32 @@ SUBSAMPLERS = {
     "conv1d": (4,),
     "conv2d_separable": (8,),
     "wave_cnn": (320,),
+}
+MOST_LAYERS = 2048
+_MOST_WAVE_LAYERS = 32
+# What each number may be. The limits are far beyond every published encoder: a stored backbone, which may be a
+# stranger's, is laid out before its settings are compared with its weights, and no setting may make that take long.
+_LIMITS: dict[str, tuple[float, float]] = {
+    "d_model": (1, 2**16),
+    "n_layers": (1, MOST_LAYERS),
+    "n_heads": (1, 2**12),
+    "d_ff": (1, 2**18),
+    "kernel": (1, 2**12),
+    "vocab_size": (1, 2**20),
+    "subsampling_channels": (1, 2**15),
+    "subsampling_kernel": (1, 2**10),
+    "wave_kernels": (1, 2**12),
+    "wave_strides": (1, 2**10),
+    "shaw_left": (0, 2**13),
+    "shaw_right": (0, 2**13),
+    "left_context": (-1, 2**20),
+    "right_context": (-1, 2**20),
+    "chunk": (0, 2**20),
+    "rope_base": (1e-6, 1e12),
+    "norm_eps": (0, 1),
+    "ff_residual": (-1e6, 1e6),
+    "conv_residual": (-1e6, 1e6),
+    "input_scale": (-1e6, 1e6),
 }
 
 
@@ -82,10 +108,13 @@ class EncoderConfig:
         one_of("encoder.conv_norm", self.conv_norm, CONV_NORMS)
         one_of("encoder.conv_mask", self.conv_mask, CONV_MASKS)
         one_of("encoder.subsampling", self.subsampling, SUBSAMPLERS[self.subsampler])
-        for name in ("d_model", "n_layers", "n_heads", "d_ff", "kernel", "vocab_size"):
-            at_least(f"encoder.{name}", getattr(self, name), 1)
-        for name in ("shaw_left", "shaw_right"):
-            at_least(f"encoder.{name}", getattr(self, name), 0)
+        for name, (least, most) in _LIMITS.items():
+            within(f"encoder.{name}", getattr(self, name), least, most)
+        if not 0 < len(self.wave_kernels) == len(self.wave_strides) <= _MOST_WAVE_LAYERS:
+            raise UserError(
+                f"encoder.wave_kernels = {self.wave_kernels!r:.80}, wave_strides = {self.wave_strides!r:.80}: must be "
+                f"1 to {_MOST_WAVE_LAYERS} numbers, as many of each"
+            )
         if self.d_model % (2 * self.n_heads):
             raise UserError(f"encoder.d_model = {self.d_model}: must be a multiple of 2 n_heads = {2 * self.n_heads}")
         if self.context == "chunk":

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hra_jax.errors import UserError
-from hra_jax.models.setting_checks import at_least, one_of
+from hra_jax.models.setting_checks import at_least, one_of, within
 from hra_jax.models.stored_settings import UNSAID
 
 
@@ -72,6 +72,24 @@ _SPECTRAL = (
     "stack",
 )
 
+# What each number may be: far beyond every published encoder. The matrices of a spectrum are computed from them before
+# any weight is read, and a stored backbone may be a stranger's.
+_LIMITS: dict[str, tuple[float, float]] = {
+    "sample_rate": (1, 768_000),
+    "window": (0, 10),
+    "hop": (0, 10),
+    "fft": (1, 2**14),
+    "bins": (1, 2**10),
+    "low_hz": (0, 384_000),
+    "high_hz": (0, 384_000),
+    "floor": (0, 1e6),
+    "normalization_eps": (0, 1e6),
+    "scale": (-1e9, 1e9),
+    "preemphasis": (-1, 1),
+    "stack": (1, 64),
+}
+_MOST_PRODUCTS = 2**25  # samples of a window times points of the transform
+
 
 @dataclasses.dataclass(frozen=True)
 class FeatureConfig:
@@ -124,7 +142,15 @@ class FeatureConfig:
             ("floor_mode", FLOORS),
         ):
             one_of(f"features.{name}", getattr(self, name), allowed)
-        at_least("features.stack", self.stack, 1)
+        for name, (least, most) in _LIMITS.items():
+            within(f"features.{name}", getattr(self, name), least, most)
+        if self.kind != "waveform":
+            at_least("features.hop in samples", self.hop_samples, 1)
+        if self.window_samples * self.fft > _MOST_PRODUCTS:
+            raise UserError(
+                f"features.fft = {self.fft}: with a window of {self.window_samples} samples; allowed: a product of at "
+                f"most {_MOST_PRODUCTS:,}"
+            )
         at_least("features.fft", self.fft, self.window_samples)
         at_least("features.window", self.window, self.hop)
         if not self.floor > 0:

@@ -1,6 +1,7 @@
 """Checks of single settings: one line that names the setting, its value and what is allowed."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from hra_jax.errors import UserError
 
@@ -24,3 +25,14 @@ def at_least(name: str, value: float, least: float) -> None:
     """
     if value < least:
         raise UserError(f"{name} = {value!r}: must be at least {least}")
+
+
+def within(name: str, value: Any, least: float, most: float) -> None:
+    """Refuses a value outside of [least, most], a NaN with them; of a tuple each value.
+
+    Raises:
+      UserError: the line names the setting, the value and both limits.
+    """
+    for one in value if isinstance(value, tuple) else (value,):
+        if not least <= one <= most:
+            raise UserError(f"{name} = {value!r:.80}: must be at least {least:,} and at most {most:,}")

@@ -5,6 +5,7 @@ such a folder means. These values belong to the stored format: they never change
 """
 
 import dataclasses
+import sys
 import typing
 from typing import Any, TypeVar
 
@@ -95,4 +96,6 @@ def _is_of(value: Any, kind: Any) -> bool:
         return any(_is_of(value, one) for one in typing.get_args(kind))
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return isinstance(value, kind)

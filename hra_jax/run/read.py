@@ -115,7 +115,7 @@ def _texts(sources: Sequence[TableSource], normalizer: str) -> list[str]:
 
 def _start(adapter: AdapterSettings, base: foundation.Foundation) -> adapter_folder.ExportedAdapter | None:
     if adapter.start:
-        return initial.read_start(adapter.start, fingerprint=base.fingerprint)
+        return initial.read_start(adapter.start, fingerprint=base.fingerprint, encoder=base.encoder)
     if adapter.new_task != "zero":
         raise UserError(f"adapter.new_task = {adapter.new_task!r}: needs adapter.start, which is ''")
     return None

@@ -6,6 +6,7 @@ from typing import Any
 from hra_jax.adapters import initial
 from hra_jax.adapters.base import no_parameters
 from hra_jax.run.place import Run
+from hra_jax.storage import locks
 from hra_jax.training import train_state
 from hra_jax.training.checkpoints import Checkpoints, CheckpointSettings
 
@@ -50,6 +51,7 @@ def save(
     """
     if not (force or checkpoints.due(step)) or step in checkpoints.all_steps():
         return False
+    locks.check_held(run.workdir)
     rows = {}
     for name, ids, tree in (("bank", *run.bank.changed(run.state)), ("best", *run.best_rows.changed())):
         if len(ids):

@@ -47,7 +47,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
 _METADATA = "__metadata__"
 _LENGTH_BYTES = 8
-_LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 _MOST_AXES, _MOST_SIZE = 32, 2**56  # of a tensor: what numpy can shape, those without values included
 _LFS_START = b"version "
 
@@ -155,7 +155,7 @@ def _header_length(start: bytes, size: int) -> int:
     length = int.from_bytes(start, "little")
     if start == _LFS_START:
         raise ValueError("a Git LFS pointer, not the file that it stands for")
-    if len(start) < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, _LONGEST_HEADER):
+    if len(start) < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, LONGEST_HEADER):
         raise ValueError(f"not a whole safetensors file: a header of {length} bytes in a file of {size}")
     return length
 
@@ -164,7 +164,7 @@ def _parse(start: bytes, content: bytes, size: int) -> Header:
     """The header in the first bytes of a file of `size` bytes."""
     data = _LENGTH_BYTES + _header_length(start, size)
     header = parse_json(
-        content[_LENGTH_BYTES:data], where="the header of a safetensors file", most_bytes=_LONGEST_HEADER
+        content[_LENGTH_BYTES:data], where="the header of a safetensors file", most_bytes=LONGEST_HEADER
     )
     if not isinstance(header, dict):
         raise ValueError("not a safetensors file: its header is not a JSON object")

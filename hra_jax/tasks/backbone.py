@@ -33,4 +33,5 @@ def load_backbone(exported: ExportedAdapter, location: str | None) -> backbone_f
     location = resolve_backbone(exported, location)
     files = backbone_folder.load(location)
     adapter_folder.check_backbone(exported, files.fingerprint, name=f"--backbone={location!r}", where="the adapter")
+    adapter_folder.check_geometry(exported, files.encoder, where="the adapter")
     return files

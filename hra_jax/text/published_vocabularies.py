@@ -7,12 +7,15 @@ vocabularies are often upper case, and normalised transcripts lower case. What i
 """
 
 import abc
+import collections
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 
 from hra_jax.errors import UserError
 
+MOST_SYMBOLS = 2**20  # of a vocabulary
+_MOST_SEARCHED = 2**20  # characters of all symbols that are looked for in a text
 _CASES: dict[str, Callable[[str], str]] = {"upper": str.upper, "lower": str.lower, "as is": str}
 # What transformers does to a decoded text where the tokenizer's settings ask for clean spaces.
 _CLEAN = tuple((f" {end}", end) for end in (".", "?", "!", ",")) + ((" ' ", "'"),)
@@ -27,6 +30,12 @@ def check_ids(ids: Iterable[int], size: int) -> list[int]:
     if wrong:
         raise ValueError(f"label id {wrong[0]} is outside the vocabulary of {size} symbols")
     return ids
+
+
+def check_symbols(size: int) -> None:
+    """Refuses, with a UserError, a vocabulary of more symbols than any encoder has outputs for."""
+    if size > MOST_SYMBOLS:
+        raise UserError(f"a vocabulary of {size:,} symbols; allowed: at most {MOST_SYMBOLS:,}")
 
 
 def case_of(symbols: Iterable[str]) -> str:
@@ -105,13 +114,14 @@ class CtcTokenVocabulary(_Cased):
           UserError: no symbol, one that is no string, empty or given twice, or an id outside [0, V).
         """
         self._tokens = tuple(tokens)
+        check_symbols(len(self._tokens))
         for token in self._tokens:
             if not isinstance(token, str) or not token:
                 raise UserError(f"{token!r} is not a symbol of a vocabulary; allowed: strings that are not empty")
         ids = {token: number for number, token in enumerate(self._tokens)}
         if not ids or len(ids) < len(self._tokens):
-            twice = sorted({token for token in self._tokens if self._tokens.count(token) > 1})
-            what = f"names {twice[0]!r} more than once" if twice else "has no symbols"
+            twice = sorted(token for token, times in collections.Counter(self._tokens).items() if times > 1)
+            what = f"names {twice[0]!r:.80} more than once" if twice else "has no symbols"
             raise UserError(f"a vocabulary of tokens {what}; each symbol is allowed once, and one is needed")
         special = sorted(set(special_ids))
         _check_numbers(len(ids), blank_id, special)
@@ -119,6 +129,9 @@ class CtcTokenVocabulary(_Cased):
         self._delimiter, self._space, self._lower, self._clean = word_delimiter, space, lower, clean
         self._ids = {token: number for token, number in ids.items() if number not in self._special}
         long = sorted((token for token in self._ids if len(token) > 1 and token != word_delimiter), key=len)
+        searched = sum(map(len, long))
+        if searched > _MOST_SEARCHED:
+            raise UserError(f"symbols of {searched:,} characters together; allowed: at most {_MOST_SEARCHED:,}")
         self._long = re.compile("|".join(map(re.escape, reversed(long)))) if long else None
         super().__init__(token for token in self._ids if token != word_delimiter)
 
@@ -220,6 +233,7 @@ class TokenizerVocabulary(_Cased):
         """
         import tokenizers
 
+        check_symbols(size)
         try:
             # `from_buffer` is the reader whose errors have a type of their own.
             self._tokenizer = tokenizers.Tokenizer.from_buffer(json.dumps(content).encode())

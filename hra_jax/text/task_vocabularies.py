@@ -89,12 +89,25 @@ def stored_vocabularies(config: Mapping, tasks: Sequence[Mapping]) -> tuple[dict
     Raises:
       UserError: a vocabulary is missing or cannot be read.
     """
+    room = config["method"]["output_size"]
     if config["method"]["output"] in SHARED_VOCABULARIES:
-        return {}, vocabulary_from_json(config["vocabulary"])
+        return {}, _that_fits(config["vocabulary"], room, where="the adapter")
     for entry in tasks:
         if "vocabulary" not in entry:
             raise UserError(f"task {entry['name']!r} has no vocabulary; its adapter needs one for each task")
-    return {entry["name"]: vocabulary_from_json(entry["vocabulary"]) for entry in tasks}, None
+    own = {e["name"]: _that_fits(e["vocabulary"], room, where=f"task {e['name']!r}") for e in tasks}
+    return own, None
+
+
+def _that_fits(content: dict, outputs: int, *, where: str) -> Vocabulary:
+    """A stored vocabulary, which must have no more symbols than its layer has outputs."""
+    try:
+        vocabulary = vocabulary_from_json(content)
+    except UserError as error:
+        raise UserError(f"{where}: vocabulary: {error}") from error
+    if vocabulary.size > outputs:
+        raise UserError(f"{where}: its vocabulary has {vocabulary.size:,} symbols; allowed: {outputs:,}, the outputs")
+    return vocabulary
 
 
 @dataclass(frozen=True)

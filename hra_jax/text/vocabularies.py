@@ -7,12 +7,13 @@ a vocabulary does not have; `unknown_characters` names them, so that a caller ca
 
 import base64
 import binascii
+import collections
 import io
 from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
 from hra_jax.errors import UserError
-from hra_jax.text.published_vocabularies import CtcTokenVocabulary, TokenizerVocabulary, check_ids
+from hra_jax.text.published_vocabularies import CtcTokenVocabulary, TokenizerVocabulary, check_ids, check_symbols
 
 LEARNT_VOCABULARIES = ("characters", "sentencepiece")  # kinds that are made from texts
 
@@ -55,6 +56,7 @@ class CharacterVocabulary:
           UserError: nothing given, an entry that is not a single character, or a character given twice.
         """
         self._characters = tuple(characters)
+        check_symbols(len(self._characters))
         if not self._characters:
             raise UserError("a character vocabulary needs at least one character; none given")
         for character in self._characters:
@@ -62,7 +64,7 @@ class CharacterVocabulary:
                 raise UserError(f"{character!r} is not a single character of a character vocabulary")
         self._ids = {character: i + 1 for i, character in enumerate(self._characters)}
         if len(self._ids) != len(self._characters):
-            twice = sorted({c for c in self._characters if self._characters.count(c) > 1})
+            twice = sorted(c for c, times in collections.Counter(self._characters).items() if times > 1)
             raise UserError(f"character vocabulary names {twice[0]!r} more than once; each character is allowed once")
 
     @property
@@ -286,7 +288,8 @@ def vocabulary_from_json(content: dict) -> Vocabulary:
     for field, wanted in fields.items():
         if field not in content:
             raise UserError(f"a vocabulary of type {kind!r} needs the field {field!r}; got {sorted(content)}")
-        if wanted is not None and not isinstance(content[field], wanted):
+        # True is an int in Python, not in JSON.
+        if wanted is not None and type(content[field]) is not wanted:
             got = type(content[field]).__name__
             raise UserError(f"the field {field!r} of a vocabulary must be a {wanted.__name__}; got {got}")
     return read({field: content[field] for field in fields})

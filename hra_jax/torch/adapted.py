@@ -6,6 +6,7 @@ own ids, with the blank where its vocabulary has it.
 Letters: B batch, T frames, D width, L layers, A tasks, V outputs of the model, O outputs of a task's own vocabulary.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hra_jax.adapters.output_kinds import NEVER
 from hra_jax.convert import families
 from hra_jax.convert.family import TorchEncoder
 from hra_jax.errors import UserError
+from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.storage.json_files import read_object
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks.names import BASE_TASK
@@ -47,7 +49,7 @@ class AdaptedModel(torch.nn.Module):
         super().__init__()
         self.model, self._folder = model, str(folder)
         self._paths: dict[str, dict[str, str]] = {"shared": {}, "rows": {}}  # names of buffers by path
-        exported = adapter_folder.read_adapter(folder)
+        exported = adapter_folder.read_adapter(folder, shapes=False)
         self.method = methods.from_folder(exported.config)
         self._check_method()
         self.tasks = tuple(exported.tasks)
@@ -56,8 +58,9 @@ class AdaptedModel(torch.nn.Module):
         # In a tuple, or they would be modules of this one a second time.
         self._parts = parent, _head_of(model)
         self._base, self._own = self._vocabularies(exported, backbone)
-        self._register(exported)
         self._check_sizes(exported)
+        self._register(exported)
+        self._check_runs()
         # Of the batch that runs.
         self._rows: dict[str, torch.Tensor] = {}
         self._active = torch.zeros(0, dtype=torch.bool)
@@ -127,6 +130,7 @@ class AdaptedModel(torch.nn.Module):
         found = getattr(settings, "encoder_config", settings).hidden_size
         if width not in (None, found):
             raise UserError(f"{self._folder}: for an encoder of width {width}; the model's is {found}")
+        self._width = found
         if self._adapted[-1] >= len(self._layers):
             raise UserError(
                 f"{self._folder}: adapts layer {self._adapted[-1]}; the model has layers 0 to {len(self._layers) - 1}"
@@ -134,11 +138,40 @@ class AdaptedModel(torch.nn.Module):
         kind, (_, head) = type(self.model).__name__, self._parts
         if self._own is None and head is None and self.method.output == "task":
             raise UserError(f"{self._folder}: corrects an output layer; the model {kind} has none")
+        self._check_numbers(declared, exported.config["tensors"]["shared"])
         # Without its head a model may give the encoder's output; the blank alone stands for a backbone without one.
         outputs, needed = 1 if head is None else len(head.weight), self._base.size
         if outputs != needed and (head is not None or self._own is not None):
             needed, found = ("no output layer" if count == 1 else f"{count} outputs" for count in (needed, outputs))
             raise UserError(f"{self._folder}: for a model with {needed}; {kind} has {found}")
+
+    def _check_numbers(self, task: dict, shared: dict) -> None:
+        """Refuses tensors that are not as many numbers as the settings of the method ask for, before they are made."""
+        sizes = {"d_model": self._width, "n_layers": len(self._layers), "vocab_size": self._base.size}
+        letters = self.method.letters(EncoderConfig(**sizes, n_heads=1, d_ff=1, kernel=1))
+        counts = self.method.formula().evaluate(letters)
+        for what, wanted, part in zip(("shared", "task"), counts, (shared, task), strict=True):
+            found = sum(math.prod(entry["shape"]) for entry in part.values())
+            if found != wanted:
+                raise UserError(
+                    f"{self._folder}: tensors.{what} are {found:,} numbers; the settings of its method "
+                    f"{self.method.name!r} and the model ask for {wanted:,}"
+                )
+
+    def _check_runs(self) -> None:
+        """Refuses weights of other shapes than the method computes with: one frame of zeros goes through it."""
+        x = torch.zeros(1, 1, self._width)
+        self._rows = {path: getattr(self, name)[-1:].float() for path, name in self._paths["rows"].items()}
+        self._active, self._carry, self._read = torch.ones(1, dtype=torch.bool), None, x
+        try:
+            shapes = {tuple(self._adapt(x, index).shape) for index in range(len(self._adapted))} | {tuple(x.shape)}
+        except (RuntimeError, KeyError, IndexError, TypeError) as error:
+            raise UserError(f"{self._folder}: its tensors do not fit the settings of its method ({error})") from error
+        layer = self._of_rows("all_layers/output/") or self._tree("shared", "all_layers/output/")
+        outputs = self._base.size if self._own is None else self.method.output_size
+        bad = layer and (layer["kernel"].shape[-2:] != (self._width, outputs) or layer["bias"].shape[-1:] != (outputs,))
+        if len(shapes) > 1 or bad:
+            raise UserError(f"{self._folder}: its tensors do not fit the settings of its method")
 
     def vocabulary(self, task: str):
         """The vocabulary in which a task writes."""

@@ -34,7 +34,10 @@ def trainable(seed=0, rows=5):
         return rng.standard_normal(shape).astype(dtype)
 
     return {
-        "shared": {"all_layers": {"controller": {"kernel": new(4, 2), "bias": new(2)}}, "per_layer": {}},
+        "shared": {
+            "all_layers": {"controller": {"kernel": new(3, 2), "bias": new(2), "recurrent": new(2)}},
+            "per_layer": {},
+        },
         "tasks": {"all_layers": {"head": {"kernel": new(rows, 2, 3), "bias": new(rows, 3, dtype=ml_dtypes.bfloat16)}}},
     }
 
@@ -242,8 +245,21 @@ BIAS = "shared.all_layers.controller.bias"
         (set_config("format_version", True), "needs 'format_version'"),
         (set_config("backbone", {"name": "x"}), "backbone: needs 'fingerprint'"),
         (set_config("method", {"name": "lora"}), "'lora' and peft_type"),
+        (set_config("method", {"name": "hra", "width": 2.5}), "adapter_config.json: method: hra.width = 2.5: allowed"),
+        (
+            set_config("method", {"name": "hra", "width": 3}),
+            r"has the shape \[2\]; the hra settings there ask for \[3\]",
+        ),
+        (set_config("method", {"name": "hra", "width": 2, "output": "task"}), "tensors.task: lacks 'all_layers.output"),
+        (
+            set_config("backbone", {"name": "a\nb", "fingerprint": "f"}),
+            r"backbone.name is 'a\\nb'; allowed: .*printable",
+        ),
+        (set_config("accounting", {"shared_parameters": 1, "parameters_per_task": 1}), "needs 'backbone_parameters'"),
+        (set_task("step", "x"), "task 'nicolas': needs 'step'"),
+        (set_task("wer", [1]), "task 'nicolas': needs 'wer' .a number.; got"),
         (set_config("tensors", {"shared": {}}), "tensors: needs 'task'"),
-        (set_declared("shape", [3]), f"{BIAS}' is .*declares"),
+        (set_declared("shape", [3]), r"bias' has the shape \[3\]; the hra settings there ask for \[2\]"),
         (set_declared("shape", [-2]), "list of sizes"),
         (set_declared("dtype", "float16"), f"{BIAS}' is .*declares"),
         (set_declared("dtype", "object"), "dtype 'object'; allowed"),
