@@ -25,7 +25,7 @@ from hra_jax.models import attention_parts, backbone_folder, ctc, dtypes
 from hra_jax.models.asr import AsrModel
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
-from hra_jax.tasks.names import BASE_TASK, check_name, unknown_task
+from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, check_name, unknown_task
 from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary, vocabulary_from_json, vocabulary_of_outputs
 from hra_jax.training import placement
@@ -229,6 +229,20 @@ class Model:
 
         tasks = tuple(task for task in self.tasks if task != name)
         return dataclasses.replace(self, rows=jax.tree.map(move_up, self.rows), tasks=tasks)
+
+    def mean(self) -> "Model":
+        """A model of one task, `__mean__`, whose parameters are the mean of those of all tasks.
+
+        Raises:
+          UserError: there is no task, or tasks write in vocabularies of their own, which have no mean.
+        """
+        if self.own is not None and self.own.shared is None:
+            raise UserError("tasks with vocabularies of their own have no mean; allowed: a task or __base__")
+        count = len(self.tasks)
+        if not count:
+            raise UserError(f"task {MEAN_TASK!r}: there is no task to take the mean of; allowed: {BASE_TASK!r}")
+        rows = jax.tree.map(lambda leaf: leaf[:count].mean(axis=0, keepdims=True), self.rows)
+        return dataclasses.replace(self, rows=rows, tasks=(MEAN_TASK,))
 
     def _row_number(self, name: str) -> int:
         if name == BASE_TASK:

@@ -16,9 +16,10 @@ from hra_jax.config.keys import group
 from hra_jax.errors import UserError
 from hra_jax.run import processes
 from hra_jax.run.jax_setup import setup_jax
-from hra_jax.run.saving import open_checkpoints, restore
+from hra_jax.run.saving import open_checkpoints, restore_step
 from hra_jax.run.scoring import data_report, score, suite_weights
 from hra_jax.run.stages import prepare
+from hra_jax.run.workdirs import DATA_REPORT, EVALUATIONS, check_links, named
 
 FLAGS = flags.FLAGS
 
@@ -40,12 +41,13 @@ def evaluate(
     Raises:
       UserError: no run there, an unknown suite or step, or an adapter that does nothing.
     """
-    workdir, config = epath.Path(workdir), _configuration(workdir, suite)
+    workdir, config = named(workdir), _configuration(workdir, suite)
+    check_links(workdir, [EVALUATIONS, DATA_REPORT])
     with data_report(workdir, strict=config.data.strict, keep=True) as report:
         run = prepare(config, workdir, report, suite_dir=data_dir, render=False)
         with open_checkpoints(run, group(config, "checkpoint"), read_only=True) as checkpoints:
-            number = checkpoints.resolve(int(step) if str(step).isdigit() else step)
-            restore(run, checkpoints, number, weights_only=True)
+            wanted = int(step) if str(step).isdigit() else step
+            number, _ = restore_step(run, checkpoints, wanted, weights_only=True)
         test = run.layout.test
         assert test is not None, "the configuration names the suite"
         return score(run, test, suite_weights(run, test), step=number, bootstrap=config.eval.bootstrap)
@@ -53,10 +55,10 @@ def evaluate(
 
 def _configuration(workdir: epath.PathLike, suite: str, *, notify: bool = True) -> ConfigDict:
     """The run's configuration with the suite in it; `notify` as for `config_from_json`."""
-    workdir = epath.Path(workdir)
+    workdir = named(workdir)
     if not (workdir / "config.json").exists():
         raise UserError(f"workdir = {str(workdir)!r}: holds no config.json, so no run was started there")
-    config = config_from_json((workdir / "config.json").read_text(), notify=notify)
+    config = config_from_json((workdir / "config.json").read_text(encoding="utf-8"), notify=notify)
     with config.unlocked():
         config.eval.suite = suite
         # The selection suite may itself be scored; it is then no data that the suite must differ from.

@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from hra_jax import cli
-from hra_jax.config.files import config_from_json, config_to_json, stored_difference, validate_config
+from hra_jax.config.files import validate_config
 from hra_jax.config.keys import group
 from hra_jax.console import error_line, listed, tell
 from hra_jax.data.batching import BatchSettings
@@ -27,7 +27,7 @@ from hra_jax.run import processes
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, as_stored, export
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import Run
-from hra_jax.run.saving import open_checkpoints, restore, save
+from hra_jax.run.saving import open_checkpoints, restore, restore_newest, save
 from hra_jax.run.scoring import (
     accounting,
     attempt,
@@ -39,7 +39,7 @@ from hra_jax.run.scoring import (
     write_data_report,
 )
 from hra_jax.run.stages import prepare
-from hra_jax.storage.files import write_file
+from hra_jax.run.workdirs import claim
 from hra_jax.tpu import topologies
 from hra_jax.training import sharding, train_state
 from hra_jax.training.checkpoints import METRIC, Checkpoints
@@ -72,12 +72,13 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
     """
     # ------------------------------------------------------------------------------------------------------- validate
     validate_config(config)
-    workdir = epath.Path(workdir)
-    resumed = _claim_workdir(config, workdir)
     evaluation, exported = group(config, "eval"), group(config, "export")
-    with data_report(workdir, strict=config.data.strict, keep=resumed) as report:
+    with (
+        claim(config, workdir) as claimed,
+        data_report(claimed.path, strict=config.data.strict, keep=claimed.resumed) as report,
+    ):
         # ------------------------------------------------------------------------------------- read, lay out and place
-        run = prepare(config, workdir, report, begins=not resumed)
+        run = prepare(config, claimed.path, report, begins=not claimed.resumed)
         with open_checkpoints(run, group(config, "checkpoint")) as checkpoints:
             # ---------------------------------------------------------------------------------------- restore and loop
             position = _restore_or_start(run, checkpoints)
@@ -107,42 +108,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
 # ======================================================================================================================
 
 
-def _claim_workdir(config: ConfigDict, workdir: epath.Path) -> bool:
-    """Writes W/config.json; returns whether W has checkpoints, which must then be of the same configuration."""
-    path, folder = workdir / "config.json", workdir / "checkpoints"
-    try:
-        # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
-        steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.exists() else []
-        resumed = bool(steps)
-        if resumed and path.exists():
-            _as_begun(config, path.read_text())
-            changed = stored_difference(path.read_text(), config, trains=max(steps) < config.steps)
-            if changed:
-                raise UserError(f"{workdir} belongs to a run with another configuration: {'; '.join(changed)}")
-        workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            write_file(path, config_to_json(config))
-        processes.barrier("work directory")
-        if not path.exists():
-            raise UserError(
-                f"workdir = {str(workdir)!r}: process {jax.process_index()} does not see what process 0 wrote there; "
-                "allowed: storage that all processes share"
-            )
-    except OSError as error:
-        raise UserError(f"workdir = {str(workdir)!r}: cannot be written ({error.strerror or error})") from error
-    return resumed
-
-
-def _as_begun(config: ConfigDict, stored: str) -> None:
-    """Has a run whose texts kept their format characters go on with them: its vocabularies may hold some."""
-    if config_from_json(stored, notify=False).data.format_characters == "kept":
-        with config.unlocked():
-            config.data.format_characters = "kept"
-
-
 def _restore_or_start(run: Run, checkpoints: Checkpoints) -> dict[str, Any] | None:
-    """Restores the last checkpoint; returns its data position, None for a run that begins."""
-    position = restore(run, checkpoints, "last") if checkpoints.latest_step() is not None else None
+    """Restores the newest checkpoint that is whole; returns its data position, None for a run that begins."""
+    position = restore_newest(run, checkpoints)[1] if checkpoints.latest_step() is not None else None
     start, steps = int(run.state.step), run.settings.steps
     _announce(run, start)
     if start > steps:

@@ -130,13 +130,13 @@ class Made(NamedTuple):
     """What `make` did.
 
     Attributes:
-      count: lines written.
+      lines: how many were written.
       silent: files without a transcript.
       report: what could not be used.
       unsplit: with `split`, the speakers with too few recordings for three parts, all of which are in train.jsonl.
     """
 
-    count: int
+    lines: int
     silent: list[str]
     report: DataReport
     unsplit: list[str]
@@ -172,7 +172,7 @@ def make(folder: epath.PathLike, output: epath.PathLike, *, speaker_from: str = 
         except audio.AudioError as error:
             report.add(error.kind, recording.name, error.detail)
             continue
-        row = {
+        row: dict[str, Any] = {
             "audio_filepath": _relative_to(recording.path, manifest),
             "duration": duration,
             "text": recording.text,
@@ -322,7 +322,7 @@ def main(argv: list[str]) -> int:
             tell(f"{len(made.silent)} files without a transcript were left out, such as {made.silent[0]}")
         if made.unsplit:
             tell(f"in train.jsonl only, with fewer than {_FEWEST} recordings: speaker {listed(made.unsplit)}")
-        tell(f"{made.count} utterances in {values.output}")
+        tell(f"{made.lines} utterances in {values.output}")
         return 0
     cli.check_output("report", values.report)
     utterances, report = check(argv[2], sample_rate=values.sample_rate)
@@ -336,4 +336,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags=_define_flags)
+    cli.run(main, define_flags=_define_flags, takes_words=True)

@@ -83,20 +83,20 @@ def count(content: bytes) -> Stream | None:
 def with_length(content: bytes, stream: Stream) -> bytes:
     """The audio of a layer III stream behind a Xing header that gives the counted number of frames."""
     assert stream.layer == 3 and stream.frames
-    first = _frame(content, stream.first)
-    assert first is not None
     plain = bytearray(content[stream.first : stream.first + 4])
     plain[1] |= 1  # no checksum
     plain[2] &= 0xFD  # no padding
     fields = b"Xing" + (1).to_bytes(4, "big") + stream.frames.to_bytes(4, "big")
-    for index in range(1, 15):
+    header = b""
+    for index in range(1, 15):  # the first bit rate whose frames are long enough
         plain[2] = plain[2] & 0x0F | index << 4
         frame = _frame(bytes(plain), 0)
         assert frame is not None
-        if frame.length >= 4 + frame.side + len(fields):
+        header = bytes(plain) + bytes(frame.side) + fields
+        if len(header) <= frame.length:
+            header = header.ljust(frame.length, b"\0")
             break
-    header = bytes(plain) + bytes(frame.side) + fields
-    return header.ljust(frame.length, b"\0") + content[stream.first :]
+    return header + content[stream.first :]
 
 
 def _after_tags(content: bytes) -> int:

@@ -107,8 +107,8 @@ def find(folder: epath.PathLike, *, report: DataReport) -> tuple[list[Recording]
       UserError: no audio there; a table with a row that is not a file and a text, or that names no single recording.
     """
     root = epath.Path(folder) if is_remote(os.fspath(folder)) else epath.Path(os.path.abspath(folder))
-    files = _remote_files(root) if is_remote(os.fspath(root)) else _local_files(os.fspath(root), report)
-    files = sorted(_of_people(files, report), key=lambda file: file.name)
+    everything = _remote_files(root) if is_remote(os.fspath(root)) else _local_files(os.fspath(root), report)
+    files = sorted(_of_people(everything, report), key=lambda file: file.name)
     audio = [file for file in files if file.suffix in READ_SUFFIXES + _OTHER_SUFFIXES]
     if not any(file.suffix in READ_SUFFIXES for file in audio):
         raise UserError(f"no audio in {folder}; looked for {', '.join(READ_SUFFIXES)}")

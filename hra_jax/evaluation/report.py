@@ -5,6 +5,7 @@
 
 import base64
 import dataclasses
+import fnmatch
 import importlib.metadata
 import io
 import json
@@ -24,7 +25,7 @@ from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.bootstrap import CONFIDENCE, bootstrap_interval
 from hra_jax.evaluation.error_rates import ErrorCounts
 from hra_jax.evaluation.suites import Suite
-from hra_jax.storage.files import write_file
+from hra_jax.storage.files import make_folder, remove_file, replaced_name, write_file
 from hra_jax.storage.json_files import json_text
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, task_file_names
 
@@ -35,6 +36,7 @@ ACCOUNTING = (
     "backbone_parameters",
     "backbone_fingerprint",
 )
+_FILES = ("wer.png", "report.md", "report.html", "results.json")  # beside predictions_<task>.jsonl
 _MOST_PLOTTED = 30  # tasks; the bars of more would be too thin to read
 _MOST_WORST = 30  # utterances listed in a report
 
@@ -277,11 +279,11 @@ def write_report(
     """
     rows = [row for row in rows if row.task in results["tasks"]]
     folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     predictions = _predictions(results, rows)
     for old in folder.glob("predictions_*.jsonl"):
         if old.name not in predictions:
-            old.unlink()
+            remove_file(old)
     for name, text in predictions.items():
         write_file(folder / name, text)
     plot, worst = wer_plot(results), _worst(rows, results["normalizer"])
@@ -290,6 +292,11 @@ def write_report(
     write_file(folder / "report.html", _html(results, worst, plot, unscored))
     # The last one: who finds it finds the others.
     write_file(folder / "results.json", json_text(results))
+
+
+def is_report_file(name: str) -> bool:
+    """Whether `write_report` takes care of a file of the folder, by its name: it writes or removes it."""
+    return fnmatch.fnmatchcase(replaced_name(name) or name, "predictions_*.jsonl") or name in _FILES
 
 
 def _predictions(results: Mapping[str, Any], rows: Sequence[UtteranceResult]) -> dict[str, str]:

@@ -255,7 +255,12 @@ def write(
 def is_unfinished(folder: epath.PathLike) -> bool:
     """Whether a folder holds nothing but temporary files of a process that was killed in `write`, or nothing."""
     names = [path.name for path in epath.Path(folder).iterdir()]
-    return all(replaced_name(name) and (is_written(name) or replaced_name(name) == _SETTINGS) for name in names)
+    return all(replaced_name(name) and is_own_file(name) for name in names)
+
+
+def is_own_file(name: str) -> bool:
+    """Whether `write` takes care of a file of the folder, by its name: it writes or removes it."""
+    return is_written(name) or (replaced_name(name) or name) == _SETTINGS
 
 
 def add_info(folder: epath.PathLike, info: Mapping[str, Any]) -> None:

@@ -16,9 +16,11 @@ from hra_jax.config.settings import check_settings, one_of, setting
 from hra_jax.console import tell
 from hra_jax.models import backbone_folder
 from hra_jax.models.dtypes import STORAGE_DTYPES
-from hra_jax.run import processes
+from hra_jax.run import own_exports, processes, workdirs
 from hra_jax.run.place import Run
 from hra_jax.run.scoring import accounting
+from hra_jax.storage import folders
+from hra_jax.storage.files import check_no_link
 from hra_jax.storage.trees import flatten
 from hra_jax.training import sharding
 
@@ -68,12 +70,19 @@ def export(
       step: of the state.
       task_steps: the step of each task's row.
     """
+    written = True
     if run.settings.method == "adapter":
-        _export_adapter(run, task_steps=task_steps, results=None)
+        written = _export_adapter(run, task_steps=task_steps, results=None)
     else:
         _export_backbone(run, config=config, dtype=dtype, step=step)
     if jax.process_index() == 0:
-        tell(f"exported step {step} to {_folder(run)}")
+        folder = _folder(run)
+        tell(
+            f"exported step {step} to {folder}"
+            if written
+            else f"{folder} is not what this run exported there: it was changed since, and is left as it is; to export "
+            f"step {step}, move it away and give the same command again"
+        )
     processes.barrier("exported")
 
 
@@ -87,16 +96,16 @@ def add_results(run: Run, results: dict[str, Any], *, task_steps: Mapping[str, i
 
 
 def _folder(run: Run) -> epath.Path:
-    return run.workdir / ("adapter" if run.settings.method == "adapter" else "backbone")
+    return run.workdir / (workdirs.ADAPTER if run.settings.method == "adapter" else workdirs.BACKBONE)
 
 
-def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[str, Any] | None) -> None:
-    """Writes W/adapter from what the tasks share, and the rows of the bank."""
+def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[str, Any] | None) -> bool:
+    """Writes W/adapter from what the tasks share, and the rows of the bank; False where it is left as it is."""
     # Every process takes part in reading what may be split over them, and one writes.
     rows = run.bank.rows(run.state, np.arange(len(run.layout.tasks)))
     shared = sharding.to_host(run.state.weights["shared"])
     if jax.process_index():
-        return
+        return True
     scored, material = _scores(results), run.material
     base, start, own = material.base, material.start, material.own
     earlier = {} if start is None else {entry["name"]: entry for entry in start.tasks_json}
@@ -110,16 +119,20 @@ def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[st
             entry = {**entry, "vocabulary": own.of(name).to_json()}
         entries.append({**entry, "name": name, "row": row})
     vocabulary = own.shared if own is not None and own.shared is not None else base.vocabulary
-    adapter_folder.write_adapter(
-        _folder(run),
-        method=methods.settings(run.layout.method),
-        weights={"shared": shared, "tasks": rows["tasks"]},
-        tasks=entries,
-        backbone={"name": base.name, "fingerprint": base.fingerprint},
-        vocabulary=vocabulary.to_json(),
-        accounting=accounting(run),
-        results=results,
-    )
+
+    def write(fresh: epath.Path) -> None:
+        adapter_folder.write_adapter(
+            fresh,
+            method=methods.settings(run.layout.method),
+            weights={"shared": shared, "tasks": rows["tasks"]},
+            tasks=entries,
+            backbone={"name": base.name, "fingerprint": base.fingerprint},
+            vocabulary=vocabulary.to_json(),
+            accounting=accounting(run),
+            results=results,
+        )
+
+    return own_exports.replace_adapter(run.workdir, write, tasks=run.layout.tasks)
 
 
 def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int) -> None:
@@ -138,14 +151,19 @@ def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int) -> 
     base = run.material.base
     source_license = "" if base.files is None else base.files.info.get("license", "")
     made_by = {"method": run.settings.method, "config": json.loads(config_to_json(config)), "step": step}
-    backbone_folder.write(
+    check_no_link(_folder(run))
+    folders.replace_folder(
         _folder(run),
-        read,
-        features=base.features,
-        encoder=base.encoder,
-        vocabulary=base.vocabulary.to_json(),
-        dtype=dtype,
-        info={"name": base.name, "source": made_by, "license": source_license, "wer": None},
+        lambda fresh: backbone_folder.write(
+            fresh,
+            read,
+            features=base.features,
+            encoder=base.encoder,
+            vocabulary=base.vocabulary.to_json(),
+            dtype=dtype,
+            info={"name": base.name, "source": made_by, "license": source_license, "wer": None},
+        ),
+        rewritten=backbone_folder.is_own_file,
     )
 
 

@@ -13,11 +13,20 @@ from etils import epath
 from hra_jax.console import error_line, tell
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
-from hra_jax.evaluation.report import Unscored, UtteranceResult, evaluate_results, print_table, write_report
+from hra_jax.evaluation.report import (
+    Unscored,
+    UtteranceResult,
+    evaluate_results,
+    is_report_file,
+    print_table,
+    write_report,
+)
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
 from hra_jax.evaluation.suites import Suite
-from hra_jax.run import processes
+from hra_jax.run import processes, workdirs
 from hra_jax.run.place import Run, frozen_weights
+from hra_jax.run.workdirs import DATA_REPORT
+from hra_jax.storage import folders, locks
 from hra_jax.tasks.names import MEAN_TASK
 
 Result = TypeVar("Result")
@@ -33,7 +42,6 @@ FAILURES = (
     TypeError,
     ValueError,
 )
-DATA_REPORT = "data_report.json"  # in the work directory
 
 
 @contextlib.contextmanager
@@ -125,6 +133,14 @@ def accounting(run: Run) -> dict[str, Any]:
     return {**numbers, "backbone_fingerprint": run.material.base.fingerprint}
 
 
+def _put_report(workdir: epath.Path, suite: str, write: Callable[[epath.Path], None]) -> None:
+    """Puts the report of a suite in the place of an earlier one; two that score the same suite are not mixed."""
+    folder = workdir / workdirs.EVALUATIONS / suite
+    workdirs.check_links(workdir, [f"{workdirs.EVALUATIONS}/{suite}"])
+    with locks.hold_beside(folder, "report", patient=True):
+        folders.replace_folder(folder, write, rewritten=is_report_file)
+
+
 def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, bootstrap: int) -> dict[str, Any]:
     """Scores a suite, writes W/eval/<suite>/ and prints the table.
 
@@ -157,7 +173,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
     if jax.process_index() == 0:
         try:
             run.report.write(run.workdir / DATA_REPORT)
-            write_report(run.workdir / "eval" / suite.name, results, rows, unscored)
+            _put_report(run.workdir, suite.name, lambda fresh: write_report(fresh, results, rows, unscored))
             print_table(results)
             if unscored:
                 of = len(suite.utterances)

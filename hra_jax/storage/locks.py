@@ -121,7 +121,7 @@ def hold(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterato
     Args:
       folder: the folder.
       what: what it is held for, for the error of others: 'training', 'tasks add'.
-      patient: whether to wait for another process of this machine until it has done; not on an object store.
+      patient: whether to wait for another process until it has done.
 
     Raises:
       UserError: another process holds it; names the process and what it does.
@@ -134,12 +134,24 @@ def hold(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterato
 
 
 @contextlib.contextmanager
-def hold_beside(folder: epath.PathLike, what: str) -> Iterator[Lock]:
+def hold_beside(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterator[Lock]:
     """As `hold`, in the file `.NAME.lock` beside a folder NAME, which may be absent or be replaced meanwhile."""
     place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
     make_folder(place.parent)
-    with _holding(place.parent / f".{place.name}{NAME}", what, folder=folder) as lock:
+    with _holding(place.parent / f".{place.name}{NAME}", what, folder=folder, patient=patient) as lock:
         yield lock
+
+
+def check_held(folder: epath.PathLike) -> None:
+    """`Lock.check` for the lock of a folder, where this process holds it: before something that must not be mixed.
+
+    Raises:
+      UserError: this process stood still for so long that another one has taken the lock over.
+    """
+    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    lock = _held.get(os.fspath(place / NAME))
+    if lock is not None:
+        lock.check()
 
 
 @contextlib.contextmanager
@@ -151,10 +163,7 @@ def _holding(path: epath.Path, what: str, *, folder: epath.PathLike, patient: bo
             lock.times += 1
         else:
             owner = _this_process(what)
-            if is_remote(path):
-                _take_remote(path, owner, folder)
-            else:
-                _take_local(path, owner, folder, patient=patient)
+            _take(path, owner, folder, patient=patient)
             lock = _held[key] = Lock(path, owner)
             lock.start()
     try:
@@ -227,7 +236,7 @@ def _is_dead(owner: dict[str, Any]) -> bool:
 
 def _refusal(found: _Found, folder: epath.PathLike, path: epath.Path) -> UserError:
     owner = {name: f"{found.owner.get(name, '?')}"[:80] for name in ("what", "process", "host", "since")}
-    return UserError(
+    return _InUse(
         f"{os.fspath(folder)!r} is in use: {owner['what']!r}, process {owner['process']!r} on {owner['host']!r} since "
         f"{owner['since']!r}; allowed: one process at a time ({os.fspath(path)} is its lock)"
     )
@@ -333,26 +342,34 @@ def _wait_for(path: epath.Path, found: _Found, folder: epath.PathLike) -> None:
             raise _refusal(now, folder, path)
 
 
-# --- On a disk --------------------------------------------------------------------------------------------------------
+class _InUse(UserError):
+    """Another process holds the lock."""
 
 
-def _take_local(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, patient: bool = False) -> None:
-    told = False
-    while not _made(path, _content(owner, 0)):
-        found = _read(path)
-        if found is None:
-            continue
+def _take(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, patient: bool) -> None:
+    take, told = _take_remote if is_remote(path) else _take_local, False
+    while True:
         try:
-            _wait_for(path, found, folder)
-        except UserError as refusal:
+            take(path, owner, folder)
+            return
+        except _InUse as refusal:
             if not patient:
                 raise
             if not told:
                 tell(f"waiting: {refusal}", to=sys.stderr)
             told = True
             time.sleep(_LOOK_SECONDS)
-            continue
-        _remove_dead(path, found)
+
+
+# --- On a disk --------------------------------------------------------------------------------------------------------
+
+
+def _take_local(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike) -> None:
+    while not _made(path, _content(owner, 0)):
+        found = _read(path)
+        if found is not None:
+            _wait_for(path, found, folder)
+            _remove_dead(path, found)
     _remove_leftovers(path)
 
 

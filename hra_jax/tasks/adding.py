@@ -22,7 +22,9 @@ from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.run import workdirs
 from hra_jax.run.jax_setup import setup_jax
+from hra_jax.storage import locks
 from hra_jax.storage.files import write_file
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.storage.writing import temporary_folder
@@ -162,23 +164,25 @@ def train_task(
 
     setup_jax()
     with contextlib.ExitStack() as stack:
-        folder = epath.Path(stack.enter_context(temporary_folder()) if workdir is None else workdir)
+        folder = workdirs.named(stack.enter_context(temporary_folder()) if workdir is None else workdir)
         config = task_config(read_adapter(adapter), steps=steps, learning_rate=learning_rate)
         config.backbone = backbone
         config.adapter.update({"start": adapter, "new_task": init})
-        copy = folder / "manifest.jsonl"
+        copy = folder / workdirs.MANIFEST
         config.data.update({"sources": ((task, str(copy), 1.0),), "tasks": (task,)})
         validate_config(config)
+        workdirs.check_ours(folder)
+        stack.enter_context(locks.hold(folder, "tasks add"))
         copy_manifest(manifest, copy, task)
         status = train.train(config, folder)
-        return status, None if status else read_adapter(folder / "adapter")
+        return status, None if status else read_adapter(folder / workdirs.ADAPTER)
 
 
 def copy_manifest(manifest: str, copy: epath.Path, task: str) -> None:
     """Copies a manifest with every utterance tagged as the task's, and prints what cannot be used.
 
     Raises:
-      UserError: the manifest cannot be read.
+      UserError: the manifest cannot be read; or another file lies in the place of the copy, and no run beside it.
     """
     report = DataReport()
     lines = []
@@ -188,7 +192,11 @@ def copy_manifest(manifest: str, copy: epath.Path, task: str) -> None:
         lines.append(json.dumps({**found.tags, **row, TASK_TAG: task}, ensure_ascii=False) + "\n")
     if any(report.counts().values()):
         tell(f"{manifest}: left out {report.summary()}")
-    write_file(copy, "".join(lines))
+    content = "".join(lines)
+    # Without a configuration beside it, it is a copy whose run never began, or somebody's.
+    if copy.exists() and not (copy.parent / workdirs.CONFIG).exists() and copy.read_bytes() != content.encode():
+        raise UserError(f"{str(copy)!r} is there already; allowed: a work directory that is new, or of a run")
+    write_file(copy, content)
 
 
 def task_config(exported: ExportedAdapter, *, steps: int | None, learning_rate: float | None) -> ConfigDict:

@@ -209,7 +209,7 @@ def test_an_empty_transcript_is_none(tmp_path):
     record(tmp_path, "a.wav", " \n")
     record(tmp_path, "b.wav", "two")
     made = manifest.make(tmp_path, tmp_path / "m.jsonl")
-    assert (made.count, made.silent) == (1, ["a.wav"])
+    assert (made.lines, made.silent) == (1, ["a.wav"])
 
 
 def test_links_are_followed_and_nothing_is_taken_twice(tmp_path):
@@ -259,7 +259,7 @@ def test_a_split_keeps_every_recording_and_speakers_with_few_are_in_train_only(t
         for number in range(count):
             record(tmp_path / "data", f"{speaker}/{number}.wav", "one", seconds=0.01)
     made = manifest.make(tmp_path / "data", tmp_path / "lists", split=True)
-    assert (made.count, made.unsplit) == (26, ["cat", "dan"])
+    assert (made.lines, made.unsplit) == (26, ["cat", "dan"])
     counts, paths = {}, []
     for name in ("train", "validation", "test"):
         for line in (tmp_path / "lists" / f"{name}.jsonl").read_text().splitlines():

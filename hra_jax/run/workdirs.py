@@ -1,0 +1,197 @@
+"""Work directories: whose one is, who may write there, and what lies in the way.
+
+A folder becomes the work directory of a run when the run writes its configuration there, `config.json`, before anything
+else. Training holds the lock of the folder from then to its end. Who evaluates only reads, and may do so meanwhile.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from hra_jax.config.files import config_from_json, config_to_json, stored_difference
+from hra_jax.errors import UserError
+from hra_jax.run import processes
+from hra_jax.storage import locks
+from hra_jax.storage.files import check_no_link, check_no_links, is_remote, write_file
+from hra_jax.storage.json_files import parse_json
+
+CONFIG = "config.json"
+DATA_REPORT = "data_report.json"
+METRICS = "metrics.jsonl"
+EVENTS = "metrics"
+PROFILE = "profile"
+CHECKPOINTS = "checkpoints"
+EVALUATIONS = "eval"
+ADAPTER = "adapter"
+BACKBONE = "backbone"
+EXPORTED = "exported.json"
+MANIFEST = "manifest.jsonl"  # of `tasks add`
+# Whatever a command writes in a work directory.
+WRITTEN = (
+    CONFIG,
+    DATA_REPORT,
+    METRICS,
+    EVENTS,
+    PROFILE,
+    CHECKPOINTS,
+    EVALUATIONS,
+    ADAPTER,
+    BACKBONE,
+    EXPORTED,
+    MANIFEST,
+)
+# Every configuration of a run has had these, whatever the version.
+_KEYS = ("method", "seed", "steps", "data", "batch", "optimizer", "eval", "export", "checkpoint")
+_ALLOWED = "allowed: a new folder, an empty one, or the work directory of a run"
+
+
+class Claimed(NamedTuple):
+    """A work directory that this run may write.
+
+    Attributes:
+      path: the folder.
+      resumed: whether it holds checkpoints, which are of the same configuration.
+    """
+
+    path: epath.Path
+    resumed: bool
+
+
+@contextlib.contextmanager
+def claim(config: ConfigDict, workdir: epath.PathLike) -> Iterator[Claimed]:
+    """Makes a folder the work directory of a run, for as long as the block lasts; a collective.
+
+    Writes W/config.json, which nothing does before it is known that the folder is new or a run's.
+
+    Args:
+      config: the configuration of the run; one that is continued may set keys as it was begun with.
+      workdir: the folder.
+
+    Raises:
+      UserError: in every process: a folder that is not a run's, or of a run with another configuration; one that
+        another process writes; links in it; one that cannot be written, or that not all processes see.
+    """
+    path = named(workdir)
+    with contextlib.ExitStack() as stack:
+        resumed: list[bool] = []
+
+        def take() -> None:
+            with _storage_errors(path):
+                # Before the lock is written there, and after: who had it may have changed what is there.
+                check_ours(path)
+                stack.enter_context(locks.hold(path, "training"))
+                check_ours(path)
+                check_links(path)
+                resumed.append(_checked_resume(config, path))
+                write_file(path / CONFIG, config_to_json(config))
+
+        processes.first_alone(take)
+        if not (path / CONFIG).exists():
+            raise UserError(
+                f"workdir = {str(path)!r}: process {jax.process_index()} does not see what process 0 wrote there; "
+                "allowed: storage that all processes share"
+            )
+        continued = processes.gather(resumed)[0][0]
+        if continued:
+            _as_begun(config, path)  # in every process
+        yield Claimed(path, continued)
+
+
+def named(workdir: epath.PathLike) -> epath.Path:
+    """The path of a work directory, which must have a name. Raises UserError."""
+    if not os.fspath(workdir):
+        raise UserError("workdir = ''; allowed: the path of a folder ('.' is the current one)")
+    return epath.Path(workdir)
+
+
+def check_ours(workdir: epath.PathLike) -> None:
+    """Refuses a folder in which a run would write over what no run has written.
+
+    Args:
+      workdir: the folder, which may be absent.
+
+    Raises:
+      UserError: config.json is no run's; or there is none, and something else has a name that a run writes.
+    """
+    path = epath.Path(workdir)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"workdir = {str(path)!r} is a file; {_ALLOWED}")
+    if (path / CONFIG).exists():
+        if not _is_run_config(path / CONFIG):
+            raise UserError(f"workdir = {str(path)!r} holds a {CONFIG} that is no configuration of a run; {_ALLOWED}")
+        return
+    if _steps(path):
+        return  # the configuration is gone, but these are a run's
+    for name in WRITTEN:
+        there = path / name
+        if name == MANIFEST:
+            continue  # it comes before the run, and who writes it has looked
+        if there.exists() and not (there.is_dir() and not any(there.iterdir())):
+            raise UserError(f"workdir = {str(path)!r} holds {name!r} and no {CONFIG} of a run; {_ALLOWED}")
+
+
+def check_links(workdir: epath.PathLike, names: Sequence[str] = WRITTEN) -> None:
+    """Refuses links in the place of what a command writes in a work directory, and inside of it.
+
+    Args:
+      workdir: the folder; it may itself be a link.
+      names: of files and folders in it, "/" between folder and file.
+
+    Raises:
+      UserError: one of them is a link, or holds one, or lies in one.
+    """
+    if is_remote(workdir):
+        return
+    for name in names:
+        for parent in reversed(epath.Path(name).parents[:-1]):
+            check_no_link(epath.Path(workdir) / parent)
+        check_no_links(epath.Path(workdir) / name)
+
+
+def _is_run_config(path: epath.Path) -> bool:
+    try:
+        value = parse_json(path.read_bytes(), where=str(path))
+    except (UserError, IsADirectoryError):
+        return False
+    return isinstance(value, dict) and all(key in value for key in _KEYS)
+
+
+def _steps(path: epath.Path) -> list[int]:
+    """The steps of the checkpoints in a work directory."""
+    folder = path / CHECKPOINTS
+    return [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
+
+
+def _checked_resume(config: ConfigDict, path: epath.Path) -> bool:
+    """Whether there are checkpoints, which must then be of the same configuration."""
+    # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
+    steps, stored = _steps(path), path / CONFIG
+    if steps and stored.exists():
+        _as_begun(config, path)
+        changed = stored_difference(stored.read_text(encoding="utf-8"), config, trains=max(steps) < config.steps)
+        if changed:
+            raise UserError(f"{path} belongs to a run with another configuration: {'; '.join(changed)}")
+    return bool(steps)
+
+
+def _as_begun(config: ConfigDict, path: epath.Path) -> None:
+    """Has a run whose texts kept their format characters go on with them: its vocabularies may hold some."""
+    stored = (path / CONFIG).read_text(encoding="utf-8")
+    if config_from_json(stored, notify=False).data.format_characters == "kept":
+        with config.unlocked():
+            config.data.format_characters = "kept"
+
+
+@contextlib.contextmanager
+def _storage_errors(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"workdir = {str(path)!r}: cannot be written ({error.strerror or error})") from error
