@@ -15,6 +15,7 @@ Only commands have this (`python -m hra_jax.NAME`, see `starting.py`). In a note
 KeyboardInterrupt stays.
 """
 
+import atexit
 import contextlib
 import os
 import select
@@ -58,6 +59,13 @@ class _Watcher:
             signal.signal(number, self._in_main_thread)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        atexit.register(self._all_done)  # before all others, so that it is called last
+
+    @staticmethod
+    def _all_done() -> None:
+        # Python is about to take its handlers away, and takes a while for the rest: the status is that of the command.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
     def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
         # Python has written the number to the pipe already, unless a library has put another one in its place.

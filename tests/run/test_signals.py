@@ -194,3 +194,11 @@ def test_a_lock_is_given_up_by_a_command_that_a_signal_ends(command, tmp_path):
     running.send(signal.SIGINT)
     assert running.end()[0] == 130
     assert running.seconds < 3 and list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_after_the_end_of_a_command_does_not_change_its_status(command):
+    # Called when Python clears its modules, after its own handlers are gone.
+    slow = "def __del__(self, write=os.write, sleep=time.sleep): write(1, b'ready\\n'); sleep(1)"
+    running = command(f"class Slow:\n    {slow}\nslow = Slow()")
+    running.send(signal.SIGINT)
+    assert running.end() == (0, "", "")

@@ -1,0 +1,164 @@
+"""Ctrl-C ends every command within seconds, whatever it is doing, and the same command then ends well.
+
+HRA_INTERRUPTS=all interrupts each command at every moment; otherwise each has one moment of its own.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from reference import micro as world
+from reference import published
+
+from hra_jax.run.signals import INTERRUPTED
+
+LAUNCH = Path(__file__).resolve().parent.parent / "launch"
+MOMENTS = (4.0, 2.0, 6.0, 0.5, 8.0)  # seconds
+SECONDS = 5.0  # in which a command ends
+MARK = "HRA_TEST_FOLDER"  # a variable by which the processes of a command are known
+
+
+class Place:
+    """Where a command works, and what it works on."""
+
+    def __init__(self, micro: world.Micro, trained: world.Trained, folder: Path):
+        self.micro, self.trained, self.folder = micro, trained, folder
+        # Many steps, and a program that is compiled anew, so that there is something to interrupt.
+        config = micro.config(steps=60, checkpoint__every_steps=7, eval__suite=micro.suite("test"))
+        self.config = world.write_config(folder / "config.py", config)
+
+    def own(self, source: Path | str) -> str:
+        """A copy of a folder, for a command that changes it."""
+        copy = self.folder / Path(source).name
+        return str(copy if copy.exists() else shutil.copytree(source, copy))
+
+    @property
+    def adapter(self) -> str:
+        return self.own(self.trained.workdir / "adapter")
+
+
+def module(name: str, *words: str | Path) -> list[str]:
+    return [sys.executable, "-m", f"hra_jax.{name}", *map(str, words)]
+
+
+def train(place: Place, *words: str | Path) -> list[str]:
+    return module("train", "--config", place.config, "--workdir", place.folder / "W", *words)
+
+
+def add(place: Place, *more: str | Path) -> list[str]:
+    words = ("add", place.adapter, "dan", "--init", "mean", "--backbone", place.micro.backbone)
+    return module("tasks", *words, "--manifest", place.micro.data / "test.jsonl", "--steps", "20", *more)
+
+
+def convert(place: Place) -> list[str]:
+    source = place.folder / "published"
+    if not source.exists():
+        published.write(source, "parakeet")
+    return module("convert", "--source", source, "--output", place.folder / "backbone")
+
+
+def sweep(place: Place) -> list[str]:
+    words = ["--workdir", place.folder / "S", "--set", "seed=0,1", "--jobs", "2", "--", "--config", place.config]
+    return [sys.executable, *map(str, [LAUNCH / "sweep.py", *words])]
+
+
+def local(place: Place) -> list[str]:
+    words = ["--processes", "2", "--devices", "1", "--", *train(place, "--config.batch.multiple=2")[1:]]
+    return [sys.executable, *map(str, [LAUNCH / "local.py", *words])]
+
+
+def evaluate(place: Place) -> list[str]:
+    return module("evaluate", "--workdir", place.own(place.trained.workdir), "--suite", place.micro.suite("mixed"))
+
+
+def transcribe(place: Place) -> list[str]:
+    audio = sorted((place.micro.data / "audio").glob("test-*"))
+    words = ("--adapter", place.adapter, "--backbone", place.micro.backbone, "--task", "ann")
+    return module("transcribe", *words, *audio)
+
+
+def compare(place: Place) -> list[str]:
+    side = place.trained.workdir / "eval" / "test"
+    return module("compare", side, side)
+
+
+COMMANDS: dict[str, Callable[[Place], list[str]]] = {
+    "train": train,
+    "train by launch/local.py": local,
+    "launch/sweep.py": sweep,
+    "evaluate": evaluate,
+    "transcribe": transcribe,
+    "tasks add": add,
+    "tasks remove": lambda place: module("tasks", "remove", place.adapter, "ann", "--output", place.folder / "less"),
+    "tasks list": lambda place: module("tasks", "list", place.adapter),
+    "manifest make": lambda place: module(
+        "data.manifest", "make", place.micro.folder, "--output", place.folder / "made.jsonl"
+    ),
+    "manifest check": lambda place: module("data.manifest", "check", place.micro.data / "train.jsonl"),
+    "synthesize": lambda place: module(
+        "data.synthesize", "--set", "hard", "--scale", "0.3", "--output", place.folder / "spoken"
+    ),
+    "convert": convert,
+    "compare": compare,
+    "params": lambda place: module("params", "--config", place.config),
+    "aot": lambda place: module("aot", "--config", place.config, "--topology", "cpu-1"),
+    "config": lambda place: module("config"),
+}
+FINISHED = ("train", "train by launch/local.py", "launch/sweep.py", "tasks add", "synthesize", "convert")
+
+
+def left_behind(folder: Path) -> list[int]:
+    """The processes that a command has left."""
+    found, mark = [], f"{MARK}={folder}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def interrupt(words: list[str], env: dict[str, str], folder: Path, moment: float) -> int:
+    """Runs a command and interrupts it; its status, which is 0 where it was faster."""
+    with (folder / "out").open("w+") as out, (folder / "err").open("w+") as err:
+        process = subprocess.Popen(words, env=env, stdout=out, stderr=err, cwd=folder)
+        try:
+            process.wait(moment)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        try:
+            status = process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    errors = (folder / "err").read_text()
+    assert "Traceback" not in errors and "Segmentation" not in errors, errors
+    deadline = time.monotonic() + 2
+    while left_behind(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left_behind(folder) == []
+    print(f"after {moment} s: status {status}, {time.monotonic() - start:.1f} s later; {errors.splitlines()[-1:]}")
+    return status
+
+
+@pytest.mark.slow(minutes=0.3)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ctrl_c_ends_a_command_and_the_same_command_then_ends_well(name, micro, trained, command_env, tmp_path):
+    place = Place(micro, trained, tmp_path)
+    words = COMMANDS[name](place)
+    env = command_env | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), MARK: str(tmp_path)}
+    everything = os.environ.get("HRA_INTERRUPTS") == "all"
+    own = MOMENTS[list(COMMANDS).index(name) % len(MOMENTS)]
+    for moment in sorted(MOMENTS) if everything else [own]:
+        assert interrupt(words, env, tmp_path, moment) in (0, INTERRUPTED), (tmp_path / "err").read_text()
+    if everything or name in FINISHED:
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
