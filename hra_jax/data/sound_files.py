@@ -1,8 +1,10 @@
 """Sound files as blocks of samples: what is opened, which headers are believed, and how much is read at a time."""
 
 import contextlib
+import errno
 import functools
 import io
+import mmap
 import os
 import re
 import stat
@@ -22,10 +24,12 @@ from hra_jax.data.report import KINDS
 
 LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz
 REMOTE_SCHEMES = ("gs", "s3")
-_MOST_VALUES: Final = 2**31  # samples of all channels together that are read of one file: over three hours of stereo
+_MOST_VALUES: Final = 2**30  # samples of all channels together that are read of one file: over three hours of stereo
 _MOST_MPEG_BYTES: Final = 2**29
 _MPEG_LEAD: Final = 32 * 1152  # samples
 _BLOCK: Final = 2**20  # samples of all channels together
+# Of a file that is there: whoever mends the storage, or the permission, can read it.
+_AWAY: Final = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN}
 _UNKNOWN: Final = 2**62  # lengths from here on are not lengths; libsndfile has 2**63 - 1 for what it does not know
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -75,7 +79,7 @@ class _Unseeking(soundfile.SoundFile):
 
 
 class Sound:
-    """An audio file that is open for reading; use it in a `with` block.
+    """An audio file that is open for reading, once and forwards; use it in a `with` block.
 
     Attributes:
       rate: Hz, 2,000 to 768,000.
@@ -101,9 +105,12 @@ class Sound:
         self.frames: int | None = int(self._sound.frames) if self._sound.frames < _UNKNOWN else None
         with contextlib.ExitStack() as failing:
             failing.callback(self.close)
-            self._check()
-            if self._sound.format == "MP3":
-                self._count_mpeg()
+            self._check_rate()
+            with _named(self._path):
+                if self._sound.format == "MP3":
+                    self._count_mpeg()
+                elif self._sound.format == "OGG":
+                    self._check_ogg()
             failing.pop_all()
 
     def __enter__(self) -> "Sound":
@@ -151,7 +158,7 @@ class Sound:
             yield block
 
     def _open(self) -> soundfile.SoundFile:
-        try:
+        with _named(self._path):
             if self._content is None and is_remote(self._path):
                 self._content = _read_remote(self._path)
             head = _head_of_file(self._path) if self._content is None else self._content[:4]
@@ -160,15 +167,8 @@ class Sound:
             self._mpeg = mpeg.looks_like(head) or self._path.lower().endswith(".mp3")
             with _quiet(self._mpeg):
                 return _Unseeking(self._path if self._content is None else io.BytesIO(self._content))
-        except FileNotFoundError as error:
-            raise AudioError("missing_file", f"no file at {self._path}") from error
-        except AudioError:
-            raise
-        # soundfile has ValueError and TypeError for what it is told too little of, such as raw samples.
-        except (OSError, soundfile.SoundFileError, ValueError, TypeError) as error:
-            raise AudioError("undecodable_audio", one_line(error)) from error
 
-    def _check(self) -> None:
+    def _check_rate(self) -> None:
         if not LEAST_RATE <= self.rate <= MOST_RATE:
             allowed = f"{LEAST_RATE:,} to {MOST_RATE:,} Hz"
             raise AudioError("undecodable_audio", f"the sample rate is {self.rate:,} Hz; allowed: {allowed}")
@@ -190,6 +190,13 @@ class Sound:
             self._sound = self._open()
             self.frames = int(self._sound.frames)
 
+    def _check_ogg(self) -> None:
+        """Refuses streams that follow each other: libsndfile reads the first one, and says nothing."""
+        content = self._content
+        followed = _is_followed(self._path, _stamp(self._path)) if content is None else _goes_on(content)
+        if followed:
+            raise AudioError("undecodable_audio", "several Ogg streams follow each other; encode them as one")
+
     def _seek(self, start: int) -> None:
         # Frames of MPEG audio take bits from those before them, without which they are silent.
         first = max(0, start - _MPEG_LEAD) if self._mpeg else start
@@ -205,12 +212,24 @@ class Sound:
             left -= passed
 
     def _read(self, count: int) -> np.ndarray:
-        try:
-            with _quiet(self._mpeg):
-                found: np.ndarray = self._sound.read(count, dtype="float32", always_2d=True)
-        except (OSError, soundfile.SoundFileError) as error:
-            raise AudioError("undecodable_audio", one_line(error)) from error
+        with _named(self._path), _quiet(self._mpeg):
+            found: np.ndarray = self._sound.read(count, dtype="float32", always_2d=True)
         return found
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Turns what opening and reading a file raises into an AudioError."""
+    try:
+        yield
+    except AudioError:
+        raise
+    except FileNotFoundError as error:
+        raise AudioError("missing_file", f"no file at {path}") from error
+    # soundfile has ValueError and TypeError for what it is told too little of, such as raw samples.
+    except (OSError, soundfile.SoundFileError, ValueError, TypeError) as error:
+        away = isinstance(error, OSError) and error.errno in _AWAY
+        raise AudioError("unreachable_audio" if away else "undecodable_audio", one_line(error)) from error
 
 
 def one_line(error: BaseException) -> str:
@@ -252,22 +271,42 @@ def _storage_errors() -> tuple[type[Exception], ...]:
     return OSError, RuntimeError, ValueError, ImportError, *own
 
 
-# --- MPEG audio -------------------------------------------------------------------------------------------------------
-
-
 def _stamp(path: str) -> tuple[int, int, int]:
     found = os.stat(path)
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
+# --- Ogg --------------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(4096)
+def _is_followed(path: str, stamp: tuple[int, int, int]) -> bool:
+    del stamp  # with other content the file has another one
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _goes_on(content)
+
+
+def _goes_on(content: bytes | mmap.mmap) -> bool:
+    """Whether a stream begins after the pages of the first ones (RFC 3533, section 6)."""
+    at, begun = 0, False
+    while content[at : at + 4] == b"OggS" and len(content) >= at + 27:
+        begins = bool(content[at + 5] & 2)
+        if begins and begun:
+            return True
+        begun = begun or not begins
+        lacing = content[at + 27 : at + 27 + content[at + 26]]
+        at += 27 + len(lacing) + sum(lacing)
+    return False
+
+
+# --- MPEG audio -------------------------------------------------------------------------------------------------------
+
+
 def _read_mpeg(path: str) -> bytes:
-    try:
-        if os.stat(path).st_size > _MOST_MPEG_BYTES:
-            raise AudioError("too_long", f"more than {_MOST_MPEG_BYTES:,} bytes of MPEG audio")
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise AudioError("undecodable_audio", one_line(error)) from error
+    if os.stat(path).st_size > _MOST_MPEG_BYTES:
+        raise AudioError("too_long", f"more than {_MOST_MPEG_BYTES:,} bytes of MPEG audio")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 @functools.lru_cache(4096)

@@ -128,6 +128,14 @@ def _without_length(path):
     return str(path)
 
 
+def test_ogg_streams_that_follow_each_other_are_named_as_only_the_first_would_be_read(tmp_path):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.ogg", _noise(1.0), RATE)
+    (tmp_path / "both.ogg").write_bytes((tmp_path / "a.ogg").read_bytes() + (tmp_path / "b.ogg").read_bytes())
+    assert decode_file(str(tmp_path / "a.ogg"), RATE).size == RATE
+    assert _kind(tmp_path / "both.ogg") == "undecodable_audio"
+
+
 def test_a_flac_of_unknown_length_is_read_to_its_end(tmp_path):
     samples = _noise(3.0)
     soundfile.write(tmp_path / "known.flac", samples, RATE)
