@@ -4,6 +4,7 @@ Letters: B utterances, S samples, T encoder frames, V vocabulary.
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,9 +25,9 @@ from hra_jax.models import attention_parts, backbone_folder, ctc, dtypes
 from hra_jax.models.asr import AsrModel
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
-from hra_jax.tasks.names import BASE_TASK, check_name, unknown_task
+from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, check_name, unknown_task
 from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
-from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary, vocabulary_from_json
+from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary, vocabulary_from_json, vocabulary_of_outputs
 from hra_jax.training import placement
 
 Waveforms = Sequence[ArrayLike]  # each 1-D, mono, float samples
@@ -56,7 +57,7 @@ class Backbone:
         """Names the weights, the feature settings and the vocabulary; adapters refuse any other."""
         return self.files.fingerprint
 
-    @property
+    @functools.cached_property
     def vocabulary(self) -> Vocabulary:
         """The vocabulary of the CTC head."""
         return vocabulary_from_json(self.files.vocabulary)
@@ -100,8 +101,9 @@ def load_backbone(
     """
     computed = dtypes.compute_dtype(dtype)
     files = backbone_folder.load(location, verify=verify)
+    vocabulary_of_outputs(files.vocabulary, files.encoder.vocab_size, where=str(files.folder))
     if mesh is None:
-        flat = {name: jnp.asarray(files.tensors.read(name), computed) for name in files.tensors.names()}
+        flat = {name: jnp.asarray(files.read(name), computed) for name in files.tensors.names()}
         params = unflatten(flat, separator=".")
     else:
         shardings = placement.backbone_shardings(mesh, files.features, files.encoder)
@@ -227,6 +229,20 @@ class Model:
 
         tasks = tuple(task for task in self.tasks if task != name)
         return dataclasses.replace(self, rows=jax.tree.map(move_up, self.rows), tasks=tasks)
+
+    def mean(self) -> "Model":
+        """A model of one task, `__mean__`, whose parameters are the mean of those of all tasks.
+
+        Raises:
+          UserError: there is no task, or tasks write in vocabularies of their own, which have no mean.
+        """
+        if self.own is not None and self.own.shared is None:
+            raise UserError("tasks with vocabularies of their own have no mean; allowed: a task or __base__")
+        count = len(self.tasks)
+        if not count:
+            raise UserError(f"task {MEAN_TASK!r}: there is no task to take the mean of; allowed: {BASE_TASK!r}")
+        rows = jax.tree.map(lambda leaf: leaf[:count].mean(axis=0, keepdims=True), self.rows)
+        return dataclasses.replace(self, rows=rows, tasks=(MEAN_TASK,))
 
     def _row_number(self, name: str) -> int:
         if name == BASE_TASK:

@@ -18,6 +18,8 @@ where storage in the network does not answer, 130 after Ctrl-C.
 """
 
 import errno
+import functools
+import itertools
 import os
 import re
 import sys
@@ -44,6 +46,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 FLAGS = flags.FLAGS
 
 USER_ERROR = 2  # exit status
+_TRUTHS = ("true", "false", "t", "f", "yes", "no", "1", "0")
 _HELP = {"help", "helpshort", "helpfull", "helpxml", "?"}
 _CONFIG_HELP = (
     "Configuration: a ready-made name (such as quickstart) or the path of a file. Any of its keys can be overridden: "
@@ -68,6 +71,7 @@ def run(
     *,
     config_flag: bool = False,
     define_flags: Callable[[], None] | None = None,
+    takes_words: bool = False,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
     """Parses the command line, calls `main` and exits the process.
@@ -78,6 +82,7 @@ def run(
       config_flag: whether the command takes `--config NAME|PATH` with overrides `--config.key=value`. `FLAGS.config` is
         then the validated, locked ConfigDict.
       define_flags: defines the command's own flags.
+      takes_words: whether the command takes words that are no flags, such as names of files; if not, they are refused.
       argv: the command line, program name included; `sys.argv` where None.
 
     Raises:
@@ -93,7 +98,7 @@ def run(
             define_flags()
         if config_flag:
             argv = _define_config(argv)
-        app.run(main, argv=argv, flags_parser=_parse_flags)
+        app.run(main, argv=argv, flags_parser=functools.partial(_parse_flags, takes_words=takes_words))
     except KeyboardInterrupt:  # where it was not started as `python -m`; else see run/signals.py
         _fail("interrupted", status=INTERRUPTED, argv=argv)
     except flags.Error as error:
@@ -108,7 +113,7 @@ def run(
         _fail(reason, status=USER_ERROR, argv=argv)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str], *, takes_words: bool) -> list[str]:
     try:
         rest = FLAGS(argv)
     except flags.IllegalFlagValueError as error:
@@ -116,6 +121,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except SystemExit as stop:
         # absl ends with status 1 after it has printed the help that was asked for.
         raise SystemExit(0 if _flag_names(argv) & _HELP else stop.code) from None
+    _check_words(argv, rest[1:], allowed=takes_words)
+    if "workdir" in FLAGS and isinstance(FLAGS.workdir, str) and not FLAGS.workdir.strip():
+        raise UserError(f"--workdir={FLAGS.workdir!r}; allowed: the path of a folder")
     if FLAGS["verbosity"].using_default_value:
         # absl would show every INFO line of every library from here on.
         FLAGS["verbosity"].value = logging.WARNING
@@ -123,6 +131,25 @@ def _parse_flags(argv: list[str]) -> list[str]:
         renamed.settle(FLAGS.config)
         validate_config(FLAGS.config)
     return rest
+
+
+def _check_words(argv: Sequence[str], words: Sequence[str], *, allowed: bool) -> None:
+    """Refuses words that no flag takes, and values that stand apart from a flag that is on or off.
+
+    Args:
+      argv: the command line.
+      words: what is left of it without flags and their values.
+      allowed: whether the command takes words.
+    """
+    for before, word in itertools.pairwise(argv):
+        if before == "--" or word == "--":
+            break
+        name = before.lstrip("-")
+        name = name if name in FLAGS else name.removeprefix("no")
+        if before.startswith("-") and name in FLAGS and FLAGS[name].boolean and word.lower() in _TRUTHS:
+            raise UserError(f"{before} {word}: a value of this flag needs a '='; allowed: {before}={word}")
+    if words and not allowed:
+        raise UserError(f"{words[0]!r} belongs to no flag; allowed: --flag=value, or --flag value")
 
 
 def _illegal_value(message: str) -> str:

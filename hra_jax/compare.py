@@ -248,4 +248,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, define_flags=define_flags))
+    sys.exit(cli.run(main, define_flags=define_flags, takes_words=True))

@@ -11,15 +11,47 @@ import numpy as np
 from absl import flags
 
 from hra_jax import cli
+from hra_jax.adapters import adapter_folder
 from hra_jax.api import load_adapter, load_backbone
-from hra_jax.console import error_line, printable, tell
+from hra_jax.console import error_line, listed, printable, tell
 from hra_jax.data import audio
 from hra_jax.errors import UserError
 from hra_jax.run.jax_setup import setup_jax
-from hra_jax.tasks.names import BASE_TASK
+from hra_jax.tasks.descriptions import is_untrained
+from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 
 FLAGS = flags.FLAGS
 _TOGETHER = 16  # files decoded and recognised at a time
+
+
+def choose_task(adapter: str | None, task: str | None) -> tuple[str, str]:
+    """The task to recognise with, and a line that tells what the user may not know; '' for none.
+
+    Args:
+      adapter: folder of an exported adapter; None for the backbone alone.
+      task: what was asked for; None for nothing.
+
+    Raises:
+      UserError: nothing was asked for, and the adapter has other than one task.
+    """
+    if adapter is None:
+        return task or BASE_TASK, ""
+    entries = {entry["name"]: entry for entry in adapter_folder.read_adapter(adapter).tasks_json}
+    if task is None:
+        if len(entries) != 1:
+            others = f"{listed(entries, show=str)}, " if entries else ""
+            raise UserError(
+                f"--task is missing, and {adapter} has {len(entries)} tasks; allowed: {others}{MEAN_TASK} (the mean of "
+                f"all) or {BASE_TASK} (no adapter)"
+            )
+        (task,) = entries
+        notice = f"task {task!r}, the only one of {adapter}"
+    else:
+        notice = ""
+    if task in entries and is_untrained(entries[task]):
+        never = f"task {task!r} had no training step"
+        notice = f"{notice}; {never}" if notice else never
+    return task, notice
 
 
 def transcribe(
@@ -31,7 +63,7 @@ def transcribe(
       files: paths of audio files, any rate and number of channels.
       adapter: folder of an exported adapter; None for the backbone alone.
       backbone: folder of the backbone, or `builtin:NAME`.
-      task: a task of the adapter, or `__base__`.
+      task: a task of the adapter, `__mean__` for the mean of all, or `__base__` for none.
 
     Raises:
       UserError: an unknown task, or an adapter of another backbone; before any file is read.
@@ -41,6 +73,7 @@ def transcribe(
         raise UserError(f"task = {task!r} needs --adapter; without one only {BASE_TASK!r} is there")
     model = None if adapter is None else load_adapter(adapter, base)
     if model is not None:
+        model = model.mean() if task == MEAN_TASK else model
         model.vocabulary(task)  # an unknown task fails now
     for start in range(0, len(files), _TOGETHER):
         part = files[start : start + _TOGETHER]
@@ -64,7 +97,9 @@ def define_flags() -> None:
     """The flags of this command."""
     flags.DEFINE_string("adapter", None, "Folder of an exported adapter; without it the backbone alone is used.")
     flags.DEFINE_string("backbone", "builtin:tiny", "Folder of the backbone, or builtin:NAME.")
-    flags.DEFINE_string("task", BASE_TASK, "Task of the adapter; __base__ for none.")
+    flags.DEFINE_string(
+        "task", None, "Task of the adapter, __mean__ or __base__; may be left out where the adapter has one task."
+    )
     flags.DEFINE_bool("json", False, "JSON Lines on stdout: audio_filepath, text, task; or error.")
 
 
@@ -74,11 +109,14 @@ def main(argv: Sequence[str]) -> int:
     if not files:
         raise UserError("no audio file given; usage: --adapter DIR --task NAME a.wav b.flac ...")
     setup_jax()
+    task, notice = choose_task(FLAGS.adapter, FLAGS.task)
+    if notice:
+        tell(notice, to=sys.stderr)
     failed = 0
-    for file, text, error in transcribe(files, adapter=FLAGS.adapter, backbone=FLAGS.backbone, task=FLAGS.task):
+    for file, text, error in transcribe(files, adapter=FLAGS.adapter, backbone=FLAGS.backbone, task=task):
         failed += error is not None
         if FLAGS.json:
-            found = {"text": text, "task": FLAGS.task} if error is None else {"error": error}
+            found = {"text": text, "task": task} if error is None else {"error": error}
             tell(json.dumps({"audio_filepath": file, **found}, ensure_ascii=False))
         elif error is None:
             tell("\t".join(printable(part, most=None) for part in (file, text)))
@@ -88,4 +126,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, define_flags=define_flags))
+    sys.exit(cli.run(main, define_flags=define_flags, takes_words=True))

@@ -5,6 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+
+from hra_jax import cli
+from hra_jax.errors import UserError
 
 COMMAND = '''
 """A command for the test."""
@@ -48,7 +52,8 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags=define_flags, config_flag="--do" not in " ".join(sys.argv))
+    config_flag, takes_words = "--do" not in " ".join(sys.argv), "b.wav" in sys.argv
+    cli.run(main, define_flags=define_flags, config_flag=config_flag, takes_words=takes_words)
 '''
 
 
@@ -105,6 +110,10 @@ def test_overrides_of_every_type_reach_the_command_with_positional_arguments(cal
         (["--config=base", "--config.log=2"], ["unknown config key 'log'"]),
         (["--config=base", "--wrkdir=w"], ["wrkdir", "workdir"]),
         ([], ["--config", "quickstart"]),
+        (
+            ["--config=base", "--config.data.strict", "False"],
+            ["--config.data.strict False: a value of this flag needs a '='; allowed: --config.data.strict=False"],
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line_that_names_it_and_status_2(call, args, told):
@@ -125,10 +134,39 @@ def test_a_wrong_command_line_is_one_line_that_names_it_and_status_2(call, args,
     ],
 )
 def test_keys_of_earlier_versions_are_taken_with_a_line_for_each(call, words, told):
-    done = call("--workdir=w", "--config=base", *words, "a.wav")
-    assert done.returncode == 0 and done.stdout.startswith("['a.wav'] "), done.stderr
+    done = call("--workdir=w", "--config=base", *words, "b.wav")
+    assert done.returncode == 0 and done.stdout.startswith("['b.wav'] "), done.stderr
     assert done.stderr.splitlines() == [f"config.{line}" for line in told]
     assert (" best " in done.stdout) == ("--config.export.from=best" in words)
+
+
+@pytest.mark.parametrize("takes_words", [False, True])
+def test_words_that_belong_to_no_flag_are_refused_unless_the_command_takes_words(monkeypatch, takes_words):
+    values = flags.FlagValues()
+    monkeypatch.setattr(cli, "FLAGS", values)
+    for name in ("strict", "verbosity"):
+        flags.DEFINE_bool(name, False, "", flag_values=values)
+    flags.DEFINE_string("workdir", "w", "", flag_values=values)
+
+    def left(*words: str) -> list[str]:
+        values.unparse_flags()
+        return cli._parse_flags(["command", *words], takes_words=takes_words)[1:]
+
+    assert left("--strict", "--workdir", "b", "--strict=false") == []
+    for value in ("False", "true", "0", "no"):
+        with pytest.raises(UserError, match=f"--strict {value}: .* allowed: --strict={value}"):
+            left("--strict", value)
+    with pytest.raises(UserError, match="--nostrict 1"):
+        left("--nostrict", "1")
+    for folder in ("", " "):
+        with pytest.raises(UserError, match=f"--workdir='{folder}'; allowed: the path of a folder"):
+            left("--workdir", folder)
+    values["workdir"].value = "w"
+    if takes_words:
+        assert left("--workdir=w", "a.wav", "--strict", "b.wav", "--", "False") == ["a.wav", "b.wav", "False"]
+        return
+    with pytest.raises(UserError, match="'a.wav' belongs to no flag; allowed: --flag=value"):
+        left("--workdir=w", "a.wav", "--strict")
 
 
 def test_a_missing_required_flag_is_named(call):

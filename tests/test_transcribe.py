@@ -1,17 +1,24 @@
 """Audio files to text."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 import soundfile
+from etils import epath
 from reference import micro as world
 
 import hra_jax
+from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.data.audio import decode_file
 from hra_jax.errors import UserError
-from hra_jax.transcribe import transcribe
+from hra_jax.tasks import commands, library
+from hra_jax.transcribe import choose_task, transcribe
 
 pytestmark = pytest.mark.optimised  # runs here are compared with commands, which are optimised
 
@@ -72,6 +79,45 @@ def test_a_wrong_task_is_told_before_any_file_is_read(micro, trained):
         next(transcribe(["nothing.wav"], adapter=adapter, backbone=micro.backbone, task="bop"))
     with pytest.raises(UserError, match="task = 'bob' needs --adapter"):
         next(transcribe(["nothing.wav"], adapter=None, backbone=micro.backbone, task="bob"))
+
+
+def test_the_mean_of_all_tasks_is_a_task(files, micro, trained):
+    adapter = str(trained.workdir / "adapter")
+    ((_, text, error),) = transcribe(files[0][:1], adapter=adapter, backbone=micro.backbone, task="__mean__")
+    assert text is not None and error is None
+    model = hra_jax.load_adapter(adapter, hra_jax.load_backbone(micro.backbone))
+    rows = [model.row(name) for name in model.tasks]
+    mean = model.mean()
+    for expected, leaf in zip(
+        jax.tree.leaves(jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *rows)),
+        jax.tree.leaves(mean.row("__mean__")),
+        strict=True,
+    ):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-6)
+    assert mean.tasks == ("__mean__",)
+
+
+def test_without_a_task_the_only_one_is_taken_and_said_and_of_several_one_is_asked_for(trained, tmp_path):
+    adapter = str(trained.workdir / "adapter")
+    told = "--task is missing, and .* has 3 tasks; allowed: ann, bob, cy, __mean__ .* or __base__"
+    with pytest.raises(UserError, match=told):
+        choose_task(adapter, None)
+    assert choose_task(adapter, "bob") == ("bob", "") and choose_task(None, None) == ("__base__", "")
+    assert choose_task(adapter, "__mean__") == ("__mean__", "")
+    shutil.copytree(adapter, tmp_path / "one")
+    for name in ("ann", "cy"):
+        commands.remove(str(tmp_path / "one"), name)
+    assert choose_task(str(tmp_path / "one"), None) == ("bob", f"task 'bob', the only one of {tmp_path / 'one'}")
+
+
+def test_a_task_that_had_no_step_is_told_by_transcribe_and_by_tasks_list(trained, tmp_path, capsys):
+    exported, adapter = read_adapter(trained.workdir / "adapter"), str(tmp_path / "adapter")
+    entries = [entry | ({"step": 0} if entry["name"] == "bob" else {}) for entry in exported.tasks_json]
+    library.write(epath.Path(adapter), dataclasses.replace(exported, tasks_json=entries))
+    assert choose_task(adapter, "bob") == ("bob", "task 'bob' had no training step")
+    assert choose_task(adapter, "ann") == ("ann", "")
+    commands.list_tasks(adapter)
+    assert "without a training step: 'bob'" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from hra_jax import cli
 from hra_jax.console import stdout, table
 from hra_jax.convert import families
 from hra_jax.convert.conversion import Report, convert
-from hra_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -56,8 +55,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Converts what the flags name and prints the report."""
-    if argv[1:]:
-        raise UserError(f"{argv[1]!r} is no flag of this command; allowed: --source, --output, --dtype, --name, ...")
+    del argv
     report = convert(
         FLAGS.source, FLAGS.output, dtype=FLAGS.dtype, name=FLAGS.name, keep_batch_norm=FLAGS.keep_batch_norm
     )

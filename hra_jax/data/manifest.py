@@ -336,4 +336,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags=_define_flags)
+    cli.run(main, define_flags=_define_flags, takes_words=True)

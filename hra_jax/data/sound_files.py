@@ -24,7 +24,7 @@ from hra_jax.storage import remote
 
 LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz
 REMOTE_SCHEMES = ("gs", "s3")
-_MOST_VALUES: Final = 2**31  # samples of all channels together that are read of one file: over three hours of stereo
+_MOST_VALUES: Final = 2**30  # samples of all channels together that are read of one file: over three hours of stereo
 _MOST_MPEG_BYTES: Final = 2**29
 _MPEG_LEAD: Final = 32 * 1152  # samples
 _BLOCK: Final = 2**20  # samples of all channels together

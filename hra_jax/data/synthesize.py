@@ -28,8 +28,7 @@ def _define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Renders what the flags say and prints the table."""
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; everything is given by flags")
+    del argv
     if (values.set is None) == (values.speakers is None):
         raise UserError(f"give either --set ({', '.join(SETS)}) or --speakers FILE")
     own = speakers_from_json(values.speakers) if values.speakers else None

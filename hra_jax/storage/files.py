@@ -200,7 +200,7 @@ class GrowingFile:
         self._remote = is_remote(path)
         self._content = bytearray(content) if self._remote else bytearray()
         self._uploaded = time.monotonic()
-        self._handle: IO[bytes] | None = None if self._remote else _opened_to_grow(self._path)
+        self._handle: IO[bytes] | None = None if self._remote else open_to_grow(self._path)
 
     def write(self, data: bytes) -> None:
         """Adds bytes; readers see them after `flush`. Raises OSError."""
@@ -230,7 +230,13 @@ class GrowingFile:
             self._handle.close()
 
 
-def _opened_to_grow(path: epath.Path) -> IO[bytes]:
+def open_to_grow(path: epath.PathLike) -> IO[bytes]:
+    """Opens a file of this machine to add to it; it is made where it is absent.
+
+    Raises:
+      UserError: it is a link.
+      OSError: it cannot be written, or is no regular file.
+    """
     check_no_link(path)
     # Who puts a link or a pipe there after the check is refused by the two flags.
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)

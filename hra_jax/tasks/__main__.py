@@ -6,4 +6,4 @@ from hra_jax import cli
 from hra_jax.tasks.commands import define_flags, main
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, define_flags=define_flags))
+    sys.exit(cli.run(main, define_flags=define_flags, takes_words=True))

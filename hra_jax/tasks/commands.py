@@ -117,6 +117,9 @@ def list_tasks(adapter: str, *, json: str | None = None) -> None:
     _print_header(console, adapter, found)
     header = ("task", "row", "step", "WER", "parameters", "norm")
     console.print(table(header, [_cells(entry) for entry in found["tasks"]]))
+    untrained = [entry["name"] for entry in found["tasks"] if descriptions.is_untrained(entry)]
+    if untrained:
+        say(console, f"without a training step: {listed(untrained)}")
     if json is not None:
         write_file(json, json_text(found))
 

@@ -18,6 +18,11 @@ def norm(tree: Mapping[str, Any]) -> float:
     return math.sqrt(sum(float(np.sum(np.square(leaf.astype(np.float64)))) for leaf in leaves))
 
 
+def is_untrained(entry: Mapping[str, Any]) -> bool:
+    """Whether a task of tasks.json had no step: it was never drawn, or was added as zero without recordings."""
+    return entry.get("step") == 0 and entry.get("init", "zero") == "zero"
+
+
 def describe(exported: ExportedAdapter) -> dict[str, Any]:
     """What the adapter is, and each of its tasks, as JSON values.
 
