@@ -17,6 +17,7 @@ KeyboardInterrupt stays.
 
 import atexit
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -34,6 +35,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 PREEMPTED = 75  # exit status (EX_TEMPFAIL): the command was told to stop; the same command goes on
 
 _PATIENCE_SECONDS = 3.0  # for what is being written, and for the step in the loop; the user is promised 5
+_FAREWELL_SECONDS = 1.5  # for other processes of the run to be told
 _LAST_WORDS_SECONDS = 0.5  # for what is still to be printed: nobody may be reading
 
 
@@ -154,6 +156,14 @@ def sigterm_says(note: str) -> Iterator[None]:
         _watcher.note = earlier
 
 
+_before_end: list[Callable[[int], None]] = []
+
+
+def before_end(action: Callable[[int], None]) -> None:
+    """Has `action` called with the exit status before a signal ends the process."""
+    _before_end.append(action)
+
+
 def end(status: int, note: str, stream: object) -> NoReturn:
     """Ends the process from any thread: half-written files are cleared away, `note` is printed, nothing is unwound.
 
@@ -164,6 +174,8 @@ def end(status: int, note: str, stream: object) -> NoReturn:
     """
     _in_time(writing.clear_away)
     _in_time(_flush)
+    for action in _before_end:
+        _in_time(functools.partial(action, status), _FAREWELL_SECONDS)
     _say(note, 1 if stream is sys.stdout else 2)
     os._exit(status)
 
@@ -183,8 +195,8 @@ def _say(line: str, descriptor: int = 2) -> None:
     _in_time(write)
 
 
-def _in_time(action: Callable[[], None]) -> None:
+def _in_time(action: Callable[[], None], seconds: float = _LAST_WORDS_SECONDS) -> None:
     """Calls it, and goes on where it takes too long."""
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
-    thread.join(_LAST_WORDS_SECONDS)
+    thread.join(seconds)
