@@ -1,4 +1,4 @@
-"""The error that a user's input can cause, and texts of others as they may be shown."""
+"""The errors that a user's input can cause, and texts of others as they may be shown."""
 
 import unicodedata
 
@@ -48,3 +48,7 @@ class UserError(ValueError):
     def __init__(self, message: object = ""):
         """Takes the message."""
         super().__init__(one_line(message))
+
+
+class DamagedError(UserError):
+    """Stored data is not what was stored: the message names the file, or the array in it, and what is wrong."""

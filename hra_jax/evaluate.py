@@ -16,7 +16,7 @@ from hra_jax.config.keys import group
 from hra_jax.errors import UserError
 from hra_jax.run import processes
 from hra_jax.run.jax_setup import setup_jax
-from hra_jax.run.saving import open_checkpoints, restore
+from hra_jax.run.saving import open_checkpoints, restore_step
 from hra_jax.run.scoring import data_report, score, suite_weights
 from hra_jax.run.stages import prepare
 from hra_jax.run.workdirs import DATA_REPORT, EVALUATIONS, check_links, named
@@ -46,8 +46,8 @@ def evaluate(
     with data_report(workdir, strict=config.data.strict, keep=True) as report:
         run = prepare(config, workdir, report, suite_dir=data_dir, render=False)
         with open_checkpoints(run, group(config, "checkpoint"), read_only=True) as checkpoints:
-            number = checkpoints.resolve(int(step) if str(step).isdigit() else step)
-            restore(run, checkpoints, number, weights_only=True)
+            wanted = int(step) if str(step).isdigit() else step
+            number, _ = restore_step(run, checkpoints, wanted, weights_only=True)
         test = run.layout.test
         assert test is not None, "the configuration names the suite"
         return score(run, test, suite_weights(run, test), step=number, bootstrap=config.eval.bootstrap)

@@ -27,7 +27,7 @@ from hra_jax.run import processes
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, as_stored, export
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import Run
-from hra_jax.run.saving import open_checkpoints, restore, save
+from hra_jax.run.saving import open_checkpoints, restore, restore_newest, save
 from hra_jax.run.scoring import (
     accounting,
     attempt,
@@ -110,14 +110,14 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
 
 
 def _restore_or_start(run: Run, checkpoints: Checkpoints, *, steps_before: int) -> dict[str, Any] | None:
-    """Restores the last checkpoint; returns its data position, None for a run that begins.
+    """Restores the newest checkpoint that is whole; returns its data position, None for a run that begins.
 
     Args:
       run: the run.
       checkpoints: its checkpoints.
       steps_before: how many steps it was to have when it was last started.
     """
-    position = restore(run, checkpoints, "last") if checkpoints.latest_step() is not None else None
+    position = restore_newest(run, checkpoints)[1] if checkpoints.latest_step() is not None else None
     start, steps = int(run.state.step), run.settings.steps
     _announce(run, start)
     if start > steps:

@@ -13,6 +13,7 @@ from reference import micro as world
 
 from hra_jax import evaluate
 from hra_jax.errors import UserError
+from hra_jax.storage.checksums import of_json
 from hra_jax.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.optimised  # adapters that act are told from those that do not by the last bit
@@ -58,7 +59,10 @@ def test_the_selection_suite_can_be_scored_like_any_other(workdir, micro):
 
 
 def test_last_best_and_a_number_name_the_checkpoint_that_is_scored(workdir, micro, scored, trained):
-    (workdir / "checkpoints" / "2" / "metrics" / "metrics").write_text('{"wer_macro": 0.25}')
+    stored = workdir / "checkpoints" / "2" / "checksums" / "metadata"
+    found = json.loads(stored.read_text()) | {"metrics": {"wer_macro": 0.25}}
+    found["self"] = of_json({name: value for name, value in found.items() if name != "self"})
+    stored.write_text(json.dumps(found))
     for step in ("last", "best", "1", 2):
         evaluate.evaluate(workdir, micro.suite("test"), step=step)
     assert list(scored) == [4, 2, 1]

@@ -1,14 +1,18 @@
 """Which parts of a run a checkpoint gets, and how a run takes them back; training/checkpoints.py stores them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import jax
 
 from hra_jax.adapters import initial
 from hra_jax.adapters.base import no_parameters
+from hra_jax.console import tell
+from hra_jax.errors import DamagedError, UserError
 from hra_jax.run.place import Run
 from hra_jax.storage import locks
-from hra_jax.training import train_state
-from hra_jax.training.checkpoints import Checkpoints, CheckpointSettings
+from hra_jax.training import checksums, train_state
+from hra_jax.training.checkpoints import Checkpoints, CheckpointSettings, Rows
 
 
 def fingerprint(run: Run) -> dict[str, Any]:
@@ -31,6 +35,7 @@ def open_checkpoints(run: Run, settings: CheckpointSettings, *, read_only: bool 
         keep_best=settings.keep_best,
         every_steps=settings.every_steps,
         fingerprint=fingerprint(run),
+        finite=True,
         read_only=read_only,
     )
 
@@ -74,8 +79,14 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
 
     Returns:
       The data position; {} with `weights_only`.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is of another run.
+      DamagedError: it is damaged, or holds what is not finite; the run must then take another one or be given up.
     """
     number = checkpoints.resolve(step)
+    if not checkpoints.has_checksums(number):
+        _say(f"checkpoint {number} has no checksums, as it is of an earlier version: it is used as it is")
     position: dict[str, Any] = {}
     state = train_state.without_bank(run.state)
     if weights_only:
@@ -84,12 +95,61 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     else:
         state, position, run.best = checkpoints.restore(number, state)
     run.state = run.bank.restart(state, run.state)
-    for ids, rows in checkpoints.rows(number, "bank"):
+    for ids, rows in _finite_rows(checkpoints, number, "bank"):
         whole = {name: no_parameters() | rows[name] for name in ("tasks", "mu", "nu")}
         run.state = run.bank.put(run.state, ids, whole | {"count": rows["count"]})
     run.best_rows.clear()
-    for ids, rows in checkpoints.rows(number, "best"):
+    for ids, rows in _finite_rows(checkpoints, number, "best"):
         run.best_rows.put(ids, no_parameters() | rows)
     run.bank.saved()
     run.best_rows.saved()
     return position
+
+
+def restore_step(
+    run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only: bool = False
+) -> tuple[int, dict[str, Any]]:
+    """`restore_newest` for the step 'last', and `restore` for all others; returns what `restore_newest` does."""
+    if step == "last":
+        return restore_newest(run, checkpoints, weights_only=weights_only)
+    number = checkpoints.resolve(step)
+    return number, restore(run, checkpoints, number, weights_only=weights_only)
+
+
+def restore_newest(run: Run, checkpoints: Checkpoints, *, weights_only: bool = False) -> tuple[int, dict[str, Any]]:
+    """Puts the newest checkpoint that is whole into the run; those that are damaged are told of and passed over.
+
+    Args:
+      run: the run.
+      checkpoints: its checkpoints; the next save deletes those that were passed over.
+      weights_only: as for `restore`.
+
+    Returns:
+      (its step, its data position).
+
+    Raises:
+      UserError: there is no checkpoint, all of them are damaged, or it is of another run.
+    """
+    while True:
+        number = checkpoints.resolve("last")
+        try:
+            return number, restore(run, checkpoints, number, weights_only=weights_only)
+        except DamagedError as error:
+            older = [step for step in checkpoints.all_steps() if step < number]
+            if not older:
+                raise UserError(f"{error}; there is no other checkpoint") from error
+            checkpoints.pass_over(number)
+            _say(f"{error}; going on from checkpoint {older[-1]}")
+
+
+def _finite_rows(checkpoints: Checkpoints, step: int, log: str) -> Iterator[Rows]:
+    for ids, rows in checkpoints.rows(step, log):
+        name = checksums.not_finite(rows)
+        if name is not None:
+            raise DamagedError(f"{checkpoints.directory}: checkpoint {step}: {log}/{name} holds NaN or infinite values")
+        yield ids, rows
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        tell(line)

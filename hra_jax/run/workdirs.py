@@ -121,10 +121,8 @@ def check_ours(workdir: epath.PathLike) -> None:
       UserError: config.json is no run's; or there is none, and something else has a name that a run writes.
     """
     path = epath.Path(workdir)
-    if not path.exists():
-        return
     if not path.is_dir():
-        raise UserError(f"workdir = {str(path)!r} is a file; {_ALLOWED}")
+        return
     if (path / CONFIG).exists():
         if not _is_run_config(path / CONFIG):
             raise UserError(f"workdir = {str(path)!r} holds a {CONFIG} that is no configuration of a run; {_ALLOWED}")

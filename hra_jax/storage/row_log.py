@@ -29,7 +29,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from hra_jax.errors import UserError
+from hra_jax.errors import DamagedError, UserError
 from hra_jax.storage.files import replaced_name, write_file
 from hra_jax.storage.json_files import parse_json
 from hra_jax.storage.safetensors import DTYPES, TensorEntry, dtype_name, read_header, to_bytes
@@ -199,7 +199,7 @@ class RowLog:
     def _file(self, segment: str) -> epath.Path:
         # The lists come from files: no name may lead out of the directory.
         if not isinstance(segment, str) or not _SEGMENT.fullmatch(segment):
-            raise UserError(f"{self.directory}: {segment!r:.80} is not the name of a segment")
+            raise DamagedError(f"{self.directory}: {segment!r:.80} is not the name of a segment")
         return self.directory / f"{segment}{_SUFFIX}"
 
     def _index(self, segment: str) -> _Index:
@@ -387,6 +387,8 @@ def _length(file: epath.Path) -> int:
     """Bytes of a file."""
     try:
         return int(file.stat().length)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{file}: the segment is missing: {_reason(error)}") from error
     except OSError as error:
         raise UserError(f"{file}: the segment is missing: {_reason(error)}") from error
 
@@ -401,9 +403,9 @@ def _read_header(stream: IO[bytes], length: int, file: epath.Path) -> dict[str, 
         if tensors[_IDS].dtype != np.int64 or any(tensor.shape[:1] != rows for tensor in tensors.values()):
             raise ValueError(f"not all tensors have {list(rows)} rows")
     except KeyError as error:
-        raise UserError(f"{file}: the segment is damaged: its header lacks {error}") from error
+        raise DamagedError(f"{file}: the segment is damaged: its header lacks {error}") from error
     except (TypeError, ValueError) as error:
-        raise UserError(f"{file}: the segment is damaged: {' '.join(str(error).split())}") from error
+        raise DamagedError(f"{file}: the segment is damaged: {' '.join(str(error).split())}") from error
     return tensors
 
 
@@ -412,7 +414,7 @@ def _read_tensor(stream: IO[bytes], path: str, tensor: _Tensor, file: epath.Path
     stream.seek(tensor.entry.start, os.SEEK_SET)
     content = stream.read(size)
     if len(content) != size or _crc(path, tensor, content) != tensor.crc:
-        raise UserError(f"{file}: the segment is damaged: {path} is not what was written")
+        raise DamagedError(f"{file}: the segment is damaged: {path} is not what was written")
     return np.frombuffer(content, tensor.dtype).reshape(tensor.shape)
 
 

@@ -6,6 +6,11 @@
                      run       JSON: what the run must agree on (the fingerprint)
                      rows      JSON: for each log of rows the list of its segments that hold the state of this step
                      metrics   JSON: {'wer_macro': ...}, where the step was evaluated
+                     checksums JSON: of every array of the state and of every JSON value; shapes, dtypes, metrics
+                     files.json  checksums of all these files, on local disks, for hra_jax.verify
+
+Whatever is restored is compared with its checksum, and what differs is a DamagedError: training/checksums.py says how
+arrays that are split over processes, and restored on another mesh, have one. Checkpoints of 0.1.0 have none.
 
 A step directory appears under its name only when everything in it is written, so a process killed at any moment leaves
 the last complete checkpoint as the last one. The frozen backbone is never in a checkpoint: the fingerprint names it.
@@ -14,13 +19,15 @@ the last complete checkpoint as the last one. The frozen backbone is never in a 
                               save before, so its cost does not grow with the tasks that stayed as they were
 """
 
+import concurrent.futures
 import dataclasses
+import gc
 import json
 import logging
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, cast
 
@@ -29,19 +36,30 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from hra_jax.config.settings import check_settings, integer, setting
-from hra_jax.console import error_line
-from hra_jax.errors import UserError
+from hra_jax.console import error_line, tell
+from hra_jax.errors import DamagedError, UserError
 from hra_jax.storage import writing
-from hra_jax.storage.json_files import check_fields, parse_json
+from hra_jax.storage.checksums import write_listing
+from hra_jax.storage.json_files import check_fields
 from hra_jax.storage.row_log import RowLog
-from hra_jax.training.sharding import leaf_name
+from hra_jax.training import checksums
+from hra_jax.training.stored_checkpoint import (
+    CHECKSUMS,
+    ITEMS,
+    METRIC,
+    StoredCheckpoint,
+    checksums_of,
+    leaf_kinds,
+    plain,
+    reason,
+)
 
 Rows = tuple[np.ndarray, dict[str, Any]]  # numbers of rows [n], and a tree of numpy rows [n, ...]
 
-METRIC = "wer_macro"  # the lower the better
 LOGS = ("bank", "best")  # rows of the task bank as they train, and those of each task's best step
 
 # What Orbax and TensorStore raise when storage fails; TensorStore reports I/O errors as ValueError.
@@ -53,7 +71,9 @@ class CheckpointSettings:
     """The keys `checkpoint.*`."""
 
     every_steps: int = setting(200, integer(1), "steps; the first checkpoint is always at step 1")
-    keep_latest: int = setting(1, integer(1), "newest checkpoints that are kept")
+    keep_latest: int = setting(
+        2, integer(1), "newest checkpoints that are kept; a run goes on from the one before where the newest is damaged"
+    )
     keep_best: int = setting(
         1, integer(0), "checkpoints with the lowest macro word error rate on eval.select_suite that are kept besides"
     )
@@ -67,6 +87,13 @@ class _Manager(ocp.CheckpointManager):  # type: ignore[misc]  # Orbax has no typ
         # Orbax also asks from its background thread, with the older step that it is writing. That would turn back the
         # step counter on which the processes agree where to stop (training/preemption.py). Here only the guard asks.
         return False
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        # Orbax reads the metrics of all checkpoints when it opens their directory: one that is damaged would be the end
+        # of every start.
+        return StoredCheckpoint(epath.Path(self.directory) / str(step)).metrics()
+
+    _get_metrics = metrics
 
 
 class _AlreadyRaised(logging.Filter):
@@ -95,6 +122,7 @@ class Checkpoints:
         keep_best: int,
         every_steps: int,
         fingerprint: Mapping[str, Any] | None = None,
+        finite: bool = False,
         read_only: bool = False,
     ):
         """Opens the directory, makes it if need be, and clears away what a killed process left half-written.
@@ -106,6 +134,7 @@ class Checkpoints:
           every_steps: steps from one checkpoint to the next, at least 1.
           fingerprint: what a checkpoint and this run must agree on, JSON: stored with each checkpoint and compared
             before anything is restored. None stores an empty one and compares nothing.
+          finite: whether numbers that are not finite are neither saved nor restored.
           read_only: for a process that reads while a run may be writing, an evaluation: nothing is made or deleted.
 
         Raises:
@@ -116,8 +145,11 @@ class Checkpoints:
         # epath's resolve() would take gs:// for a relative path; TensorStore wants local paths absolute.
         self.directory = path if path.is_absolute() else path.resolve()
         self._every = settings.every_steps
-        self._fingerprint = None if fingerprint is None else _plain(fingerprint, "fingerprint")
-        self._read_only = read_only
+        self._fingerprint = None if fingerprint is None else plain(fingerprint, "fingerprint")
+        self._finite, self._read_only = finite, read_only
+        self._damaged: set[int] = set()  # checkpoints that are passed over
+        self._stored: dict[int, StoredCheckpoint] = {}
+        self._tree = ocp.PyTreeCheckpointHandler()
         self._writing: int | None = None
         self._begun = -1  # of storage/writing.py
         self._segments: dict[int, dict[str, list[str]]] = {}  # by step, of the logs
@@ -136,7 +168,7 @@ class Checkpoints:
                 handler_registry=_handlers(),
             )
         except OSError as error:
-            raise UserError(f"{self.directory}: checkpoints cannot be kept here: {_reason(error)}") from error
+            raise UserError(f"{self.directory}: checkpoints cannot be kept here: {reason(error)}") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -183,23 +215,32 @@ class Checkpoints:
           Whether a save was started.
 
         Raises:
-          UserError: this save or the one before could not be written. Complete checkpoints are still there.
+          UserError: this save or the one before could not be written, or with `finite`, a number is not. Complete
+            checkpoints are still there.
         """
         if not (force or self.due(step)) or step in self.all_steps():
             return False
         score = None if metrics is None else float(metrics[METRIC])
+        scores = {METRIC: score} if score is not None and math.isfinite(score) else None
         self.wait()
+        self._drop_damaged()
+        sums = checksums.of_tree(state)
+        self._check_finite(step, sums, rows or {})
         self._begun = writing.begin(patience=writing.Patience.ANY)  # until `wait`
         segments = self._append(step, rows or {})
-        items = {"position": position, "best": best, "run": self._fingerprint or {}, "rows": segments}
         # Orbax writes JSON in the background: a copy, so that the caller may go on changing its own.
-        items = {name: ocp.args.JsonSave(_plain(item, name)) for name, item in items.items()}
+        items = {"position": position, "best": best, "run": self._fingerprint or {}, "rows": segments}
+        items = {name: plain(item, name) for name, item in items.items()}
+        items[CHECKSUMS] = checksums_of(step, items, state, sums, metrics=scores)
         self._writing = step
         try:
             self._manager.save(
                 step,
-                args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), **items),
-                metrics={METRIC: score} if score is not None and math.isfinite(score) else None,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state),
+                    **{name: ocp.args.JsonSave(item) for name, item in items.items()},
+                ),
+                metrics=scores,
                 force=True,
             )
         except _STORAGE_ERRORS as error:
@@ -219,18 +260,14 @@ class Checkpoints:
           back (tuples are lists, keys are strings).
 
         Raises:
-          UserError: there is no such checkpoint, its fingerprint or a leaf's shape or dtype differs, or it is damaged.
+          UserError: there is no such checkpoint, its fingerprint or a leaf's shape or dtype differs.
+          DamagedError: it is damaged; every process raises it.
         """
         number = self.resolve(step)
         self._check_fingerprint(number)
         self._check_leaves(number, abstract_state, whole=True)
-        restored = self._read(
-            number,
-            state=_restore_args(abstract_state),
-            position=ocp.args.JsonRestore(),
-            best=ocp.args.JsonRestore(),
-        )
-        return restored.state, restored.position, restored.best
+        state = self._read_state(number, _restore_args(abstract_state))
+        return state, self._of(number).item("position"), self._of(number).item("best")
 
     def restore_part(self, step: int | str, abstract_part: dict[str, Any]) -> dict[str, Any]:
         """Restores some leaves only, such as `{'trainable': ...}` for an evaluation without the optimizer state.
@@ -241,7 +278,36 @@ class Checkpoints:
         number = self.resolve(step)
         self._check_fingerprint(number)
         self._check_leaves(number, abstract_part, whole=False)
-        return cast("dict[str, Any]", self._read(number, state=_restore_args(abstract_part, partial=True)).state)
+        return cast("dict[str, Any]", self._read_state(number, _restore_args(abstract_part, partial=True)))
+
+    def pass_over(self, step: int) -> None:
+        """Takes a checkpoint for damaged: it is none of those that there are, and the next save deletes it."""
+        self._damaged.add(step)
+
+    def has_checksums(self, step: int) -> bool:
+        """Whether a checkpoint can be compared with what was saved; those of 0.1.0 cannot."""
+        return self._of(step).checksums() is not None
+
+    def _drop_damaged(self) -> None:
+        """Deletes the checkpoints that were passed over, now that there are newer ones to come."""
+        for step in sorted(self._damaged):
+            self._manager.delete(step)
+            self._segments.pop(step, None)
+            self._stored.pop(step, None)
+        self._damaged.clear()
+
+    def _check_finite(self, step: int, sums: Mapping[str, checksums.Checksum], rows: Mapping[str, Rows]) -> None:
+        """Refuses what is not finite, before anything is written."""
+        if not self._finite:
+            return
+        names = [name for name, found in sums.items() if not found.finite]
+        names += [f"{log}/{name}" for log, (_, tree) in rows.items() if (name := checksums.not_finite(tree))]
+        if names:
+            latest = self.latest_step()
+            left = "there is no earlier one" if latest is None else f"the last complete one is {latest}"
+            raise UserError(
+                f"{self.directory}: checkpoint {step} was not written: {names[0]} holds NaN or infinite values; {left}"
+            )
 
     def _append(self, step: int, rows: Mapping[str, Rows]) -> dict[str, list[str]]:
         """Writes changed rows; the lists of segments that hold the state of this step, by log."""
@@ -257,25 +323,25 @@ class Checkpoints:
 
     def _segments_of(self, step: int) -> dict[str, list[str]]:
         if step not in self._segments:
-            # Not through Orbax, where all processes would have to ask at once.
-            file = self.directory / str(step) / "rows" / "metadata"
-            try:
-                stored = parse_json(file.read_bytes(), where=str(file))
-                self._segments[step] = check_fields(stored, dict.fromkeys(LOGS, list), where=str(file))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{self.directory}: checkpoint {step} cannot be read: {_reason(error)}") from error
+            where = f"{self.directory / str(step) / 'rows' / 'metadata'}"
+            self._segments[step] = check_fields(self._of(step).item("rows"), dict.fromkeys(LOGS, list), where=where)
         return self._segments[step]
+
+    def _of(self, step: int) -> StoredCheckpoint:
+        if step not in self._stored:
+            self._stored[step] = StoredCheckpoint(self.directory / str(step))
+        return self._stored[step]
 
     def rows(self, step: int | str, log: str) -> Iterator[Rows]:
         """The rows of a log as they were at a step, each once: (ids [n], tree of numpy rows [n, ...]), part by part.
 
-        Rows that have never changed are in no log. Raises UserError where a file of the log is missing or damaged.
+        Rows that have never changed are in no log. Raises DamagedError where a file of the log is missing or damaged.
         """
         return self._logs[log].read(self._segments_of(self.resolve(step))[log])
 
     def fingerprint(self, step: int | str) -> dict[str, Any]:
         """The fingerprint that was stored with a checkpoint."""
-        return cast("dict[str, Any]", self._read(self.resolve(step), run=ocp.args.JsonRestore()).run)
+        return self._of(self.resolve(step)).item("run")
 
     def resolve(self, step: int | str) -> int:
         """The number of a checkpoint that exists; `step` is a number, 'last' or 'best'.
@@ -284,7 +350,10 @@ class Checkpoints:
           UserError: there is none; the message lists those that there are.
         """
         if self._read_only:
-            self._manager.reload()  # the run may have gone on
+            # The run may have gone on, or back.
+            self._manager.reload()
+            self._stored.clear()
+            self._segments.clear()
         else:
             self.wait()
         steps = self.all_steps()
@@ -304,15 +373,16 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest checkpoint, one being written included; None if there is none."""
-        return cast("int | None", self._manager.latest_step())
+        return max(self.all_steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The checkpoint of lowest `wer_macro`; None if none was evaluated."""
-        return cast("int | None", self._manager.best_step())
+        """The checkpoint of lowest `wer_macro`, of equal ones the newer; None if none was evaluated."""
+        scores = [(found[METRIC], -step) for step in self.all_steps() if (found := self.metrics(step))]
+        return -min(scores)[1] if scores else None
 
     def all_steps(self) -> list[int]:
-        """Steps of all checkpoints, one being written included, ascending."""
-        return sorted(self._manager.all_steps())
+        """Steps of all checkpoints, one being written included, ascending, but for those that are passed over."""
+        return sorted(set(self._manager.all_steps()) - self._damaged)
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """What `save` was given as metrics for a step; None if it was not evaluated."""
@@ -331,11 +401,31 @@ class Checkpoints:
         finally:
             writing.end(self._begun)
         if self._writing is not None and jax.process_index() == 0:
+            self._list_files(self._writing)
+            self._collect()
+        self._writing = None
+
+    def _list_files(self, step: int) -> None:
+        """Writes the checksums of the files of a complete checkpoint."""
+        folder = self.directory / str(step)
+        if "://" in os.fspath(folder) or not folder.exists():
+            return  # they would have to come back over the network; the arrays have their own
+        try:
+            write_listing(folder)
+        except OSError as error:
+            tell(f"{folder}: no checksums of files ({reason(error)})", to=sys.stderr)
+
+    def _collect(self) -> None:
+        """Deletes segments of rows that no checkpoint holds."""
+        try:
             # Only now are the checkpoints that this one replaces gone for good.
             kept = [self._segments_of(step) for step in self.all_steps()]
-            for name, log in self._logs.items():
-                log.collect(segments[name] for segments in kept)
-        self._writing = None
+        except UserError as error:
+            # Whatever that one held is kept.
+            tell(f"{error}; no rows are deleted", to=sys.stderr)
+            return
+        for name, log in self._logs.items():
+            log.collect(segments[name] for segments in kept)
 
     def close(self) -> None:
         """Completes the save in flight and lets go of all threads. Raises UserError like `wait`."""
@@ -353,13 +443,43 @@ class Checkpoints:
             self._manager.reload()
             latest = self.latest_step()
         left = "there is no earlier one" if latest is None else f"the last complete one is {latest}"
-        return UserError(f"{self.directory}: checkpoint {step} could not be written ({_reason(error)}); {left}")
+        return UserError(f"{self.directory}: checkpoint {step} could not be written ({reason(error)}); {left}")
 
-    def _read(self, step: int, **args: Any) -> Any:
+    def _read_state(self, step: int, args: ocp.args.PyTreeRestore) -> Any:
+        """Arrays of the state, compared with their checksums; a collective."""
+        failure = None
+        # Orbax reads all arrays at once. Where one fails it leaves the others half-read, and Python would print a trace
+        # for each of them.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda what: None
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**args))
-        except (*_STORAGE_ERRORS, KeyError) as error:
-            raise UserError(f"{self.directory}: checkpoint {step} cannot be read: {_reason(error)}") from error
+            # Not through the manager, which waits for processes that found damage and are gone.
+            state, error = _attempt(lambda: self._tree.restore(self.directory / str(step) / "state", args=args))
+            if error is not None:
+                failure = self._of(step).damage(f"state: {reason(error)}", error=error)
+                del error
+                gc.collect()
+        finally:
+            sys.unraisablehook = hook
+        self._agree(step, failure)
+        stored = self._of(step).checksums()
+        for name, found in checksums.of_tree(state).items():
+            if stored is not None and stored["state"][name][1] != found.value:
+                raise self._of(step).damage(f"{name} is not what was saved")
+            if self._finite and not found.finite:
+                raise self._of(step).damage(f"{name} holds NaN or infinite values")
+        return state
+
+    def _agree(self, step: int, failure: UserError | None) -> None:
+        """Raises in every process where one of them has failed."""
+        if jax.process_count() > 1:
+            # Damage, or trouble that may pass, which counts for more: nothing is then to be passed over.
+            kind = 0 if failure is None else 1 if isinstance(failure, DamagedError) else 2
+            worst = int(multihost_utils.process_allgather(np.array([kind], np.int32)).max())
+            if worst and kind != worst:
+                text = f"{self.directory}: checkpoint {step} cannot be read by another process of this run"
+                failure = DamagedError(text) if worst == 1 else UserError(text)
+        if failure is not None:
+            raise failure
 
     def _check_fingerprint(self, step: int) -> None:
         if self._fingerprint is None:
@@ -372,11 +492,15 @@ class Checkpoints:
 
     def _check_leaves(self, step: int, abstract: Any, *, whole: bool) -> None:
         """Compares names, shapes and dtypes first: Orbax would cast dtypes without a word."""
-        try:
-            stored = _leaves(self._manager.item_metadata(step)["state"].tree)
-        except (*_STORAGE_ERRORS, KeyError, AttributeError) as error:
-            raise UserError(f"{self.directory}: checkpoint {step} cannot be read: {_reason(error)}") from error
-        wanted = _leaves(abstract)
+        sums = self._of(step).checksums()
+        if sums is not None:
+            stored = {name: kind for name, (kind, _) in sums["state"].items()}
+        else:
+            metadata, error = _attempt(lambda: self._tree.metadata(self.directory / str(step) / "state"))
+            if error is not None:
+                raise self._of(step).damage(f"state: {reason(error)}", error=error)
+            stored = leaf_kinds(metadata.tree)
+        wanted = leaf_kinds(abstract)
         names = list(wanted) + ([name for name in stored if name not in wanted] if whole else [])
         for name in names:
             there, here = stored.get(name, "absent"), wanted.get(name, "absent")
@@ -384,6 +508,17 @@ class Checkpoints:
                 raise UserError(
                     f"{self.directory}: checkpoint {step} is of another run: {name} is {there} there, but {here} here"
                 )
+
+
+def _attempt(work: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """What Orbax reads, or else what it raised: damage makes many things of its parsers, of no common kind."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        error = future.exception()
+    if error is None:
+        return future.result(), None
+    # What Orbax wraps says more than it does.
+    return None, error if isinstance(error, _STORAGE_ERRORS) else error.__cause__ or error
 
 
 def _options(keep_latest: int, keep_best: int, *, read_only: bool) -> ocp.CheckpointManagerOptions:
@@ -410,7 +545,7 @@ def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
     tree, text = ocp.PyTreeCheckpointHandler(), ocp.JsonCheckpointHandler()
     for args in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
         registry.add("state", args, tree)
-    for name in ("position", "best", "run", "rows"):
+    for name in (*ITEMS, CHECKSUMS):
         for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
             registry.add(name, args, text)
     return registry
@@ -424,30 +559,3 @@ def _restore_args(abstract: Any, *, partial: bool = False) -> ocp.args.PyTreeRes
     item = jax.tree.map(struct, abstract)
     args = ocp.checkpoint_utils.construct_restore_args(item)
     return ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=partial)
-
-
-def _leaves(tree: Any) -> dict[str, str]:
-    """{'trainable/tasks/kernel': 'float32[6, 64, 144]'} of a tree of arrays, shapes or Orbax's metadata."""
-    # Orbax gives dicts and lists for whatever containers were saved; the names along the path stay the same.
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {leaf_name(path): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves}
-
-
-def _plain(value: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A copy through JSON."""
-    try:
-        return cast("dict[str, Any]", json.loads(json.dumps(value)))
-    except TypeError as error:
-        raise TypeError(f"{name} must be JSON: {error}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The cause of a storage error in a few words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = str(error)
-    # TensorStore nests paths and operations around the one thing that helps.
-    number = re.search(r"os_error_code='(\d+)'", text)
-    if number:
-        return os.strerror(int(number.group(1)))
-    return (text.splitlines() or [type(error).__name__])[0][:300]

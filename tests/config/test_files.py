@@ -242,7 +242,7 @@ def test_difference_lists_both_values_outside_of_what_may_change():
     assert config_difference(old, new) == []
     new.steps = 999
     new.eval.every_steps = 7
-    new.checkpoint.keep_latest = 2
+    new.checkpoint.keep_latest = 3
     new.profile.start_step = 3
     new.mesh.fsdp = 2
     new.distributed.heartbeat_seconds = 5

@@ -76,7 +76,7 @@ def test_a_folder_without_a_name_and_a_file_are_refused(tmp_path, config):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="workdir = ''; allowed"):
         claimed(config, "")
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="cannot be written"):
         claimed(config, tmp_path / "file")
 
 

@@ -154,7 +154,7 @@ def test_neither_the_newest_nor_the_best_is_ever_deleted(tmp_path):
 def test_a_score_that_is_not_a_number_is_never_the_best(tmp_path):
     with open_checkpoints(tmp_path) as checkpoints:
         for step, wer in ((1, 0.5), (2, float("nan")), (3, 0.6)):
-            save(checkpoints, step, wer=wer)
+            save(checkpoints, step, wer=wer, best={})
         assert checkpoints.all_steps() == [1, 3]
         assert checkpoints.resolve("best") == 1
 

@@ -1,0 +1,125 @@
+"""Checksums of stored files: of JSON values, and of all files of a folder.
+
+    FOLDER/files.json   {"files": {"a/b": [bytes, CRC-32]}, "crc32": of the rest}
+
+A CRC-32 finds every damaged run of up to 32 bits, and all but one in four billion other damages. It is no protection
+against people: exported adapters have SHA-256 for what comes from elsewhere.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from typing import IO, Any
+
+from etils import epath
+
+from hra_jax.errors import DamagedError, UserError
+from hra_jax.storage.files import write_file
+from hra_jax.storage.json_files import check_fields, read_json
+
+LISTING = "files.json"
+_PIECE = 1 << 20  # bytes that are read at a time
+_THREADS = 4  # zlib and hashlib let others run meanwhile
+
+
+def of_json(value: object) -> int:
+    """The CRC-32 of a JSON value, however it is written."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def sha256(file: epath.PathLike, *, told: Callable[[int], object] = lambda count: None) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits.
+
+    Args:
+      file: the file.
+      told: called with the number of bytes of each piece that has been read.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with epath.Path(file).open("rb") as stream:
+        for piece in _pieces(stream):
+            digest.update(piece)
+            told(len(piece))
+    return digest.hexdigest()
+
+
+def _pieces(stream: IO[bytes]) -> Iterable[bytes]:
+    while piece := stream.read(_PIECE):
+        yield piece
+
+
+def of_file(file: epath.PathLike, *, told: Callable[[int], object] = lambda count: None) -> tuple[int, int]:
+    """Bytes and CRC-32 of a file's content; arguments and errors as `sha256`."""
+    count = crc = 0
+    with epath.Path(file).open("rb") as stream:
+        for piece in _pieces(stream):
+            count, crc = count + len(piece), zlib.crc32(piece, crc)
+            told(len(piece))
+    return count, crc
+
+
+def files_of(folder: epath.PathLike, *, but: Iterable[str] = (LISTING,)) -> list[str]:
+    """The files of a local folder and of the folders in it, as sorted paths `a/b`; `but` names some to leave out."""
+    folder = os.fspath(folder)
+    found = []
+    for parent, _, names in os.walk(folder):
+        found += [os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/") for name in names]
+    return sorted(set(found) - set(but))
+
+
+def write_listing(folder: epath.PathLike) -> None:
+    """Writes `files.json` of a complete local folder. Raises OSError."""
+    folder, names = epath.Path(folder), files_of(folder)
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        found = dict(zip(names, map(list, pool.map(lambda name: of_file(folder / name), names)), strict=True))
+    write_file(folder / LISTING, json.dumps({"files": found, "crc32": of_json(found)}) + "\n", durable=False)
+
+
+def check_listing(
+    folder: epath.PathLike, *, told: Callable[[int], object] = lambda count: None
+) -> list[tuple[str, str]] | None:
+    """Compares a folder with its `files.json`.
+
+    Args:
+      folder: a local folder.
+      told: called with the bytes of each piece that has been read.
+
+    Returns:
+      (file, what is wrong with it) of each file that is not as it was; None where there is no `files.json`.
+    """
+    folder = epath.Path(folder)
+    if not (folder / LISTING).exists():
+        return None
+    try:
+        recorded = _listed(folder)
+    except UserError as error:
+        return [(LISTING, str(error).removeprefix(f"{folder / LISTING}: "))]
+    faults, present = [], set(files_of(folder))
+    for name in sorted(present | recorded.keys()):
+        if name not in present:
+            faults.append((name, "is missing"))
+        elif name not in recorded:
+            faults.append((name, "was added later"))
+        else:
+            try:
+                count, crc = of_file(folder / name, told=told)
+            except OSError as error:
+                faults.append((name, f"cannot be read ({error.strerror or error})"))
+                continue
+            if count != recorded[name][0]:
+                faults.append((name, f"has {count:,} bytes in place of {recorded[name][0]:,}"))
+            elif crc != recorded[name][1]:
+                faults.append((name, "is not what was written"))
+    return faults
+
+
+def _listed(folder: epath.Path) -> dict[str, list[int]]:
+    content: Any = check_fields(read_json(folder / LISTING), {"files": dict, "crc32": int}, where=f"{folder / LISTING}")
+    if content["crc32"] != of_json(content["files"]):
+        raise DamagedError(f"{folder / LISTING}: is not what was written")
+    return dict(content["files"])

@@ -1,0 +1,229 @@
+"""Damaged checkpoints: what is flipped, cut, emptied or gone is found and named, or changes nothing that comes back.
+
+HRA_FLIPS=200 flips so many bits, spread over all files; HRA_SEED chooses them.
+"""
+
+import os
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hra_jax.errors import DamagedError, UserError
+from hra_jax.storage import checksums as file_checksums
+from hra_jax.training import checksums, sharding
+from hra_jax.training.checkpoints import Checkpoints
+from hra_jax.training.stored_checkpoint import StoredCheckpoint
+
+FLIPS = int(os.environ.get("HRA_FLIPS", "40"))
+SEED = int(os.environ.get("HRA_SEED", "0"))
+
+# Files whose damage changes nothing that comes back, and why. What hra_jax.verify says of a checkpoint names them too.
+HARMLESS = {
+    "commit_success.txt": "only tells that a folder is complete; its name does that too",
+    "_sharding": "a run says itself where its arrays lie",
+    "_CHECKPOINT_METADATA": "a list of what is in the checkpoint, and times",
+    "state/_METADATA": "names and shapes, which the checksums and the run hold too",
+    "metrics/metrics": "the checksums hold the same",
+    "array_metadatas": "the sizes of pieces, which the arrays' own headers hold too",
+    "ocdbt.process_0": "what one process wrote before all of it was merged; where data still lies there, it is checked",
+    "files.json": "of hra_jax.verify alone",
+}
+
+
+def state_of(step):
+    kernel = jnp.asarray(np.random.default_rng(step).standard_normal((64, 48)), jnp.float32)
+    return {"step": jnp.int32(step), "shared": {"kernel": kernel, "bias": jnp.full(48, step, jnp.bfloat16)}}
+
+
+def rows_of(step):
+    ids = np.arange(step, step + 4)
+    return ids, {"tasks": {"head": np.random.default_rng(step).standard_normal((len(ids), 5)).astype(np.float32)}}
+
+
+def opened(folder, **changes):
+    usual = {"keep_latest": 2, "keep_best": 1, "every_steps": 1, "finite": True, "fingerprint": {"backbone": "abc"}}
+    return Checkpoints(folder, **(usual | changes))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Checkpoints 1 and 2."""
+    folder = tmp_path_factory.mktemp("whole") / "checkpoints"
+    with opened(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(
+                step,
+                state_of(step),
+                position={"consumed": step, "waiting": [[0, 5], [1, 7]]},
+                best={"macro": {"wer": 0.5, "step": step}},
+                rows={"bank": rows_of(step)},
+                metrics={"wer_macro": 0.5 / step},
+                force=True,
+            )
+    return folder
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
+
+
+def content(folder, step=2):
+    """All that a run takes from a checkpoint, as bytes and JSON; the errors of damage go on."""
+    with opened(folder, read_only=True) as checkpoints:
+        state, position, best = checkpoints.restore(step, state_of(0))
+        arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+        rows = [(ids.tolist(), tree["tasks"]["head"].tobytes()) for ids, tree in checkpoints.rows(step, "bank")]
+        return arrays, position, best, rows, checkpoints.metrics(step), checkpoints.resolve("best")
+
+
+def damages(path, generator, flips):
+    """(what is done, damaged content or None for no file) of one file."""
+    found = path.read_bytes()
+    yield "gone", None
+    yield "emptied", b""
+    yield "cut", found[: len(found) // 2]
+    for _ in range(flips):
+        place, bit = generator.randrange(len(found)), generator.randrange(8)
+        yield f"bit {bit} of byte {place}", found[:place] + bytes([found[place] ^ 1 << bit]) + found[place + 1 :]
+
+
+def test_every_damage_of_every_file_is_named_or_changes_nothing(copy):
+    generator, expected = random.Random(SEED), content(copy)
+    step = [f"2/{name}" for name in file_checksums.files_of(copy / "2", but=())]
+    files = step + [f"rows/bank/{name}" for name in file_checksums.files_of(copy / "rows" / "bank")]
+    found = 0
+    for name in files:
+        before = (copy / name).read_bytes()
+        for what, after in damages(copy / name, generator, -(-FLIPS // len(files))):
+            (copy / name).unlink() if after is None else (copy / name).write_bytes(after)
+            try:
+                same = content(copy) == expected
+                assert same, f"{name}, {what}: something else came back, without a word"
+                harmless = any(part in name for part in HARMLESS)
+                assert harmless or what not in ("gone", "emptied", "cut"), f"{name}, {what}: was not noticed"
+            except UserError as error:
+                assert isinstance(error, DamagedError), f"{name}, {what}: {error}"
+                assert "\n" not in str(error) and str(copy) in str(error), f"{name}, {what}: {error}"
+                assert "checkpoint 2" in str(error) or "rows/bank/" in str(error), f"{name}, {what}: {error}"
+                found += 1
+            # One damaged checkpoint does not stop a start, and the other one is whole.
+            with opened(copy, read_only=True) as checkpoints:
+                assert int(checkpoints.restore(1, state_of(0))[0]["step"]) == 1
+            (copy / name).write_bytes(before)
+    print(f"{len(files)} files, {found} damages found")
+    assert found > 3 * len(files) // 4
+
+
+def test_every_flip_of_every_file_of_a_checkpoint_is_in_its_listing(copy):
+    folder, generator = copy / "2", random.Random(SEED)
+    assert file_checksums.check_listing(folder) == []
+    for name in file_checksums.files_of(folder, but=()):
+        before = (folder / name).read_bytes()
+        for what, after in damages(folder / name, generator, 5):
+            (folder / name).unlink() if after is None else (folder / name).write_bytes(after)
+            faults = file_checksums.check_listing(folder)
+            if name == "files.json":
+                assert faults is None or faults == [] or faults[0][0] == name
+                assert faults or what == "gone" or after.strip() == before.strip(), what
+            else:
+                assert faults is not None and [fault[0] for fault in faults] == [name], f"{name}, {what}"
+            (folder / name).write_bytes(before)
+
+
+def test_a_checkpoint_that_is_passed_over_is_deleted_by_the_next_save_and_may_be_saved_again(copy):
+    (copy / "2" / "position" / "metadata").write_text('{"consumed": 3, "waiting": [[0, 5], [1, 7]]}')
+    with opened(copy) as checkpoints:
+        with pytest.raises(DamagedError, match=r"checkpoint 2 cannot be read: position/metadata is not what was writ"):
+            checkpoints.restore("last", state_of(0))
+        checkpoints.pass_over(2)
+        assert (checkpoints.all_steps(), checkpoints.resolve("last"), checkpoints.best_step()) == ([1], 1, 1)
+        assert (copy / "2").exists()
+        checkpoints.save(2, state_of(7), position={}, best={}, rows={"bank": rows_of(3)}, force=True)
+        state, position, _ = checkpoints.restore("last", state_of(0))
+        assert (int(state["step"]), position) == (7, {})
+        assert [ids.tolist() for ids, _ in checkpoints.rows(2, "bank")][-1] == list(range(3, 7))
+    assert sorted(path.name for path in copy.iterdir() if path.name.isdigit()) == ["1", "2"]
+
+
+def test_what_is_not_finite_is_neither_saved_nor_restored(tmp_path):
+    good, bad = state_of(1), state_of(2)
+    bad["shared"]["kernel"] = bad["shared"]["kernel"].at[3, 4].set(jnp.nan)
+    ids, tree = rows_of(1)
+    tree["tasks"]["head"][1, 1] = np.inf
+    empty = {"position": {}, "best": {}, "force": True}
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(1, good, **empty)
+        with pytest.raises(
+            UserError, match=r"checkpoint 2 was not written: shared/kernel holds NaN.*complete one is 1"
+        ):
+            checkpoints.save(2, bad, **empty)
+        with pytest.raises(UserError, match=r"checkpoint 2 was not written: bank/tasks/head holds NaN or infinite"):
+            checkpoints.save(2, good, rows={"bank": (ids, tree)}, **empty)
+        assert checkpoints.all_steps() == [1]
+    with opened(tmp_path, finite=False) as checkpoints:
+        checkpoints.save(3, bad, **empty)
+    with opened(tmp_path) as checkpoints, pytest.raises(DamagedError, match="shared/kernel holds NaN or infinite"):
+        checkpoints.restore(3, state_of(0))
+
+
+def test_checkpoints_without_checksums_are_restored_and_known_to_have_none(copy):
+    shutil.rmtree(copy / "2" / "checksums")
+    with opened(copy, read_only=True) as checkpoints, pytest.raises(DamagedError, match="checksums/metadata"):
+        checkpoints.has_checksums(2)
+    listed = copy / "2" / "_CHECKPOINT_METADATA"
+    listed.write_bytes(listed.read_bytes().replace(b'"checksums"', b'"something"'))
+    with opened(copy, read_only=True) as checkpoints:
+        assert not checkpoints.has_checksums(2) and checkpoints.has_checksums(1)
+        assert int(checkpoints.restore(2, state_of(0))[0]["step"]) == 2
+        assert checkpoints.metrics(2) == {"wer_macro": 0.25}  # of Orbax's own file
+
+
+def test_an_array_has_the_same_checksum_on_every_mesh_and_any_other_array_another(monkeypatch):
+    generator = np.random.default_rng(SEED)
+    array = generator.standard_normal((16, 8, 6)).astype(np.float32)
+    expected = checksums.of_tree({"x": array})["x"]
+    assert expected.finite
+    monkeypatch.setattr(checksums, "_is_near", lambda leaf: False)  # as on TPUs
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    for axes in (("embed", None, None), (None, "embed", None), (None, None, None)):
+        placed = jax.device_put(array, sharding.sharding_for(mesh, axes))
+        assert checksums.of_tree({"x": placed})["x"] == expected
+    monkeypatch.undo()
+    seen = {expected.value}
+    for _ in range(200):
+        other = array.copy()
+        word = other.view(np.uint32).reshape(-1)
+        word[generator.integers(word.size)] ^= np.uint32(1 << generator.integers(31))
+        seen.add(checksums.of_tree({"x": other})["x"].value)
+    swapped = array[::-1].copy()
+    signs = array.copy()
+    signs[0, 0, :2] *= -1  # two top bits, which cancel in a plain sum
+    seen |= {checksums.of_tree({"x": other})["x"].value for other in (swapped, signs)}
+    assert len(seen) >= 200  # two flips may be the same one
+
+
+def test_large_arrays_are_hashed_in_parts_as_they_are_whole(monkeypatch):
+    array = np.random.default_rng(SEED).standard_normal(5000).astype(np.float32)
+    for dtype in (np.float32, np.float64, np.float16, np.int8, np.bool_):
+        converted = array.astype(dtype)
+        expected = checksums.of_tree([converted])
+        with monkeypatch.context() as patch:
+            patch.setattr(checksums, "_BLOCK", 64)
+            patch.setattr(checksums, "_RANGE", 1000)
+            patch.setattr(checksums, "_SMALL", 0)
+            assert checksums.of_tree([converted]) == expected
+
+
+def test_the_metrics_of_a_checkpoint_outlive_damage_of_their_file(copy):
+    (copy / "2" / "metrics" / "metrics").write_bytes(b"\x00")
+    assert StoredCheckpoint(copy / "2").metrics() == {"wer_macro": 0.25}
+    (copy / "2" / "checksums" / "metadata").write_bytes(b"{")
+    assert StoredCheckpoint(copy / "2").metrics() is None
+    with opened(copy) as checkpoints:
+        assert checkpoints.best_step() == 1
