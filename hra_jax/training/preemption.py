@@ -32,8 +32,8 @@ class PreemptionGuard:
 
     Where `jax.distributed` is initialised, its own handler keeps SIGTERM (ours would take the signal away from it), and
     the processes agree on one step, soon after, at which `requested` is True in all of them. Ctrl-C in any process
-    starts the same agreement. A command passes SIGTERM on to that handler within the loop alone; in other programs the handler
-    cannot be removed, and later SIGTERMs have no effect.
+    starts the same agreement. A command passes SIGTERM on to that handler within the loop alone; in other programs the
+    handler cannot be removed, and later SIGTERMs have no effect.
 
     Python handles signals between two bytecodes: a long compilation is finished first. Only the main thread can install
     handlers; elsewhere the guard notes nothing by itself.
