@@ -152,7 +152,6 @@ def test_storage_that_is_away_for_one_process_ends_both_with_the_status_that_say
     world.write_manifest(tmp_path / "train.jsonl", rows)
     config = micro.config(**SETTINGS | dict(steps=100_000), data__dir=str(tmp_path))
     words = [TRAIN, "--config", world.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "W"]
-    gcs_storage.clear()
     gcs_storage.fail()
     env = command_env | gcs_storage.environment | {"HRA_STORAGE_SECONDS": "0"}
     with launching.Launched(words, folder=tmp_path / "ended", env=env, processes=2, devices=1) as launched:

@@ -14,6 +14,7 @@ a process that fails tells the others its status and leaves (`leave`), and they 
 not tell, as after kill -9, the heartbeat of jax ends them.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import hashlib
@@ -146,24 +147,32 @@ def initialize(*, heartbeat_seconds: int, resumable: bool = True) -> None:
     # ends a run that is not resumable.
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", resumable)
-    if here is None:
-        if not _found_by_jax(heartbeat_seconds):
+    with signals.sigterm_is_taken():
+        if not _join(here, heartbeat_seconds):
             return
-    else:
-        try:
-            # Nothing is left to be detected, and jax would otherwise look for clusters to complete what it was given.
-            jax.distributed.initialize(
-                *here, heartbeat_timeout_seconds=heartbeat_seconds, cluster_detection_method="deactivate"
-            )
-        except jax.errors.JaxRuntimeError as error:
-            raise UserError(
-                f"coordinator_address = {here.coordinator_address!r}: process {here.process_id} did not find the "
-                f"{here.num_processes} processes of the run together there ({_first_line(error)})"
-            ) from error
     cli.before_failing(leave)
     signals.before_end(_tell)
     sys.excepthook = _then_leave(sys.excepthook)
-    threading.Thread(target=_watch, name="other processes", daemon=True).start()
+    watch = threading.Thread(target=_watch, name="other processes", daemon=True)
+    watch.start()
+    atexit.register(_stop_watching, watch)
+
+
+def _join(here: Member | None, heartbeat_seconds: int) -> bool:
+    """Joins the processes, which jax must find where `here` says nothing; whether there are any."""
+    if here is None:
+        return _found_by_jax(heartbeat_seconds)
+    try:
+        # Nothing is left to be detected, and jax would otherwise look for clusters to complete what it was given.
+        jax.distributed.initialize(
+            *here, heartbeat_timeout_seconds=heartbeat_seconds, cluster_detection_method="deactivate"
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"coordinator_address = {here.coordinator_address!r}: process {here.process_id} did not find the "
+            f"{here.num_processes} processes of the run together there ({_first_line(error)})"
+        ) from error
+    return True
 
 
 def _found_by_jax(heartbeat_seconds: int) -> bool:
@@ -251,6 +260,12 @@ def _watch() -> None:
         if not _leaving.wait(_OWN_WORDS_SECONDS):
             _tell(int(status))
             signals.end(int(status), f"process {number} ended with status {status}, and so does this one", sys.stderr)
+
+
+def _stop_watching(watch: threading.Thread) -> None:
+    """Waits for a thread that asks the other processes: Python aborts where one is in C++ when it ends."""
+    _leaving.set()
+    watch.join()
 
 
 def _then_leave(hook: Callable) -> Callable:
