@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -209,6 +210,43 @@ def test_sigterm_before_the_first_step_ends_a_training_within_seconds(while_it, 
     assert (tmp_path / "out").read_text().endswith("stopped by SIGTERM; the same command goes on\n")
     saved = tmp_path / "W" / "checkpoints"
     assert not saved.exists() or not any(path.name.isdigit() for path in saved.iterdir())
+
+
+@pytest.mark.slow(minutes=0.4)
+@pytest.mark.parametrize("when", ["while they compile", "in the loop"])
+def test_sigterm_stops_two_processes(when, start, micro, trained, tmp_path):
+    process = start([*local(Place(micro, trained, tmp_path)), "--config.steps=100000"])
+    metrics = tmp_path / "W" / "metrics.jsonl"
+    begun = "starting: method"
+    until(lambda: begun in (tmp_path / "out").read_text() if when != "in the loop" else metrics.exists(), process)
+    if when == "in the loop":
+        until(lambda: metrics.read_text().count("train/loss") >= 3, process)
+        process.terminate()
+        assert process.wait(60) == PREEMPTED
+        assert "everything is saved" in (tmp_path / "out").read_text()
+    else:
+        process.terminate()
+        assert process.wait(SECONDS) == PREEMPTED
+        assert "stopped by SIGTERM; the same command goes on" in (tmp_path / "out").read_text()
+    assert none_left(tmp_path)
+
+
+@pytest.mark.slow(minutes=0.2)
+def test_ctrl_c_ends_a_process_that_waits_for_the_others(start, micro, trained, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    words = ["--coordinator_address", address, "--num_processes", "2", "--process_id", "0"]
+    process = start([*train(Place(micro, trained, tmp_path)), *words])
+
+    def listens() -> bool:
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", int(address.split(":")[1]))) == 0
+
+    until(listens, process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(SECONDS) == INTERRUPTED
 
 
 @pytest.mark.slow(minutes=0.1)
