@@ -57,7 +57,7 @@ def compile_programs(config: str, topology: str, *settings: str, workdir: epath.
     done = subprocess.run([*command, "--parallel=1", f"--json={path}"], check=False)
     if done.returncode not in (0, DOES_NOT_FIT):
         raise RuntimeError(f"{' '.join(command)}: status {done.returncode}")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def cell_of(cells: Cells, name: str, config: str, topology: str, *settings: str) -> dict:
@@ -215,10 +215,10 @@ def main(argv) -> None:
             done[name] = cell_of(cells, file_name(name), *arguments)
         except OutOfTime:
             print(f"{name}: not compiled, the time is over", flush=True)
-    epath.Path(FLAGS.output).write_text(page(done))
+    epath.Path(FLAGS.output).write_text(page(done), encoding="utf-8")
     print(f"{len(done)} of {len(all_cells())} cells; written to {FLAGS.output}")
     if FLAGS.json:
-        epath.Path(FLAGS.json).write_text(json.dumps(done, indent=1) + "\n")
+        epath.Path(FLAGS.json).write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

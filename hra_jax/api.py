@@ -4,6 +4,7 @@ Letters: B utterances, S samples, T encoder frames, V vocabulary.
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, check_name, unknown_task
 from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
-from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary, vocabulary_from_json
+from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary, vocabulary_from_json, vocabulary_of_outputs
 from hra_jax.training import placement
 
 Waveforms = Sequence[ArrayLike]  # each 1-D, mono, float samples
@@ -56,7 +57,7 @@ class Backbone:
         """Names the weights, the feature settings and the vocabulary; adapters refuse any other."""
         return self.files.fingerprint
 
-    @property
+    @functools.cached_property
     def vocabulary(self) -> Vocabulary:
         """The vocabulary of the CTC head."""
         return vocabulary_from_json(self.files.vocabulary)
@@ -100,8 +101,9 @@ def load_backbone(
     """
     computed = dtypes.compute_dtype(dtype)
     files = backbone_folder.load(location, verify=verify)
+    vocabulary_of_outputs(files.vocabulary, files.encoder.vocab_size, where=str(files.folder))
     if mesh is None:
-        flat = {name: jnp.asarray(files.tensors.read(name), computed) for name in files.tensors.names()}
+        flat = {name: jnp.asarray(files.read(name), computed) for name in files.tensors.names()}
         params = unflatten(flat, separator=".")
     else:
         shardings = placement.backbone_shardings(mesh, files.features, files.encoder)

@@ -7,6 +7,8 @@ named by them. The same command again goes on: what is finished is not run again
 fails is reported and the others go on. At the end a table of the word error rates, best first. SIGTERM, and a terminal
 that is closed, have the runs save and stop; however the sweep itself ends, none of them stays behind.
 
+A folder has one sweep at a time, and every work directory in it one training.
+
 Exit status: 0 all finished, 1 some failed, 2 a mistake in the command, 75 told to stop, 130 after Ctrl-C.
 """
 
@@ -22,7 +24,10 @@ import sys
 import time
 from pathlib import Path
 
+from hra_jax.errors import UserError
 from hra_jax.run import children
+from hra_jax.storage import locks
+from hra_jax.storage.files import make_folder, open_to_grow, write_file
 
 USER_ERROR = 2
 STOPPED = 75
@@ -65,11 +70,11 @@ class Combination:
         """Writes down how it ended."""
         # Without the interpreter, which may be another one next time.
         content = {"status": self.status, "seconds": round(self.seconds, 1), "command": self.command[1:]}
-        (self.workdir / _STATUS).write_text(json.dumps(content, indent=2) + "\n")
+        write_file(self.workdir / _STATUS, json.dumps(content, indent=2) + "\n")
 
     def last_line(self) -> str:
         """The last line that it printed."""
-        lines = (self.workdir / _OUTPUT).read_text(errors="replace").splitlines()
+        lines = (self.workdir / _OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
         return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
 
     def results(self) -> list[dict]:
@@ -184,8 +189,8 @@ def combinations(arguments: argparse.Namespace) -> list[Combination]:
 
 
 def _start(run: Combination) -> subprocess.Popen:
-    run.workdir.mkdir(parents=True, exist_ok=True)
-    with (run.workdir / _OUTPUT).open("a") as output:
+    make_folder(run.workdir)
+    with open_to_grow(run.workdir / _OUTPUT) as output:
         # In a session of its own: Ctrl-C reaches it from here, once.
         return children.start(
             run.command,
@@ -272,12 +277,16 @@ def main(words: list[str]) -> int:
         for run in runs:
             print(f"{'# finished: ' if run.finished() else ''}{shlex.join(run.command)}")
         return 0
-    stopped = run_all(runs, jobs=arguments.jobs)
-    rows = table(runs)
+    try:
+        with locks.hold(arguments.workdir, "sweep"):
+            stopped = run_all(runs, jobs=arguments.jobs)
+            rows = table(runs)
+    except UserError as error:
+        print(f"{_NAME}: error: {error}", file=sys.stderr)
+        return USER_ERROR
     print_table(rows)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write_file(arguments.json, json.dumps(rows, indent=2) + "\n")
     if stopped:
         return stopped
     return 0 if all(run.status == 0 for run in runs) else 1

@@ -104,7 +104,7 @@ def load_config(name_or_path: str, *, kind: str = "configs", unfinished: bool = 
     inside = _loading.get()
     token = _loading.set(True)
     try:
-        exec(compile(path.read_text(), str(path), "exec"), namespace)
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
         config = namespace["get_config"]()
     except UserError:
         raise

@@ -14,6 +14,7 @@ from hra_jax.console import listed
 from hra_jax.data.report import DataReport
 from hra_jax.data.sound_files import is_remote
 from hra_jax.errors import UserError
+from hra_jax.storage.remote import StorageUnavailable
 
 READ_SUFFIXES: Final = (
     ".aif",
@@ -247,6 +248,8 @@ def _content(file: _File) -> str:
         if file.path.stat().length > _MOST_TEXT_BYTES:
             raise ValueError(f"{file.base} has more than {_MOST_TEXT_BYTES:,} bytes")
         return _decoded(file.path.read_bytes())
+    except StorageUnavailable:
+        raise  # one that is away has all other texts too
     except OSError as error:
         raise ValueError(f"{file.base}: {error.strerror or error}") from error
 

@@ -29,7 +29,7 @@ from hra_jax import __version__
 from hra_jax.adapters.base import unbound
 from hra_jax.errors import UserError, one_line
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.dtypes import STORAGE_DTYPES
+from hra_jax.models.dtypes import STORAGE_DTYPES, all_finite
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
@@ -84,7 +84,18 @@ class BackboneFiles:
     @property
     def params(self) -> dict:
         """All weights, read again each time: a nested dict of numpy arrays in the storage dtype."""
-        return self._tree(self.tensors.read)
+        return self._tree(self.read)
+
+    def read(self, name: str, index: Any = ()) -> np.ndarray:
+        """A weight, or a part of it as `TensorFiles.read_slice` takes it, in the storage dtype.
+
+        Raises:
+          UserError: a file that has changed or cannot be read, or weights that are not finite.
+        """
+        found = self.tensors.read_slice(name, index)
+        if not all_finite(found):
+            raise UserError(f"{self.tensors.path(name)}: {name!r} holds NaN or infinity; allowed: finite weights")
+        return found
 
     @property
     def parameters(self) -> int:
@@ -115,11 +126,18 @@ def resolve(location: str) -> epath.Path:
 
 
 def abstract_params(features: FeatureConfig, encoder: EncoderConfig):
-    """Shapes, dtypes and logical axes of the backbone's parameters, boxed as Flax gives them; nothing is computed."""
+    """Shapes, dtypes and logical axes of the backbone's parameters, boxed as Flax gives them; nothing is computed.
+
+    Raises:
+      UserError: each setting is allowed, but not all of them together: a kernel that is longer than a second, for one.
+    """
     model = AsrModel(features, encoder)
     samples = jnp.zeros((1, features.sample_rate))
     lengths = jnp.full((1,), samples.shape[1], jnp.int32)
-    return jax.eval_shape(lambda key: model.init(key, samples, lengths, unbound()), jax.random.key(0))["params"]
+    try:
+        return jax.eval_shape(lambda key: model.init(key, samples, lengths, unbound()), jax.random.key(0))["params"]
+    except (TypeError, ArithmeticError, ValueError) as error:
+        raise UserError(f"features and encoder: these settings make no encoder ({one_line(error)[:300]})") from error
 
 
 @functools.lru_cache(maxsize=8)
@@ -390,9 +408,8 @@ def load(location: str, *, verify: bool = False) -> BackboneFiles:
     tensors = TensorFiles(folder)
     try:
         shapes = _shapes(features, encoder)
-    except (TypeError, ArithmeticError, ValueError) as error:
-        # Each setting is allowed, all of them together are not: a kernel longer than what it runs over, for example.
-        raise UserError(f"{folder / _SETTINGS}: its settings make no encoder ({one_line(error)[:300]})") from error
+    except UserError as error:
+        raise UserError(f"{folder / _SETTINGS}: {error}") from error
     _check_tensors(tensors, shapes, settings["storage_dtype"])
     if settings["fingerprint"] != _fingerprint(settings["source_sha256"], features, encoder, settings["vocabulary"]):
         raise UserError(f"{folder / _SETTINGS}: the fingerprint does not match the settings beside it")
@@ -421,7 +438,7 @@ def load_params(files: BackboneFiles, shardings, *, dtype=None) -> dict:
       A tree of `jax.Array`.
 
     Raises:
-      UserError: a file that has changed or cannot be read.
+      UserError: a file that has changed or cannot be read, or weights that are not finite.
     """
 
     def read(name: str, sharding) -> jax.Array:
@@ -430,7 +447,7 @@ def load_params(files: BackboneFiles, shardings, *, dtype=None) -> dict:
         def part(index) -> np.ndarray:
             key = tuple((entry.start, entry.stop) for entry in index)
             if key not in parts:
-                found = files.tensors.read_slice(name, index)
+                found = files.read(name, index)
                 parts[key] = found if dtype is None else found.astype(dtype, copy=False)
             return parts[key]
 

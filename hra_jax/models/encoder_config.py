@@ -34,7 +34,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "n_layers": (1, MOST_LAYERS),
     "n_heads": (1, 2**12),
     "d_ff": (1, 2**18),
-    "kernel": (1, 2**12),
+    "kernel": (1, 2**9),
     "vocab_size": (1, 2**20),
     "subsampling_channels": (1, 2**15),
     "subsampling_kernel": (1, 2**10),

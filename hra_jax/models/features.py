@@ -88,7 +88,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "preemphasis": (-1, 1),
     "stack": (1, 64),
 }
-_MOST_PRODUCTS = 2**25  # samples of a window times points of the transform
+_MOST_PRODUCTS = 2**24  # samples of a window times points of the transform
 
 
 @dataclasses.dataclass(frozen=True)

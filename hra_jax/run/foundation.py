@@ -21,7 +21,7 @@ from hra_jax.text.vocabularies import (
     CharacterVocabulary,
     SentencePieceVocabulary,
     Vocabulary,
-    vocabulary_from_json,
+    vocabulary_of_outputs,
 )
 
 ABSTRACT = "abstract"  # a backbone of shapes alone: of the size `pretrain.size`, or `abstract:` and a published one
@@ -69,7 +69,7 @@ def load(backbone: str) -> Foundation:
     """
     check_has_weights(backbone)
     files = backbone_folder.load(backbone)
-    vocabulary = vocabulary_from_json(files.vocabulary)
+    vocabulary = vocabulary_of_outputs(files.vocabulary, files.encoder.vocab_size, where=str(files.folder))
     return Foundation(files.features, files.encoder, vocabulary, files.info["name"], files.fingerprint, files)
 
 

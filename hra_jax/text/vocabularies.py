@@ -293,3 +293,23 @@ def vocabulary_from_json(content: dict) -> Vocabulary:
             got = type(content[field]).__name__
             raise UserError(f"the field {field!r} of a vocabulary must be a {wanted.__name__}; got {got}")
     return read({field: content[field] for field in fields})
+
+
+def vocabulary_of_outputs(content: dict, outputs: int, *, where: str) -> Vocabulary:
+    """The stored vocabulary of an output layer, which must have a symbol for each of its outputs.
+
+    Args:
+      content: as `vocabulary_from_json` takes it.
+      outputs: of the layer, the blank included.
+      where: the folder that it comes from, for errors.
+
+    Raises:
+      UserError: as `vocabulary_from_json`, or another number of symbols.
+    """
+    try:
+        vocabulary = vocabulary_from_json(content)
+    except UserError as error:
+        raise UserError(f"{where}: vocabulary: {error}") from error
+    if vocabulary.size != outputs:
+        raise UserError(f"{where}: vocabulary: {vocabulary.size:,} symbols; allowed: {outputs:,}, the outputs")
+    return vocabulary

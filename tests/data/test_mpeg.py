@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hra_jax.data import audio, mpeg
+from hra_jax.data import audio, manifest, mpeg
 from hra_jax.data.utterance import Utterance
 
 RATE = 16000
@@ -40,6 +40,15 @@ def test_an_mp3_of_variable_bit_rate_without_a_header_is_read_whole(tmp_path, lo
     expected = audio.decode_file(str(variable(tmp_path / "b.mp3", loud_first=loud_first)), RATE)
     delay = 576  # of the encoder, which only a header would name
     np.testing.assert_allclose(whole[delay : delay + 11 * RATE], expected[: 11 * RATE], atol=1e-4)
+
+
+@pytest.mark.parametrize("loud_first", [True, False])
+def test_a_manifest_has_its_true_duration(tmp_path, loud_first):
+    variable(tmp_path / "a.mp3", loud_first=loud_first, header=False)
+    (tmp_path / "a.txt").write_text("all of it")
+    manifest.make(tmp_path, tmp_path / "m.jsonl")
+    (utterance,), report = manifest.check(tmp_path / "m.jsonl")
+    assert utterance.duration == pytest.approx(12, abs=0.15), report.summary()
 
 
 def test_a_segment_of_it_is_a_slice_of_it(tmp_path):

@@ -11,6 +11,7 @@ import soundfile
 from hra_jax.data import manifest
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
+from hra_jax.storage.remote import StorageUnavailable
 
 TABLES = {"transcripts.csv": ",", "transcripts.tsv": "\t"}
 
@@ -279,3 +280,28 @@ def test_a_split_keeps_every_recording_and_speakers_with_few_are_in_train_only(t
         (tmp_path / "data" / name).unlink()
     with pytest.raises(UserError, match="no speaker has 3 recordings"):
         manifest.make(tmp_path / "data", tmp_path / "lists", split=True)
+
+
+@pytest.mark.slow(minutes=0.3)
+def test_a_bucket_is_searched_as_a_folder_is(gcs_storage, tmp_path, monkeypatch):
+    gcs_storage.clear()
+    record(tmp_path / "data", "ann/a.wav", "one")
+    record(tmp_path / "data", "bob/b.flac", "two")
+    (tmp_path / "data" / "bob" / "c.wav").write_bytes(b"not audio")
+    (tmp_path / "data" / "bob" / "c.txt").write_text("three")
+    gcs_storage.upload_folder(tmp_path / "data", "gs://bucket/data")
+    for output in ("gs://bucket/data/m.jsonl", "gs://bucket/lists/m.jsonl", str(tmp_path / "m.jsonl")):
+        made = manifest.make("gs://bucket/data", output)
+        assert (made.lines, made.silent, made.report.counts()["undecodable_audio"]) == (2, [], 1)
+        good, report = manifest.check(output)
+        assert [(utterance.text, utterance.tags["speaker"]) for utterance in good] == [("one", "ann"), ("two", "bob")]
+        assert not sum(report.counts().values())
+    monkeypatch.setenv("HRA_STORAGE_SECONDS", "0")
+    gcs_storage.fail()
+    with pytest.raises(StorageUnavailable):
+        manifest.make("gs://bucket/data", tmp_path / "m.jsonl")
+    gcs_storage.work()
+    gcs_storage.fail(".txt")
+    with pytest.raises(StorageUnavailable):
+        manifest.make("gs://bucket/data", tmp_path / "m.jsonl")
+    gcs_storage.clear()

@@ -226,6 +226,19 @@ def test_weights_of_another_shape_are_not_written(tmp_path, params, change, word
     assert contents(tmp_path) == {}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_not_given_out(tmp_path, params, value, dtype):
+    save(tmp_path, params, dtype=dtype)
+    edit_tensors(tmp_path, lambda tensors: tensors["output.kernel"].__setitem__((-1, -1), value))
+    files = backbone_folder.load(str(tmp_path))
+    assert files.read("output.bias").size
+    with pytest.raises(UserError, match=r"model.safetensors: 'output.kernel' holds NaN or infinity; allowed: finite"):
+        files.read("output.kernel")
+    with pytest.raises(UserError, match="holds NaN or infinity"):
+        files.params  # noqa: B018
+
+
 def test_weights_too_few_or_too_many_are_not_written(tmp_path, params):
     with pytest.raises(UserError, match="lacks the tensor 'output.bias'"):
         save(tmp_path / "x", params | {"output": {"kernel": params["output"]["kernel"]}})
