@@ -208,13 +208,7 @@ def make_train_step(
             learned["shared"] = state.trainable["shared"]
         fixed = state.fixed.get("shared")
         grads, metrics = gradients(learned, frozen, fixed, index, batch, hyper["seed"], state.step)
-        present = ids < size
-        norms = jnp.where(present, row_norms(grads["rows"]), 0.0)
-        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norms).all()
-        if "shared" in learned:
-            metrics["controller_gradient_norm"] = global_norm(grads["shared"])
-            good &= jnp.isfinite(metrics["controller_gradient_norm"])
-        metrics[SKIPPED] = (~good).astype(jnp.float32)
+        good = _examined(grads, metrics, present=ids < size)
         with jax.named_scope("update_rows"):
             tasks, rows = update_rows(
                 grads["rows"],
@@ -230,12 +224,26 @@ def make_train_step(
         if "shared" in learned:
             updated = _dense_update(config, "shared", grads["shared"], state, hyper["learning_rate"], good)
             trainable["shared"], optimizer["shared"] = updated
-        metrics["row_gradient_norm"] = norms.sum() / jnp.maximum(present.sum(), 1)
-        metrics["tasks_present"] = present.sum().astype(jnp.float32)
         metrics[LOST] = lost.sum().astype(jnp.float32)
         return trainable, optimizer, metrics
 
     return train_step
+
+
+def _examined(grads: Tree, metrics: Metrics, *, present: jax.Array) -> jax.Array:
+    """Whether the loss and the gradient of an adapter are finite, a bool scalar; `metrics` gets its norms.
+
+    `present` `[K]` says which rows are of a task.
+    """
+    norms = jnp.where(present, row_norms(grads["rows"]), 0.0)
+    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norms).all()
+    if "shared" in grads:
+        metrics["controller_gradient_norm"] = global_norm(grads["shared"])
+        good &= jnp.isfinite(metrics["controller_gradient_norm"])
+    metrics["row_gradient_norm"] = norms.sum() / jnp.maximum(present.sum(), 1)
+    metrics["tasks_present"] = present.sum().astype(jnp.float32)
+    metrics[SKIPPED] = (~good).astype(jnp.float32)
+    return good
 
 
 def _dense_update(
