@@ -45,6 +45,7 @@ from hra_jax.training import sharding, train_state
 from hra_jax.training.checkpoints import METRIC, Checkpoints
 from hra_jax.training.flops import CountedStep
 from hra_jax.training.metrics import MetricWriter
+from hra_jax.training.optimizer import jump
 from hra_jax.training.preemption import PreemptionGuard, stops_at_once
 from hra_jax.training.profiling import Profiler, ProfileSettings
 from hra_jax.training.progress import Progress
@@ -81,7 +82,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
         run = prepare(config, claimed.path, report, begins=not claimed.resumed)
         with open_checkpoints(run, group(config, "checkpoint")) as checkpoints:
             # ---------------------------------------------------------------------------------------- restore and loop
-            position = _restore_or_start(run, checkpoints)
+            position = _restore_or_start(run, checkpoints, steps_before=claimed.steps)
             stopped = _loop(
                 run,
                 checkpoints,
@@ -108,13 +109,26 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
 # ======================================================================================================================
 
 
-def _restore_or_start(run: Run, checkpoints: Checkpoints) -> dict[str, Any] | None:
-    """Restores the newest checkpoint that is whole; returns its data position, None for a run that begins."""
+def _restore_or_start(run: Run, checkpoints: Checkpoints, *, steps_before: int) -> dict[str, Any] | None:
+    """Restores the newest checkpoint that is whole; returns its data position, None for a run that begins.
+
+    Args:
+      run: the run.
+      checkpoints: its checkpoints.
+      steps_before: how many steps it was to have when it was last started.
+    """
     position = restore_newest(run, checkpoints)[1] if checkpoints.latest_step() is not None else None
     start, steps = int(run.state.step), run.settings.steps
     _announce(run, start)
     if start > steps:
         raise UserError(f"steps = {steps}: the run is already at step {start}; allowed is {start} or more")
+    optimizer = run.layout.programs.optimizer
+    found = jump(optimizer, steps_before, step=start) if start < steps != steps_before else None
+    if found and jax.process_index() == 0:
+        tell(
+            f"  steps were {steps_before} and are {steps}, and so the schedule {optimizer.schedule!r} is another one: "
+            f"the learning rate of the next step is {found[1]:.3g}; it would have been {found[0]:.3g}"
+        )
     return position
 
 

@@ -56,10 +56,12 @@ class Claimed(NamedTuple):
     Attributes:
       path: the folder.
       resumed: whether it holds checkpoints, which are of the same configuration.
+      steps: how many steps the run was to have when it was last started; those of the configuration where it begins.
     """
 
     path: epath.Path
     resumed: bool
+    steps: int
 
 
 @contextlib.contextmanager
@@ -78,7 +80,7 @@ def claim(config: ConfigDict, workdir: epath.PathLike) -> Iterator[Claimed]:
     """
     path = named(workdir)
     with contextlib.ExitStack() as stack:
-        resumed: list[bool] = []
+        resumed: list[tuple[bool, int]] = []
 
         def take() -> None:
             with _storage_errors(path):
@@ -96,10 +98,10 @@ def claim(config: ConfigDict, workdir: epath.PathLike) -> Iterator[Claimed]:
                 f"workdir = {str(path)!r}: process {jax.process_index()} does not see what process 0 wrote there; "
                 "allowed: storage that all processes share"
             )
-        continued = processes.gather(resumed)[0][0]
+        continued, steps = processes.gather(resumed)[0][0]
         if continued:
             _as_begun(config, path)  # in every process
-        yield Claimed(path, continued)
+        yield Claimed(path, continued, steps)
 
 
 def named(workdir: epath.PathLike) -> epath.Path:
@@ -167,8 +169,8 @@ def _steps(path: epath.Path) -> list[int]:
     return [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
 
 
-def _checked_resume(config: ConfigDict, path: epath.Path) -> bool:
-    """Whether there are checkpoints, which must then be of the same configuration."""
+def _checked_resume(config: ConfigDict, path: epath.Path) -> tuple[bool, int]:
+    """Whether there are checkpoints, which must then be of the same configuration; and the steps that it had."""
     # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
     steps, stored = _steps(path), path / CONFIG
     if steps and stored.exists():
@@ -176,7 +178,8 @@ def _checked_resume(config: ConfigDict, path: epath.Path) -> bool:
         changed = stored_difference(stored.read_text(encoding="utf-8"), config, trains=max(steps) < config.steps)
         if changed:
             raise UserError(f"{path} belongs to a run with another configuration: {'; '.join(changed)}")
-    return bool(steps)
+        return True, config_from_json(stored.read_text(encoding="utf-8"), notify=False).steps
+    return bool(steps), config.steps
 
 
 def _as_begun(config: ConfigDict, path: epath.Path) -> None:

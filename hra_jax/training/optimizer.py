@@ -4,6 +4,7 @@ Letters: A tasks in the bank, K rows that a step touches.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,18 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "optimizer")
+
+
+def jump(config: OptimizerConfig, steps: int, *, step: int) -> tuple[float, float] | None:
+    """The learning rate of a step before and after the steps of a run were changed; None where it stays the same.
+
+    Args:
+      config: the settings now.
+      steps: how many steps the run was to have before.
+      step: 0-based.
+    """
+    before, after = (float(learning_rate(dataclasses.replace(config, steps=n))(step)) for n in (steps, config.steps))
+    return None if math.isclose(before, after, rel_tol=0.01) else (before, after)
 
 
 def learning_rate(config: OptimizerConfig, *, peak: Scalar | None = None) -> optax.Schedule:

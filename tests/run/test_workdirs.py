@@ -54,7 +54,7 @@ def test_new_empty_and_own_folders_are_taken_and_other_files_are_no_obstacle(tmp
     (tmp_path / "W" / "notes.txt").write_text("mine", encoding="utf-8")
     (tmp_path / "W" / "checkpoints").mkdir()
     for _ in range(2):
-        assert claimed(config, tmp_path / "W") == (tmp_path / "W", False)
+        assert claimed(config, tmp_path / "W")[:2] == (tmp_path / "W", False)
     assert tree(tmp_path / "W") == {"notes.txt": b"mine", "config.json": config_to_json(config).encode()}
     # Nothing is there to be continued, so another configuration mends a first start that failed.
     other = config.copy_and_resolve_references()

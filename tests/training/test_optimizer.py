@@ -18,6 +18,7 @@ from hra_jax.training.optimizer import (
     decay_mask,
     dense,
     init_rows,
+    jump,
     learning_rate,
     update_rows,
 )
@@ -230,3 +231,10 @@ def test_a_schedule_of_the_table_is_one_that_a_configuration_can_name(monkeypatc
 def test_an_unknown_schedule_is_an_error_that_lists_the_known_ones():
     with pytest.raises(UserError, match="optimizer.schedule = 'linear': allowed: 'cosine', 'constant'"):
         OptimizerConfig(steps=10, schedule="linear")
+
+
+def test_more_steps_after_the_end_of_a_schedule_change_the_learning_rate_and_nothing_else_does():
+    before, after = jump(dataclasses.replace(CONFIG, steps=2 * STEPS), STEPS, step=STEPS)
+    assert before == pytest.approx(0.1 * 0.03) and after > 5 * before
+    assert jump(CONFIG, STEPS, step=5) is None
+    assert jump(dataclasses.replace(CONFIG, schedule="constant", steps=2 * STEPS), STEPS, step=STEPS) is None
