@@ -260,12 +260,16 @@ def _read_remote(path: str) -> bytes:
         content: bytes = epath.Path(path).read_bytes()
     except FileNotFoundError:
         raise
-    except (*remote.client_errors(), ImportError) as error:
+    except _remote_failures() as error:
         # A recording that is unreachable is left out; a run must not leave out all of them while storage is away.
         if isinstance(error, remote.StorageUnavailable) and not remote.answers(path):
             raise
         raise AudioError("unreachable_audio", one_line(error)[:300]) from error
     return content
+
+
+def _remote_failures() -> tuple[type[Exception], ...]:
+    return *remote.client_errors(), ImportError
 
 
 def _stamp(path: str) -> tuple[int, int, int]:
