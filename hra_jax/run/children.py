@@ -28,7 +28,7 @@ def start(command: Sequence[str | os.PathLike[str]], **settings: Any) -> subproc
       **settings: of `subprocess.Popen`.
     """
     # Not `preexec_fn`, which would fork this process with the locks that its other threads hold.
-    helper = [sys.executable, "-I", "-S", __file__, str(os.getpid())]
+    helper = [sys.executable, "-P", "-S", __file__, str(os.getpid())]
     return subprocess.Popen([*helper, *map(os.fspath, command)], **settings)
 
 
