@@ -80,7 +80,7 @@ class Combination:
     def results(self) -> list[dict]:
         """Its evaluations: suite, wer and wer_macro of each."""
         found = []
-        for path in sorted(self.workdir.glob("eval/*/results.json")):
+        for path in sorted(self.workdir.glob("eval/[!.]*/results.json")):  # hidden ones are unfinished
             content = _read(path)
             if all(isinstance(content.get(name), (int, float)) for name in ("wer", "wer_macro")):
                 found.append({"suite": path.parent.name, "wer": content["wer"], "wer_macro": content["wer_macro"]})
@@ -149,7 +149,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print what would run, a command a line; touch nothing")
     arguments = parser.parse_args(own)
     arguments.training = training
-    if "://" in arguments.workdir:
+    if not arguments.workdir or "://" in arguments.workdir:
         parser.error(f"--workdir {arguments.workdir!r}; allowed: a folder of this machine")
     keys = [key for key, _ in arguments.axes]
     if len(set(keys)) < len(keys):
