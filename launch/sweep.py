@@ -24,10 +24,14 @@ import sys
 import time
 from pathlib import Path
 
-from hra_jax.errors import UserError
 from hra_jax.run import children
-from hra_jax.storage import locks
-from hra_jax.storage.files import make_folder, open_to_grow, write_file
+
+if __name__ == "__main__":
+    children.interrupt_at_once()  # already while the rest is imported
+
+from hra_jax.errors import UserError  # noqa: E402
+from hra_jax.storage import locks  # noqa: E402
+from hra_jax.storage.files import make_folder, open_to_grow, write_file  # noqa: E402
 
 USER_ERROR = 2
 STOPPED = 75
