@@ -24,10 +24,14 @@ import sys
 import time
 from pathlib import Path
 
-from hra_jax.errors import UserError
 from hra_jax.run import children
-from hra_jax.storage import locks
-from hra_jax.storage.files import make_folder, open_to_grow, write_file
+
+if __name__ == "__main__":
+    children.interrupt_at_once()  # already while the rest is imported
+
+from hra_jax.errors import UserError  # noqa: E402
+from hra_jax.storage import locks  # noqa: E402
+from hra_jax.storage.files import make_folder, open_to_grow, write_file  # noqa: E402
 
 USER_ERROR = 2
 STOPPED = 75
@@ -80,7 +84,7 @@ class Combination:
     def results(self) -> list[dict]:
         """Its evaluations: suite, wer and wer_macro of each."""
         found = []
-        for path in sorted(self.workdir.glob("eval/*/results.json")):
+        for path in sorted(self.workdir.glob("eval/[!.]*/results.json")):  # hidden ones are unfinished
             content = _read(path)
             if all(isinstance(content.get(name), (int, float)) for name in ("wer", "wer_macro")):
                 found.append({"suite": path.parent.name, "wer": content["wer"], "wer_macro": content["wer_macro"]})
@@ -149,7 +153,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print what would run, a command a line; touch nothing")
     arguments = parser.parse_args(own)
     arguments.training = training
-    if "://" in arguments.workdir:
+    if not arguments.workdir or "://" in arguments.workdir:
         parser.error(f"--workdir {arguments.workdir!r}; allowed: a folder of this machine")
     keys = [key for key, _ in arguments.axes]
     if len(set(keys)) < len(keys):

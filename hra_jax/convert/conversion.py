@@ -1,6 +1,7 @@
 """The conversion of one folder: settings, then names and shapes of all tensors, then tensor by tensor the weights."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -87,6 +88,8 @@ def convert(
       UserError: what is not there, is damaged or is not supported, in one line that names it. Nothing that counts as a
         backbone remains.
     """
+    if not os.fspath(output):
+        raise UserError("output = '': must be a new folder, or an empty one")
     source, output = epath.Path(source), epath.Path(output)
     _check_source(source, dtype)
     with locks.hold_beside(output, "convert"):
