@@ -19,6 +19,7 @@ from hra_jax.run import processes
 from hra_jax.storage import locks
 from hra_jax.storage.files import check_no_link, check_no_links, is_remote, write_file
 from hra_jax.storage.json_files import parse_json
+from hra_jax.storage.remote import StorageUnavailable
 
 CONFIG = "config.json"
 DATA_REPORT = "data_report.json"
@@ -166,7 +167,8 @@ def _is_run_config(path: epath.Path) -> bool:
 def _steps(path: epath.Path) -> list[int]:
     """The steps of the checkpoints in a work directory."""
     folder = path / CHECKPOINTS
-    return [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return [int(name) for name in names if name.isascii() and name.isdigit()]
 
 
 def _checked_resume(config: ConfigDict, path: epath.Path) -> tuple[bool, int]:
@@ -194,5 +196,7 @@ def _as_begun(config: ConfigDict, path: epath.Path) -> None:
 def _storage_errors(path: epath.Path) -> Iterator[None]:
     try:
         yield
+    except StorageUnavailable:
+        raise
     except OSError as error:
         raise UserError(f"workdir = {str(path)!r}: cannot be written ({error.strerror or error})") from error
