@@ -250,13 +250,34 @@ def _ended(run: Combination, process: subprocess.Popen, start: float) -> None:
 
 
 def table(runs: list[Combination]) -> list[dict]:
-    """A row for each evaluation of a finished run, best first, then a row for each run without one."""
+    """A row for each evaluation of a finished run, best first, then a row for each run without one.
+
+    Of equal means over the tasks the lower rate of all utterances comes first; of runs that are equal in both, the one
+    whose numbers lie farthest from the edges of what was tried, since the best may lie beyond an edge.
+    """
     rows = []
     for run in runs:
         facts = {"name": run.name, "values": run.values, "status": run.status, "workdir": str(run.workdir)}
         found = run.results() if run.status == 0 else []
         rows += [facts | result for result in found or [{"suite": None, "wer": None, "wer_macro": None}]]
-    return sorted(rows, key=lambda row: (row["wer_macro"] is None, row["wer_macro"] or 0.0))
+    inside = {run.name: distance_from_edges(run.values, [other.values for other in runs]) for run in runs}
+    return sorted(
+        rows,
+        key=lambda row: (row["wer_macro"] is None, row["wer_macro"] or 0.0, row["wer"] or 0.0, -inside[row["name"]]),
+    )
+
+
+def distance_from_edges(values: dict[str, str], tried: list[dict[str, str]]) -> int:
+    """How many places the numbers of a combination lie from the edges of what was tried, all keys together."""
+    total = 0
+    for key, value in values.items():
+        try:
+            numbers = sorted({float(other[key]) for other in tried})
+        except ValueError:
+            continue
+        place = numbers.index(float(value))
+        total += min(place, len(numbers) - 1 - place) if key != "seed" else 0
+    return total
 
 
 def print_table(rows: list[dict]) -> None:
