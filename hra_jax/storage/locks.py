@@ -118,6 +118,8 @@ class Lock:
                 elif not _made(self.path, content):
                     continue
                 renewed = _seconds()
+                if self._ended.is_set():
+                    remove_file(self.path)  # it was given up while storage took its time
 
 
 def _seconds() -> float:
