@@ -65,11 +65,11 @@ class Combination:
         """Writes down how it ended."""
         # Without the interpreter, which may be another one next time.
         content = {"status": self.status, "seconds": round(self.seconds, 1), "command": self.command[1:]}
-        (self.workdir / _STATUS).write_text(json.dumps(content, indent=2) + "\n")
+        (self.workdir / _STATUS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def last_line(self) -> str:
         """The last line that it printed."""
-        lines = (self.workdir / _OUTPUT).read_text(errors="replace").splitlines()
+        lines = (self.workdir / _OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
         return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
 
     def results(self) -> list[dict]:
@@ -277,7 +277,7 @@ def main(words: list[str]) -> int:
     print_table(rows)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     if stopped:
         return stopped
     return 0 if all(run.status == 0 for run in runs) else 1

@@ -100,6 +100,21 @@ def test_everything_is_printed_through_the_console():
     assert found == []
 
 
+def test_text_is_read_and_written_in_an_encoding_that_is_said():
+    scripts = {path: ast.parse(path.read_text()) for path in sorted((REPOSITORY / "launch").rglob("*.py"))}
+    found = [
+        f"{path}:{node.lineno}"
+        for path, tree in (TREES | scripts).items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("read_text", "write_text")
+        and "encoding" not in {keyword.arg for keyword in node.keywords}
+        and not ast.unparse(node.func.value).startswith("importlib.metadata")
+    ]
+    assert found == []
+
+
 def test_no_configuration_key_has_a_second_default():
     found = [
         f"{path}:{node.lineno}"

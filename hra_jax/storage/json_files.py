@@ -155,6 +155,14 @@ def read_json(path: epath.PathLike, *, what: str = "", most_bytes: int | None = 
     return parse_json(content, where=str(path), most_bytes=most_bytes)
 
 
+def read_text(path: epath.PathLike, *, what: str = "", most_bytes: int | None = None) -> str:
+    """The text of a file that `parse_json` takes; arguments and errors as `read_json`."""
+    try:
+        return _read_bytes(path, what=what, most_bytes=most_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+
+
 def _read_bytes(path: epath.PathLike, *, what: str, most_bytes: int | None) -> bytes:
     path = epath.Path(path)
     needed = f"; needed is {what}" if what else ""

@@ -151,7 +151,8 @@ def _from_tokenizer(folder: epath.Path, settings: dict, vocab_size: int, blank_i
         ids = _checked_ids(str(folder / "tokenizer.json"), words)
     else:
         pairs = words if isinstance(words, list) else []
-        ids = {pair[0]: number for number, pair in enumerate(pairs) if isinstance(pair, list) and pair}
+        tokens = [pair[0] if isinstance(pair, list) and pair else None for pair in pairs]
+        ids = {token: number for number, token in enumerate(tokens) if isinstance(token, str)}
     ids |= {token: entry["id"] for entry in added if (token := _token(entry)) and isinstance(entry.get("id"), int)}
     special = _special_tokens(settings, {})
     marked = {f"marked {number}": _token(entry) for number, entry in enumerate(added) if entry.get("special")}

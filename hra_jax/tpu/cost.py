@@ -68,7 +68,7 @@ def compiled_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         written = sorted(epath.Path(folder).glob("*after_optimizations.txt"))
         # A program from the compile cache is not written down again.
-        text = written[0].read_text() if written else compiled.as_text()
+        text = written[0].read_text(encoding="utf-8") if written else compiled.as_text()
     assert text is not None, "the compiler gives no text of its programs"
     return compiled, text
 
@@ -181,7 +181,7 @@ def largest_buffers(
 def at_a_time() -> int:
     """Programs that may be compiled at a time: one for each processor core, as far as the memory reaches."""
     cores, meminfo = os.cpu_count() or 1, epath.Path("/proc/meminfo")
-    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="utf-8")) if meminfo.exists() else None
     return max(1, min(cores, int(1024 * int(found[1]) / _COMPILER_BYTES))) if found else cores
 
 

@@ -257,7 +257,7 @@ def main(words: list[str]) -> int:
         return 0
     if arguments.output:
         try:
-            arguments.output.write_text(text)
+            arguments.output.write_text(text, encoding="utf-8")
         except OSError as error:
             print(f"{_NAME}: error: --output {str(arguments.output)!r}: {error.strerror}", file=sys.stderr)
             return USER_ERROR

@@ -126,7 +126,9 @@ def voices() -> dict[str, str]:
     files = [path for path in (pathlib.Path(espeakng_loader.get_data_path()) / "lang").rglob("*") if path.is_file()]
     found = {path.name.lower(): path.name.lower() for path in files}
     for path in sorted(files):
-        codes = [line.split()[1] for line in path.read_text().splitlines() if line.startswith("language ")]
+        codes = [
+            line.split()[1] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("language ")
+        ]
         found.setdefault(codes[0].lower() if codes else path.name.lower(), path.name.lower())
     return found
 
