@@ -13,7 +13,7 @@ from etils import epath
 
 from hra_jax.errors import UserError
 from hra_jax.storage.json_files import read_object
-from hra_jax.text.published_vocabularies import CtcTokenVocabulary, TokenizerVocabulary
+from hra_jax.text.published_vocabularies import CtcTokenVocabulary, TokenizerVocabulary, check_symbols
 
 FILES = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
 _CTC_CLASS = "Wav2Vec2CTCTokenizer"
@@ -189,6 +189,10 @@ def vocabulary_from_folder(
         are beyond it, or a blank that is not the tokenizer's pad token.
     """
     folder = epath.Path(folder)
+    try:
+        check_symbols(vocab_size)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
     has_symbols, has_tokenizer = ((folder / name).exists() for name in ("vocab.json", "tokenizer.json"))
     if not has_symbols and not has_tokenizer:
         return None
