@@ -51,7 +51,9 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    "tpu": ["jax[tpu]"],
+    # google-cloud-storage: Orbax asks it about the bucket that checkpoints go to, and pods have no other storage.
+    "tpu": ["google-cloud-storage>=2.10", "jax[tpu]"],
+    "gcs": ["google-cloud-storage>=2.10"],
     "cuda": ["jax[cuda12]"],
     # hra_jax.torch; what converts, trains and transcribes needs no PyTorch.
     "torch": ["torch>=2.13"],
@@ -60,6 +62,7 @@ EXTRAS = {
     "notebooks": ["ipykernel>=6.29", "ipython>=8.0", "nbclient>=0.10", "nbformat>=5.10"],
     # setuptools and wheel: a test builds the wheel with what is installed.
     "dev": [
+        "google-cloud-storage>=2.10",
         "jiwer>=3.0",
         "mypy>=1.18",
         "packaging>=24.0",

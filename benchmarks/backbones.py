@@ -101,8 +101,12 @@ def publish(family: str, folder: epath.Path) -> None:
     getattr(transformers, _EXTRACTORS[kind])().save_pretrained(folder)
     pieces = [f"<{i}>" for i in range(V - 1)]
     pieces = [*pieces, "<pad>"] if kind in ("ParakeetForCTC", "LasrForCTC") else ["<pad>", *pieces]
-    (folder / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(pieces)}))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Wav2Vec2CTCTokenizer"}))
+    (folder / "vocab.json").write_text(
+        json.dumps({piece: number for number, piece in enumerate(pieces)}), encoding="utf-8"
+    )
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "Wav2Vec2CTCTokenizer"}), encoding="utf-8"
+    )
     convert(folder, folder / "backbone")
 
 
@@ -154,7 +158,7 @@ class TorchSide:
 
         self._torch = torch
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        kind = json.loads((folder / "config.json").read_text())["architectures"][0]
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
         model = class_of(kind).from_pretrained(folder)
         if not kind.endswith("ForCTC"):
             model = with_head(model)
@@ -367,7 +371,7 @@ def main(argv) -> None:
         print(alone(*FLAGS.alone, FLAGS.workdir))
         return
     path = epath.Path(FLAGS.json) if FLAGS.json else None
-    found = json.loads(path.read_text()) if path and path.exists() else {"families": {}}
+    found = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {"families": {}}
     for family in FLAGS.families:
         if family in found["families"]:
             continue
@@ -375,7 +379,7 @@ def main(argv) -> None:
         found["families"][family] = measure(family, epath.Path(FLAGS.workdir), argv[0])
         found |= {"benchmark": "backbones", **harness.environment(packages=("torch", "transformers", "peft"))}
         if path:
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

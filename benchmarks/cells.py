@@ -53,7 +53,7 @@ class Cells:
         """
         path = self.folder / f"{name}.json"
         if path.exists():
-            cell = json.loads(path.read_text())
+            cell = json.loads(path.read_text(encoding="utf-8"))
             for key, value in facts.items():
                 if cell[key] != value:
                     raise RuntimeError(
@@ -68,14 +68,14 @@ class Cells:
         start, cpu = time.monotonic(), time.process_time()
         cell = facts | run(workdir)
         cell |= {"seconds": time.monotonic() - start, "cpu_seconds": time.process_time() - cpu, **environment()}
-        path.write_text(json.dumps(cell, sort_keys=True, separators=(",", ":")) + "\n")
+        path.write_text(json.dumps(cell, sort_keys=True, separators=(",", ":")) + "\n", encoding="utf-8")
         shutil.rmtree(workdir, ignore_errors=True)
         jax.clear_caches()
         return cell
 
     def all(self) -> list[dict]:
         """Every cell that is there, by name."""
-        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
+        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob("*.json"))]
 
 
 def configured(name: str, **changes) -> ConfigDict:
@@ -101,10 +101,10 @@ def trained(config: ConfigDict, workdir: epath.Path) -> dict:
     if status:
         raise RuntimeError(f"{workdir}: training ended with status {status}")
     (folder,) = (workdir / "eval").iterdir()
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     validation = [
         line["wer"]
-        for line in map(_validation_of, (workdir / "metrics.jsonl").read_text().splitlines())
+        for line in map(_validation_of, (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         if line is not None
     ]
     fields = ("trainable_parameters", "shared_parameters", "parameters_per_task", "backbone_parameters")

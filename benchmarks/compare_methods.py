@@ -144,7 +144,8 @@ def main(argv) -> None:
     print(f"{len(cells.all())} cells, {spent:.0f} minutes in all, {cpu:.0f} of processor time")
     if FLAGS.json:
         epath.Path(FLAGS.json).write_text(
-            json.dumps({"steps": STEPS, "minutes": spent, "cpu_minutes": cpu, "rows": rows}, indent=1) + "\n"
+            json.dumps({"steps": STEPS, "minutes": spent, "cpu_minutes": cpu, "rows": rows}, indent=1) + "\n",
+            encoding="utf-8",
         )
 
 

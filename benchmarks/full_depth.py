@@ -61,8 +61,10 @@ def publish(name: str, folder: epath.Path) -> dict:
     getattr(transformers, extractor)().save_pretrained(folder)
     if kind.endswith("ForCTC"):
         pieces = {f"<{i}>": i for i in range(model.config.vocab_size - 1)} | {"<pad>": model.config.vocab_size - 1}
-        (folder / "vocab.json").write_text(json.dumps(pieces))
-        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Wav2Vec2CTCTokenizer"}))
+        (folder / "vocab.json").write_text(json.dumps(pieces), encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps({"tokenizer_class": "Wav2Vec2CTCTokenizer"}), encoding="utf-8"
+        )
     return {"parameters": sum(weight.numel() for weight in model.parameters())}
 
 
@@ -177,7 +179,7 @@ def main(argv) -> None:
         shutil.rmtree(folder)
     if FLAGS.json:
         content = {"benchmark": "full_depth", **harness.environment(("torch", "transformers")), "models": results}
-        epath.Path(FLAGS.json).write_text(json.dumps(content, indent=1) + "\n")
+        epath.Path(FLAGS.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

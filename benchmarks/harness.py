@@ -107,7 +107,9 @@ def _foreign_seconds() -> float:
     stat = epath.Path("/proc/stat")
     if not stat.exists():
         return 0.0
-    user, nice, system, _, _, interrupts, soft = (int(x) for x in stat.read_text().split("\n", 1)[0].split()[1:8])
+    user, nice, system, _, _, interrupts, soft = (
+        int(x) for x in stat.read_text(encoding="utf-8").split("\n", 1)[0].split()[1:8]
+    )
     own = os.times()
     return (user + nice + system + interrupts + soft) / _TICKS - own.user - own.system
 
@@ -117,7 +119,7 @@ def peak_memory() -> int:
 
     The kernel's `getrusage` gives a process at least what its parent held when it started it.
     """
-    status = epath.Path("/proc/self/status").read_text()
+    status = epath.Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
@@ -135,7 +137,7 @@ def environment(packages: tuple[str, ...] = ()) -> dict:
 
 def _cpu() -> str:
     info = epath.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
@@ -165,6 +167,7 @@ def report(name: str, groups: dict[str, dict[str, Timing]], path: str, **more) -
     if path:
         timings = {group: {side: t.to_json() for side, t in sides.items()} for group, sides in groups.items()}
         epath.Path(path).write_text(
-            json.dumps({"benchmark": name, **environment(), "timings": timings, **more}, indent=1) + "\n"
+            json.dumps({"benchmark": name, **environment(), "timings": timings, **more}, indent=1) + "\n",
+            encoding="utf-8",
         )
         print(f"written to {path}")

@@ -48,7 +48,7 @@ def table(head: str, rows: list[list[str]], *, left: int = 1) -> str:
 
 def cell(name: str) -> Any:
     """What a committed cell holds."""
-    return json.loads((RESULTS / name).read_text())
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
 # ======================================================================================================================
@@ -71,7 +71,7 @@ def keys() -> str:
 
 
 def _first_line(path: Path) -> str:
-    return ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0]
 
 
 def configurations() -> str:
@@ -84,7 +84,7 @@ def modules() -> str:
     """Every module of the package with the first line of its docstring, a table for each folder."""
     folders: dict[Path, list[list[str]]] = {}
     for path in sorted((ROOT / "hra_jax").rglob("*.py")):
-        documented = ast.get_docstring(ast.parse(path.read_text()))
+        documented = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         if documented and "__pycache__" not in path.parts:
             folders.setdefault(path.parent, []).append([f"`{path.name}`", documented.splitlines()[0]])
     parts = [
@@ -300,14 +300,14 @@ def main(arguments: list[str]) -> int:
     """Rewrites the pages, or checks them; returns the exit status."""
     status = 0
     for page in pages():
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         written = regenerated(text)
         if written != text:
             print(f"{page.relative_to(ROOT)}: {'out of date' if '--check' in arguments else 'written'}")
             if "--check" in arguments:
                 status = 1
             else:
-                page.write_text(written)
+                page.write_text(written, encoding="utf-8")
     return status
 
 

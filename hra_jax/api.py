@@ -85,7 +85,7 @@ class Backbone:
 
 
 def load_backbone(
-    location: str, mesh: jax.sharding.Mesh | None = None, *, dtype: str = "auto", verify: bool = False
+    location: epath.PathLike, mesh: jax.sharding.Mesh | None = None, *, dtype: str = "auto", verify: bool = False
 ) -> Backbone:
     """Loads a backbone.
 

@@ -13,8 +13,8 @@ A command is a module with a function `main(argv)`:
         cli.run(main, define_flags=define_flags, config_flag=True)
 
 Flags are defined when the command starts and not when its module is imported, so that commands can import each other
-and may have flags of the same name. Exit statuses: what `main` returns (None is 0), 2 for an error of the user's, 130
-after Ctrl-C.
+and may have flags of the same name. Exit statuses: what `main` returns (None is 0), 2 for an error of the user's, 75
+where storage in the network does not answer, 130 after Ctrl-C.
 """
 
 import errno
@@ -37,6 +37,7 @@ from hra_jax.config.files import load_config, near_key, ready_made_names, valida
 from hra_jax.console import error_line
 from hra_jax.errors import UserError
 from hra_jax.run.signals import INTERRUPTED
+from hra_jax.storage import remote
 
 # The C++ libraries read these once, when jax or TensorFlow is imported. What the user has set stays.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -87,7 +88,8 @@ def run(
     Raises:
       SystemExit: at the end of every command, unless `main` raises what is not the user's error. Status 2 after a
         UserError, a wrong flag or configuration, and storage that is full or not writable, with one line on stderr,
-        `error: ...` (`--traceback` shows where it came from); 130 after Ctrl-C.
+        `error: ...` (`--traceback` shows where it came from); 75 where storage in the network does not answer; 130
+        after Ctrl-C.
     """
     argv = list(sys.argv if argv is None else argv)
     try:
@@ -101,7 +103,10 @@ def run(
         _fail("interrupted", status=INTERRUPTED, argv=argv)
     except flags.Error as error:
         _fail(str(error), status=USER_ERROR, argv=argv)
-    except (OSError, ValueError, RuntimeError) as error:
+    except remote.client_errors() as error:
+        away = remote.unavailable(error)
+        if away is not None:
+            _fail(_storage_away(error, away), status=remote.UNAVAILABLE, argv=argv)
         reason = str(error) if isinstance(error, UserError) else _storage_trouble(error)
         if reason is None:
             raise
@@ -205,9 +210,18 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _storage_away(error: BaseException, away: remote.StorageUnavailable) -> str:
+    """What to tell where storage in the network did not answer."""
+    reason = str(error) if isinstance(error, UserError) else (away.strerror or str(away))
+    where = f"{away.filename}: " if away.filename and str(away.filename) not in reason else ""
+    return f"{where}{reason}; the same command goes on from what is saved"
+
+
 def _storage_trouble(error: BaseException) -> str | None:
     """What to tell the user where a full or unwritable disk caused the error; None where it did not."""
     for link in _chain(error):
+        found = remote.as_os_error(link)
+        link = link if found is None else found
         if isinstance(link, OSError) and link.errno in _STORAGE_ERRNOS:
             where = f": {link.filename!r}" if link.filename else ""
             return f"{link.strerror}{where}; allowed: a folder that can be written, with free space"

@@ -6,6 +6,7 @@ The first evaluation is A, the reference side; every other one is compared with 
 """
 
 import collections
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -146,8 +147,23 @@ def _check_same(a: _Side, b: _Side) -> None:
         _check_same_utterances(a, b, task)
 
 
+def _rounded_key(key: str) -> str:
+    """A key as results of hra_jax before 0.2 have it: offset and duration rounded to 6 digits."""
+    found = re.fullmatch(r"(.*)@([\d.e+-]+?)\+([\d.e+-]+)", key, flags=re.DOTALL)
+    try:
+        return key if found is None else f"{found[1]}@{float(found[2]):g}+{float(found[3]):g}"
+    except ValueError:
+        return key
+
+
 def _check_same_utterances(a: _Side, b: _Side, task: str) -> None:
     keys_a, keys_b = (collections.Counter(row.key for row in side.rows[task]) for side in (a, b))
+    if keys_a != keys_b:
+        rounded = [[row._replace(key=_rounded_key(row.key)) for row in side.rows[task]] for side in (a, b)]
+        if sorted(row.key for row in rounded[0]) == sorted(row.key for row in rounded[1]):
+            for side, rows in zip((a, b), rounded, strict=True):
+                side.rows[task] = sorted(rows, key=lambda row: row[:2])
+            keys_a = keys_b
     lacking = [
         f"{side.path} lacks {missing.total()} utterances, such as {listed(sorted(missing), most=3)}"
         for side, missing in ((a, keys_b - keys_a), (b, keys_a - keys_b))

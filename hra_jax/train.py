@@ -38,13 +38,15 @@ from hra_jax.run.scoring import (
     untrained,
     write_data_report,
 )
+from hra_jax.run.skipped_steps import SkippedSteps
 from hra_jax.run.stages import prepare
-from hra_jax.run.workdirs import claim
+from hra_jax.run.workdirs import DATA_REPORT, claim
 from hra_jax.tpu import topologies
 from hra_jax.training import sharding, train_state
 from hra_jax.training.checkpoints import METRIC, Checkpoints
 from hra_jax.training.flops import CountedStep
 from hra_jax.training.metrics import MetricWriter
+from hra_jax.training.optimizer import jump
 from hra_jax.training.preemption import PreemptionGuard, stops_at_once
 from hra_jax.training.profiling import Profiler, ProfileSettings
 from hra_jax.training.progress import Progress
@@ -81,7 +83,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
         run = prepare(config, claimed.path, report, begins=not claimed.resumed)
         with open_checkpoints(run, group(config, "checkpoint")) as checkpoints:
             # ---------------------------------------------------------------------------------------- restore and loop
-            position = _restore_or_start(run, checkpoints)
+            position = _restore_or_start(run, checkpoints, steps_before=claimed.steps)
             stopped = _loop(
                 run,
                 checkpoints,
@@ -108,13 +110,26 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
 # ======================================================================================================================
 
 
-def _restore_or_start(run: Run, checkpoints: Checkpoints) -> dict[str, Any] | None:
-    """Restores the newest checkpoint that is whole; returns its data position, None for a run that begins."""
+def _restore_or_start(run: Run, checkpoints: Checkpoints, *, steps_before: int) -> dict[str, Any] | None:
+    """Restores the newest checkpoint that is whole; returns its data position, None for a run that begins.
+
+    Args:
+      run: the run.
+      checkpoints: its checkpoints.
+      steps_before: how many steps it was to have when it was last started.
+    """
     position = restore_newest(run, checkpoints)[1] if checkpoints.latest_step() is not None else None
     start, steps = int(run.state.step), run.settings.steps
     _announce(run, start)
     if start > steps:
         raise UserError(f"steps = {steps}: the run is already at step {start}; allowed is {start} or more")
+    optimizer = run.layout.programs.optimizer
+    found = jump(optimizer, steps_before, step=start) if start < steps != steps_before else None
+    if found and jax.process_index() == 0:
+        tell(
+            f"  steps were {steps_before} and are {steps}, and so the schedule {optimizer.schedule!r} is another one: "
+            f"the learning rate of the next step is {found[1]:.3g}; it would have been {found[0]:.3g}"
+        )
     return position
 
 
@@ -161,24 +176,15 @@ def _loop(
     layout, start, steps = run.layout, int(run.state.step), run.settings.steps
     if start == steps:
         return 0
-    loader = TrainLoader(
-        layout.table,
-        seed=run.settings.seed,
-        batch_seconds=batch.seconds,
-        buckets=batch.buckets,
-        multiple=batch.multiple,
-        max_tasks=batch.max_tasks,
-        position=position,
-        local_rows=functools.partial(sharding.local_rows, layout.mesh),
-        threads=data.threads,
-        report=run.report,
-    )
+    loader = _loader(run, data, batch, position=position)
     writer = MetricWriter(run.workdir, resume_step=start)
     progress = Progress(steps, start_step=start)
     profiler = Profiler(run.workdir / "profile", start_step=profile.start_step, steps=profile.steps)
     peak = 1e12 * profile.peak_tflops or topologies.peak_flops(layout.mesh.devices.flat[0].device_kind)
     validates, validated = functools.partial(_validates, run, evaluation), False
     flops_of, times, last = CountedStep(layout.programs.counted), StepTimes(devices=layout.mesh.size, peak=peak), None
+    most = layout.programs.optimizer.max_skipped_steps
+    skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name)
     with loader, writer, progress, profiler, PreemptionGuard() as guard:
         times.restart()
         for step in range(start + 1, steps + 1):
@@ -191,6 +197,7 @@ def _loop(
             run.state, outputs = run.bank.step(run.state, run.frozen, arrays, loader.tasks)
             times.stepped(flops)
             guard.stepped()
+            skipped.stepped(step, outputs, rows["utterance"])
             last = outputs["loss"]
 
             # ------------------------------------------------------------------------------------------------ metrics
@@ -200,12 +207,17 @@ def _loop(
                 loss = metrics["loss"]
                 metrics |= times.take()
                 writer.write(step, {f"train/{name}": value for name, value in metrics.items()})
-                _check_metrics(step, metrics, tasks=len(layout.tasks), max_tasks=batch.max_tasks)
+                _check_tasks(step, metrics, tasks=len(layout.tasks), max_tasks=batch.max_tasks)
             progress.update(step, audio_seconds=loader.audio_seconds, loss=loss)
+
+            # ------------------------------------------------------------------------------------------- skipped steps
+            # Looking waits for the device; where there is something to write, it is waited for anyway.
+            if loss is not None or validates(step) or checkpoints.due(step):
+                skipped.look(progress.note)
 
             # ---------------------------------------------------------------------------------------------- validation
             scores = None
-            if layout.select and validates(step):
+            if layout.select and validates(step) and not skipped.too_many:
                 validate = functools.partial(_validate, run, layout.select, step, writer, keep_best_rows=keep_best_rows)
                 with times.part("elsewhere"):
                     scores = attempt(run, f"the validation at step {step}", validate)
@@ -217,13 +229,17 @@ def _loop(
             stop = guard.requested(step)
             # What the first validation does to the memory of a machine is not known: the step before it is safe.
             guards = not validated and validates(step + 1)
-            force = stop or validates(step) or guards or step == steps
+            force = stop or validates(step) or guards or skipped.too_many or step == steps
             if force or checkpoints.due(step):
                 with times.part("checkpoint"):
+                    skipped.look(progress.note)
                     save(run, checkpoints, step, position=loader.position(), metrics=scores, force=force)
                     write_data_report(run)
                     if guards:
                         checkpoints.wait()
+            if skipped.too_many:
+                checkpoints.wait()
+                raise skipped.error(step, report=DATA_REPORT)
             if stop:
                 checkpoints.wait()
                 progress.note(f"stopped by {guard.reason or 'a signal'} at step {step}; everything is saved")
@@ -236,17 +252,30 @@ def _loop(
     return 0
 
 
+def _loader(run: Run, data: DataSettings, batch: BatchSettings, *, position: dict[str, Any] | None) -> TrainLoader:
+    """The training batches from a position on."""
+    return TrainLoader(
+        run.layout.table,
+        seed=run.settings.seed,
+        batch_seconds=batch.seconds,
+        buckets=batch.buckets,
+        multiple=batch.multiple,
+        max_tasks=batch.max_tasks,
+        position=position,
+        local_rows=functools.partial(sharding.local_rows, run.layout.mesh),
+        threads=data.threads,
+        report=run.report,
+    )
+
+
 def _validates(run: Run, evaluation: EvaluationSettings, step: int) -> bool:
     """Whether a step ends with a validation."""
     steps = run.settings.steps
     return run.layout.select is not None and step <= steps and (step % evaluation.every_steps == 0 or step == steps)
 
 
-def _check_metrics(step: int, metrics: dict[str, float], *, tasks: int, max_tasks: int) -> None:
-    """Refuses, with a UserError, to go on with a loss that is not finite or with utterances whose task has no row."""
-    loss = metrics["loss"]
-    if not np.isfinite(loss):
-        raise UserError(f"step {step}: the loss is {loss}; lower optimizer.learning_rate, or check the data")
+def _check_tasks(step: int, metrics: dict[str, float], *, tasks: int, max_tasks: int) -> None:
+    """Refuses, with a UserError, to go on with utterances whose task has no row."""
     if metrics.get(LOST):
         raise UserError(
             f"step {step}: {metrics[LOST]:.0f} utterances name a task that is not one of the bank's {tasks}, or is "

@@ -7,6 +7,8 @@ named by them. The same command again goes on: what is finished is not run again
 fails is reported and the others go on. At the end a table of the word error rates, best first. SIGTERM, and a terminal
 that is closed, have the runs save and stop; however the sweep itself ends, none of them stays behind.
 
+A folder has one sweep at a time, and every work directory in it one training.
+
 Exit status: 0 all finished, 1 some failed, 2 a mistake in the command, 75 told to stop, 130 after Ctrl-C.
 """
 
@@ -23,6 +25,14 @@ import time
 from pathlib import Path
 
 from hra_jax.run import children
+
+if __name__ == "__main__":
+    children.interrupt_at_once()  # already while the rest is imported
+
+from hra_jax.errors import UserError  # noqa: E402
+from hra_jax.storage import locks  # noqa: E402
+from hra_jax.storage.files import make_folder, open_to_grow, write_file  # noqa: E402
+from hra_jax.storage.json_files import read_object  # noqa: E402
 
 USER_ERROR = 2
 STOPPED = 75
@@ -65,7 +75,7 @@ class Combination:
         """Writes down how it ended."""
         # Without the interpreter, which may be another one next time.
         content = {"status": self.status, "seconds": round(self.seconds, 1), "command": self.command[1:]}
-        (self.workdir / _STATUS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_file(self.workdir / _STATUS, json.dumps(content, indent=2) + "\n")
 
     def last_line(self) -> str:
         """The last line that it printed."""
@@ -75,7 +85,7 @@ class Combination:
     def results(self) -> list[dict]:
         """Its evaluations: suite, wer and wer_macro of each."""
         found = []
-        for path in sorted(self.workdir.glob("eval/*/results.json")):
+        for path in sorted(self.workdir.glob("eval/[!.]*/results.json")):  # hidden ones are unfinished
             content = _read(path)
             if all(isinstance(content.get(name), (int, float)) for name in ("wer", "wer_macro")):
                 found.append({"suite": path.parent.name, "wer": content["wer"], "wer_macro": content["wer_macro"]})
@@ -85,10 +95,9 @@ class Combination:
 def _read(path: Path) -> dict:
     """The JSON object in a file; {} where there is none."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_object(path)
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def split_values(text: str) -> list[str]:
@@ -144,7 +153,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print what would run, a command a line; touch nothing")
     arguments = parser.parse_args(own)
     arguments.training = training
-    if "://" in arguments.workdir:
+    if not arguments.workdir or "://" in arguments.workdir:
         parser.error(f"--workdir {arguments.workdir!r}; allowed: a folder of this machine")
     keys = [key for key, _ in arguments.axes]
     if len(set(keys)) < len(keys):
@@ -184,8 +193,8 @@ def combinations(arguments: argparse.Namespace) -> list[Combination]:
 
 
 def _start(run: Combination) -> subprocess.Popen:
-    run.workdir.mkdir(parents=True, exist_ok=True)
-    with (run.workdir / _OUTPUT).open("a") as output:
+    make_folder(run.workdir)
+    with open_to_grow(run.workdir / _OUTPUT) as output:
         # In a session of its own: Ctrl-C reaches it from here, once.
         return children.start(
             run.command,
@@ -241,13 +250,34 @@ def _ended(run: Combination, process: subprocess.Popen, start: float) -> None:
 
 
 def table(runs: list[Combination]) -> list[dict]:
-    """A row for each evaluation of a finished run, best first, then a row for each run without one."""
+    """A row for each evaluation of a finished run, best first, then a row for each run without one.
+
+    Of equal means over the tasks the lower rate of all utterances comes first; of runs that are equal in both, the one
+    whose numbers lie farthest from the edges of what was tried, since the best may lie beyond an edge.
+    """
     rows = []
     for run in runs:
         facts = {"name": run.name, "values": run.values, "status": run.status, "workdir": str(run.workdir)}
         found = run.results() if run.status == 0 else []
         rows += [facts | result for result in found or [{"suite": None, "wer": None, "wer_macro": None}]]
-    return sorted(rows, key=lambda row: (row["wer_macro"] is None, row["wer_macro"] or 0.0))
+    inside = {run.name: distance_from_edges(run.values, [other.values for other in runs]) for run in runs}
+    return sorted(
+        rows,
+        key=lambda row: (row["wer_macro"] is None, row["wer_macro"] or 0.0, row["wer"] or 0.0, -inside[row["name"]]),
+    )
+
+
+def distance_from_edges(values: dict[str, str], tried: list[dict[str, str]]) -> int:
+    """How many places the numbers of a combination lie from the edges of what was tried, all keys together."""
+    total = 0
+    for key, value in values.items():
+        try:
+            numbers = sorted({float(other[key]) for other in tried})
+        except ValueError:
+            continue
+        place = numbers.index(float(value))
+        total += min(place, len(numbers) - 1 - place) if key != "seed" else 0
+    return total
 
 
 def print_table(rows: list[dict]) -> None:
@@ -272,12 +302,16 @@ def main(words: list[str]) -> int:
         for run in runs:
             print(f"{'# finished: ' if run.finished() else ''}{shlex.join(run.command)}")
         return 0
-    stopped = run_all(runs, jobs=arguments.jobs)
-    rows = table(runs)
+    try:
+        with locks.hold(arguments.workdir, "sweep"):
+            stopped = run_all(runs, jobs=arguments.jobs)
+            rows = table(runs)
+    except UserError as error:
+        print(f"{_NAME}: error: {error}", file=sys.stderr)
+        return USER_ERROR
     print_table(rows)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        write_file(arguments.json, json.dumps(rows, indent=2) + "\n")
     if stopped:
         return stopped
     return 0 if all(run.status == 0 for run in runs) else 1

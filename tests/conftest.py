@@ -20,6 +20,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, _DEVICES])
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+# TensorFlow's client of buckets reads these when TensorFlow is loaded; `gcs_storage` is what it then meets.
+os.environ["GCS_STAT_CACHE_MAX_AGE"] = "0"
+os.environ["GCS_RETRY_CONFIG_MAX_RETRIES"] = "1"
+os.environ["GCS_RETRY_CONFIG_INIT_DELAY_TIME_US"] = "20000"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
@@ -117,6 +121,18 @@ def trained(micro, tmp_path_factory):
         checkpoint__keep_latest=4,
     )
     return world.train(config, tmp_path_factory.mktemp("trained") / "W")
+
+
+@pytest.fixture(scope="session")
+def gcs_storage():
+    """The bucket gs://bucket on this machine, for all clients, in this process and in those that it starts.
+
+    One for the session. Tests that use it begin with `clear`.
+    """
+    from reference import gcs
+
+    with gcs.serving("bucket") as storage:
+        yield storage
 
 
 @pytest.fixture

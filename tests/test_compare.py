@@ -259,6 +259,24 @@ def test_utterances_that_a_side_lacks_are_counted_and_named(sides, tmp_path):
     assert f"{sides['a']} lacks 1 utterances, such as '0.wav'" in refused(sides["a"], twice)
 
 
+def test_keys_that_an_earlier_version_rounded_are_those_of_today(tmp_path):
+    def rows(wrong: float, seed: int, form: str) -> list[UtteranceResult]:
+        starts = [3600.015 + 0.25 * number for number in range(20)]
+        found = make_rows("ann", 20, wrong=wrong, seed=seed)
+        return [
+            dataclasses.replace(row, key=f"a@b+c.wav@{start:{form}}+1.5")
+            for row, start in zip(found, starts, strict=True)
+        ]
+
+    old, new = write(tmp_path / "old", rows(0.4, 1, "g")), write(tmp_path / "new", rows(0.2, 3, ".15g"))
+    again = write(tmp_path / "again", rows(0.2, 3, "g"))
+    found = [compare.compare([old, side], samples=50)["comparisons"][0]["pooled"] for side in (new, again)]
+    assert found[0] == found[1] and found[0]["utterances"] == 20
+    others = [dataclasses.replace(row, key=row.key.replace("3600", "3700")) for row in rows(0.2, 3, ".15g")]
+    with pytest.raises(UserError, match="lacks 20 utterances"):
+        compare.compare([old, write(tmp_path / "others", others)])
+
+
 def test_another_reference_or_number_of_words_is_refused(sides, tmp_path):
     other = write(tmp_path / "other", changed(ROWS["b"], 7, reference="one two"))
     line = refused(sides["a"], other)

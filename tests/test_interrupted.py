@@ -3,20 +3,22 @@
 HRA_INTERRUPTS=all interrupts each command at every moment; otherwise each has one moment of its own.
 """
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from reference import micro as world
 from reference import published
 
-from hra_jax.run.signals import INTERRUPTED
+from hra_jax.run.signals import INTERRUPTED, PREEMPTED
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 MOMENTS = (4.0, 2.0, 6.0, 0.5, 8.0)  # seconds
@@ -91,23 +93,23 @@ def compare(place: Place) -> list[str]:
 COMMANDS: dict[str, Callable[[Place], list[str]]] = {
     "train": train,
     "train by launch/local.py": local,
+    "transcribe": transcribe,
+    "tasks list": lambda place: module("tasks", "list", place.adapter),
     "launch/sweep.py": sweep,
     "evaluate": evaluate,
-    "transcribe": transcribe,
+    "manifest check": lambda place: module("data.manifest", "check", place.micro.data / "train.jsonl"),
     "tasks add": add,
     "tasks remove": lambda place: module("tasks", "remove", place.adapter, "ann", "--output", place.folder / "less"),
-    "tasks list": lambda place: module("tasks", "list", place.adapter),
-    "manifest make": lambda place: module(
-        "data.manifest", "make", place.micro.folder, "--output", place.folder / "made.jsonl"
-    ),
-    "manifest check": lambda place: module("data.manifest", "check", place.micro.data / "train.jsonl"),
+    "aot": lambda place: module("aot", "--config", place.config, "--topology", "cpu-1"),
     "synthesize": lambda place: module(
         "data.synthesize", "--set", "hard", "--scale", "0.3", "--output", place.folder / "spoken"
     ),
     "convert": convert,
     "compare": compare,
     "params": lambda place: module("params", "--config", place.config),
-    "aot": lambda place: module("aot", "--config", place.config, "--topology", "cpu-1"),
+    "manifest make": lambda place: module(
+        "data.manifest", "make", place.micro.folder, "--output", place.folder / "made.jsonl"
+    ),
     "config": lambda place: module("config"),
 }
 FINISHED = ("train", "train by launch/local.py", "launch/sweep.py", "tasks add", "synthesize", "convert")
@@ -141,15 +143,12 @@ def interrupt(words: list[str], env: dict[str, str], folder: Path, moment: float
             raise
     errors = (folder / "err").read_text()
     assert "Traceback" not in errors and "Segmentation" not in errors, errors
-    deadline = time.monotonic() + 2
-    while left_behind(folder) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert left_behind(folder) == []
     print(f"after {moment} s: status {status}, {time.monotonic() - start:.1f} s later; {errors.splitlines()[-1:]}")
+    assert none_left(folder)
     return status
 
 
-@pytest.mark.slow(minutes=0.3)
+@pytest.mark.slow(minutes=0.2)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_ctrl_c_ends_a_command_and_the_same_command_then_ends_well(name, micro, trained, command_env, tmp_path):
     place = Place(micro, trained, tmp_path)
@@ -162,3 +161,118 @@ def test_ctrl_c_ends_a_command_and_the_same_command_then_ends_well(name, micro, 
     if everything or name in FINISHED:
         done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr
+
+
+# --- What else ends a command -----------------------------------------------------------------------------------------
+
+
+def until(reached: Callable[[], bool], process: subprocess.Popen, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def start(command_env, tmp_path) -> Iterator[Callable[[list[str]], subprocess.Popen]]:
+    """Starts a command; what it prints goes to `tmp_path / "out"`."""
+    env = command_env | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), MARK: str(tmp_path)}
+    started = []
+
+    def call(words: list[str]) -> subprocess.Popen:
+        with (tmp_path / "out").open("w") as out:
+            started.append(subprocess.Popen(words, env=env, stdout=out, stderr=subprocess.STDOUT, cwd=tmp_path))
+        return started[-1]
+
+    yield call
+    for process in started:
+        process.kill()
+        process.wait()
+    for number in left_behind(tmp_path):
+        os.kill(number, signal.SIGKILL)
+
+
+def none_left(folder: Path) -> bool:
+    deadline = time.monotonic() + 3
+    while left_behind(folder) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not left_behind(folder)
+
+
+@pytest.mark.slow(minutes=0.2)
+@pytest.mark.parametrize("while_it", ["imports", "compiles"])
+def test_sigterm_before_the_first_step_ends_a_training_within_seconds(while_it, start, micro, trained, tmp_path):
+    process = start(train(Place(micro, trained, tmp_path)))
+    until(lambda: while_it == "imports" or "starting: method" in (tmp_path / "out").read_text(), process)
+    time.sleep(1.0 if while_it == "imports" else 0.2)
+    process.terminate()
+    assert process.wait(SECONDS) == PREEMPTED
+    assert (tmp_path / "out").read_text().endswith("stopped by SIGTERM; the same command goes on\n")
+    saved = tmp_path / "W" / "checkpoints"
+    assert not saved.exists() or not any(path.name.isdigit() for path in saved.iterdir())
+
+
+@pytest.mark.slow(minutes=0.4)
+@pytest.mark.parametrize("when", ["while they compile", "in the loop"])
+def test_sigterm_stops_two_processes(when, start, micro, trained, tmp_path):
+    process = start([*local(Place(micro, trained, tmp_path)), "--config.steps=100000"])
+    metrics = tmp_path / "W" / "metrics.jsonl"
+    begun = "starting: method"
+    until(lambda: begun in (tmp_path / "out").read_text() if when != "in the loop" else metrics.exists(), process)
+    if when == "in the loop":
+        until(lambda: metrics.read_text().count("train/loss") >= 3, process)
+        process.terminate()
+        assert process.wait(60) == PREEMPTED
+        assert "everything is saved" in (tmp_path / "out").read_text()
+    else:
+        process.terminate()
+        assert process.wait(SECONDS) == PREEMPTED
+        assert "stopped by SIGTERM; the same command goes on" in (tmp_path / "out").read_text()
+    assert none_left(tmp_path)
+
+
+@pytest.mark.slow(minutes=0.2)
+def test_ctrl_c_ends_a_process_that_waits_for_the_others(start, micro, trained, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    words = ["--coordinator_address", address, "--num_processes", "2", "--process_id", "0"]
+    process = start([*train(Place(micro, trained, tmp_path)), *words])
+
+    def listens() -> bool:
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", int(address.split(":")[1]))) == 0
+
+    until(listens, process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(SECONDS) == INTERRUPTED
+
+
+@pytest.mark.slow(minutes=0.1)
+def test_a_sweep_that_is_killed_leaves_no_training(start, micro, trained, tmp_path):
+    process = start(sweep(Place(micro, trained, tmp_path)))
+    until(lambda: len(left_behind(tmp_path)) >= 3, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and none_left(tmp_path)
+
+
+@pytest.mark.slow(minutes=0.1)
+def test_a_sweep_whose_terminal_is_closed_has_its_trainings_stop(start, micro, trained, tmp_path):
+    process = start(sweep(Place(micro, trained, tmp_path)))
+    until(lambda: (tmp_path / "S" / "seed=1" / "output.txt").exists(), process)
+    time.sleep(1)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(2 * SECONDS) == PREEMPTED and none_left(tmp_path)
+    for seed in (0, 1):
+        assert json.loads((tmp_path / "S" / f"seed={seed}" / "sweep.json").read_text())["status"] == PREEMPTED
+
+
+@pytest.mark.slow(minutes=0.1)
+def test_voices_end_with_the_rendering_that_is_killed(start, micro, trained, tmp_path):
+    process = start(COMMANDS["synthesize"](Place(micro, trained, tmp_path)))
+    until(lambda: any((tmp_path / "spoken").rglob("*.flac")), process)
+    assert len(left_behind(tmp_path)) > 1
+    process.kill()
+    process.wait()
+    assert none_left(tmp_path)

@@ -230,3 +230,9 @@ def test_a_task_trained_later_writes_in_the_shared_vocabulary_and_moves_no_other
     model = hra_jax.load_adapter(tmp_path / "more", hra_jax.load_backbone(bare))
     assert model.vocabulary("dee") is model.vocabulary("ann")
     assert model.vocabulary("dee").to_json() == before.config["vocabulary"]
+
+
+@pytest.mark.slow(minutes=1)
+def test_one_step_of_a_new_shared_output_layer_is_no_adapter_that_does_nothing(bare, micro, tmp_path, capsys):
+    config = micro.config(backbone=bare, adapter__output="shared_characters", steps=1, eval__suite=micro.suite("test"))
+    assert world.train(config, tmp_path / "W").status == 0, capsys.readouterr().err

@@ -100,19 +100,94 @@ def test_everything_is_printed_through_the_console():
     assert found == []
 
 
-def test_text_is_read_and_written_in_an_encoding_that_is_said():
-    scripts = {path: ast.parse(path.read_text()) for path in sorted((REPOSITORY / "launch").rglob("*.py"))}
-    found = [
-        f"{path}:{node.lineno}"
-        for path, tree in (TREES | scripts).items()
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+_MODE = re.compile(r"[rwaxbtU+]+")
+_NAMED = {"savez", "savez_compressed", "touch", "unlink", "chmod", "mkdir", "makedirs", "mkfifo", "mknod", "rmdir"}
+_NAMED |= {"write_text", "write_bytes", "rename", "renames", "rmtree", "symlink_to", "hardlink_to", "symlink", "link"}
+_OF_OS = {"os.open", "os.remove", "os.replace", "os.truncate", "os.removedirs", "np.save", "numpy.save"}
+
+
+def modes(call: ast.Call) -> list[str]:
+    given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+    values = [node.value for node in given if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [value for value in values if _MODE.fullmatch(value)]
+
+
+def writes_files(node: ast.AST) -> bool:
+    """Whether a call makes, changes, renames or removes a file or a folder."""
+    if not isinstance(node, ast.Call):
+        return False
+    called = ast.unparse(node.func)
+    last = called.rpartition(".")[2]
+    if last in ("open", "fdopen") and any(set(mode) & set("wax+") for mode in modes(node)):
+        return True
+    # `replace` of a text takes two arguments, that of a dataclass keywords, and that of a path its destination alone.
+    moved = last == "replace" and len(node.args) == 1 and not node.keywords
+    return last in _NAMED or called in _OF_OS or called.startswith(("shutil.", "tempfile.")) or moved
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("open(path, 'w')", True),
+        ("path.open('ab')", True),
+        ("open(path, mode='r+')", True),
+        ("open(path, encoding='utf-8')", False),
+        ("path.open('rb')", False),
+        ("path.replace(other)", True),
+        ("text.replace('a', 'b')", False),
+        ("state.replace(step=1)", False),
+        ("folder.mkdir(parents=True)", True),
+        ("os.remove(path)", True),
+        ("names.remove(name)", False),
+        ("shutil.copytree(a, b)", True),
+        ("tempfile.TemporaryDirectory()", True),
+    ],
+)
+def test_what_writes_files_is_told_from_what_does_not(code, expected):
+    assert writes_files(ast.parse(code, mode="eval").body) == expected
+
+
+def test_only_storage_writes_files():
+    allowed = {
+        "hra_jax/data/mixtures.py: tempfile.TemporaryFile()",  # has no name
+        "hra_jax/data/sound_files.py: tempfile.TemporaryFile()",  # has no name
+        "hra_jax/data/synthetic/espeak.py: os.fdopen(write_end, 'wb')",  # a pipe
+        "hra_jax/run/children.py: os.open(os.devnull, os.O_WRONLY)",
+        "hra_jax/run/place.py: bank.touch(started)",  # rows in memory
+        # Must run where the package is not installed.
+        "launch/gke/jobset.py: arguments.output.write_text(text, encoding='utf-8')",
+    }
+    launchers = {
+        path.relative_to(REPOSITORY): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted((REPOSITORY / "launch").rglob("*.py"))
+    }
+    found = {
+        f"{path.as_posix()}: {ast.unparse(node)}"
+        for path, tree in {**TREES, **launchers}.items()
+        if path.parts[:2] != ("hra_jax", "storage")
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr in ("read_text", "write_text")
-        and "encoding" not in {keyword.arg for keyword in node.keywords}
-        and not ast.unparse(node.func.value).startswith("importlib.metadata")
-    ]
+        if writes_files(node)
+    }
+    assert found - allowed == set() and allowed - found == set()
+
+
+def test_every_text_is_read_and_written_in_a_named_encoding():
+    found = []
+    for folder in ("hra_jax", "launch", "benchmarks", "configs", "docs"):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+                    continue
+                called = ast.unparse(node.func)
+                text = called == "open" and not any("b" in mode for mode in modes(node))
+                if text or called.endswith((".read_text", ".write_text")):
+                    found.append(f"{path.relative_to(REPOSITORY)}:{node.lineno} {ast.unparse(node)[:80]}")
     assert found == []
+
+
+# --- Code -------------------------------------------------------------------------------------------------------------
 
 
 def test_no_configuration_key_has_a_second_default():

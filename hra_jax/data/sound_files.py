@@ -8,7 +8,6 @@ import mmap
 import os
 import re
 import stat
-import sys
 import tempfile
 import threading
 import urllib.parse
@@ -21,11 +20,13 @@ from etils import epath
 
 from hra_jax.data import mpeg
 from hra_jax.data.report import KINDS
+from hra_jax.storage import remote
 
 LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz
 REMOTE_SCHEMES = ("gs", "s3")
-_MOST_VALUES: Final = 2**31  # samples of all channels together that are read of one file: over three hours of stereo
+_MOST_VALUES: Final = 2**30  # samples of all channels together that are read of one file: over three hours of stereo
 _MOST_MPEG_BYTES: Final = 2**29
+_MOST_PAGES: Final = 2**21  # of an Ogg file
 _MPEG_LEAD: Final = 32 * 1152  # samples
 _BLOCK: Final = 2**20  # samples of all channels together
 # Of a file that is there: whoever mends the storage, or the permission, can read it.
@@ -219,10 +220,10 @@ class Sound:
 
 @contextlib.contextmanager
 def _named(path: str) -> Iterator[None]:
-    """Turns what opening and reading a file raises into an AudioError."""
+    """Turns what opening and reading a file raises into an AudioError, but storage that is away."""
     try:
         yield
-    except AudioError:
+    except (AudioError, remote.StorageUnavailable):
         raise
     except FileNotFoundError as error:
         raise AudioError("missing_file", f"no file at {path}") from error
@@ -251,7 +252,7 @@ def _head_of_file(path: str) -> bytes:
 
 
 def _read_remote(path: str) -> bytes:
-    """The content of a remote file; AudioError or OSError."""
+    """The content of a remote file; AudioError or OSError, such as StorageUnavailable where its bucket is away."""
     reason = why_unreachable(path)
     if reason is not None:
         raise AudioError("unreachable_audio", reason)
@@ -259,16 +260,16 @@ def _read_remote(path: str) -> bytes:
         content: bytes = epath.Path(path).read_bytes()
     except FileNotFoundError:
         raise
-    except _storage_errors() as error:
+    except _remote_failures() as error:
+        # A recording that is unreachable is left out; a run must not leave out all of them while storage is away.
+        if isinstance(error, remote.StorageUnavailable) and not remote.answers(path):
+            raise
         raise AudioError("unreachable_audio", one_line(error)[:300]) from error
     return content
 
 
-def _storage_errors() -> tuple[type[Exception], ...]:
-    """What reading remote storage raises: TensorFlow's errors are no OSError."""
-    tensorflow = sys.modules.get("tensorflow")  # it is there if it was read with
-    own = () if tensorflow is None else (tensorflow.errors.OpError,)
-    return OSError, RuntimeError, ValueError, ImportError, *own
+def _remote_failures() -> tuple[type[Exception], ...]:
+    return *remote.client_errors(), ImportError
 
 
 def _stamp(path: str) -> tuple[int, int, int]:
@@ -289,7 +290,9 @@ def _is_followed(path: str, stamp: tuple[int, int, int]) -> bool:
 def _goes_on(content: bytes | mmap.mmap) -> bool:
     """Whether a stream begins after the pages of the first ones (RFC 3533, section 6)."""
     at, begun = 0, False
-    while content[at : at + 4] == b"OggS" and len(content) >= at + 27:
+    for _ in range(_MOST_PAGES):
+        if content[at : at + 4] != b"OggS" or len(content) < at + 27:
+            break
         begins = bool(content[at + 5] & 2)
         if begins and begun:
             return True

@@ -6,6 +6,7 @@ import sys
 from etils import epath
 
 from hra_jax.console import tell
+from hra_jax.storage.files import make_folder
 
 
 def setup_jax(compile_cache: str | None = None) -> str | None:
@@ -23,7 +24,7 @@ def setup_jax(compile_cache: str | None = None) -> str | None:
         compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR") or epath.Path("~/.cache/hra_jax/jax").expanduser()
     )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         tell(f"no compile cache: {error}", to=sys.stderr)
         return None

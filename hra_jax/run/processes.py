@@ -32,6 +32,7 @@ from jax.experimental import multihost_utils
 from hra_jax import cli
 from hra_jax.config.settings import check_settings, integer, setting
 from hra_jax.errors import UserError
+from hra_jax.run import signals
 
 _VARIABLES = {
     "coordinator_address": "HRA_COORDINATOR_ADDRESS",
@@ -138,22 +139,28 @@ def initialize(*, heartbeat_seconds: int, resumable: bool = True) -> None:
     # ends a run that is not resumable.
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", resumable)
-    if here is None:
-        if not _found_by_jax(heartbeat_seconds):
+    with signals.sigterm_is_taken():
+        if not _join(here, heartbeat_seconds):
             return
-    else:
-        try:
-            # Nothing is left to be detected, and jax would otherwise look for clusters to complete what it was given.
-            jax.distributed.initialize(
-                *here, heartbeat_timeout_seconds=heartbeat_seconds, cluster_detection_method="deactivate"
-            )
-        except jax.errors.JaxRuntimeError as error:
-            raise UserError(
-                f"coordinator_address = {here.coordinator_address!r}: process {here.process_id} did not find the "
-                f"{here.num_processes} processes of the run together there ({_first_line(error)})"
-            ) from error
     cli.before_failing(leave)
     sys.excepthook = _then_leave(sys.excepthook)
+
+
+def _join(here: Member | None, heartbeat_seconds: int) -> bool:
+    """Joins the processes, which jax must find where `here` says nothing; whether there are any."""
+    if here is None:
+        return _found_by_jax(heartbeat_seconds)
+    try:
+        # Nothing is left to be detected, and jax would otherwise look for clusters to complete what it was given.
+        jax.distributed.initialize(
+            *here, heartbeat_timeout_seconds=heartbeat_seconds, cluster_detection_method="deactivate"
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"coordinator_address = {here.coordinator_address!r}: process {here.process_id} did not find the "
+            f"{here.num_processes} processes of the run together there ({_first_line(error)})"
+        ) from error
+    return True
 
 
 def _found_by_jax(heartbeat_seconds: int) -> bool:

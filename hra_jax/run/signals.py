@@ -17,6 +17,7 @@ KeyboardInterrupt stays.
 
 import atexit
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -33,8 +34,9 @@ from hra_jax.storage.writing import Patience
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 PREEMPTED = 75  # exit status (EX_TEMPFAIL): the command was told to stop; the same command goes on
 
-_PATIENCE_SECONDS = 3.0  # for what is being written, and for the step in the loop; the user is promised 5
-_LAST_WORDS_SECONDS = 0.5  # for what is still to be printed: nobody may be reading
+_PATIENCE_SECONDS = 2.5  # for what is being written, and for the step in the loop; the user is promised 5
+_CLEARING_SECONDS = 1.2  # for what is half-written, and for locks, in a bucket perhaps
+_LAST_WORDS_SECONDS = 0.4  # for what is still to be printed: nobody may be reading
 
 
 class _Watcher:
@@ -43,12 +45,15 @@ class _Watcher:
     Attributes:
       in_loop: whether the main thread ends by itself, soon, and has steps to save.
       stopping: whether it has begun to.
+      told_to_stop: whether SIGTERM has come.
       note: what SIGTERM says at the end.
+      agree: where several processes train, the handler by which they agree on the step to stop at.
     """
 
     def __init__(self) -> None:
-        self.in_loop = self.stopping = False
+        self.in_loop = self.stopping = self.told_to_stop = False
         self.note = "stopped by SIGTERM; the same command goes on"
+        self.agree: Callable[[int], None] | None = None
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
 
@@ -56,7 +61,7 @@ class _Watcher:
         """Installs the handlers and starts the thread; in the main thread."""
         # Also where a shell has SIGINT ignored, as it does for what it starts in the background: who sends it means it.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._in_main_thread)
+            signal.signal(number, self.in_main_thread)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         atexit.register(self._all_done)  # before all others, so that it is called last
@@ -67,7 +72,8 @@ class _Watcher:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 
-    def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
+    def in_main_thread(self, number: int, frame: FrameType | None) -> None:
+        """The handler; the thread does the work."""
         # Python has written the number to the pipe already, unless a library has put another one in its place.
         if signal.set_wakeup_fd(self._write, warn_on_full_buffer=False) != self._write:
             os.write(self._write, bytes([number]))
@@ -95,8 +101,12 @@ class _Watcher:
         end(INTERRUPTED, "error: interrupted", sys.stderr)
 
     def _told_to_stop(self) -> None:
-        deadline, told = time.monotonic() + _PATIENCE_SECONDS, False
+        deadline, told, agreeing = time.monotonic() + _PATIENCE_SECONDS, False, False
+        self.told_to_stop = True
         while not self.stopping:
+            if self.in_loop and self.agree is not None and not agreeing:
+                self.agree(signal.SIGTERM)
+                agreeing = True
             late = time.monotonic() > deadline
             if not self.in_loop and not writing.worth_waiting(Patience.ANY if late else Patience.SECONDS):
                 end(PREEMPTED, self.note, sys.stdout)
@@ -123,10 +133,43 @@ def installed() -> bool:
     return _watcher is not None
 
 
+@contextlib.contextmanager
+def sigterm_is_taken() -> Iterator[None]:
+    """Around what takes SIGTERM with a handler in C, as `jax.distributed` does: in the loop it gets the signal."""
+    if _watcher is None:
+        yield
+        return
+    # Python can neither see such a handler nor call it; `signal` of the C library gives the one that it replaces.
+    replace = ctypes.CDLL(None).signal
+    replace.restype, replace.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+    before = replace(signal.SIGTERM, None)
+    replace(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        taken = replace(signal.SIGTERM, None)
+        if taken not in (before, None):
+            _watcher.agree = ctypes.CFUNCTYPE(None, ctypes.c_int)(taken)
+        signal.signal(signal.SIGTERM, _watcher.in_main_thread)
+
+
+def all_stop() -> None:
+    """Has the processes that train together agree on a step to stop at, as SIGTERM does."""
+    if _watcher is not None and _watcher.agree is not None:
+        _watcher.agree(signal.SIGTERM)
+    else:
+        signal.raise_signal(signal.SIGTERM)
+
+
 def loop_has_steps() -> None:
     """From now on there are steps to save, and the main thread looks for signals after each of them."""
     if _watcher is not None:
         _watcher.in_loop = True
+
+
+def told_to_stop() -> bool:
+    """Whether SIGTERM has come to this command, before the loop perhaps."""
+    return _watcher is not None and _watcher.told_to_stop
 
 
 def loop_stops() -> None:
@@ -162,8 +205,8 @@ def end(status: int, note: str, stream: object) -> NoReturn:
       note: the last line.
       stream: `sys.stdout` or `sys.stderr`.
     """
-    _in_time(writing.clear_away)
-    _in_time(_flush)
+    _in_time(writing.clear_away, _CLEARING_SECONDS)
+    _in_time(_flush, _LAST_WORDS_SECONDS)
     _say(note, 1 if stream is sys.stdout else 2)
     os._exit(status)
 
@@ -180,11 +223,11 @@ def _say(line: str, descriptor: int = 2) -> None:
             # Below the bar that a terminal may be showing.
             os.write(descriptor, ("\n" if os.isatty(descriptor) else "").encode() + f"{line}\n".encode())
 
-    _in_time(write)
+    _in_time(write, _LAST_WORDS_SECONDS)
 
 
-def _in_time(action: Callable[[], None]) -> None:
+def _in_time(action: Callable[[], None], seconds: float) -> None:
     """Calls it, and goes on where it takes too long."""
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
-    thread.join(_LAST_WORDS_SECONDS)
+    thread.join(seconds)

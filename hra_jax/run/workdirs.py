@@ -19,6 +19,7 @@ from hra_jax.run import processes
 from hra_jax.storage import locks
 from hra_jax.storage.files import check_no_link, check_no_links, is_remote, write_file
 from hra_jax.storage.json_files import read_json, read_text
+from hra_jax.storage.remote import StorageUnavailable
 
 CONFIG = "config.json"
 DATA_REPORT = "data_report.json"
@@ -56,10 +57,12 @@ class Claimed(NamedTuple):
     Attributes:
       path: the folder.
       resumed: whether it holds checkpoints, which are of the same configuration.
+      steps: how many steps the run was to have when it was last started; those of the configuration where it begins.
     """
 
     path: epath.Path
     resumed: bool
+    steps: int
 
 
 @contextlib.contextmanager
@@ -78,7 +81,7 @@ def claim(config: ConfigDict, workdir: epath.PathLike) -> Iterator[Claimed]:
     """
     path = named(workdir)
     with contextlib.ExitStack() as stack:
-        resumed: list[bool] = []
+        resumed: list[tuple[bool, int]] = []
 
         def take() -> None:
             with _storage_errors(path):
@@ -96,10 +99,10 @@ def claim(config: ConfigDict, workdir: epath.PathLike) -> Iterator[Claimed]:
                 f"workdir = {str(path)!r}: process {jax.process_index()} does not see what process 0 wrote there; "
                 "allowed: storage that all processes share"
             )
-        continued = processes.gather(resumed)[0][0]
+        continued, steps = processes.gather(resumed)[0][0]
         if continued:
             _as_begun(config, path)  # in every process
-        yield Claimed(path, continued)
+        yield Claimed(path, continued, steps)
 
 
 def named(workdir: epath.PathLike) -> epath.Path:
@@ -119,10 +122,8 @@ def check_ours(workdir: epath.PathLike) -> None:
       UserError: config.json is no run's; or there is none, and something else has a name that a run writes.
     """
     path = epath.Path(workdir)
-    if not path.exists():
-        return
     if not path.is_dir():
-        raise UserError(f"workdir = {str(path)!r} is a file; {_ALLOWED}")
+        return
     if (path / CONFIG).exists():
         if not _is_run_config(path / CONFIG):
             raise UserError(f"workdir = {str(path)!r} holds a {CONFIG} that is no configuration of a run; {_ALLOWED}")
@@ -166,11 +167,12 @@ def _is_run_config(path: epath.Path) -> bool:
 def _steps(path: epath.Path) -> list[int]:
     """The steps of the checkpoints in a work directory."""
     folder = path / CHECKPOINTS
-    return [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return [int(name) for name in names if name.isascii() and name.isdigit()]
 
 
-def _checked_resume(config: ConfigDict, path: epath.Path) -> bool:
-    """Whether there are checkpoints, which must then be of the same configuration."""
+def _checked_resume(config: ConfigDict, path: epath.Path) -> tuple[bool, int]:
+    """Whether there are checkpoints, which must then be of the same configuration; and the steps that it had."""
     # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
     steps, stored = _steps(path), path / CONFIG
     if steps and stored.exists():
@@ -178,7 +180,8 @@ def _checked_resume(config: ConfigDict, path: epath.Path) -> bool:
         changed = stored_difference(read_text(stored), config, trains=max(steps) < config.steps)
         if changed:
             raise UserError(f"{path} belongs to a run with another configuration: {'; '.join(changed)}")
-    return bool(steps)
+        return True, config_from_json(read_text(stored), notify=False).steps
+    return bool(steps), config.steps
 
 
 def _as_begun(config: ConfigDict, path: epath.Path) -> None:
@@ -192,5 +195,7 @@ def _as_begun(config: ConfigDict, path: epath.Path) -> None:
 def _storage_errors(path: epath.Path) -> Iterator[None]:
     try:
         yield
+    except StorageUnavailable:
+        raise
     except OSError as error:
         raise UserError(f"workdir = {str(path)!r}: cannot be written ({error.strerror or error})") from error

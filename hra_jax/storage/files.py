@@ -18,7 +18,7 @@ from typing import IO
 from etils import epath
 
 from hra_jax.errors import UserError
-from hra_jax.storage import writing
+from hra_jax.storage import remote, writing
 
 _REMOTE_SECONDS = 60.0  # between two uploads of a file that grows
 _TEMPORARY = re.compile(r"\.(.+?)(\.[0-9a-f]{16})?\.tmp")  # 0.1.0 left the random part out
@@ -54,7 +54,8 @@ class Replacement:
 
     On a local disk the temporary file has a new, random name that cannot be a link, the content is on the disk before
     the file is renamed, and the permissions of a file that is replaced are kept. A destination that is a symbolic link
-    is replaced itself; what it points at stays as it is. Remote paths (`gs://`) go through epath.
+    is replaced itself; what it points at stays as it is. In a bucket (`gs://`) an object is whole as soon as it is
+    there: the content waits on this machine until `commit`.
 
     Use it in a `with` block, which removes the temporary file unless `commit` was called.
 
@@ -77,13 +78,13 @@ class Replacement:
         self.path = epath.Path(path)
         make_folder(self.path.parent)
         self._temporary = self.path.parent / f".{self.path.name}.{secrets.token_hex(8)}.tmp"
-        self._begun = writing.begin(lambda: self._temporary.unlink(missing_ok=True))
         self._local = not is_remote(self.path)
+        self._begun = writing.begin((lambda: self._temporary.unlink(missing_ok=True)) if self._local else None)
         self._durable = durable and self._local
         with contextlib.ExitStack() as undo:
             undo.callback(writing.end, self._begun)
             self.stream: IO[bytes] = (
-                _new_local_file(self._temporary, self.path) if self._local else self._temporary.open("wb")
+                _new_local_file(self._temporary, self.path) if self._local else remote.Upload(os.fspath(self.path))
             )
             undo.pop_all()
 
@@ -95,7 +96,7 @@ class Replacement:
 
     def close(self) -> None:
         """Completes the temporary file; it stays under its temporary name until `commit`. Raises OSError."""
-        if not self.stream.closed:
+        if self._local and not self.stream.closed:
             if self._durable:
                 self.stream.flush()
                 os.fsync(self.stream.fileno())
@@ -103,18 +104,24 @@ class Replacement:
 
     def commit(self) -> None:
         """Moves the complete file to its destination. Raises OSError; the destination is then what it was."""
-        self.close()
-        self._temporary.replace(self.path)
-        if self._durable:
-            sync_folder(self.path.parent)
+        if self._local:
+            self.close()
+            self._temporary.replace(self.path)
+            if self._durable:
+                sync_folder(self.path.parent)
+        else:
+            self.stream.close()
         writing.end(self._begun)
 
     def discard(self) -> None:
         """Removes the temporary file; nothing is left to do after `commit`."""
+        if isinstance(self.stream, remote.Upload):
+            self.stream.discard()
         # A full disk may refuse what is still buffered; nobody wants it any more.
         with contextlib.suppress(OSError):
             self.stream.close()
-        self._temporary.unlink(missing_ok=True)
+        if self._local:
+            self._temporary.unlink(missing_ok=True)
         writing.end(self._begun)
 
 
@@ -193,7 +200,7 @@ class GrowingFile:
         self._remote = is_remote(path)
         self._content = bytearray(content) if self._remote else bytearray()
         self._uploaded = time.monotonic()
-        self._handle: IO[bytes] | None = None if self._remote else _opened_to_grow(self._path)
+        self._handle: IO[bytes] | None = None if self._remote else open_to_grow(self._path)
 
     def write(self, data: bytes) -> None:
         """Adds bytes; readers see them after `flush`. Raises OSError."""
@@ -223,7 +230,13 @@ class GrowingFile:
             self._handle.close()
 
 
-def _opened_to_grow(path: epath.Path) -> IO[bytes]:
+def open_to_grow(path: epath.PathLike) -> IO[bytes]:
+    """Opens a file of this machine to add to it; it is made where it is absent.
+
+    Raises:
+      UserError: it is a link.
+      OSError: it cannot be written, or is no regular file.
+    """
     check_no_link(path)
     # Who puts a link or a pipe there after the check is refused by the two flags.
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)

@@ -107,6 +107,12 @@ def recover(folder: epath.PathLike) -> None:
             remove_folder(_beside(place, "new", token))
 
 
+def is_to_be_mended(folder: epath.PathLike) -> bool:
+    """Whether `recover` would find anything to do; false alarms while another process is in `replace_folder`."""
+    place = epath.Path(os.path.realpath(folder))
+    return not is_remote(folder) and place.parent.is_dir() and any(_leftovers(place).values())
+
+
 def _beside(folder: epath.Path, kind: str, token: str) -> epath.Path:
     return folder.parent / f".{folder.name}.{kind}-{token}"
 

@@ -4,6 +4,7 @@ Letters: A tasks in the bank, K rows that a step touches.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,9 +51,26 @@ class OptimizerConfig:
         "largest gradient norm: of the shared part of an adapter, of each task row, or of the whole backbone (methods "
         "full and pretrain); 0 for no clipping",
     )
+    max_skipped_steps: int = setting(
+        10,
+        integer(1),
+        "steps in a row with a loss or gradient that is not finite, which change nothing, after which the run ends",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self, "optimizer")
+
+
+def jump(config: OptimizerConfig, steps: int, *, step: int) -> tuple[float, float] | None:
+    """The learning rate of a step before and after the steps of a run were changed; None where it stays the same.
+
+    Args:
+      config: the settings now.
+      steps: how many steps the run was to have before.
+      step: 0-based.
+    """
+    before, after = (float(learning_rate(dataclasses.replace(config, steps=n))(step)) for n in (steps, config.steps))
+    return None if math.isclose(before, after, rel_tol=0.01) else (before, after)
 
 
 def learning_rate(config: OptimizerConfig, *, peak: Scalar | None = None) -> optax.Schedule:
@@ -120,7 +138,7 @@ def update_rows(
     step: jax.Array,
     config: OptimizerConfig,
     peak: Scalar | None = None,
-) -> tuple[Any, dict[str, Any], jax.Array]:
+) -> tuple[Any, dict[str, Any]]:
     """One AdamW step on the rows that are present; every other row, its moments and its count stay as they are.
 
     Each row is clipped by its own norm and has its own count for the bias correction; the learning rate follows the
@@ -136,10 +154,10 @@ def update_rows(
       peak: as for `learning_rate`.
 
     Returns:
-      The new bank, the new state, and the norms of the rows' gradients `[K]` before clipping.
+      The new bank and the new state.
     """
-    norms = row_norms(grads)
     if config.clip:
+        norms = row_norms(grads)
         # As optax.clip_by_global_norm: only what exceeds the limit is scaled.
         factor = jnp.where(norms < config.clip, 1.0, config.clip / jnp.maximum(norms, 1e-30))
         grads = jax.tree.map(lambda g: g * _per_row(factor, g), grads)
@@ -160,4 +178,4 @@ def update_rows(
         "nu": task_rows.scatter(state["nu"], ids, nu),
         "count": task_rows.scatter(state["count"], ids, count),
     }
-    return task_rows.scatter(tasks, ids, rows), state, norms
+    return task_rows.scatter(tasks, ids, rows), state

@@ -31,8 +31,9 @@ class PreemptionGuard:
     KeyboardInterrupt, for who cannot wait. On exit the earlier handlers are put back.
 
     Where `jax.distributed` is initialised, its own handler keeps SIGTERM (ours would take the signal away from it), and
-    the processes agree on one step, soon after, at which `requested` is True in all of them. That handler cannot be
-    removed: later SIGTERMs have no effect in such a process. Ctrl-C in any process starts the same agreement.
+    the processes agree on one step, soon after, at which `requested` is True in all of them. Ctrl-C in any process
+    starts the same agreement. A command passes SIGTERM on to that handler within the loop alone; in other programs the
+    handler cannot be removed, and later SIGTERMs have no effect.
 
     Python handles signals between two bytecodes: a long compilation is finished first. Only the main thread can install
     handlers; elsewhere the guard notes nothing by itself.
@@ -85,7 +86,7 @@ class PreemptionGuard:
         if self._distributed:
             found = bool(multihost_utils.reached_preemption_sync_point(step))
         else:
-            found = self._received is not None
+            found = self._received is not None or signals.told_to_stop()
         if found:
             signals.loop_stops()
         return found
@@ -95,7 +96,7 @@ class PreemptionGuard:
             raise KeyboardInterrupt
         self._received = signal.Signals(number)
         if self._distributed:
-            signal.raise_signal(signal.SIGTERM)
+            signals.all_stop()
 
 
 @contextlib.contextmanager

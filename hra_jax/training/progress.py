@@ -1,6 +1,7 @@
 """How a run is going, for the person who waits: a bar on a terminal, a line now and then elsewhere."""
 
 import collections
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class Progress:
         every_seconds: float = 30.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        compiling: Callable[[], float] | None = None,
     ):
         """Starts the clock.
 
@@ -43,17 +45,20 @@ class Progress:
           every_seconds: seconds between two lines where there is no terminal.
           stream: where to write, stdout if None.
           clock: seconds, rising.
+          compiling: seconds that programs have been compiled for, rising: time that says nothing about the speed. Those
+            that jax tells of if None.
         """
         self._steps = steps
         self._every, self._clock = every_seconds, clock
+        self._compiling = _compile_seconds() if compiling is None else compiling
         self._stream = sys.stdout if stream is None else stream
         self._shown = jax.process_index() == 0
         self._loss: float | None = None
         self._audio = 0.0
         self._last_line = clock()
         self._last_step = self._last_line_step = start_step
-        # (time, step, seconds of audio so far); the first entry is the start of the window.
-        self._marks = collections.deque([(clock(), start_step, 0.0)])
+        # (time without compilation, step, seconds of audio so far); the first entry is the start of the window.
+        self._marks = collections.deque([(clock() - self._compiling(), start_step, 0.0)])
         self._first_step = True
         self._bar = None
         if self._shown and self._stream.isatty():
@@ -81,15 +86,16 @@ class Progress:
         if not self._shown:
             return
         now = self._clock()
+        worked = now - self._compiling()
         self._loss = self._loss if loss is None else float(loss)
         self._audio += audio_seconds
         self._last_step = step
-        self._marks.append((now, step, self._audio))
+        self._marks.append((worked, step, self._audio))
         if self._first_step and len(self._marks) > 2:
-            # The first step was mostly compilation: it says nothing about the speed.
+            # The first step was mostly tracing and compilation: it says nothing about the speed.
             self._marks.popleft()
             self._first_step = False
-        while len(self._marks) > 2 and now - self._marks[1][0] >= _WINDOW_SECONDS:
+        while len(self._marks) > 2 and worked - self._marks[1][0] >= _WINDOW_SECONDS:
             self._marks.popleft()
         if self._bar is not None:
             self._bar.set_postfix_str(self.status(), refresh=False)
@@ -129,6 +135,19 @@ class Progress:
     def _line(self, now: float) -> None:
         tell(f"step {self._last_step}/{self._steps}: {self.status()}", to=self._stream)
         self._last_line, self._last_line_step = now, self._last_step
+
+
+@functools.cache
+def _compile_seconds() -> Callable[[], float]:
+    """What tells how long this process has compiled since this was first called, seconds."""
+    total = [0.0]
+
+    def heard(event: str, seconds: float, **unused: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            total[0] += seconds
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    return lambda: total[0]
 
 
 def _figure(value: float) -> str:

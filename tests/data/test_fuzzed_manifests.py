@@ -6,6 +6,7 @@ The long form: HRA_FUZZ_INPUTS=1000 HRA_FUZZ_SEEDS=1,2,3 pytest --slow tests/dat
 import json
 import os
 import random
+import re
 import time
 
 import numpy as np
@@ -15,6 +16,7 @@ import soundfile
 from hra_jax.data import audio, manifest, overlaps
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
+from hra_jax.errors import UserError
 from hra_jax.text.normalization import normalize_text
 
 MOST_SECONDS = 20  # for one line, with all that is done with it
@@ -106,6 +108,58 @@ def test_every_line_is_an_utterance_or_named(tmp_path):
     good, kinds = fuzz(tmp_path, seed=int(os.environ.get("HRA_SEED", "0")), count=500)
     assert good > 100
     assert {"bad_json", "missing_field", "missing_file", "unreachable_audio", "undecodable_audio"} <= set(kinds)
+
+
+CELLS = (b"a.wav", b"b.wav", b"sub/a.wav", b"sub", b"a", b"", b" ", b"one", b"two words", b'"one', b'"one"', b'"a, b"')
+MARKS = (
+    b",",
+    b"\t",
+    b"\n",
+    b"\r\n",
+    b"\r",
+    b"\0",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\xe2\x80\xa8",
+    b"\x85",
+    b"\\",
+    b"..",
+)
+
+
+def fuzz_tables(folder, *, seed, count):
+    """Makes manifests with damaged tables of transcripts; returns how many were made."""
+    for name in ("a.wav", "b.wav", "sub/a.wav"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        soundfile.write(folder / name, np.zeros(80, np.int16), 8000)
+    source, made = random.Random(seed), 0
+    for _ in range(count):
+        separator, name = source.choice(((b",", "transcripts.csv"), (b"\t", "transcripts.tsv")))
+        rows = [separator.join((source.choice(CELLS), source.choice(CELLS))) for _ in range(source.randint(0, 3))]
+        content = bytearray(b"\n".join(rows) + b"\n")
+        for _ in range(source.choice((0, 0, 1, 3))):
+            at = source.randrange(len(content) + 1)
+            content[at:at] = source.choice((*MARKS, *CELLS, source.randbytes(2)))
+        (folder / name).write_bytes(content)
+        try:
+            manifest.make(folder, folder / "m.jsonl")
+        except UserError as error:
+            assert str(error).isprintable()
+        else:
+            made += 1
+            for utterance in manifest.load_manifest(folder / "m.jsonl", report=DataReport(strict=True)):
+                # Of one line, and from one end of a cell to the other.
+                lines = re.split("\r\n|\r|\n", content.decode("utf-8-sig"))
+                cells = [" ".join(line.replace('"', "").split()) for line in lines]
+                assert any(cell.endswith(utterance.text.replace('"', "")) for cell in cells), utterance.text
+                assert "\n" not in utterance.text and utterance.text == " ".join(utterance.text.split())
+        (folder / name).unlink()
+    print(f"seed {seed}: {count} tables, {made} manifests")
+    return made
+
+
+def test_every_table_of_transcripts_makes_a_manifest_or_is_refused_in_one_line(tmp_path):
+    assert 20 < fuzz_tables(tmp_path, seed=int(os.environ.get("HRA_SEED", "0")), count=200) < 180
 
 
 @pytest.mark.slow(minutes=0.2)

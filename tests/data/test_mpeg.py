@@ -1,12 +1,13 @@
 """MPEG audio: its frames are counted, and its length is theirs whatever a header promises."""
 
 import os
+import time
 
 import numpy as np
 import pytest
 import soundfile
 
-from hra_jax.data import audio, mpeg
+from hra_jax.data import audio, manifest, mpeg
 from hra_jax.data.utterance import Utterance
 
 RATE = 16000
@@ -40,6 +41,15 @@ def test_an_mp3_of_variable_bit_rate_without_a_header_is_read_whole(tmp_path, lo
     expected = audio.decode_file(str(variable(tmp_path / "b.mp3", loud_first=loud_first)), RATE)
     delay = 576  # of the encoder, which only a header would name
     np.testing.assert_allclose(whole[delay : delay + 11 * RATE], expected[: 11 * RATE], atol=1e-4)
+
+
+@pytest.mark.parametrize("loud_first", [True, False])
+def test_a_manifest_has_its_true_duration(tmp_path, loud_first):
+    variable(tmp_path / "a.mp3", loud_first=loud_first, header=False)
+    (tmp_path / "a.txt").write_text("all of it")
+    manifest.make(tmp_path, tmp_path / "m.jsonl")
+    (utterance,), report = manifest.check(tmp_path / "m.jsonl")
+    assert utterance.duration == pytest.approx(12, abs=0.15), report.summary()
 
 
 def test_a_segment_of_it_is_a_slice_of_it(tmp_path):
@@ -87,6 +97,20 @@ def test_other_audio_is_not_counted_whatever_it_is_called(tmp_path):
 def test_what_is_no_stream_is_not_counted():
     for content in (b"", b"\xff", b"\xff\xfb", b"RIFF" + bytes(1000), b"\xff" * 100_000, bytes(70_000)):
         assert mpeg.count(content) is None
+
+
+def test_a_tag_between_two_streams_is_passed_over(tmp_path):
+    content = variable(tmp_path / "a.mp3", header=False).read_bytes()
+    frames = mpeg.count(content).frames
+    tag = b"ID3\x04\0\0" + bytes((0, 8, 0, 0)) + b"\xff\xfb\x90" * 43690 + b"\0\0"
+    assert mpeg.count(content + tag + content).frames == 2 * frames
+
+
+@pytest.mark.parametrize("junk", [b"\xff\xfb\x90", b"\xff", b"ID3\x04\0\0\0\0\0\0", b"\xff\xfb\x90\xc4" + bytes(413)])
+def test_no_stream_takes_long_to_count(junk):
+    started = time.process_time()
+    mpeg.count(junk * (2**22 // len(junk)))
+    assert time.process_time() - started < 5
 
 
 def test_a_damaged_stream_prints_nothing_and_what_others_print_is_kept(tmp_path, capfd):

@@ -11,6 +11,7 @@ import soundfile
 from hra_jax.data import manifest
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
+from hra_jax.storage.remote import StorageUnavailable
 
 TABLES = {"transcripts.csv": ",", "transcripts.tsv": "\t"}
 
@@ -180,6 +181,23 @@ def test_two_transcripts_of_one_recording_are_named(tmp_path):
     assert set(bad["unreadable_text"]) == {"a.wav"}
 
 
+def test_a_transcript_is_given_to_one_recording(tmp_path):
+    for suffix in ("mp3", "wav", "ogg"):
+        record(tmp_path / "beside", f"a.{suffix}", "one", seconds=0.2)
+    (tmp_path / "beside" / "a.m4a").write_bytes(b"anything")
+    texts, bad = rows(tmp_path / "beside")
+    assert texts == {"a.wav": "one"}
+    assert set(bad["unreadable_text"]) == {"a.mp3", "a.ogg"} and set(bad["undecodable_audio"]) == {"a.m4a"}
+    assert "that of a.wav" in bad["unreadable_text"]["a.mp3"]
+    record(tmp_path / "table", "a.wav")
+    (tmp_path / "table" / "a.m4a").write_bytes(b"anything")
+    table(tmp_path / "table", "transcripts.csv", ("a", "one"))
+    assert rows(tmp_path / "table")[0] == {"a.wav": "one"}
+    record(tmp_path / "table", "a.flac")
+    with pytest.raises(UserError, match="names 2 recordings: 'a.flac', 'a.wav'"):
+        rows(tmp_path / "table")
+
+
 def test_rows_without_a_recording_are_counted_and_named(tmp_path):
     record(tmp_path, "a.wav")
     table(tmp_path, "transcripts.tsv", ("a.wav", "one"), ("gone.wav", "two"))
@@ -279,3 +297,28 @@ def test_a_split_keeps_every_recording_and_speakers_with_few_are_in_train_only(t
         (tmp_path / "data" / name).unlink()
     with pytest.raises(UserError, match="no speaker has 3 recordings"):
         manifest.make(tmp_path / "data", tmp_path / "lists", split=True)
+
+
+@pytest.mark.slow(minutes=0.3)
+def test_a_bucket_is_searched_as_a_folder_is(gcs_storage, tmp_path, monkeypatch):
+    gcs_storage.clear()
+    record(tmp_path / "data", "ann/a.wav", "one")
+    record(tmp_path / "data", "bob/b.flac", "two")
+    (tmp_path / "data" / "bob" / "c.wav").write_bytes(b"not audio")
+    (tmp_path / "data" / "bob" / "c.txt").write_text("three")
+    gcs_storage.upload_folder(tmp_path / "data", "gs://bucket/data")
+    for output in ("gs://bucket/data/m.jsonl", "gs://bucket/lists/m.jsonl", str(tmp_path / "m.jsonl")):
+        made = manifest.make("gs://bucket/data", output)
+        assert (made.lines, made.silent, made.report.counts()["undecodable_audio"]) == (2, [], 1)
+        good, report = manifest.check(output)
+        assert [(utterance.text, utterance.tags["speaker"]) for utterance in good] == [("one", "ann"), ("two", "bob")]
+        assert not sum(report.counts().values())
+    monkeypatch.setenv("HRA_STORAGE_SECONDS", "0")
+    gcs_storage.fail()
+    with pytest.raises(StorageUnavailable):
+        manifest.make("gs://bucket/data", tmp_path / "m.jsonl")
+    gcs_storage.work()
+    gcs_storage.fail(".txt")
+    with pytest.raises(StorageUnavailable):
+        manifest.make("gs://bucket/data", tmp_path / "m.jsonl")
+    gcs_storage.clear()

@@ -168,6 +168,16 @@ def test_other_parts_of_a_recording_and_equal_names_elsewhere_are_not_shared():
     suites.check_disjoint([utterance("gs://a/audio/1.wav", key="audio/1.wav")], training, suite="digits")
 
 
+def test_a_link_to_a_recording_and_a_part_of_it_are_shared(tmp_path):
+    (tmp_path / "1.wav").write_bytes(b"audio")
+    (tmp_path / "link.wav").symlink_to(tmp_path / "1.wav")
+    training = [utterance(str(tmp_path / "1.wav"), offset=5.0)]
+    for name, offset in (("link.wav", 5.0), ("1.wav", 5.5), ("link.wav", 4.1)):
+        with pytest.raises(UserError, match="shares 1 utterance"):
+            suites.check_disjoint([utterance(str(tmp_path / name), offset=offset)], training, suite="digits")
+    suites.check_disjoint([utterance(str(tmp_path / "link.wav"), offset=6.0)], training, suite="digits")
+
+
 def test_a_recording_is_the_same_through_another_path(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from hra_jax.run import signals
+
 SETUP = """
 import ctypes, os, sys, time
 from hra_jax.run import signals
 from hra_jax.storage import writing
+signals._PATIENCE_SECONDS = 0.8  # to be quick
 signals.install()
 """
 # A lock that is taken twice: the main thread stays in C, as it does in a compilation, and no handler of Python runs.
@@ -79,6 +82,10 @@ def test_sigterm_ends_with_the_status_of_what_goes_on(command):
     assert running.seconds < 2
 
 
+def test_a_user_waits_less_than_what_is_promised():
+    assert signals._PATIENCE_SECONDS + signals._CLEARING_SECONDS + 2 * signals._LAST_WORDS_SECONDS < 5
+
+
 def test_what_was_printed_is_not_lost(command):
     running = command("READY; print('a line', end=''); STUCK")
     time.sleep(0.2)
@@ -90,12 +97,12 @@ def test_what_was_printed_is_not_lost(command):
 def test_a_file_that_is_being_written_is_finished(command, number, tmp_path):
     file = tmp_path / "file"
     running = command(
-        "with writing.going_on():\n    READY; time.sleep(1)\n"
-        f"    open({str(file)!r}, 'w').write('all'); time.sleep(0.2)\nSTUCK"
+        "with writing.going_on():\n    READY; time.sleep(0.3)\n"
+        f"    open({str(file)!r}, 'w').write('all'); time.sleep(0.1)\nSTUCK"
     )
     running.send(number)
     assert running.end()[0] == (130 if number == signal.SIGINT else 75)
-    assert file.read_text() == "all" and 1 < running.seconds < 3
+    assert file.read_text() == "all" and 0.3 < running.seconds < 2
 
 
 def test_a_file_that_takes_too_long_is_cleared_away(command, tmp_path):
@@ -103,7 +110,7 @@ def test_a_file_that_takes_too_long_is_cleared_away(command, tmp_path):
     running = command(f"with writing.going_on(lambda: os.unlink({str(tmp_path / 'half')!r})):\n    READY; STUCK")
     running.send(signal.SIGINT)
     assert running.end()[0] == 130
-    assert 2 < running.seconds < 5 and list(tmp_path.iterdir()) == []
+    assert 0.7 < running.seconds < 3 and list(tmp_path.iterdir()) == []
 
 
 def test_a_temporary_folder_is_removed_and_nobody_waits_for_it(command, tmp_path):
@@ -116,28 +123,29 @@ def test_a_temporary_folder_is_removed_and_nobody_waits_for_it(command, tmp_path
 
 
 def test_a_second_ctrl_c_ends_at_once(command):
-    running = command("with writing.going_on(patience=writing.Patience.ANY): READY; STUCK")
+    code = "signals._PATIENCE_SECONDS = 20\nwith writing.going_on(patience=writing.Patience.ANY): READY; STUCK"
+    running = command(code)
     running.send(signal.SIGINT)
-    time.sleep(0.3)
+    time.sleep(0.2)
     running.send(signal.SIGINT)
     assert running.end()[0] == 130
-    assert running.seconds < 2
+    assert running.seconds < 4
 
 
 def test_sigterm_waits_for_a_checkpoint_as_long_as_it_takes_and_says_so(command):
     running = command(
-        "with writing.going_on(patience=writing.Patience.ANY): READY; time.sleep(5); print('saved')\nSTUCK"
+        "with writing.going_on(patience=writing.Patience.ANY): READY; time.sleep(1.5); print('saved')\nSTUCK"
     )
     running.send(signal.SIGTERM)
     status, printed, errors = running.end()
     assert (status, printed) == (75, "saved\nstopped by SIGTERM; the same command goes on\n")
-    assert "SIGTERM: this ends, with status 75, when" in errors and 5 <= running.seconds < 8
+    assert "SIGTERM: this ends, with status 75, when" in errors and 1.5 <= running.seconds < 5
 
 
 def test_ctrl_c_while_sigterm_waits_ends_within_seconds(command):
     running = command("with writing.going_on(patience=writing.Patience.ANY): READY; STUCK")
     running.send(signal.SIGTERM)
-    time.sleep(0.3)
+    time.sleep(0.2)
     running.send(signal.SIGINT)
     assert running.end()[0] == 130
     assert running.seconds < 5
@@ -154,7 +162,7 @@ sys.exit({status})
 """
 
 
-@pytest.mark.parametrize(("number", "status", "seconds"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 75, 4.5)])
+@pytest.mark.parametrize(("number", "status", "seconds"), [(signal.SIGINT, 130, 0.3), (signal.SIGTERM, 75, 1.2)])
 def test_a_loop_finishes_its_step_and_ends_the_command_by_itself(command, number, status, seconds):
     running = command(LOOP.format(step=f"time.sleep({seconds})", status=status))
     running.send(number)
@@ -198,7 +206,7 @@ def test_a_lock_is_given_up_by_a_command_that_a_signal_ends(command, tmp_path):
 
 def test_ctrl_c_after_the_end_of_a_command_does_not_change_its_status(command):
     # Called when Python clears its modules, after its own handlers are gone.
-    slow = "def __del__(self, write=os.write, sleep=time.sleep): write(1, b'ready\\n'); sleep(1)"
+    slow = "def __del__(self, write=os.write, sleep=time.sleep): write(1, b'ready\\n'); sleep(0.3)"
     running = command(f"class Slow:\n    {slow}\nslow = Slow()")
     running.send(signal.SIGINT)
     assert running.end() == (0, "", "")

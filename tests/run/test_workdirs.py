@@ -54,7 +54,7 @@ def test_new_empty_and_own_folders_are_taken_and_other_files_are_no_obstacle(tmp
     (tmp_path / "W" / "notes.txt").write_text("mine", encoding="utf-8")
     (tmp_path / "W" / "checkpoints").mkdir()
     for _ in range(2):
-        assert claimed(config, tmp_path / "W") == (tmp_path / "W", False)
+        assert claimed(config, tmp_path / "W")[:2] == (tmp_path / "W", False)
     assert tree(tmp_path / "W") == {"notes.txt": b"mine", "config.json": config_to_json(config).encode()}
     # Nothing is there to be continued, so another configuration mends a first start that failed.
     other = config.copy_and_resolve_references()
@@ -76,7 +76,7 @@ def test_a_folder_without_a_name_and_a_file_are_refused(tmp_path, config):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="workdir = ''; allowed"):
         claimed(config, "")
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="cannot be written"):
         claimed(config, tmp_path / "file")
 
 
@@ -92,6 +92,13 @@ def test_links_in_the_place_of_what_is_written_are_refused_and_not_followed(tmp_
         claimed(config, tmp_path / "W")
     assert (tmp_path / "W" / name).is_symlink()
     assert not list((tmp_path / "kept").iterdir()) and not (tmp_path / "nowhere").exists()
+
+
+def test_names_that_look_like_steps_are_none(tmp_path, config):
+    for name in ("²", "٣", "-1", "1e3"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="holds 'checkpoints' and no config.json"):
+        claimed(config, tmp_path)
 
 
 def test_a_work_directory_is_held_until_the_end_and_may_itself_be_a_link(tmp_path, config):

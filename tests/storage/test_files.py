@@ -138,17 +138,6 @@ class Bucket:
         self.local.unlink(missing_ok=missing_ok)
 
 
-def test_a_remote_file_goes_through_its_path_and_not_through_the_disk(monkeypatch, tmp_path):
-    monkeypatch.setattr(files.epath, "Path", lambda path: path)
-    for call in ("open", "fsync"):
-        monkeypatch.setattr(files.os, call, lambda *args: pytest.fail("a remote file is opened as a local one"))
-    replacement = Replacement(Bucket(tmp_path / "file"))
-    replacement.stream.write(b"content")
-    assert {replaced_name(name) for name in names(tmp_path)} == {"file"}
-    replacement.commit()
-    assert names(tmp_path) == {"file"} and (tmp_path / "file").read_text() == "content"
-
-
 def test_a_file_that_grows_keeps_what_it_holds_and_shows_more_when_it_is_flushed(tmp_path):
     (tmp_path / "file").write_bytes(b"old\n")
     file = files.GrowingFile(tmp_path / "file", content=b"old\n")

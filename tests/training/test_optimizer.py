@@ -18,7 +18,9 @@ from hra_jax.training.optimizer import (
     decay_mask,
     dense,
     init_rows,
+    jump,
     learning_rate,
+    row_norms,
     update_rows,
 )
 
@@ -60,7 +62,7 @@ def run(schedule, *, config=CONFIG):
     state = init_rows(tasks)
     for step, rows in enumerate(schedule):
         ids = np.array(rows, np.int32)
-        tasks, state, _ = update(gradients(step, rows), ids, state, tasks, step, config=config)
+        tasks, state = update(gradients(step, rows), ids, state, tasks, step, config=config)
     return jax.device_get((tasks, state))
 
 
@@ -150,8 +152,8 @@ def test_a_slots_gradient_that_is_not_finite_reaches_no_other_row():
     state = init_rows(tasks)
     grads = gradients(0, [2, 4])
     dirty = jax.tree.map(lambda leaf: np.concatenate([leaf, np.full_like(leaf[:1], np.nan)]), grads)
-    clean, _, _ = update(grads, np.array([2, 4], np.int32), state, tasks, 0)
-    out, out_state, _ = update(dirty, np.array([2, 4, TASKS], np.int32), state, tasks, 0)
+    clean, _ = update(grads, np.array([2, 4], np.int32), state, tasks, 0)
+    out, out_state = update(dirty, np.array([2, 4, TASKS], np.int32), state, tasks, 0)
     jax.tree.map(np.testing.assert_array_equal, clean, out)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out_state))
 
@@ -160,7 +162,8 @@ def test_a_row_is_clipped_by_its_own_norm_alone():
     config = dataclasses.replace(CONFIG, clip=0.5)
     tasks = random_tree(TASKS, seed=0)
     grads = jax.tree.map(lambda g: np.stack([g[0] * 1e-3, g[1] * 1e3, g[2] * 0]), random_tree(3, seed=5))
-    _, state, norms = update(grads, np.array([0, 1, 2], np.int32), init_rows(tasks), tasks, 0, config=config)
+    _, state = update(grads, np.array([0, 1, 2], np.int32), init_rows(tasks), tasks, 0, config=config)
+    norms = row_norms(grads)
     for slot in range(3):
         own = math.sqrt(sum(float((leaf[slot].astype(np.float64) ** 2).sum()) for leaf in jax.tree.leaves(grads)))
         np.testing.assert_allclose(norms[slot], own, rtol=1e-5)
@@ -230,3 +233,10 @@ def test_a_schedule_of_the_table_is_one_that_a_configuration_can_name(monkeypatc
 def test_an_unknown_schedule_is_an_error_that_lists_the_known_ones():
     with pytest.raises(UserError, match="optimizer.schedule = 'linear': allowed: 'cosine', 'constant'"):
         OptimizerConfig(steps=10, schedule="linear")
+
+
+def test_more_steps_after_the_end_of_a_schedule_change_the_learning_rate_and_nothing_else_does():
+    before, after = jump(dataclasses.replace(CONFIG, steps=2 * STEPS), STEPS, step=STEPS)
+    assert before == pytest.approx(0.1 * 0.03) and after > 5 * before
+    assert jump(CONFIG, STEPS, step=5) is None
+    assert jump(dataclasses.replace(CONFIG, schedule="constant", steps=2 * STEPS), STEPS, step=STEPS) is None

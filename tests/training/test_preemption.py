@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from hra_jax.training.preemption import PREEMPTED, PreemptionGuard, stops_at_once
+from hra_jax.training.preemption import INTERRUPTED, PREEMPTED, PreemptionGuard, stops_at_once
 
 
 def test_nothing_is_requested_before_a_signal():
@@ -17,12 +17,12 @@ def test_nothing_is_requested_before_a_signal():
         assert not guard.requested(1) and guard.reason == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_noted_and_the_process_goes_on(number):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, PREEMPTED), (signal.SIGINT, INTERRUPTED)])
+def test_a_signal_is_noted_and_the_process_goes_on(number, status):
     with PreemptionGuard() as guard:
         os.kill(os.getpid(), number)
         assert guard.requested(1) and guard.requested(2)
-        assert guard.reason == number.name
+        assert guard.reason == number.name and guard.status == status
 
 
 def test_any_number_of_sigterms_is_one_request():
