@@ -143,7 +143,7 @@ def load_adapter(folder: epath.PathLike, backbone: Backbone, *, slots: int = 0) 
     adapter = methods.from_folder(exported.config)
     own = None
     if adapter.own_vocabulary:
-        found, shared_vocabulary = stored_vocabularies(exported.config, exported.tasks_json)
+        found, shared_vocabulary = stored_vocabularies(exported.config, exported.tasks_json, where=str(folder))
         own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size, shared_vocabulary)
     return Model(backbone, adapter, shared, tasks, names, own)
 

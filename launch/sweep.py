@@ -32,6 +32,7 @@ if __name__ == "__main__":
 from hra_jax.errors import UserError  # noqa: E402
 from hra_jax.storage import locks  # noqa: E402
 from hra_jax.storage.files import make_folder, open_to_grow, write_file  # noqa: E402
+from hra_jax.storage.json_files import read_object  # noqa: E402
 
 USER_ERROR = 2
 STOPPED = 75
@@ -94,10 +95,9 @@ class Combination:
 def _read(path: Path) -> dict:
     """The JSON object in a file; {} where there is none."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_object(path)
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def split_values(text: str) -> list[str]:
