@@ -43,7 +43,7 @@ from hra_jax.run.stages import prepare
 from hra_jax.run.workdirs import DATA_REPORT, claim
 from hra_jax.tpu import topologies
 from hra_jax.training import sharding, train_state
-from hra_jax.training.checkpoints import METRIC, Checkpoints
+from hra_jax.training.checkpoints import Checkpoints
 from hra_jax.training.flops import CountedStep
 from hra_jax.training.metrics import MetricWriter
 from hra_jax.training.optimizer import jump
@@ -51,6 +51,7 @@ from hra_jax.training.preemption import PreemptionGuard, stops_at_once
 from hra_jax.training.profiling import Profiler, ProfileSettings
 from hra_jax.training.progress import Progress
 from hra_jax.training.step import LOST
+from hra_jax.training.stored_checkpoint import METRIC
 from hra_jax.training.timing import StepTimes
 
 FLAGS = flags.FLAGS
