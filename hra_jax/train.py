@@ -38,11 +38,12 @@ from hra_jax.run.scoring import (
     untrained,
     write_data_report,
 )
+from hra_jax.run.skipped_steps import SkippedSteps
 from hra_jax.run.stages import prepare
-from hra_jax.run.workdirs import claim
+from hra_jax.run.workdirs import DATA_REPORT, claim
 from hra_jax.tpu import topologies
 from hra_jax.training import sharding, train_state
-from hra_jax.training.checkpoints import METRIC, Checkpoints
+from hra_jax.training.checkpoints import Checkpoints
 from hra_jax.training.flops import CountedStep
 from hra_jax.training.metrics import MetricWriter
 from hra_jax.training.optimizer import jump
@@ -50,6 +51,7 @@ from hra_jax.training.preemption import PreemptionGuard, stops_at_once
 from hra_jax.training.profiling import Profiler, ProfileSettings
 from hra_jax.training.progress import Progress
 from hra_jax.training.step import LOST
+from hra_jax.training.stored_checkpoint import METRIC
 from hra_jax.training.timing import StepTimes
 
 FLAGS = flags.FLAGS
@@ -175,24 +177,15 @@ def _loop(
     layout, start, steps = run.layout, int(run.state.step), run.settings.steps
     if start == steps:
         return 0
-    loader = TrainLoader(
-        layout.table,
-        seed=run.settings.seed,
-        batch_seconds=batch.seconds,
-        buckets=batch.buckets,
-        multiple=batch.multiple,
-        max_tasks=batch.max_tasks,
-        position=position,
-        local_rows=functools.partial(sharding.local_rows, layout.mesh),
-        threads=data.threads,
-        report=run.report,
-    )
+    loader = _loader(run, data, batch, position=position)
     writer = MetricWriter(run.workdir, resume_step=start)
     progress = Progress(steps, start_step=start)
     profiler = Profiler(run.workdir / "profile", start_step=profile.start_step, steps=profile.steps)
     peak = 1e12 * profile.peak_tflops or topologies.peak_flops(layout.mesh.devices.flat[0].device_kind)
     validates, validated = functools.partial(_validates, run, evaluation), False
     flops_of, times, last = CountedStep(layout.programs.counted), StepTimes(devices=layout.mesh.size, peak=peak), None
+    most = layout.programs.optimizer.max_skipped_steps
+    skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name)
     with loader, writer, progress, profiler, PreemptionGuard() as guard:
         times.restart()
         for step in range(start + 1, steps + 1):
@@ -205,6 +198,7 @@ def _loop(
             run.state, outputs = run.bank.step(run.state, run.frozen, arrays, loader.tasks)
             times.stepped(flops)
             guard.stepped()
+            skipped.stepped(step, outputs, rows["utterance"])
             last = outputs["loss"]
 
             # ------------------------------------------------------------------------------------------------ metrics
@@ -214,12 +208,17 @@ def _loop(
                 loss = metrics["loss"]
                 metrics |= times.take()
                 writer.write(step, {f"train/{name}": value for name, value in metrics.items()})
-                _check_metrics(step, metrics, tasks=len(layout.tasks), max_tasks=batch.max_tasks)
+                _check_tasks(step, metrics, tasks=len(layout.tasks), max_tasks=batch.max_tasks)
             progress.update(step, audio_seconds=loader.audio_seconds, loss=loss)
+
+            # ------------------------------------------------------------------------------------------- skipped steps
+            # Looking waits for the device; where there is something to write, it is waited for anyway.
+            if loss is not None or validates(step) or checkpoints.due(step):
+                skipped.look(progress.note)
 
             # ---------------------------------------------------------------------------------------------- validation
             scores = None
-            if layout.select and validates(step):
+            if layout.select and validates(step) and not skipped.too_many:
                 validate = functools.partial(_validate, run, layout.select, step, writer, keep_best_rows=keep_best_rows)
                 with times.part("elsewhere"):
                     scores = attempt(run, f"the validation at step {step}", validate)
@@ -231,13 +230,17 @@ def _loop(
             stop = guard.requested(step)
             # What the first validation does to the memory of a machine is not known: the step before it is safe.
             guards = not validated and validates(step + 1)
-            force = stop or validates(step) or guards or step == steps
+            force = stop or validates(step) or guards or skipped.too_many or step == steps
             if force or checkpoints.due(step):
                 with times.part("checkpoint"):
+                    skipped.look(progress.note)
                     save(run, checkpoints, step, position=loader.position(), metrics=scores, force=force)
                     write_data_report(run)
                     if guards:
                         checkpoints.wait()
+            if skipped.too_many:
+                checkpoints.wait()
+                raise skipped.error(step, report=DATA_REPORT)
             if stop:
                 checkpoints.wait()
                 progress.note(f"stopped by {guard.reason or 'a signal'} at step {step}; everything is saved")
@@ -250,17 +253,30 @@ def _loop(
     return 0
 
 
+def _loader(run: Run, data: DataSettings, batch: BatchSettings, *, position: dict[str, Any] | None) -> TrainLoader:
+    """The training batches from a position on."""
+    return TrainLoader(
+        run.layout.table,
+        seed=run.settings.seed,
+        batch_seconds=batch.seconds,
+        buckets=batch.buckets,
+        multiple=batch.multiple,
+        max_tasks=batch.max_tasks,
+        position=position,
+        local_rows=functools.partial(sharding.local_rows, run.layout.mesh),
+        threads=data.threads,
+        report=run.report,
+    )
+
+
 def _validates(run: Run, evaluation: EvaluationSettings, step: int) -> bool:
     """Whether a step ends with a validation."""
     steps = run.settings.steps
     return run.layout.select is not None and step <= steps and (step % evaluation.every_steps == 0 or step == steps)
 
 
-def _check_metrics(step: int, metrics: dict[str, float], *, tasks: int, max_tasks: int) -> None:
-    """Refuses, with a UserError, to go on with a loss that is not finite or with utterances whose task has no row."""
-    loss = metrics["loss"]
-    if not np.isfinite(loss):
-        raise UserError(f"step {step}: the loss is {loss}; lower optimizer.learning_rate, or check the data")
+def _check_tasks(step: int, metrics: dict[str, float], *, tasks: int, max_tasks: int) -> None:
+    """Refuses, with a UserError, to go on with utterances whose task has no row."""
     if metrics.get(LOST):
         raise UserError(
             f"step {step}: {metrics[LOST]:.0f} utterances name a task that is not one of the bank's {tasks}, or is "

@@ -20,8 +20,9 @@ from hra_jax.evaluation.suites import load_suite
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import SIZES
 from hra_jax.run import programs
-from hra_jax.training.checkpoints import METRIC
+from hra_jax.training.checkpoints import METRIC, Checkpoints
 from hra_jax.training.step import forward
+from hra_jax.training.stored_checkpoint import StoredCheckpoint
 
 PER_TASK = ("wer", "cer", "substitutions", "deletions", "insertions", "words", "utterances", "wer_low", "wer_high")
 TOTALS = ("wer", "wer_macro", "base_wer_macro", "normalizer", "backbone_fingerprint") + (
@@ -141,18 +142,36 @@ def test_export_from_best_takes_the_checkpoint_of_the_lowest_error_and_keeps_it(
     monkeypatch.setattr(train, "_validate", scored)
     config = micro.config(eval__select_suite=micro.suite("validation"), eval__every_steps=1, export__step="best")
     done = world.train(config, tmp_path / "W")
-    assert sorted(path.name for path in (tmp_path / "W" / "checkpoints").iterdir()) == ["2", "4", "rows"]
+    assert sorted(path.name for path in (tmp_path / "W" / "checkpoints").iterdir()) == ["2", "3", "4", "rows"]
     exported = read_adapter(tmp_path / "W" / "adapter")
     assert {entry["step"] for entry in exported.tasks_json} == {2}
     assert "exported step 2" in done.printed
     assert bytes_of(exported.shared["all_layers"]) == bytes_of(states[2]["shared"]["all_layers"])
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_one_line(micro, tmp_path):
-    config = micro.config(optimizer__learning_rate=1e30, optimizer__clip=1e30)
-    with pytest.raises(UserError, match=r"^step \d: the loss is (nan|inf); lower optimizer.learning_rate[^\n]*$"):
+def test_steps_that_are_not_finite_are_skipped_and_several_in_a_row_end_the_run_with_a_whole_checkpoint(
+    micro, tmp_path
+):
+    config = micro.config(
+        optimizer__learning_rate=1e30, optimizer__clip=1e30, optimizer__max_skipped_steps=2, checkpoint__keep_latest=9
+    )
+    with pytest.raises(
+        UserError, match=r"^step (\d): the loss or a gradient of the last 2 steps was not finite"
+    ) as error:
         world.train(config, tmp_path / "W")
+    step = int(str(error.value)[5])
+    assert f"checkpoint {step} holds the weights of step {step - 2}; lower optimizer.learning_rate" in str(error.value)
     assert not (tmp_path / "W" / "adapter").exists()
+    report = json.loads((tmp_path / "W" / "data_report.json").read_text())
+    assert report["counts"]["not_finite"] > 0
+    assert f"step {step}" in str(report["utterances"]["not_finite"])
+    with Checkpoints(
+        tmp_path / "W" / "checkpoints", keep_latest=9, keep_best=0, every_steps=1, read_only=True
+    ) as all_of:
+        assert all_of.resolve("last") == step
+        sums = [StoredCheckpoint(all_of.directory / str(number)).checksums() for number in (step - 2, step)]
+        # Weights and moments are those of the last good step.
+        assert {name for name in sums[0]["state"] if sums[0]["state"][name] != sums[1]["state"][name]} == {"step"}
 
 
 def test_a_profile_is_written_for_the_steps_asked_for_and_otherwise_none(trained, micro, tmp_path):

@@ -44,6 +44,7 @@ from hra_jax.storage.files import (
     write_file,
 )
 from hra_jax.storage.json_files import COUNT, AtLeast, Kind, check_fields, json_text, read_json, read_object
+from hra_jax.storage.remote import StorageUnavailable
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks.names import check_name, quote_task
 
@@ -330,6 +331,8 @@ def _read_bytes(path: epath.Path, *, most: int) -> bytes:
         if path.stat().length > most:
             raise UserError(f"{path}: has {path.stat().length:,} bytes; {CONFIG_FILE} and {TASKS_FILE} ask for fewer")
         content: bytes = path.read_bytes()
+    except StorageUnavailable:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); needed is {_NEEDED}") from error
     return content

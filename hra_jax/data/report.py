@@ -24,6 +24,7 @@ KINDS = (
     "unreadable_text",  # a transcript that is not UTF-8, or cannot be read
     "too_short",  # fewer frames than CTC needs for the transcript
     "too_long",  # longer than the limit
+    "not_finite",  # in a training batch whose loss or a gradient was not finite; its step was skipped
     "unknown_text",  # a warning: characters outside the vocabulary were dropped, the utterance is kept
 )
 

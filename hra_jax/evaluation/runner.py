@@ -178,7 +178,9 @@ class SuiteRunner:
                 outputs = {name: np.asarray(value) for name, value in step_outputs.items()}
                 found = self._results(outputs)
                 for row, result in found.items():
-                    differences[result.task] = max(differences[result.task], float(outputs["difference"][row]))
+                    # Unlike max, this does not lose a NaN.
+                    largest = np.maximum(differences[result.task], outputs["difference"][row])
+                    differences[result.task] = float(largest)
                     losses.append(float(outputs["loss"][row]))
                 results += found.values()
                 bar.update(len(found))
@@ -227,9 +229,14 @@ def check_adapter_acts(suite: Suite, differences: Mapping[str, float], *, idle: 
       idle: tasks of the adapter that cannot act yet.
 
     Raises:
-      UserError: the adapter of a task is loaded and does nothing.
+      UserError: the adapter of a task is loaded and does nothing, or gives no numbers.
     """
     for task in suite.tasks:
+        if not np.isfinite(differences.get(task.name, 0.0)):
+            raise UserError(
+                f"task {task.name!r}: the log-probabilities with the adapter {task.adapter_task!r} are not finite; its "
+                "weights are too large or not numbers"
+            )
         if task.adapter_task != BASE_TASK and task.adapter_task not in idle and differences.get(task.name) == 0.0:
             raise UserError(
                 f"task {task.name!r}: the log-probabilities with the adapter {task.adapter_task!r} equal those without "

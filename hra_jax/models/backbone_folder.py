@@ -16,6 +16,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -106,12 +107,13 @@ class BackboneFiles:
         return unflatten({name: leaf(name) for name in self.tensors.names()}, separator=".")
 
 
-def resolve(location: str) -> epath.Path:
+def resolve(location: epath.PathLike) -> epath.Path:
     """The folder of `builtin:NAME` or of a path.
 
     Raises:
       UserError: there is no such backbone.
     """
+    location = os.fspath(location)
     if location.startswith(BUILTIN):
         root = epath.Path(__file__).parent.parent / "builtin"
         folder = root / location.removeprefix(BUILTIN)
@@ -330,7 +332,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     return read_object(path, {"features": dict, "encoder": dict}, what="a backbone folder that has it")
 
 
-def geometry(location: str) -> tuple[FeatureConfig, EncoderConfig]:
+def geometry(location: epath.PathLike) -> tuple[FeatureConfig, EncoderConfig]:
     """Feature settings and geometry of a backbone folder; nothing else of it is read.
 
     Raises:
@@ -392,7 +394,7 @@ def _verify(tensors: TensorFiles, hashes: dict) -> None:
             raise UserError(f"{tensors.path(name)}: {name!r} is not what was stored; its hash differs")
 
 
-def load(location: str, *, verify: bool = False) -> BackboneFiles:
+def load(location: epath.PathLike, *, verify: bool = False) -> BackboneFiles:
     """Reads the settings of a backbone folder and the headers of its weights; the weights are read when they are used.
 
     Args:

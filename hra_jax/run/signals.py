@@ -35,9 +35,10 @@ from hra_jax.storage.writing import Patience
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 PREEMPTED = 75  # exit status (EX_TEMPFAIL): the command was told to stop; the same command goes on
 
-_PATIENCE_SECONDS = 3.0  # for what is being written, and for the step in the loop; the user is promised 5
-_FAREWELL_SECONDS = 1.5  # for other processes of the run to be told
-_LAST_WORDS_SECONDS = 0.5  # for what is still to be printed: nobody may be reading
+_PATIENCE_SECONDS = 2.5  # for what is being written, and for the step in the loop; the user is promised 5
+_CLEARING_SECONDS = 1.2  # for what is half-written, and for locks, in a bucket perhaps
+_LAST_WORDS_SECONDS = 0.4  # for what is still to be printed: nobody may be reading
+_FAREWELL_SECONDS = 1.0  # for other processes of the run to be told
 
 
 class _Watcher:
@@ -214,8 +215,8 @@ def end(status: int, note: str, stream: object) -> NoReturn:
       note: the last line.
       stream: `sys.stdout` or `sys.stderr`.
     """
-    _in_time(writing.clear_away)
-    _in_time(_flush)
+    _in_time(writing.clear_away, _CLEARING_SECONDS)
+    _in_time(_flush, _LAST_WORDS_SECONDS)
     for action in _before_end:
         _in_time(functools.partial(action, status), _FAREWELL_SECONDS)
     _say(note, 1 if stream is sys.stdout else 2)
@@ -234,10 +235,10 @@ def _say(line: str, descriptor: int = 2) -> None:
             # Below the bar that a terminal may be showing.
             os.write(descriptor, ("\n" if os.isatty(descriptor) else "").encode() + f"{line}\n".encode())
 
-    _in_time(write)
+    _in_time(write, _LAST_WORDS_SECONDS)
 
 
-def _in_time(action: Callable[[], None], seconds: float = _LAST_WORDS_SECONDS) -> None:
+def _in_time(action: Callable[[], None], seconds: float) -> None:
     """Calls it, and goes on where it takes too long."""
     thread = threading.Thread(target=action, daemon=True)
     thread.start()

@@ -15,6 +15,7 @@ from etils import epath
 
 from hra_jax.errors import UserError
 from hra_jax.storage.files import check_regular
+from hra_jax.storage.remote import StorageUnavailable
 
 MOST_BYTES = 2**26  # of a file, unless the reader allows another size
 MOST_DEPTH = 64  # objects and lists inside each other
@@ -150,9 +151,18 @@ def read_json(path: epath.PathLike, *, what: str = "", most_bytes: int | None = 
 
     Raises:
       UserError: there is no such file, it cannot be read, or as `parse_json`.
+      StorageUnavailable: its bucket does not answer.
     """
     content = _read_bytes(path, what=what, most_bytes=most_bytes)
     return parse_json(content, where=str(path), most_bytes=most_bytes)
+
+
+def read_text(path: epath.PathLike, *, what: str = "", most_bytes: int | None = None) -> str:
+    """The text of a file that `parse_json` takes; arguments and errors as `read_json`."""
+    try:
+        return _read_bytes(path, what=what, most_bytes=most_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
 
 
 def _read_bytes(path: epath.PathLike, *, what: str, most_bytes: int | None) -> bytes:
@@ -164,6 +174,8 @@ def _read_bytes(path: epath.PathLike, *, what: str, most_bytes: int | None) -> b
         check_regular(path)
         _check_size(path.stat().length, where=str(path), most_bytes=most_bytes)
         content: bytes = path.read_bytes()
+    except StorageUnavailable:
+        raise  # which says nothing of the file
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}){needed}") from error
     return content

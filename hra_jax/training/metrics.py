@@ -22,7 +22,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hra_jax.errors import UserError
-from hra_jax.storage.files import GrowingFile, make_folder, write_file
+from hra_jax.storage.files import GrowingFile, check_no_link, make_folder, write_file
 from hra_jax.storage.json_files import parse_json
 
 
@@ -51,6 +51,7 @@ class MetricWriter:
             return
         try:
             events = self._workdir / "metrics"
+            check_no_link(events)
             make_folder(events)
             kept = cut_back(self._workdir / "metrics.jsonl", resume_step)
             self._lines = GrowingFile(self._workdir / "metrics.jsonl", content=kept)

@@ -51,6 +51,11 @@ class OptimizerConfig:
         "largest gradient norm: of the shared part of an adapter, of each task row, or of the whole backbone (methods "
         "full and pretrain); 0 for no clipping",
     )
+    max_skipped_steps: int = setting(
+        10,
+        integer(1),
+        "steps in a row with a loss or gradient that is not finite, which change nothing, after which the run ends",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self, "optimizer")
@@ -133,7 +138,7 @@ def update_rows(
     step: jax.Array,
     config: OptimizerConfig,
     peak: Scalar | None = None,
-) -> tuple[Any, dict[str, Any], jax.Array]:
+) -> tuple[Any, dict[str, Any]]:
     """One AdamW step on the rows that are present; every other row, its moments and its count stay as they are.
 
     Each row is clipped by its own norm and has its own count for the bias correction; the learning rate follows the
@@ -149,10 +154,10 @@ def update_rows(
       peak: as for `learning_rate`.
 
     Returns:
-      The new bank, the new state, and the norms of the rows' gradients `[K]` before clipping.
+      The new bank and the new state.
     """
-    norms = row_norms(grads)
     if config.clip:
+        norms = row_norms(grads)
         # As optax.clip_by_global_norm: only what exceeds the limit is scaled.
         factor = jnp.where(norms < config.clip, 1.0, config.clip / jnp.maximum(norms, 1e-30))
         grads = jax.tree.map(lambda g: g * _per_row(factor, g), grads)
@@ -173,4 +178,4 @@ def update_rows(
         "nu": task_rows.scatter(state["nu"], ids, nu),
         "count": task_rows.scatter(state["count"], ids, count),
     }
-    return task_rows.scatter(tasks, ids, rows), state, norms
+    return task_rows.scatter(tasks, ids, rows), state

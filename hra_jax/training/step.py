@@ -18,11 +18,20 @@ from hra_jax.errors import UserError
 from hra_jax.models import ctc
 from hra_jax.models.asr import AsrModel
 from hra_jax.training import train_state
-from hra_jax.training.optimizer import OptimizerConfig, Scalar, dense, global_norm, learning_rate, update_rows
+from hra_jax.training.optimizer import (
+    OptimizerConfig,
+    Scalar,
+    dense,
+    global_norm,
+    learning_rate,
+    row_norms,
+    update_rows,
+)
 from hra_jax.training.train_state import TrainState
 
 Tree = dict[str, Any]
 Metrics = dict[str, jax.Array]
+SKIPPED = "skipped"  # metric: 1 for a step that has changed nothing but its number, as something was not finite
 LOST = "utterances_without_task"  # metric: how many name a task that is not in the bank, or one beyond `max_tasks`
 
 
@@ -137,6 +146,8 @@ def make_train_step(
     They take the place of the two settings and leave the program the same, so that runs that differ in them alone share
     a compilation.
 
+    A step whose loss or gradient is not finite changes no weight, moment or count: the metric `SKIPPED` is then 1.
+
     Args:
       model: the encoder, with its adapter method and augmentation.
       config: optimizer settings.
@@ -177,8 +188,10 @@ def make_train_step(
     def backbone_step(state: TrainState, frozen: Tree | None, batch: Tree, hyper: Tree) -> tuple[Tree, Tree, Metrics]:
         learned, index = {"backbone": state.trainable["backbone"]}, jnp.zeros_like(batch["task"])
         grads, metrics = gradients(learned, frozen, None, index, batch, hyper["seed"], state.step)
-        weights, moments = _dense_update(config, "backbone", grads["backbone"], state, hyper["learning_rate"])
         metrics["gradient_norm"] = global_norm(grads["backbone"])
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        metrics[SKIPPED] = (~good).astype(jnp.float32)
+        weights, moments = _dense_update(config, "backbone", grads["backbone"], state, hyper["learning_rate"], good)
         return {"backbone": weights}, {"backbone": moments}, metrics
 
     def adapter_step(state: TrainState, frozen: Tree | None, batch: Tree, hyper: Tree) -> tuple[Tree, Tree, Metrics]:
@@ -195,35 +208,58 @@ def make_train_step(
             learned["shared"] = state.trainable["shared"]
         fixed = state.fixed.get("shared")
         grads, metrics = gradients(learned, frozen, fixed, index, batch, hyper["seed"], state.step)
+        good = _examined(grads, metrics, present=ids < size)
         with jax.named_scope("update_rows"):
-            tasks, rows, norms = update_rows(
+            tasks, rows = update_rows(
                 grads["rows"],
-                ids,
+                # Of a step that is skipped, no row is written.
+                jnp.where(good, ids, task_rows.NO_ROW),
                 state=state.optimizer["tasks"],
                 tasks=state.trainable["tasks"],
                 step=state.step,
                 config=config,
                 peak=hyper["learning_rate"],
             )
-        trainable, optimizer, present = {"tasks": tasks}, {"tasks": rows}, ids < size
+        trainable, optimizer = {"tasks": tasks}, {"tasks": rows}
         if "shared" in learned:
-            updated = _dense_update(config, "shared", grads["shared"], state, hyper["learning_rate"])
+            updated = _dense_update(config, "shared", grads["shared"], state, hyper["learning_rate"], good)
             trainable["shared"], optimizer["shared"] = updated
-            metrics["controller_gradient_norm"] = global_norm(grads["shared"])
-        metrics["row_gradient_norm"] = jnp.where(present, norms, 0.0).sum() / jnp.maximum(present.sum(), 1)
-        metrics["tasks_present"] = present.sum().astype(jnp.float32)
         metrics[LOST] = lost.sum().astype(jnp.float32)
         return trainable, optimizer, metrics
 
     return train_step
 
 
-def _dense_update(config: OptimizerConfig, part: str, grads: Tree, state: TrainState, peak: Scalar) -> tuple[Tree, Any]:
-    """The weights of `part`, which takes part in every step, after one update, and their moments."""
+def _examined(grads: Tree, metrics: Metrics, *, present: jax.Array) -> jax.Array:
+    """Whether the loss and the gradient of an adapter are finite, a bool scalar; `metrics` gets its norms.
+
+    `present` `[K]` says which rows are of a task.
+    """
+    norms = jnp.where(present, row_norms(grads["rows"]), 0.0)
+    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norms).all()
+    if "shared" in grads:
+        metrics["controller_gradient_norm"] = global_norm(grads["shared"])
+        good &= jnp.isfinite(metrics["controller_gradient_norm"])
+    metrics["row_gradient_norm"] = norms.sum() / jnp.maximum(present.sum(), 1)
+    metrics["tasks_present"] = present.sum().astype(jnp.float32)
+    metrics[SKIPPED] = (~good).astype(jnp.float32)
+    return good
+
+
+def _dense_update(
+    config: OptimizerConfig, part: str, grads: Tree, state: TrainState, peak: Scalar, good: jax.Array
+) -> tuple[Tree, Any]:
+    """The weights of `part`, which takes part in every step, after one update, and their moments.
+
+    Without `good`, a bool scalar, both are what they were. The choice is made element by element as they are written,
+    so a step needs no second copy of them.
+    """
     with jax.named_scope(f"update_{part}"):
         moves, moments = dense(config, peak=peak).update(grads, state.optimizer[part], state.trainable[part])
-        updated: Tree = optax.apply_updates(state.trainable[part], moves)
-        return updated, moments
+        updated = optax.apply_updates(state.trainable[part], moves)
+        before = (state.trainable[part], state.optimizer[part])
+        chosen: tuple[Tree, Any] = jax.tree.map(lambda new, old: jnp.where(good, new, old), (updated, moments), before)
+        return chosen
 
 
 def make_host_rows_step(train_step: Callable[..., Any]) -> Callable[..., tuple[TrainState, Metrics, Tree]]:

@@ -46,13 +46,14 @@ def test_many_damaged_files_are_read_or_refused(tmp_path, seed):
 def decoded_by_itself(path):
     """What a process that only decodes a file says of it: the number of samples or the kind of error; its memory."""
     script = (
-        "import resource, sys\n"
+        "import sys\n"
+        "from reference.audio_fuzzer import most_memory\n"
         "from hra_jax.data import audio\n"
         "try:\n"
         "    found = audio.decode_file(sys.argv[1], 16000).size\n"
         "except audio.AudioError as error:\n"
         "    found = error.kind\n"
-        "print(found, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "print(found, most_memory())\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", script, str(path)]

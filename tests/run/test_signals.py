@@ -83,7 +83,7 @@ def test_sigterm_ends_with_the_status_of_what_goes_on(command):
 
 
 def test_a_user_waits_less_than_what_is_promised():
-    assert signals._PATIENCE_SECONDS + 3 * signals._LAST_WORDS_SECONDS < 5
+    assert signals._PATIENCE_SECONDS + signals._CLEARING_SECONDS + 2 * signals._LAST_WORDS_SECONDS < 5
 
 
 def test_what_was_printed_is_not_lost(command):

@@ -16,7 +16,7 @@ from hra_jax.models.asr import AsrModel
 from hra_jax.models.augmentation import NO_AUGMENTATION
 from hra_jax.training import train_state
 from hra_jax.training.optimizer import OptimizerConfig
-from hra_jax.training.step import LOST, _gradients, make_evaluation_step, make_train_step
+from hra_jax.training.step import LOST, SKIPPED, _gradients, make_evaluation_step, make_train_step
 
 ENCODER = dataclasses.replace(tiny.ENCODER, n_layers=2)
 # A large eps: a first move is then a smooth function of the gradient and not its sign, so that trees can be compared.
@@ -96,6 +96,30 @@ def test_frozen_weights_keep_every_byte_and_only_trainable_leaves_move():
     everything = jax.tree.leaves((before.trainable, state.trainable))
     assert len(everything) == 2 * (3 + 2)  # controller kernel, recurrent, bias; head kernel, bias
     assert all((np.asarray(a) != np.asarray(b)).any() for a, b in zip(everything[:5], everything[5:], strict=True))
+
+
+@pytest.mark.parametrize(("method", "accumulate"), [("adapter", 1), ("adapter", 2), ("full", 1)])
+def test_a_step_whose_loss_or_gradient_is_not_finite_changes_nothing_but_its_number(method, accumulate):
+    frozen = None
+    if method == "adapter":
+        state, frozen = adapter_state(), backbone()
+    else:
+        state = train_state.create({"backbone": jax.tree.map(jnp.asarray, backbone())}, OPTIMIZER)
+    step = compiled_step(method, accumulate)
+    state, metrics = step(state, frozen, batch_of(seed=1))
+    assert metrics[SKIPPED] == 0 and int(state.step) == 1
+    for damage in (np.nan, np.inf):
+        batch = batch_of(seed=2)
+        batch["waveform"][3, 5] = damage
+        after, metrics = step(state, frozen, batch)
+        assert metrics[SKIPPED] == 1 and not np.isfinite(metrics["loss"])
+        assert_same_bytes((after.trainable, after.optimizer), (state.trainable, state.optimizer))
+        assert int(after.step) == 2
+    # The next one moves as if there had been none in between, but for its number.
+    expected, _ = step(state.replace(step=jnp.int32(2)), frozen, batch_of(seed=3))
+    found, metrics = step(after, frozen, batch_of(seed=3))
+    assert metrics[SKIPPED] == 0
+    assert_same_bytes(found, expected)
 
 
 def test_the_gradient_tree_has_only_trainable_leaves():

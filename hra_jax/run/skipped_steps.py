@@ -1,0 +1,73 @@
+"""Steps that were skipped, since their loss or a gradient was not finite: counted, their utterances named."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from hra_jax.data.report import DataReport
+from hra_jax.errors import UserError
+from hra_jax.training.step import SKIPPED
+
+KIND = "not_finite"  # of the data report
+
+
+class SkippedSteps:
+    """Which steps of a run have been skipped.
+
+    The device decides in the step itself. What it says is fetched only when `look` is called, so no step waits for it.
+
+    Attributes:
+      in_row: steps that were skipped since the last one that was not, as of the last `look`.
+    """
+
+    def __init__(self, *, most: int, report: DataReport, name_of: Callable[[int], str]):
+        """Begins with a step that was not skipped.
+
+        Args:
+          most: `optimizer.max_skipped_steps`.
+          report: where utterances are named.
+          name_of: gives the name of an utterance by its number in the table.
+        """
+        self._most, self._report, self._name_of = most, report, name_of
+        self._waiting: list[tuple[int, jax.Array, np.ndarray]] = []
+        self._good = 0  # the last step that was not skipped
+        self.in_row = 0
+
+    def stepped(self, step: int, metrics: dict[str, jax.Array], utterances: np.ndarray) -> None:
+        """Notes a step: its metrics, which lose the one of this class, and the numbers of this process's utterances."""
+        self._waiting.append((step, metrics.pop(SKIPPED), utterances))
+
+    def look(self, tell: Callable[[str], object]) -> None:
+        """Waits for the steps that have been noted since it was last called, and tells of those that were skipped.
+
+        Args:
+          tell: takes a line for each.
+
+        Raises:
+          UserError: a step was skipped and the report is strict.
+        """
+        waiting, self._waiting = self._waiting, []
+        flags = jax.device_get([flag for _, flag, _ in waiting])
+        for (step, _, utterances), flag in zip(waiting, flags, strict=True):
+            if not flag:
+                self._good, self.in_row = step, 0
+                continue
+            self.in_row += 1
+            tell(f"step {step} is skipped: its loss or a gradient is not finite")
+            for number in utterances[utterances >= 0].tolist():
+                detail = f"in the batch of step {step}, which was skipped: its loss or a gradient was not finite"
+                self._report.add(KIND, self._name_of(number), detail)
+
+    @property
+    def too_many(self) -> bool:
+        """Whether the run is to end; the same in every process."""
+        return self.in_row >= self._most
+
+    def error(self, step: int, *, report: str) -> UserError:
+        """What to tell at the end of such a run, whose checkpoint `step` is saved; `report` is the report's file."""
+        return UserError(
+            f"step {step}: the loss or a gradient of the last {self.in_row} steps was not finite "
+            f"(optimizer.max_skipped_steps = {self._most}); checkpoint {step} holds the weights of step {self._good}; "
+            f"lower optimizer.learning_rate, or check the data: {report} names the utterances"
+        )

@@ -1,0 +1,52 @@
+"""Steps that were skipped: counted, named and told of, and how many in a row are too many."""
+
+import numpy as np
+import pytest
+
+from hra_jax.data.report import DataReport
+from hra_jax.errors import UserError
+from hra_jax.run.skipped_steps import SkippedSteps
+from hra_jax.training.step import SKIPPED
+
+
+def skipped_of(most=3, strict=False):
+    report = DataReport(strict=strict)
+    return SkippedSteps(most=most, report=report, name_of="utterance {}".format), report
+
+
+def stepped(skipped, step, flag, utterances=(4, -1)):
+    metrics = {SKIPPED: np.float32(flag), "loss": np.float32(1)}
+    skipped.stepped(step, metrics, np.array(utterances))
+    assert list(metrics) == ["loss"]
+
+
+def test_what_was_skipped_is_told_once_and_its_utterances_are_named():
+    skipped, report = skipped_of()
+    lines = []
+    for step, flag in enumerate((0, 1, 0, 1), start=1):
+        stepped(skipped, step, flag, (step, 10 * step, -1))
+    skipped.look(lines.append)
+    skipped.look(lines.append)
+    assert lines == [f"step {step} is skipped: its loss or a gradient is not finite" for step in (2, 4)]
+    rows = report.to_json()["utterances"]["not_finite"]
+    assert [row["name"] for row in rows] == [f"utterance {number}" for number in (2, 20, 4, 40)]
+    assert "step 4, which was skipped" in rows[-1]["detail"]
+
+
+def test_so_many_in_a_row_are_too_many_and_a_good_one_begins_anew():
+    skipped, _ = skipped_of()
+    for step, (flag, expected) in enumerate([(1, 1), (1, 2), (0, 0), (1, 1), (1, 2), (1, 3)], start=1):
+        assert not skipped.too_many
+        stepped(skipped, step, flag)
+        skipped.look(str)
+        assert skipped.in_row == expected
+    assert skipped.too_many
+    error = str(skipped.error(6, report="data_report.json"))
+    assert "the last 3 steps" in error and "checkpoint 6 holds the weights of step 3" in error
+
+
+def test_a_skipped_step_is_an_error_where_bad_data_is():
+    skipped, _ = skipped_of(strict=True)
+    stepped(skipped, 1, 1)
+    with pytest.raises(UserError, match="not_finite: utterance 4: in the batch of step 1"):
+        skipped.look(str)
