@@ -22,9 +22,10 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from hra_jax import cli, console
+from hra_jax import cli
 from hra_jax.config.files import validate_config
 from hra_jax.config.keys import group
+from hra_jax.console import duration, size, stdout, table
 from hra_jax.data import batching
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.report import DataReport
@@ -76,7 +77,7 @@ def check_workdir(workdir: epath.PathLike) -> list[Finding]:
             started = time.perf_counter()
             if done() is False:
                 return [Finding("work directory", f"{folder}: what was written there is not {act}", "wrong")]
-            times.append(f"{act} {console.duration(time.perf_counter() - started)}")
+            times.append(f"{act} {duration(time.perf_counter() - started)}")
         if not there and not files.is_remote(folder):
             # Several processes may share it; the last one finds it empty.
             _remove_empty(folder)
@@ -104,7 +105,7 @@ def check_devices(mesh: jax.sharding.Mesh) -> list[Finding]:
     """Says what the devices are and how they are laid out; adds up numbers that lie on all of them; a collective."""
     devices = mesh.devices.flat
     kinds = sorted({device.device_kind for device in devices})
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "not split"
+    axes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items() if count > 1) or "not split"
     found = [Finding("devices", f"{mesh.size} x {', '.join(kinds)}; processes: {jax.process_count()}; {axes}")]
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
     shape = (mesh.size, _SUMMED)
@@ -115,12 +116,12 @@ def check_devices(mesh: jax.sharding.Mesh) -> list[Finding]:
     np.asarray(add(numbers))  # the first one compiles
     started = time.perf_counter()
     total = np.asarray(add(numbers))
-    seconds = console.duration(time.perf_counter() - started)
+    seconds = duration(time.perf_counter() - started)
     if not (total == mesh.size).all():
         wrong = total[total != mesh.size][0]
         found.append(Finding("sum over all devices", f"{wrong} in place of {mesh.size}", "wrong"))
     else:
-        found.append(Finding("sum over all devices", f"{console.size(4 * _SUMMED)} of each in {seconds}"))
+        found.append(Finding("sum over all devices", f"{size(4 * _SUMMED)} of each in {seconds}"))
     return [*found, _small_step(mesh)]
 
 
@@ -144,9 +145,9 @@ def _small_step(mesh: jax.sharding.Mesh) -> Finding:
 
 def check_data(config: ConfigDict, layout: Layout, report: DataReport) -> list[Finding]:
     """Decodes a few batches as training does, and compares the rate with what the steps of the chips need."""
-    table, batch, mesh = layout.table, group(config, "batch"), layout.mesh
+    rows, batch, mesh = layout.table, group(config, "batch"), layout.mesh
     loader = TrainLoader(
-        table,
+        rows,
         seed=config.seed,
         batch_seconds=batch.seconds,
         buckets=batch.buckets,
@@ -166,8 +167,8 @@ def check_data(config: ConfigDict, layout: Layout, report: DataReport) -> list[F
                 break
     seconds = max(time.perf_counter() - started, 1e-6)
     tasks = f" of {len(layout.tasks):,} tasks" if layout.tasks else ""
-    found = [Finding("data", f"{len(table):,} utterances{tasks}; {report.summary()}")]
-    mine = samples / table.sample_rate
+    found = [Finding("data", f"{len(rows):,} utterances{tasks}; {report.summary()}")]
+    mine = samples / rows.sample_rate
     rate, needed = mine / seconds, _needed(config, layout) * mine / max(everyones, 1e-6)
     text = f"{rate:,.0f} s of audio a second, with {group(config, 'data').threads} threads"
     if not needed:
@@ -210,7 +211,7 @@ def print_table(found: Sequence[Sequence[Finding]]) -> int:
             if number == 0 or state != "ok":
                 where = f"{what} (process {number})" if len(found) > 1 and state != "ok" else what
                 rows.append((where, state, text))
-    console.stdout().print(console.table(("checked", "", "found"), rows, left=("", "found")))
+    stdout().print(table(("checked", "", "found"), rows, left=("", "found")))
     states = {state for findings in found for _, _, state in findings}
     return WRONG if "wrong" in states else remote.UNAVAILABLE if "away" in states else 0
 
