@@ -8,7 +8,6 @@ it. One table, and the exit status: 0, 2 where something is wrong, 75 where stor
 """
 
 import functools
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -79,18 +78,10 @@ def check_workdir(workdir: epath.PathLike) -> list[Finding]:
                 return [Finding("work directory", f"{folder}: what was written there is not {act}", "wrong")]
             times.append(f"{act} {duration(time.perf_counter() - started)}")
         if not there and not files.is_remote(folder):
-            # Several processes may share it; the last one finds it empty.
-            _remove_empty(folder)
+            files.remove_empty_folder(folder)  # the last one of several processes finds it empty
     except (UserError, OSError) as error:
         return [_wrong("work directory", error)]
     return [Finding("work directory", ", ".join(times))]
-
-
-def _remove_empty(folder: epath.Path) -> None:
-    try:
-        os.rmdir(folder)
-    except OSError:  # somebody writes there
-        return
 
 
 def _wrong(what: str, error: BaseException) -> Finding:
