@@ -66,7 +66,7 @@ TASK_FOLDER = "tasks"
 
 _FLOATS = tuple(safetensors.DTYPES[name].name for name in safetensors.FLOATS)
 _MOST_BYTES_OF_TASKS = 2**30  # of tasks.json, which may hold a vocabulary for each task
-_WIDEST = max(safetensors.DTYPES[name].itemsize for name in safetensors.FLOATS)  # bytes of a number
+_WIDEST: int = max(safetensors.DTYPES[name].itemsize for name in safetensors.FLOATS)  # bytes of a number
 _TASK_FILE = re.compile(rf"{TASK_FOLDER}/[A-Za-z0-9_%~-]+\.safetensors")
 _NEEDED = f"an adapter folder, which has {CONFIG_FILE}, {WEIGHTS_FILE} and {TASKS_FILE}"
 # The fields of adapter_config.json by format version, and what a folder that lacks one of them means.
@@ -82,8 +82,10 @@ _FIELDS: dict[int, dict[str, Kind]] = {
     }
 }
 _TASK_FIELDS: dict[str, Kind] = {"step": COUNT, "wer": float, "init": str, "vocabulary": dict}  # where they are said
-_ACCOUNTING: dict[str, Kind] = {"shared_parameters": COUNT, "parameters_per_task": COUNT} | {
-    "backbone_parameters": AtLeast(1)  # shares of it are printed
+_ACCOUNTING: dict[str, Kind] = {
+    "shared_parameters": COUNT,
+    "parameters_per_task": COUNT,
+    "backbone_parameters": AtLeast(1),  # shares of it are printed
 }
 _UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0"}}  # the release that did not write its version
 
@@ -328,7 +330,8 @@ def _expected_tensors(
 
 def _most_bytes(expected: Mapping[str, dict[str, Any]]) -> int:
     """The bytes that a file of these tensors has at most."""
-    return safetensors.LONGEST_HEADER + _WIDEST * sum(math.prod(entry["shape"]) for entry in expected.values())
+    numbers: int = sum(math.prod(entry["shape"]) for entry in expected.values())
+    return safetensors.LONGEST_HEADER + _WIDEST * numbers
 
 
 def _read_bytes(path: epath.Path, *, most: int) -> bytes:
