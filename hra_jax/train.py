@@ -372,6 +372,7 @@ def _checkpoint_to_export(run: Run, checkpoints: Checkpoints, exported: ExportSe
     """Which checkpoint is exported; the last one where none was scored."""
     if exported.step != "best":
         return "last"
+    checkpoints.wait()  # the score of a checkpoint in flight is not there yet
     if checkpoints.best_step() is None:
         run.failures.append("no checkpoint was scored, so the last one is exported in place of the best")
         return "last"
