@@ -166,7 +166,7 @@ def test_ctrl_c_ends_a_command_and_the_same_command_then_ends_well(name, micro, 
 # --- What else ends a command -----------------------------------------------------------------------------------------
 
 
-def until(reached: Callable[[], bool], process: subprocess.Popen, seconds: float = 120.0) -> None:
+def until(reached: Callable[[], bool], process: subprocess.Popen, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
         assert process.poll() is None and time.monotonic() < deadline
@@ -210,6 +210,24 @@ def test_sigterm_before_the_first_step_ends_a_training_within_seconds(while_it, 
     assert (tmp_path / "out").read_text().endswith("stopped by SIGTERM; the same command goes on\n")
     saved = tmp_path / "W" / "checkpoints"
     assert not saved.exists() or not any(path.name.isdigit() for path in saved.iterdir())
+
+
+@pytest.mark.slow(minutes=0.3)
+def test_ctrl_c_in_the_loop_saves_the_step(start, micro, trained, tmp_path):
+    words = [*train(Place(micro, trained, tmp_path)), "--config.steps=100000", "--config.checkpoint.every_steps=100000"]
+    for number in range(3):  # a busy machine may need more than the few seconds that there are
+        workdir = tmp_path / f"W{number}"
+        metrics = workdir / "metrics.jsonl"
+        process = start([*words, "--workdir", str(workdir)])
+        until(lambda file=metrics: file.exists() and file.read_text().count("train/loss") >= 3, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == INTERRUPTED
+        printed = (tmp_path / "out").read_text()
+        if "everything is saved" in printed:
+            break
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    assert f"stopped by SIGINT at step {saved}; everything is saved" in printed
+    assert saved == len(world.losses(workdir))
 
 
 @pytest.mark.slow(minutes=0.4)
