@@ -22,6 +22,7 @@ MOST_DEPTH = 64  # objects and lists inside each other
 MOST_VALUES = 2**23  # commas and brackets: each value takes up to some hundred bytes of memory
 MOST_DIGITS = 64  # of an integer
 _MOST_BYTES_OF_LINES = 2**30  # of a file that holds one value in each line
+_LONGEST_NAME = 1000  # characters
 _LONG_INTEGER = re.compile(rf"\d{{{MOST_DIGITS + 1}}}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it: one of a pair, or alone
 
@@ -237,6 +238,12 @@ def check_fields(content: object, fields: Mapping[str, Kind], *, where: str) -> 
             allowed = f"an integer of at least {kind.least}" if isinstance(kind, AtLeast) else _KINDS[kind]
             raise UserError(f"{where}: needs {name!r} ({allowed}); got {found}")
     return content
+
+
+def check_shown(text: str, *, where: str) -> None:
+    """Refuses, with a UserError, a name that could not be shown in one line."""
+    if not text.isprintable() or len(text) > _LONGEST_NAME:
+        raise UserError(f"{where} is {text!r:.80}; allowed: at most {_LONGEST_NAME} printable characters")
 
 
 def _is_of(value: object, kind: Kind) -> bool:
