@@ -18,6 +18,7 @@ from etils import epath
 
 from hra_jax import cli
 from hra_jax.aot import DOES_NOT_FIT
+from hra_jax.tpu import topologies
 
 FLAGS = flags.FLAGS
 
@@ -109,13 +110,13 @@ def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:,.0f} ms"
 
 
-def row_of(entry: dict, devices: int) -> list[str]:
-    """The columns of one program."""
+def row_of(entry: dict, cell: dict) -> list[str]:
+    """The columns of one program of a cell."""
     if not entry["fits"]:
         needed = "" if entry["needed"] is None else f": {_gigabytes(entry['needed'])}"
         return [f"does not fit{needed}", *[""] * (len(_COLUMNS) - 1)]
     known = [_gigabytes(entry[name]) for name in ("arguments", "temporaries", "peak")]
-    known += [f"{entry['peak'] / entry['memory']:.0%}", f"{entry['flops'] / devices / 1e12:.1f}"]
+    known += [f"{entry['peak'] / memory_of(cell):.0%}", f"{entry['flops'] / devices_of(cell) / 1e12:.1f}"]
     moved = sum(collective["moved"] for collective in entry["collectives"])
     seconds = {_RESOURCES[name]: value for name, value in entry["seconds"].items()}
     times = [_milliseconds(seconds[name]) for name in ("compute", "HBM", "ICI", "DCN")]
@@ -131,6 +132,13 @@ def table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
 def devices_of(cell: dict) -> int:
     """Chips of all slices."""
     return math.prod(cell["mesh"].values())
+
+
+def memory_of(cell: dict) -> float:
+    """Bytes of HBM of one chip. Cells of hra_jax before 0.2 took a gigabyte for a gibibyte."""
+    chip = topologies.parse(cell["topology"]).chip
+    assert chip is not None, "the cells are of TPUs"
+    return chip.hbm_bytes
 
 
 def collectives_of(entry: dict) -> list[list[str]]:
@@ -153,7 +161,7 @@ def programs_of(cells: dict[str, dict]) -> list[list[str]]:
         [
             name if len(cell["programs"]) == 1 else f"{name}, {entry['step']}",
             f"{entry['rows_per_device']:g}",
-            *row_of(entry, devices_of(cell)),
+            *row_of(entry, cell),
         ]
         for name, cell in cells.items()
         for entry in cell["programs"]
@@ -185,7 +193,7 @@ def page(done: dict[str, dict]) -> str:
             most, counts = cell["most_rows_per_device"], cell["parameters"]
             best = next((entry for entry in cell["programs"] if entry["rows_per_device"] == most), None)
             first = [name.removeprefix("search "), f"{counts['trainable_parameters']:,}", f"{most:g}"]
-            rows.append(first + (row_of(best, devices_of(cell)) if best else [""] * len(_COLUMNS)))
+            rows.append(first + (row_of(best, cell) if best else [""] * len(_COLUMNS)))
         head = ("method", "trained", "most utterances a chip", *_COLUMNS)
         lines += ["## The largest training batch on v5e:16x16", "", *table(head, rows)]
     for name, cell in done.items():

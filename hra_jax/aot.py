@@ -8,6 +8,7 @@ only checks topology, mesh and buckets; `--search batch` finds the largest batch
 something does not fit.
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from hra_jax import cli
+from hra_jax.config.files import config_to_json
 from hra_jax.console import duration, near_matches, size, stdout, table, tell
 from hra_jax.errors import UserError
 from hra_jax.models import dtypes
@@ -133,7 +135,8 @@ def main(argv: Sequence[str]) -> int:
 
     mesh = open_mesh(config.mesh, multiple=config.batch.multiple, devices=devices)
     shapes = Shapes(config, mesh, tasks=FLAGS.tasks, labels_per_second=FLAGS.labels_per_second)
-    document: dict[str, Any] = {"config": config.backbone, "topology": FLAGS.topology, "mesh": planned.mesh_shape}
+    document: dict[str, Any] = {"config": json.loads(config_to_json(config)), "backbone": config.backbone}
+    document |= {"topology": FLAGS.topology, "mesh": planned.mesh_shape}
     document |= {"method": config.method, "adapter": config.adapter.name, "parameters": shapes.counts}
     if FLAGS.search:
         most, entries = cost.largest_batch(shapes, planned, start=max(planned.train_rows[-1] // planned.shards, 1))

@@ -85,7 +85,7 @@ class Backbone:
 
 
 def load_backbone(
-    location: str, mesh: jax.sharding.Mesh | None = None, *, dtype: str = "auto", verify: bool | None = None
+    location: epath.PathLike, mesh: jax.sharding.Mesh | None = None, *, dtype: str = "auto", verify: bool | None = None
 ) -> Backbone:
     """Loads a backbone.
 
@@ -145,7 +145,7 @@ def load_adapter(folder: epath.PathLike, backbone: Backbone, *, slots: int = 0) 
     adapter = methods.from_folder(exported.config)
     own = None
     if adapter.own_vocabulary:
-        found, shared_vocabulary = stored_vocabularies(exported.config, exported.tasks_json)
+        found, shared_vocabulary = stored_vocabularies(exported.config, exported.tasks_json, where=str(folder))
         own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size, shared_vocabulary)
     return Model(backbone, adapter, shared, tasks, names, own)
 

@@ -6,6 +6,7 @@ python -m hra_jax.evaluate --workdir runs/quickstart --suite hard --step best
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
@@ -13,13 +14,15 @@ from ml_collections import ConfigDict
 from hra_jax import cli
 from hra_jax.config.files import config_from_json, validate_config
 from hra_jax.config.keys import group
+from hra_jax.console import listed, tell
 from hra_jax.errors import UserError
 from hra_jax.run import processes
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.saving import open_checkpoints, restore_step
 from hra_jax.run.scoring import data_report, score, suite_weights
 from hra_jax.run.stages import prepare
-from hra_jax.run.workdirs import DATA_REPORT, EVALUATIONS, check_links, named
+from hra_jax.run.workdirs import CONFIG, DATA_REPORT, EVALUATIONS, check_links, named
+from hra_jax.storage.json_files import read_text
 
 FLAGS = flags.FLAGS
 
@@ -43,6 +46,8 @@ def evaluate(
     """
     workdir, config = named(workdir), _configuration(workdir, suite)
     check_links(workdir, [EVALUATIONS, DATA_REPORT])
+    if jax.process_index() == 0:
+        _tell_what_is_read(workdir, config)
     with data_report(workdir, strict=config.data.strict, keep=True) as report:
         run = prepare(config, workdir, report, suite_dir=data_dir, render=False)
         with open_checkpoints(run, group(config, "checkpoint"), read_only=True) as checkpoints:
@@ -56,9 +61,9 @@ def evaluate(
 def _configuration(workdir: epath.PathLike, suite: str, *, notify: bool = True) -> ConfigDict:
     """The run's configuration with the suite in it; `notify` as for `config_from_json`."""
     workdir = named(workdir)
-    if not (workdir / "config.json").exists():
+    if not (workdir / CONFIG).exists():
         raise UserError(f"workdir = {str(workdir)!r}: holds no config.json, so no run was started there")
-    config = config_from_json((workdir / "config.json").read_text(encoding="utf-8"), notify=notify)
+    config = config_from_json(read_text(workdir / CONFIG), notify=notify)
     with config.unlocked():
         config.eval.suite = suite
         # The selection suite may itself be scored; it is then no data that the suite must differ from.
@@ -66,6 +71,14 @@ def _configuration(workdir: epath.PathLike, suite: str, *, notify: bool = True) 
         config.export.step = "last"
     validate_config(config, stored=True)
     return config
+
+
+def _tell_what_is_read(workdir: epath.Path, config: ConfigDict) -> None:
+    """Prints the places that the work directory, which may be a stranger's, names and that are read for it."""
+    manifests = [manifest for _, manifest, _ in config.data.sources]
+    places = {"backbone": config.backbone, "data.dir": config.data.dir, "adapter.start": config.adapter.start}
+    said = [f"{key} {place!r}" for key, place in places.items() if place] + [f"manifests {listed(manifests)}"]
+    tell(f"{workdir / CONFIG} names, to be read: {', '.join(said)}")
 
 
 def define_flags() -> None:

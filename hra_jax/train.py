@@ -43,7 +43,7 @@ from hra_jax.run.stages import prepare
 from hra_jax.run.workdirs import DATA_REPORT, claim, forget_files, list_files
 from hra_jax.tpu import topologies
 from hra_jax.training import sharding, train_state
-from hra_jax.training.checkpoints import METRIC, Checkpoints
+from hra_jax.training.checkpoints import Checkpoints
 from hra_jax.training.flops import CountedStep
 from hra_jax.training.metrics import MetricWriter
 from hra_jax.training.optimizer import jump
@@ -51,6 +51,7 @@ from hra_jax.training.preemption import PreemptionGuard, stops_at_once
 from hra_jax.training.profiling import Profiler, ProfileSettings
 from hra_jax.training.progress import Progress
 from hra_jax.training.step import LOST
+from hra_jax.training.stored_checkpoint import METRIC
 from hra_jax.training.timing import StepTimes
 
 FLAGS = flags.FLAGS
@@ -375,6 +376,7 @@ def _checkpoint_to_export(run: Run, checkpoints: Checkpoints, exported: ExportSe
     """Which checkpoint is exported; the last one where none was scored."""
     if exported.step != "best":
         return "last"
+    checkpoints.wait()  # the score of a checkpoint in flight is not there yet
     if checkpoints.best_step() is None:
         run.failures.append("no checkpoint was scored, so the last one is exported in place of the best")
         return "last"

@@ -243,4 +243,5 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    children.interrupt_at_once()
     sys.exit(main(sys.argv[1:]))

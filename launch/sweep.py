@@ -24,10 +24,15 @@ import sys
 import time
 from pathlib import Path
 
-from hra_jax.errors import UserError
 from hra_jax.run import children
-from hra_jax.storage import locks
-from hra_jax.storage.files import make_folder, open_to_grow, write_file
+
+if __name__ == "__main__":
+    children.interrupt_at_once()  # already while the rest is imported
+
+from hra_jax.errors import UserError  # noqa: E402
+from hra_jax.storage import locks  # noqa: E402
+from hra_jax.storage.files import make_folder, open_to_grow, write_file  # noqa: E402
+from hra_jax.storage.json_files import read_object  # noqa: E402
 
 USER_ERROR = 2
 STOPPED = 75
@@ -80,7 +85,7 @@ class Combination:
     def results(self) -> list[dict]:
         """Its evaluations: suite, wer and wer_macro of each."""
         found = []
-        for path in sorted(self.workdir.glob("eval/*/results.json")):
+        for path in sorted(self.workdir.glob("eval/[!.]*/results.json")):  # hidden ones are unfinished
             content = _read(path)
             if all(isinstance(content.get(name), (int, float)) for name in ("wer", "wer_macro")):
                 found.append({"suite": path.parent.name, "wer": content["wer"], "wer_macro": content["wer_macro"]})
@@ -90,10 +95,9 @@ class Combination:
 def _read(path: Path) -> dict:
     """The JSON object in a file; {} where there is none."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_object(path)
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def split_values(text: str) -> list[str]:
@@ -149,7 +153,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print what would run, a command a line; touch nothing")
     arguments = parser.parse_args(own)
     arguments.training = training
-    if "://" in arguments.workdir:
+    if not arguments.workdir or "://" in arguments.workdir:
         parser.error(f"--workdir {arguments.workdir!r}; allowed: a folder of this machine")
     keys = [key for key, _ in arguments.axes]
     if len(set(keys)) < len(keys):
@@ -246,13 +250,34 @@ def _ended(run: Combination, process: subprocess.Popen, start: float) -> None:
 
 
 def table(runs: list[Combination]) -> list[dict]:
-    """A row for each evaluation of a finished run, best first, then a row for each run without one."""
+    """A row for each evaluation of a finished run, best first, then a row for each run without one.
+
+    Of equal means over the tasks the lower rate of all utterances comes first; of runs that are equal in both, the one
+    whose numbers lie farthest from the edges of what was tried, since the best may lie beyond an edge.
+    """
     rows = []
     for run in runs:
         facts = {"name": run.name, "values": run.values, "status": run.status, "workdir": str(run.workdir)}
         found = run.results() if run.status == 0 else []
         rows += [facts | result for result in found or [{"suite": None, "wer": None, "wer_macro": None}]]
-    return sorted(rows, key=lambda row: (row["wer_macro"] is None, row["wer_macro"] or 0.0))
+    inside = {run.name: distance_from_edges(run.values, [other.values for other in runs]) for run in runs}
+    return sorted(
+        rows,
+        key=lambda row: (row["wer_macro"] is None, row["wer_macro"] or 0.0, row["wer"] or 0.0, -inside[row["name"]]),
+    )
+
+
+def distance_from_edges(values: dict[str, str], tried: list[dict[str, str]]) -> int:
+    """How many places the numbers of a combination lie from the edges of what was tried, all keys together."""
+    total = 0
+    for key, value in values.items():
+        try:
+            numbers = sorted({float(other[key]) for other in tried})
+        except ValueError:
+            continue
+        place = numbers.index(float(value))
+        total += min(place, len(numbers) - 1 - place) if key != "seed" else 0
+    return total
 
 
 def print_table(rows: list[dict]) -> None:

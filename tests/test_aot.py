@@ -254,7 +254,7 @@ def test_the_command_compiles_for_a_tpu_and_says_what_does_not_fit(micro, tmp_pa
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     (entry,) = json.loads((tmp_path / "fits.json").read_text())["programs"]
-    assert entry["fits"] and entry["memory"] == 16e9 and entry["bound"] in ("compute", "memory", "ici")
+    assert entry["fits"] and entry["memory"] == 16 * 2**30 and entry["bound"] in ("compute", "memory", "ici")
     done = subprocess.run(
         [*command, *small, "--config.batch.seconds=4000000", "--json", str(tmp_path / "no.json")],
         env=tpu_env, capture_output=True, text=True, check=False,

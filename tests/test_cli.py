@@ -15,7 +15,7 @@ COMMAND = '''
 import errno
 import sys
 
-from absl import flags
+from absl import flags, logging
 
 from hra_jax import cli
 from hra_jax.errors import UserError
@@ -47,6 +47,7 @@ def main(argv):
     if FLAGS.do == "interrupt":
         raise KeyboardInterrupt
     config = FLAGS.config
+    logging.info("what a library says to itself")
     print(argv[1:], config.steps, config.data.strict, config.export.step, config.batch.buckets, config.data.sources)
     return None
 

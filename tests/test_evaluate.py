@@ -52,6 +52,17 @@ def test_the_last_checkpoint_scores_what_the_training_run_reported(workdir, micr
     assert json.loads((workdir / "eval" / "test" / "results.json").read_text()) == reported
 
 
+def test_what_a_work_directory_names_is_printed_before_it_is_read_and_acts_on_no_terminal(workdir, micro, capsys):
+    stored = json.loads((workdir / "config.json").read_text())
+    stored["data"]["dir"] = "/nowhere/\x1b[2J\nelse"
+    stored["data"]["sources"] = [["train", "{dir}/train.jsonl", 1.0]]
+    (workdir / "config.json").write_text(json.dumps(stored))
+    line = refused(workdir, micro.suite("test"))
+    out = capsys.readouterr().out
+    assert f"backbone {stored['backbone']!r}" in out and "manifests '{dir}/train.jsonl'" in out
+    assert r"data.dir '/nowhere/\x1b[2J\nelse'" in out and "\x1b" not in out + line
+
+
 def test_the_selection_suite_can_be_scored_like_any_other(workdir, micro):
     results = evaluate.evaluate(workdir, micro.suite("validation"))
     assert results["suite"] == "validation" and (workdir / "eval" / "validation" / "results.json").exists()

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from reference import micro as world
 from reference import published
+from reference.commands import modules
 
 from hra_jax.run.signals import INTERRUPTED, PREEMPTED
 
@@ -111,6 +112,9 @@ COMMANDS: dict[str, Callable[[Place], list[str]]] = {
         "data.manifest", "make", place.micro.folder, "--output", place.folder / "made.jsonl"
     ),
     "config": lambda place: module("config"),
+    "topologies": lambda place: module("tpu.topologies"),
+    "verify": lambda place: module("verify", place.own(place.trained.workdir)),
+    "check": lambda place: module("check", "--config", place.config, "--workdir", place.folder / "W"),
 }
 FINISHED = ("train", "train by launch/local.py", "launch/sweep.py", "tasks add", "synthesize", "convert")
 
@@ -163,10 +167,16 @@ def test_ctrl_c_ends_a_command_and_the_same_command_then_ends_well(name, micro, 
         assert done.returncode == 0, done.stderr
 
 
+def test_every_command_is_interrupted(tmp_path, micro, trained):
+    place = Place(micro, trained, tmp_path)
+    words = [word for make in COMMANDS.values() for word in make(place)]
+    assert [name for name in modules() if name not in words] == []
+
+
 # --- What else ends a command -----------------------------------------------------------------------------------------
 
 
-def until(reached: Callable[[], bool], process: subprocess.Popen, seconds: float = 120.0) -> None:
+def until(reached: Callable[[], bool], process: subprocess.Popen, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
         assert process.poll() is None and time.monotonic() < deadline
@@ -210,6 +220,24 @@ def test_sigterm_before_the_first_step_ends_a_training_within_seconds(while_it, 
     assert (tmp_path / "out").read_text().endswith("stopped by SIGTERM; the same command goes on\n")
     saved = tmp_path / "W" / "checkpoints"
     assert not saved.exists() or not any(path.name.isdigit() for path in saved.iterdir())
+
+
+@pytest.mark.slow(minutes=0.3)
+def test_ctrl_c_in_the_loop_saves_the_step(start, micro, trained, tmp_path):
+    words = [*train(Place(micro, trained, tmp_path)), "--config.steps=100000", "--config.checkpoint.every_steps=100000"]
+    for number in range(3):  # a busy machine may need more than the few seconds that there are
+        workdir = tmp_path / f"W{number}"
+        metrics = workdir / "metrics.jsonl"
+        process = start([*words, "--workdir", str(workdir)])
+        until(lambda file=metrics: file.exists() and file.read_text().count("train/loss") >= 3, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == INTERRUPTED
+        printed = (tmp_path / "out").read_text()
+        if "everything is saved" in printed:
+            break
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    assert f"stopped by SIGINT at step {saved}; everything is saved" in printed
+    assert saved == len(world.losses(workdir))
 
 
 @pytest.mark.slow(minutes=0.4)

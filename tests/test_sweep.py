@@ -73,6 +73,19 @@ def test_a_mistake_is_one_line_before_anything_runs(run, tmp_path, words, told):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_runs_that_tie_none_at_the_edge_of_what_was_tried_comes_first(tmp_path):
+    rates = {"1e-4": (0.5, 0.5), "1e-3": (0.25, 0.3), "4e-3": (0.25, 0.2), "1e-2": (0.25, 0.2)}
+    runs = [sweep.Combination({"optimizer.learning_rate": rate}, tmp_path / rate, []) for rate in reversed(rates)]
+    for run in runs:
+        run.status = 0
+        folder = run.workdir / "eval" / "test"
+        folder.mkdir(parents=True)
+        macro, wer = rates[run.values["optimizer.learning_rate"]]
+        (folder / "results.json").write_text(json.dumps({"wer": wer, "wer_macro": macro}))
+    ordered = [row["values"]["optimizer.learning_rate"] for row in sweep.table(runs)]
+    assert ordered == ["4e-3", "1e-2", "1e-3", "1e-4"]
+
+
 def test_the_table_is_sorted_by_the_mean_over_the_tasks(tmp_path):
     runs = [sweep.Combination({"seed": str(seed)}, tmp_path / f"seed={seed}", []) for seed in range(4)]
     for run, macro in zip(runs, (0.5, None, 0.25, 0.75), strict=True):

@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from hra_jax.config.files import load_config
 from hra_jax.convert.conversion import convert
 from hra_jax.errors import UserError
 from hra_jax.run import workdirs
+from hra_jax.run.scoring import _put_report
+from hra_jax.storage.files import write_file
 from hra_jax.tasks import commands
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
@@ -107,6 +111,30 @@ def test_looking_at_an_adapter_and_taking_tasks_from_it_disturb_nobody(first, tm
     assert len(read_adapter(tmp_path / "B").tasks) == 1
 
 
+def test_two_reports_of_one_suite_are_written_one_after_the_other_and_whole(first, tmp_path):
+    def write(content: str) -> Callable[[Path], None]:
+        return lambda fresh: [
+            write_file(fresh / name, content) for name in ("results.json", f"predictions_{content}.jsonl")
+        ]
+
+    _put_report(tmp_path, "test", write("one"))
+    (tmp_path / "eval" / "test" / "notes.txt").write_text("mine", encoding="utf-8")
+    process = first(tmp_path / "eval" / "test", beside=True)
+    waiting = threading.Thread(target=_put_report, args=(tmp_path, "test", write("two")))
+    waiting.start()
+    time.sleep(0.3)
+    assert waiting.is_alive() and set(tree(tmp_path / "eval" / "test")) == {
+        "results.json",
+        "predictions_one.jsonl",
+        "notes.txt",
+    }
+    process.kill()
+    process.wait()
+    waiting.join(10)
+    expected = {"results.json": b"two", "predictions_two.jsonl": b"two", "notes.txt": b"mine"}
+    assert tree(tmp_path / "eval" / "test") == expected
+
+
 def test_a_second_conversion_to_the_same_folder_is_refused(first, tmp_path):
     (tmp_path / "published").mkdir()
     first(tmp_path / "out", beside=True)
@@ -158,6 +186,11 @@ def test_of_two_trainings_and_a_sweep_the_first_alone_writes_and_a_killed_one_is
         swept = subprocess.run(sweep, env=command_env, capture_output=True, text=True, check=False, timeout=300)
         assert swept.returncode == 1 and "seed=0: status 2" in swept.stdout, swept.stdout
         assert f"in use: 'training', process '{process.pid}'" in swept.stdout
+        # Who only reads is refused nothing.
+        words = ["--workdir", str(tmp_path / "S" / "seed=0"), "--suite", micro.suite("test")]
+        command = [sys.executable, "-m", "hra_jax.evaluate", *words]
+        scored = subprocess.run(command, env=command_env, capture_output=True, text=True, check=False, timeout=300)
+        assert scored.returncode == 0, scored.stderr
         assert process.poll() is None
     finally:
         process.send_signal(signal.SIGKILL)

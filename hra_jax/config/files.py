@@ -248,7 +248,15 @@ def config_from_json(text: str, *, notify: bool = True) -> ConfigDict:
     found = _translated(text)
     if notify:
         renamed.tell(found.notices.values())
+    _check_groups(found.flat)
     return keys.nest_config(found.flat)
+
+
+def _check_groups(flat: Mapping[str, Any]) -> None:
+    """Refuses, with a UserError, a value in the place of a group of keys."""
+    groups = {key[:at] for key in flat for at, letter in enumerate(key) if letter == "."}
+    for key in sorted(groups & flat.keys()):
+        raise UserError(f"the stored configuration: {key!r} is {flat[key]!r:.80}; allowed: a group of keys")
 
 
 def _translated(text: str) -> renamed.Translation:

@@ -319,7 +319,7 @@ def main(argv: list[str]) -> int:
         made = make(argv[2], values.output, speaker_from=values.speaker_from, split=values.split)
         _print_bad(made.report)
         if made.silent:
-            tell(f"{len(made.silent)} files without a transcript were left out, such as {made.silent[0]}")
+            tell(f"{len(made.silent)} files without a transcript were left out: {listed(made.silent)}")
         if made.unsplit:
             tell(f"in train.jsonl only, with fewer than {_FEWEST} recordings: speaker {listed(made.unsplit)}")
         tell(f"{made.lines} utterances in {values.output}")

@@ -8,9 +8,13 @@ Source: ISO/IEC 11172-3 and 13818-3, section 2.4 (frame headers); the Xing heade
 """
 
 import dataclasses
+import re
 from typing import Final
 
-_SYNC_BYTES: Final = 65536  # how far a frame is looked for where none begins: pictures and lyrics lie between
+_SYNC_BYTES: Final = 65536  # how far a frame is looked for where none begins: lyrics and noise lie between
+_MOST_TRIES: Final = 2**20  # places that look like frames and are none: about as many in a second
+_MOST_TAGS: Final = 100  # in a row
+_LIKE_A_FRAME: Final = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]", re.DOTALL)
 _BIT_RATES: Final = {  # kbit/s by (version 1, layer), index 1 to 14 of the header
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -59,23 +63,19 @@ def looks_like(head: bytes) -> bool:
 
 def count(content: bytes) -> Stream | None:
     """Walks the frames of a whole file; None where no two frames follow each other, or their length is not given."""
-    start = _after_tags(content)
-    found = _next_frame(content, start, kind=None)
-    if found is None:
+    tries = _MOST_TRIES
+    at, frame, tries = _next_frame(content, 0, kind=None, tries=tries)
+    if frame is None:
         return None
-    at, frame = found
     promised, is_header = _promise(content, at, frame)
     first = at + frame.length if is_header else at
     at, frames = first, 0
     while True:
         here = _frame(content, at)
         if here is None or here.kind != frame.kind:
-            again = _next_frame(content, at, kind=frame.kind)
-            if again is None:
-                break
-            at, here = again
-        if at + here.length > len(content):
-            break  # a frame that was cut
+            at, here, tries = _next_frame(content, at, kind=frame.kind, tries=tries)
+        if here is None or at + here.length > len(content):
+            break  # the last one may have been cut
         at, frames = at + here.length, frames + 1
     return Stream(first, frames, frames * frame.samples, promised, frame.kind[1])
 
@@ -99,10 +99,11 @@ def with_length(content: bytes, stream: Stream) -> bytes:
     return header + content[stream.first :]
 
 
-def _after_tags(content: bytes) -> int:
-    """Where the ID3 tags at the beginning end."""
-    at = 0
-    while content[at : at + 3] == b"ID3" and len(content) >= at + 10:
+def _after_tags(content: bytes, at: int) -> int:
+    """Where the ID3 tags that begin at a byte end."""
+    for _ in range(_MOST_TAGS):
+        if content[at : at + 3] != b"ID3" or len(content) < at + 10:
+            break
         size = content[at + 6 : at + 10]
         at += 10 + (size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3]) + (10 if content[at + 5] & 0x10 else 0)
     return at
@@ -128,17 +129,25 @@ def _frame(content: bytes, at: int) -> _Frame | None:
     return _Frame((version, layer, rate), samples // 8 * bits // hertz + padding, samples, side)
 
 
-def _next_frame(content: bytes, start: int, *, kind: tuple[int, int, int] | None) -> tuple[int, _Frame] | None:
-    """The first place at or after `start` where a frame begins that another one, or the end of the file, follows."""
-    at = content.find(b"\xff", start, start + _SYNC_BYTES)
-    while at >= 0:
+def _next_frame(
+    content: bytes, start: int, *, kind: tuple[int, int, int] | None, tries: int
+) -> tuple[int, _Frame | None, int]:
+    """The first frame at or after `start` that another one, or the end of the file, follows.
+
+    Returns:
+      Where it begins; the frame, None where there is none; how many places are left to try.
+    """
+    at = _after_tags(content, start)
+    for found in _LIKE_A_FRAME.finditer(content, at, at + _SYNC_BYTES):
+        at, tries = found.start(), tries - 1
+        if tries < 0:
+            break
         frame = _frame(content, at)
         if frame is not None and kind in (None, frame.kind):
             after = _frame(content, at + frame.length)
             if at + frame.length == len(content) or (after is not None and after.kind == frame.kind):
-                return at, frame
-        at = content.find(b"\xff", at + 1, start + _SYNC_BYTES)
-    return None
+                return at, frame, tries
+    return at, None, max(tries, 0)
 
 
 def _promise(content: bytes, at: int, frame: _Frame) -> tuple[int | None, bool]:

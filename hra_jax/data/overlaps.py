@@ -2,8 +2,9 @@
 
 import bisect
 import functools
+import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from hra_jax.data.sound_files import is_remote, local_path
 from hra_jax.data.utterance import Utterance
@@ -47,23 +48,30 @@ def shared(these: Iterable[Utterance], others: Iterable[Utterance]) -> list[Utte
     for utterance in others:
         span = utterance.offset, utterance.offset + utterance.duration
         times.setdefault(identity(utterance.audio_filepath), []).append(span)
-    for spans in times.values():
-        spans.sort()
+    taken = {file: (sorted(spans), _latest_ends(sorted(spans))) for file, spans in times.items()}
     found, seen = [], set()
     for utterance in these:
         file = identity(utterance.audio_filepath)
         span = utterance.offset, utterance.offset + utterance.duration
-        if file in times and (file, span) not in seen and _meets(span, times[file]):
+        if file in taken and (file, span) not in seen and _meets(span, *taken[file]):
             seen.add((file, span))
             found.append(utterance)
     return found
 
 
-def _meets(span: tuple[float, float], spans: list[tuple[float, float]]) -> bool:
+def _latest_ends(spans: Sequence[tuple[float, float]]) -> list[float]:
+    """For each of the sorted spans, the latest end of it and those before it."""
+    return list(itertools.accumulate((end for _, end in spans), max))
+
+
+def _meets(span: tuple[float, float], spans: Sequence[tuple[float, float]], latest_ends: Sequence[float]) -> bool:
     """Whether a span overlaps one of the sorted spans by more than edges do."""
     start, end = span
-    for other_start, other_end in spans[: bisect.bisect_left(spans, (end, 0.0))]:
+    at = bisect.bisect_left(spans, (end, 0.0)) - 1
+    while at >= 0 and latest_ends[at] > start:
+        other_start, other_end = spans[at]
         shorter = min(end - start, other_end - other_start)
         if min(end, other_end) - max(start, other_start) > min(_ALLOWED_SECONDS, _ALLOWED_SHARE * shorter):
             return True
+        at -= 1
     return False

@@ -229,9 +229,16 @@ def _beside(audio: Sequence[_File], files: Sequence[_File], report: DataReport) 
         if file.suffix == ".txt":
             places.setdefault(_plain(file.stem), []).append(file)
     texts: dict[str, str | None] = {}
-    for recording in audio:
-        beside = places.get(_plain(recording.stem), [])
+    owners: dict[str, _File] = {}
+    # Of one recording in several formats, what was not compressed is taken.
+    for recording in sorted(audio, key=lambda file: (file.suffix not in (".flac", ".wav"), file.name)):
+        stem = _plain(recording.stem)
+        beside = places.get(stem, [])
         try:
+            if beside and recording.suffix in READ_SUFFIXES:
+                owner = owners.setdefault(stem, recording)
+                if owner.identity != recording.identity:
+                    raise ValueError(f"it is that of {owner.base}, which is taken")
             if len(beside) > 1:
                 raise ValueError(f"there are several: {', '.join(file.base for file in beside)}")
             if beside:
@@ -267,6 +274,8 @@ def _of_table(table: _File, audio: Sequence[_File], *, root: epath.Path, report:
         where = f"{table.path}:{number}"
         plain = _plain(os.path.relpath(key, root) if os.path.isabs(key) else key)
         named = next((place[plain] for place in places if plain in place), {})
+        if len(named) > 1:  # one recording, and what it was converted from
+            named = {key: file for key, file in named.items() if file.suffix in READ_SUFFIXES} or named
         if len(named) > 1:
             names = listed(sorted(file.name for file in named.values()), most=3)
             raise UserError(f"{where}: {key!r} names {len(named)} recordings: {names}; allowed: the path of one")

@@ -26,6 +26,7 @@ LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz
 REMOTE_SCHEMES = ("gs", "s3")
 _MOST_VALUES: Final = 2**30  # samples of all channels together that are read of one file: over three hours of stereo
 _MOST_MPEG_BYTES: Final = 2**29
+_MOST_PAGES: Final = 2**21  # of an Ogg file
 _MPEG_LEAD: Final = 32 * 1152  # samples
 _BLOCK: Final = 2**20  # samples of all channels together
 # Of a file that is there: whoever mends the storage, or the permission, can read it.
@@ -259,12 +260,16 @@ def _read_remote(path: str) -> bytes:
         content: bytes = epath.Path(path).read_bytes()
     except FileNotFoundError:
         raise
-    except (*remote.client_errors(), ImportError) as error:
+    except _remote_failures() as error:
         # A recording that is unreachable is left out; a run must not leave out all of them while storage is away.
         if isinstance(error, remote.StorageUnavailable) and not remote.answers(path):
             raise
         raise AudioError("unreachable_audio", one_line(error)[:300]) from error
     return content
+
+
+def _remote_failures() -> tuple[type[Exception], ...]:
+    return *remote.client_errors(), ImportError
 
 
 def _stamp(path: str) -> tuple[int, int, int]:
@@ -285,7 +290,9 @@ def _is_followed(path: str, stamp: tuple[int, int, int]) -> bool:
 def _goes_on(content: bytes | mmap.mmap) -> bool:
     """Whether a stream begins after the pages of the first ones (RFC 3533, section 6)."""
     at, begun = 0, False
-    while content[at : at + 4] == b"OggS" and len(content) >= at + 27:
+    for _ in range(_MOST_PAGES):
+        if content[at : at + 4] != b"OggS" or len(content) < at + 27:
+            break
         begins = bool(content[at + 5] & 2)
         if begins and begun:
             return True

@@ -19,6 +19,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
 from hra_jax.storage.files import is_remote, remove_file, remove_leftovers, replaced_name, write_file
-from hra_jax.storage.json_files import Kind, check_fields, json_text, read_object
+from hra_jax.storage.json_files import Kind, check_fields, check_shown, json_text, read_object
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.safetensors_writer import SHARD_BYTES, TensorWriter, is_written
 from hra_jax.storage.trees import flatten, unflatten
@@ -141,12 +142,13 @@ class BackboneFiles:
         return unflatten({name: leaf(name) for name in self.tensors.names()}, separator=".")
 
 
-def resolve(location: str) -> epath.Path:
+def resolve(location: epath.PathLike) -> epath.Path:
     """The folder of `builtin:NAME` or of a path.
 
     Raises:
       UserError: there is no such backbone.
     """
+    location = os.fspath(location)
     if location.startswith(BUILTIN):
         root = epath.Path(__file__).parent.parent / "builtin"
         folder = root / location.removeprefix(BUILTIN)
@@ -375,7 +377,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     return read_object(path, {"features": dict, "encoder": dict}, what="a backbone folder that has it")
 
 
-def geometry(location: str) -> tuple[FeatureConfig, EncoderConfig]:
+def geometry(location: epath.PathLike) -> tuple[FeatureConfig, EncoderConfig]:
     """Feature settings and geometry of a backbone folder; nothing else of it is read.
 
     Raises:
@@ -402,6 +404,8 @@ def _read_settings(folder: epath.Path) -> dict[str, Any]:
         raise UserError(f"{path}: format {version!r}; this version of hra_jax reads {', '.join(map(str, _FIELDS))}")
     settings = check_fields(_UNSAID[version] | settings, _FIELDS[version], where=str(path))
     check_fields(settings["info"], {"name": str}, where=f"{path}: info")
+    check_shown(settings["info"]["name"], where=f"{path}: info.name")
+    check_shown(settings["fingerprint"], where=f"{path}: fingerprint")
     if settings["storage_dtype"] not in STORAGE_DTYPES:
         allowed = ", ".join(STORAGE_DTYPES)
         raise UserError(f"{path}: storage_dtype {settings['storage_dtype']!r:.80}; allowed: {allowed}")
@@ -441,7 +445,7 @@ def _check_hash(tensors: TensorFiles, name: str, found: str, hashes: dict) -> No
         raise DamagedError(f"{tensors.path(name)}: {name!r} is not what was stored; its hash differs")
 
 
-def load(location: str, *, verify: bool | None = None) -> BackboneFiles:
+def load(location: epath.PathLike, *, verify: bool | None = None) -> BackboneFiles:
     """Reads the settings of a backbone folder and the headers of its weights; the weights are read when they are used.
 
     Args:

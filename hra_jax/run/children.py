@@ -29,7 +29,17 @@ def start(command: Sequence[str | os.PathLike[str]], **settings: Any) -> subproc
     """
     # Not `preexec_fn`, which would fork this process with the locks that its other threads hold.
     helper = [sys.executable, "-P", "-S", __file__, str(os.getpid())]
-    return subprocess.Popen([*helper, *map(os.fspath, command)], **settings)
+    return subprocess.Popen([*helper, *(os.fspath(word) for word in command)], **settings)
+
+
+def interrupt_at_once() -> None:
+    """Has Ctrl-C end this process with status 130, in a word; for a launcher that has no processes yet."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"error: interrupted\n")
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGINT, end)
 
 
 def signals_to_pass_on() -> list[int]:

@@ -139,7 +139,7 @@ def _own_vocabularies(
         if adapter.new_task != "zero" and adapter.output not in SHARED_VOCABULARIES:
             value = adapter.new_task
             raise UserError(f"adapter.new_task = {value!r}: allowed is 'zero' where tasks have their own vocabulary")
-        given, shared = stored_vocabularies(start.config, start.tasks_json)
+        given, shared = stored_vocabularies(start.config, start.tasks_json, where=adapter.start)
         size = size or start.config["method"]["output_size"]
         # As many as the tasks there have; `adapter.output_pieces` is refused beside a start.
         pieces = max((vocabulary.size for vocabulary in given.values()), default=size)

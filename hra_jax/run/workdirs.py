@@ -18,7 +18,8 @@ from hra_jax.errors import UserError
 from hra_jax.run import processes
 from hra_jax.storage import checksums, locks
 from hra_jax.storage.files import check_no_link, check_no_links, is_remote, remove_file, write_file
-from hra_jax.storage.json_files import parse_json
+from hra_jax.storage.json_files import read_json, read_text
+from hra_jax.storage.remote import StorageUnavailable
 
 CONFIG = "config.json"
 DATA_REPORT = "data_report.json"
@@ -174,8 +175,8 @@ def check_links(workdir: epath.PathLike, names: Sequence[str] = WRITTEN) -> None
 
 def _is_run_config(path: epath.Path) -> bool:
     try:
-        value = parse_json(path.read_bytes(), where=str(path))
-    except (UserError, IsADirectoryError):
+        value = read_json(path)
+    except UserError:
         return False
     return isinstance(value, dict) and all(key in value for key in _KEYS)
 
@@ -183,7 +184,8 @@ def _is_run_config(path: epath.Path) -> bool:
 def _steps(path: epath.Path) -> list[int]:
     """The steps of the checkpoints in a work directory."""
     folder = path / CHECKPOINTS
-    return [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return [int(name) for name in names if name.isascii() and name.isdigit()]
 
 
 def _checked_resume(config: ConfigDict, path: epath.Path) -> tuple[bool, int]:
@@ -192,17 +194,16 @@ def _checked_resume(config: ConfigDict, path: epath.Path) -> tuple[bool, int]:
     steps, stored = _steps(path), path / CONFIG
     if steps and stored.exists():
         _as_begun(config, path)
-        changed = stored_difference(stored.read_text(encoding="utf-8"), config, trains=max(steps) < config.steps)
+        changed = stored_difference(read_text(stored), config, trains=max(steps) < config.steps)
         if changed:
             raise UserError(f"{path} belongs to a run with another configuration: {'; '.join(changed)}")
-        return True, config_from_json(stored.read_text(encoding="utf-8"), notify=False).steps
+        return True, config_from_json(read_text(stored), notify=False).steps
     return bool(steps), config.steps
 
 
 def _as_begun(config: ConfigDict, path: epath.Path) -> None:
     """Has a run whose texts kept their format characters go on with them: its vocabularies may hold some."""
-    stored = (path / CONFIG).read_text(encoding="utf-8")
-    if config_from_json(stored, notify=False).data.format_characters == "kept":
+    if config_from_json(read_text(path / CONFIG), notify=False).data.format_characters == "kept":
         with config.unlocked():
             config.data.format_characters = "kept"
 
@@ -211,5 +212,7 @@ def _as_begun(config: ConfigDict, path: epath.Path) -> None:
 def _storage_errors(path: epath.Path) -> Iterator[None]:
     try:
         yield
+    except StorageUnavailable:
+        raise
     except OSError as error:
         raise UserError(f"workdir = {str(path)!r}: cannot be written ({error.strerror or error})") from error

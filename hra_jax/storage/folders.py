@@ -57,7 +57,8 @@ def replace_folder(
     recover(place)
     token = secrets.token_hex(8)
     fresh, old = (_beside(place, kind, token) for kind in ("new", "old"))
-    os.mkdir(fresh)  # fails where anything has the name, a link included
+    # Fails where anything has the name, a link included. What was private is at no moment anything else.
+    os.mkdir(fresh, 0o700 if place.exists() else 0o777)
     try:
         if place.exists():
             check_no_links(place)
@@ -66,7 +67,7 @@ def replace_folder(
         written = write(fresh)
         _sync(fresh)
         if place.exists():
-            os.chmod(fresh, stat.S_IMODE(os.stat(place).st_mode))
+            _keep_modes(place, fresh)
             _exchange(fresh, place, old)
         else:
             rename_folder(fresh, place)
@@ -107,6 +108,12 @@ def recover(folder: epath.PathLike) -> None:
             remove_folder(_beside(place, "new", token))
 
 
+def is_to_be_mended(folder: epath.PathLike) -> bool:
+    """Whether `recover` would find anything to do; false alarms while another process is in `replace_folder`."""
+    place = epath.Path(os.path.realpath(folder))
+    return not is_remote(folder) and place.parent.is_dir() and any(_leftovers(place).values())
+
+
 def _beside(folder: epath.Path, kind: str, token: str) -> epath.Path:
     return folder.parent / f".{folder.name}.{kind}-{token}"
 
@@ -133,6 +140,16 @@ def _take_over(old: epath.Path, new: epath.Path, rewritten: Callable[[str], bool
             os.makedirs(new / relative, exist_ok=True)
         for name in kept:
             _link_or_copy(os.path.join(place, name), new / relative / name)
+
+
+def _keep_modes(old: epath.Path, new: epath.Path) -> None:
+    """Gives the files and folders of `new` the permissions of those that had their names."""
+    for place, folders, names in os.walk(new, topdown=False):
+        before = old / os.path.relpath(place, new)
+        for name in (*folders, *names):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.chmod(os.path.join(place, name), stat.S_IMODE(os.lstat(before / name).st_mode))
+    os.chmod(new, stat.S_IMODE(os.stat(old).st_mode))
 
 
 def _link_or_copy(file: str, copy: epath.Path) -> None:

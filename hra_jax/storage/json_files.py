@@ -15,12 +15,14 @@ from etils import epath
 
 from hra_jax.errors import UserError
 from hra_jax.storage.files import check_regular
+from hra_jax.storage.remote import StorageUnavailable
 
 MOST_BYTES = 2**26  # of a file, unless the reader allows another size
 MOST_DEPTH = 64  # objects and lists inside each other
 MOST_VALUES = 2**23  # commas and brackets: each value takes up to some hundred bytes of memory
 MOST_DIGITS = 64  # of an integer
 _MOST_BYTES_OF_LINES = 2**30  # of a file that holds one value in each line
+_LONGEST_NAME = 1000  # characters
 _LONG_INTEGER = re.compile(rf"\d{{{MOST_DIGITS + 1}}}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it: one of a pair, or alone
 
@@ -150,9 +152,18 @@ def read_json(path: epath.PathLike, *, what: str = "", most_bytes: int | None = 
 
     Raises:
       UserError: there is no such file, it cannot be read, or as `parse_json`.
+      StorageUnavailable: its bucket does not answer.
     """
     content = _read_bytes(path, what=what, most_bytes=most_bytes)
     return parse_json(content, where=str(path), most_bytes=most_bytes)
+
+
+def read_text(path: epath.PathLike, *, what: str = "", most_bytes: int | None = None) -> str:
+    """The text of a file that `parse_json` takes; arguments and errors as `read_json`."""
+    try:
+        return _read_bytes(path, what=what, most_bytes=most_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
 
 
 def _read_bytes(path: epath.PathLike, *, what: str, most_bytes: int | None) -> bytes:
@@ -164,6 +175,8 @@ def _read_bytes(path: epath.PathLike, *, what: str, most_bytes: int | None) -> b
         check_regular(path)
         _check_size(path.stat().length, where=str(path), most_bytes=most_bytes)
         content: bytes = path.read_bytes()
+    except StorageUnavailable:
+        raise  # which says nothing of the file
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}){needed}") from error
     return content
@@ -225,6 +238,12 @@ def check_fields(content: object, fields: Mapping[str, Kind], *, where: str) -> 
             allowed = f"an integer of at least {kind.least}" if isinstance(kind, AtLeast) else _KINDS[kind]
             raise UserError(f"{where}: needs {name!r} ({allowed}); got {found}")
     return content
+
+
+def check_shown(text: str, *, where: str) -> None:
+    """Refuses, with a UserError, a name that could not be shown in one line."""
+    if not text.isprintable() or len(text) > _LONGEST_NAME:
+        raise UserError(f"{where} is {text!r:.80}; allowed: at most {_LONGEST_NAME} printable characters")
 
 
 def _is_of(value: object, kind: Kind) -> bool:

@@ -101,15 +101,30 @@ class Lock:
                 remove_file(self.path)
 
     def _renew_on(self) -> None:
-        while not self._ended.wait(RENEW_SECONDS[is_remote(self.path)]) and not self._lost:
+        remote, renewed = is_remote(self.path), _seconds()
+        while not self._ended.wait(RENEW_SECONDS[remote]) and not self._lost:
             # Storage that does not answer now may answer the next time.
             with contextlib.suppress(OSError, UserError):
                 found = _read(self.path)
-                if found is None or found.token != self._owner["token"]:
+                # Somebody tidied up; but who stood still may have missed a whole life of another lock.
+                tidied = found is None and _seconds() - renewed < STALE_SECONDS[remote]
+                if not tidied and (found is None or found.token != self._owner["token"]):
                     self._lost = True
                     return
                 self._count += 1
-                _overwrite(self.path, _content(self._owner, self._count))
+                content = _content(self._owner, self._count)
+                if not tidied or remote:
+                    _overwrite(self.path, content)
+                elif not _made(self.path, content):
+                    continue
+                renewed = _seconds()
+                if self._ended.is_set():
+                    remove_file(self.path)  # it was given up while storage took its time
+
+
+def _seconds() -> float:
+    """Seconds since some moment, those included in which the machine slept."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @contextlib.contextmanager

@@ -67,11 +67,11 @@ def _writing(adapter: str, output: str | None, command: str, *, in_place: bool =
 
 
 def _read(adapter: str) -> ExportedAdapter:
-    """Reads an adapter folder; one that a killed process left under another name gets its own again."""
-    folder = epath.Path(adapter)
-    if not is_remote(folder) and not folder.exists() and folder.parent.is_dir():
-        with locks.hold_beside(folder, "recovery"):
-            folders.recover(folder)
+    """Reads an adapter folder; what a killed process left half done is mended first, where it can be."""
+    if folders.is_to_be_mended(adapter):
+        # It is read all the same while another command changes it, and where nothing may be written.
+        with contextlib.suppress(UserError, OSError), locks.hold_beside(adapter, "recovery"):
+            folders.recover(adapter)
     return read_adapter(adapter)
 
 

@@ -117,7 +117,7 @@ class CtcTokenVocabulary(_Cased):
         check_symbols(len(self._tokens))
         for token in self._tokens:
             if not isinstance(token, str) or not token:
-                raise UserError(f"{token!r} is not a symbol of a vocabulary; allowed: strings that are not empty")
+                raise UserError(f"{token!r:.80} is not a symbol of a vocabulary; allowed: strings that are not empty")
         ids = {token: number for number, token in enumerate(self._tokens)}
         if not ids or len(ids) < len(self._tokens):
             twice = sorted(token for token, times in collections.Counter(self._tokens).items() if times > 1)

@@ -79,23 +79,26 @@ def output_symbols(vocabulary: Vocabulary, base: Vocabulary, size: int) -> list[
     return found + [base.size + 1] * (size - len(found))
 
 
-def stored_vocabularies(config: Mapping, tasks: Sequence[Mapping]) -> tuple[dict[str, Vocabulary], Vocabulary | None]:
+def stored_vocabularies(
+    config: Mapping, tasks: Sequence[Mapping], *, where: str
+) -> tuple[dict[str, Vocabulary], Vocabulary | None]:
     """The vocabularies of an exported adapter whose tasks do not write in the backbone's: by task, or one for all.
 
     Args:
       config: its adapter_config.json.
       tasks: the entries of its tasks.json.
+      where: the adapter folder, for errors.
 
     Raises:
       UserError: a vocabulary is missing or cannot be read.
     """
     room = config["method"]["output_size"]
     if config["method"]["output"] in SHARED_VOCABULARIES:
-        return {}, _that_fits(config["vocabulary"], room, where="the adapter")
+        return {}, _that_fits(config["vocabulary"], room, where=where)
     for entry in tasks:
         if "vocabulary" not in entry:
-            raise UserError(f"task {entry['name']!r} has no vocabulary; its adapter needs one for each task")
-    own = {e["name"]: _that_fits(e["vocabulary"], room, where=f"task {e['name']!r}") for e in tasks}
+            raise UserError(f"{where}: task {entry['name']!r} has no vocabulary; its adapter needs one for each task")
+    own = {e["name"]: _that_fits(e["vocabulary"], room, where=f"{where}: task {e['name']!r}") for e in tasks}
     return own, None
 
 

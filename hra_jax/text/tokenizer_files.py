@@ -13,7 +13,7 @@ from etils import epath
 
 from hra_jax.errors import UserError
 from hra_jax.storage.json_files import read_object
-from hra_jax.text.published_vocabularies import CtcTokenVocabulary, TokenizerVocabulary
+from hra_jax.text.published_vocabularies import CtcTokenVocabulary, TokenizerVocabulary, check_symbols
 
 FILES = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
 _CTC_CLASS = "Wav2Vec2CTCTokenizer"
@@ -151,7 +151,8 @@ def _from_tokenizer(folder: epath.Path, settings: dict, vocab_size: int, blank_i
         ids = _checked_ids(str(folder / "tokenizer.json"), words)
     else:
         pairs = words if isinstance(words, list) else []
-        ids = {pair[0]: number for number, pair in enumerate(pairs) if isinstance(pair, list) and pair}
+        tokens = [pair[0] if isinstance(pair, list) and pair else None for pair in pairs]
+        ids = {token: number for number, token in enumerate(tokens) if isinstance(token, str)}
     ids |= {token: entry["id"] for entry in added if (token := _token(entry)) and isinstance(entry.get("id"), int)}
     special = _special_tokens(settings, {})
     marked = {f"marked {number}": _token(entry) for number, entry in enumerate(added) if entry.get("special")}
@@ -188,6 +189,10 @@ def vocabulary_from_folder(
         are beyond it, or a blank that is not the tokenizer's pad token.
     """
     folder = epath.Path(folder)
+    try:
+        check_symbols(vocab_size)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
     has_symbols, has_tokenizer = ((folder / name).exists() for name in ("vocab.json", "tokenizer.json"))
     if not has_symbols and not has_tokenizer:
         return None

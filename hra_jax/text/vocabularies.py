@@ -61,7 +61,7 @@ class CharacterVocabulary:
             raise UserError("a character vocabulary needs at least one character; none given")
         for character in self._characters:
             if not isinstance(character, str) or len(character) != 1:
-                raise UserError(f"{character!r} is not a single character of a character vocabulary")
+                raise UserError(f"{character!r:.80} is not a single character of a character vocabulary")
         self._ids = {character: i + 1 for i, character in enumerate(self._characters)}
         if len(self._ids) != len(self._characters):
             twice = sorted(c for c, times in collections.Counter(self._characters).items() if times > 1)

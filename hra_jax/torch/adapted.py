@@ -100,7 +100,7 @@ class AdaptedModel(torch.nn.Module):
         base = vocabulary_from_json(content)
         if not self.method.own_vocabulary:
             return base, None
-        by_task, shared = stored_vocabularies(exported.config, exported.tasks_json)
+        by_task, shared = stored_vocabularies(exported.config, exported.tasks_json, where=self._folder)
         return base, OwnVocabularies(base, by_task, self.method.output_size, shared)
 
     def _register(self, exported) -> None:

@@ -27,13 +27,14 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # the grids
 _SMALL_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")  # of v4 and v5p; larger ones are multiples of 4 each way
 _MOST_CHIPS = {"v4": 4096, "v5p": 6144}
 _NAME = re.compile(r"(v\w+):(\d+(?:x\d+){1,2})")
+_GIB = 2**30
 _CPU = re.compile(r"cpu-([1-9]\d{0,3})")
 
 
 class Chip(NamedTuple):
     """What one chip can do, as its maker's documentation gives it (docs.cloud.google.com/tpu)."""
 
-    hbm_bytes: float
+    hbm_bytes: float  # of which the compiler keeps a little for the system: of 16 GiB it gives out 15.75
     flops: float  # peak FLOPs per second in bfloat16
     hbm_bandwidth: float  # bytes per second to and from HBM
     ici_bandwidth: float  # bytes per second out of the chip over the inter-chip interconnect, all links together
@@ -45,10 +46,10 @@ class Chip(NamedTuple):
 
 # The share of the DCN is that of a host with 4 chips; v4 and v5p hosts have 50 and 200 Gbit/s.
 CHIPS = {
-    "v4": Chip(32e9, 275e12, 1.228e12, 300e9, 1.6e9, "v4", 2, "tpu-v4-podslice"),
-    "v5e": Chip(16e9, 197e12, 0.819e12, 200e9, 3.1e9, "v5litepod", 1, "tpu-v5-lite-podslice"),
-    "v5p": Chip(95e9, 459e12, 2.765e12, 600e9, 6.2e9, "v5p", 2, "tpu-v5p-slice"),
-    "v6e": Chip(32e9, 918e12, 1.6e12, 400e9, 12.5e9, "v6e", 1, "tpu-v6e-slice"),
+    "v4": Chip(32 * _GIB, 275e12, 1.228e12, 300e9, 1.6e9, "v4", 2, "tpu-v4-podslice"),
+    "v5e": Chip(16 * _GIB, 197e12, 0.819e12, 200e9, 3.1e9, "v5litepod", 1, "tpu-v5-lite-podslice"),
+    "v5p": Chip(95 * _GIB, 459e12, 2.765e12, 600e9, 6.2e9, "v5p", 2, "tpu-v5p-slice"),
+    "v6e": Chip(32 * _GIB, 918e12, 1.6e12, 400e9, 12.5e9, "v6e", 1, "tpu-v6e-slice"),
 }
 # What JAX calls a device, and its peak in bfloat16: FLOPs per second, without sparsity.
 _GENERATIONS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}

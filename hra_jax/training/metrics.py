@@ -22,8 +22,10 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hra_jax.errors import UserError
-from hra_jax.storage.files import GrowingFile, check_no_link, make_folder, write_file
+from hra_jax.storage.files import GrowingFile, check_no_link, check_regular, make_folder, write_file
 from hra_jax.storage.json_files import parse_json
+
+_MOST_BYTES = 2**30  # of metrics.jsonl
 
 
 class MetricWriter:
@@ -137,9 +139,17 @@ def cut_back(path: epath.Path, step: int) -> bytes:
 
     Returns:
       What is left.
+
+    Raises:
+      UserError: it is larger than any run makes it.
+      OSError: it cannot be read or written, or is no regular file.
     """
     if not path.exists():
         return b""
+    check_regular(path)
+    size = path.stat().length
+    if size > _MOST_BYTES:
+        raise UserError(f"{path}: {size:,} bytes of metrics; allowed: at most {_MOST_BYTES:,}")
     old = path.read_bytes()
     kept = b"".join(line for line in old.splitlines(keepends=True) if _step_of(line) <= step)
     if kept != old:

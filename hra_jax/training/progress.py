@@ -142,9 +142,9 @@ def _compile_seconds() -> Callable[[], float]:
     """What tells how long this process has compiled since this was first called, seconds."""
     total = [0.0]
 
-    def heard(event: str, seconds: float, **unused: object) -> None:
+    def heard(event: str, duration_secs: float, **unused: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            total[0] += seconds
+            total[0] += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(heard)
     return lambda: total[0]

@@ -100,7 +100,7 @@ while true; do
     act run --run-id "$id" || status=$?
   fi
   case $status in
-    0 | 2 | 3) break ;;
+    0 | 2 | 3 | 4) break ;;
     127)
       # A pod that was there before may not be set up.
       [ -z "$installed" ] || break

@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import published
@@ -102,6 +103,17 @@ def test_tampered_tensors(case, make, tmp_path):
     published.edit_tensors(source, change)
     line = refusal(source, tmp_path / "out")
     assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_table_of_rotations_that_was_rounded_with_all_other_weights_is_no_other_table(make, tmp_path, dtype):
+    name = "wav2vec2_conformer.encoder.embed_positions.inv_freq"
+    source = make("conformer rope")
+    rounded = lambda tensors: tensors.update({name: tensors[name].astype(jnp.dtype(dtype))})  # noqa: E731
+    published.edit_tensors(source, rounded)
+    convert(source, tmp_path / "out")
+    published.edit_tensors(source, lambda tensors: tensors.update({name: tensors[name] * jnp.dtype(dtype).type(1.02)}))
+    assert "is not what the settings in config.json give" in refusal(source, tmp_path / "other")
 
 
 def inner(**changes):

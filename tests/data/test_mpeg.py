@@ -1,6 +1,7 @@
 """MPEG audio: its frames are counted, and its length is theirs whatever a header promises."""
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -96,6 +97,20 @@ def test_other_audio_is_not_counted_whatever_it_is_called(tmp_path):
 def test_what_is_no_stream_is_not_counted():
     for content in (b"", b"\xff", b"\xff\xfb", b"RIFF" + bytes(1000), b"\xff" * 100_000, bytes(70_000)):
         assert mpeg.count(content) is None
+
+
+def test_a_tag_between_two_streams_is_passed_over(tmp_path):
+    content = variable(tmp_path / "a.mp3", header=False).read_bytes()
+    frames = mpeg.count(content).frames
+    tag = b"ID3\x04\0\0" + bytes((0, 8, 0, 0)) + b"\xff\xfb\x90" * 43690 + b"\0\0"
+    assert mpeg.count(content + tag + content).frames == 2 * frames
+
+
+@pytest.mark.parametrize("junk", [b"\xff\xfb\x90", b"\xff", b"ID3\x04\0\0\0\0\0\0", b"\xff\xfb\x90\xc4" + bytes(413)])
+def test_no_stream_takes_long_to_count(junk):
+    started = time.process_time()
+    mpeg.count(junk * (2**22 // len(junk)))
+    assert time.process_time() - started < 5
 
 
 def test_a_damaged_stream_prints_nothing_and_what_others_print_is_kept(tmp_path, capfd):

@@ -181,6 +181,23 @@ def test_two_transcripts_of_one_recording_are_named(tmp_path):
     assert set(bad["unreadable_text"]) == {"a.wav"}
 
 
+def test_a_transcript_is_given_to_one_recording(tmp_path):
+    for suffix in ("mp3", "wav", "ogg"):
+        record(tmp_path / "beside", f"a.{suffix}", "one", seconds=0.2)
+    (tmp_path / "beside" / "a.m4a").write_bytes(b"anything")
+    texts, bad = rows(tmp_path / "beside")
+    assert texts == {"a.wav": "one"}
+    assert set(bad["unreadable_text"]) == {"a.mp3", "a.ogg"} and set(bad["undecodable_audio"]) == {"a.m4a"}
+    assert "that of a.wav" in bad["unreadable_text"]["a.mp3"]
+    record(tmp_path / "table", "a.wav")
+    (tmp_path / "table" / "a.m4a").write_bytes(b"anything")
+    table(tmp_path / "table", "transcripts.csv", ("a", "one"))
+    assert rows(tmp_path / "table")[0] == {"a.wav": "one"}
+    record(tmp_path / "table", "a.flac")
+    with pytest.raises(UserError, match="names 2 recordings: 'a.flac', 'a.wav'"):
+        rows(tmp_path / "table")
+
+
 def test_rows_without_a_recording_are_counted_and_named(tmp_path):
     record(tmp_path, "a.wav")
     table(tmp_path, "transcripts.tsv", ("a.wav", "one"), ("gone.wav", "two"))

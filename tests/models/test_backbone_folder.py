@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -457,3 +458,8 @@ def test_abstract_parameters_have_the_shapes_of_the_real_ones_and_compute_nothin
     leaves = jax.tree.leaves(shapes)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     assert all(leaf.shape[0] == 32 for leaf in jax.tree.leaves(shapes["encoder"]["layers"]))
+
+
+def test_a_backbone_is_found_by_a_path_as_by_its_text():
+    folder = backbone_folder.resolve("builtin:tiny")
+    assert backbone_folder.resolve(Path(folder)) == backbone_folder.resolve(str(folder)) == folder

@@ -94,6 +94,13 @@ def test_links_in_the_place_of_what_is_written_are_refused_and_not_followed(tmp_
     assert not list((tmp_path / "kept").iterdir()) and not (tmp_path / "nowhere").exists()
 
 
+def test_names_that_look_like_steps_are_none(tmp_path, config):
+    for name in ("²", "٣", "-1", "1e3"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="holds 'checkpoints' and no config.json"):
+        claimed(config, tmp_path)
+
+
 def test_a_work_directory_is_held_until_the_end_and_may_itself_be_a_link(tmp_path, config):
     (tmp_path / "disk").mkdir()
     (tmp_path / "W").symlink_to("disk")
@@ -145,6 +152,14 @@ def test_an_adapter_of_which_no_hash_was_kept_is_the_run_s_where_it_has_its_task
     assert run("two")
     (tmp_path / "exported.json").unlink()
     assert not run("three", tasks=("ann",))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"adapter": 3, "unfinished": false}'])
+def test_a_damaged_note_costs_no_export(tmp_path, run, content, capsys):
+    assert run("one")
+    (tmp_path / "exported.json").write_text(content, encoding="utf-8")
+    assert run("two") and "exported.json" in capsys.readouterr().out
+    assert run("three")
 
 
 @pytest.mark.parametrize("part", ["before the exchange", "before the last note"])

@@ -93,6 +93,24 @@ def test_files_that_are_not_rewritten_and_the_mode_of_the_folder_stay(tmp_path, 
     assert stat.S_IMODE((tmp_path / "folder" / "notes" / "deep" / "mine").stat().st_mode) == 0o400
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755])
+def test_files_that_are_rewritten_keep_their_permissions_and_are_at_no_moment_open_to_others(tmp_path, mode, exchanges):
+    fill(tmp_path / "folder", "old")
+    (tmp_path / "folder" / "a").chmod(mode)
+    seen = []
+
+    def write(fresh):
+        seen.append(stat.S_IMODE(os.stat(fresh).st_mode))
+        for name in ("a", "c"):
+            (fresh / name).write_text("new")
+
+    replace_folder(tmp_path / "folder", write)
+    assert seen == [0o700] and contents(tmp_path / "folder") == {"a": "new", "c": "new"}
+    (tmp_path / "plain").touch()
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "folder").iterdir()}
+    assert modes == {"a": mode, "c": stat.S_IMODE((tmp_path / "plain").stat().st_mode)}
+
+
 @pytest.mark.parametrize("name", ["a", "other", "inside/other"])
 @pytest.mark.parametrize("target", ["secret", "nowhere", "../outside"])
 def test_links_in_a_folder_that_is_rewritten_are_refused(tmp_path, name, target):

@@ -196,6 +196,27 @@ def test_who_stood_still_and_lost_its_lock_is_told_and_leaves_the_new_one_alone(
     assert "the next" in (tmp_path / ".lock").read_text(encoding="utf-8")
 
 
+def test_a_lock_that_somebody_tidied_away_is_put_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "STALE_SECONDS", {False: 60.0, True: 60.0})
+    with locks.hold(tmp_path, "this one") as lock:
+        (tmp_path / ".lock").unlink()
+        end = time.monotonic() + 5
+        while time.monotonic() < end and not (tmp_path / ".lock").exists():
+            time.sleep(0.01)
+        lock.check()
+        assert "this one" in (tmp_path / ".lock").read_text(encoding="utf-8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_stood_still_for_long_and_finds_no_lock_has_lost_it(tmp_path, monkeypatch):
+    with locks.hold(tmp_path, "this one") as lock:
+        monkeypatch.setattr(locks, "STALE_SECONDS", {False: -1.0, True: -1.0})
+        (tmp_path / ".lock").unlink()
+        lock._thread.join(5)
+        with pytest.raises(UserError, match="taken this lock over"):
+            lock.check()
+
+
 def test_a_lock_is_given_up_at_the_end_of_a_process_that_is_told_to_end(tmp_path, command_env):
     process = started(tmp_path, command_env)
     process.send_signal(signal.SIGINT)

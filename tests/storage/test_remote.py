@@ -17,7 +17,7 @@ from hra_jax.data.audio import decode
 from hra_jax.data.sound_files import AudioError
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
-from hra_jax.storage import remote
+from hra_jax.storage import locks, remote
 from hra_jax.storage.files import Replacement, write_file
 
 
@@ -270,3 +270,57 @@ def test_the_emulator_lists_by_pages_and_refuses_what_preconditions_refuse():
             storage.put("bucket", "a/0", b"y", parameters, {})
     storage.put("bucket", "a/0", b"y", {"ifGenerationMatch": generation}, {})
     assert storage.find("bucket", "a/0").content == b"y"
+
+
+# --- Locks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_locks(monkeypatch):
+    """Sets the seconds of locks in buckets: between renewals, and until one that is not renewed is a dead one's."""
+
+    def set_seconds(*, renew: float, stale: float) -> None:
+        monkeypatch.setattr(locks, "RENEW_SECONDS", {False: renew, True: renew})
+        monkeypatch.setattr(locks, "STALE_SECONDS", {False: stale, True: stale})
+        monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.1)
+
+    return set_seconds
+
+
+def owner(what: str, *, alive: bool) -> locks.Lock:
+    """Another machine's lock on gs://bucket/W, which is renewed or not."""
+    path = epath.Path("gs://bucket/W/.lock")
+    other = locks.Lock(path, locks._this_process(what) | {"machine": "another"})
+    path.write_bytes(locks._content(other._owner, 0))
+    if alive:
+        other.start()
+    return other
+
+
+def test_a_lock_in_a_bucket_refuses_who_comes_second_and_is_gone_at_the_end(bucket, quick_locks):
+    quick_locks(renew=0.2, stale=60)
+    other = owner("the first", alive=True)
+    with pytest.raises(UserError, match="'gs://bucket/W' is in use: 'the first'"), locks.hold("gs://bucket/W", "x"):
+        pass
+    other.release()
+    with locks.hold("gs://bucket/W", "x"), locks.hold_beside("gs://bucket/W/adapter", "y"):
+        assert sorted(path.name for path in epath.Path("gs://bucket/W").iterdir()) == [".adapter.lock", ".lock"]
+    assert not list(epath.Path("gs://bucket/W").iterdir())
+
+
+def test_a_lock_in_a_bucket_that_nobody_renews_is_taken_over(bucket, quick_locks):
+    quick_locks(renew=1, stale=0.5)
+    owner("the dead", alive=False)
+    with locks.hold("gs://bucket/W", "the next"):
+        assert b"the next" in epath.Path("gs://bucket/W/.lock").read_bytes()
+
+
+def test_who_was_overwritten_in_a_bucket_is_told_before_it_saves(bucket, quick_locks):
+    quick_locks(renew=2, stale=60)
+    with locks.hold("gs://bucket/W", "slow") as lock:
+        locks.check_held("gs://bucket/W")
+        owner("quick", alive=False)
+        lock._thread.join(30)
+        with pytest.raises(UserError, match="another process has taken this lock over"):
+            locks.check_held("gs://bucket/W")
+    assert b"quick" in epath.Path("gs://bucket/W/.lock").read_bytes()

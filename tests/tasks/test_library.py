@@ -4,6 +4,7 @@ import cProfile
 import json
 import os
 import pstats
+import shutil
 import time
 
 import jax
@@ -395,6 +396,19 @@ def test_nothing_that_is_refused_is_written(tmp_path):
     with pytest.raises(UserError, match="NaN or infinite"):
         library.write(tmp_path / "a", library.added(exported, "dee", spoiled, entry={}))
     assert contents(tmp_path / "a") == before and os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("kill", ["before the exchange", "after the exchange", "between two renames"])
+def test_what_a_killed_command_left_is_mended_by_the_next_one_and_be_it_a_look(tmp_path, capsys, kill):
+    written(tmp_path / "a")
+    before = contents(tmp_path / "a")
+    copies = {"before the exchange": ["new"], "after the exchange": ["new"], "between two renames": ["new", "old"]}
+    for kind in copies[kill]:
+        shutil.copytree(tmp_path / "a", tmp_path / f".a.{kind}-{'0' * 16}")
+    if kill == "between two renames":
+        shutil.rmtree(tmp_path / "a")
+    commands.list_tasks(str(tmp_path / "a"))
+    assert contents(tmp_path / "a") == before and [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 # --- Many tasks -------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def find(config: dict, where: str) -> tuple[Family, str]:
         raise UserError(f"{where}: model_type is {str(kind)[:60]!r}; allowed: {', '.join(by_type)}")
     family = by_type[kind]
     named = config.get("architectures")
-    if not (isinstance(named, list) and len(named) == 1 and named[0] in family.architectures):
+    if not (isinstance(named, list) and len(named) == 1 and named[0] in tuple(family.architectures)):
         allowed = " or ".join(family.architectures)
         raise UserError(f"{where}: architectures is {str(named)[:80]}; allowed for {kind}: one of {allowed}")
     return family, named[0]

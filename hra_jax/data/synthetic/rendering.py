@@ -257,8 +257,8 @@ def render(
       RuntimeError: eSpeak NG failed on an utterance.
     """
     chosen = _chosen_set(set_name, speakers)
-    if "://" in os.fspath(output):
-        raise UserError(f"the output {output} is not a local folder; render locally and copy the folder")
+    if not os.fspath(output) or "://" in os.fspath(output):
+        raise UserError(f"the output {os.fspath(output)!r} is not a local folder; render locally and copy the folder")
     if not 0 < scale <= 10 or not 4000 <= sample_rate <= 48000:
         raise UserError(f"scale {scale}, sample_rate {sample_rate}; allowed: scale up to 10, 4000 to 48000 Hz")
     folder = pathlib.Path(output)

@@ -105,11 +105,14 @@ def speakers_from_json(path: epath.PathLike) -> tuple[Speaker, ...]:
         if unknown:
             raise UserError(f"{path}: unknown speaker field {unknown[0]!r}; allowed: {', '.join(fields)}")
         if "name" not in row:
-            raise UserError(f"{path}: a speaker has no name: {json.dumps(row)}")
+            raise UserError(f"{path}: a speaker has no name: {json.dumps(row):.200}")
         if isinstance(row.get("band"), list):
             row = {**row, "band": tuple(row["band"])}
         speakers.append(Speaker(**row))
-        check_speaker(speakers[-1])
+        try:
+            check_speaker(speakers[-1])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
     names = [speaker.name for speaker in speakers]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: speaker {max(names, key=names.count)!r} is there twice; names must be different")
