@@ -11,7 +11,6 @@ and rendered speech. Of recordings that have none, those are named that cannot b
 anything is damaged.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.run import workdirs
 from hra_jax.storage import checksums, safetensors
-from hra_jax.storage.files import is_remote
+from hra_jax.storage.files import is_remote, write_file
 from hra_jax.storage.json_files import json_text, read_object
 from hra_jax.storage.row_log import RowLog
 from hra_jax.training.stored_checkpoint import StoredCheckpoint
@@ -230,7 +229,7 @@ def main(argv: Sequence[str]) -> int:
         parts = verify(argv[1], told=bar.update)
     print_parts(parts)
     if flags.FLAGS.json:
-        epath.Path(flags.FLAGS.json).write_text(json.dumps([part._asdict() for part in parts], indent=1))
+        write_file(flags.FLAGS.json, json_text([part._asdict() for part in parts]))
     damaged = sum(len(part.faults) for part in parts)
     if damaged:
         raise UserError(f"{argv[1]}: {damaged} of its files are damaged or cannot be used")
