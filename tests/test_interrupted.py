@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from reference import micro as world
 from reference import published
+from reference.commands import modules
 
 from hra_jax.run.signals import INTERRUPTED, PREEMPTED
 
@@ -111,6 +112,9 @@ COMMANDS: dict[str, Callable[[Place], list[str]]] = {
         "data.manifest", "make", place.micro.folder, "--output", place.folder / "made.jsonl"
     ),
     "config": lambda place: module("config"),
+    "topologies": lambda place: module("tpu.topologies"),
+    "verify": lambda place: module("verify", place.own(place.trained.workdir)),
+    "check": lambda place: module("check", "--config", place.config, "--workdir", place.folder / "W"),
 }
 FINISHED = ("train", "train by launch/local.py", "launch/sweep.py", "tasks add", "synthesize", "convert")
 
@@ -161,6 +165,12 @@ def test_ctrl_c_ends_a_command_and_the_same_command_then_ends_well(name, micro, 
     if everything or name in FINISHED:
         done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_every_command_is_interrupted(tmp_path, micro, trained):
+    place = Place(micro, trained, tmp_path)
+    words = [word for make in COMMANDS.values() for word in make(place)]
+    assert [name for name in modules() if name not in words] == []
 
 
 # --- What else ends a command -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ HRA_KILLS says how often, over all tests; HRA_SEED draws the moments.
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,13 @@ from hra_jax.models import backbone_folder
 
 KILLS = int(os.environ.get("HRA_KILLS", "12"))
 SEED = int(os.environ.get("HRA_SEED") or np.random.SeedSequence().entropy % 10**6)
-SHARES = {"train": 0.3, "evaluate": 0.15, "synthesize": 0.15, "tasks": 0.3, "convert": 0.1}  # of all kills
+SHARES = {  # of all kills; those of tasks for each of four commands
+    "hra_jax.train": 0.3,
+    "hra_jax.evaluate": 0.15,
+    "hra_jax.data.synthesize": 0.15,
+    "hra_jax.convert": 0.1,
+    "hra_jax.tasks": 0.075,
+}
 
 pytestmark = pytest.mark.slow(minutes=0.5)
 
@@ -59,30 +66,47 @@ def readable(folder: Path) -> None:
             read_adapter(str((folder / name).parent))
 
 
-def share(name: str) -> int:
-    return max(1, round(KILLS * SHARES[name]))
-
-
 def chain(
     commands: Commands,
     words: list[str],
     *,
-    kills: int,
     seconds: float,
     moments: np.random.Generator,
     check: Callable[[], None],
-) -> tuple[int, str]:
-    """Runs a command, killed so many times within so many seconds, then to its end; the last status and words."""
-    for _ in range(kills):
-        moment = moments.uniform(0, seconds)
+    whole: Callable[[], bool],
+    reset: Callable[[], None],
+) -> None:
+    """Runs a command again and again, killed within so many seconds, and at last to its end.
+
+    Args:
+      commands: what runs it.
+      words: the command.
+      seconds: what it takes.
+      moments: draws when it is killed.
+      check: is called after each kill.
+      whole: whether everything is as the command leaves it where nobody kills it.
+      reset: where it was faster than the kill, makes everything as it was before.
+    """
+    kills = 0
+    while True:
+        last = kills == share(words[0])
+        moment = None if last else moments.uniform(0, seconds)
         status, _, printed = commands.run(words, killed_after=moment)
-        print(f"{words[0]}: after {moment:.2f} of {seconds:.2f} s: {status}")
-        assert status in (-9, 0), printed
         check()
-        if status == 0:
-            break
-    status, _, printed = commands.run(words)
-    return status, printed
+        if status == -signal.SIGKILL:
+            print(f"{words[0]}: killed after {moment:.2f} of {seconds:.2f} s")
+            kills += 1
+            continue
+        # The last kill may have come when everything was done, and a task cannot be removed twice.
+        assert whole() and (status == 0 or "error: " in printed), printed
+        if last:
+            return
+        reset()
+
+
+def share(module: str) -> int:
+    """How often a command is killed."""
+    return max(1, round(KILLS * SHARES[module]))
 
 
 @pytest.fixture
@@ -104,13 +128,16 @@ def test_training_checkpoints_and_export(commands, micro, tmp_path, moments):
     status, seconds, printed = commands.run(words("whole"))
     assert status == 0, printed
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    settings = dict(kills=share("train"), seconds=seconds, moments=moments, check=lambda: readable(killed))
-    status, printed = chain(commands, words("killed"), **settings)
-    assert status == 0, printed
-    assert files_of(killed / "adapter") == files_of(whole / "adapter")
-    assert world.losses(killed) == world.losses(whole)
-    for name in ("results.json", "predictions_ann.jsonl"):
-        assert (killed / "eval" / "test" / name).read_bytes() == (whole / "eval" / "test" / name).read_bytes()
+
+    def same() -> bool:
+        assert files_of(killed / "adapter") == files_of(whole / "adapter")
+        assert world.losses(killed) == world.losses(whole)
+        for name in ("results.json", "predictions_ann.jsonl"):
+            assert (killed / "eval" / "test" / name).read_bytes() == (whole / "eval" / "test" / name).read_bytes()
+        return True
+
+    settings = dict(seconds=seconds, moments=moments, check=lambda: readable(killed))
+    chain(commands, words("killed"), **settings, whole=same, reset=lambda: shutil.rmtree(killed))
 
 
 def test_evaluation(commands, micro, trained, tmp_path, moments):
@@ -122,13 +149,15 @@ def test_evaluation(commands, micro, trained, tmp_path, moments):
     for _ in range(2):  # the first one compiles
         status, seconds, printed = commands.run(words(copies[0]))
         assert status == 0, printed
-    settings = dict(kills=share("evaluate"), seconds=seconds, moments=moments, check=lambda: readable(copies[1]))
-    status, printed = chain(commands, words(copies[1]), **settings)
-    assert status == 0, printed
-    whole, killed = (files_of(copy / "eval") for copy in copies)
-    assert set(whole) == set(killed)
+    whole = files_of(copies[0] / "eval")
     same = [name for name in whole if not name.endswith((".png", ".html", ".md"))]
-    assert {name: whole[name] for name in same} == {name: killed[name] for name in same}
+
+    def is_whole() -> bool:
+        found = files_of(copies[1] / "eval")
+        return set(found) == set(whole) and all(found[name] == whole[name] for name in same)
+
+    settings = dict(seconds=seconds, moments=moments, check=lambda: readable(copies[1]), whole=is_whole)
+    chain(commands, words(copies[1]), **settings, reset=lambda: shutil.rmtree(copies[1] / "eval" / "mixed"))
 
 
 def test_rendering(commands, tmp_path, moments):
@@ -137,10 +166,10 @@ def test_rendering(commands, tmp_path, moments):
 
     status, seconds, printed = commands.run(words("whole"))
     assert status == 0, printed
-    settings = dict(kills=share("synthesize"), seconds=seconds, moments=moments, check=lambda: readable(tmp_path))
-    status, printed = chain(commands, words("killed"), **settings)
-    assert status == 0, printed
-    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+    whole, killed = files_of(tmp_path / "whole"), tmp_path / "killed"
+    settings = dict(seconds=seconds, moments=moments, check=lambda: readable(tmp_path))
+    settings |= dict(whole=lambda: files_of(killed) == whole, reset=lambda: shutil.rmtree(killed))
+    chain(commands, words("killed"), **settings)
 
 
 def test_conversion(commands, tmp_path, moments):
@@ -157,12 +186,9 @@ def test_conversion(commands, tmp_path, moments):
         if (killed / "backbone.json").exists():
             backbone_folder.load(str(killed), verify=True)
 
-    status, printed = chain(
-        commands, words("killed"), kills=share("convert"), seconds=seconds, moments=moments, check=check
-    )
-    # The last kill may have come when everything was written.
-    assert status == 0 or "must be a new folder" in printed, printed
-    assert files_of(killed) == files_of(tmp_path / "whole")
+    whole = files_of(tmp_path / "whole")
+    settings = dict(seconds=seconds, moments=moments, check=check, whole=lambda: files_of(killed) == whole)
+    chain(commands, words("killed"), **settings, reset=lambda: shutil.rmtree(killed))
 
 
 def test_tasks_in_place(commands, micro, trained, tmp_path, moments):
@@ -190,11 +216,12 @@ def test_tasks_in_place(commands, micro, trained, tmp_path, moments):
             read_adapter(str(adapter))
             assert files_of(adapter) in expected
 
-        kills = max(1, share("tasks") // len(steps))
-        status, printed = chain(commands, words, kills=kills, seconds=seconds, moments=moments, check=check)
-        # The last kill may have come when everything was written: there is nothing left to do then.
-        assert status == 0 or "error: " in printed
-        assert files_of(adapter) == expected[0]
+        def reset(before=before) -> None:
+            shutil.rmtree(adapter)
+            shutil.copytree(before, adapter)
+
+        settings = dict(seconds=seconds, moments=moments, check=check, reset=reset)
+        chain(commands, words, **settings, whole=lambda after=expected[0]: files_of(adapter) == after)
     # What killed processes left beside it goes with the next command.
     assert commands.run(["hra_jax.tasks", "rename", str(adapter), "bee", "ben"])[0] == 0
     assert [path.name for path in tmp_path.glob(".adapter*")] in ([], [".adapter.lock"])

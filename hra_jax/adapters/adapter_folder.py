@@ -43,7 +43,16 @@ from hra_jax.storage.files import (
     replaced_name,
     write_file,
 )
-from hra_jax.storage.json_files import COUNT, AtLeast, Kind, check_fields, json_text, read_json, read_object
+from hra_jax.storage.json_files import (
+    COUNT,
+    AtLeast,
+    Kind,
+    check_fields,
+    check_shown,
+    json_text,
+    read_json,
+    read_object,
+)
 from hra_jax.storage.remote import StorageUnavailable
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks.names import check_name, quote_task
@@ -57,8 +66,7 @@ TASK_FOLDER = "tasks"
 
 _FLOATS = tuple(safetensors.DTYPES[name].name for name in safetensors.FLOATS)
 _MOST_BYTES_OF_TASKS = 2**30  # of tasks.json, which may hold a vocabulary for each task
-_LONGEST_NAME = 1000  # characters
-_WIDEST = max(safetensors.DTYPES[name].itemsize for name in safetensors.FLOATS)  # bytes of a number
+_WIDEST: int = max(safetensors.DTYPES[name].itemsize for name in safetensors.FLOATS)  # bytes of a number
 _TASK_FILE = re.compile(rf"{TASK_FOLDER}/[A-Za-z0-9_%~-]+\.safetensors")
 _NEEDED = f"an adapter folder, which has {CONFIG_FILE}, {WEIGHTS_FILE} and {TASKS_FILE}"
 # The fields of adapter_config.json by format version, and what a folder that lacks one of them means.
@@ -74,8 +82,10 @@ _FIELDS: dict[int, dict[str, Kind]] = {
     }
 }
 _TASK_FIELDS: dict[str, Kind] = {"step": COUNT, "wer": float, "init": str, "vocabulary": dict}  # where they are said
-_ACCOUNTING: dict[str, Kind] = {"shared_parameters": COUNT, "parameters_per_task": COUNT} | {
-    "backbone_parameters": AtLeast(1)  # shares of it are printed
+_ACCOUNTING: dict[str, Kind] = {
+    "shared_parameters": COUNT,
+    "parameters_per_task": COUNT,
+    "backbone_parameters": AtLeast(1),  # shares of it are printed
 }
 _UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0"}}  # the release that did not write its version
 
@@ -320,7 +330,8 @@ def _expected_tensors(
 
 def _most_bytes(expected: Mapping[str, dict[str, Any]]) -> int:
     """The bytes that a file of these tensors has at most."""
-    return safetensors.LONGEST_HEADER + _WIDEST * sum(math.prod(entry["shape"]) for entry in expected.values())
+    numbers: int = sum(math.prod(entry["shape"]) for entry in expected.values())
+    return safetensors.LONGEST_HEADER + _WIDEST * numbers
 
 
 def _read_bytes(path: epath.Path, *, most: int) -> bytes:
@@ -351,7 +362,10 @@ def _checked_config(content: object, *, where: str) -> dict[str, Any]:
     config = check_fields(_UNSAID[version] | config, _FIELDS[version], where=where)
     check_fields(config["backbone"], {"name": str, "fingerprint": str}, where=f"{where}: backbone")
     for field in ("name", "fingerprint"):
-        _check_shown(config["backbone"][field], where=f"{where}: backbone.{field}")
+        check_shown(config["backbone"][field], where=f"{where}: backbone.{field}")
+    # A command that is given no backbone looks for one of this name.
+    if is_remote(config["backbone"]["name"]):
+        raise UserError(f"{where}: backbone.name is {config['backbone']['name']!r:.80}; allowed: a name, no address")
     check_fields(config["accounting"], _ACCOUNTING, where=f"{where}: accounting")
     method = check_fields(config["method"], {"name": str}, where=f"{where}: method")["name"]
     if types.get(method) != config["peft_type"]:
@@ -360,12 +374,6 @@ def _checked_config(content: object, *, where: str) -> dict[str, Any]:
     for part in ("shared", "task"):
         _check_declared(config["tensors"][part], where=f"{where}: tensors.{part}")
     return config
-
-
-def _check_shown(text: str, *, where: str) -> None:
-    """Refuses a name that could not be shown in one line."""
-    if not text.isprintable() or len(text) > _LONGEST_NAME:
-        raise UserError(f"{where} is {text!r:.80}; allowed: at most {_LONGEST_NAME} printable characters")
 
 
 def _check_declared(declared: dict[str, Any], *, where: str) -> None:

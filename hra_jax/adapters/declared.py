@@ -113,7 +113,8 @@ def _encoder(sizes: Mapping[str, int], bare: bool, adapter: Adapter) -> EncoderC
     """An encoder with every part that an encoder may have, or with none that it may lack."""
     deepest = max(adapter.layers, default=0) + 1
     lacks: dict[str, Any] = dict.fromkeys(_BIASES, False) | {"conv_norm": "none"} if bare else {}
-    return EncoderConfig(**sizes | {"n_layers": max(sizes["n_layers"], deepest)}, n_heads=1, kernel=1, **lacks)
+    settings = {**sizes, "n_layers": max(sizes["n_layers"], deepest), "n_heads": 1, "kernel": 1, **lacks}
+    return EncoderConfig(**settings)
 
 
 def _axis(first: int, second: int) -> int | tuple[str, int] | None:

@@ -35,7 +35,7 @@ from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
 from hra_jax.storage.files import remove_file, remove_leftovers, replaced_name, write_file
-from hra_jax.storage.json_files import Kind, check_fields, json_text, read_object
+from hra_jax.storage.json_files import Kind, check_fields, check_shown, json_text, read_object
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.safetensors_writer import SHARD_BYTES, TensorWriter, is_written
 from hra_jax.storage.trees import flatten, unflatten
@@ -359,6 +359,8 @@ def _read_settings(folder: epath.Path) -> dict[str, Any]:
         raise UserError(f"{path}: format {version!r}; this version of hra_jax reads {', '.join(map(str, _FIELDS))}")
     settings = check_fields(_UNSAID[version] | settings, _FIELDS[version], where=str(path))
     check_fields(settings["info"], {"name": str}, where=f"{path}: info")
+    check_shown(settings["info"]["name"], where=f"{path}: info.name")
+    check_shown(settings["fingerprint"], where=f"{path}: fingerprint")
     if settings["storage_dtype"] not in STORAGE_DTYPES:
         allowed = ", ".join(STORAGE_DTYPES)
         raise UserError(f"{path}: storage_dtype {settings['storage_dtype']!r:.80}; allowed: {allowed}")

@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from hra_jax.adapters import adapter_folder
+from hra_jax.console import tell
 from hra_jax.errors import UserError
 from hra_jax.run import workdirs
 from hra_jax.storage import folders, locks
@@ -73,8 +74,13 @@ def content_hash(folder: epath.PathLike) -> str:
 
 
 def _record(workdir: epath.Path) -> dict[str, Any]:
+    nothing = {"adapter": [], "unfinished": False}
     path = workdir / workdirs.EXPORTED
-    return read_object(path, _FIELDS) if path.exists() else {"adapter": [], "unfinished": False}
+    try:
+        return read_object(path, _FIELDS) if path.exists() else nothing
+    except UserError as error:
+        tell(f"{error}; it is not counted")  # what is trained is worth more than this
+        return nothing
 
 
 def _note(workdir: epath.Path, hashes: Sequence[str], *, unfinished: bool) -> None:

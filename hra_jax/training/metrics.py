@@ -22,8 +22,10 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hra_jax.errors import UserError
-from hra_jax.storage.files import GrowingFile, check_no_link, make_folder, write_file
+from hra_jax.storage.files import GrowingFile, check_no_link, check_regular, make_folder, write_file
 from hra_jax.storage.json_files import parse_json
+
+_MOST_BYTES = 2**30  # of metrics.jsonl
 
 
 class MetricWriter:
@@ -130,16 +132,25 @@ class MetricWriter:
         return UserError(f"{self._workdir}: metrics could not be written ({error.strerror or error})")
 
 
-def cut_back(path: epath.Path, step: int) -> bytes:
+def cut_back(path: epath.PathLike, step: int) -> bytes:
     """Removes from a metrics.jsonl the lines of later steps than `step`, and a line that was never finished.
 
     The file is replaced in one go: a process killed here leaves either the old file or the new one.
 
     Returns:
       What is left.
+
+    Raises:
+      UserError: it is larger than any run makes it.
+      OSError: it cannot be read or written, or is no regular file.
     """
+    path = epath.Path(path)
     if not path.exists():
         return b""
+    check_regular(path)
+    size = path.stat().length
+    if size > _MOST_BYTES:
+        raise UserError(f"{path}: {size:,} bytes of metrics; allowed: at most {_MOST_BYTES:,}")
     old = path.read_bytes()
     kept = b"".join(line for line in old.splitlines(keepends=True) if _step_of(line) <= step)
     if kept != old:

@@ -4,6 +4,7 @@ What a fork runs is what `python -m` would run, but for the handlers of signals.
 each command, a JSON list of the module and its arguments, and answers with the number of the process, then its status.
 """
 
+import ast
 import contextlib
 import json
 import os
@@ -21,6 +22,18 @@ _IMPORTED = (
     "hra_jax.convert.conversion",
     "hra_jax.data.synthesize",
 )
+_NO_COMMANDS = ("hra_jax.data.synthetic.voice_worker", "hra_jax.run.children")  # commands start these
+
+
+def modules() -> list[str]:
+    """Every command: the modules of the package that can be run."""
+    library, found = Path(__file__).resolve().parents[2] / "hra_jax", []
+    for path in sorted(library.rglob("*.py")):
+        names = path.relative_to(library.parent).with_suffix("").parts
+        body = ast.parse(path.read_text()).body
+        if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in body):
+            found.append(".".join(names[:-1] if names[-1] == "__main__" else names))
+    return [name for name in found if name not in _NO_COMMANDS]
 
 
 def _serve(output: int) -> None:

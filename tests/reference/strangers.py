@@ -13,7 +13,6 @@ import faulthandler
 import json
 import os
 import random
-import resource
 import shutil
 import sys
 import tempfile
@@ -66,13 +65,14 @@ AIMED: dict[str, tuple[Any, ...]] = {
     "output_size": (0, 1, 7, 9, 2**20, 10**9),
     "width": (1, 5, 7, 65536, 10**9, -1, 0),
     "rank": (1, 2, 65536, 10**9, -1, 0),
-    "alpha": (0, -1, 1e308, 1e-308),
+    "alpha": (0.5, 3, 0, -1, 1e30, 1e308, 1e-308),
+    "dropout": (0, 0.5, 1, 2),
     "projections": ([], ["attention.query"], ["unknown"], ["ff1.up", "ff1.up"], ["attention.norm"]),
     "recurrence": ("none", "gru", "lstm", "rnn", "mgu", "indrnn", "x"),
     "head": ("linear", "ffn", "lowrank", "x"),
     "head_width": (1, 2, 65536, 10**9),
     "reads": ("layer", "input", "attention.output", "ff1.up", "convolution.depthwise", "x"),
-    "activation": ("relu", "tanh", "x"),
+    "activation": ("relu", "tanh", "gelu", "silu", "sigmoid", "x"),
     "shape": ([], [0], [1], [2**40], [2, 2], [10**9, 10**9], [0, 2**39], [1] * 40, [-1], [1.5]),
     "dtype": ("float32", "bfloat16", "float16", "float64", "F32", "BF16", "U8", "object", "C64"),
     "data_offsets": ([0, 0], [0, 2**60], [8, 4], [-8, 0]),
@@ -416,16 +416,22 @@ READERS: dict[str, Callable[[Path], Any]] = {
 # --- Many in a process of their own -----------------------------------------------------------------------------------
 
 
+def most_memory() -> int:
+    """The most bytes that this process has had in memory. (That of `resource` begins with its parent's.)"""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) << 10
+
+
 def main(kind: str, count: str, seed: str, bases: str) -> None:
     """Tries `count` inputs of a kind."""
     attempts = Attempts(kind, Path(bases), runs=True)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    before, taken = most_memory(), 0
     for number in range(int(count)):
         # Ends the process, with the place where it hangs.
         faulthandler.dump_traceback_later(3 * MOST_SECONDS, exit=True)
         print(f"input {number}", file=sys.stderr, flush=True)
         attempts.once(number, seed)
-        taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before
+        taken = most_memory() - before
         assert taken < MOST_BYTES, f"{kind} {seed} {number}: {taken / 1e9:.1f} GB"
     print(
         f"{kind}, seed {seed}: {count} inputs, {attempts.read} read, {attempts.refused} refused, "

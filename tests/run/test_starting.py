@@ -1,18 +1,14 @@
 """Which processes are commands, and take care of signals from the beginning."""
 
-import ast
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from reference.commands import modules
 
-import hra_jax
 from hra_jax.run.starting import module_of
-
-LIBRARY = Path(hra_jax.__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -39,20 +35,7 @@ def test_in_other_programs_ctrl_c_is_what_python_makes_of_it(command_env):
         assert done.stdout == "True True 1\n"
 
 
-def commands() -> list[str]:
-    """Every module of the package that can be run."""
-    found = []
-    for path in sorted(LIBRARY.rglob("*.py")):
-        names = path.relative_to(LIBRARY.parent).with_suffix("").parts
-        if any(
-            isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
-            for node in ast.parse(path.read_text()).body
-        ):
-            found.append(".".join(names[:-1] if names[-1] == "__main__" else names))
-    return [name for name in found if name not in ("hra_jax.data.synthetic.voice_worker", "hra_jax.run.children")]
-
-
-@pytest.mark.parametrize("name", commands())
+@pytest.mark.parametrize("name", modules())
 def test_every_command_is_ended_by_ctrl_c_while_it_imports(name, command_env):
     # It says what it has imported: here, the first thing of all.
     words = [sys.executable, "-X", "importtime", "-m", name, "--help"]
@@ -68,4 +51,4 @@ def test_every_command_is_ended_by_ctrl_c_while_it_imports(name, command_env):
 
 
 def test_the_commands_are_found():
-    assert {"hra_jax.train", "hra_jax.tasks", "hra_jax.config", "hra_jax.data.manifest"} <= set(commands())
+    assert {"hra_jax.train", "hra_jax.tasks", "hra_jax.config", "hra_jax.data.manifest"} <= set(modules())

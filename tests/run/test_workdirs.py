@@ -154,6 +154,14 @@ def test_an_adapter_of_which_no_hash_was_kept_is_the_run_s_where_it_has_its_task
     assert not run("three", tasks=("ann",))
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"adapter": 3, "unfinished": false}'])
+def test_a_damaged_note_costs_no_export(tmp_path, run, content, capsys):
+    assert run("one")
+    (tmp_path / "exported.json").write_text(content, encoding="utf-8")
+    assert run("two") and "exported.json" in capsys.readouterr().out
+    assert run("three")
+
+
 @pytest.mark.parametrize("part", ["before the exchange", "before the last note"])
 def test_a_run_that_was_killed_while_it_exported_exports_again(tmp_path, run, monkeypatch, part):
     assert run("one")
