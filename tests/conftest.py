@@ -124,15 +124,21 @@ def trained(micro, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def gcs_storage():
-    """The bucket gs://bucket on this machine, for all clients, in this process and in those that it starts.
-
-    One for the session. Tests that use it begin with `clear`.
-    """
+def gcs_server():
+    """The server behind `gcs_storage`."""
     from reference import gcs
 
-    with gcs.serving("bucket") as storage:
+    with gcs.Storage("bucket") as storage:
         yield storage
+
+
+@pytest.fixture
+def gcs_storage(gcs_server, monkeypatch):
+    """gs://bucket on this machine, empty, for all clients, in this process and in those that it starts."""
+    gcs_server.clear()
+    for name, value in gcs_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return gcs_server
 
 
 @pytest.fixture

@@ -121,7 +121,10 @@ def test_a_users_error_in_one_process_ends_the_other(micro, tmp_path, command_en
     config = micro.config(**SETTINGS | dict(steps=100_000), data__dir=str(tmp_path), data__strict=True)
     words = [TRAIN, "--config", world.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "W"]
     with launching.Launched(words, folder=tmp_path / "ended", env=command_env, processes=2, devices=1) as launched:
-        assert launched.wait(120) in (1, 2), launched.said()
+        assert launched.wait(120) == 2, launched.said()
+        # The other says who ended, and does not wait for the heartbeat.
+    assert re.search(r"process [01] ended with status 2, and so does this one", launched.errors), launched.said()
+    assert "SIGABRT" not in launched.errors
     errors = [line for line in launched.errors.splitlines() if re.match(r"(\[1\] )?error: ", line)]
     assert len(errors) == 1 and "undecodable_audio: micro: " in errors[0], launched.said()
 
@@ -136,3 +139,24 @@ def test_processes_with_different_configurations_end_with_one_line_each(micro, t
     errors = [line for line in launched.errors.splitlines() if "error: " in line]
     assert len(errors) == 2 and all(re.match(rf"(\[1\] )?{message}", line) for line in errors), launched.said()
     assert time.monotonic() - started < 40
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_storage_that_is_away_for_one_process_ends_both_with_the_status_that_says_so(
+    micro, tmp_path, command_env, gcs_storage
+):
+    """One process alone decodes the recording in the bucket; at status 75 the launch scripts start all again."""
+    rows = world.read_manifest(micro.data / "train.jsonl")
+    rows = [row | {"audio_filepath": str(micro.data / row["audio_filepath"])} for row in rows]
+    rows[5]["audio_filepath"] = "gs://bucket/a.wav"
+    world.write_manifest(tmp_path / "train.jsonl", rows)
+    config = micro.config(**SETTINGS | dict(steps=100_000), data__dir=str(tmp_path))
+    words = [TRAIN, "--config", world.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "W"]
+    gcs_storage.fail()
+    env = command_env | gcs_storage.environment | {"HRA_STORAGE_SECONDS": "0"}
+    with launching.Launched(words, folder=tmp_path / "ended", env=env, processes=2, devices=1) as launched:
+        assert launched.wait(120) == PREEMPTED, launched.said()
+    errors = [line for line in launched.errors.splitlines() if re.match(r"(\[1\] )?error: ", line)]
+    assert len(errors) == 1 and "the storage does not answer" in errors[0], launched.said()
+    assert "gs://bucket/a.wav" in errors[0]
+    assert "ended with status 75, and so does this one" in launched.errors, launched.said()

@@ -77,7 +77,14 @@ def test_a_slice_is_a_job_and_a_host_is_a_pod(jobset):
     assert pod["serviceAccountName"] == "trainer"
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
-    assert container["command"] == [
+    shell, flag, text = container["command"]
+    look, training = text.split(" && exec ")
+    assert (shell, flag, look.replace("hra_jax.check", "hra_jax.train")) == (
+        "bash",
+        "-c",
+        training,
+    ) and look != training
+    assert shlex.split(training) == [
         *("python", "-m", "hra_jax.train", "--config", "fsdd", "--workdir", "gs://bucket/runs/fsdd"),
         *("--config.mesh.slices=2", "--config.batch.multiple=16", "--config.batch.seconds=160"),
         "--config.batch.multiple=32",
@@ -126,10 +133,17 @@ def test_a_source_is_installed_and_the_training_then_is_process_one(jobset):
     _, _, pod = manifest(jobset(*FLAGS, override, "--source", "git+https://host/x", "--host-network").stdout)
     shell, flag, text = pod["containers"][0]["command"]
     assert (shell, flag) == ("bash", "-c")
-    install, training = text.split(" && exec ")
+    install, look, training = text.split(" && ")
     assert shlex.split(install)[-1] == "hra_jax[tpu] @ git+https://host/x"
+    assert f"exec {look.replace('hra_jax.check', 'hra_jax.train')}" == training != f"exec {look}"
+    training = training.removeprefix("exec ")
     assert shlex.split(training)[:3] == ["python", "-m", "hra_jax.train"] and shlex.split(training)[-1] == override
     assert pod["hostNetwork"] is True and pod["dnsPolicy"] == "ClusterFirstWithHostNet"
+
+
+def test_a_run_that_is_not_looked_at_first_is_process_one_at_once(jobset):
+    _, _, pod = manifest(jobset(*FLAGS, "--no-check").stdout)
+    assert pod["containers"][0]["command"][:3] == ["python", "-m", "hra_jax.train"]
 
 
 def test_a_dry_run_prints_the_plan_the_manifest_and_kubectl(jobset, tmp_path):

@@ -24,6 +24,7 @@ here, words = pathlib.Path(__file__).parent, sys.argv[1:]
 answers = json.loads((here / "answers.json").read_text())
 act = words[3] if words[2] == "queued-resources" or words[3] != "describe" else "node"
 act = "run" if any("worker.sh run" in word for word in words) else act
+act = "check" if any("hra_jax.check" in word for word in words) else act
 with (here / "calls").open("a") as calls:
     calls.write(json.dumps([act, *words]) + "\\n")
 if act == "scp":
@@ -60,8 +61,8 @@ class Place:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def acts(self) -> list[str]:
-        """What gcloud was asked to do, but for questions after the state."""
-        return [call[0] for call in self.calls() if call[0] not in ("describe", "node")]
+        """What gcloud was asked to do, but for questions after the state and the look before each run."""
+        return [call[0] for call in self.calls() if call[0] not in ("describe", "node", "check")]
 
     def __call__(self, script: str, *words: str) -> subprocess.CompletedProcess:
         command = [TPU / f"{script}.sh", *words]
@@ -152,7 +153,9 @@ def test_create_names_the_accelerator_of_every_generation(place, topology, slice
 
 def test_run_starts_the_training_on_all_workers(place):
     override = "--config.data.sources=(('a', 'it''s', 1.0),)"
-    _, command = printed(place("run", *RUN, override, "--run-id", "one", "--dry-run"))
+    _, look, command = printed(place("run", *RUN, override, "--run-id", "one", "--dry-run"))
+    assert look[-1].replace("hra_jax.check", "hra_jax.train").replace("one-check", "one") == command[-1] != look[-1]
+    assert printed(place("run", *RUN, override, "--run-id", "one", "--no-check", "--dry-run"))[1:] == [command]
     group, act, words = gcloud(command)
     assert (group, act, words[0]) == ("tpu-vm", "ssh", "pod") and "--worker=all" in words
     (remote,) = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
@@ -162,7 +165,7 @@ def test_run_starts_the_training_on_all_workers(place):
         *("--config.batch.multiple=16", "--config.batch.seconds=160", override),
     ]
     flags = ["--slices=2", "--config.batch.multiple=32", "--compile-cache", "gs://c/d", "--run-id=x"]
-    _, command = printed(place("run", *RUN, *flags, "--dry-run"))
+    _, _, command = printed(place("run", *RUN, *flags, "--dry-run"))
     group, act, words = gcloud(command)
     assert (group, act) == ("queued-resources", "ssh")
     # All of them at once: 2 slices of 4 hosts.
@@ -178,7 +181,19 @@ def test_setup_copies_the_checkout_or_takes_a_source(place):
     assert {"scp", "hra_jax.tar.gz", "pod:hra_jax/", "--worker=all", str(TPU / "worker.sh")} <= set(copy)
     assert 'install 3.12 "hra_jax[tpu] @ file://$HOME/hra_jax/hra_jax.tar.gz"' in install[-1]
     _, copy, install = printed(place("setup", *POD, "--source", "git+https://x/y", "--python=3.13", "--dry-run"))
-    assert "hra_jax.tar.gz" not in copy and 'install 3.13 "hra_jax[tpu] @ git+https://x/y"' in install[-1]
+    assert "hra_jax.tar.gz" not in copy and "install 3.13 'hra_jax[tpu] @ git+https://x/y'" in install[-1]
+
+
+@pytest.mark.parametrize(
+    "source", ['git+https://x/y"; touch pwned; "', "$(touch pwned)", "`touch pwned`", "a'b; touch pwned"]
+)
+def test_a_source_is_one_word_for_the_shell_of_the_workers(place, source):
+    command = printed(place("setup", *POD, "--source", source, "--dry-run"))[-1][-1].removeprefix("--command=")
+    shown = place.folder / "hra_jax"
+    shown.mkdir()
+    (shown / "worker.sh").write_text("printf '%s\\n' \"$@\"")
+    done = subprocess.run(["bash", "-c", command], cwd=place.folder, capture_output=True, text=True, check=True)
+    assert done.stdout == f"install\n3.12\nhra_jax[tpu] @ {source}\n" and not (place.folder / "pwned").exists()
 
 
 def test_wait_delete_and_resume_print_their_commands(place):
@@ -188,7 +203,9 @@ def test_wait_delete_and_resume_print_their_commands(place):
     assert gcloud(delete)[:2] == ("queued-resources", "delete") and "--force" in delete
     commands = printed(place("resume", *RUN, "--dry-run"))
     assert [word for word in commands[0] if word in ("hra_jax.aot", "--plan")] == ["hra_jax.aot", "--plan"]
-    assert [gcloud(words)[1] for words in commands[1:]] == ["create", "describe", "ssh", "scp", "ssh", "ssh", "delete"]
+    assert [gcloud(words)[1] for words in commands[1:]] == [
+        *("create", "describe", "ssh", "scp", "ssh", "ssh", "ssh", "delete")
+    ]
     assert place.calls() == []
 
 
@@ -285,8 +302,8 @@ def test_run_returns_the_status_of_the_workers_and_names_the_bill(place, status)
 
 def test_resume_goes_from_nothing_over_a_preemption_to_the_end(place):
     up = ["MISSING", "PROVISIONING", "ACTIVE"]
-    # Asked for the state again: before the queued resource is deleted. After the last run it is there.
-    place.answers(describe=[*up, "SUSPENDED", *up, "ACTIVE"], run=[75, 0])
+    # Asked for the state again: after the run, and before it is deleted. After the last run it is there.
+    place.answers(describe=[*up, "SUSPENDED", "SUSPENDED", *up, "ACTIVE"], run=[75, 0])
     done = place("resume", *RUN, "--poll=0", "--spot")
     assert done.returncode == 0, done.stderr
     start = ["create", "ssh", "scp", "ssh", "run"]
@@ -295,6 +312,25 @@ def test_resume_goes_from_nothing_over_a_preemption_to_the_end(place):
     first, second = (call for call in place.calls() if call[0] == "run")
     assert first[-1].split()[4:] == second[-1].split()[4:]  # the same command; only the run's id is another
     assert all("--spot" in call for call in place.calls() if call[0] == "create")
+
+
+def test_resume_runs_on_the_same_chips_again_where_only_the_storage_was_away(place):
+    place.answers(describe=["ACTIVE"], node=["READY"], run=[75, 75, 0])
+    done = place("resume", *RUN, "--poll=0")
+    assert (done.returncode, place.acts()) == (0, ["run", "run", "run"])
+    assert "storage did not answer" in done.stderr
+    (place.folder / "calls").unlink()
+    place.answers(describe=["ACTIVE"], node=["READY"], run=[75])
+    done = place("resume", *RUN, "--poll=0", "--max-restarts=2")
+    assert (done.returncode, place.acts()) == (75, ["run", "run", "run"])
+
+
+@pytest.mark.parametrize(("status", "runs"), [(0, ["check", "run"]), (2, ["check"]), (75, ["check"])])
+def test_a_run_begins_only_where_the_look_before_it_found_nothing_wrong(place, status, runs):
+    place.answers(check=[status], run=[0])
+    done = place("run", *RUN)
+    assert (done.returncode, [call[0] for call in place.calls()]) == (status, runs)
+    assert ("before it began" in done.stderr) == bool(status)
 
 
 def test_resume_starts_again_where_a_node_is_gone(place):

@@ -10,9 +10,12 @@ the environment variables are their defaults:
 With none of them there is one process, and nothing here does anything.
 
 All processes run the same program in the same order. Where one of them fails, the others wait for it in a collective:
-a process that fails leaves at once (`leave`), and the heartbeat of jax ends the others.
+a process that fails tells the others its status and leaves (`leave`), and they end with the same status. Where it could
+not tell, as after kill -9, the heartbeat of jax ends them.
 """
 
+import atexit
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,6 +23,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,7 +44,11 @@ _VARIABLES = {
     "process_id": "HRA_PROCESS_ID",
 }
 _ALL_OR_NONE = f"allowed: all of {', '.join(_VARIABLES)} (or {', '.join(_VARIABLES.values())}), or none"
-_FAREWELL_SECONDS = 5.0  # in which processes that fail together end together
+_FAREWELL_SECONDS = 4.0  # that process 0 waits for the others to end
+_ENDED = "hra_jax/ended"  # the key under which a process that fails says its number and its status
+_LOOK_SECONDS = 0.2  # between two looks at it
+_LEFT = "hra_jax/left/"  # and the number of each process that has heard of it, or has failed itself
+_OWN_WORDS_SECONDS = 0.8  # for a process to fail by itself, and say why, where another has failed already
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +151,11 @@ def initialize(*, heartbeat_seconds: int, resumable: bool = True) -> None:
         if not _join(here, heartbeat_seconds):
             return
     cli.before_failing(leave)
+    signals.before_end(_tell)
     sys.excepthook = _then_leave(sys.excepthook)
+    watch = threading.Thread(target=_watch, name="other processes", daemon=True)
+    watch.start()
+    atexit.register(_stop_watching, watch)
 
 
 def _join(here: Member | None, heartbeat_seconds: int) -> bool:
@@ -186,23 +198,74 @@ def _first_line(error: Exception) -> str:
 # --- The end ----------------------------------------------------------------------------------------------------------
 
 
+_leaving = threading.Event()  # this process says itself why it ends
+
+
 def leave(status: int) -> None:
     """Ends a process that has failed, without the others.
 
-    At a usual end the processes wait for each other, for minutes; those that are at work would wait for this one. The
-    processes that fail together, as from a wrong configuration, still end together.
+    At a usual end the processes wait for each other, for minutes; those that are at work would wait for this one. They
+    end with the same status.
 
     Args:
       status: the exit status.
     """
     if not jax.distributed.is_initialized():
         return
+    _leaving.set()
     sys.stdout.flush()
     sys.stderr.flush()
-    farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    farewell.start()
-    farewell.join(_FAREWELL_SECONDS)
+    _tell(status)
     os._exit(status)
+
+
+def _client() -> Any:
+    """What the processes store words for each other with; None where there is one process."""
+    from jax._src import distributed  # jax has no public name for it
+
+    client = distributed.global_state.client
+    return client if hasattr(client, "key_value_try_get") else None
+
+
+def _tell(status: int) -> None:
+    """Tells the other processes with which status this one ends; process 0 goes last."""
+    client = _client()
+    if client is None:
+        return
+    # Another process may have been first, or the one that stores the words may be gone.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        client.key_value_set(_ENDED, f"{jax.process_index()} {status}")
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        client.key_value_set(f"{_LEFT}{jax.process_index()}", "")
+    if jax.process_index() != 0:
+        return
+    # The words are stored in this process, and who can no longer ask for them aborts.
+    deadline = time.monotonic() + _FAREWELL_SECONDS
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        while time.monotonic() < deadline and len(client.key_value_dir_get(_LEFT)) < jax.process_count():
+            time.sleep(_LOOK_SECONDS / 4)
+        time.sleep(_LOOK_SECONDS)  # from their last words to their end
+
+
+def _watch() -> None:
+    """Ends this process with the status of another one that has failed; a thread of its own."""
+    client = _client()
+    while client is not None and not _leaving.wait(_LOOK_SECONDS):
+        try:
+            number, status = client.key_value_try_get(_ENDED).split()
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" in str(error):
+                continue
+            return
+        if not _leaving.wait(_OWN_WORDS_SECONDS):
+            _tell(int(status))
+            signals.end(int(status), f"process {number} ended with status {status}, and so does this one", sys.stderr)
+
+
+def _stop_watching(watch: threading.Thread) -> None:
+    """Waits for a thread that asks the other processes: Python aborts where one is in C++ when it ends."""
+    _leaving.set()
+    watch.join()
 
 
 def _then_leave(hook: Callable) -> Callable:

@@ -18,6 +18,7 @@ KeyboardInterrupt stays.
 import atexit
 import contextlib
 import ctypes
+import functools
 import os
 import select
 import signal
@@ -37,6 +38,7 @@ PREEMPTED = 75  # exit status (EX_TEMPFAIL): the command was told to stop; the s
 _PATIENCE_SECONDS = 2.5  # for what is being written, and for the step in the loop; the user is promised 5
 _CLEARING_SECONDS = 1.2  # for what is half-written, and for locks, in a bucket perhaps
 _LAST_WORDS_SECONDS = 0.4  # for what is still to be printed: nobody may be reading
+_FAREWELL_SECONDS = 1.0  # for other processes of the run to be told
 
 
 class _Watcher:
@@ -197,6 +199,14 @@ def sigterm_says(note: str) -> Iterator[None]:
         _watcher.note = earlier
 
 
+_before_end: list[Callable[[int], None]] = []
+
+
+def before_end(action: Callable[[int], None]) -> None:
+    """Has `action` called with the exit status before a signal ends the process."""
+    _before_end.append(action)
+
+
 def end(status: int, note: str, stream: object) -> NoReturn:
     """Ends the process from any thread: half-written files are cleared away, `note` is printed, nothing is unwound.
 
@@ -207,6 +217,8 @@ def end(status: int, note: str, stream: object) -> NoReturn:
     """
     _in_time(writing.clear_away, _CLEARING_SECONDS)
     _in_time(_flush, _LAST_WORDS_SECONDS)
+    for action in _before_end:
+        _in_time(functools.partial(action, status), _FAREWELL_SECONDS)
     _say(note, 1 if stream is sys.stdout else 2)
     os._exit(status)
 

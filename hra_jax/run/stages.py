@@ -11,13 +11,13 @@ from hra_jax.config.files import config_to_json
 from hra_jax.config.keys import group
 from hra_jax.data.report import DataReport
 from hra_jax.run import foreseen, processes
-from hra_jax.run.layout import check_rows, connected_mesh, lay_out
+from hra_jax.run.layout import Layout, check_rows, connected_mesh, lay_out
 from hra_jax.run.place import Run, place
-from hra_jax.run.read import read_material
+from hra_jax.run.read import Material, read_material
 from hra_jax.training import sharding
 
 
-def prepare(
+def survey(
     config: ConfigDict,
     workdir: epath.PathLike,
     report: DataReport,
@@ -25,27 +25,14 @@ def prepare(
     suite_dir: str | None = None,
     render: bool = True,
     begins: bool = False,
-) -> Run:
-    """Reads, lays out and places a run; a collective.
-
-    Args:
-      config: a validated configuration; each stage is given the groups that it uses.
-      workdir: the work directory.
-      report: where unusable data goes.
-      suite_dir: what `{dir}` in the manifests of suites stands for; None means `data.dir`.
-      render: whether the synthetic set that is trained on may be rendered; otherwise it must be there.
-      begins: whether the first step is still to come; what is known to go wrong after the last one is then refused.
-
-    Raises:
-      UserError: anything that is wrong with the configuration, the data or the backbone.
-    """
-    workdir = epath.Path(workdir)
+) -> tuple[Material, Layout]:
+    """Reads and lays out a run, and compiles nothing; a collective. Arguments and errors are those of `prepare`."""
     settings, adapter, data, batch, evaluation = (
         group(config, name) for name in ("", "adapter", "data", "batch", "eval")
     )
 
     # ------------------------------------------------------------------------------------------ processes and devices
-    processes.check_same_command(workdir, config_to_json(config))
+    processes.check_same_command(epath.Path(workdir), config_to_json(config))
     mesh = connected_mesh(group(config, "mesh"), multiple=batch.multiple)
     check_rows(batch, sharding.batch_shards(mesh), accumulate=settings.accumulate, evaluation=evaluation)
 
@@ -78,6 +65,37 @@ def prepare(
 
     if begins:
         foreseen.check(layout, report)
+    return material, layout
 
-    # ---------------------------------------------------------------------------------------------------------- place
-    return place(material, layout, settings=settings, adapter=adapter, workdir=workdir, report=report)
+
+def prepare(
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    report: DataReport,
+    *,
+    suite_dir: str | None = None,
+    render: bool = True,
+    begins: bool = False,
+) -> Run:
+    """Reads, lays out and places a run; a collective.
+
+    Args:
+      config: a validated configuration; each stage is given the groups that it uses.
+      workdir: the work directory.
+      report: where unusable data goes.
+      suite_dir: what `{dir}` in the manifests of suites stands for; None means `data.dir`.
+      render: whether the synthetic set that is trained on may be rendered; otherwise it must be there.
+      begins: whether the first step is still to come; what is known to go wrong after the last one is then refused.
+
+    Raises:
+      UserError: anything that is wrong with the configuration, the data or the backbone.
+    """
+    material, layout = survey(config, workdir, report, suite_dir=suite_dir, render=render, begins=begins)
+    return place(
+        material,
+        layout,
+        settings=group(config, ""),
+        adapter=group(config, "adapter"),
+        workdir=epath.Path(workdir),
+        report=report,
+    )

@@ -270,6 +270,12 @@ def remove_folder(folder: epath.PathLike) -> None:
         shutil.rmtree(folder)
 
 
+def remove_empty_folder(folder: epath.PathLike) -> None:
+    """Removes a local folder that nothing lies in; another one stays."""
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+
+
 def rename_folder(folder: epath.PathLike, new: epath.PathLike) -> None:
     """Gives a folder of this machine another name, which nothing has; on the disk when this returns. Raises OSError."""
     if os.path.lexists(new):

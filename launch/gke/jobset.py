@@ -79,6 +79,7 @@ def _parser() -> _Parser:
     parser.add_argument("--max-restarts", type=_at_least(0), default=10, help="after failures; default: 10")
     parser.add_argument("--output", type=Path, help="file for the manifest; default: stdout")
     parser.add_argument("--apply", action="store_true", help="hand the manifest to kubectl")
+    parser.add_argument("--no-check", action="store_true", help="train without hra_jax.check, which looks first")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, a command a line; touch nothing")
     return parser
 
@@ -125,12 +126,16 @@ def _selector(arguments: argparse.Namespace) -> dict:
 
 def _pod(arguments: argparse.Namespace) -> dict:
     """The pod of one host."""
-    training = ["python", "-m", "hra_jax.train", "--config", arguments.config, "--workdir", arguments.workdir]
-    training += arguments.overrides
+    words = ["--config", arguments.config, "--workdir", arguments.workdir, *arguments.overrides]
+    training = ["python", "-m", "hra_jax.train", *words]
+    before = []
     if arguments.source:
-        requirement = shlex.quote(f"hra_jax[tpu] @ {arguments.source}")
+        before.append(["python", "-m", "pip", "install", "--quiet", f"hra_jax[tpu] @ {arguments.source}"])
+    if not arguments.no_check:
+        before.append(["python", "-m", "hra_jax.check", *words])
+    if before:
         # exec: SIGTERM goes to process 1, which must be the training.
-        shell = f"python -m pip install --quiet {requirement} && exec {shlex.join(training)}"
+        shell = " && ".join([*map(shlex.join, before), f"exec {shlex.join(training)}"])
         training = ["bash", "-c", shell]
     chips = arguments.slice.chips_per_host
     container = {

@@ -8,7 +8,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd)
 
 NAME="" ZONE="" PROJECT="" TOPOLOGY="" SLICES=1 RUNTIME_VERSION="" SPOT="" CONFIG="" WORKDIR="" COMPILE_CACHE=""
-SOURCE="" WORKER_PYTHON=3.12 RUN_ID="" POLL=30 TIMEOUT=0 MAX_RESTARTS=100 STOP="" DRY_RUN=""
+SOURCE="" WORKER_PYTHON=3.12 RUN_ID="" POLL=30 TIMEOUT=0 MAX_RESTARTS=100 STOP="" NO_CHECK="" DRY_RUN=""
 OVERRIDES=()
 
 # The interpreter of this machine; it only checks the plan.
@@ -48,6 +48,7 @@ Flags, the same for all scripts of this folder; each script uses those that it n
   --poll SECONDS            between two looks at the state; default: 30
   --timeout SECONDS         for waiting; default: 0, without end
   --max-restarts N          of resume.sh; default: 100
+  --no-check                start the run without hra_jax.check, which looks at devices, bucket and data before it
   --dry-run                 print what would run, a command a line; touch nothing
   --help                    this text
 PYTHON names the interpreter of this machine that checks the plan; default: .venv/bin/python of the checkout, or python3.
@@ -66,6 +67,7 @@ parse() {
         ;;
       --dry-run) DRY_RUN=1 ;;
       --spot) SPOT=1 ;;
+      --no-check) NO_CHECK=1 ;;
       --stop)
         [ "$SCRIPT" = launch/tpu/run.sh ] || fail "--stop: only launch/tpu/run.sh takes it"
         STOP=1

@@ -4,9 +4,9 @@
 #   launch/tpu/resume.sh --name NAME --zone ZONE --topology v5e:16x16 --config NAME --workdir gs://B/FOLDER [--spot] [--max-restarts N]
 #                        [--config.key=value ...]
 #
-# One round is create, wait, set up, run. After status 75, or where a node is gone, the queued resource is deleted and
-# the next round begins; the run goes on from its last checkpoint. Any other failure ends it: a mistake would only
-# repeat.
+# One round is create, wait, set up, run. Where a node is gone, the queued resource is deleted and the next round begins;
+# after status 75 (told to stop, or storage that did not answer) with all nodes there, it begins on the same chips, after
+# a pause that grows. The run goes on from its last checkpoint. Any other failure ends it: a mistake would only repeat.
 #
 # Exit status: that of the run; 75 after --max-restarts.
 
@@ -29,7 +29,7 @@ if [ -n "$DRY_RUN" ]; then
   for name in create wait setup; do act "$name"; done
   echo "# the run"
   act run
-  echo "# after status 75, or where a node is gone, at most $MAX_RESTARTS times; then from the start"
+  echo "# where a node is gone, at most $MAX_RESTARTS times; then from the start. After status 75 alone: the run again"
   act delete
   exit 0
 fi
@@ -90,9 +90,9 @@ gone() {
   return 1
 }
 
-restarts=0 id=$RUN_ID installed=""
+restarts=0 id=$RUN_ID installed="" pause=$POLL
 while true; do
-  status=0 started="" again=""
+  status=0 started="" again="" stays=""
   prepare || status=$?
   if [ "$status" -eq 0 ]; then
     [ -n "$id" ] || id=$(date -u +%Y%m%d-%H%M%S)
@@ -109,7 +109,10 @@ while true; do
       [ "$status" -eq 0 ] || break
       continue
       ;;
-    75) again="the run was told to stop, or its chips were taken away" ;;
+    75)
+      again="the run was told to stop, or its chips were taken away"
+      [ -z "$started" ] || gone || again="the run was told to stop, or its storage did not answer" stays=1
+      ;;
     *)
       if [ -n "$started" ] && gone; then
         again="a node is gone"
@@ -131,6 +134,12 @@ while true; do
   note "restart $restarts of at most $MAX_RESTARTS: $again"
   id=""
   status=0
+  if [ -n "$stays" ]; then
+    sleep "$pause"
+    pause=$((pause < 10 * POLL ? 2 * pause : pause))
+    continue
+  fi
+  pause=$POLL
   remove || status=$?
   [ "$status" -eq 0 ] || break
 done

@@ -14,10 +14,10 @@ read_topology
 
 files=("$HERE/worker.sh")
 if [ -n "$SOURCE" ]; then
-  what="hra_jax[tpu] @ $SOURCE"
+  what=$(quote "hra_jax[tpu] @ $SOURCE")
 else
   # shellcheck disable=SC2016 # the worker's shell puts its own home there
-  what='hra_jax[tpu] @ file://$HOME/hra_jax/hra_jax.tar.gz'
+  what='"hra_jax[tpu] @ file://$HOME/hra_jax/hra_jax.tar.gz"'
   if [ -n "$DRY_RUN" ]; then
     files+=(hra_jax.tar.gz)
   else
@@ -34,4 +34,4 @@ else
 fi
 on_all_workers "mkdir -p hra_jax"
 copy_to_all_workers "${files[@]}" hra_jax/
-on_all_workers "bash hra_jax/worker.sh install $(quote "$WORKER_PYTHON") \"$what\""
+on_all_workers "bash hra_jax/worker.sh install $(quote "$WORKER_PYTHON") $what"

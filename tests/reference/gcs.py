@@ -32,7 +32,7 @@ import sys
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from email.parser import BytesHeaderParser
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -571,19 +571,6 @@ class Storage:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(self.read(f"{path}/{name}"))
         return folder
-
-
-@contextlib.contextmanager
-def serving(*buckets: str) -> Iterator[Storage]:
-    """Serves empty buckets to the clients of this process and of those that it starts."""
-    with Storage(*buckets) as storage:
-        earlier = {name: os.environ.get(name) for name in storage.environment}
-        os.environ.update(storage.environment)
-        try:
-            yield storage
-        finally:
-            for name, value in earlier.items():
-                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 if __name__ == "__main__":

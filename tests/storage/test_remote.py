@@ -110,7 +110,6 @@ def test_storage_that_is_away_is_asked_again_with_growing_pauses_for_a_bounded_t
 def bucket(gcs_storage, monkeypatch):
     """An empty bucket; storage that is away is asked again for a second and a half."""
     monkeypatch.setenv(remote.SECONDS_VARIABLE, "1.5")
-    gcs_storage.clear()
     return gcs_storage
 
 
@@ -218,9 +217,6 @@ def test_a_command_whose_storage_is_away_ends_with_one_line_and_status_75(bucket
     code = """
 import sys
 from hra_jax import cli
-from hra_jax.data.audio import decode
-from hra_jax.data.sound_files import AudioError
-from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.storage.remote import StorageUnavailable
 
@@ -232,7 +228,7 @@ def main(argv):
             raise UserError(f"workdir = 'gs://bucket/W': cannot be written ({error.strerror})") from error
         raise
 
-cli.run(main)
+cli.run(main, takes_words=True)
 """
     for how in ("told", "raw"):
         words = [sys.executable, "-c", code, how]
