@@ -4,6 +4,7 @@ The long form: HRA_FUZZ_INPUTS=500 HRA_FUZZ_SEEDS=1,2,3 pytest --slow tests/test
 tries 500 adapters, 300 backbones, 300 published folders and 500 files of JSON for each seed.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,9 +17,12 @@ import pytest
 from reference import micro as world
 from reference import published, strangers, tiny
 
-from hra_jax.adapters import adapter_folder, methods
+import hra_jax
+from hra_jax.adapters import adapter_folder, initial, methods
+from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.storage.json_files import json_text
+from hra_jax.tasks import commands
 from hra_jax.text.vocabularies import CharacterVocabulary
 
 SHARES = {"adapters": 1.0, "backbones": 0.6, "published": 0.6, "json": 1.0}
@@ -119,6 +123,77 @@ def bases(micro, trained, tmp_path_factory) -> Path:
     for reader, read in strangers.READERS.items():
         read(folder / "json" / reader)
     return folder
+
+
+def contradicting(bases: Path, folder: Path, name: str, **changes) -> Path:
+    """An adapter whose settings are changed and whose tensors are not."""
+    shutil.copytree(bases / "adapters" / name, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["method"] |= changes
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def adapter_readers(micro) -> dict:
+    """What reads an adapter folder, by name; each takes the folder."""
+    backbone = hra_jax.load_backbone(micro.backbone)
+    files = backbone.files
+    return {
+        "load_adapter": lambda folder: hra_jax.load_adapter(folder, backbone),
+        "adapter.start": lambda folder: initial.read_start(
+            str(folder), fingerprint=files.fingerprint, encoder=files.encoder
+        ),
+        "tasks list": lambda folder: commands.list_tasks(str(folder)),
+        "tasks show": lambda folder: commands.show(str(folder), "ann"),
+        "tasks rename": lambda folder: commands.rename(str(folder), "ann", "eve"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("lora", {"rank": 10**9}, "lora.rank = 1000000000: allowed: an integer of at least 1 and at most 65536"),
+        ("lora", {"rank": 2}, "'per_layer.attention_query.a' has the shape"),
+        ("lora", {"projections": []}, "lora.projections = (): allowed"),
+        ("lora", {"projections": ["attention.query", "ff1.up", "nothing"]}, "'nothing' is no projection"),
+        ("lora", {"alpha": 0}, "lora.alpha = 0: allowed"),
+        ("residual", {"width": -1}, "residual.width = -1: allowed"),
+        ("residual", {"width": 6}, "has the shape"),
+        ("own", {"output_size": 10**9}, "output.output_size = 1000000000: allowed"),
+        ("own", {"output_size": 6}, "has the shape"),
+        ("hra", {"reads": "attention.nothing"}, "hra.reads = 'attention.nothing'"),
+        ("hra", {"head": "linear"}, "is no tensor of the hra settings there"),
+    ],
+)
+def test_every_reader_of_an_adapter_compares_its_settings_with_its_tensors(
+    micro, bases, tmp_path, name, changes, words
+):
+    folder = contradicting(bases, tmp_path / "stranger", name, **changes)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for read in adapter_readers(micro).values():
+        with pytest.raises(UserError) as error:
+            read(folder)
+        assert words in str(error.value) and "stranger" in str(error.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_adapter_of_another_geometry_under_the_fingerprint_of_the_backbone_is_refused(micro, bases, tmp_path):
+    files = backbone_folder.load(micro.backbone)
+    other = dataclasses.replace(files, encoder=dataclasses.replace(files.encoder, d_ff=40))
+    write_adapter(tmp_path / "stranger", other, "lora")
+    readers = adapter_readers(micro)
+    for name in ("load_adapter", "adapter.start"):
+        with pytest.raises(UserError, match=r"stranger.*'per_layer.ff1_up.b' has the shape \[2, 3, 40\]"):
+            readers[name](tmp_path / "stranger")
+
+
+def test_vocabularies_larger_than_their_layer_are_refused(micro, bases, tmp_path):
+    folder = shutil.copytree(bases / "adapters" / "own", tmp_path / "stranger")
+    content = json.loads((folder / "tasks.json").read_text())
+    content["tasks"][1]["vocabulary"]["characters"] = list("abcdefgh")
+    (folder / "tasks.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="stranger: task 'bob': its vocabulary has 9 symbols; allowed: 5, the outputs"):
+        hra_jax.load_adapter(folder, hra_jax.load_backbone(micro.backbone))
 
 
 @pytest.mark.parametrize(("kind", "count"), [("adapters", 30), ("backbones", 15), ("published", 6), ("json", 60)])

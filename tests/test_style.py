@@ -100,6 +100,27 @@ def test_everything_is_printed_through_the_console():
     assert found == []
 
 
+def test_json_has_one_reader():
+    allowed = {
+        "hra_jax/storage/json_files.py",
+        "hra_jax/data/synthetic/grammar.py",  # a file of the package
+        "hra_jax/data/synthetic/rendering.py",  # answers of a process of its own
+        "hra_jax/data/synthetic/voice_worker.py",  # jobs of the process that started it
+        "hra_jax/run/processes.py",  # between the processes of a run
+    }
+    own = ("json.loads(json.dumps(", "json.loads(config_to_json(")
+    found = [
+        f"{path}:{node.lineno}"
+        for path, tree in TREES.items()
+        if path.as_posix() not in allowed
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("json.loads", "json.load", "json.JSONDecoder")
+        and not ast.unparse(node).startswith(own)
+    ]
+    assert found == []
+
+
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 _MODE = re.compile(r"[rwaxbtU+]+")

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from hra_jax.console import error_line, tell
@@ -206,13 +205,11 @@ def untrained(run: Run) -> tuple[str, ...]:
 
 
 def _tasks_below(run: Run, rows: Iterable[int], *, steps: int) -> tuple[str, ...]:
-    ids, start = np.array(list(rows), np.int64), run.material.start
-    if run.settings.method != "adapter" or not len(ids):
+    start, tasks = run.material.start, run.layout.tasks
+    if run.settings.method != "adapter" or not tasks:
         return ()
-    earlier = () if start is None else start.tasks
-    counts = run.bank.rows(run.state, ids)["count"]
-    names = [run.layout.tasks[row] for row, count in zip(ids, counts, strict=True) if count < steps]
-    return tuple(name for name in names if name not in earlier)
+    earlier, counts = () if start is None else start.tasks, run.bank.counts(run.state)
+    return tuple(tasks[row] for row in rows if counts[row] < steps and tasks[row] not in earlier)
 
 
 def _idle(run: Run, runner: SuiteRunner) -> tuple[str, ...]:

@@ -22,13 +22,14 @@ MOST_DEPTH = 64  # objects and lists inside each other
 MOST_VALUES = 2**23  # commas and brackets: each value takes up to some hundred bytes of memory
 MOST_DIGITS = 64  # of an integer
 _MOST_BYTES_OF_LINES = 2**30  # of a file that holds one value in each line
+_LARGEST_COUNT = 2**53  # the largest integer up to which every one is a float, so that rates can be computed
 _LONGEST_NAME = 1000  # characters
 _LONG_INTEGER = re.compile(rf"\d{{{MOST_DIGITS + 1}}}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it: one of a pair, or alone
 
 
 class AtLeast(NamedTuple):
-    """The kind of a field that holds an integer of at least `least`."""
+    """The kind of a field that holds an integer of at least `least`, and at most 2**53."""
 
     least: int
 
@@ -249,5 +250,5 @@ def check_shown(text: str, *, where: str) -> None:
 def _is_of(value: object, kind: Kind) -> bool:
     # True is an int in Python, not in JSON.
     if isinstance(kind, AtLeast):
-        return type(value) is int and value >= kind.least
+        return type(value) is int and kind.least <= value <= _LARGEST_COUNT
     return type(value) in ((int, float) if kind is float else (kind,))

@@ -132,7 +132,7 @@ class MetricWriter:
         return UserError(f"{self._workdir}: metrics could not be written ({error.strerror or error})")
 
 
-def cut_back(path: epath.Path, step: int) -> bytes:
+def cut_back(path: epath.PathLike, step: int) -> bytes:
     """Removes from a metrics.jsonl the lines of later steps than `step`, and a line that was never finished.
 
     The file is replaced in one go: a process killed here leaves either the old file or the new one.
@@ -144,6 +144,7 @@ def cut_back(path: epath.Path, step: int) -> bytes:
       UserError: it is larger than any run makes it.
       OSError: it cannot be read or written, or is no regular file.
     """
+    path = epath.Path(path)
     if not path.exists():
         return b""
     check_regular(path)

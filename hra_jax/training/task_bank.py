@@ -114,6 +114,10 @@ class TaskBank(abc.ABC):
         """Rows `ids` as numpy: {'tasks', 'mu', 'nu', 'count'}, leaves `[n, ...]`."""
 
     @abc.abstractmethod
+    def counts(self, state: TrainState) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """How many steps each row has had, int32 `[A]`, in numpy; a collective."""
+
+    @abc.abstractmethod
     def weights(self, state: TrainState, ids: Ids) -> Tree:
         """The parameters of the rows `ids`, on the device: leaves `[n, ...]`."""
 
@@ -176,6 +180,11 @@ class NoBank(TaskBank):
         del state
         _check_none(ids)
         return {"tasks": {}, "mu": {}, "nu": {}, "count": np.zeros(0, np.int32)}
+
+    def counts(self, state: TrainState) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """As `TaskBank.counts`, of no rows."""
+        del state
+        return np.zeros(0, np.int32)
 
     def weights(self, state: TrainState, ids: Ids) -> Tree:
         """As `TaskBank.weights`, of no rows."""
@@ -250,6 +259,9 @@ class DeviceBank(TaskBank):
     def rows(self, state: TrainState, ids: Ids) -> Tree:
         taken: Tree = jax.device_get(self._padded(train_state.bank_of(state), ids))
         return _first(taken, len(ids))
+
+    def counts(self, state: TrainState) -> np.ndarray[Any, np.dtype[np.int32]]:
+        return np.asarray(sharding.to_host(state.optimizer["tasks"]["count"]))
 
     def weights(self, state: TrainState, ids: Ids) -> Tree:
         return _first(self._padded(state.trainable["tasks"], ids), len(ids))
@@ -374,6 +386,11 @@ class HostBank(TaskBank):
         self._write(self._resident)
         rows: Tree = jax.tree.map(lambda leaf: leaf[np.asarray(ids, np.int64)], self._rows)
         return rows
+
+    def counts(self, state: TrainState) -> np.ndarray[Any, np.dtype[np.int32]]:
+        del state
+        self._write(self._resident)
+        return self._rows["count"].copy()
 
     def weights(self, state: TrainState, ids: Ids) -> Tree:
         return self._place(self.rows(state, ids)["tasks"])

@@ -87,6 +87,8 @@ def test_a_bank_on_the_host_trains_as_one_on_the_device():
     counts = host.rows(host_state, everything)["count"]
     assert counts.tolist() == [sum(row in step for step in STEPS) for row in everything]
     assert host.changed(host_state)[0].tolist() == device.changed(device_state)[0].tolist() == list(everything)
+    expected = [sum(task in row for row in STEPS) for task in range(tiny.TASKS)]
+    assert device.counts(device_state).tolist() == host.counts(host_state).tolist() == expected
 
 
 def test_a_host_bank_of_many_tasks_trains_its_rows_bit_for_bit_as_a_small_one():
