@@ -85,7 +85,7 @@ class Backbone:
 
 
 def load_backbone(
-    location: epath.PathLike, mesh: jax.sharding.Mesh | None = None, *, dtype: str = "auto", verify: bool = False
+    location: epath.PathLike, mesh: jax.sharding.Mesh | None = None, *, dtype: str = "auto", verify: bool | None = None
 ) -> Backbone:
     """Loads a backbone.
 
@@ -94,7 +94,8 @@ def load_backbone(
       mesh: where the weights are placed, see `hra_jax.training.sharding.make_mesh`: large ones are sharded over its
         devices, and each process reads only its own shards. None: the default device.
       dtype: 'float32', 'bfloat16', or 'auto' (float32 on a CPU, else bfloat16).
-      verify: checks the hash of every tensor.
+      verify: whether every weight is compared with its hash: True, before anything else; None, as it is read, where it
+        lies on a local disk; False, not at all.
 
     Raises:
       UserError: no such backbone, a damaged one, or a mesh that does not divide its widths.
@@ -103,7 +104,8 @@ def load_backbone(
     files = backbone_folder.load(location, verify=verify)
     vocabulary_of_outputs(files.vocabulary, files.encoder.vocab_size, where=str(files.folder))
     if mesh is None:
-        flat = {name: jnp.asarray(files.read(name), computed) for name in files.tensors.names()}
+        with files.reading() as read:
+            flat = {name: jnp.asarray(read(name), computed) for name in files.tensors.names()}
         params = unflatten(flat, separator=".")
     else:
         shardings = placement.backbone_shardings(mesh, files.features, files.encoder)

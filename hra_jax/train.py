@@ -40,7 +40,7 @@ from hra_jax.run.scoring import (
 )
 from hra_jax.run.skipped_steps import SkippedSteps
 from hra_jax.run.stages import prepare
-from hra_jax.run.workdirs import DATA_REPORT, claim
+from hra_jax.run.workdirs import DATA_REPORT, claim, forget_files, list_files
 from hra_jax.tpu import topologies
 from hra_jax.training import sharding, train_state
 from hra_jax.training.checkpoints import Checkpoints
@@ -80,6 +80,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
         claim(config, workdir) as claimed,
         data_report(claimed.path, strict=config.data.strict, keep=claimed.resumed) as report,
     ):
+        if jax.process_index() == 0:
+            forget_files(claimed.path)
         # ------------------------------------------------------------------------------------- read, lay out and place
         run = prepare(config, claimed.path, report, begins=not claimed.resumed)
         with open_checkpoints(run, group(config, "checkpoint")) as checkpoints:
@@ -103,6 +105,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
             if run.failures and jax.process_index() == 0:
                 failed = "; ".join(run.failures)
                 error_line(f"everything is trained and exported, but: {failed}")
+    if jax.process_index() == 0:
+        list_files(claimed.path)
     return NOT_SCORED if run.failures else 0
 
 

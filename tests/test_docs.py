@@ -84,6 +84,9 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.evaluate --workdir W --suite NAME --step best": [],
     "python -m hra_jax.evaluate --workdir W --suite speakers --step best": [],
     "python -m hra_jax.compare W1 W2": [],
+    "python -m hra_jax.verify PATH": [],
+    "python -m hra_jax.verify runs/own": [],
+    "python -m hra_jax.tasks export-checkpoint --workdir runs/own --step last --output runs/again": [],
     W2V_BERT[0]: [],
     W2V_BERT[1]: [*QUICK[:2], "--config.batch.multiple=4", "--config.batch.buckets=(8.0,)"]
     + ["--config.batch.seconds=64", "--config.eval.batch_seconds=64"],
@@ -123,6 +126,7 @@ PLACES = {
     "python -m hra_jax.transcribe --adapter DIR --task NAME a.wav": {"DIR": "runs/own/adapter", "NAME": "whisper"},
     "python -m hra_jax.data.synthesize --set hard --output DIR": {"DIR": "hard"},
     "python -m hra_jax.tasks list DIR": {"DIR": "runs/own/adapter"},
+    "python -m hra_jax.verify PATH": {"PATH": "runs/own/adapter"},
     "python -m hra_jax.compare W1 W2": {"W1": "runs/own/eval/speakers", "W2": "runs/own/eval/speakers"},
     "python -m hra_jax.params --config NAME --tasks 1,10,100 --methods all": {"NAME": "own"},
 }

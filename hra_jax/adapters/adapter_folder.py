@@ -1,7 +1,7 @@
 """Exported adapters: a small folder that, beside its backbone, is all that recognition needs.
 
-  adapter_config.json         format version, version of hra_jax, method, backbone (name, fingerprint), vocabulary, and
-                              the shape and dtype of every tensor
+  adapter_config.json         format version, version of hra_jax, method, backbone (name, fingerprint), vocabulary, the
+                              shape and dtype of every tensor, and the SHA-256 of every file
   adapter_model.safetensors   `shared.<path>` for what all tasks share, `tasks.<quoted task>.<path>` for each task's own
   tasks.json                  the tasks in the order of their rows
   README.md                   the model card
@@ -18,6 +18,7 @@ values belong to the stored format and never change.
 
 import collections
 import dataclasses
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -30,7 +31,7 @@ from hra_jax import __version__
 from hra_jax.adapters.declared import check_declared
 from hra_jax.adapters.methods import from_folder, peft_types
 from hra_jax.adapters.model_card import model_card
-from hra_jax.errors import UserError
+from hra_jax.errors import DamagedError, UserError
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.storage import safetensors
 from hra_jax.storage.files import (
@@ -79,6 +80,7 @@ _FIELDS: dict[int, dict[str, Kind]] = {
         "tensors": dict,
         "one_file_per_task": bool,
         "accounting": dict,
+        "sha256": dict,
     }
 }
 _TASK_FIELDS: dict[str, Kind] = {"step": COUNT, "wer": float, "init": str, "vocabulary": dict}  # where they are said
@@ -87,7 +89,8 @@ _ACCOUNTING: dict[str, Kind] = {
     "parameters_per_task": COUNT,
     "backbone_parameters": AtLeast(1),  # shares of it are printed
 }
-_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0"}}  # the release that did not write its version
+# The release that did not write its version, and no hashes either.
+_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "sha256": {}}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,13 +161,34 @@ def write_adapter(
         "accounting": dict(accounting),
     }
     tensors = _named_tensors(shared, bank, entries)
+    files = {
+        WEIGHTS_FILE: safetensors.to_bytes(tensors),
+        TASKS_FILE: json_text({"tasks": entries}).encode(),
+        CARD_FILE: model_card(config, [entry["name"] for entry in entries], results).encode(),
+    }
+    config["sha256"] = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+    config["sha256"][CONFIG_FILE] = own_sha256(config)
     # The configuration comes last: a folder has one only once everything that it describes is there.
-    write_file(folder / WEIGHTS_FILE, safetensors.to_bytes(tensors))
-    write_file(folder / TASKS_FILE, json_text({"tasks": entries}))
-    write_file(folder / CARD_FILE, model_card(config, [entry["name"] for entry in entries], results))
+    for file, content in files.items():
+        write_file(folder / file, content)
     write_file(folder / CONFIG_FILE, json_text(config))
     remove_leftovers(folder, (WEIGHTS_FILE, TASKS_FILE, CARD_FILE, CONFIG_FILE))
     _remove_task_files(folder)
+
+
+def own_sha256(config: Mapping[str, Any]) -> str:
+    """The SHA-256 of adapter_config.json as it would be without itself among its hashes."""
+    hashes = {file: value for file, value in config["sha256"].items() if file != CONFIG_FILE}
+    return hashlib.sha256(json_text({**config, "sha256": hashes}).encode()).hexdigest()
+
+
+def _check_sha256(file: str, content: bytes, hashes: Mapping[str, Any], *, folder: epath.Path) -> None:
+    """Checks a file against adapter_config.json; a folder of 0.1.0, or one whose hashes were dropped, has none."""
+    if hashes and hashlib.sha256(content).hexdigest() != hashes.get(file):
+        raise DamagedError(
+            f"{folder / file}: is not what was exported, its SHA-256 differs; if that is meant, remove 'sha256' from "
+            f"{CONFIG_FILE}"
+        )
 
 
 def is_written(name: str) -> bool:
@@ -285,6 +309,7 @@ def read_adapter(folder: epath.PathLike, *, shapes: bool = True) -> ExportedAdap
       UserError: a file is missing or broken; another kind of adapter or format version; a setting of the method that is
         not allowed; a tensor is missing, not declared, of another shape or dtype than declared or than the method asks
         for, or not finite; a task file that is not in the folder.
+      DamagedError: a file is not what was exported.
     """
     folder = epath.Path(folder)
     where = str(folder / CONFIG_FILE)
@@ -303,7 +328,9 @@ def read_adapter(folder: epath.PathLike, *, shapes: bool = True) -> ExportedAdap
         content = _read_bytes(folder / file, most=_most_bytes(expected))
         found = safetensors.from_bytes(content, where=str(folder / file))
         _check_tensors(found, expected, where=str(folder / file))
+        _check_sha256(file, content, config["sha256"], folder=folder)
         tensors |= found
+    _check_sha256(TASKS_FILE, (folder / TASKS_FILE).read_bytes(), config["sha256"], folder=folder)
     return ExportedAdapter(
         config=config,
         shared=_subtree(tensors, config["tensors"]["shared"], "shared."),

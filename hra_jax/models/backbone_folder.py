@@ -11,6 +11,9 @@ The fingerprint identifies what the weights are, not how they are stored: it has
 storage dtype. An adapter is only ever run on the backbone whose fingerprint it names.
 """
 
+import collections
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -28,13 +31,13 @@ from etils import epath
 
 from hra_jax import __version__
 from hra_jax.adapters.base import unbound
-from hra_jax.errors import UserError, one_line
+from hra_jax.errors import DamagedError, UserError, one_line
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.dtypes import STORAGE_DTYPES, all_finite
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
-from hra_jax.storage.files import remove_file, remove_leftovers, replaced_name, write_file
+from hra_jax.storage.files import is_remote, remove_file, remove_leftovers, replaced_name, write_file
 from hra_jax.storage.json_files import Kind, check_fields, check_shown, json_text, read_object
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.safetensors_writer import SHARD_BYTES, TensorWriter, is_written
@@ -56,8 +59,9 @@ _FIELDS: dict[int, dict[str, Kind]] = {
 }
 _UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0"}}  # the release that did not write its version
 BUILTIN = "builtin:"
-_SETTINGS = "backbone.json"
+SETTINGS = "backbone.json"
 _VERIFIED_BYTES = 2**26  # that are read at a time
+_HASHED_AT_ONCE = 2  # weights, each by a thread
 _PIECE = 32 << 20  # bytes of a whole array that are cast, hashed and checked at a time
 
 
@@ -67,6 +71,7 @@ class BackboneFiles:
 
     Attributes:
       tensors: the weights by dotted name; `load_params` reads them onto a mesh.
+      hashes: SHA-256 of each weight as it was stored, where those that `reading` gives are compared with it.
     """
 
     folder: epath.Path
@@ -76,6 +81,7 @@ class BackboneFiles:
     fingerprint: str
     info: dict  # 'name', 'source', 'license' and what else its maker recorded
     tensors: TensorFiles
+    hashes: dict[str, str] | None = None
 
     @property
     def abstract(self) -> dict:
@@ -85,7 +91,8 @@ class BackboneFiles:
     @property
     def params(self) -> dict:
         """All weights, read again each time: a nested dict of numpy arrays in the storage dtype."""
-        return self._tree(self.read)
+        with self.reading() as read:
+            return self._tree(read)
 
     def read(self, name: str, index: Any = ()) -> np.ndarray:
         """A weight, or a part of it as `TensorFiles.read_slice` takes it, in the storage dtype.
@@ -97,6 +104,34 @@ class BackboneFiles:
         if not all_finite(found):
             raise UserError(f"{self.tensors.path(name)}: {name!r} holds NaN or infinity; allowed: finite weights")
         return found
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Callable[..., np.ndarray]]:
+        """Gives a `read` that has the hashes of whole weights computed beside further reading; errors as `read`.
+
+        Raises:
+          DamagedError: at the end of the block, where a weight is not what was stored.
+        """
+        if self.hashes is None:
+            yield self.read
+            return
+        hashes, waiting = self.hashes, collections.deque[concurrent.futures.Future]()
+
+        def check(name: str, found: np.ndarray) -> None:
+            _check_hash(self.tensors, name, hashlib.sha256(_bytes(found)).hexdigest(), hashes)
+
+        def read(name: str, index: Any = ()) -> np.ndarray:
+            found = self.read(name, index)
+            if found.shape == self.tensors.shape(name):
+                waiting.append(pool.submit(check, name, found))
+                if len(waiting) > _HASHED_AT_ONCE:  # what waits is in memory
+                    waiting.popleft().result()
+            return found
+
+        with concurrent.futures.ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+            yield read
+            for future in waiting:
+                future.result()
 
     @property
     def parameters(self) -> int:
@@ -117,13 +152,13 @@ def resolve(location: epath.PathLike) -> epath.Path:
     if location.startswith(BUILTIN):
         root = epath.Path(__file__).parent.parent / "builtin"
         folder = root / location.removeprefix(BUILTIN)
-        if not (folder / _SETTINGS).exists():
-            names = sorted(f"{BUILTIN}{path.parent.name}" for path in root.glob(f"*/{_SETTINGS}"))
+        if not (folder / SETTINGS).exists():
+            names = sorted(f"{BUILTIN}{path.parent.name}" for path in root.glob(f"*/{SETTINGS}"))
             raise UserError(f"backbone = {location!r}: the built-in ones are {', '.join(names) or 'none'}")
         return folder
     folder = epath.Path(location)
-    if not (folder / _SETTINGS).exists():
-        raise UserError(f"backbone = {location!r}: must be {BUILTIN}NAME or a folder that holds {_SETTINGS}")
+    if not (folder / SETTINGS).exists():
+        raise UserError(f"backbone = {location!r}: must be {BUILTIN}NAME or a folder that holds {SETTINGS}")
     return folder
 
 
@@ -245,12 +280,13 @@ def write(
             "stored_sha256": stored,
             "info": info,
         }
+        settings["settings_sha256"] = settings_sha256(settings)
         text = json_text(settings)
         # A folder that has settings is complete: the old ones go before the weights change, the new ones come last.
-        remove_file(folder / _SETTINGS)
+        remove_file(folder / SETTINGS)
         writer.finish()
-        write_file(folder / _SETTINGS, text)
-        remove_leftovers(folder, (_SETTINGS,))
+        write_file(folder / SETTINGS, text)
+        remove_leftovers(folder, (SETTINGS,))
     return fingerprint
 
 
@@ -262,7 +298,7 @@ def is_unfinished(folder: epath.PathLike) -> bool:
 
 def is_own_file(name: str) -> bool:
     """Whether `write` takes care of a file of the folder, by its name: it writes or removes it."""
-    return is_written(name) or (replaced_name(name) or name) == _SETTINGS
+    return is_written(name) or (replaced_name(name) or name) == SETTINGS
 
 
 def add_info(folder: epath.PathLike, info: Mapping[str, Any]) -> None:
@@ -271,9 +307,18 @@ def add_info(folder: epath.PathLike, info: Mapping[str, Any]) -> None:
     Raises:
       UserError: no backbone there, or damaged settings.
     """
-    path = epath.Path(folder) / _SETTINGS
+    path = epath.Path(folder) / SETTINGS
     settings = read_object(path, {"info": dict})
-    write_file(path, json_text(settings | {"info": settings["info"] | dict(info)}))
+    settings["info"] = settings["info"] | dict(info)
+    if "settings_sha256" in settings:
+        settings["settings_sha256"] = settings_sha256(settings)
+    write_file(path, json_text(settings))
+
+
+def settings_sha256(settings: Mapping[str, Any]) -> str:
+    """The SHA-256 of backbone.json as it would be without this."""
+    rest = {name: value for name, value in settings.items() if name != "settings_sha256"}
+    return hashlib.sha256(json_text(rest).encode()).hexdigest()
 
 
 def _check_dtype(dtype: str) -> None:
@@ -339,7 +384,7 @@ def geometry(location: epath.PathLike) -> tuple[FeatureConfig, EncoderConfig]:
       UserError: no such backbone, or settings that are not right.
     """
     folder = resolve(location)
-    return _geometry(folder, read_json(folder / _SETTINGS))
+    return _geometry(folder, read_json(folder / SETTINGS))
 
 
 def _geometry(folder: epath.Path, settings: dict) -> tuple[FeatureConfig, EncoderConfig]:
@@ -347,12 +392,12 @@ def _geometry(folder: epath.Path, settings: dict) -> tuple[FeatureConfig, Encode
         features = from_json(FeatureConfig, settings["features"])
         return features, from_json(EncoderConfig, settings["encoder"])
     except UserError as error:
-        raise UserError(f"{folder / _SETTINGS}: {error}") from error
+        raise UserError(f"{folder / SETTINGS}: {error}") from error
 
 
 def _read_settings(folder: epath.Path) -> dict[str, Any]:
     """The content of backbone.json, checked, with what its format version leaves unsaid."""
-    path = folder / _SETTINGS
+    path = folder / SETTINGS
     settings = read_json(path)
     version = check_fields(settings, {"format": int}, where=str(path))["format"]
     if version not in _FIELDS:
@@ -382,9 +427,9 @@ def _check_tensors(tensors: TensorFiles, shapes: dict[str, tuple[int, ...]], dty
             raise UserError(f"{path}: {name!r} holds {tensors.dtype(name)}, its settings ask for {dtype}")
 
 
-def _verify(tensors: TensorFiles, hashes: dict) -> None:
-    """Hashes every tensor, some rows at a time, and compares with what was recorded."""
-    for name in tensors.names():
+def _verify(tensors: TensorFiles, hashes: dict, *, names: Iterable[str] | None = None) -> None:
+    """Hashes every tensor, or some, a few rows at a time, and compares with what was recorded."""
+    for name in tensors.names() if names is None else names:
         shape, digest = tensors.shape(name), hashlib.sha256()
         if len(shape) > 1 and math.prod(shape) > 0:
             rows = max(1, _VERIFIED_BYTES * shape[0] // (tensors.dtype(name).itemsize * math.prod(shape)))
@@ -392,16 +437,21 @@ def _verify(tensors: TensorFiles, hashes: dict) -> None:
                 digest.update(_bytes(tensors.read_slice(name, slice(first, first + rows))))
         else:
             digest.update(_bytes(tensors.read(name)))
-        if digest.hexdigest() != hashes.get(name):
-            raise UserError(f"{tensors.path(name)}: {name!r} is not what was stored; its hash differs")
+        _check_hash(tensors, name, digest.hexdigest(), hashes)
 
 
-def load(location: epath.PathLike, *, verify: bool = False) -> BackboneFiles:
+def _check_hash(tensors: TensorFiles, name: str, found: str, hashes: dict) -> None:
+    if found != hashes.get(name):
+        raise DamagedError(f"{tensors.path(name)}: {name!r} is not what was stored; its hash differs")
+
+
+def load(location: epath.PathLike, *, verify: bool | None = None) -> BackboneFiles:
     """Reads the settings of a backbone folder and the headers of its weights; the weights are read when they are used.
 
     Args:
       location: a folder, or `builtin:NAME`.
-      verify: hash every tensor again and compare with what the folder records.
+      verify: whether the weights are compared with the hashes that the folder records: True, now; None, as they are
+        read, where they lie on a local disk; False, not at all.
 
     Raises:
       UserError: nothing there, or the folder contradicts itself; the line names the file and the value.
@@ -413,12 +463,13 @@ def load(location: epath.PathLike, *, verify: bool = False) -> BackboneFiles:
     try:
         shapes = _shapes(features, encoder)
     except UserError as error:
-        raise UserError(f"{folder / _SETTINGS}: {error}") from error
+        raise UserError(f"{folder / SETTINGS}: {error}") from error
     _check_tensors(tensors, shapes, settings["storage_dtype"])
     if settings["fingerprint"] != _fingerprint(settings["source_sha256"], features, encoder, settings["vocabulary"]):
-        raise UserError(f"{folder / _SETTINGS}: the fingerprint does not match the settings beside it")
+        raise UserError(f"{folder / SETTINGS}: the fingerprint does not match the settings beside it")
     if verify:
         _verify(tensors, settings["stored_sha256"])
+    beside = verify is None and not is_remote(folder)
     return BackboneFiles(
         folder=folder,
         features=features,
@@ -427,6 +478,7 @@ def load(location: epath.PathLike, *, verify: bool = False) -> BackboneFiles:
         fingerprint=settings["fingerprint"],
         info=settings["info"],
         tensors=tensors,
+        hashes=settings["stored_sha256"] if beside else None,
     )
 
 
@@ -443,19 +495,42 @@ def load_params(files: BackboneFiles, shardings, *, dtype=None) -> dict:
 
     Raises:
       UserError: a file that has changed or cannot be read, or weights that are not finite.
+      DamagedError: a weight is not what was stored; with several processes, each checks some of them.
     """
-
-    def read(name: str, sharding) -> jax.Array:
-        parts: dict[tuple, np.ndarray] = {}  # devices that hold the same part share one reading
-
-        def part(index) -> np.ndarray:
-            key = tuple((entry.start, entry.stop) for entry in index)
-            if key not in parts:
-                found = files.read(name, index)
-                parts[key] = found if dtype is None else found.astype(dtype, copy=False)
-            return parts[key]
-
-        return jax.make_array_from_callback(files.tensors.shape(name), sharding, part)
-
     flat = flatten(shardings, separator=".")
-    return unflatten({name: read(name, sharding) for name, sharding in flat.items()}, separator=".")
+    with _checking_a_share(files), files.reading() as read:
+        return unflatten(
+            {name: _placed(files, name, sharding, read=read, dtype=dtype) for name, sharding in flat.items()},
+            separator=".",
+        )
+
+
+def _placed(files: BackboneFiles, name: str, sharding, *, read: Callable[..., np.ndarray], dtype) -> jax.Array:
+    """One weight on a mesh."""
+    parts: dict[tuple, np.ndarray] = {}  # devices that hold the same part share one reading
+    # All parts are for this process: it can as well hash the whole.
+    whole = read(name) if files.hashes is not None and jax.process_count() == 1 else None
+
+    def part(index) -> np.ndarray:
+        key = tuple((entry.start, entry.stop) for entry in index)
+        if key not in parts:
+            found = read(name, index) if whole is None else whole[index]
+            parts[key] = found if dtype is None else found.astype(dtype, copy=False)
+        return parts[key]
+
+    return jax.make_array_from_callback(files.tensors.shape(name), sharding, part)
+
+
+@contextlib.contextmanager
+def _checking_a_share(files: BackboneFiles) -> Iterator[None]:
+    """Has one of several processes hash its share of the weights beside the block, of which it reads parts only."""
+    if files.hashes is None or jax.process_count() == 1:
+        yield
+        return
+    names = files.tensors.names()[jax.process_index() :: jax.process_count()]
+    # A reader of its own: that of the block counts what the block reads.
+    own = TensorFiles(files.folder)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        future = pool.submit(_verify, own, files.hashes, names=names)
+        yield
+        future.result()

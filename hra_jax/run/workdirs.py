@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from hra_jax.config.files import config_from_json, config_to_json, stored_difference
 from hra_jax.errors import UserError
 from hra_jax.run import processes
-from hra_jax.storage import locks
-from hra_jax.storage.files import check_no_link, check_no_links, is_remote, write_file
+from hra_jax.storage import checksums, locks
+from hra_jax.storage.files import check_no_link, check_no_links, is_remote, remove_file, write_file
 from hra_jax.storage.json_files import read_json, read_text
 from hra_jax.storage.remote import StorageUnavailable
 
@@ -31,6 +31,7 @@ EVALUATIONS = "eval"
 ADAPTER = "adapter"
 BACKBONE = "backbone"
 EXPORTED = "exported.json"
+FILES = checksums.LISTING  # of what a finished run has written
 MANIFEST = "manifest.jsonl"  # of `tasks add`
 # Whatever a command writes in a work directory.
 WRITTEN = (
@@ -44,6 +45,7 @@ WRITTEN = (
     ADAPTER,
     BACKBONE,
     EXPORTED,
+    FILES,
     MANIFEST,
 )
 # Every configuration of a run has had these, whatever the version.
@@ -103,6 +105,21 @@ def claim(config: ConfigDict, workdir: epath.PathLike) -> Iterator[Claimed]:
         if continued:
             _as_begun(config, path)  # in every process
         yield Claimed(path, continued, steps)
+
+
+def list_files(workdir: epath.Path) -> None:
+    """Writes the checksums of what a finished run has written; what has its own is left out. Raises OSError."""
+    own = tuple(f"{folder}/" for folder in (CHECKPOINTS, ADAPTER, BACKBONE))
+    if not is_remote(workdir):
+        checksums.write_listing(workdir, but=lambda path: path.startswith(own))
+
+
+def forget_files(workdir: epath.Path) -> bool:
+    """Removes those checksums, as files are about to change; whether there were any."""
+    known = not is_remote(workdir) and (workdir / FILES).exists()
+    if known:
+        remove_file(workdir / FILES)
+    return known
 
 
 def named(workdir: epath.PathLike) -> epath.Path:

@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable
-from typing import IO, Any
+from typing import IO
 
 from etils import epath
 
@@ -63,18 +63,27 @@ def of_file(file: epath.PathLike, *, told: Callable[[int], object] = lambda coun
     return count, crc
 
 
-def files_of(folder: epath.PathLike, *, but: Iterable[str] = (LISTING,)) -> list[str]:
-    """The files of a local folder and of the folders in it, as sorted paths `a/b`; `but` names some to leave out."""
+def files_of(folder: epath.PathLike, *, but: Callable[[str], bool] = lambda path: False) -> list[str]:
+    """The files of a local folder and of the folders in it, as sorted paths `a/b`.
+
+    Args:
+      folder: the folder.
+      but: which paths are left out; the listing and hidden files always are.
+    """
     folder = os.fspath(folder)
     found = []
     for parent, _, names in os.walk(folder):
         found += [os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/") for name in names]
-    return sorted(set(found) - set(but))
+    return sorted(
+        path
+        for path in found
+        if path != LISTING and not any(part.startswith(".") for part in path.split("/")) and not but(path)
+    )
 
 
-def write_listing(folder: epath.PathLike) -> None:
-    """Writes `files.json` of a complete local folder. Raises OSError."""
-    folder, names = epath.Path(folder), files_of(folder)
+def write_listing(folder: epath.PathLike, *, but: Callable[[str], bool] = lambda path: False) -> None:
+    """Writes `files.json` of a complete local folder; `but` as for `files_of`. Raises OSError."""
+    folder, names = epath.Path(folder), files_of(folder, but=but)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         found = dict(zip(names, map(list, pool.map(lambda name: of_file(folder / name), names)), strict=True))
     write_file(folder / LISTING, json.dumps({"files": found, "crc32": of_json(found)}) + "\n", durable=False)
@@ -82,15 +91,15 @@ def write_listing(folder: epath.PathLike) -> None:
 
 def check_listing(
     folder: epath.PathLike, *, told: Callable[[int], object] = lambda count: None
-) -> list[tuple[str, str]] | None:
-    """Compares a folder with its `files.json`.
+) -> dict[str, str] | None:
+    """Compares a folder with its `files.json`; files that were added later are no fault.
 
     Args:
       folder: a local folder.
       told: called with the bytes of each piece that has been read.
 
     Returns:
-      (file, what is wrong with it) of each file that is not as it was; None where there is no `files.json`.
+      What is wrong with each file of the listing, '' where nothing is, and with the listing itself; None without one.
     """
     folder = epath.Path(folder)
     if not (folder / LISTING).exists():
@@ -98,28 +107,27 @@ def check_listing(
     try:
         recorded = _listed(folder)
     except UserError as error:
-        return [(LISTING, str(error).removeprefix(f"{folder / LISTING}: "))]
-    faults, present = [], set(files_of(folder))
-    for name in sorted(present | recorded.keys()):
-        if name not in present:
-            faults.append((name, "is missing"))
-        elif name not in recorded:
-            faults.append((name, "was added later"))
-        else:
-            try:
-                count, crc = of_file(folder / name, told=told)
-            except OSError as error:
-                faults.append((name, f"cannot be read ({error.strerror or error})"))
-                continue
-            if count != recorded[name][0]:
-                faults.append((name, f"has {count:,} bytes in place of {recorded[name][0]:,}"))
-            elif crc != recorded[name][1]:
-                faults.append((name, "is not what was written"))
-    return faults
+        return {LISTING: str(error).removeprefix(f"{folder / LISTING}: ")}
+    return {name: _fault(folder / name, *recorded[name], told=told) for name in sorted(recorded)} | {LISTING: ""}
+
+
+def _fault(file: epath.Path, count: int, crc: int, *, told: Callable[[int], object]) -> str:
+    try:
+        found = of_file(file, told=told)
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    if found[0] != count:
+        return f"has {found[0]:,} bytes in place of {count:,}"
+    return "" if found[1] == crc else "is not what was written"
 
 
 def _listed(folder: epath.Path) -> dict[str, list[int]]:
-    content: Any = check_fields(read_json(folder / LISTING), {"files": dict, "crc32": int}, where=f"{folder / LISTING}")
-    if content["crc32"] != of_json(content["files"]):
-        raise DamagedError(f"{folder / LISTING}: is not what was written")
+    where = f"{folder / LISTING}"
+    content = check_fields(read_json(folder / LISTING), {"files": dict, "crc32": int}, where=where)
+    # By its text too: an edited blank is not seen in the value.
+    text = json.dumps(content) + "\n"
+    if content["crc32"] != of_json(content["files"]) or (folder / LISTING).read_bytes() != text.encode():
+        raise DamagedError(f"{where}: is not what was written")
     return dict(content["files"])

@@ -8,6 +8,7 @@
     python -m hra_jax.tasks rename ADAPTER OLD NEW [--output DIR]
     python -m hra_jax.tasks export ADAPTER TASK [TASK ...] --output DIR
     python -m hra_jax.tasks import ADAPTER FROM [--task NAME ...] [--as NEW] [--output DIR]
+    python -m hra_jax.tasks export-checkpoint --workdir W --output DIR [--step N|last|best] [--backbone DIR]
     python -m hra_jax.tasks specialize ADAPTER TASK --output DIR [--backbone DIR] [--peft]
 
 Without --output the adapter is changed in place. Whatever a command is not about stays the same bytes.
@@ -324,6 +325,33 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
         )
 
 
+def export_checkpoint(
+    *, workdir: str | None, output: str | None, step: str | None = None, backbone: str | None = None
+) -> None:
+    """Writes the adapter of any checkpoint of a run; nothing but the checkpoint and the backbone is read.
+
+    Args:
+      workdir: the work directory of the run.
+      output: the folder to write.
+      step: last, best or a number; None for last.
+      backbone: as for `specialize`; None takes what the run names.
+
+    Raises:
+      UserError: as `hra_jax.run.checkpoint_export.export_checkpoint`; no output, or one that is there already.
+    """
+    from hra_jax.run import checkpoint_export  # it imports what training needs
+
+    if workdir is None:
+        raise UserError("export-checkpoint needs --workdir, the work directory of the run")
+    _check_output_given("export-checkpoint", output)
+    with _writing(workdir, output, "export-checkpoint", in_place=False) as destination:
+        wanted = step or "last"
+        number, tasks = checkpoint_export.export_checkpoint(
+            workdir, destination, step=int(wanted) if wanted.isdigit() else wanted, backbone=backbone
+        )
+        tell(f"exported checkpoint {number} of {workdir} to {destination}: {listed(tasks)}")
+
+
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +377,9 @@ COMMANDS = {
     "remove": _Command(remove, "ADAPTER TASK [TASK ...]", 2, _MANY, ("output",)),
     "rename": _Command(rename, "ADAPTER OLD NEW", 3, 3, ("output",)),
     "export": _Command(export_tasks, "ADAPTER TASK [TASK ...] --output DIR", 2, _MANY, ("output",)),
+    "export-checkpoint": _Command(
+        export_checkpoint, "--workdir W --output DIR", 0, 0, ("workdir", "output", "step", "backbone")
+    ),
     "import": _Command(import_tasks, "ADAPTER FROM [--task NAME ...]", 2, _MANY, ("task", "as", "output")),
     "specialize": _Command(specialize, "ADAPTER TASK --output DIR", 2, 2, ("output", "backbone", "peft")),
 }
@@ -360,11 +391,12 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
     """The flags of this command; `main` tells which of them each of COMMANDS takes."""
     strings = {
         "json": "list, show: a file to write everything to.",
-        "output": "The folder to write; without it the adapter is changed in place (export, specialize: needed).",
-        "backbone": "add, specialize: folder of the backbone, or builtin:NAME; else what the adapter names.",
+        "output": "The folder to write; without it the adapter is changed in place (where that is possible).",
+        "backbone": "add, specialize, export-checkpoint: folder of the backbone, or builtin:NAME.",
         "init": "add: what the task starts as: zero (no effect), mean of the tasks, or the name of a task.",
         "manifest": "add: recordings to train the task on; all that tasks share stays as it is.",
-        "workdir": "add: work directory of the training; without it a temporary one.",
+        "workdir": "add: work directory of the training; without it a temporary one. export-checkpoint: of the run.",
+        "step": "export-checkpoint: last (if not given), best, or the number of a checkpoint.",
         "as": "import: another name for the task.",
     }
     for name, text in strings.items():

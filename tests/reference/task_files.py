@@ -23,4 +23,6 @@ def split_into_task_files(folder: Path) -> None:
         (folder / entry["file"]).write_bytes(safetensors.to_bytes(own))
     weights.write_bytes(safetensors.to_bytes(tensors))
     listing.write_text(json.dumps({"tasks": tasks}))
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"one_file_per_task": True}))
+    written = json.loads(settings.read_text()) | {"one_file_per_task": True}
+    written.pop("sha256", None)  # which came later
+    settings.write_text(json.dumps(written))

@@ -1,6 +1,7 @@
 """Damaged checkpoints: what is flipped, cut, emptied or gone is found and named, or changes nothing that comes back.
 
-HRA_FLIPS=200 flips so many bits, spread over all files; HRA_SEED chooses them.
+HRA_FLIPS=200 flips so many bits, spread over all files, and also empties and cuts each; without it each file is flipped
+once and deleted once. HRA_SEED chooses the bits.
 """
 
 import os
@@ -18,7 +19,7 @@ from hra_jax.training import checksums, sharding
 from hra_jax.training.checkpoints import Checkpoints
 from hra_jax.training.stored_checkpoint import StoredCheckpoint
 
-FLIPS = int(os.environ.get("HRA_FLIPS", "40"))
+FLIPS = int(os.environ.get("HRA_FLIPS", "0"))
 SEED = int(os.environ.get("HRA_SEED", "0"))
 
 # Files whose damage changes nothing that comes back, and why. What hra_jax.verify says of a checkpoint names them too.
@@ -95,12 +96,14 @@ def damages(path, generator, flips):
 
 def test_every_damage_of_every_file_is_named_or_changes_nothing(copy):
     generator, expected = random.Random(SEED), content(copy)
-    step = [f"2/{name}" for name in file_checksums.files_of(copy / "2", but=())]
+    step = [f"2/{name}" for name in file_checksums.files_of(copy / "2")] + ["2/files.json"]
     files = step + [f"rows/bank/{name}" for name in file_checksums.files_of(copy / "rows" / "bank")]
     found = 0
     for name in files:
         before = (copy / name).read_bytes()
-        for what, after in damages(copy / name, generator, -(-FLIPS // len(files))):
+        for what, after in damages(copy / name, generator, -(-FLIPS // len(files)) or 1):
+            if not FLIPS and what in ("emptied", "cut"):
+                continue
             (copy / name).unlink() if after is None else (copy / name).write_bytes(after)
             try:
                 same = content(copy) == expected
@@ -117,22 +120,21 @@ def test_every_damage_of_every_file_is_named_or_changes_nothing(copy):
                 assert int(checkpoints.restore(1, state_of(0))[0]["step"]) == 1
             (copy / name).write_bytes(before)
     print(f"{len(files)} files, {found} damages found")
-    assert found > 3 * len(files) // 4
+    assert found > len(files) // 2
 
 
 def test_every_flip_of_every_file_of_a_checkpoint_is_in_its_listing(copy):
     folder, generator = copy / "2", random.Random(SEED)
-    assert file_checksums.check_listing(folder) == []
-    for name in file_checksums.files_of(folder, but=()):
+    assert set(file_checksums.check_listing(folder).values()) == {""}
+    for name in [*file_checksums.files_of(folder), "files.json"]:
         before = (folder / name).read_bytes()
         for what, after in damages(folder / name, generator, 5):
             (folder / name).unlink() if after is None else (folder / name).write_bytes(after)
-            faults = file_checksums.check_listing(folder)
-            if name == "files.json":
-                assert faults is None or faults == [] or faults[0][0] == name
-                assert faults or what == "gone" or after.strip() == before.strip(), what
+            found = file_checksums.check_listing(folder)
+            if name == "files.json" and what == "gone":
+                assert found is None
             else:
-                assert faults is not None and [fault[0] for fault in faults] == [name], f"{name}, {what}"
+                assert [file for file, fault in found.items() if fault] == [name], f"{name}, {what}"
             (folder / name).write_bytes(before)
 
 

@@ -1,0 +1,240 @@
+"""Checks that stored files are what was written: of a run, an adapter, a backbone, or a data set.
+
+    python -m hra_jax.verify runs/quickstart
+    python -m hra_jax.verify runs/quickstart/adapter
+    python -m hra_jax.verify my_backbone
+    python -m hra_jax.verify data/quickstart
+    python -m hra_jax.verify data/own/train.jsonl
+
+One flipped byte in any file is found where its checksum was written down: runs, adapters and backbones of this version,
+and rendered speech. Of recordings that have none, those are named that cannot be decoded. The exit status is 2 where
+anything is damaged.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from absl import flags
+from etils import epath
+from tqdm import tqdm
+
+from hra_jax import cli
+from hra_jax.adapters import adapter_folder
+from hra_jax.console import stdout, table
+from hra_jax.data import manifest
+from hra_jax.errors import UserError
+from hra_jax.models import backbone_folder
+from hra_jax.run import workdirs
+from hra_jax.storage import checksums, safetensors
+from hra_jax.storage.files import is_remote, write_file
+from hra_jax.storage.json_files import json_text, read_object
+from hra_jax.storage.row_log import RowLog
+from hra_jax.training.stored_checkpoint import StoredCheckpoint
+
+_MOST_SHOWN = 20  # damaged files of one part
+_RENDERED = "synthesis.json"
+
+Told = Callable[[int], object]
+
+
+class Part(NamedTuple):
+    """What was found out about one part of what was checked.
+
+    Attributes:
+      name: the part, such as `checkpoints/200`.
+      files: how many files were checked.
+      faults: (file, what is wrong with it).
+      note: what was not checked, and why; '' where all was.
+    """
+
+    name: str
+    files: int
+    faults: list[tuple[str, str]]
+    note: str = ""
+
+
+def verify(path: epath.PathLike, *, told: Told = lambda count: None) -> list[Part]:
+    """Checks whatever lies at a path.
+
+    Args:
+      path: a work directory, an adapter folder, a backbone folder, a rendered data set, a folder of manifests, or a
+        manifest; on a local disk.
+      told: called with the bytes of each piece that has been read.
+
+    Returns:
+      What was found, part by part.
+
+    Raises:
+      UserError: nothing of these kinds is there.
+    """
+    path = epath.Path(path)
+    if is_remote(path):
+        raise UserError(f"{path}: only local folders are checked; copy it first")
+    if path.is_file():
+        return [_manifest(path)]
+    if (path / adapter_folder.CONFIG_FILE).exists():
+        return [_adapter(path, told=told)]
+    if (path / backbone_folder.SETTINGS).exists():
+        return [_backbone(path)]
+    if (path / workdirs.CHECKPOINTS).is_dir() or (path / workdirs.CONFIG).exists():
+        return list(_run(path, told=told))
+    if (path / _RENDERED).exists():
+        return [_listed(path, "rendered speech", told=told, without="it was rendered by an earlier version")]
+    manifests = sorted(path.glob("*.jsonl")) if path.is_dir() else []
+    if not manifests:
+        raise UserError(f"{str(path)!r} is no run, adapter, backbone, data set or manifest; allowed: one of these")
+    return [_manifest(file) for file in manifests]
+
+
+def _listed(folder: epath.Path, name: str, *, told: Told, without: str) -> Part:
+    """A folder that has a listing of its files."""
+    found = checksums.check_listing(folder, told=told)
+    if found is None:
+        return Part(name, 0, [], f"no checksums of files: {without}")
+    return Part(name, len(found), [(file, fault) for file, fault in found.items() if fault])
+
+
+def _run(workdir: epath.Path, *, told: Told) -> Iterator[Part]:
+    yield _listed(workdir, "results and settings", told=told, without="the run is not finished, or of 0.1.0")
+    folder = workdir / workdirs.CHECKPOINTS
+    steps = sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
+    for step in steps:
+        part = _listed(folder / str(step), f"{workdirs.CHECKPOINTS}/{step}", told=told, without="of 0.1.0, or remote")
+        yield part._replace(faults=part.faults + _rows(folder, step))
+    for name, check in ((workdirs.ADAPTER, _adapter), (workdirs.BACKBONE, _backbone)):
+        if (workdir / name).is_dir():
+            found = check(workdir / name, told=told) if check is _adapter else check(workdir / name)
+            yield found._replace(name=name)
+
+
+def _rows(folder: epath.Path, step: int) -> list[tuple[str, str]]:
+    """Faults of the segments of rows that a checkpoint holds."""
+    faults = []
+    try:
+        logs = StoredCheckpoint(folder / str(step)).item("rows")
+    except UserError as error:
+        return [("rows/metadata", str(error))]
+    for log, segments in logs.items():
+        for segment in segments:
+            file = folder / "rows" / log / f"{segment}.safetensors"
+            try:
+                for _ in RowLog(file.parent, read_only=True).read([segment]):
+                    pass
+                fault = _header_fault(file)
+            except UserError as error:
+                fault = str(error).removeprefix(f"{file}: ")
+            if fault:
+                faults.append((f"rows/{log}/{file.name}", fault))
+    return faults
+
+
+def _header_fault(file: epath.Path) -> str:
+    """What is wrong with the header of a safetensors file, whose tensors are checked elsewhere: '' if nothing."""
+    try:
+        with file.open("rb") as stream:
+            header = safetensors.read_header(stream, file.stat().length)
+            length = min((entry.start for entry in header.tensors.values()), default=stream.tell())
+            stream.seek(0)
+            content = stream.read(length)
+    except (OSError, ValueError) as error:
+        return str(error)
+    entries = sorted(header.tensors.items(), key=lambda pair: (pair[1].start, pair[1].stop))
+    kinds = {name: (safetensors.DTYPES[entry.dtype], entry.shape) for name, entry in entries}
+    return "" if safetensors.header_bytes(kinds, header.metadata) == content else "its header is not what was written"
+
+
+def _adapter(folder: epath.Path, *, told: Told) -> Part:
+    path, faults, note = folder / adapter_folder.CONFIG_FILE, [], ""
+    try:
+        config = read_object(path, {"format_version": int})
+        hashes = config.get("sha256") or {}
+        if not hashes:
+            note = "it has no hashes: exported by 0.1.0, or they were removed"
+        for file in sorted(hashes):
+            if file == adapter_folder.CONFIG_FILE:
+                same = hashes[file] == adapter_folder.own_sha256(config) and path.read_bytes() == _text(config)
+            else:
+                same = checksums.sha256(folder / file, told=told) == hashes[file]
+            if not same:
+                faults.append((file, "is not what was exported"))
+        if not faults:
+            adapter_folder.read_adapter(folder)
+    except (UserError, OSError, AttributeError, TypeError) as error:
+        faults.append((path.name, str(error)))
+        hashes = {}
+    return Part(f"adapter {folder.name}", len(hashes), faults, note)
+
+
+def _text(content: dict) -> bytes:
+    return json_text(content).encode()
+
+
+def _backbone(folder: epath.Path) -> Part:
+    path, faults, note, count = folder / backbone_folder.SETTINGS, [], "", 1
+    try:
+        settings = read_object(path, {"format": int})
+        if "settings_sha256" not in settings:
+            note = f"{path.name} has no hash of its own, as it was written by 0.1.0"
+        elif settings["settings_sha256"] != backbone_folder.settings_sha256(settings) or path.read_bytes() != _text(
+            settings
+        ):
+            faults.append((path.name, "is not what was written"))
+        files = backbone_folder.load(str(folder), verify=True)
+        count += len(files.tensors.paths)
+        faults += [(file.name, fault) for file in files.tensors.paths if (fault := _header_fault(file))]
+    except (UserError, OSError) as error:
+        faults.append((path.name, str(error)))
+    return Part(f"backbone {folder.name}", count, faults, note)
+
+
+def _manifest(path: epath.Path) -> Part:
+    utterances, report = manifest.check(path)
+    faults = [
+        (row["name"], f"{kind}: {row['detail']}")
+        for kind, rows in report.to_json()["utterances"].items()
+        for row in rows
+    ]
+    note = "no checksums: every recording was decoded, which finds most damage in FLAC, little in WAV"
+    return Part(f"manifest {path.name}", len(utterances), faults, note)
+
+
+def print_parts(parts: Sequence[Part]) -> None:
+    """Prints the table, and names what is damaged."""
+    rows = [
+        (part.name, f"{part.files:,}", f"{len(part.faults):,}" if part.faults else "none", part.note) for part in parts
+    ]
+    console = stdout()
+    console.print(table(("part", "files checked", "damaged", "not checked"), rows, left=("not checked",)))
+    for part in parts:
+        shown = part.faults[:_MOST_SHOWN]
+        if shown:
+            faults = [
+                *shown,
+                *([("...", f"{len(part.faults) - len(shown):,} more")] if len(part.faults) > len(shown) else []),
+            ]
+            console.print(table(("file", "what is wrong"), faults, title=part.name, left=("what is wrong",)))
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    flags.DEFINE_string("json", None, "A file to write everything to.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Checks the path that the command line names."""
+    if len(argv) != 2:
+        raise UserError(f"verify takes one path; got {len(argv) - 1}: a run, an adapter, a backbone, or a data set")
+    cli.check_output("json", flags.FLAGS.json)
+    with tqdm(desc="checking", unit="B", unit_scale=True) as bar:
+        parts = verify(argv[1], told=bar.update)
+    print_parts(parts)
+    if flags.FLAGS.json:
+        write_file(flags.FLAGS.json, json_text([part._asdict() for part in parts]))
+    damaged = sum(len(part.faults) for part in parts)
+    if damaged:
+        raise UserError(f"{argv[1]}: {damaged} of its files are damaged or cannot be used")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags=define_flags, takes_words=True)

@@ -1,0 +1,56 @@
+"""Any checkpoint of a run as an adapter folder, without its data."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from hra_jax.adapters.adapter_folder import read_adapter
+from hra_jax.errors import UserError
+from hra_jax.run.checkpoint_export import _allowed_names, export_checkpoint
+from hra_jax.storage.trees import flatten
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """A finished run, whose data and suites are gone."""
+    shutil.copytree(trained.workdir, tmp_path / "W")
+    path = tmp_path / "W" / "config.json"
+    config = json.loads(path.read_text())
+    config["eval"] |= {"suite": "gone", "select_suite": "gone"}
+    config["data"]["dir"] = "gone"
+    path.write_text(json.dumps(config))
+    return tmp_path / "W"
+
+
+def test_the_last_checkpoint_is_what_the_run_itself_exported(workdir, tmp_path):
+    step, tasks = export_checkpoint(workdir, tmp_path / "out")
+    own, made = read_adapter(workdir / "adapter"), read_adapter(tmp_path / "out")
+    assert step == 4 and tasks == list(own.tasks)
+    for part in ("shared", "tasks"):
+        expected, found = flatten(getattr(own, part)), flatten(getattr(made, part))
+        assert expected.keys() == found.keys()
+        for name in expected:
+            np.testing.assert_array_equal(expected[name], found[name])
+    assert {key: value for key, value in made.config.items() if key != "sha256"} == {
+        key: value for key, value in own.config.items() if key != "sha256"
+    }
+    assert [entry["step"] for entry in made.tasks_json] == [entry["step"] for entry in own.tasks_json]
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_a_damaged_number_refused(workdir, tmp_path, capsys):
+    (workdir / "checkpoints" / "4" / "run" / "metadata").write_text("{}")
+    assert export_checkpoint(workdir, tmp_path / "out")[0] == 2
+    assert "checkpoint 4 cannot be read: run/metadata is not what was written; taking" in capsys.readouterr().out
+    with pytest.raises(UserError, match="checkpoint 4 cannot be read"):
+        export_checkpoint(workdir, tmp_path / "other", step=4)
+    with pytest.raises(UserError, match="there is no checkpoint 3; allowed are last, best, 1, 2, 4"):
+        export_checkpoint(workdir, tmp_path / "other", step=3)
+    assert not (tmp_path / "other").exists()
+
+
+def test_names_that_no_task_may_have_are_changed_and_told(capsys):
+    names = _allowed_names(["ann", "bob\u00a0b", "", "__mean__", "c\td"])
+    assert names == ["ann", "bob b", "task-2", "task-3", "c d"]
+    assert capsys.readouterr().out.count("is called") == 4

@@ -1,0 +1,110 @@
+"""One flipped byte in any file of a run, an adapter, a backbone or a data set is found, and its file is named."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hra_jax.errors import UserError
+from hra_jax.storage import checksums
+from hra_jax.verify import print_parts, verify
+
+SEED = int(os.environ.get("HRA_SEED", "0"))
+MOST = int(os.environ.get("HRA_FLIPS", "30"))  # files of a run that are flipped
+
+
+def flipped(path: Path, generator: random.Random) -> bytes:
+    """Flips one bit of a file; its content before."""
+    before = path.read_bytes()
+    place, bit = generator.randrange(len(before)), generator.randrange(8)
+    path.write_bytes(before[:place] + bytes([before[place] ^ 1 << bit]) + before[place + 1 :])
+    return before
+
+
+def faults(path):
+    return [(part.name, *fault) for part in verify(path) for fault in part.faults]
+
+
+def files(folder):
+    """All files but locks and empty ones."""
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
+    return [path for path in found if not path.name.startswith(".")]
+
+
+def check_each(folder, chosen, generator):
+    assert faults(folder) == []
+    for path in chosen:
+        before = flipped(path, generator)
+        found = faults(folder)
+        assert found, f"{path.relative_to(folder)}: the flip was not found"
+        assert any(path.name in fault[1] or path.name in fault[2] for fault in found), (path, found)
+        path.write_bytes(before)
+
+
+def test_a_flip_in_any_file_of_a_run_is_found(trained, tmp_path, capsys):
+    workdir = tmp_path / "W"
+    shutil.copytree(trained.workdir, workdir)
+    generator, found = random.Random(SEED), files(workdir)
+    # Segments of rows that no checkpoint holds any more, or that belong to several, are one file each.
+    chosen = {path.suffix + str(path.parent.relative_to(workdir)): path for path in found}
+    chosen = generator.sample(sorted(chosen.values()), min(MOST, len(chosen)))
+    check_each(workdir, chosen, generator)
+    print(f"{len(chosen)} of {len(found)} files flipped")
+    parts = verify(workdir)
+    assert {part.name for part in parts} == {
+        "results and settings",
+        "checkpoints/1",
+        "checkpoints/2",
+        "checkpoints/4",
+        "adapter",
+    }
+    assert all(part.files > 2 and not part.note for part in parts)
+    flipped(workdir / "checkpoints" / "2" / "position" / "metadata", generator)
+    print_parts(verify(workdir))
+    printed = capsys.readouterr().out
+    assert "checkpoints/2" in printed and "position/metadata" in printed and "none" in printed
+
+
+def test_a_flip_in_any_file_of_an_adapter_or_a_backbone_is_found(trained, micro, tmp_path):
+    generator = random.Random(SEED)
+    for name, source in (("adapter", trained.workdir / "adapter"), ("backbone", micro.folder / "backbone")):
+        shutil.copytree(source, tmp_path / name)
+        check_each(tmp_path / name, 4 * files(tmp_path / name), generator)
+
+
+def test_an_adapter_without_hashes_is_checked_as_far_as_that_goes_and_says_so(trained, tmp_path):
+    shutil.copytree(trained.workdir / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": {}}))
+    (part,) = verify(tmp_path / "adapter")
+    assert part.faults == [] and "no hashes" in part.note
+
+
+def test_an_adapter_that_was_edited_is_refused_in_a_line_that_says_how_to_use_it(trained, tmp_path):
+    from hra_jax.adapters.adapter_folder import read_adapter
+
+    shutil.copytree(trained.workdir / "adapter", tmp_path / "adapter")
+    tasks = tmp_path / "adapter" / "tasks.json"
+    tasks.write_text(tasks.read_text().replace('"step": 4', '"step": 5'))
+    with pytest.raises(UserError, match=r"tasks.json: is not what was exported.*remove 'sha256' from adapter_config"):
+        read_adapter(tmp_path / "adapter")
+
+
+def test_a_data_set_is_checked_by_its_listing_or_else_by_its_recordings(micro, tmp_path):
+    shutil.copytree(micro.folder, tmp_path / "data", ignore=shutil.ignore_patterns("backbone"))
+    manifest = next((tmp_path / "data").rglob("*.jsonl"))
+    (part,) = verify(manifest)
+    assert part.files > 0 and part.faults == [] and "no checksums" in part.note
+    (tmp_path / "data" / "synthesis.json").write_text("{}")
+    checksums.write_listing(tmp_path / "data")
+    check_each(tmp_path / "data", files(tmp_path / "data")[:6], random.Random(SEED))
+
+
+def test_what_is_nothing_of_these_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is no run, adapter, backbone, data set or manifest"):
+        verify(tmp_path)
+    with pytest.raises(UserError, match="only local folders"):
+        verify("gs://bucket/run")
