@@ -258,7 +258,16 @@ class BucketPath(_Parent):
         del mode, parents  # there are none
         if not exist_ok and self.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(self))
-        self._retried(lambda: _gfile().makedirs(os.fspath(self)))
+
+        def make() -> None:
+            # Not `makedirs`, which looks for ever where there is no such bucket.
+            try:
+                _gfile().mkdir(os.fspath(self))
+            except client_errors() as error:
+                if not isinstance(as_os_error(error), FileExistsError):
+                    raise
+
+        self._retried(make)
 
     def rmdir(self) -> None:
         """Removes the mark of an empty folder."""

@@ -140,6 +140,16 @@ def test_paths_of_buckets_behave_as_local_ones(bucket, tmp_path):
         assert not (root / "two").exists()
 
 
+def test_a_bucket_that_is_not_there_is_said_at_once(bucket):
+    for act in (
+        lambda: epath.Path("gs://nobucket/W/x").mkdir(parents=True, exist_ok=True),
+        lambda: write_file("gs://nobucket/W/x", "text"),
+        lambda: epath.Path("gs://nobucket/W/x").read_bytes(),
+    ):
+        with pytest.raises(FileNotFoundError):
+            act()
+
+
 def test_files_arrive_whole_or_not_at_all_however_they_are_written(bucket):
     path = epath.Path("gs://bucket/file")
     write_file(path, "old")
