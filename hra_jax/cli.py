@@ -126,7 +126,8 @@ def _parse_flags(argv: list[str], *, takes_words: bool) -> list[str]:
         raise UserError(f"--workdir={FLAGS.workdir!r}; allowed: the path of a folder")
     if FLAGS["verbosity"].using_default_value:
         # absl would show every INFO line of every library from here on.
-        FLAGS.verbosity = logging.WARNING
+        FLAGS["verbosity"].value = logging.WARNING
+        FLAGS["verbosity"].using_default_value = False  # else newer versions of absl set it after this
     if "config" in FLAGS and isinstance(FLAGS.config, ConfigDict):
         renamed.settle(FLAGS.config)
         validate_config(FLAGS.config)

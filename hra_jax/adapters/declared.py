@@ -20,10 +20,12 @@ from hra_jax.storage.trees import flatten
 Shapes = dict[str, tuple[Any, ...]]  # by dotted path; of an axis its size, or a letter with its factor, or None
 
 _PARTS = ("shared", "task")
-# Two encoders whose sizes say which letter an axis is; no factor of one gives the other.
+# Two encoders whose sizes say which letter an axis is; they have no size in common, and no factor of one gives another.
 _SIZES = (
-    {"d_model": 2018, "d_ff": 3001, "vocab_size": 5003, "n_layers": 1009},
-    {"d_model": 2026, "d_ff": 3011, "vocab_size": 5009, "n_layers": 1021},
+    {"d_model": 2022, "d_ff": 3001, "vocab_size": 5003, "n_layers": 1009, "n_heads": 3, "kernel": 7}
+    | {"subsampling": 2, "subsampling_channels": 11, "subsampling_kernel": 13, "shaw_left": 17, "shaw_right": 19},
+    {"d_model": 2110, "d_ff": 3011, "vocab_size": 5009, "n_layers": 1021, "n_heads": 5, "kernel": 9}
+    | {"subsampling": 4, "subsampling_channels": 23, "subsampling_kernel": 29, "shaw_left": 31, "shaw_right": 37},
 )
 _LETTERS = {"D": "d_model", "F": "d_ff", "V": "vocab_size", "L": "n_layers"}
 _FACTORS = (1, 2)  # a gated projection is twice as wide
@@ -113,7 +115,7 @@ def _encoder(sizes: Mapping[str, int], bare: bool, adapter: Adapter) -> EncoderC
     """An encoder with every part that an encoder may have, or with none that it may lack."""
     deepest = max(adapter.layers, default=0) + 1
     lacks: dict[str, Any] = dict.fromkeys(_BIASES, False) | {"conv_norm": "none"} if bare else {}
-    settings = {**sizes, "n_layers": max(sizes["n_layers"], deepest), "n_heads": 1, "kernel": 1, **lacks}
+    settings = {**sizes, "n_layers": max(sizes["n_layers"], deepest), **lacks}
     return EncoderConfig(**settings)
 
 

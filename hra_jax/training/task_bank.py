@@ -390,7 +390,8 @@ class HostBank(TaskBank):
     def counts(self, state: TrainState) -> np.ndarray[Any, np.dtype[np.int32]]:
         del state
         self._write(self._resident)
-        return self._rows["count"].copy()
+        counts: np.ndarray[Any, np.dtype[np.int32]] = self._rows["count"].copy()
+        return counts
 
     def weights(self, state: TrainState, ids: Ids) -> Tree:
         return self._place(self.rows(state, ids)["tasks"])

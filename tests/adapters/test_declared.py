@@ -4,17 +4,19 @@ import dataclasses
 import math
 import time
 
+import jax.numpy as jnp
 import pytest
 from reference import tiny
 
 from hra_jax.adapters import methods
 from hra_jax.adapters.activations import ACTIVATIONS
+from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.adapters.controllers import RECURRENCES
 from hra_jax.adapters.declared import _shapes, check_declared
 from hra_jax.adapters.heads import HEADS
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.adapters.methods import METHODS
-from hra_jax.config.settings import settings_of
+from hra_jax.config.settings import integer, setting, settings_of
 from hra_jax.errors import UserError
 
 BARE = dict(conv_norm="none", conv_bias=False, norm_bias=False, attention_bias=False, ff_bias=False)
@@ -36,7 +38,7 @@ def variants():
             yield cls()
     for option, entries in (("recurrence", RECURRENCES), ("head", HEADS), ("activation", ACTIVATIONS)):
         yield from (HierarchicalRecurrentAdapter(width=6, head_width=4, **{option: name}) for name in entries)
-    yield HierarchicalRecurrentAdapter(width=1009, head_width=2018)  # the sizes of the encoders that stand for any
+    yield HierarchicalRecurrentAdapter(width=1009, head_width=2022)  # the sizes of the encoders that stand for any
 
 
 @pytest.mark.parametrize("adapter", list(variants()), ids=lambda a: "-".join(map(str, vars(a).values())))
@@ -64,6 +66,29 @@ def test_what_a_method_makes_is_taken_with_its_encoder_and_without_and_every_oth
         for encoder in (tiny.ENCODER, None):
             with pytest.raises(UserError, match="'all_layers.extra' is no tensor"):
                 check_declared(adapter, more, encoder, where="x")
+
+
+@dataclasses.dataclass(frozen=True)
+class OfHeads(Adapter):
+    """A method with axes that no letter names: those of attention heads and of the convolution."""
+
+    width: int = setting(3, integer(1, 9), "a size of its own")
+
+    def init_own(self, rng, encoder):
+        shape = (encoder.n_layers, self.width, encoder.n_heads, encoder.d_head)
+        return no_parameters() | {
+            "per_layer": {"keys": jnp.zeros(shape), "taps": jnp.zeros((encoder.kernel, self.width))}
+        }
+
+
+def test_axes_that_no_letter_names_may_be_anything_where_the_encoder_is_not_known():
+    tensors = declared(OfHeads())
+    check_declared(OfHeads(), tensors, where="x")
+    check_declared(OfHeads(), tensors, tiny.ENCODER, where="x")
+    with pytest.raises(UserError, match="^x: .*keys"):
+        check_declared(OfHeads(width=4), tensors, where="x")
+    with pytest.raises(UserError, match="^x: .*keys"):
+        check_declared(OfHeads(), tensors, dataclasses.replace(tiny.ENCODER, n_heads=4), where="x")
 
 
 def test_settings_that_contradict_the_tensors_are_refused_without_the_backbone_too():

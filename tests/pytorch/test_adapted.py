@@ -12,10 +12,12 @@ from hra_jax.adapters import adapter_folder, initial, methods
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.adapters.lora import LowRankAdapter
 from hra_jax.adapters.output_kinds import SHARED_VOCABULARIES
+from hra_jax.adapters.residual import ResidualAdapter
 from hra_jax.convert.conversion import convert
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
+from hra_jax.storage import safetensors
 from hra_jax.tasks import commands
 from hra_jax.text.vocabularies import CharacterVocabulary
 
@@ -236,6 +238,37 @@ def test_what_does_not_fit_is_one_line(world, tmp_path):
         with pytest.raises(UserError) as caught:
             attempt()
         assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def edit_adapter(folder, *, settings=None, tensor=None):
+    """Changes settings of the method, and gives a tensor of every task another shape, in header and declaration."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["method"] |= settings or {}
+    if tensor is not None:
+        path, shape = tensor
+        config["tensors"]["task"][path]["shape"] = list(shape)
+        arrays = safetensors.from_bytes((folder / "adapter_model.safetensors").read_bytes(), where="x")
+        changed = {name: np.ones(shape, np.float32) for name in arrays if name.endswith(path)}
+        (folder / "adapter_model.safetensors").write_bytes(safetensors.to_bytes(arrays | changed))
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "told"),
+    [
+        (ResidualAdapter(width=3), {"settings": {"width": 4}}, "tensors.task are .* numbers; the settings .* ask for"),
+        (ResidualAdapter(width=3), {"settings": {"width": -1}}, "residual.width = -1: allowed"),
+        (ResidualAdapter(width=3), {"tensor": ("per_layer.up.bias", (2, 1))}, "tensors.task are .* numbers"),
+        (ResidualAdapter(width=3), {"tensor": ("per_layer.up.kernel", (2, 8, 3))}, "do not fit the settings"),
+        (HierarchicalRecurrentAdapter(width=5), {"settings": {"recurrence": "gru"}}, "tensors.shared are .* numbers"),
+    ],
+)
+def test_settings_that_contradict_the_tensors_are_refused(world, tmp_path, method, changes, told):
+    there = world("w2v-bert shaw")
+    there.export(method, tmp_path / "stranger")
+    edit_adapter(tmp_path / "stranger", **changes)
+    with pytest.raises(UserError, match=f"stranger.*{told}"):
+        adapted(there.model, tmp_path / "stranger")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -218,7 +218,11 @@ def edit_tensors(path: Path, source: random.Random) -> None:
         return
     if act == 1:
         length = int.from_bytes(content[:8], "little")
-        header = json.dumps(damaged_json(source, json.loads(content[8 : 8 + length]))).encode()
+        try:
+            value = json.loads(content[8 : 8 + length])
+        except ValueError:  # damaged already
+            return
+        header = json.dumps(damaged_json(source, value)).encode()
         path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
         return
     if act == 2 and source.random() < 0.3:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import micro as world
 
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.storage import checksums as file_checksums
@@ -229,3 +230,33 @@ def test_the_metrics_of_a_checkpoint_outlive_damage_of_their_file(copy):
     assert StoredCheckpoint(copy / "2").metrics() is None
     with opened(copy) as checkpoints:
         assert checkpoints.best_step() == 1
+
+
+@pytest.mark.slow(minutes=1.0)
+@pytest.mark.parametrize("damage", ["state", "position/metadata", "checksums/metadata", "rows"])
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_and_ends_the_same(
+    trained, tmp_path, damage
+):
+    workdir = tmp_path / "W"
+    shutil.copytree(trained.workdir, workdir)
+    shutil.rmtree(workdir / "adapter")
+    newest, generator = workdir / "checkpoints" / "4", random.Random(SEED)
+    if damage == "rows":
+        paths = [workdir / "checkpoints" / "rows" / "bank" / "4.safetensors"]
+    elif damage == "state":
+        paths = [path for path in (newest / "state" / "d").iterdir()]
+    else:
+        paths = [newest / damage]
+    for path in paths:
+        found = bytearray(path.read_bytes())
+        for _ in range(8):
+            found[generator.randrange(len(found))] ^= 1 << generator.randrange(8)
+        path.write_bytes(bytes(found))
+    again = world.train(trained.config, workdir)
+    assert again.status == 0
+    assert "; going on from checkpoint 2" in again.printed and "resuming at step 2" in again.printed
+    for name in ("adapter_model.safetensors", "tasks.json"):
+        assert (workdir / "adapter" / name).read_bytes() == (trained.workdir / "adapter" / name).read_bytes()
+    assert world.losses(workdir) == world.losses(trained.workdir)
+    sums = [StoredCheckpoint(at / "checkpoints" / "4").checksums() for at in (workdir, trained.workdir)]
+    assert sums[0]["state"] == sums[1]["state"] and sums[0]["items"]["position"] == sums[1]["items"]["position"]
