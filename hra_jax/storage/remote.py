@@ -278,7 +278,14 @@ class BucketPath(_Parent):
     def rmtree(self, missing_ok: bool = False) -> None:
         """Removes everything below this name."""
         parent: Any = super()
-        _again(lambda: parent.rmtree(missing_ok=missing_ok), self, done=lambda: not self.is_dir())
+
+        def remove() -> None:
+            parent.rmtree(missing_ok=missing_ok)
+            # TensorFlow passes over what it could not remove.
+            if self.is_dir():
+                raise StorageUnavailable(errno.EAGAIN, "the storage has not removed all of it", os.fspath(self))
+
+        _again(remove, self, done=lambda: not self.is_dir())
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Removes an object."""
@@ -437,10 +444,15 @@ class Upload(io.BufferedWriter):
                 self.flush()
                 # The client is handed a name, and reads from it anew at every try.
                 name = f"/proc/self/fd/{self._local.fileno()}"
-                retried(lambda: _gfile().copy(name, self._path, overwrite=True), self._path)
+                retried(lambda: self._copy(name), self._path)
         finally:
             with contextlib.suppress(OSError):  # what a full disk has no room for
                 super().close()
+
+    def _copy(self, name: str) -> None:
+        _gfile().copy(name, self._path, overwrite=True)
+        if _gfile().stat(self._path).length != os.fstat(self._local.fileno()).st_size:
+            raise StorageUnavailable(errno.EAGAIN, "the storage has not taken all of it", self._path)
 
 
 def _gfile() -> Any:
