@@ -101,10 +101,10 @@ def _run(workdir: epath.Path, *, told: Told) -> Iterator[Part]:
     for step in steps:
         part = _listed(folder / str(step), f"{workdirs.CHECKPOINTS}/{step}", told=told, without="of 0.1.0, or remote")
         yield part._replace(faults=part.faults + _rows(folder, step))
-    for name, check in ((workdirs.ADAPTER, _adapter), (workdirs.BACKBONE, _backbone)):
-        if (workdir / name).is_dir():
-            found = check(workdir / name, told=told) if check is _adapter else check(workdir / name)
-            yield found._replace(name=name)
+    if (workdir / workdirs.ADAPTER).is_dir():
+        yield _adapter(workdir / workdirs.ADAPTER, told=told)._replace(name=workdirs.ADAPTER)
+    if (workdir / workdirs.BACKBONE).is_dir():
+        yield _backbone(workdir / workdirs.BACKBONE)._replace(name=workdirs.BACKBONE)
 
 
 def _rows(folder: epath.Path, step: int) -> list[tuple[str, str]]:

@@ -166,8 +166,9 @@ def write_adapter(
         TASKS_FILE: json_text({"tasks": entries}).encode(),
         CARD_FILE: model_card(config, [entry["name"] for entry in entries], results).encode(),
     }
-    config["sha256"] = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-    config["sha256"][CONFIG_FILE] = own_sha256(config)
+    hashes = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+    config["sha256"] = hashes
+    hashes[CONFIG_FILE] = own_sha256(config)
     # The configuration comes last: a folder has one only once everything that it describes is there.
     for file, content in files.items():
         write_file(folder / file, content)

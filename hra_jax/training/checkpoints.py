@@ -386,7 +386,7 @@ class Checkpoints:
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """What `save` was given as metrics for a step; None if it was not evaluated."""
-        return cast("dict[str, float] | None", self._manager.metrics(step))
+        return self._manager.metrics(step)
 
     def wait(self) -> None:
         """Blocks until the save in flight is complete.

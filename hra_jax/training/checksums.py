@@ -48,8 +48,9 @@ def _is_near(leaf: Any) -> bool:
     """Whether this process can have an array as numpy for little."""
     if not isinstance(leaf, jax.Array):
         return True
+    devices: set[Any] = leaf.sharding.device_set
     whole = leaf.is_fully_addressable or leaf.is_fully_replicated
-    return whole and all(device.platform == "cpu" for device in leaf.sharding.device_set)
+    return whole and all(device.platform == "cpu" for device in devices)
 
 
 def _on_devices(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
