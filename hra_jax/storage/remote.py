@@ -217,7 +217,8 @@ class BucketPath(_Parent):
 
     def exists(self) -> bool:
         """Whether there is an object, or a folder, of this name."""
-        return self._retried(super().exists)
+        parent: Any = super()
+        return self._retried(parent.exists)
 
     def is_dir(self) -> bool:
         """Whether there are objects below this name."""
@@ -229,7 +230,7 @@ class BucketPath(_Parent):
 
     def iterdir(self) -> Iterator[Self]:
         """What lies directly below; FileNotFoundError where nothing is."""
-        parent = super()
+        parent: Any = super()
 
         def entries() -> list[Self]:
             try:
@@ -245,12 +246,12 @@ class BucketPath(_Parent):
 
     def glob(self, pattern: str) -> Iterator[Self]:
         """What matches a pattern without `**`."""
-        parent = super()
+        parent: Any = super()
         return iter(self._retried(lambda: list(parent.glob(pattern))))
 
     def walk(self, **keywords: Any) -> Iterator[tuple[Self, list[str], list[str]]]:
         """As pathlib's."""
-        parent = super()
+        parent: Any = super()
         return iter(self._retried(lambda: list(parent.walk(**keywords))))
 
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
@@ -271,38 +272,42 @@ class BucketPath(_Parent):
 
     def rmdir(self) -> None:
         """Removes the mark of an empty folder."""
-        self._retried(super().rmdir)
+        parent: Any = super()
+        self._retried(parent.rmdir)
 
     def rmtree(self, missing_ok: bool = False) -> None:
         """Removes everything below this name."""
-        parent = super()
+        parent: Any = super()
         _again(lambda: parent.rmtree(missing_ok=missing_ok), self, done=lambda: not self.is_dir())
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Removes an object."""
-        parent = super()
+        parent: Any = super()
         _again(lambda: parent.unlink(missing_ok=missing_ok), self, done=lambda: not parent.exists())
 
     def rename(self, target: epath.PathLike) -> Self:
         """Copies everything below this name, and removes it here; other readers see every stage of it."""
-        parent, there = super(), self._new(target)
+        parent: Any = super()
+        there = self._new(target)
         _again(lambda: parent.rename(there), self, done=lambda: there.exists() and not parent.exists())
         return there
 
     def replace(self, target: epath.PathLike) -> Self:
         """As `rename`; what is there is replaced."""
-        parent, there = super(), self._new(target)
+        parent: Any = super()
+        there = self._new(target)
         _again(lambda: parent.replace(there), self, done=lambda: there.exists() and not parent.exists())
         return there
 
     def copy(self, dst: epath.PathLike, overwrite: bool = False) -> Self:
         """Copies an object."""
-        parent = super()
+        parent: Any = super()
         return self._retried(lambda: parent.copy(dst, overwrite=overwrite))
 
     def stat(self) -> Any:
         """Size and time of an object."""
-        return self._retried(super().stat)
+        parent: Any = super()
+        return self._retried(parent.stat)
 
     def open(
         self, mode: str = "r", *, encoding: str | None = None, errors: str | None = None, **keywords: Any
@@ -352,7 +357,8 @@ class _Reading(io.RawIOBase):
     def __init__(self, path: str):
         """Opens it; FileNotFoundError where there is none."""
         super().__init__()
-        self._path, self._position, self._file = path, 0, None
+        self._path, self._position = path, 0
+        self._file: Any = None
         self._size = retried(lambda: _gfile().stat(path).length, path)
 
     def readable(self) -> bool:
