@@ -21,7 +21,7 @@ from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.saving import open_checkpoints, restore_step
 from hra_jax.run.scoring import data_report, score, suite_weights
 from hra_jax.run.stages import prepare
-from hra_jax.run.workdirs import CONFIG, DATA_REPORT, EVALUATIONS, check_links, named
+from hra_jax.run.workdirs import CONFIG, DATA_REPORT, EVALUATIONS, changing_files, check_links, named
 from hra_jax.storage.json_files import read_text
 
 FLAGS = flags.FLAGS
@@ -48,7 +48,7 @@ def evaluate(
     check_links(workdir, [EVALUATIONS, DATA_REPORT])
     if jax.process_index() == 0:
         _tell_what_is_read(workdir, config)
-    with data_report(workdir, strict=config.data.strict, keep=True) as report:
+    with changing_files(workdir), data_report(workdir, strict=config.data.strict, keep=True) as report:
         run = prepare(config, workdir, report, suite_dir=data_dir, render=False)
         with open_checkpoints(run, group(config, "checkpoint"), read_only=True) as checkpoints:
             wanted = int(step) if str(step).isdigit() else step

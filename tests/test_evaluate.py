@@ -15,6 +15,7 @@ from hra_jax import evaluate
 from hra_jax.errors import UserError
 from hra_jax.storage.checksums import of_json
 from hra_jax.training.checkpoints import Checkpoints
+from hra_jax.verify import verify
 
 pytestmark = pytest.mark.optimised  # adapters that act are told from those that do not by the last bit
 
@@ -76,6 +77,7 @@ def test_last_best_and_a_number_name_the_checkpoint_that_is_scored(workdir, micr
     stored.write_text(json.dumps(found))
     for step in ("last", "best", "1", 2):
         evaluate.evaluate(workdir, micro.suite("test"), step=step)
+    assert verify(workdir)[0].faults == []  # the checksums of a run follow what is scored again
     assert list(scored) == [4, 2, 1]
     last, best, first = (np.asarray(tree["shared"]["all_layers"]["controller"]["kernel"]) for tree in scored.values())
     expected = trained.run.state.trainable["shared"]["all_layers"]["controller"]["kernel"]

@@ -108,7 +108,11 @@ def _converted(
     architecture = family.architectures[named]
     settings = features.read(source, family.extractor)
     vocabulary = _vocabulary(source, config, family, architecture, where)
-    encoder = family.encoder(config, settings, vocabulary.size, not keep_batch_norm, where)
+    try:
+        encoder = family.encoder(config, settings, vocabulary.size, not keep_batch_norm, where)
+    except UserError as error:
+        # What the encoder itself refuses does not know of the file.
+        raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from error
     files = _open(source)
     leaves, ignored = plan(files, family, architecture, settings, encoder)
     check_computed(files, family, architecture, encoder)

@@ -102,8 +102,9 @@ class _AlreadyRaised(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if f"{os.sep}orbax{os.sep}" not in record.pathname:
             return True
-        # A failed save is logged as up to three tracebacks before it is raised. Most steps have no metric.
-        return not record.exc_info and "tracked_metric" not in str(record.msg)
+        # A failed save is logged as up to three tracebacks before it is raised. Most steps have no metric, and who asks
+        # for a directory to be read only knows it.
+        return not record.exc_info and not any(text in str(record.msg) for text in ("tracked_metric", "read only"))
 
 
 class Checkpoints:

@@ -138,7 +138,7 @@ def test_every_setting_of_every_method_has_a_type_and_a_range(name):
         for value in WRONG[kind]:
             if said.name == "reads" and value == "unknown\x1b[2J":
                 continue  # what can be read is asked of the encoder
-            started = time.monotonic()
+            started = time.process_time()
             with pytest.raises(UserError, match=rf"{name}\.{said.name}|{name}\.output") as error:
                 methods.from_settings(defaults | {said.name: value})
-            assert str(error.value).isprintable() and time.monotonic() - started < 1
+            assert str(error.value).isprintable() and time.process_time() - started < 5

@@ -86,12 +86,12 @@ def test_the_largest_settings_that_are_allowed_are_laid_out_within_seconds():
         ({}, dict(subsampler="conv1d", subsampling=4, subsampling_kernel=2**10)),
     ]
     for features, encoder in largest:
-        started = time.monotonic()
+        started = time.process_time()
         with contextlib.suppress(UserError):
             backbone_folder.abstract_params(
                 dataclasses.replace(tiny.FEATURES, **features), dataclasses.replace(tiny.ENCODER, **encoder)
             )
-        assert time.monotonic() - started < 20
+        assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize("group", CLASSES)

@@ -236,7 +236,7 @@ def edit_tensors(path: Path, source: random.Random) -> None:
     changed = tensors[name].copy()
     if act == 2:
         changed = changed.astype(source.choice((np.float64, np.float16, np.int8, ml_dtypes.bfloat16, np.bool_)))
-    elif act == 3 and changed.size:
+    elif act == 3 and changed.size and safetensors.dtype_name(changed.dtype) in safetensors.FLOATS:
         changed.reshape(-1)[source.randrange(changed.size)] = source.choice((np.nan, np.inf, -np.inf, 3e38, -3e38))
     else:
         shape = (
@@ -301,6 +301,8 @@ class Attempts:
                 edit_tensors(folder / name, source)
             else:
                 edit_json(folder / name, source)
+        if source.random() < 0.8:
+            unsign(folder / "adapter_config.json")
         return lambda: self._use_adapter(folder)
 
     def _use_adapter(self, folder: Path) -> None:
@@ -368,6 +370,18 @@ class Attempts:
         shutil.copytree(self.bases / "json" / reader, folder)
         edit_json(source.choice(sorted(path for path in folder.rglob("*.json*") if path.is_file())), source)
         return lambda: READERS[reader](folder)
+
+
+def unsign(config: Path) -> None:
+    """Takes the hashes of the other files out of an adapter_config.json, as who changes these would."""
+    if not config.is_file() or config.stat().st_size > 10**6:
+        return
+    try:
+        content = json.loads(config.read_bytes())
+    except (ValueError, RecursionError):
+        return
+    if isinstance(content, dict) and content.pop("sha256", None) is not None:
+        config.write_text(json.dumps(content))
 
 
 def _sign(settings: Path) -> None:

@@ -78,10 +78,10 @@ def test_numbers_and_pairs_up_to_the_limits_are_read():
 def test_a_key_that_is_given_twice_among_very_many_is_found_at_once():
     names = [f"{number:06}" for number in range(50_000)]
     text = "{" + ", ".join(f'"{name}": 1' for name in [*names, names[-1]]) + "}"
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UserError, match="the key '049999' is given twice"):
         parse_json(text, where="x")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
