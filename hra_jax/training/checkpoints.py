@@ -44,6 +44,7 @@ from hra_jax.console import error_line, tell
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.storage import writing
 from hra_jax.storage.checksums import write_listing
+from hra_jax.storage.files import is_remote, write_file
 from hra_jax.storage.json_files import check_fields
 from hra_jax.storage.row_log import RowLog
 from hra_jax.training import checksums
@@ -61,6 +62,8 @@ from hra_jax.training.stored_checkpoint import (
 Rows = tuple[np.ndarray, dict[str, Any]]  # numbers of rows [n], and a tree of numpy rows [n, ...]
 
 LOGS = ("bank", "best")  # rows of the task bank as they train, and those of each task's best step
+
+_WHOLE = "commit_success.txt"  # Orbax's mark, in buckets, of a folder that is complete
 
 # What Orbax and TensorStore raise when storage fails; TensorStore reports I/O errors as ValueError.
 _STORAGE_ERRORS = (OSError, ValueError, RuntimeError)
@@ -163,6 +166,7 @@ class Checkpoints:
         if not any(isinstance(known, _AlreadyRaised) for known in logger.filters):
             logger.addFilter(_AlreadyRaised())
         try:
+            self._keep_rows()
             self._manager = _Manager(
                 self.directory,
                 options=_options(keep_latest, keep_best, read_only=read_only),
@@ -170,6 +174,11 @@ class Checkpoints:
             )
         except OSError as error:
             raise UserError(f"{self.directory}: checkpoints cannot be kept here: {reason(error)}") from error
+
+    def _keep_rows(self) -> None:
+        """Tells Orbax that the folder of the logs is whole: in buckets it removes, at the start, what has no mark."""
+        if is_remote(self.directory) and not self._read_only and jax.process_index() == 0:
+            write_file(self.directory / "rows" / _WHOLE, "")
 
     def __enter__(self) -> "Checkpoints":
         return self
