@@ -171,7 +171,7 @@ def test_a_start_that_changed_since_is_refused_at_resume(micro, two, tmp_path):
     config = third(micro, two, adapter__start=str(start))
     world.train(config, tmp_path / "W", on_step=terminate_at(1))
     other = world.train(micro.config(data__tasks=("ann", "cy"), seed=3, steps=1), tmp_path / "other")
-    shutil.copy(other.workdir / "adapter" / "adapter_model.safetensors", start)
+    shutil.copytree(other.workdir / "adapter", start, dirs_exist_ok=True)
     with pytest.raises(UserError, match="start is .* in checkpoint 1, but .* in this run"):
         world.train(config, tmp_path / "W")
 

@@ -1,5 +1,6 @@
 """The local launcher: what it would run, what it passes on, and what it says when a process dies."""
 
+import functools
 import os
 import re
 import shlex
@@ -143,7 +144,9 @@ def test_signals_reach_all_processes(sent, received):
         "os.write(1, b'ready\\n')\ntime.sleep(60)"
     )
     command = [sys.executable, str(LAUNCHER), "--processes", "3", "--devices", "1", "--", "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # nohup, under which these tests may run, has a closed terminal ignored; here it is meant.
+    heard = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         try:
             assert sorted(process.stdout.readline() for _ in range(3)) == ["[1] ready\n", "[2] ready\n", "ready\n"]
             os.kill(process.pid, sent)

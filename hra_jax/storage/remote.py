@@ -242,7 +242,8 @@ class BucketPath(_Parent):
                 raise
 
         # Folders are listed with a slash, and the mark of the folder itself without a name.
-        return iter([entry for entry in self._retried(entries) if entry != self])
+        found: list[Self] = self._retried(entries)
+        return iter([entry for entry in found if entry != self])
 
     def glob(self, pattern: str) -> Iterator[Self]:
         """What matches a pattern without `**`."""
