@@ -3,6 +3,7 @@
 HRA_INTERRUPTS=all interrupts each command at every moment; otherwise each has one moment of its own.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -198,11 +199,13 @@ def until(reached: Callable[[], bool], process: subprocess.Popen, seconds: float
 def start(command_env, tmp_path) -> Iterator[Callable[[list[str]], subprocess.Popen]]:
     """Starts a command; what it prints goes to `tmp_path / "out"`."""
     env = command_env | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), MARK: str(tmp_path)}
+    # nohup, under which these tests may run, has a closed terminal ignored; here it is meant.
+    settings = {"cwd": tmp_path, "preexec_fn": functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)}
     started = []
 
     def call(words: list[str]) -> subprocess.Popen:
         with (tmp_path / "out").open("w") as out:
-            started.append(subprocess.Popen(words, env=env, stdout=out, stderr=subprocess.STDOUT, cwd=tmp_path))
+            started.append(subprocess.Popen(words, env=env, stdout=out, stderr=subprocess.STDOUT, **settings))
         return started[-1]
 
     yield call

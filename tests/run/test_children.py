@@ -1,5 +1,6 @@
 """Processes that die with the one that started them."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -45,7 +46,10 @@ def read_numbers(process: subprocess.Popen, count: int) -> list[int]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
 def test_a_child_in_a_session_of_its_own_ends_with_its_parent(number, command_env):
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], env=command_env, stdout=subprocess.PIPE)
+    # nohup, under which these tests may run, has a closed terminal ignored; here it is meant.
+    heard = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+    command = [sys.executable, "-c", PARENT]
+    parent = subprocess.Popen(command, env=command_env, stdout=subprocess.PIPE, preexec_fn=heard)
     (child,) = read_numbers(parent, 1)
     assert is_there(child)
     parent.send_signal(number)
