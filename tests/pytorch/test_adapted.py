@@ -250,6 +250,7 @@ def edit_adapter(folder, *, settings=None, tensor=None):
         arrays = safetensors.from_bytes((folder / "adapter_model.safetensors").read_bytes(), where="x")
         changed = {name: np.ones(shape, np.float32) for name in arrays if name.endswith(path)}
         (folder / "adapter_model.safetensors").write_bytes(safetensors.to_bytes(arrays | changed))
+    config.pop("sha256", None)  # or that would be what is refused
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
