@@ -132,7 +132,7 @@ def find(folder: epath.PathLike, *, report: DataReport) -> tuple[list[Recording]
     if not any(file.suffix in READ_SUFFIXES for file in audio):
         others = listed([file.name for file in audio], most=3)
         hint = f"; convert {others} to FLAC or WAV" if audio else ""
-        raise UserError(f"no audio that is read in {folder}; looked for {', '.join(READ_SUFFIXES)}{hint}")
+        raise UserError(f"no audio in {folder}; looked for {', '.join(READ_SUFFIXES)}{hint}")
     tables = [file for file in files if file.name.lower() in _TABLES]
     if len(tables) > 1:
         raise UserError(f"{folder} has {' and '.join(file.name for file in tables)}; allowed: one of them")

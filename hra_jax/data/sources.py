@@ -44,6 +44,11 @@ class TableSource:
     task: str | None = None
     refused: Sequence[Refused] = ()
 
+    @property
+    def lines(self) -> list[Utterance | Refused]:
+        """The utterances, then the other lines."""
+        return [*self.utterances, *self.refused]
+
 
 def _is_source(value: Any) -> bool:
     if not (isinstance(value, tuple) and len(value) == 3):

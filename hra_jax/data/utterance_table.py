@@ -115,10 +115,7 @@ def _task_names(
         lost = _lost_tasks(sources, task_tag, values | fixed)
         for name in tasks:
             if name in lost:
-                raise UserError(
-                    f"task {name!r}: none of its {len(lost[name])} training utterances is usable, such as "
-                    f"{lost[name][0].key} ({lost[name][0].why}); mend the manifest, or leave the task out of data.tasks"
-                )
+                raise UserError(f"{lost_line(name, lost[name])}; mend the manifest, or leave it out of data.tasks")
             if name not in values | fixed:
                 where = f"a value of the tag {task_tag!r} in the training sources"
                 raise _unknown_task(name, sorted(values | fixed), where=where)
@@ -137,6 +134,12 @@ def _lost_tasks(sources: Sequence[TableSource], task_tag: str, known: Collection
             if task is not None and task not in known:
                 found.setdefault(task, []).append(row)
     return found
+
+
+def lost_line(task: str, rows: Sequence[Refused]) -> str:
+    """What an error says of a task of `UtteranceTable.lost`."""
+    some = f"such as {rows[0].key} ({rows[0].why})"
+    return f"task {task!r}: none of its {len(rows)} training utterances is usable, {some}"
 
 
 def _no_tag(row: Utterance, tag: str) -> str:
@@ -163,7 +166,7 @@ class UtteranceTable:
       blank_id: the CTC blank among the labels.
       symbols: int32 [tasks + 1, O], what the outputs of each task's own vocabulary start from, `__base__` last; None
         where all tasks have one vocabulary.
-      lost: the names of tasks that the manifests have and `task_names` has not: no line of theirs could be used.
+      lost: lines by task, of the tasks that the manifests have and `task_names` has not: none of them could be used.
       unselected: utterances left out because their task is not among `tasks`: a choice, so not in the report.
       sample_rate, output_length, for_training, task_tag: as given.
     """
@@ -216,7 +219,7 @@ class UtteranceTable:
         self.task_names, self._chosen = _task_names(
             self.sources, task_tag, tuple(tasks), first=tuple(first_tasks), for_training=for_training
         )
-        self.lost = () if tasks else tuple(sorted(_lost_tasks(self.sources, task_tag, self._chosen)))
+        self.lost = {} if tasks else _lost_tasks(self.sources, task_tag, self._chosen)
         self.unselected = 0
         self.utterances: list[Utterance] = []
         self.texts: list[str] = []

@@ -48,7 +48,6 @@ class SuiteTask:
       adapter_task: the adapter to recognise with: a task, `__base__` or `__mean__`.
       utterances: what is scored, in the order of the manifest.
       refused: its other lines in the manifest, which cannot be.
-      size: how many both are.
     """
 
     name: str
@@ -60,7 +59,13 @@ class SuiteTask:
     refused: tuple[Refused, ...] = dataclasses.field(default=(), repr=False)
 
     @property
+    def lines(self) -> list[Utterance | Refused]:
+        """The utterances, then the other lines."""
+        return [*self.utterances, *self.refused]
+
+    @property
     def size(self) -> int:
+        """The number of lines."""
         return len(self.utterances) + len(self.refused)
 
 

@@ -48,14 +48,14 @@ def check(layout: Layout, report: DataReport) -> None:
 
 
 def _check_trains(table: UtteranceTable, report: DataReport) -> None:
-    idle = (*table.idle, *table.lost)
+    idle = (*table.idle, *sorted(table.lost))
     if not idle:
         return
     reasons, name = report.reasons(), idle[0]
     rows = [
         (f"{source.name}: {row.key}", row)
         for source in table.sources
-        for row in (*source.utterances, *source.refused)
+        for row in source.lines
         if (source.task or row.tag(table.task_tag)) == name
     ]
     why = _example(rows, reasons)
@@ -89,7 +89,7 @@ def _check_scores(runner: SuiteRunner, report: DataReport, *, key: str) -> None:
     found: list[str] = []
     for task in (*suite.tasks, *suite.lost):
         if not usable.get(task.name):
-            why = _example([(f"{task.name}: {row.key}", row) for row in (*task.utterances, *task.refused)], reasons)
+            why = _example([(f"{task.name}: {row.key}", row) for row in task.lines], reasons)
             found.append(f"task {task.name!r}: none of its {task.size} utterances is usable{why}")
         elif not any(error_rates.words(row.text, suite.normalizer) for row in usable[task.name]):
             texts = listed([row.text for row in usable[task.name]], most=2)

@@ -136,7 +136,7 @@ def test_audio_that_is_not_read_is_counted_and_named(tmp_path):
     assert set(bad) == {"undecodable_audio"}
     assert set(bad["undecodable_audio"]) == {"b.m4a", "c.MP4", "d.raw", "e.mov"}
     (tmp_path / "a.wav").unlink()
-    with pytest.raises(UserError, match="no audio that is read in .*; convert 'b.m4a', 'c.MP4', 'd.raw'"):
+    with pytest.raises(UserError, match="no audio in .*; convert 'b.m4a', 'c.MP4', 'd.raw'"):
         rows(tmp_path)
 
 

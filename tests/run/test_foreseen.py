@@ -87,11 +87,14 @@ def test_a_task_that_has_no_usable_training_utterance_is_refused_by_name(micro, 
 def test_a_task_whose_lines_cannot_be_used_is_refused_by_name_as_one_whose_audio_cannot(micro, data, changes):
     spoil(data, "train", "bob", **changes)
     line = refused(micro, data)
-    assert line.startswith("task 'bob': none of its 4 training utterances is usable, such as micro: ")
-    assert line.endswith("mend the manifest, or name the tasks to train in data.tasks")
-    # A run that has begun goes on as it was: suites score the task of the others only where it has an adapter.
+    assert line.startswith("task 'bob': none of its 4 training utterances is usable, such as ")
+    assert line.endswith("suite 'test' needs the adapter")
     for split in ("test", "validation"):
         spoil(data, split, "bob", **changes)
+    line = refused(micro, data)
+    assert line.startswith("task 'bob': none of its 4 training utterances is usable, such as micro: ")
+    assert line.endswith("mend the manifest, or name the tasks to train in data.tasks")
+    # A run that has begun goes on as it was.
     run, _ = start(micro, data, begins=False)
     assert run.layout.tasks == tuple(name for name in world.SPEAKERS if name != "bob")
     assert [task.name for task in run.layout.test.suite.lost] == ["bob"]
