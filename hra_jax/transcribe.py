@@ -36,7 +36,7 @@ def choose_task(adapter: str | None, task: str | None) -> tuple[str, str]:
     """
     if adapter is None:
         return task or BASE_TASK, ""
-    entries = {entry["name"]: entry for entry in adapter_folder.read_adapter(adapter).tasks_json}
+    entries = {entry["name"]: entry for entry in adapter_folder.read_tasks(adapter)}
     if task is None:
         if len(entries) != 1:
             others = f"{listed(entries, show=str)}, " if entries else ""

@@ -172,7 +172,9 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
     if jax.process_index() == 0:
         try:
             run.report.write(run.workdir / DATA_REPORT)
-            _put_report(run.workdir, suite.name, lambda fresh: write_report(fresh, results, rows, unscored))
+            _put_report(
+                run.workdir, suite.name, lambda fresh: write_report(fresh, results, rows, unscored, durable=False)
+            )
             print_table(results)
             if unscored:
                 of = len(suite.utterances)

@@ -198,7 +198,7 @@ def _steps(path: epath.Path) -> list[int]:
 
 
 def _checked_resume(config: ConfigDict, path: epath.Path) -> tuple[bool, int]:
-    """Whether there are checkpoints, which must then be of the same configuration; and the steps that it had."""
+    """Whether there are checkpoints, which must be of this configuration and its steps; and the steps that it had."""
     # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
     steps, stored = _steps(path), path / CONFIG
     if steps and stored.exists():
@@ -206,6 +206,12 @@ def _checked_resume(config: ConfigDict, path: epath.Path) -> tuple[bool, int]:
         changed = stored_difference(read_text(stored), config, trains=max(steps) < config.steps)
         if changed:
             raise UserError(f"{path} belongs to a run with another configuration: {'; '.join(changed)}")
+    # Before the configuration is stored: what is refused changes nothing.
+    if steps and config.steps < max(steps):
+        raise UserError(
+            f"steps = {config.steps}: the run is already at step {max(steps)}; allowed is {max(steps)} or more"
+        )
+    if steps and stored.exists():
         return True, config_from_json(read_text(stored), notify=False).steps
     return bool(steps), config.steps
 

@@ -196,3 +196,18 @@ def test_no_adapter_is_exported_through_a_link(tmp_path, run):
     with pytest.raises(UserError, match="is a link"):
         run("one")
     assert not list((tmp_path / "kept").iterdir())
+
+
+def test_fewer_steps_than_the_run_has_had_are_refused_and_not_stored(tmp_path, config):
+    claimed(config, tmp_path)
+    (tmp_path / "checkpoints" / "500").mkdir(parents=True)
+    fewer = config.copy_and_resolve_references()
+    with fewer.unlocked():
+        fewer.steps = 499
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="steps = 499: the run is already at step 500; allowed is 500 or more"):
+        claimed(fewer, tmp_path)
+    assert tree(tmp_path) == before
+    with fewer.unlocked():
+        fewer.steps = 500
+    assert claimed(fewer, tmp_path).resumed
