@@ -387,14 +387,13 @@ class _InUse(UserError):
 
 
 def _taken(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, patient: bool) -> Lock:
-    try:
+    with contextlib.ExitStack() as undo:
+        # Where this is interrupted after the lock was written, nobody would renew or remove it.
+        undo.callback(_remove_own, path, owner["token"])
         _take(path, owner, folder, patient=patient)
         lock = Lock(path, owner)
         lock.start()
-    except BaseException:
-        # Interrupted after the lock was written, nobody would renew or remove it.
-        _remove_own(path, owner["token"])
-        raise
+        undo.pop_all()
     return lock
 
 
