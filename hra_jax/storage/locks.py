@@ -169,6 +169,18 @@ def check_held(folder: epath.PathLike) -> None:
         lock.check()
 
 
+def is_held(folder: epath.PathLike) -> bool:
+    """Whether any process, this one included, holds the lock of a folder, as far as one look tells.
+
+    Raises:
+      UserError: something else has the name of the lock.
+      OSError: it cannot be read.
+    """
+    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    found = _read(place / NAME)
+    return found is not None and not _is_dead(found.owner)
+
+
 @contextlib.contextmanager
 def _holding(path: epath.Path, what: str, *, folder: epath.PathLike, patient: bool = False) -> Iterator[Lock]:
     key = os.fspath(path)
