@@ -10,6 +10,7 @@ import time
 
 import pytest
 from etils import epath
+from reference.full_disk import no_file_larger_than
 
 from hra_jax.errors import UserError
 from hra_jax.storage import locks
@@ -258,3 +259,15 @@ def test_on_an_object_store_the_last_writer_has_the_lock_and_the_others_see_it(t
     assert locks._read(path).owner["what"] == taken[0]
     with pytest.raises(UserError, match="in use"):
         locks._take_remote(path, locks._this_process("late"), tmp_path)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_lock_that_does_not_fit_on_the_disk_is_none(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(locks, "_made", locks._made_without_links)
+    with no_file_larger_than(100), pytest.raises(OSError, match="File too large"), locks.hold(tmp_path, "training"):
+        raise AssertionError("it was taken")
+    assert not list(tmp_path.iterdir()) and not locks.is_held(tmp_path)
+    with locks.hold(tmp_path, "training"):
+        assert locks.is_held(tmp_path)
+    assert not locks.is_held(tmp_path)
