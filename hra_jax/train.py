@@ -189,7 +189,7 @@ def _loop(
     validates, validated = functools.partial(_validates, run, evaluation), False
     flops_of, times, last = CountedStep(layout.programs.counted), StepTimes(devices=layout.mesh.size, peak=peak), None
     most = layout.programs.optimizer.max_skipped_steps
-    skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name)
+    skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name, position=position)
     with loader, writer, progress, profiler, PreemptionGuard() as guard:
         times.restart()
         for step in range(start + 1, steps + 1):
@@ -205,20 +205,21 @@ def _loop(
             skipped.stepped(step, outputs, rows["utterance"])
             last = outputs["loss"]
 
+            # ------------------------------------------------------------------------------------------- skipped steps
+            # Looking waits for the device; where there is something to write, it is waited for anyway.
+            written = step == start + 1 or writer.due(step) or step == steps
+            if written or validates(step) or checkpoints.due(step):
+                skipped.look(progress.note)
+
             # ------------------------------------------------------------------------------------------------ metrics
             loss = None
-            if step == start + 1 or writer.due(step) or step == steps:
+            if written:
                 metrics = {name: float(value) for name, value in outputs.items()}
                 loss = metrics["loss"]
-                metrics |= times.take()
+                metrics |= times.take() | {"skipped_steps": skipped.total}
                 writer.write(step, {f"train/{name}": value for name, value in metrics.items()})
                 _check_tasks(step, metrics, tasks=len(layout.tasks), max_tasks=batch.max_tasks)
             progress.update(step, audio_seconds=loader.audio_seconds, loss=loss)
-
-            # ------------------------------------------------------------------------------------------- skipped steps
-            # Looking waits for the device; where there is something to write, it is waited for anyway.
-            if loss is not None or validates(step) or checkpoints.due(step):
-                skipped.look(progress.note)
 
             # ---------------------------------------------------------------------------------------------- validation
             scores = None
@@ -238,7 +239,7 @@ def _loop(
             if force or checkpoints.due(step):
                 with times.part("checkpoint"):
                     skipped.look(progress.note)
-                    save(run, checkpoints, step, position=loader.position(), metrics=scores, force=force)
+                    save(run, checkpoints, step, position=skipped.onto(loader.position()), metrics=scores, force=force)
                     write_data_report(run)
                     if guards:
                         checkpoints.wait()
@@ -253,8 +254,15 @@ def _loop(
                 times.restart()  # the first step is mostly compilation
     write_data_report(run)
     if jax.process_index() == 0:
-        tell(f"data: {run.report.summary()}")
+        _tell_unused(run, skipped)
     return 0
+
+
+def _tell_unused(run: Run, skipped: SkippedSteps) -> None:
+    """Prints, after the last step, which data could not be used and how many steps were skipped."""
+    tell(f"data: {run.report.summary()}")
+    if skipped.total:
+        tell(f"{skipped.total} of {run.settings.steps} steps were skipped, as their loss or a gradient was not finite")
 
 
 def _loader(run: Run, data: DataSettings, batch: BatchSettings, *, position: dict[str, Any] | None) -> TrainLoader:

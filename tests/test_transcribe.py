@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from etils import epath
 from reference import micro as world
 
 import hra_jax
+from hra_jax import transcribe as command_of
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.data.audio import decode_file
 from hra_jax.errors import UserError
@@ -129,6 +131,32 @@ def test_a_task_that_had_no_step_is_told_by_transcribe_and_by_tasks_list(trained
     assert choose_task(adapter, "ann") == ("ann", "")
     commands.list_tasks(adapter)
     assert "without a training step: 'bob'" in capsys.readouterr().out
+
+
+def test_what_was_not_asked_for_is_said_on_stderr_and_the_text_alone_on_stdout(
+    files, micro, trained, tmp_path, monkeypatch, capsys
+):
+    """The command in this process: what it says beside the text of a file."""
+    one = str(tmp_path / "one")
+    shutil.copytree(trained.workdir / "adapter", one)
+    for name in ("ann", "cy"):
+        commands.remove(one, name)
+    exported = read_adapter(one)
+    library.write(epath.Path(one), dataclasses.replace(exported, tasks_json=[exported.tasks_json[0] | {"step": 0}]))
+    monkeypatch.setattr(command_of, "setup_jax", lambda: None)  # this process has its own compile cache
+    capsys.readouterr()
+    never = "task 'bob' had no training step\n"
+    cases = [(None, f"task 'bob', the only one of {one}; {never}"), ("bob", never), ("__base__", "")]
+    printed = []
+    for task, notice in cases:
+        settings = dict(adapter=one, backbone=micro.backbone, task=task, json=False)
+        monkeypatch.setattr(command_of, "FLAGS", types.SimpleNamespace(**settings))
+        assert command_of.main(["transcribe", files[0][0]]) == 0
+        out, err = capsys.readouterr()
+        assert err == notice
+        printed.append(out)
+    assert printed[0] == printed[1] and all(line.startswith(f"{files[0][0]}\t") for line in printed)
+    assert [out.count("\n") for out in printed] == [1, 1, 1]
 
 
 @pytest.fixture
