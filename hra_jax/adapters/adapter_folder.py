@@ -33,7 +33,7 @@ from hra_jax.adapters.methods import from_folder, peft_types
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.models.encoder_config import EncoderConfig
-from hra_jax.storage import safetensors
+from hra_jax.storage import folders, safetensors
 from hra_jax.storage.files import (
     check_no_link,
     check_regular,
@@ -312,6 +312,7 @@ def read_adapter(folder: epath.PathLike, *, shapes: bool = True) -> ExportedAdap
         for, or not finite; a task file that is not in the folder.
       DamagedError: a file is not what was exported.
     """
+    folders.put_back(folder)
     folder = epath.Path(folder)
     where = str(folder / CONFIG_FILE)
     config = _checked_config(read_json(folder / CONFIG_FILE, what=_NEEDED), where=where)

@@ -115,7 +115,7 @@ def list_files(workdir: epath.PathLike) -> None:
     """Writes the checksums of what a finished run has written; what has its own is left out. Raises OSError."""
     if not is_remote(workdir):
         with _listing(workdir):
-            checksums.write_listing(workdir, but=lambda path: not _is_listed(path))
+            checksums.write_listing(workdir, but=lambda path: not _is_listed(path), durable=True)
 
 
 def forget_files(workdir: epath.PathLike) -> bool:
@@ -134,14 +134,14 @@ def changing_files(workdir: epath.PathLike) -> Iterator[None]:
     if jax.process_index() or is_remote(workdir):
         yield
         return
-    known = forget_files(workdir)
+    known, done = forget_files(workdir), False
     try:
         yield
-    except BaseException:
-        with contextlib.suppress(OSError, UserError):
+        done = True
+    finally:
+        # What is already on its way up counts for more than a listing that cannot be written.
+        with contextlib.suppress(*(() if done else (OSError, UserError))):
             _follow(workdir, known=known)
-        raise
-    _follow(workdir, known=known)
 
 
 def _follow(workdir: epath.PathLike, *, known: bool) -> None:
