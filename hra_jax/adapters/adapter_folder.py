@@ -34,7 +34,7 @@ from hra_jax.adapters.methods import from_folder, peft_types
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.models.encoder_config import EncoderConfig
-from hra_jax.storage import checksums, locks, safetensors
+from hra_jax.storage import checksums, folders, locks, safetensors
 from hra_jax.storage.files import (
     check_no_link,
     check_regular,
@@ -327,6 +327,7 @@ def read_tasks(folder: epath.PathLike) -> list[dict[str, Any]]:
     Raises:
       UserError: there is no such file, or it is broken.
     """
+    folders.put_back(folder)
     path = epath.Path(folder) / TASKS_FILE
     most: dict[str, Any] = {"most_bytes": _MOST_BYTES_OF_TASKS, "most_values": _MOST_VALUES_OF_TASKS}
     tasks = read_object(path, {"tasks": list}, what=_NEEDED, **most)["tasks"]
@@ -350,6 +351,7 @@ def read_adapter(folder: epath.PathLike, *, shapes: bool = True) -> ExportedAdap
         for, or not finite; a task file that is not in the folder.
       DamagedError: a file is not what was exported.
     """
+    folders.put_back(folder)
     folder = epath.Path(folder)
     before = _config_text(folder)
     try:

@@ -19,7 +19,7 @@ from typing import TypeVar
 from etils import epath
 
 from hra_jax.errors import UserError
-from hra_jax.storage import writing
+from hra_jax.storage import locks, writing
 from hra_jax.storage.files import check_no_links, is_remote, remove_folder, rename_folder, sync_folder
 
 _Written = TypeVar("_Written")
@@ -70,7 +70,7 @@ def replace_folder(
             if rewritten is not None:
                 _take_over(place, fresh, rewritten)
         written = write(fresh)
-        _sync(fresh)
+        sync_tree(fresh)
         _check_same(fresh, made, folder)
         if place.exists():
             _keep_modes(place, fresh)
@@ -119,6 +119,32 @@ def is_to_be_mended(folder: epath.PathLike) -> bool:
     """Whether `recover` would find anything to do; false alarms while another process is in `replace_folder`."""
     place = epath.Path(os.path.realpath(folder))
     return not is_remote(folder) and place.parent.is_dir() and any(_leftovers(place).values())
+
+
+def put_back(folder: epath.PathLike) -> None:
+    """`recover` for who only reads, where a process was killed between two renames and the folder is gone.
+
+    Raises:
+      UserError: it is gone so, and cannot be put back: another process is at it, or nothing may be written there.
+    """
+    if not _is_between_renames(folder):
+        return
+    with contextlib.suppress(UserError, OSError), locks.hold_beside(folder, "recovery"):
+        recover(folder)
+    if _is_between_renames(folder):
+        place = epath.Path(os.path.realpath(folder))
+        (token, *_) = sorted(_leftovers(place)["old"]) or [""]
+        raise UserError(
+            f"{os.fspath(folder)!r} is gone: a process replaces it, or was killed while it did, and it cannot be put "
+            f"back here; {os.fspath(_beside(place, 'old', token))!r} is what it was"
+        )
+
+
+def _is_between_renames(folder: epath.PathLike) -> bool:
+    if is_remote(folder) or os.path.lexists(folder):
+        return False
+    place = epath.Path(os.path.realpath(folder))
+    return place.parent.is_dir() and bool(_leftovers(place)["old"])
 
 
 def _beside(folder: epath.Path, kind: str, token: str) -> epath.Path:
@@ -177,8 +203,8 @@ def _link_or_copy(file: str, copy: epath.Path) -> None:
         shutil.copy2(file, copy, follow_symlinks=False)
 
 
-def _sync(folder: epath.Path) -> None:
-    """Puts a folder and everything in it on the disk."""
+def sync_tree(folder: epath.PathLike) -> None:
+    """Puts a folder of this machine and everything in it on the disk."""
     for place, _, names in os.walk(folder):
         for name in names:
             # Not every file can be opened, and not every file system can.

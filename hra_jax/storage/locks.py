@@ -181,6 +181,18 @@ def check_held(folder: epath.PathLike) -> None:
         lock.check()
 
 
+def is_held(folder: epath.PathLike) -> bool:
+    """Whether any process, this one included, holds the lock of a folder, as far as one look tells.
+
+    Raises:
+      UserError: something else has the name of the lock.
+      OSError: it cannot be read.
+    """
+    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    found = _read(place / NAME)
+    return found is not None and not _is_dead(found.owner)
+
+
 @contextlib.contextmanager
 def _holding(path: epath.Path, what: str, *, folder: epath.PathLike, patient: bool = False) -> Iterator[Lock]:
     key = os.fspath(path)
@@ -432,12 +444,18 @@ def _remove_leftovers(path: epath.Path) -> None:
             remove_file(path.parent / name)
 
 
+def _write_all(descriptor: int, content: bytes) -> None:
+    # Of a full disk the first bytes may still fit: a lock whose owner cannot be read would be nobody's, and stay.
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
 def _made(path: epath.Path, content: bytes) -> bool:
     """Makes a lock file with its content in one act; False where there is one already."""
     fresh = f"{os.fspath(path)}.{secrets.token_hex(8)}"
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        os.write(descriptor, content)
+        _write_all(descriptor, content)
         os.fsync(descriptor)  # others may see it now
         os.link(fresh, path)
     except FileNotFoundError:
@@ -461,7 +479,10 @@ def _made_without_links(path: epath.Path, content: bytes) -> bool:
     except FileExistsError:
         return False
     try:
-        os.write(descriptor, content)
+        _write_all(descriptor, content)
+    except OSError:
+        remove_file(path)
+        raise
     finally:
         os.close(descriptor)
     return True

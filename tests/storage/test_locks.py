@@ -11,6 +11,7 @@ import time
 
 import pytest
 from etils import epath
+from reference.full_disk import no_file_larger_than
 
 from hra_jax.errors import UserError
 from hra_jax.storage import locks
@@ -306,3 +307,15 @@ def test_who_waits_with_patience_says_each_thing_once_and_looks_at_a_bucket_seld
     assert told.count("waiting up to") == told.count("waiting: ") == 1
     monkeypatch.setattr(locks, "RENEW_SECONDS", {False: 5.0, True: 20.0})
     assert locks._look_seconds(epath.Path("gs://bucket/W/.lock")) == 5.0
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_lock_that_does_not_fit_on_the_disk_is_none(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(locks, "_made", locks._made_without_links)
+    with no_file_larger_than(100), pytest.raises(OSError, match="File too large"), locks.hold(tmp_path, "training"):
+        raise AssertionError("it was taken")
+    assert not list(tmp_path.iterdir()) and not locks.is_held(tmp_path)
+    with locks.hold(tmp_path, "training"):
+        assert locks.is_held(tmp_path)
+    assert not locks.is_held(tmp_path)
