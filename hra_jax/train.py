@@ -20,7 +20,7 @@ from hra_jax.console import error_line, listed, tell
 from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
-from hra_jax.errors import UserError
+from hra_jax.errors import DamagedError, UserError
 from hra_jax.evaluation.report import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
 from hra_jax.run import processes
@@ -357,9 +357,7 @@ def finish(
       The results, or None without a test suite, or where its evaluation failed.
     """
     stitched, test = exported.step == BEST_PER_TASK, run.layout.test
-    step = checkpoints.resolve(_checkpoint_to_export(run, checkpoints, exported))
-    if step != int(run.state.step):
-        restore(run, checkpoints, step)
+    step = _take_exported(run, checkpoints, _checkpoint_to_export(run, checkpoints, exported))
     task_steps = dict.fromkeys(run.layout.tasks, step)
     if stitched:
         run.state = run.best_rows.onto(run.bank, run.state)
@@ -391,6 +389,23 @@ def _checkpoint_to_export(run: Run, checkpoints: Checkpoints, exported: ExportSe
         run.failures.append("no checkpoint was scored, so the last one is exported in place of the best")
         return "last"
     return "best"
+
+
+def _take_exported(run: Run, checkpoints: Checkpoints, which: str) -> int:
+    """Puts the checkpoint that is exported into the run; the newest whole one where it is damaged. Returns its step."""
+    step = checkpoints.resolve(which)
+    if step == int(run.state.step):
+        return step
+    try:
+        restore(run, checkpoints, step)
+    except DamagedError as error:
+        checkpoints.pass_over(step)
+        newest, _ = restore_newest(run, checkpoints)
+        run.failures.append(f"the {which} checkpoint, {step}, is damaged, so {newest} is exported in its place")
+        if jax.process_index() == 0:
+            error_line(f"{error}; checkpoint {newest} is exported in its place")
+        return newest
+    return step
 
 
 def _tell_untrained(run: Run) -> None:

@@ -63,6 +63,17 @@ def test_every_file_gets_its_own_text_or_its_own_error_in_order(files, expected,
     assert all(text is None for file, text, _ in rows if file in files[1])
 
 
+def test_a_recording_whose_samples_overflow_costs_no_other_its_text(files, expected, micro, trained, tmp_path):
+    loud, good = str(tmp_path / "loud.wav"), [file for file in files[0] if file not in files[1]][:2]
+    soundfile.write(loud, 3e38 * world.tones("fad cab"), world.RATE, subtype="FLOAT")
+    adapter = str(trained.workdir / "adapter")
+    rows = list(transcribe([good[0], loud, good[1]], adapter=adapter, backbone=micro.backbone, task="bob"))
+    assert [rows[0], rows[2]] == [(file, expected[file], None) for file in good]
+    assert rows[1][1] is None and "task 'bob': the log-probabilities are not finite" in rows[1][2]
+    with pytest.raises(UserError, match="task 'bob': the log-probabilities are not finite"):
+        list(transcribe([loud], adapter=adapter, backbone=micro.backbone, task="bob"))
+
+
 def test_without_an_adapter_the_backbone_speaks(files, micro):
     (row,) = transcribe(files[0][:1], adapter=None, backbone=micro.backbone, task="__base__")
     audio = decode_file(files[0][0], world.RATE)
@@ -175,3 +186,9 @@ def test_the_command_writes_file_and_text_and_ends_with_status_0(command, files,
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{file}\t{expected[file]}" for file in chosen]
     assert done.stderr == ""
+
+
+def test_a_task_is_chosen_without_reading_the_weights(trained, tmp_path):
+    shutil.copytree(trained.workdir / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    assert choose_task(str(tmp_path / "adapter"), "bob") == ("bob", "")
