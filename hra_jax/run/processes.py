@@ -258,8 +258,13 @@ def _watch() -> None:
                 continue
             return
         if not _leaving.wait(_OWN_WORDS_SECONDS):
-            _tell(int(status))
-            signals.end(int(status), f"process {number} ended with status {status}, and so does this one", sys.stderr)
+            _follow(number, int(status))
+
+
+def _follow(number: str, status: int) -> None:
+    """Ends this process as process `number` has ended."""
+    _tell(status)
+    signals.end(status, f"process {number} ended with status {status}, and so does this one", sys.stderr)
 
 
 def _stop_watching(watch: threading.Thread) -> None:
@@ -269,9 +274,19 @@ def _stop_watching(watch: threading.Thread) -> None:
 
 
 def _then_leave(hook: Callable) -> Callable:
-    """An excepthook that shows an error as `hook` does, and leaves."""
+    """An excepthook that shows an error as `hook` does, and leaves.
+
+    A collective fails where another process has left it, often before `_watch` has looked: then there is nothing to
+    show, and that process's status is the one to end with.
+    """
 
     def ended(kind, error, traceback):
+        client = _client() if issubclass(kind, jax.errors.JaxRuntimeError) else None
+        if client is not None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                number, status = client.key_value_try_get(_ENDED).split()
+                _leaving.set()
+                _follow(number, int(status))
         hook(kind, error, traceback)
         leave(1)
 
