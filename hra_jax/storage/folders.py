@@ -19,7 +19,7 @@ from typing import TypeVar
 from etils import epath
 
 from hra_jax.storage import writing
-from hra_jax.storage.files import check_no_links, is_remote, remove_folder, rename_folder, sync_folder
+from hra_jax.storage.files import check_no_links, is_remote, real_path, remove_folder, rename_folder, sync_folder
 
 _Written = TypeVar("_Written")
 _AT_FDCWD = -100
@@ -52,7 +52,7 @@ def replace_folder(
     """
     if is_remote(folder):
         return write(epath.Path(folder))
-    place = epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     place.parent.mkdir(parents=True, exist_ok=True)
     recover(place)
     token = secrets.token_hex(8)
@@ -88,7 +88,7 @@ def recover(folder: epath.PathLike) -> None:
     """
     if is_remote(folder):
         return
-    place = epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     if not place.parent.is_dir():
         return
     left = _leftovers(place)
@@ -110,7 +110,7 @@ def recover(folder: epath.PathLike) -> None:
 
 def is_to_be_mended(folder: epath.PathLike) -> bool:
     """Whether `recover` would find anything to do; false alarms while another process is in `replace_folder`."""
-    place = epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     return not is_remote(folder) and place.parent.is_dir() and any(_leftovers(place).values())
 
 

@@ -31,7 +31,7 @@ from etils import epath
 from hra_jax.console import tell
 from hra_jax.errors import UserError
 from hra_jax.storage import writing
-from hra_jax.storage.files import is_remote, make_folder, remove_file
+from hra_jax.storage.files import is_remote, make_folder, real_path, remove_file
 from hra_jax.storage.json_files import parse_json
 
 RENEW_SECONDS = {False: 5.0, True: 20.0}  # of a lock on a disk, and on an object store
@@ -143,7 +143,7 @@ def hold(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterato
       OSError: the lock cannot be written.
     """
     make_folder(folder)
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     with _holding(place / NAME, what, folder=folder, patient=patient) as lock:
         yield lock
 
@@ -151,7 +151,7 @@ def hold(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterato
 @contextlib.contextmanager
 def hold_beside(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterator[Lock]:
     """As `hold`, in the file `.NAME.lock` beside a folder NAME, which may be absent or be replaced meanwhile."""
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     make_folder(place.parent)
     with _holding(place.parent / f".{place.name}{NAME}", what, folder=folder, patient=patient) as lock:
         yield lock
@@ -163,7 +163,7 @@ def check_held(folder: epath.PathLike) -> None:
     Raises:
       UserError: this process stood still for so long that another one has taken the lock over.
     """
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     lock = _held.get(os.fspath(place / NAME))
     if lock is not None:
         lock.check()

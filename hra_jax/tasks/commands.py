@@ -15,7 +15,6 @@ Without --output the adapter is changed in place. Whatever a command is not abou
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from hra_jax.console import listed, near_matches, percent, say, stdout, table, t
 from hra_jax.convert import peft_export
 from hra_jax.errors import UserError
 from hra_jax.storage import folders, locks
-from hra_jax.storage.files import is_remote, write_file
+from hra_jax.storage.files import is_remote, real_path, write_file
 from hra_jax.storage.json_files import json_text
 from hra_jax.tasks import adding, descriptions, library, merging
 from hra_jax.tasks.backbone import load_backbone
@@ -49,7 +48,7 @@ def _destination(adapter: str, output: str | None, *, in_place: bool = True) -> 
     if output is None:
         return epath.Path(adapter)
     folder = epath.Path(output)
-    same = not is_remote(output) and os.path.realpath(output) == os.path.realpath(adapter)
+    same = not is_remote(output) and real_path(output) == real_path(adapter)
     if same and in_place:
         return epath.Path(adapter)
     if not output or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):

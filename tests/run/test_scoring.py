@@ -1,0 +1,51 @@
+"""What a validation or an evaluation that fails costs."""
+
+import errno
+import struct
+import types
+import zlib
+
+import pytest
+
+from hra_jax.data.report import DataReport
+from hra_jax.errors import UserError
+from hra_jax.run.scoring import attempt
+from hra_jax.storage.remote import StorageUnavailable
+
+
+@pytest.fixture
+def run():
+    return types.SimpleNamespace(report=DataReport(), failures=[])
+
+
+def failing(error: BaseException):
+    def act():
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize("kind", [AssertionError, EOFError, ImportError, KeyError, UserError, struct.error, zlib.error])
+def test_whatever_a_library_raises_in_a_score_is_told_and_the_run_goes_on(run, kind, capsys):
+    assert attempt(run, "the validation at step 2", failing(kind("no good"))) is None
+    assert run.failures == ["the validation at step 2 failed"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the validation at step 2 failed: ") and "no good" in line
+
+
+def test_ctrl_c_and_sigterm_are_no_failures(run):
+    for error in (KeyboardInterrupt(), SystemExit(75)):
+        with pytest.raises(type(error)):
+            attempt(run, "the validation", failing(error))
+    assert not run.failures
+
+
+def test_storage_that_is_away_ends_what_the_same_command_does_again_and_nothing_else(run):
+    away = StorageUnavailable(errno.EAGAIN, "the storage does not answer")
+    told = UserError("the report")
+    told.__cause__ = away
+    for error in (away, told):
+        with pytest.raises(type(error)):
+            attempt(run, "the evaluation", failing(error), comes_again=True)
+    assert not run.failures
+    assert attempt(run, "the validation", failing(away)) is None and run.failures == ["the validation failed"]
