@@ -321,17 +321,18 @@ def agreed(action: Callable[[], Result]) -> Result:
     """
     if jax.process_count() == 1:
         return action()
-    failure, found = None, None
+    failure: Exception | None = None
+    found: Result | None = None
     try:
         found = action()
     except FAILURES as error:
         failure = error
     told = gather(None if failure is None else [_kind_of(failure), str(failure)])
-    error = failure or next((_told(number, *words) for number, words in enumerate(told) if words), None)
-    if error is None:
+    agreed_on = failure or next((_told(number, *words) for number, words in enumerate(told) if words), None)
+    if agreed_on is None:
         return cast("Result", found)
-    error.add_note(_AGREED)
-    raise error
+    agreed_on.add_note(_AGREED)
+    raise agreed_on
 
 
 def _kind_of(error: Exception) -> str:
