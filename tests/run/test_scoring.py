@@ -1,6 +1,7 @@
-"""What a validation or an evaluation that fails costs."""
+"""What a validation or an evaluation that fails costs, and the report of unusable data of a run that starts again."""
 
 import errno
+import json
 import struct
 import types
 import zlib
@@ -9,8 +10,10 @@ import pytest
 
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
-from hra_jax.run.scoring import attempt
+from hra_jax.run.scoring import attempt, data_report
 from hra_jax.storage.remote import StorageUnavailable
+
+ONE = {"counts": {"too_long": 1}, "utterances": {"too_long": [{"name": "a", "detail": "40 s"}]}}
 
 
 @pytest.fixture
@@ -49,3 +52,24 @@ def test_storage_that_is_away_ends_what_the_same_command_does_again_and_nothing_
             attempt(run, "the evaluation", failing(error), comes_again=True)
     assert not run.failures
     assert attempt(run, "the validation", failing(away)) is None and run.failures == ["the validation failed"]
+
+
+def test_what_an_earlier_start_found_is_kept(tmp_path, capsys):
+    (tmp_path / "data_report.json").write_text(json.dumps(ONE))
+    with data_report(tmp_path, strict=False, keep=True) as report:
+        assert report.to_json() == ONE
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", ["", json.dumps(ONE)[:-20], '{"utterances": {"too_long": [3]}}', "[]", "\x00\xff"])
+def test_a_damaged_report_is_told_of_and_costs_no_start(tmp_path, capsys, content):
+    path = tmp_path / "data_report.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match="stop"), data_report(tmp_path, strict=False, keep=True) as report:
+        told = capsys.readouterr().out
+        assert (
+            told.startswith(str(path)) and told.endswith("; what it named is not counted\n") and told.count("\n") == 1
+        )
+        report.add("too_short", "b", "1 frame")
+        raise UserError("stop")
+    assert json.loads(path.read_text())["counts"] == {"too_short": 1}
