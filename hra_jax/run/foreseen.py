@@ -20,6 +20,7 @@ from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.run import processes
 from hra_jax.run.layout import Layout
+from hra_jax.storage.files import is_remote
 from hra_jax.tasks.names import check_name
 
 _THREADS = 16  # storage answers many questions at a time
@@ -116,7 +117,7 @@ def missing_files(paths: Sequence[str], *, remote_seconds: float = _REMOTE_SECON
     deadline = time.monotonic() + remote_seconds
 
     def missing(path: str) -> bool:
-        if "://" not in path:
+        if not is_remote(path):
             return not os.path.exists(path)
         return time.monotonic() < deadline and not epath.Path(path).exists()
 
@@ -124,8 +125,8 @@ def missing_files(paths: Sequence[str], *, remote_seconds: float = _REMOTE_SECON
         # What a client of remote storage raises is no answer; decoding will name it.
         return answer.done() and not answer.cancelled() and answer.exception() is None and answer.result()
 
-    local = [path for path in paths if "://" not in path]
-    remote = [path for path in paths if "://" in path]
+    local = [path for path in paths if not is_remote(path)]
+    remote = [path for path in paths if is_remote(path)]
     # Not as a context, which would wait for storage that does not answer.
     pool = concurrent.futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="exists")
     asked = {path: pool.submit(missing, path) for path in [*local, *remote]}

@@ -291,5 +291,5 @@ def check_regular(path: epath.PathLike) -> None:
       OSError: it is there and is no regular file.
     """
     text = os.fspath(path)
-    if "://" not in text and os.path.exists(text) and not os.path.isfile(text):
+    if not is_remote(text) and os.path.exists(text) and not os.path.isfile(text):
         raise OSError(errno.EINVAL, "not a regular file", text)

@@ -418,7 +418,7 @@ class Checkpoints:
     def _list_files(self, step: int) -> None:
         """Writes the checksums of the files of a complete checkpoint."""
         folder = self.directory / str(step)
-        if "://" in os.fspath(folder) or not folder.exists():
+        if is_remote(folder) or not folder.exists():
             return  # they would have to come back over the network; the arrays have their own
         try:
             write_listing(folder)
