@@ -157,6 +157,21 @@ def hold_beside(folder: epath.PathLike, what: str, *, patient: bool = False) -> 
         yield lock
 
 
+def check_free(folder: epath.PathLike) -> None:
+    """Refuses a folder whose lock another process holds; nothing is written.
+
+    A lock of another machine is watched for a little longer than its owner needs to renew it; `hold` waits longer.
+
+    Raises:
+      UserError: another process holds it; names the process and what it does.
+      OSError: the lock cannot be read.
+    """
+    path = (epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))) / NAME
+    found = _read(path)
+    if found is not None and os.fspath(path) not in _held:
+        _wait_for(path, found, folder, seconds=1.5 * RENEW_SECONDS[is_remote(path)])
+
+
 def check_held(folder: epath.PathLike) -> None:
     """`Lock.check` for the lock of a folder, where this process holds it: before something that must not be mixed.
 
@@ -338,8 +353,14 @@ def _renewed(path: epath.Path, found: _Found, seconds: float, *, look: float) ->
     return False
 
 
-def _wait_for(path: epath.Path, found: _Found, folder: epath.PathLike) -> None:
+def _wait_for(path: epath.Path, found: _Found, folder: epath.PathLike, *, seconds: float | None = None) -> None:
     """Returns when the owner of a lock is dead or has let go.
+
+    Args:
+      path: the lock.
+      found: what it says.
+      folder: what is locked.
+      seconds: for how long it is watched where its owner cannot be looked at; None for as long as `STALE_SECONDS`.
 
     Raises:
       UserError: it is alive.
@@ -349,7 +370,7 @@ def _wait_for(path: epath.Path, found: _Found, folder: epath.PathLike) -> None:
         return
     if found.owner.get("machine") == _machine() and "token" in found.owner:
         raise _refusal(found, folder, path)  # the process is there
-    seconds = STALE_SECONDS[remote]
+    seconds = STALE_SECONDS[remote] if seconds is None else seconds
     _say_waiting(found, folder, seconds)
     if _renewed(path, found, seconds, look=RENEW_SECONDS[True] / 4 if remote else _LOOK_SECONDS):
         now = _read(path)
