@@ -1,5 +1,6 @@
 """The look before a run: what it leaves alone, what it finds, and the status that it ends with."""
 
+import concurrent.futures
 import hashlib
 import subprocess
 import sys
@@ -114,6 +115,30 @@ def test_a_process_with_other_storage_than_the_first_one_says_so(tmp_path):
     (tmp_path / "W" / "of another run").touch()
     check.remove_probe(probe)
     assert everything(tmp_path) == ["W", "W/of another run"]
+
+
+def test_processes_that_look_together_leave_no_folder_that_was_not_there(tmp_path, config, monkeypatch):
+    """Threads in place of processes, which look at one folder as fast as they can."""
+    here, together, told = threading.local(), threading.Barrier(2), {}
+
+    def gather(value):
+        told[here.number] = value
+        together.wait()
+        found = [told[number] for number in range(2)]
+        together.wait()
+        return found
+
+    def look(number: int, folder) -> list[Finding]:
+        here.number = number
+        return check.check_workdir(config, folder)[0]
+
+    monkeypatch.setattr(check.processes, "gather", gather)
+    monkeypatch.setattr(check.jax, "process_index", lambda: here.number)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for turn in range(20):
+            found = list(pool.map(look, range(2), [tmp_path / "runs" / str(turn)] * 2))
+            assert [finding.state for (finding,) in found] == ["ok", "ok"], found
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""MPEG audio (MP3): how many samples a stream holds, counted frame by frame, and streams that say so.
+"""MPEG audio (MP3): the samples of a stream, counted frame by frame, and headers that give the right number.
 
 Decoders take the length of a stream from its Xing header, and guess it from the first frame where there is none. The
 guess is wrong where the bit rate varies, either way: samples that are not there are promised, or the end is never

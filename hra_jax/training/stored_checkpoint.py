@@ -56,7 +56,7 @@ class StoredCheckpoint:
         return self._sums
 
     def _tells_of_checksums(self) -> bool:
-        """Whether Orbax's own list of what is in a checkpoint names the checksums; so a damaged list is taken."""
+        """Whether Orbax's own list of the contents names the checksums; a damaged list counts as if it did."""
         try:
             text = (self.folder / "_CHECKPOINT_METADATA").read_bytes()
         except OSError:
@@ -89,7 +89,7 @@ class StoredCheckpoint:
         return None
 
     def damage(self, what: str, *, error: BaseException | None = None) -> UserError:
-        """What to tell where it cannot be used: a DamagedError, unless storage may yet give what it holds."""
+        """The error for one that cannot be used: a DamagedError, unless storage may still give what it holds."""
         away = isinstance(error, PermissionError | TimeoutError | ConnectionError) or _AWAY.search(str(error or ""))
         kind = UserError if away else DamagedError
         return kind(f"{self.folder.parent}: checkpoint {self.step} cannot be read: {what}")
