@@ -87,13 +87,6 @@ def remove_probe(probe: Probe) -> None:
         files.remove_empty_folder(folder)
 
 
-def _write(path: epath.Path, content: bytes) -> None:
-    if files.is_remote(path):
-        path.write_bytes(content)  # without the mark of a folder, which would stay
-    else:
-        files.write_file(path, content)
-
-
 def find_probe(path: epath.PathLike, digest: str, *, writes: bool) -> list[str]:
     """Reads and lists a file that another process has written.
 
@@ -116,7 +109,10 @@ def find_probe(path: epath.PathLike, digest: str, *, writes: bool) -> list[str]:
         ("listed", lambda: any(entry.name == file.name for entry in file.parent.iterdir())),
     ]
     if writes:
-        acts += [("written", lambda: _write(beside, b"")), ("removed", lambda: files.remove_file(beside))]
+        acts += [
+            ("written", lambda: files.write_file(beside, b"", mark=False)),
+            ("removed", lambda: files.remove_file(beside)),
+        ]
     times = []
     for act, done in acts:
         try:
@@ -164,7 +160,7 @@ def check_workdir(config: ConfigDict, workdir: epath.PathLike) -> tuple[list[Fin
             begun = writing.begin(functools.partial(remove_probe, probe), patience=writing.Patience.NONE)
             at_the_end.callback(writing.end, begun)
             try:
-                times.append(_timed("written", lambda: _write(probe.path, probe.content)))
+                times.append(_timed("written", lambda: files.write_file(probe.path, probe.content, mark=False)))
             finally:
                 if times or probe.absent:  # else nothing was made
                     at_the_end.callback(attempt, lambda: times.append(_timed("removed", lambda: remove_probe(probe))))

@@ -151,14 +151,18 @@ def sync_folder(folder: epath.PathLike) -> None:
             os.close(descriptor)
 
 
-def write_file(path: epath.PathLike, content: bytes | str, *, durable: bool = True) -> None:
+def write_file(path: epath.PathLike, content: bytes | str, *, durable: bool = True, mark: bool = True) -> None:
     """Writes a file so that a reader sees the old content or the new, never a part; makes its folder.
 
-    Text is stored as UTF-8. `Replacement` says what `durable` means.
+    Text is stored as UTF-8. `Replacement` says what `durable` means. Without `mark` a bucket gets the object alone, and
+    no mark of its folder, which would stay when the object is removed.
 
     Raises:
       OSError: it cannot be written; the old file, if there was one, is then still there.
     """
+    if is_remote(path) and not mark:
+        epath.Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+        return
     with Replacement(path, durable=durable) as replacement:
         replacement.stream.write(content.encode() if isinstance(content, str) else content)
         replacement.commit()
