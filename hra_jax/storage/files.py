@@ -283,10 +283,15 @@ def remove_empty_folder(folder: epath.PathLike) -> None:
 def rename_folder(folder: epath.PathLike, new: epath.PathLike) -> None:
     """Gives a folder another name, which nothing has; on the disk when this returns. Raises OSError.
 
-    In a bucket everything in it is copied.
+    In a bucket its files are copied one by one, and other readers see every stage of it.
     """
     if is_remote(folder):
-        epath.Path(folder).rename(new)
+        start = len(os.fspath(folder).rstrip("/")) + 1
+        for parent, _, names in epath.Path(folder).walk():
+            for name in names:
+                file = epath.Path(parent) / name
+                file.replace(epath.Path(new) / os.fspath(file)[start:])
+        remove_folder(folder)
         return
     if os.path.lexists(new):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(new))
