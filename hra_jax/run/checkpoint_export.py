@@ -26,7 +26,7 @@ from hra_jax.run import foundation, layout, programs
 from hra_jax.run.exporting import write_backbone
 from hra_jax.run.read import read_material
 from hra_jax.run.settings import RunSettings
-from hra_jax.run.workdirs import BACKBONE, CONFIG
+from hra_jax.run.workdirs import BACKBONE, CHECKPOINTS, CONFIG
 from hra_jax.storage import folders
 from hra_jax.storage.json_files import check_fields, read_text
 from hra_jax.storage.trees import flatten
@@ -65,7 +65,7 @@ def export_checkpoint(
     settings, adapter = group(config, ""), group(config, "adapter")
     if settings.method != "adapter" and renames:
         raise UserError(f"--rename={renames[0]!r} has no use with method {settings.method!r}: a backbone has no tasks")
-    folder = epath.Path(workdir) / "checkpoints"
+    folder = epath.Path(workdir) / CHECKPOINTS
     with Checkpoints(folder, keep_latest=1, keep_best=0, every_steps=1, finite=True, read_only=True) as checkpoints:
         number = checkpoints.resolve(step)
         while True:
@@ -85,9 +85,9 @@ def export_checkpoint(
 
 
 def _configuration(workdir: epath.Path) -> ConfigDict:
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     if not path.exists():
-        raise UserError(f"workdir = {str(workdir)!r}: holds no config.json, so no run was started there")
+        raise UserError(f"workdir = {str(workdir)!r}: holds no {CONFIG}, so no run was started there")
     config = config_from_json(path.read_text(encoding="utf-8"))
     with config.unlocked():
         config.eval.suite = config.eval.select_suite = ""
