@@ -85,7 +85,7 @@ def _parse(row: dict[str, Any], *, folder: epath.Path, source: str, number: int)
     if row.get("offset") is not None:  # NeMo writes null for the whole file
         offset = _seconds(row, "offset")
         key = f"{path}@{offset:.15g}+{duration:.15g}"
-    if not is_remote(path) and not os.path.isabs(path):
+    if "://" not in path and not os.path.isabs(path):  # an address of a file stays one
         path = os.fspath(folder / path)
     return Utterance(path, duration, text, offset, _tags(row), key, source, number)
 
