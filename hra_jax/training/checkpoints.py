@@ -334,7 +334,7 @@ class Checkpoints:
     def _segments_of(self, step: int) -> dict[str, list[str]]:
         if step not in self._segments:
             where = f"{self.directory / str(step) / 'rows' / 'metadata'}"
-            self._segments[step] = check_fields(self._of(step).item("rows"), dict.fromkeys(LOGS, list), where=where)
+            self._segments[step] = check_fields(self._of(step).segments(), dict.fromkeys(LOGS, list), where=where)
         return self._segments[step]
 
     def _of(self, step: int) -> StoredCheckpoint:
@@ -473,7 +473,7 @@ class Checkpoints:
         self._agree(step, failure)
         stored = self._of(step).checksums()
         for name, found in checksums.of_tree(state).items():
-            if stored is not None and stored["state"][name][1] != found.value:
+            if stored is not None and stored["state"][name][1] != found.value:  # `_check_leaves` found all names
                 raise self._of(step).damage(f"{name} is not what was saved")
             if self._finite and not found.finite:
                 raise self._of(step).damage(f"{name} holds NaN or infinite values")

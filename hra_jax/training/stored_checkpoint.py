@@ -12,7 +12,7 @@ from etils import epath
 
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.storage.checksums import of_json
-from hra_jax.storage.json_files import check_fields, parse_json
+from hra_jax.storage.json_files import check_fields, read_object, read_text
 from hra_jax.training.checksums import Checksum
 from hra_jax.training.sharding import leaf_name
 
@@ -20,6 +20,7 @@ METRIC = "wer_macro"  # the lower the better
 ITEMS = ("position", "best", "run", "rows")  # each of them one JSON object
 CHECKSUMS = "checksums"
 
+_LOG = re.compile(r"[a-z]+")
 # TensorStore's words for storage that may answer later, or that this user may not read: nothing is damaged then.
 _AWAY = re.compile(r"UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED")
 
@@ -36,9 +37,17 @@ class StoredCheckpoint:
     def item(self, name: str) -> dict[str, Any]:
         """A JSON value, `name` of ITEMS. Raises DamagedError where it is not what was written."""
         sums, value = self.checksums(), self._parsed(name)
-        if sums is not None and of_json(value) != sums["items"][name]:
+        if sums is not None and of_json(value) != sums["items"].get(name):
             raise self.damage(f"{name}/metadata is not what was written")
         return value
+
+    def segments(self) -> dict[str, list[str]]:
+        """The item `rows`: for each log of rows the names of its segments. Raises DamagedError."""
+        found = self.item("rows")
+        for log, names in found.items():
+            if not _LOG.fullmatch(log) or not isinstance(names, list) or any(type(name) is not str for name in names):
+                raise self.damage(f"rows/metadata: {log!r:.80}: {names!r:.80} are no segments of a log")
+        return found
 
     def checksums(self) -> dict[str, Any] | None:
         """What `checksums_of` has stored; None for a checkpoint of 0.1.0, which has none.
@@ -51,6 +60,12 @@ class StoredCheckpoint:
                 found = self._parsed(CHECKSUMS)
                 if found.pop("self", None) != of_json(found) or found.get("step") != self.step:
                     raise self.damage(f"{CHECKSUMS}/metadata is not what was written")
+                try:
+                    check_fields(found, {"items": dict, "state": dict}, where=f"{CHECKSUMS}/metadata")
+                    for leaf, entry in found["state"].items():
+                        _check_entry(entry, where=f"{CHECKSUMS}/metadata: {leaf!r:.80}")
+                except UserError as error:
+                    raise self.damage(str(error)) from error
                 self._sums = found
             self._known = True
         return self._sums
@@ -58,25 +73,24 @@ class StoredCheckpoint:
     def _tells_of_checksums(self) -> bool:
         """Whether Orbax's own list of what is in a checkpoint names the checksums; so a damaged list is taken."""
         try:
-            text = (self.folder / "_CHECKPOINT_METADATA").read_bytes()
-        except OSError:
+            text = read_text(self.folder / "_CHECKPOINT_METADATA")
+        except (OSError, UserError):
             return True
-        return b'"checksums"' in text or b'"item_handlers"' not in text
+        return '"checksums"' in text or '"item_handlers"' not in text
 
     def _parsed(self, name: str) -> dict[str, Any]:
-        file, where = self.folder / name / "metadata", f"{name}/metadata"
         try:
-            return check_fields(parse_json(file.read_bytes(), where=where), {}, where=where)
-        except OSError as error:
-            raise self.damage(f"{where}: {reason(error)}", error=error) from error
-        except UserError as error:
-            raise self.damage(reason(error)) from error
+            return read_object(self.folder / name / "metadata")
+        except (OSError, UserError) as error:
+            # Storage that does not answer now has damaged nothing.
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            raise self.damage(reason(error).removeprefix(f"{self.folder}/"), error=cause) from error
 
     def metrics(self) -> dict[str, float] | None:
         """{'wer_macro': ...}, from the checksums or else from Orbax's own file; None without any that can be read."""
         for name in (f"{CHECKSUMS}/metadata", "metrics/metrics"):
             try:
-                found = check_fields(parse_json((self.folder / name).read_bytes(), where=name), {}, where=name)
+                found = read_object(self.folder / name)
                 if name != "metrics/metrics":
                     if found.pop("self", None) != of_json(found):
                         continue
@@ -93,6 +107,11 @@ class StoredCheckpoint:
         away = isinstance(error, PermissionError | TimeoutError | ConnectionError) or _AWAY.search(str(error or ""))
         kind = UserError if away else DamagedError
         return kind(f"{self.folder.parent}: checkpoint {self.step} cannot be read: {what}")
+
+
+def _check_entry(entry: object, *, where: str) -> None:
+    if not (isinstance(entry, list) and list(map(type, entry)) == [str, int]):
+        raise UserError(f"{where} is {entry!r:.80}; allowed: [kind, checksum]")
 
 
 def checksums_of(
