@@ -95,11 +95,12 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     else:
         state, position, run.best = checkpoints.restore(number, state)
     run.state = run.bank.restart(state, run.state)
-    for ids, rows in _finite_rows(checkpoints, number, "bank"):
+    bank = run.layout.programs.bank_rows
+    for ids, rows in _finite_rows(checkpoints, number, "bank", bank=bank):
         whole = {name: no_parameters() | rows[name] for name in ("tasks", "mu", "nu")}
         run.state = run.bank.put(run.state, ids, whole | {"count": rows["count"]})
     run.best_rows.clear()
-    for ids, rows in _finite_rows(checkpoints, number, "best"):
+    for ids, rows in _finite_rows(checkpoints, number, "best", bank=bank):
         run.best_rows.put(ids, no_parameters() | rows)
     run.bank.saved()
     run.best_rows.saved()
@@ -142,8 +143,8 @@ def restore_newest(run: Run, checkpoints: Checkpoints, *, weights_only: bool = F
             _say(f"{error}; going on from checkpoint {older[-1]}")
 
 
-def _finite_rows(checkpoints: Checkpoints, step: int, log: str) -> Iterator[Rows]:
-    for ids, rows in checkpoints.rows(step, log):
+def _finite_rows(checkpoints: Checkpoints, step: int, log: str, *, bank: int) -> Iterator[Rows]:
+    for ids, rows in checkpoints.rows(step, log, bank=bank):
         name = checksums.not_finite(rows)
         if name is not None:
             raise DamagedError(f"{checkpoints.directory}: checkpoint {step}: {log}/{name} holds NaN or infinite values")

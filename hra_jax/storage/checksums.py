@@ -43,13 +43,14 @@ def sha256(file: epath.PathLike, *, told: Callable[[int], object] = lambda count
     digest = hashlib.sha256()
     check_regular(file)
     with epath.Path(file).open("rb") as stream:
-        for piece in _pieces(stream):
+        for piece in pieces(stream):
             digest.update(piece)
             told(len(piece))
     return digest.hexdigest()
 
 
-def _pieces(stream: IO[bytes]) -> Iterable[bytes]:
+def pieces(stream: IO[bytes]) -> Iterable[bytes]:
+    """The rest of a file, some of it at a time."""
     while piece := stream.read(_PIECE):
         yield piece
 
@@ -59,7 +60,7 @@ def of_file(file: epath.PathLike, *, told: Callable[[int], object] = lambda coun
     count = crc = 0
     check_regular(file)
     with epath.Path(file).open("rb") as stream:
-        for piece in _pieces(stream):
+        for piece in pieces(stream):
             count, crc = count + len(piece), zlib.crc32(piece, crc)
             told(len(piece))
     return count, crc

@@ -403,6 +403,7 @@ def _read_header(stream: IO[bytes], length: int, file: epath.Path) -> dict[str, 
         rows = tensors[_IDS].shape
         if len(rows) != 1:
             raise ValueError(f"its ids have the shape {list(rows)}")
+        unflatten(dict.fromkeys(tensors))
         if tensors[_IDS].dtype != np.int64 or any(tensor.shape[:1] != rows for tensor in tensors.values()):
             raise ValueError(f"not all tensors have {list(rows)} rows")
     except KeyError as error:
