@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from hra_jax.adapters import adapter_folder, methods, task_rows
 from hra_jax.adapters.base import Adapter, bind, no_parameters, unbound
 from hra_jax.adapters.output_kinds import NEVER
+from hra_jax.console import listed
 from hra_jax.data.audio import resample
 from hra_jax.errors import UserError
 from hra_jax.models import attention_parts, backbone_folder, ctc, dtypes
@@ -279,7 +280,8 @@ class Model:
           encoder frames of each. Column i is id i of the task's vocabulary.
 
         Raises:
-          UserError: an unknown task, or a waveform that is not 1-D, empty, or not finite.
+          UserError: an unknown task; a waveform that is not 1-D, empty, or not finite; log-probabilities that are not
+            finite.
         """
         names = self._one_task_each(waveforms, tasks)
         return self._run([self._prepare(waveform, sample_rate) for waveform in waveforms], names)
@@ -331,6 +333,7 @@ class Model:
         )
         frames = np.asarray(frames)[:count]
         log_probs = np.asarray(log_probs)[:count, : max(int(frames.max()), 1)]
+        _check_finite(log_probs, frames, tasks)
         if self.own is None:
             return log_probs, frames
         columns = np.stack([self.own.columns(task) for task in tasks])
@@ -382,6 +385,27 @@ class Model:
             last = len(path) if start == starts[-1] else step // hop + margin
             paths.append(path[first:last])
         return np.concatenate(paths)
+
+
+def _check_finite(log_probs: np.ndarray, frames: np.ndarray, tasks: Sequence[str]) -> None:
+    """Refuses what overflowed: the likeliest label of NaN would be the blank, and every text empty.
+
+    Args:
+      log_probs: `[B, T, V]`.
+      frames: `[B]`, how many frames of each are valid.
+      tasks: of each utterance.
+
+    Raises:
+      UserError: something is not finite; the line names the tasks.
+    """
+    valid = np.arange(log_probs.shape[1]) < frames[:, None]
+    wrong = (valid & ~np.isfinite(log_probs).all(axis=-1)).any(axis=-1)
+    if wrong.any():
+        names = sorted({task for task, found in zip(tasks, wrong, strict=True) if found})
+        raise UserError(
+            f"task {listed(names)}: the log-probabilities are not finite; the weights or settings of "
+            "its adapter, or else the backbone's weights or the samples, are too large"
+        )
 
 
 def apply_model(

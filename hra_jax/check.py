@@ -56,17 +56,31 @@ class Finding(NamedTuple):
 
 
 def check_workdir(workdir: epath.PathLike) -> list[Finding]:
-    """Writes a file into a folder, reads it back, lists it and removes it; what lies there stays.
+    """Writes a file into a folder, reads it back, lists it and removes it; what lies there stays; a collective.
 
     Args:
       workdir: the work directory that a run is to have; one that is absent is absent afterwards.
     """
+    there, trouble = True, None
+    try:
+        there = workdirs.named(workdir).is_dir()
+        workdirs.check_ours(workdir)
+    except (UserError, OSError) as error:
+        trouble = _wrong("work directory", error)
+    # Nobody makes the folder before all have looked for it, or removes it before all are done.
+    there = any(processes.gather(there))
+    found = _check_storage(epath.Path(workdir)) if trouble is None else trouble
+    processes.gather(None)
+    if not there and not files.is_remote(workdir) and jax.process_index() == 0:
+        files.remove_empty_folder(workdir)
+    return [found]
+
+
+def _check_storage(folder: epath.Path) -> Finding:
+    """Writes, reads, lists and removes a file."""
     name, content = f".check-{secrets.token_hex(8)}", secrets.token_bytes(1 << 16)
     times: list[str] = []
     try:
-        folder = workdirs.named(workdir)
-        there = folder.is_dir()
-        workdirs.check_ours(folder)
         for act, done in (
             ("written", lambda: files.write_file(folder / name, content)),
             ("read", lambda: (folder / name).read_bytes() == content),
@@ -75,13 +89,11 @@ def check_workdir(workdir: epath.PathLike) -> list[Finding]:
         ):
             started = time.perf_counter()
             if done() is False:
-                return [Finding("work directory", f"{folder}: what was written there is not {act}", "wrong")]
+                return Finding("work directory", f"{folder}: what was written there is not {act}", "wrong")
             times.append(f"{act} {duration(time.perf_counter() - started)}")
-        if not there and not files.is_remote(folder):
-            files.remove_empty_folder(folder)  # the last one of several processes finds it empty
     except (UserError, OSError) as error:
-        return [_wrong("work directory", error)]
-    return [Finding("work directory", ", ".join(times))]
+        return _wrong("work directory", error)
+    return Finding("work directory", ", ".join(times))
 
 
 def _wrong(what: str, error: BaseException) -> Finding:

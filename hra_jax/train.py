@@ -20,7 +20,7 @@ from hra_jax.console import error_line, listed, tell
 from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
-from hra_jax.errors import UserError
+from hra_jax.errors import DamagedError, UserError
 from hra_jax.evaluation.report import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
 from hra_jax.run import processes
@@ -189,7 +189,7 @@ def _loop(
     validates, validated = functools.partial(_validates, run, evaluation), False
     flops_of, times, last = CountedStep(layout.programs.counted), StepTimes(devices=layout.mesh.size, peak=peak), None
     most = layout.programs.optimizer.max_skipped_steps
-    skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name)
+    skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name, position=position)
     with loader, writer, progress, profiler, PreemptionGuard() as guard:
         times.restart()
         for step in range(start + 1, steps + 1):
@@ -205,20 +205,21 @@ def _loop(
             skipped.stepped(step, outputs, rows["utterance"])
             last = outputs["loss"]
 
+            # ------------------------------------------------------------------------------------------- skipped steps
+            # Looking waits for the device; where there is something to write, it is waited for anyway.
+            written = step == start + 1 or writer.due(step) or step == steps
+            if written or validates(step) or checkpoints.due(step):
+                skipped.look(progress.note)
+
             # ------------------------------------------------------------------------------------------------ metrics
             loss = None
-            if step == start + 1 or writer.due(step) or step == steps:
+            if written:
                 metrics = {name: float(value) for name, value in outputs.items()}
                 loss = metrics["loss"]
-                metrics |= times.take()
+                metrics |= times.take() | {"skipped_steps": skipped.total}
                 writer.write(step, {f"train/{name}": value for name, value in metrics.items()})
                 _check_tasks(step, metrics, tasks=len(layout.tasks), max_tasks=batch.max_tasks)
             progress.update(step, audio_seconds=loader.audio_seconds, loss=loss)
-
-            # ------------------------------------------------------------------------------------------- skipped steps
-            # Looking waits for the device; where there is something to write, it is waited for anyway.
-            if loss is not None or validates(step) or checkpoints.due(step):
-                skipped.look(progress.note)
 
             # ---------------------------------------------------------------------------------------------- validation
             scores = None
@@ -238,7 +239,7 @@ def _loop(
             if force or checkpoints.due(step):
                 with times.part("checkpoint"):
                     skipped.look(progress.note)
-                    save(run, checkpoints, step, position=loader.position(), metrics=scores, force=force)
+                    save(run, checkpoints, step, position=skipped.onto(loader.position()), metrics=scores, force=force)
                     write_data_report(run)
                     if guards:
                         checkpoints.wait()
@@ -253,8 +254,15 @@ def _loop(
                 times.restart()  # the first step is mostly compilation
     write_data_report(run)
     if jax.process_index() == 0:
-        tell(f"data: {run.report.summary()}")
+        _tell_unused(run, skipped)
     return 0
+
+
+def _tell_unused(run: Run, skipped: SkippedSteps) -> None:
+    """Prints, after the last step, which data could not be used and how many steps were skipped."""
+    tell(f"data: {run.report.summary()}")
+    if skipped.total:
+        tell(f"{skipped.total} of {run.settings.steps} steps were skipped, as their loss or a gradient was not finite")
 
 
 def _loader(run: Run, data: DataSettings, batch: BatchSettings, *, position: dict[str, Any] | None) -> TrainLoader:
@@ -347,9 +355,7 @@ def finish(
       The results, or None without a test suite, or where its evaluation failed.
     """
     stitched, test = exported.step == BEST_PER_TASK, run.layout.test
-    step = checkpoints.resolve(_checkpoint_to_export(run, checkpoints, exported))
-    if step != int(run.state.step):
-        restore(run, checkpoints, step)
+    step = _take_exported(run, checkpoints, _checkpoint_to_export(run, checkpoints, exported))
     task_steps = dict.fromkeys(run.layout.tasks, step)
     if stitched:
         run.state = run.best_rows.onto(run.bank, run.state)
@@ -381,6 +387,23 @@ def _checkpoint_to_export(run: Run, checkpoints: Checkpoints, exported: ExportSe
         run.failures.append("no checkpoint was scored, so the last one is exported in place of the best")
         return "last"
     return "best"
+
+
+def _take_exported(run: Run, checkpoints: Checkpoints, which: str) -> int:
+    """Puts the checkpoint that is exported into the run; the newest whole one where it is damaged. Returns its step."""
+    step = checkpoints.resolve(which)
+    if step == int(run.state.step):
+        return step
+    try:
+        restore(run, checkpoints, step)
+    except DamagedError as error:
+        checkpoints.pass_over(step)
+        newest, _ = restore_newest(run, checkpoints)
+        run.failures.append(f"the {which} checkpoint, {step}, is damaged, so {newest} is exported in its place")
+        if jax.process_index() == 0:
+            error_line(f"{error}; checkpoint {newest} is exported in its place")
+        return newest
+    return step
 
 
 def _tell_untrained(run: Run) -> None:

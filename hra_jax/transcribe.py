@@ -5,7 +5,7 @@ python -m hra_jax.transcribe --adapter runs/quickstart/adapter --task whisper a.
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from absl import flags
@@ -36,7 +36,7 @@ def choose_task(adapter: str | None, task: str | None) -> tuple[str, str]:
     """
     if adapter is None:
         return task or BASE_TASK, ""
-    entries = {entry["name"]: entry for entry in adapter_folder.read_adapter(adapter).tasks_json}
+    entries = {entry["name"]: entry for entry in adapter_folder.read_tasks(adapter)}
     if task is None:
         if len(entries) != 1:
             others = f"{listed(entries, show=str)}, " if entries else ""
@@ -66,7 +66,8 @@ def transcribe(
       task: a task of the adapter, `__mean__` for the mean of all, or `__base__` for none.
 
     Raises:
-      UserError: an unknown task, or an adapter of another backbone; before any file is read.
+      UserError: an unknown task, or an adapter of another backbone, before any file is read; or an adapter that gives
+        no numbers for any of the first files.
     """
     base = load_backbone(backbone)
     if adapter is None and task != BASE_TASK:
@@ -75,6 +76,12 @@ def transcribe(
     if model is not None:
         model = model.mean() if task == MEAN_TASK else model
         model.vocabulary(task)  # an unknown task fails now
+
+    def recognised(waveforms: list[np.ndarray]) -> list[str]:
+        if model is None:
+            return base.transcribe(waveforms, sample_rate=base.sample_rate)
+        return model.transcribe(waveforms, sample_rate=base.sample_rate, tasks=[task] * len(waveforms))
+
     for start in range(0, len(files), _TOGETHER):
         part = files[start : start + _TOGETHER]
         waveforms: list[np.ndarray] = []
@@ -84,13 +91,28 @@ def transcribe(
                 waveforms.append(audio.decode_file(file, base.sample_rate))
             except audio.AudioError as error:
                 errors[file] = str(error)
-        if model is None:
-            found = base.transcribe(waveforms, sample_rate=base.sample_rate)
-        else:
-            found = model.transcribe(waveforms, sample_rate=base.sample_rate, tasks=[task] * len(waveforms))
-        texts = iter(found)
+        texts = iter(_each(recognised, waveforms, all_may_fail=start > 0))
         for file in part:
-            yield file, (None if file in errors else next(texts)), errors.get(file)
+            text, error = (None, errors[file]) if file in errors else next(texts)
+            yield file, text, error
+
+
+def _each(
+    recognised: Callable[[list[np.ndarray]], list[str]], waveforms: list[np.ndarray], *, all_may_fail: bool
+) -> list[tuple[str | None, str | None]]:
+    """(text, error) of each waveform; those that overflow cost no other its text, unless it is all of them."""
+    try:
+        return [(text, None) for text in recognised(waveforms)]
+    except UserError:
+        alone: list[tuple[str | None, str | None]] = []
+        for waveform in waveforms:
+            try:
+                alone.append((recognised([waveform])[0], None))
+            except UserError as error:
+                alone.append((None, str(error)))
+        if all_may_fail or any(error is None for _, error in alone):
+            return alone
+        raise
 
 
 def define_flags() -> None:

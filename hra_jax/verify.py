@@ -25,7 +25,7 @@ from hra_jax.data import manifest
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.models import backbone_folder
 from hra_jax.run import workdirs
-from hra_jax.storage import checksums, safetensors
+from hra_jax.storage import checksums, folders, safetensors
 from hra_jax.storage.files import check_regular, is_remote, write_file
 from hra_jax.storage.json_files import MOST_BYTES, json_text, read_object
 from hra_jax.storage.row_log import RowLog
@@ -70,6 +70,8 @@ def verify(path: epath.PathLike, *, told: Told = lambda count: None) -> list[Par
     path = epath.Path(path)
     if is_remote(path):
         raise UserError(f"{path}: only local folders are checked; copy it first")
+    for folder in (path, path / workdirs.ADAPTER):
+        folders.put_back(folder)
     if path.is_file():
         return [_manifest(path)]
     if (path / adapter_folder.CONFIG_FILE).exists():

@@ -5,12 +5,14 @@ import json
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 from reference import micro as world
 
 from hra_jax import aot
+from hra_jax.config.files import config_difference, config_from_json
 from hra_jax.errors import UserError
 from hra_jax.run import programs
 from hra_jax.run.layout import open_mesh
@@ -227,6 +229,23 @@ def test_the_table_says_what_does_not_fit_and_names_its_largest_buffers(micro, c
     aot.show([entry], dict.fromkeys(numbers, 1), planned)
     printed = capsys.readouterr().out
     assert "does not fit: 40 GB of 15.8 GB" in printed and "2 GB f32[2], x (as compiled for v5p:2x2x1)" in printed
+
+
+def test_the_file_of_numbers_says_what_they_are_of(micro, tmp_path, monkeypatch):
+    config = micro.config(**MESH, backbone_dtype="auto", seed=3)
+    settings = dict(config=config, topology=f"cpu-{DEVICES}", json=str(tmp_path / "numbers.json"))
+    settings |= dict(plan=False, search="", steps=[], tasks=3, labels_per_second=10.0, parallel=1)
+    monkeypatch.setattr(aot, "FLAGS", types.SimpleNamespace(**settings))
+    # JAX has looked for devices already.
+    monkeypatch.setattr(topologies, "devices", lambda topology, slices: jax.devices()[: topology.chips])
+    assert aot.main(["aot"]) == 0
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    written = config_from_json(json.dumps(numbers["config"]))
+    # What 'auto' is on those chips is part of what the numbers are of.
+    assert config_difference(micro.config(**MESH, backbone_dtype="float32", seed=3), written) == []
+    assert numbers["backbone"] == micro.backbone and numbers["topology"] == f"cpu-{DEVICES}"
+    assert numbers["mesh"] == {"slices": 1, "data": 2, "fsdp": 2, "tensor": 1} and numbers["parameters"]["tasks"] == 3
+    assert (numbers["method"], numbers["adapter"], numbers["programs"]) == ("adapter", "hra", [])
 
 
 @pytest.mark.slow

@@ -292,6 +292,14 @@ def test_a_waveform_that_is_none_is_one_line(model, waveform, told):
             call([waveform], sample_rate=8000, tasks=["ann"])
 
 
+def test_what_overflows_is_one_line_that_names_the_task_and_no_empty_text(roomy, waveforms):
+    loud = roomy.with_task("dee", jax.tree.map(lambda leaf: np.full_like(leaf, 3e38), roomy.row("ann")))
+    for call in (loud.log_probs, loud.transcribe):
+        with pytest.raises(UserError, match=r"^task 'dee': the log-probabilities are not finite; the weights or sett"):
+            call(waveforms, sample_rate=8000, tasks=["ann", "__base__", "dee", "dee"])
+    assert loud.transcribe(waveforms[:1], sample_rate=8000, tasks=["ann"])
+
+
 @pytest.mark.parametrize("rate", [0, -8000, None, float("nan"), "8000"])
 def test_a_sample_rate_that_is_none_is_one_line(model, waveforms, rate):
     with pytest.raises(UserError, match=r"^sample_rate = .*: allowed are numbers of Hz from 1$"):

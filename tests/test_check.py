@@ -1,7 +1,9 @@
 """The look before a run: what it leaves alone, what it finds, and the status that it ends with."""
 
+import concurrent.futures
 import subprocess
 import sys
+import threading
 
 import pytest
 from reference import launching
@@ -36,6 +38,30 @@ def test_trouble_with_a_work_directory_is_named(tmp_path, gcs_storage, monkeypat
     gcs_storage.fail()
     (finding,) = check.check_workdir("gs://bucket/W")
     assert finding.state == "away" and "does not answer" in finding.found
+
+
+def test_processes_that_look_together_leave_no_folder_that_was_not_there(tmp_path, monkeypatch):
+    """Threads in place of processes, which look at one folder as fast as they can."""
+    here, together, told = threading.local(), threading.Barrier(2), {}
+
+    def gather(value):
+        told[here.number] = value
+        together.wait()
+        found = [told[number] for number in range(2)]
+        together.wait()
+        return found
+
+    def look(number: int, folder) -> list[Finding]:
+        here.number = number
+        return check.check_workdir(folder)
+
+    monkeypatch.setattr(check.processes, "gather", gather)
+    monkeypatch.setattr(check.jax, "process_index", lambda: here.number)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for turn in range(20):
+            found = list(pool.map(look, range(2), [tmp_path / str(turn)] * 2))
+            assert [finding.state for (finding,) in found] == ["ok", "ok"], found
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -75,6 +101,7 @@ def test_two_processes_look_together(micro, tmp_path, command_env):
     words = [CHECK, "--config", file, "--workdir", tmp_path / "W"]
     done = launching.run(words, folder=tmp_path / "two", env=command_env, processes=2, devices=2)
     assert "4 x cpu; processes: 2" in done.printed and done.printed.count("work directory") == 1
+    assert not (tmp_path / "W").exists()
     (tmp_path / "file").write_text("")
     words = [CHECK, "--config", file, "--workdir", tmp_path / "file"]
     settings = dict(env=command_env, processes=2, devices=2)

@@ -107,6 +107,7 @@ def test_what_is_trained_is_printed_again_at_resume(uninterrupted, config, workd
     at_resume = [line for line in done.printed.splitlines() if line.startswith("  trained ")]
     assert at_resume == at_start and len(at_start) == 6
     assert f"resuming at step {STOP}" in done.printed and "starting" in uninterrupted.printed
+    assert "the learning rate of the next step" not in done.printed + uninterrupted.printed
 
 
 def test_a_finished_run_started_again_does_no_step_and_gives_the_same(uninterrupted, config, tmp_path):
@@ -128,6 +129,23 @@ def test_a_run_may_be_continued_with_more_steps_and_other_intervals(micro, tmp_p
     assert (short.status, longer.status, steps) == (0, 0, [3])
     assert int(longer.run.state.step) == 3
     assert json.loads((tmp_path / "W" / "config.json").read_text())["steps"] == 3
+
+
+def test_more_steps_after_the_end_of_a_schedule_are_told_with_both_learning_rates(uninterrupted, config, tmp_path):
+    workdir = Path(shutil.copytree(uninterrupted.workdir, tmp_path / "W"))
+    longer = config_from_json(config_to_json(config)).unlock()
+    longer.steps = 24
+    done = world.train(longer, workdir, on_step=terminate_at(13))
+    assert done.status == PREEMPTED
+    peak, warmup, final = config.optimizer.learning_rate, config.optimizer.warmup_steps, config.optimizer.final_fraction
+    # The last point of the warm-up is the first of the decay.
+    share = (1 + np.cos(np.pi * (12 - (warmup - 1)) / (24 - warmup))) / 2
+    now, before = peak * (final + (1 - final) * share), peak * final
+    told = [line for line in done.printed.splitlines() if "learning rate of the next step" in line]
+    assert told == [
+        f"  steps were 12 and are 24, and so the schedule 'cosine' is another one: the learning rate of the next step "
+        f"is {now:.3g}; it would have been {before:.3g}"
+    ]
 
 
 # --- Not continued ----------------------------------------------------------------------------------------------------

@@ -172,6 +172,14 @@ def test_steps_that_are_not_finite_are_skipped_and_several_in_a_row_end_the_run_
         sums = [StoredCheckpoint(all_of.directory / str(number)).checksums() for number in (step - 2, step)]
         # Weights and moments are those of the last good step.
         assert {name for name in sums[0]["state"] if sums[0]["state"][name] != sums[1]["state"][name]} == {"step"}
+    # One more step is not too many in a row, and the number that metrics and the last lines have is that of all.
+    with config.unlocked():
+        config.steps = step + 1
+    done = world.train(config, tmp_path / "W")
+    assert done.status == 0
+    lines = [json.loads(line) for line in (tmp_path / "W" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["train/skipped_steps"] for line in lines] == [max(0, line["step"] + 2 - step) for line in lines]
+    assert f"3 of {step + 1} steps were skipped, as their loss or a gradient was not finite\n" in done.printed
 
 
 def test_a_profile_is_written_for_the_steps_asked_for_and_otherwise_none(trained, micro, tmp_path):

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from etils import epath
 from reference import micro as world
 
 import hra_jax
+from hra_jax import transcribe as command_of
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.data.audio import decode_file
 from hra_jax.errors import UserError
@@ -59,6 +61,17 @@ def test_every_file_gets_its_own_text_or_its_own_error_in_order(files, expected,
     kinds = {file: error.split(":")[0] for file, _, error in rows if error is not None}
     assert kinds == dict(zip(files[1], ("empty_audio", "missing_file", "undecodable_audio"), strict=True))
     assert all(text is None for file, text, _ in rows if file in files[1])
+
+
+def test_a_recording_whose_samples_overflow_costs_no_other_its_text(files, expected, micro, trained, tmp_path):
+    loud, good = str(tmp_path / "loud.wav"), [file for file in files[0] if file not in files[1]][:2]
+    soundfile.write(loud, 3e38 * world.tones("fad cab"), world.RATE, subtype="FLOAT")
+    adapter = str(trained.workdir / "adapter")
+    rows = list(transcribe([good[0], loud, good[1]], adapter=adapter, backbone=micro.backbone, task="bob"))
+    assert [rows[0], rows[2]] == [(file, expected[file], None) for file in good]
+    assert rows[1][1] is None and "task 'bob': the log-probabilities are not finite" in rows[1][2]
+    with pytest.raises(UserError, match="task 'bob': the log-probabilities are not finite"):
+        list(transcribe([loud], adapter=adapter, backbone=micro.backbone, task="bob"))
 
 
 def test_without_an_adapter_the_backbone_speaks(files, micro):
@@ -120,6 +133,32 @@ def test_a_task_that_had_no_step_is_told_by_transcribe_and_by_tasks_list(trained
     assert "without a training step: 'bob'" in capsys.readouterr().out
 
 
+def test_what_was_not_asked_for_is_said_on_stderr_and_the_text_alone_on_stdout(
+    files, micro, trained, tmp_path, monkeypatch, capsys
+):
+    """The command in this process: what it says beside the text of a file."""
+    one = str(tmp_path / "one")
+    shutil.copytree(trained.workdir / "adapter", one)
+    for name in ("ann", "cy"):
+        commands.remove(one, name)
+    exported = read_adapter(one)
+    library.write(epath.Path(one), dataclasses.replace(exported, tasks_json=[exported.tasks_json[0] | {"step": 0}]))
+    monkeypatch.setattr(command_of, "setup_jax", lambda: None)  # this process has its own compile cache
+    capsys.readouterr()
+    never = "task 'bob' had no training step\n"
+    cases = [(None, f"task 'bob', the only one of {one}; {never}"), ("bob", never), ("__base__", "")]
+    printed = []
+    for task, notice in cases:
+        settings = dict(adapter=one, backbone=micro.backbone, task=task, json=False)
+        monkeypatch.setattr(command_of, "FLAGS", types.SimpleNamespace(**settings))
+        assert command_of.main(["transcribe", files[0][0]]) == 0
+        out, err = capsys.readouterr()
+        assert err == notice
+        printed.append(out)
+    assert printed[0] == printed[1] and all(line.startswith(f"{files[0][0]}\t") for line in printed)
+    assert [out.count("\n") for out in printed] == [1, 1, 1]
+
+
 @pytest.fixture
 def command(micro, trained, command_env):
     def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -147,3 +186,9 @@ def test_the_command_writes_file_and_text_and_ends_with_status_0(command, files,
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{file}\t{expected[file]}" for file in chosen]
     assert done.stderr == ""
+
+
+def test_a_task_is_chosen_without_reading_the_weights(trained, tmp_path):
+    shutil.copytree(trained.workdir / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    assert choose_task(str(tmp_path / "adapter"), "bob") == ("bob", "")

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from reference import endless
 
+import hra_jax
+from hra_jax.adapters.initial import read_start
 from hra_jax.errors import UserError
 from hra_jax.storage import checksums
+from hra_jax.transcribe import choose_task
 from hra_jax.verify import print_parts, verify
 
 SEED = int(os.environ.get("HRA_SEED", "0"))
@@ -184,3 +187,30 @@ def test_folders_that_only_look_like_steps_are_none(tmp_path):
     for name in ("\u00b2", "\u0663", "007", "x"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert [part.name for part in verify(tmp_path)] == ["results and settings"]
+
+
+READERS = {
+    "load_adapter": lambda folder, backbone: hra_jax.load_adapter(folder, backbone),
+    "transcribe": lambda folder, backbone: choose_task(str(folder), "ann"),
+    "adapter.start": lambda folder, backbone: read_start(
+        str(folder), fingerprint=backbone.fingerprint, encoder=backbone.files.encoder
+    ),
+    "verify": lambda folder, backbone: verify(folder),
+    "verify the run": lambda folder, backbone: verify(folder.parent),
+}
+
+
+@pytest.fixture(scope="module")
+def backbone(micro):
+    return hra_jax.load_backbone(micro.backbone)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_adapter_that_a_kill_left_between_two_renames_is_found(trained, backbone, tmp_path, reader):
+    (tmp_path / "config.json").write_text("{}")
+    for kind in ("old", "new"):
+        shutil.copytree(trained.workdir / "adapter", tmp_path / f".adapter.{kind}-{'0' * 16}")
+    found = READERS[reader](tmp_path / "adapter", backbone)
+    if reader.startswith("verify"):
+        assert found[-1].name.startswith("adapter") and found[-1].files == 4 and not found[-1].faults
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "config.json"]

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from hra_jax.models.encoder_config import AffineMap, EncoderConfig
 
 
+_MOST_ALPHA = 10**9  # far from what overflows in float32: infinity times a correction of 0 would be NaN
+
+
 @register
 @dataclasses.dataclass(frozen=True)
 class LowRankAdapter(Adapter):
@@ -51,7 +54,7 @@ class LowRankAdapter(Adapter):
         "projections that are corrected: attention.query, ff1.up, convolution.gated, ...",
     )
     rank: int = setting(4, integer(1, MOST_WIDTH), "rank of each correction")
-    alpha: float = setting(8.0, number(0, above=True), "corrections are scaled by alpha / rank")
+    alpha: float = setting(8.0, number(0, _MOST_ALPHA, above=True), "corrections are scaled by alpha / rank")
 
     def _maps(self, encoder: EncoderConfig) -> dict[str, AffineMap]:
         maps = encoder_config.affine_maps(encoder)

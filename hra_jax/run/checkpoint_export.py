@@ -132,6 +132,7 @@ def _export(
             backbone={"name": base.name, "fingerprint": base.fingerprint},
             vocabulary=own.get("shared", base.vocabulary.to_json()),
             accounting=accounting | {"backbone_fingerprint": base.fingerprint},
+            durable=False,  # the folder is put on the disk as a whole
         )
 
     folders.replace_folder(output, write)

@@ -130,6 +130,7 @@ def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[st
             vocabulary=vocabulary.to_json(),
             accounting=accounting(run),
             results=results,
+            durable=False,  # whoever replaces the folder puts it on the disk
         )
 
     return own_exports.replace_adapter(run.workdir, write, tasks=run.layout.tasks)

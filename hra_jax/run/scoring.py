@@ -50,12 +50,17 @@ def data_report(workdir: epath.PathLike, *, strict: bool, keep: bool) -> Iterato
     Args:
       workdir: the work directory, which must be there.
       strict: whether unusable data is an error.
-      keep: whether what the file names already stays in it.
+      keep: whether what the file names already stays in it; one that is damaged is told of, and begun again.
     """
     path = epath.Path(workdir) / DATA_REPORT
     report = DataReport(strict=strict)
     if keep and path.exists():
-        report.read(path)
+        try:
+            report.read(path)
+        except UserError as error:
+            # What is trained is worth more than this.
+            if jax.process_index() == 0:
+                tell(f"{error}; what it named is not counted")
     try:
         yield report
     except UserError:
@@ -172,7 +177,9 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
     if jax.process_index() == 0:
         try:
             run.report.write(run.workdir / DATA_REPORT)
-            _put_report(run.workdir, suite.name, lambda fresh: write_report(fresh, results, rows, unscored))
+            _put_report(
+                run.workdir, suite.name, lambda fresh: write_report(fresh, results, rows, unscored, durable=False)
+            )
             print_table(results)
             if unscored:
                 of = len(suite.utterances)

@@ -1,6 +1,7 @@
 """Steps that were skipped, since their loss or a gradient was not finite: counted, their utterances named."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from hra_jax.errors import UserError
 from hra_jax.training.step import SKIPPED
 
 KIND = "not_finite"  # of the data report
+_STORED = "skipped_steps"  # in the data position of a checkpoint
 
 
 class SkippedSteps:
@@ -19,20 +21,32 @@ class SkippedSteps:
 
     Attributes:
       in_row: steps that were skipped since the last one that was not, as of the last `look`.
+      total: steps that were skipped since the run began, those before a resume among them, as of the last `look`.
     """
 
-    def __init__(self, *, most: int, report: DataReport, name_of: Callable[[int], str]):
+    def __init__(
+        self,
+        *,
+        most: int,
+        report: DataReport,
+        name_of: Callable[[int], str],
+        position: Mapping[str, Any] | None = None,
+    ):
         """Begins with a step that was not skipped.
 
         Args:
           most: `optimizer.max_skipped_steps`.
           report: where utterances are named.
           name_of: gives the name of an utterance by its number in the table.
+          position: the data position that the run goes on from, with what `onto` has put there; None where it begins.
         """
         self._most, self._report, self._name_of = most, report, name_of
         self._waiting: list[tuple[int, jax.Array, np.ndarray]] = []
         self._good = 0  # the last step that was not skipped
         self.in_row = 0
+        # Checkpoints of earlier versions have no count.
+        stored = (position or {}).get(_STORED, 0)
+        self.total = stored if isinstance(stored, int) else 0
 
     def stepped(self, step: int, metrics: dict[str, jax.Array], utterances: np.ndarray) -> None:
         """Notes a step: its metrics, which lose the one of this class, and the numbers of this process's utterances."""
@@ -54,10 +68,15 @@ class SkippedSteps:
                 self._good, self.in_row = step, 0
                 continue
             self.in_row += 1
+            self.total += 1
             tell(f"step {step} is skipped: its loss or a gradient is not finite")
             for number in utterances[utterances >= 0].tolist():
                 detail = f"in the batch of step {step}, which was skipped: its loss or a gradient was not finite"
                 self._report.add(KIND, self._name_of(number), detail)
+
+    def onto(self, position: Mapping[str, Any]) -> dict[str, Any]:
+        """A data position with the number of skipped steps, for a checkpoint."""
+        return {**position, _STORED: self.total}
 
     @property
     def too_many(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-from etils import epath
+from etils import epath, epy
 from ml_collections import ConfigDict
 
 from hra_jax.config.files import config_from_json, config_to_json, stored_difference
@@ -20,6 +20,10 @@ from hra_jax.storage import checksums, locks
 from hra_jax.storage.files import check_no_link, check_no_links, is_remote, remove_file, write_file
 from hra_jax.storage.json_files import read_json, read_text
 from hra_jax.storage.remote import StorageUnavailable
+
+# Imported at the first use, as it draws.
+with epy.lazy_imports():
+    from hra_jax.evaluation import report
 
 CONFIG = "config.json"
 DATA_REPORT = "data_report.json"
@@ -107,28 +111,57 @@ def claim(config: ConfigDict, workdir: epath.PathLike) -> Iterator[Claimed]:
         yield Claimed(path, continued, steps)
 
 
-def list_files(workdir: epath.Path) -> None:
+def list_files(workdir: epath.PathLike) -> None:
     """Writes the checksums of what a finished run has written; what has its own is left out. Raises OSError."""
-    own = tuple(f"{folder}/" for folder in (CHECKPOINTS, ADAPTER, BACKBONE))
     if not is_remote(workdir):
-        checksums.write_listing(workdir, but=lambda path: path.startswith(own))
+        with _listing(workdir):
+            checksums.write_listing(workdir, but=lambda path: not _is_listed(path), durable=True)
 
 
-def forget_files(workdir: epath.Path) -> bool:
+def forget_files(workdir: epath.PathLike) -> bool:
     """Removes those checksums, as files are about to change; whether there were any."""
-    known = not is_remote(workdir) and (workdir / FILES).exists()
-    if known:
-        remove_file(workdir / FILES)
-    return known
+    path = epath.Path(workdir) / FILES
+    if is_remote(workdir) or not path.exists():
+        return False
+    with _listing(workdir):
+        remove_file(path)
+    return True
 
 
 @contextlib.contextmanager
-def changing_files(workdir: epath.Path) -> Iterator[None]:
-    """Has a finished run's checksums follow what the block writes; without any it stays so."""
-    known = jax.process_index() == 0 and forget_files(workdir)
-    yield
-    if known:
-        list_files(workdir)
+def changing_files(workdir: epath.PathLike) -> Iterator[None]:
+    """Has a finished run's checksums follow what the block writes, also where it fails; without any it stays so."""
+    if jax.process_index() or is_remote(workdir):
+        yield
+        return
+    known, done = forget_files(workdir), False
+    try:
+        yield
+        done = True
+    finally:
+        # What is already on its way up counts for more than a listing that cannot be written.
+        with contextlib.suppress(*(() if done else (OSError, UserError))):
+            _follow(workdir, known=known)
+
+
+def _follow(workdir: epath.PathLike, *, known: bool) -> None:
+    """Lists the files again: of a run that has ended meanwhile too, and of none that has begun."""
+    with _listing(workdir):
+        if (epath.Path(workdir) / FILES).exists() or (known and not locks.is_held(workdir)):
+            list_files(workdir)
+
+
+def _listing(workdir: epath.PathLike) -> contextlib.AbstractContextManager[locks.Lock]:
+    # Who reads the files for a listing must not miss what another one writes before it is there.
+    return locks.hold_beside(epath.Path(workdir) / FILES, "list files", patient=True)
+
+
+def _is_listed(path: str) -> bool:
+    """Whether a file of a work directory, `a/b`, is a run's own, and has its checksum nowhere else."""
+    name, _, rest = path.partition("/")
+    if name == EVALUATIONS:
+        return rest.count("/") == 1 and report.is_report_file(rest.partition("/")[2])
+    return name in WRITTEN and name not in (CHECKPOINTS, ADAPTER, BACKBONE)
 
 
 def named(workdir: epath.PathLike) -> epath.Path:
@@ -198,7 +231,7 @@ def checkpoint_steps(path: epath.Path) -> list[int]:
 
 
 def _checked_resume(config: ConfigDict, path: epath.Path) -> tuple[bool, int]:
-    """Whether there are checkpoints, which must then be of the same configuration; and the steps that it had."""
+    """Whether there are checkpoints, which must be of this configuration and its steps; and the steps that it had."""
     # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
     steps, stored = checkpoint_steps(path), path / CONFIG
     if steps and stored.exists():
@@ -206,6 +239,12 @@ def _checked_resume(config: ConfigDict, path: epath.Path) -> tuple[bool, int]:
         changed = stored_difference(read_text(stored), config, trains=max(steps) < config.steps)
         if changed:
             raise UserError(f"{path} belongs to a run with another configuration: {'; '.join(changed)}")
+    # Before the configuration is stored: what is refused changes nothing.
+    if steps and config.steps < max(steps):
+        raise UserError(
+            f"steps = {config.steps}: the run is already at step {max(steps)}; allowed is {max(steps)} or more"
+        )
+    if steps and stored.exists():
         return True, config_from_json(read_text(stored), notify=False).steps
     return bool(steps), config.steps
 

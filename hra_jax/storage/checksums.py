@@ -87,12 +87,18 @@ def files_of(folder: epath.PathLike, *, but: Callable[[str], bool] = lambda path
     )
 
 
-def write_listing(folder: epath.PathLike, *, but: Callable[[str], bool] = lambda path: False) -> None:
-    """Writes `files.json` of a complete local folder; `but` as for `files_of`. Raises OSError."""
+def write_listing(
+    folder: epath.PathLike, *, but: Callable[[str], bool] = lambda path: False, durable: bool = False
+) -> None:
+    """Writes `files.json` of a complete local folder; `but` as for `files_of`, `durable` as for `write_file`.
+
+    Raises:
+      OSError: a file cannot be read, or the listing not be written.
+    """
     folder, names = epath.Path(folder), files_of(folder, but=but)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         found = dict(zip(names, map(list, pool.map(lambda name: of_file(folder / name), names)), strict=True))
-    write_file(folder / LISTING, json.dumps({"files": found, "crc32": of_json(found)}) + "\n", durable=False)
+    write_file(folder / LISTING, json.dumps({"files": found, "crc32": of_json(found)}) + "\n", durable=durable)
 
 
 def check_listing(

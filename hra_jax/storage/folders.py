@@ -18,7 +18,8 @@ from typing import TypeVar
 
 from etils import epath
 
-from hra_jax.storage import writing
+from hra_jax.errors import UserError
+from hra_jax.storage import locks, writing
 from hra_jax.storage.files import check_no_links, is_remote, remove_folder, rename_folder, sync_folder
 
 _Written = TypeVar("_Written")
@@ -47,31 +48,37 @@ def replace_folder(
       What `write` returned.
 
     Raises:
-      UserError: a link lies in the old folder.
+      UserError: a file has the name of the folder, a link lies in the old folder, or another process has removed the
+        new one.
       OSError: it cannot be written; the folder is then what it was. So it is whatever else `write` raises.
     """
     if is_remote(folder):
         return write(epath.Path(folder))
     place = epath.Path(os.path.realpath(folder))
+    if os.path.lexists(place) and not place.is_dir():
+        raise UserError(f"{os.fspath(folder)!r} is there and is no folder; allowed: a folder, or nothing")
     place.parent.mkdir(parents=True, exist_ok=True)
     recover(place)
     token = secrets.token_hex(8)
     fresh, old = (_beside(place, kind, token) for kind in ("new", "old"))
     # Fails where anything has the name, a link included. What was private is at no moment anything else.
     os.mkdir(fresh, 0o700 if place.exists() else 0o777)
+    made = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY)  # while it is open, no other folder gets its number
     try:
         if place.exists():
             check_no_links(place)
             if rewritten is not None:
                 _take_over(place, fresh, rewritten)
         written = write(fresh)
-        _sync(fresh)
+        sync_tree(fresh)
+        _check_same(fresh, made, folder)
         if place.exists():
             _keep_modes(place, fresh)
             _exchange(fresh, place, old)
         else:
             rename_folder(fresh, place)
     finally:
+        os.close(made)
         # After an exchange it is the old one. Between two renames it is the only complete one.
         if place.exists() or not old.exists():
             remove_folder(fresh)
@@ -114,6 +121,32 @@ def is_to_be_mended(folder: epath.PathLike) -> bool:
     return not is_remote(folder) and place.parent.is_dir() and any(_leftovers(place).values())
 
 
+def put_back(folder: epath.PathLike) -> None:
+    """`recover` for who only reads, where a process was killed between two renames and the folder is gone.
+
+    Raises:
+      UserError: it is gone so, and cannot be put back: another process is at it, or nothing may be written there.
+    """
+    if not _is_between_renames(folder):
+        return
+    with contextlib.suppress(UserError, OSError), locks.hold_beside(folder, "recovery"):
+        recover(folder)
+    if _is_between_renames(folder):
+        place = epath.Path(os.path.realpath(folder))
+        (token, *_) = sorted(_leftovers(place)["old"]) or [""]
+        raise UserError(
+            f"{os.fspath(folder)!r} is gone: a process replaces it, or was killed while it did, and it cannot be put "
+            f"back here; {os.fspath(_beside(place, 'old', token))!r} is what it was"
+        )
+
+
+def _is_between_renames(folder: epath.PathLike) -> bool:
+    if is_remote(folder) or os.path.lexists(folder):
+        return False
+    place = epath.Path(os.path.realpath(folder))
+    return place.parent.is_dir() and bool(_leftovers(place)["old"])
+
+
 def _beside(folder: epath.Path, kind: str, token: str) -> epath.Path:
     return folder.parent / f".{folder.name}.{kind}-{token}"
 
@@ -128,6 +161,16 @@ def _leftovers(folder: epath.Path) -> dict[str, set[str]]:
             if match and entry.is_dir(follow_symlinks=False):
                 found[match[1]].add(match[2])
     return found
+
+
+def _check_same(fresh: epath.Path, made: int, folder: epath.PathLike) -> None:
+    """Refuses a folder that was removed while it was written, and made again by what was written after that."""
+    try:
+        same = os.path.samestat(os.lstat(fresh), os.fstat(made))
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise UserError(f"{os.fspath(folder)!r}: another process has removed {fresh.name!r}, so it stays as it is")
 
 
 def _take_over(old: epath.Path, new: epath.Path, rewritten: Callable[[str], bool]) -> None:
@@ -160,8 +203,8 @@ def _link_or_copy(file: str, copy: epath.Path) -> None:
         shutil.copy2(file, copy, follow_symlinks=False)
 
 
-def _sync(folder: epath.Path) -> None:
-    """Puts a folder and everything in it on the disk."""
+def sync_tree(folder: epath.PathLike) -> None:
+    """Puts a folder of this machine and everything in it on the disk."""
     for place, _, names in os.walk(folder):
         for name in names:
             # Not every file can be opened, and not every file system can.

@@ -73,6 +73,12 @@ class Lock:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew_on, name="lock", daemon=True)
 
+    @property
+    def token(self) -> str:
+        """What tells it from all other locks."""
+        token: str = self._owner["token"]
+        return token
+
     def start(self) -> None:
         """Begins to renew it; a signal that ends the process gives it up."""
         self._begun = writing.begin(self.release, patience=writing.Patience.NONE)
@@ -94,11 +100,7 @@ class Lock:
         writing.end(self._begun)
         self._ended.set()
         self._thread.join(_PATIENCE_SECONDS)  # it may wait for storage that does not answer
-        # Who took it over keeps it. Storage that is gone keeps a lock that nobody renews.
-        with contextlib.suppress(OSError, UserError):
-            found = _read(self.path)
-            if found is not None and found.token == self._owner["token"]:
-                remove_file(self.path)
+        _remove_own(self.path, self.token)
 
     def _renew_on(self) -> None:
         remote, renewed = is_remote(self.path), _seconds()
@@ -151,10 +153,20 @@ def hold(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterato
 @contextlib.contextmanager
 def hold_beside(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterator[Lock]:
     """As `hold`, in the file `.NAME.lock` beside a folder NAME, which may be absent or be replaced meanwhile."""
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
-    make_folder(place.parent)
-    with _holding(place.parent / f".{place.name}{NAME}", what, folder=folder, patient=patient) as lock:
+    path = _beside(folder)
+    make_folder(path.parent)
+    with _holding(path, what, folder=folder, patient=patient) as lock:
         yield lock
+
+
+def is_held_beside(folder: epath.PathLike) -> bool:
+    """Whether the lock beside a folder is there; its owner may be dead. Raises OSError."""
+    return _beside(folder).exists()
+
+
+def _beside(folder: epath.PathLike) -> epath.Path:
+    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    return place.parent / f".{place.name}{NAME}"
 
 
 def check_held(folder: epath.PathLike) -> None:
@@ -169,6 +181,18 @@ def check_held(folder: epath.PathLike) -> None:
         lock.check()
 
 
+def is_held(folder: epath.PathLike) -> bool:
+    """Whether any process, this one included, holds the lock of a folder, as far as one look tells.
+
+    Raises:
+      UserError: something else has the name of the lock.
+      OSError: it cannot be read.
+    """
+    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    found = _read(place / NAME)
+    return found is not None and not _is_dead(found.owner)
+
+
 @contextlib.contextmanager
 def _holding(path: epath.Path, what: str, *, folder: epath.PathLike, patient: bool = False) -> Iterator[Lock]:
     key = os.fspath(path)
@@ -177,10 +201,7 @@ def _holding(path: epath.Path, what: str, *, folder: epath.PathLike, patient: bo
         if lock is not None and lock._process == os.getpid():
             lock.times += 1
         else:
-            owner = _this_process(what)
-            _take(path, owner, folder, patient=patient)
-            lock = _held[key] = Lock(path, owner)
-            lock.start()
+            lock = _held[key] = _taken(path, _this_process(what), folder, patient=patient)
     try:
         yield lock
     finally:
@@ -238,6 +259,9 @@ def _is_dead(owner: dict[str, Any]) -> bool:
     process = owner.get("process")
     if owner.get("machine") != _machine() or type(process) is not int or process <= 0:
         return False
+    if process == os.getpid() and owner.get("started") == _started(process):
+        # What this process does not know of, it was interrupted in taking.
+        return owner.get("token") not in [lock.token for lock in list(_held.values())]
     if os.path.exists("/proc/self/stat"):
         return _started(process) != owner.get("started")  # a number may be given to another process
     try:
@@ -338,20 +362,33 @@ def _renewed(path: epath.Path, found: _Found, seconds: float, *, look: float) ->
     return False
 
 
-def _wait_for(path: epath.Path, found: _Found, folder: epath.PathLike) -> None:
-    """Returns when the owner of a lock is dead or has let go.
+def _remove_own(path: epath.Path, token: str) -> None:
+    """Removes a lock file with this token. Storage that is gone keeps a lock that nobody renews."""
+    with contextlib.suppress(OSError, UserError):
+        found = _read(path)
+        if found is not None and found.token == token:  # who took it over keeps it
+            remove_file(path)
+
+
+def _look_seconds(path: epath.Path) -> float:
+    """The time between two looks at a lock."""
+    return RENEW_SECONDS[True] / 4 if is_remote(path) else _LOOK_SECONDS
+
+
+def _wait_for(path: epath.Path, found: _Found, folder: epath.PathLike, *, quiet: bool) -> None:
+    """Returns when the owner of a lock is dead or has let go; says that it waits, unless it is to be quiet.
 
     Raises:
       UserError: it is alive.
     """
-    remote = is_remote(path)
     if _is_dead(found.owner):
         return
     if found.owner.get("machine") == _machine() and "token" in found.owner:
         raise _refusal(found, folder, path)  # the process is there
-    seconds = STALE_SECONDS[remote]
-    _say_waiting(found, folder, seconds)
-    if _renewed(path, found, seconds, look=RENEW_SECONDS[True] / 4 if remote else _LOOK_SECONDS):
+    seconds = STALE_SECONDS[is_remote(path)]
+    if not quiet:
+        _say_waiting(found, folder, seconds)
+    if _renewed(path, found, seconds, look=_look_seconds(path)):
         now = _read(path)
         if now is not None:
             raise _refusal(now, folder, path)
@@ -361,11 +398,22 @@ class _InUse(UserError):
     """Another process holds the lock."""
 
 
+def _taken(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, patient: bool) -> Lock:
+    with contextlib.ExitStack() as undo:
+        # Where this is interrupted after the lock was written, nobody would renew or remove it.
+        undo.callback(_remove_own, path, owner["token"])
+        _take(path, owner, folder, patient=patient)
+        lock = Lock(path, owner)
+        lock.start()
+        undo.pop_all()
+    return lock
+
+
 def _take(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, patient: bool) -> None:
     take, told = _take_remote if is_remote(path) else _take_local, False
     while True:
         try:
-            take(path, owner, folder)
+            take(path, owner, folder, quiet=told)
             return
         except _InUse as refusal:
             if not patient:
@@ -373,17 +421,17 @@ def _take(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, pa
             if not told:
                 tell(f"waiting: {refusal}", to=sys.stderr)
             told = True
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_look_seconds(path))
 
 
 # --- On a disk --------------------------------------------------------------------------------------------------------
 
 
-def _take_local(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike) -> None:
+def _take_local(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, quiet: bool = False) -> None:
     while not _made(path, _content(owner, 0)):
         found = _read(path)
         if found is not None:
-            _wait_for(path, found, folder)
+            _wait_for(path, found, folder, quiet=quiet)
             _remove_dead(path, found)
     _remove_leftovers(path)
 
@@ -396,12 +444,18 @@ def _remove_leftovers(path: epath.Path) -> None:
             remove_file(path.parent / name)
 
 
+def _write_all(descriptor: int, content: bytes) -> None:
+    # Of a full disk the first bytes may still fit: a lock whose owner cannot be read would be nobody's, and stay.
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
 def _made(path: epath.Path, content: bytes) -> bool:
     """Makes a lock file with its content in one act; False where there is one already."""
     fresh = f"{os.fspath(path)}.{secrets.token_hex(8)}"
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        os.write(descriptor, content)
+        _write_all(descriptor, content)
         os.fsync(descriptor)  # others may see it now
         os.link(fresh, path)
     except FileNotFoundError:
@@ -425,7 +479,10 @@ def _made_without_links(path: epath.Path, content: bytes) -> bool:
     except FileExistsError:
         return False
     try:
-        os.write(descriptor, content)
+        _write_all(descriptor, content)
+    except OSError:
+        remove_file(path)
+        raise
     finally:
         os.close(descriptor)
     return True
@@ -449,10 +506,10 @@ def _remove_dead(path: epath.Path, dead: _Found) -> None:
 # --- On an object store -----------------------------------------------------------------------------------------------
 
 
-def _take_remote(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike) -> None:
+def _take_remote(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, quiet: bool = False) -> None:
     found = _read(path)
     if found is not None:
-        _wait_for(path, found, folder)
+        _wait_for(path, found, folder, quiet=quiet)
     path.write_bytes(_content(owner, 0))
     time.sleep(SETTLE_SECONDS)
     now = _read(path)

@@ -60,18 +60,30 @@ def _destination(adapter: str, output: str | None, *, in_place: bool = True) -> 
 @contextlib.contextmanager
 def _writing(adapter: str, output: str | None, command: str, *, in_place: bool = True) -> Iterator[epath.Path]:
     """The folder that a command writes, which nobody else writes meanwhile; what was half done before is mended."""
-    with locks.hold_beside(adapter if output is None else output, f"tasks {command}"):
-        if output is None or in_place:
+    if not is_remote(adapter) and not epath.Path(adapter).exists() and not folders.is_to_be_mended(adapter):
+        raise UserError(f"{adapter!r} is not there; needed is a folder")  # the lock would make those that it lies in
+    changed = adapter if output is None else output
+    with locks.hold_beside(changed, f"tasks {command}"):
+        if output is None:
             folders.recover(adapter)
+        else:
+            _mend(adapter)
         yield _destination(adapter, output, in_place=in_place)
+
+
+def _mend(adapter: str) -> None:
+    """Mends what a killed process left half done, unless another command is at it, or nothing may be written.
+
+    Without the lock of the adapter, what a command is writing at the moment would be removed.
+    """
+    if folders.is_to_be_mended(adapter):
+        with contextlib.suppress(UserError, OSError), locks.hold_beside(adapter, "recovery"):
+            folders.recover(adapter)
 
 
 def _read(adapter: str) -> ExportedAdapter:
     """Reads an adapter folder; what a killed process left half done is mended first, where it can be."""
-    if folders.is_to_be_mended(adapter):
-        # It is read all the same while another command changes it, and where nothing may be written.
-        with contextlib.suppress(UserError, OSError), locks.hold_beside(adapter, "recovery"):
-            folders.recover(adapter)
+    _mend(adapter)
     return read_adapter(adapter)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from reference.task_files import split_into_task_files
 import hra_jax
 from hra_jax.adapters import adapter_folder, initial
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.storage import safetensors
+from hra_jax.storage import json_files, locks, safetensors
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks.names import task_file_names
 
@@ -406,3 +407,79 @@ def test_the_hash_of_what_a_run_starts_from_waits_for_no_file_without_an_end(tmp
         pytest.raises(UserError, match=r"adapter.start = .*: x.safetensors cannot be read .not a reg"),
     ):
         initial.content_hash(str(tmp_path))
+
+
+def test_who_reads_while_the_adapter_is_replaced_reads_it_again(tmp_path, monkeypatch):
+    write(tmp_path / "a")
+    write(tmp_path / "b", weights=trainable(seed=1), tasks=[{"name": "new", "row": 0}])
+    original = adapter_folder.read_tasks
+
+    def replaced(folder):
+        if not done:
+            done.append(None)
+            for file in (tmp_path / "b").iterdir():
+                shutil.copy(file, tmp_path / "a")
+        return original(tmp_path / "old" if len(done) == 1 and not done.append(None) else folder)
+
+    done: list[None] = []
+    shutil.copytree(tmp_path / "a", tmp_path / "old")
+    monkeypatch.setattr(adapter_folder, "read_tasks", replaced)
+    assert list(adapter_folder.read_adapter(tmp_path / "a").tasks) == ["new"]
+
+
+def test_who_reads_a_half_replaced_adapter_in_a_bucket_waits_for_its_configuration(tmp_path, monkeypatch):
+    write(tmp_path / "a")
+    write(tmp_path / "b", weights=trainable(seed=1))
+    shutil.copy(tmp_path / "b" / "adapter_model.safetensors", tmp_path / "a")
+    with pytest.raises(DamagedError, match="is not what was exported"):
+        adapter_folder.read_adapter(tmp_path / "a")
+    monkeypatch.setattr(adapter_folder, "is_remote", lambda path: str(path).endswith("/a"))  # its acts, on a disk
+    with pytest.raises(DamagedError, match="is not what was exported"):
+        adapter_folder.read_adapter(tmp_path / "a")  # nobody is at it
+    monkeypatch.setattr(
+        adapter_folder.time, "sleep", lambda _: shutil.copy(tmp_path / "b" / "adapter_config.json", tmp_path / "a")
+    )
+    with locks.hold_beside(tmp_path / "a", "tasks add"):
+        found = adapter_folder.read_adapter(tmp_path / "a")
+    assert found.config == adapter_folder.read_adapter(tmp_path / "b").config
+
+
+def test_files_in_a_bucket_that_stay_the_same_are_not_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter_folder, "is_remote", lambda path: str(tmp_path) in str(path))  # its acts, on a disk
+    write(tmp_path / "a")
+    before = {path.name: path.stat().st_ino for path in (tmp_path / "a").iterdir()}
+    write(tmp_path / "a", tasks=[{"name": "george", "row": 3}, {"name": "nicolas", "row": 0, "step": 3}])
+    write(tmp_path / "b", tasks=[{"name": "george", "row": 3}, {"name": "nicolas", "row": 0, "step": 3}])
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    between = {path.name: path.stat().st_ino for path in (tmp_path / "a").iterdir()}
+    write(tmp_path / "a", tasks=[{"name": "george", "row": 3}, {"name": "nicolas", "row": 0, "step": 4}])
+    after = {path.name: path.stat().st_ino for path in (tmp_path / "a").iterdir()}
+    assert before["adapter_model.safetensors"] != between["adapter_model.safetensors"]
+    kept = {name for name in after if after[name] == between[name]}
+    assert kept == {"adapter_model.safetensors", "README.md"}
+    # What a writer that died left is no reason to believe its configuration.
+    shutil.copy(tmp_path / "a" / "tasks.json", tmp_path / "a" / "adapter_model.safetensors")
+    write(tmp_path / "a", tasks=[{"name": "george", "row": 3}, {"name": "nicolas", "row": 0, "step": 4}])
+    assert list(adapter_folder.read_adapter(tmp_path / "a").tasks) == ["nicolas", "george"]
+
+
+def test_tasks_with_large_vocabularies_are_read_again_and_what_nobody_could_read_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_files, "MOST_VALUES", 1000)
+    vocabulary = {"type": "characters", "characters": [f"{number}" for number in range(600)]}
+    tasks = [{"name": name, "row": row, "vocabulary": vocabulary} for row, name in enumerate(("a", "b"))]
+    write(tmp_path / "a", tasks=tasks)
+    assert adapter_folder.read_tasks(tmp_path / "a") == tasks
+    assert adapter_folder._MOST_VALUES_OF_TASKS > 10_000 * 1_000
+    monkeypatch.setattr(adapter_folder, "_MOST_VALUES_OF_TASKS", 1000)
+    with pytest.raises(UserError, match=r"nothing exported: 2 tasks and their vocabularies are 1,2\d\d values"):
+        write(tmp_path / "b", tasks=tasks)
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_adapter_that_is_put_on_the_disk_as_a_whole_is_not_put_there_file_by_file(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(descriptor))
+    write(tmp_path / "a", durable=False)
+    assert not synced
+    write(tmp_path / "b")
+    assert len(synced) >= 4

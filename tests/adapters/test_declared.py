@@ -142,3 +142,11 @@ def test_every_setting_of_every_method_has_a_type_and_a_range(name):
             with pytest.raises(UserError, match=rf"{name}\.{said.name}|{name}\.output") as error:
                 methods.from_settings(defaults | {said.name: value})
             assert str(error.value).isprintable() and time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("alpha", [1.0000001e9, 1e38, 1e39, 1e308, 10**30])
+def test_settings_that_overflow_are_refused(alpha):
+    with pytest.raises(UserError, match=r"lora\.alpha = .*: allowed: a number above 0 and at most 1000000000$"):
+        methods.from_settings(methods.settings(METHODS["lora"]()) | {"alpha": alpha})
+    largest = methods.from_settings(methods.settings(METHODS["lora"]()) | {"alpha": 1e9})
+    assert jnp.isfinite(jnp.float32(largest.alpha / largest.rank) * jnp.finfo(jnp.bfloat16).tiny)

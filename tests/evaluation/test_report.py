@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import os
 import re
 
 import numpy as np
@@ -280,3 +281,12 @@ def test_versions_name_the_libraries_that_results_depend_on():
     assert versions.keys() >= {"python", "jax", "numpy", "kaldialign"}
     assert versions["hra_jax"] == hra_jax.__version__
     assert evaluate()["versions"] == versions
+
+
+def test_a_report_that_is_put_on_the_disk_as_a_whole_is_not_put_there_file_by_file(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(descriptor))
+    write_report(tmp_path / "a", evaluate(), ROWS, durable=False)
+    assert not synced
+    write_report(tmp_path / "b", evaluate(), ROWS)
+    assert len(synced) >= 5

@@ -91,6 +91,24 @@ def test_the_base_differs_nowhere_from_itself_and_every_adapter_somewhere(traine
         check_adapter_acts(runner.suite, differences | {"ann mean": 0.0})
 
 
+def test_an_adapter_that_gives_no_numbers_is_told_from_one_that_does_nothing(trained, micro):
+    run = trained.run
+    rows = jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(run.state.trainable["tasks"]))
+    for leaf in jax.tree.leaves(rows):
+        leaf[run.layout.tasks.index("ann")] = np.nan
+    spoilt = dataclasses.replace(run, state=run.state.replace(trainable={**run.state.trainable, "tasks": rows}))
+    runner = make(trained, micro, "test")
+    _, _, differences, _ = scores(spoilt, runner)
+    assert {name for name, difference in differences.items() if np.isnan(difference)} == {"ann"}
+    assert min(difference for name, difference in differences.items() if name != "ann") > 0.0
+    told = "task 'ann': the log-probabilities with the adapter 'ann' are not finite"
+    with pytest.raises(UserError, match=told):
+        check_adapter_acts(runner.suite, differences)
+    # Nor is it passed over as one that cannot act yet, and infinity is no number either.
+    with pytest.raises(UserError, match=told):
+        check_adapter_acts(runner.suite, differences | {"ann": np.inf}, idle=["ann"])
+
+
 def test_a_new_adapter_is_found_out_as_doing_nothing(trained, micro):
     run = dataclasses.replace(trained.run, state=trained.run.state.replace(trainable=trained.start))
     runner = make(trained, micro, "test")

@@ -9,9 +9,9 @@ from hra_jax.run.skipped_steps import SkippedSteps
 from hra_jax.training.step import SKIPPED
 
 
-def skipped_of(most=3, strict=False):
+def skipped_of(most=3, strict=False, position=None):
     report = DataReport(strict=strict)
-    return SkippedSteps(most=most, report=report, name_of="utterance {}".format), report
+    return SkippedSteps(most=most, report=report, name_of="utterance {}".format, position=position), report
 
 
 def stepped(skipped, step, flag, utterances=(4, -1)):
@@ -50,3 +50,23 @@ def test_a_skipped_step_is_an_error_where_bad_data_is():
     stepped(skipped, 1, 1)
     with pytest.raises(UserError, match="not_finite: utterance 4: in the batch of step 1"):
         skipped.look(str)
+
+
+def test_the_number_of_skipped_steps_outlives_a_resume():
+    skipped, _ = skipped_of()
+    for step, flag in enumerate((0, 1, 0, 1), start=1):
+        stepped(skipped, step, flag)
+    assert skipped.total == 0  # nobody has waited for the device
+    skipped.look(str)
+    assert skipped.total == 2
+    position = skipped.onto({"consumed": 4})
+    assert position["consumed"] == 4
+    resumed, _ = skipped_of(position=position)
+    stepped(resumed, 5, 1)
+    resumed.look(str)
+    assert (resumed.total, resumed.in_row) == (3, 1)
+
+
+@pytest.mark.parametrize("position", [{"consumed": 4}, {"consumed": 4, "skipped_steps": "many"}])
+def test_a_checkpoint_without_a_number_of_skipped_steps_counts_from_zero(position):
+    assert skipped_of(position=position)[0].total == 0

@@ -10,7 +10,7 @@ from reference import endless
 from hra_jax.config.files import config_to_json, load_config
 from hra_jax.errors import UserError
 from hra_jax.run import own_exports, workdirs
-from hra_jax.storage import locks
+from hra_jax.storage import checksums, locks
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
@@ -117,6 +117,66 @@ def test_what_cannot_be_written_is_one_line(tmp_path, config):
         claimed(config, tmp_path / "file" / "W")
 
 
+# --- What is listed of a finished run --------------------------------------------------------------------------------
+
+
+def faults(workdir) -> dict[str, str]:
+    found = checksums.check_listing(workdir)
+    assert found is not None
+    return {name: fault for name, fault in found.items() if fault}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A work directory with files of a run, of a sweep and of the user."""
+    for name in (*OWN, "sweep.json", "output.txt", "notes.txt", "eval/test/notes.txt", "eval/notes.txt", "mine/x"):
+        (tmp_path / "W" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "W" / name).write_text("first", encoding="utf-8")
+    workdirs.list_files(tmp_path / "W")
+    return tmp_path / "W"
+
+
+OWN = ("config.json", "data_report.json", "metrics.jsonl", "metrics/events", "exported.json", "eval/test/results.json")
+
+
+def test_only_what_a_run_itself_writes_is_listed(finished):
+    assert set(json.loads((finished / "files.json").read_text())["files"]) == set(OWN)
+    for name in ("sweep.json", "output.txt", "notes.txt", "eval/test/notes.txt", "eval/notes.txt", "mine/x"):
+        (finished / name).write_text("second", encoding="utf-8")
+    assert not faults(finished)
+    for name in OWN:
+        (finished / name).write_text("third", encoding="utf-8")
+    assert set(faults(finished)) == set(OWN)
+    assert not [path for path in finished.iterdir() if path.name.startswith(".")]
+
+
+def test_the_listing_follows_an_evaluation_whatever_happens_meanwhile(finished, config):
+    def evaluate(meanwhile=lambda: None):
+        with workdirs.changing_files(finished):
+            meanwhile()
+            (finished / "data_report.json").write_text("changed", encoding="utf-8")
+
+    def fail():
+        (finished / "eval/test/results.json").write_text("changed", encoding="utf-8")
+        raise UserError("no such suite")
+
+    evaluate()
+    assert not faults(finished)
+    with pytest.raises(UserError, match="no such suite"):
+        evaluate(fail)
+    assert not faults(finished)
+    # A training ends while the evaluation goes on, which began before there was a listing.
+    (finished / "files.json").unlink()
+    evaluate(lambda: workdirs.list_files(finished))
+    assert not faults(finished)
+    # A training has begun: what it writes from now on would be taken for damage.
+    with locks.hold(finished, "training"):
+        evaluate()
+    assert not (finished / "files.json").exists()
+    evaluate()
+    assert not (finished / "files.json").exists()
+
+
 # --- What a run exports -----------------------------------------------------------------------------------------------
 
 
@@ -205,3 +265,18 @@ def test_an_adapter_with_a_file_without_an_end_is_no_longer_the_run_s_and_nobody
     endless.put(tmp_path / "adapter" / "README.md", kind)
     with endless.bounded():
         assert not run("two")
+
+
+def test_fewer_steps_than_the_run_has_had_are_refused_and_not_stored(tmp_path, config):
+    claimed(config, tmp_path)
+    (tmp_path / "checkpoints" / "500").mkdir(parents=True)
+    fewer = config.copy_and_resolve_references()
+    with fewer.unlocked():
+        fewer.steps = 499
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="steps = 499: the run is already at step 500; allowed is 500 or more"):
+        claimed(fewer, tmp_path)
+    assert tree(tmp_path) == before
+    with fewer.unlocked():
+        fewer.steps = 500
+    assert claimed(fewer, tmp_path).resumed

@@ -1,6 +1,7 @@
 """Folders that are replaced whole."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import threading
 import pytest
 
 from hra_jax.errors import UserError
-from hra_jax.storage import folders
+from hra_jax.storage import folders, locks
+from hra_jax.storage.files import write_file
 from hra_jax.storage.folders import recover, replace_folder
 
 KILLED = """
@@ -20,7 +22,7 @@ if not exchanges:
     folders.exchange_names = lambda first, second: False
 acts = []
 for module, name in ((folders, "rename_folder"), (folders, "remove_folder"), (folders, "exchange_names"),
-                     (folders, "_sync"), (os, "mkdir")):
+                     (folders, "sync_tree"), (os, "mkdir")):
     def wrapped(*arguments, original=getattr(module, name), **keywords):
         if len(acts) == act:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -178,3 +180,46 @@ def test_recovery_takes_no_link_and_no_stranger_s_folder_for_a_copy(tmp_path):
     before = sorted(path.name for path in tmp_path.iterdir())
     recover(tmp_path / "folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_folder_that_another_process_removed_while_it_was_written_takes_no_place(tmp_path, exchanges):
+    fill(tmp_path / "folder", "old")
+
+    def write(fresh):
+        (fresh / "a").write_text("new")
+        shutil.rmtree(fresh)  # as `recover` does in a process that does not hold the lock
+        write_file(fresh / "b", "new")
+
+    with pytest.raises(UserError, match="another process has removed"):
+        replace_folder(tmp_path / "folder", write)
+    assert contents(tmp_path / "folder") == {"a": "old", "b": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "folder").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="folder' is there and is no folder"):
+        fill(tmp_path / "folder", "new")
+    assert (tmp_path / "folder").read_text(encoding="utf-8") == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("copies", [["old"], ["old", "new"]])
+def test_a_folder_that_a_kill_left_between_two_renames_is_put_back_for_readers(tmp_path, copies):
+    for kind in copies:
+        fill(tmp_path / f".a.{kind}-{'0' * 16}", kind)
+    with locks.hold_beside(tmp_path / "a", "tasks add"):
+        pass  # it is over
+    folders.put_back(tmp_path / "a")
+    assert contents(tmp_path) == {"a/a": copies[-1], "a/b": copies[-1]}
+    folders.put_back(tmp_path / "a")
+    folders.put_back(tmp_path / "absent")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_readers_take_nothing_from_who_is_at_it(tmp_path):
+    fill(tmp_path / f".a.old-{'0' * 16}", "old")
+    (tmp_path / ".a.lock").mkdir()  # no lock can be had
+    with pytest.raises(UserError, match=r"/a' is gone: a process .* '.*/\.a\.old-0{16}' is what it was$"):
+        folders.put_back(tmp_path / "a")
+    assert contents(tmp_path) == {f".a.old-{'0' * 16}/{name}": "old" for name in "ab"}

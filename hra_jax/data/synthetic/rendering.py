@@ -24,7 +24,7 @@ from hra_jax.data.synthetic import grammar
 from hra_jax.data.synthetic.speakers import SETS, Speaker, SpeakerSet, check_speaker, custom_set
 from hra_jax.errors import UserError
 from hra_jax.run import children
-from hra_jax.storage import checksums, locks
+from hra_jax.storage import checksums, folders, locks
 from hra_jax.storage.files import check_no_link, make_folder, remove_file, write_file
 from hra_jax.storage.json_files import COUNT, Kind, check_fields, read_object
 
@@ -302,8 +302,10 @@ def _render_into(
         "espeak": answers[0]["espeak"],
         "speakers": _table(jobs, answers, sample_rate),
     }
+    # Written without waiting for the disk, file by file; from here on nobody renders them again.
+    folders.sync_tree(folder)
     write_file(folder / _DONE, json.dumps(summary, indent=1) + "\n")
-    checksums.write_listing(folder, but=lambda path: path == _STARTED)
+    checksums.write_listing(folder, but=lambda path: path == _STARTED, durable=True)
     remove_file(folder / _STARTED)
 
 

@@ -110,6 +110,25 @@ def test_an_interrupted_rendering_starts_over_and_ends_the_same(rendered, tmp_pa
     assert _files(folder) == _files(rendered)
 
 
+def test_everything_is_on_the_disk_before_a_rendering_counts_as_finished(tmp_path, monkeypatch):
+    synced, fsync, write_file = set(), os.fsync, rendering.write_file
+
+    def noted(descriptor):
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def checked(path, *arguments):
+        if path.name == "synthesis.json":
+            files = [found for found in path.parent.rglob("*") if not found.name.startswith(".")]
+            assert len(files) > 12 and not {str(found) for found in files} - synced
+        write_file(path, *arguments)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(rendering, "write_file", checked)
+    folder = rendering.render("tiny-test", tmp_path / "set", scale=0.3, processes=1, progress=False)
+    assert (folder / "synthesis.json").exists()
+
+
 @pytest.mark.parametrize("name", ["train.jsonl", "validation.jsonl", "test.jsonl", "audio/mine.wav", "notes.txt"])
 def test_a_folder_with_anything_that_was_not_rendered_is_refused_and_left_as_it_is(tmp_path, name):
     (tmp_path / "mine" / name).parent.mkdir(parents=True)

@@ -1,0 +1,31 @@
+"""The report of unusable data of a run that is started again."""
+
+import json
+
+import pytest
+
+from hra_jax.errors import UserError
+from hra_jax.run.scoring import data_report
+
+ONE = {"counts": {"too_long": 1}, "utterances": {"too_long": [{"name": "a", "detail": "40 s"}]}}
+
+
+def test_what_an_earlier_start_found_is_kept(tmp_path, capsys):
+    (tmp_path / "data_report.json").write_text(json.dumps(ONE))
+    with data_report(tmp_path, strict=False, keep=True) as report:
+        assert report.to_json() == ONE
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", ["", json.dumps(ONE)[:-20], '{"utterances": {"too_long": [3]}}', "[]", "\x00\xff"])
+def test_a_damaged_report_is_told_of_and_costs_no_start(tmp_path, capsys, content):
+    path = tmp_path / "data_report.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match="stop"), data_report(tmp_path, strict=False, keep=True) as report:
+        told = capsys.readouterr().out
+        assert (
+            told.startswith(str(path)) and told.endswith("; what it named is not counted\n") and told.count("\n") == 1
+        )
+        report.add("too_short", "b", "1 frame")
+        raise UserError("stop")
+    assert json.loads(path.read_text())["counts"] == {"too_short": 1}
