@@ -123,7 +123,9 @@ def _restore_or_start(run: Run, checkpoints: Checkpoints, *, steps_before: int) 
       checkpoints: its checkpoints.
       steps_before: how many steps it was to have when it was last started.
     """
-    position = restore_newest(run, checkpoints)[1] if checkpoints.latest_step() is not None else None
+    newest = checkpoints.latest_step()
+    processes.check_agreement({"newest checkpoint": str(newest)})
+    position = None if newest is None else restore_newest(run, checkpoints)[1]
     start, steps = int(run.state.step), run.settings.steps
     _announce(run, start)
     if start > steps:
@@ -189,7 +191,7 @@ def _loop(
     validates, validated = functools.partial(_validates, run, evaluation), False
     flops_of, times, last = CountedStep(layout.programs.counted), StepTimes(devices=layout.mesh.size, peak=peak), None
     most = layout.programs.optimizer.max_skipped_steps
-    skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name, position=position)
+    skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name, start=start, position=position)
     with loader, writer, progress, profiler, PreemptionGuard() as guard:
         times.restart()
         for step in range(start + 1, steps + 1):

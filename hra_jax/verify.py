@@ -33,6 +33,8 @@ from hra_jax.training.stored_checkpoint import StoredCheckpoint
 
 _MOST_SHOWN = 20  # damaged files of one part
 _RENDERED = "synthesis.json"
+_UNLISTED = "it has no files.json: arrays and values were compared with its own checksums, other files not at all"
+_UNCOMPARED = "it has no checksums, as it is of 0.1.0: it was read, and compared with nothing"
 
 Told = Callable[[int], object]
 
@@ -100,12 +102,38 @@ def _run(workdir: epath.Path, *, told: Told) -> Iterator[Part]:
     yield _listed(workdir, "results and settings", told=told, without="the run is not finished, or of 0.1.0")
     folder = workdir / workdirs.CHECKPOINTS
     for step in sorted(workdirs.checkpoint_steps(workdir)):
-        part = _listed(folder / str(step), f"{workdirs.CHECKPOINTS}/{step}", told=told, without="of 0.1.0, or remote")
-        yield part._replace(faults=part.faults + _rows(folder, step))
+        part = _checkpoint(folder, step, told=told)
+        if (folder / str(step)).exists():  # else the run has deleted it meanwhile, as it has newer ones
+            yield part
     if (workdir / workdirs.ADAPTER).is_dir():
         yield _adapter(workdir / workdirs.ADAPTER, told=told)._replace(name=workdirs.ADAPTER)
     if (workdir / workdirs.BACKBONE).is_dir():
         yield _backbone(workdir / workdirs.BACKBONE)._replace(name=workdirs.BACKBONE)
+
+
+def _checkpoint(folder: epath.Path, step: int, *, told: Told) -> Part:
+    """A checkpoint: by the listing of its files, or else by the checksums that it holds."""
+    name = f"{workdirs.CHECKPOINTS}/{step}"
+    part = _listed(folder / str(step), name, told=told, without="")
+    if part.note:
+        part = _unlisted(folder, step, name)
+    return part._replace(faults=part.faults + _rows(folder, step))
+
+
+def _unlisted(folder: epath.Path, step: int, name: str) -> Part:
+    """A checkpoint that has no listing: all that a run would take from it."""
+    from hra_jax.training.checkpoints import Checkpoints  # slow to import
+
+    count = len(checksums.files_of(folder / str(step)))
+    odd = checksums.endless_files(folder / str(step))
+    if odd:  # Orbax would wait for them
+        return Part(name, count, [(file, "is not a regular file") for file in odd], _UNLISTED)
+    try:
+        with Checkpoints(folder, keep_latest=1, keep_best=0, every_steps=1, read_only=True) as checkpoints:
+            compared = checkpoints.check(step)
+    except UserError as error:
+        return Part(name, count, [(str(step), str(error).removeprefix(f"{folder}: "))], _UNLISTED)
+    return Part(name, count, [], _UNLISTED if compared else _UNCOMPARED)
 
 
 def _rows(folder: epath.Path, step: int) -> list[tuple[str, str]]:

@@ -106,7 +106,7 @@ def evaluate_results(
       UserError: no task has scored utterances with reference words.
       ValueError: a row of a task that the suite does not have, or a missing or clashing field.
     """
-    by_task: dict[str, list[UtteranceResult]] = {task.name: [] for task in suite.tasks}
+    by_task: dict[str, list[UtteranceResult]] = {task.name: [] for task in (*suite.tasks, *suite.lost)}
     for row in rows:
         if row.task not in by_task:
             raise ValueError(f"utterance {row.key!r} belongs to {row.task!r}, no task of the suite {suite.name!r}")
@@ -152,10 +152,10 @@ def evaluate_results(
 def _without_rate(by_task: Mapping[str, Sequence[UtteranceResult]], suite: Suite) -> dict[str, str]:
     """The tasks that have no error rate, each with the reason."""
     found = {}
-    for task in suite.tasks:
+    for task in (*suite.tasks, *suite.lost):
         rows = by_task[task.name]
         if not rows:
-            found[task.name] = f"none of its {len(task.utterances)} utterances could be read"
+            found[task.name] = f"none of its {task.size} utterances could be read"
         elif not any(error_rates.words(row.reference, suite.normalizer) for row in rows):
             found[task.name] = f"the references of its {len(rows)} utterances hold 0 words"
     return found

@@ -14,7 +14,7 @@ from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data.batching import BatchSettings, bucket_rows
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings
-from hra_jax.data.utterance_table import UtteranceTable
+from hra_jax.data.utterance_table import UtteranceTable, lost_line
 from hra_jax.errors import UserError
 from hra_jax.evaluation import suites
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner, share_shapes
@@ -243,6 +243,10 @@ def _runner(
     """The runner of a suite that goes with the training data and the tasks."""
     base, own, tasks = material.base, material.own, table.task_names
     if tasks:
+        for task in suite.tasks:
+            if task.adapter_task in table.lost and task.adapter_task not in tasks:
+                told = lost_line(task.adapter_task, table.lost[task.adapter_task])
+                raise UserError(f"{told}; mend the manifest: suite {suite.name!r} needs the adapter")
         suites.check_adapter_tasks(suite, tasks)
     if own and own.shared is None and any(task.adapter_task == MEAN_TASK for task in suite.tasks):
         raise UserError(

@@ -182,7 +182,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
             )
             print_table(results)
             if unscored:
-                of = len(suite.utterances)
+                of = sum(task.size for task in (*suite.tasks, *suite.lost))
                 tell(f"{len(unscored)} of {of} utterances were not scored; see {DATA_REPORT}")
         except FAILURES as error:
             trouble = error
@@ -198,12 +198,15 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
 def _unscored(suite: Suite, rows: Iterable[UtteranceResult], report: DataReport) -> list[Unscored]:
     """The utterances of a suite that have no result, with what the report says of them."""
     scored, reasons = {(row.task, row.key) for row in rows}, report.reasons()
-    return [
-        Unscored(task.name, utterance.key, reasons.get(f"{task.name}: {utterance.key}", "not read"))
-        for task in suite.tasks
-        for utterance in task.utterances
-        if (task.name, utterance.key) not in scored
-    ]
+    found = []
+    for task in (*suite.tasks, *suite.lost):
+        found += [
+            Unscored(task.name, row.key, reasons.get(f"{task.name}: {row.key}", "not read"))
+            for row in task.utterances
+            if (task.name, row.key) not in scored
+        ]
+        found += [Unscored(task.name, row.key, row.why) for row in task.refused]
+    return found
 
 
 def untrained(run: Run) -> tuple[str, ...]:

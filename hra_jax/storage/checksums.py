@@ -87,6 +87,12 @@ def files_of(folder: epath.PathLike, *, but: Callable[[str], bool] = lambda path
     )
 
 
+def endless_files(folder: epath.PathLike) -> list[str]:
+    """What is in a local folder, and in the folders in it, that is neither a file nor a folder: pipes, devices."""
+    walk = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    return sorted(os.path.relpath(path, folder) for path in walk if os.path.exists(path) and not os.path.isfile(path))
+
+
 def write_listing(
     folder: epath.PathLike, *, but: Callable[[str], bool] = lambda path: False, durable: bool = False
 ) -> None:

@@ -277,7 +277,13 @@ def remove_empty_folder(folder: epath.PathLike) -> None:
 
 
 def rename_folder(folder: epath.PathLike, new: epath.PathLike) -> None:
-    """Gives a folder of this machine another name, which nothing has; on the disk when this returns. Raises OSError."""
+    """Gives a folder another name, which nothing has; on the disk when this returns. Raises OSError.
+
+    In a bucket everything in it is copied.
+    """
+    if is_remote(folder):
+        epath.Path(folder).rename(new)
+        return
     if os.path.lexists(new):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(new))
     os.rename(folder, new)

@@ -81,6 +81,7 @@ _CLIENT_ERRORS = (
 )
 # How TensorStore begins, which raises ValueError for everything, and what it says where it was about HTTP.
 _TENSORSTORE = re.compile(rf"\s*({'|'.join(_CODES[1:])}): ")
+_CODE = re.compile(rf"\b({'|'.join(_CODES[1:])}): ")
 _OF_HTTP = re.compile(r"gs://|\"gcs\"|http_response_code|CURL|googleapis")
 
 
@@ -133,6 +134,12 @@ def as_os_error(error: BaseException, path: epath.PathLike = "") -> OSError | No
     elif kind is FileNotFoundError:
         reason = "no such file" if "bucket" not in text.lower() else text[:300]
     return kind(number, reason, os.fspath(path) or None)
+
+
+def code_in(text: str) -> str | None:
+    """The first canonical code that a message of Google's libraries names, such as NOT_FOUND; None without one."""
+    found = _CODE.search(text)
+    return found[1] if found else None
 
 
 def client_errors() -> tuple[type[Exception], ...]:

@@ -12,6 +12,7 @@ import pytest
 import rich.console
 
 import hra_jax
+from hra_jax.data.utterance import Refused
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.bootstrap import bootstrap_interval
@@ -160,6 +161,15 @@ def test_a_task_that_cannot_be_scored_is_named_and_changes_no_number_of_the_othe
         assert all(f"task '{name}' was not scored: {reason}" in html.unescape(text) for text in told)
     assert sum("not scored" in line and "│" in line for line in stream.getvalue().splitlines()) == 2
     assert sorted(path.name for path in tmp_path.glob("predictions_*")) == ["predictions_george.jsonl"]
+
+
+def test_a_task_that_lost_all_lines_of_its_manifest_is_named_and_changes_no_number_of_the_others():
+    suite = make_suite(george="george")
+    lines = tuple(Refused(f"{number}.wav", "empty_audio: duration is 0") for number in range(3))
+    lost = SuiteTask("theo", "test.jsonl", "speaker", "theo", "theo", (), lines)
+    results = evaluate(make_rows("george", 3), Suite(suite.name, suite.normalizer, suite.tasks, (lost,)))
+    assert results["tasks_not_scored"] == {"theo": "none of its 3 utterances could be read"}
+    assert {**results, "tasks_not_scored": {}} == evaluate(make_rows("george", 3), suite)
 
 
 def test_a_suite_of_which_no_task_can_be_scored_is_an_error_that_names_suite_and_task():

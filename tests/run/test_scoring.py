@@ -1,10 +1,15 @@
-"""The report of unusable data of a run that is started again."""
+"""The report of unusable data of a run that is started again, and which utterances count as not scored."""
 
 import json
 
 import pytest
 
+from hra_jax.data.report import DataReport
+from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
+from hra_jax.evaluation.report import Unscored, UtteranceResult
+from hra_jax.evaluation.suites import Suite, SuiteTask
+from hra_jax.run import scoring
 from hra_jax.run.scoring import data_report
 
 ONE = {"counts": {"too_long": 1}, "utterances": {"too_long": [{"name": "a", "detail": "40 s"}]}}
@@ -29,3 +34,20 @@ def test_a_damaged_report_is_told_of_and_costs_no_start(tmp_path, capsys, conten
         report.add("too_short", "b", "1 frame")
         raise UserError("stop")
     assert json.loads(path.read_text())["counts"] == {"too_short": 1}
+
+
+def test_lines_that_the_manifest_refused_are_among_the_utterances_that_were_not_scored():
+    refused = Refused("c.wav", "unreachable_audio: c.wav: http:// is not read here")
+    rows = [Utterance(f"/{key}", 1.0, "one", key=key) for key in ("a.wav", "b.wav")]
+    ann = SuiteTask("ann", "m.jsonl", "speaker", "ann", "ann", tuple(rows), (refused,))
+    bob = SuiteTask("bob", "m.jsonl", "speaker", "bob", "bob", (), (refused,))
+    report = DataReport()
+    report.add("too_long", "ann: b.wav", "9 s")
+    scored = [
+        UtteranceResult(task="ann", key="a.wav", reference="one", hypothesis="one", base_hypothesis="one", duration=1.0)
+    ]
+    assert scoring._unscored(Suite("s", "basic", (ann,), (bob,)), scored, report) == [
+        Unscored("ann", "b.wav", "too_long: 9 s"),
+        Unscored("ann", "c.wav", refused.why),
+        Unscored("bob", "c.wav", refused.why),
+    ]
