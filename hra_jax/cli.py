@@ -17,7 +17,9 @@ and may have flags of the same name. Exit statuses: what `main` returns (None is
 where storage in the network does not answer, 130 after Ctrl-C.
 """
 
+import contextlib
 import errno
+import faulthandler
 import functools
 import itertools
 import os
@@ -37,7 +39,7 @@ from hra_jax.config.files import load_config, near_key, ready_made_names, valida
 from hra_jax.console import error_line
 from hra_jax.errors import UserError
 from hra_jax.run.signals import INTERRUPTED
-from hra_jax.storage import remote
+from hra_jax.storage import remote, standard_error
 
 # The C++ libraries read these once, when jax or TensorFlow is imported. What the user has set stays.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -98,7 +100,11 @@ def run(
             define_flags()
         if config_flag:
             argv = _define_config(argv)
-        app.run(main, argv=argv, flags_parser=functools.partial(_parse_flags, takes_words=takes_words))
+        app.run(
+            functools.partial(_call, main),
+            argv=argv,
+            flags_parser=functools.partial(_parse_flags, takes_words=takes_words),
+        )
     except KeyboardInterrupt:  # where it was not started as `python -m`; else see run/signals.py
         _fail("interrupted", status=INTERRUPTED, argv=argv)
     except flags.Error as error:
@@ -111,6 +117,14 @@ def run(
         if reason is None:
             raise
         _fail(reason, status=USER_ERROR, argv=argv)
+
+
+def _call(main: Callable[[list[str]], int | None], words: list[str]) -> int | None:
+    if faulthandler.is_enabled():
+        # absl has it write to descriptor 2, for which something else may stand in.
+        with contextlib.suppress(OSError):
+            faulthandler.enable(standard_error.duplicate())
+    return main(words)
 
 
 def _parse_flags(argv: list[str], *, takes_words: bool) -> list[str]:

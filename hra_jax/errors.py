@@ -1,4 +1,4 @@
-"""The errors that a user's input can cause, and texts of others as they may be shown."""
+"""The errors that a user's input can cause, and how texts from elsewhere are shown."""
 
 import unicodedata
 

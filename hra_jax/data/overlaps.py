@@ -6,8 +6,9 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 
-from hra_jax.data.sound_files import is_remote, local_path
+from hra_jax.data.sound_files import local_path
 from hra_jax.data.utterance import Utterance
+from hra_jax.storage.files import is_remote
 
 # Segments that follow each other may share the edges that their makers rounded or padded.
 _ALLOWED_SECONDS = 0.05

@@ -18,7 +18,7 @@ from hra_jax.config.files import config_from_json, validate_config
 from hra_jax.config.keys import group
 from hra_jax.console import tell
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.run import foundation, layout, programs
+from hra_jax.run import foundation, layout, programs, workdirs
 from hra_jax.run.settings import RunSettings
 from hra_jax.storage import folders
 from hra_jax.storage.json_files import check_fields, read_text
@@ -51,7 +51,7 @@ def export_checkpoint(
     settings, adapter = group(config, ""), group(config, "adapter")
     if settings.method != "adapter":
         raise UserError(f"{workdir}: method {settings.method!r}; allowed: adapter, whose checkpoints are adapters")
-    folder = epath.Path(workdir) / "checkpoints"
+    folder = epath.Path(workdir) / workdirs.CHECKPOINTS
     with Checkpoints(folder, keep_latest=1, keep_best=0, every_steps=1, finite=True, read_only=True) as checkpoints:
         number = checkpoints.resolve(step)
         while True:
@@ -66,9 +66,9 @@ def export_checkpoint(
 
 
 def _configuration(workdir: epath.Path) -> ConfigDict:
-    path = workdir / "config.json"
+    path = workdir / workdirs.CONFIG
     if not path.exists():
-        raise UserError(f"workdir = {str(workdir)!r}: holds no config.json, so no run was started there")
+        raise UserError(f"workdir = {str(workdir)!r}: holds no {workdirs.CONFIG}, so no run was started there")
     text = read_text(path)
     try:
         config = config_from_json(text)

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -247,19 +247,39 @@ def _tell(status: int) -> None:
         time.sleep(_LOOK_SECONDS)  # from their last words to their end
 
 
+def _told() -> tuple[int, int] | None:
+    """The number and the status of a process that has failed; None where none has.
+
+    Raises:
+      JaxRuntimeError: the process that stores the words is gone.
+    """
+    client = _client()
+    if client is None:
+        return None
+    try:
+        number, status = client.key_value_try_get(_ENDED).split()
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" in str(error):
+            return None
+        raise
+    return int(number), int(status)
+
+
+def _follow(number: int, status: int) -> NoReturn:
+    """Ends this process as another one has ended."""
+    _tell(status)
+    signals.end(status, f"process {number} ended with status {status}, and so does this one", sys.stderr)
+
+
 def _watch() -> None:
     """Ends this process with the status of another one that has failed; a thread of its own."""
-    client = _client()
-    while client is not None and not _leaving.wait(_LOOK_SECONDS):
+    while _client() is not None and not _leaving.wait(_LOOK_SECONDS):
         try:
-            number, status = client.key_value_try_get(_ENDED).split()
-        except jax.errors.JaxRuntimeError as error:
-            if "NOT_FOUND" in str(error):
-                continue
+            told = _told()
+        except jax.errors.JaxRuntimeError:
             return
-        if not _leaving.wait(_OWN_WORDS_SECONDS):
-            _tell(int(status))
-            signals.end(int(status), f"process {number} ended with status {status}, and so does this one", sys.stderr)
+        if told is not None and not _leaving.wait(_OWN_WORDS_SECONDS):
+            _follow(*told)
 
 
 def _stop_watching(watch: threading.Thread) -> None:
@@ -269,9 +289,19 @@ def _stop_watching(watch: threading.Thread) -> None:
 
 
 def _then_leave(hook: Callable) -> Callable:
-    """An excepthook that shows an error as `hook` does, and leaves."""
+    """An excepthook that shows an error as `hook` does, and leaves.
+
+    A collective that fails because another process has ended shows nothing: that process has said why.
+    """
 
     def ended(kind, error, traceback):
+        if issubclass(kind, jax.errors.JaxRuntimeError):
+            told = None
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                told = _told()
+            if told is not None and told[0] != jax.process_index():
+                _leaving.set()
+                _follow(*told)
         hook(kind, error, traceback)
         leave(1)
 

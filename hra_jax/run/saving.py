@@ -11,6 +11,7 @@ from hra_jax.console import tell
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.run import processes
 from hra_jax.run.place import Run
+from hra_jax.run.workdirs import CHECKPOINTS
 from hra_jax.storage import locks
 from hra_jax.training import checksums, train_state
 from hra_jax.training.agreement import together
@@ -32,7 +33,7 @@ def fingerprint(run: Run) -> dict[str, Any]:
 def open_checkpoints(run: Run, settings: CheckpointSettings, *, read_only: bool = False) -> Checkpoints:
     """Opens W/checkpoints; `read_only` is for who looks on while a run may be writing."""
     return Checkpoints(
-        run.workdir / "checkpoints",
+        run.workdir / CHECKPOINTS,
         keep_latest=settings.keep_latest,
         keep_best=settings.keep_best,
         every_steps=settings.every_steps,

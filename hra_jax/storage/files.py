@@ -151,14 +151,18 @@ def sync_folder(folder: epath.PathLike) -> None:
             os.close(descriptor)
 
 
-def write_file(path: epath.PathLike, content: bytes | str, *, durable: bool = True) -> None:
+def write_file(path: epath.PathLike, content: bytes | str, *, durable: bool = True, mark: bool = True) -> None:
     """Writes a file so that a reader sees the old content or the new, never a part; makes its folder.
 
-    Text is stored as UTF-8. `Replacement` says what `durable` means.
+    Text is stored as UTF-8. `Replacement` says what `durable` means. Without `mark` a bucket gets the object alone, and
+    no mark of its folder, which would stay when the object is removed.
 
     Raises:
       OSError: it cannot be written; the old file, if there was one, is then still there.
     """
+    if is_remote(path) and not mark:
+        epath.Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+        return
     with Replacement(path, durable=durable) as replacement:
         replacement.stream.write(content.encode() if isinstance(content, str) else content)
         replacement.commit()
@@ -279,10 +283,15 @@ def remove_empty_folder(folder: epath.PathLike) -> None:
 def rename_folder(folder: epath.PathLike, new: epath.PathLike) -> None:
     """Gives a folder another name, which nothing has; on the disk when this returns. Raises OSError.
 
-    In a bucket everything in it is copied.
+    In a bucket its files are copied one by one, and other readers see every stage of it.
     """
     if is_remote(folder):
-        epath.Path(folder).rename(new)
+        start = len(os.fspath(folder).rstrip("/")) + 1
+        for parent, _, names in epath.Path(folder).walk():
+            for name in names:
+                file = epath.Path(parent) / name
+                file.replace(epath.Path(new) / os.fspath(file)[start:])
+        remove_folder(folder)
         return
     if os.path.lexists(new):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(new))
@@ -297,5 +306,5 @@ def check_regular(path: epath.PathLike) -> None:
       OSError: it is there and is no regular file.
     """
     text = os.fspath(path)
-    if "://" not in text and os.path.exists(text) and not os.path.isfile(text):
+    if not is_remote(text) and os.path.exists(text) and not os.path.isfile(text):
         raise OSError(errno.EINVAL, "not a regular file", text)

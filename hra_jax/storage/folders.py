@@ -1,4 +1,4 @@
-"""Folders that are replaced whole: a reader, and who comes after a crash, finds the old folder or the new one.
+"""Folders that are replaced whole: a reader finds the old folder or the new one, after a crash too.
 
 The new folder is written beside the old one, under a hidden random name, and is on the disk before the two change
 places in one act of the file system. Where it has no such act, two renames do it, and `recover` completes them when the

@@ -159,6 +159,21 @@ def hold_beside(folder: epath.PathLike, what: str, *, patient: bool = False) -> 
         yield lock
 
 
+def check_free(folder: epath.PathLike) -> None:
+    """Refuses a folder whose lock another process holds; nothing is written.
+
+    A lock of another machine is watched for a little longer than its owner needs to renew it; `hold` waits longer.
+
+    Raises:
+      UserError: another process holds it; names the process and what it does.
+      OSError: the lock cannot be read.
+    """
+    path = (epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))) / NAME
+    found = _read(path)
+    if found is not None and os.fspath(path) not in _held:
+        _wait_for(path, found, folder, quiet=False, seconds=1.5 * RENEW_SECONDS[is_remote(path)])
+
+
 def is_held_beside(folder: epath.PathLike) -> bool:
     """Whether the lock beside a folder is there; its owner may be dead. Raises OSError."""
     return _beside(folder).exists()
@@ -375,8 +390,17 @@ def _look_seconds(path: epath.Path) -> float:
     return RENEW_SECONDS[True] / 4 if is_remote(path) else _LOOK_SECONDS
 
 
-def _wait_for(path: epath.Path, found: _Found, folder: epath.PathLike, *, quiet: bool) -> None:
+def _wait_for(
+    path: epath.Path, found: _Found, folder: epath.PathLike, *, quiet: bool, seconds: float | None = None
+) -> None:
     """Returns when the owner of a lock is dead or has let go; says that it waits, unless it is to be quiet.
+
+    Args:
+      path: the lock.
+      found: what it says.
+      folder: what is locked.
+      quiet: whether to wait without a word.
+      seconds: for how long it is watched where its owner cannot be looked at; None for as long as `STALE_SECONDS`.
 
     Raises:
       UserError: it is alive.
@@ -385,7 +409,7 @@ def _wait_for(path: epath.Path, found: _Found, folder: epath.PathLike, *, quiet:
         return
     if found.owner.get("machine") == _machine() and "token" in found.owner:
         raise _refusal(found, folder, path)  # the process is there
-    seconds = STALE_SECONDS[is_remote(path)]
+    seconds = STALE_SECONDS[is_remote(path)] if seconds is None else seconds
     if not quiet:
         _say_waiting(found, folder, seconds)
     if _renewed(path, found, seconds, look=_look_seconds(path)):

@@ -84,7 +84,7 @@ class StoredCheckpoint:
             raise
 
     def _tells_of_checksums(self) -> bool:
-        """Whether Orbax's own list of what is in a checkpoint names the checksums; so a damaged list is taken."""
+        """Whether Orbax's own list of the contents names the checksums; a damaged list counts as if it did."""
         try:
             text = self._bytes("_CHECKPOINT_METADATA")
         except DamagedError:
@@ -137,7 +137,7 @@ class StoredCheckpoint:
         return None
 
     def damage(self, what: str, *, error: BaseException | None = None) -> UserError:
-        """What to tell where it cannot be used: a DamagedError, unless storage may yet give what it holds."""
+        """The error for one that cannot be used: a DamagedError, unless storage may still give what it holds."""
         text = f"{self.folder.parent}: checkpoint {self.step} cannot be read: {what}"
         trouble = error if error is not None and not _is_damage(error) else self._unreadable() if error else None
         if trouble is None:

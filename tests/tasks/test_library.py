@@ -371,11 +371,11 @@ def test_where_writing_fails_the_folder_is_what_it_was(tmp_path, monkeypatch, fa
     if fails == "write_file":
         write_file, left = adapter_folder.write_file, [2]
 
-        def full(path, content, **how):
+        def full(path, content, **keywords):
             left[0] -= 1
             if left[0] < 0:
                 raise OSError(28, "No space left on device")
-            write_file(path, content, **how)
+            write_file(path, content, **keywords)
 
         monkeypatch.setattr(adapter_folder, "write_file", full)
     else:

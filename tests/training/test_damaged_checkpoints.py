@@ -412,13 +412,25 @@ def test_the_metrics_of_a_checkpoint_outlive_damage_of_their_file(copy):
         assert checkpoints.best_step() == 1
 
 
+@pytest.fixture(scope="module")
+def finished(micro, tmp_path_factory):
+    """A run like `trained`, compiled as the tests here are: another test may have been the first to use that one."""
+    config = micro.config(
+        eval__suite=micro.suite("test"),
+        eval__select_suite=micro.suite("validation"),
+        eval__every_steps=2,
+        checkpoint__keep_latest=4,
+    )
+    return world.train(config, tmp_path_factory.mktemp("finished") / "W")
+
+
 @pytest.mark.slow(minutes=1.0)
 @pytest.mark.parametrize("damage", ["state", "position/metadata", "checksums/metadata", "rows"])
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_and_ends_the_same(
-    trained, tmp_path, damage
+    finished, tmp_path, damage
 ):
     workdir = tmp_path / "W"
-    shutil.copytree(trained.workdir, workdir)
+    shutil.copytree(finished.workdir, workdir)
     shutil.rmtree(workdir / "adapter")
     newest, generator = workdir / "checkpoints" / "4", random.Random(SEED)
     if damage == "rows":
@@ -432,13 +444,13 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_an
         for _ in range(8):
             found[generator.randrange(len(found))] ^= 1 << generator.randrange(8)
         path.write_bytes(bytes(found))
-    again = world.train(trained.config, workdir)
+    again = world.train(finished.config, workdir)
     assert again.status == 0
     assert "; going on from checkpoint 2" in again.printed and "resuming at step 2" in again.printed
     for name in ("adapter_model.safetensors", "tasks.json"):
-        assert (workdir / "adapter" / name).read_bytes() == (trained.workdir / "adapter" / name).read_bytes()
-    assert world.losses(workdir) == world.losses(trained.workdir)
-    sums = [StoredCheckpoint(at / "checkpoints" / "4").checksums() for at in (workdir, trained.workdir)]
+        assert (workdir / "adapter" / name).read_bytes() == (finished.workdir / "adapter" / name).read_bytes()
+    assert world.losses(workdir) == world.losses(finished.workdir)
+    sums = [StoredCheckpoint(at / "checkpoints" / "4").checksums() for at in (workdir, finished.workdir)]
     assert sums[0]["state"] == sums[1]["state"] and sums[0]["items"]["position"] == sums[1]["items"]["position"]
 
 
