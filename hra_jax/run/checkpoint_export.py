@@ -160,7 +160,7 @@ def _weights(
     shared = (part["trainable"] | part["fixed"])["shared"]
     counts = np.zeros(len(jax.tree.leaves(drawn["tasks"])[0]) if jax.tree.leaves(drawn["tasks"]) else tasks, np.int32)
     # Rows in no log are as the seed gives them.
-    for ids, rows in checkpoints.rows(step, "bank", bank=len(counts)):
+    for ids, rows in checkpoints.rows(step, "bank", below=len(counts)):
         _check_rows(rows, {"tasks": drawn["tasks"], "count": counts}, where=f"{checkpoints.directory}: {step}")
         counts[ids] = rows["count"]
         for leaf, new in zip(

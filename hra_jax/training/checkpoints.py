@@ -346,7 +346,7 @@ class Checkpoints:
             self._stored[step] = StoredCheckpoint(self.directory / str(step))
         return self._stored[step]
 
-    def rows(self, step: int | str, log: str, *, bank: int | None = None) -> Iterator[Rows]:
+    def rows(self, step: int | str, log: str, *, below: int | None = None) -> Iterator[Rows]:
         """The rows of a log as they were at a step, each once: (ids [n], tree of numpy rows [n, ...]), part by part.
 
         Rows that have never changed are in no log.
@@ -354,14 +354,14 @@ class Checkpoints:
         Args:
           step: a number, 'last' or 'best'.
           log: one of LOGS.
-          bank: how many rows there are, for ids below that; None takes all ids.
+          below: how many rows there are; None takes all ids.
 
         Raises:
           DamagedError: a file of the log is missing or damaged, or holds a row that there is none of.
         """
         number = self.resolve(step)
         found = self._logs[log].read(self._segments_of(number)[log])
-        return found if bank is None else self._below(bank, found, number, log)
+        return found if below is None else self._below(below, found, number, log)
 
     def _below(self, bank: int, found: Iterator[Rows], step: int, log: str) -> Iterator[Rows]:
         for ids, rows in found:
