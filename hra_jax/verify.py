@@ -184,7 +184,7 @@ def _adapter(folder: epath.Path, *, told: Told) -> Part:
         own = (file for file in adapter_folder.OWN_FILES if str(error).startswith(f"{folder / file}"))
         return Part(name, 0, [(next(own, path.name), str(error))])
     config = read_object(path)
-    hashes = config.get("sha256", {})
+    hashes = {"sha256": {}, **config}["sha256"]
     note = "" if hashes else "it has no hashes: exported by 0.1.0, or they were removed"
     faults = [(file, fault) for file in sorted(hashes) if (fault := _unlike(folder, file, config, told=told))]
     return Part(name, len(hashes), faults, note)
