@@ -136,8 +136,7 @@ def _parse_flags(argv: list[str], *, takes_words: bool) -> list[str]:
         # absl ends with status 1 after it has printed the help that was asked for.
         raise SystemExit(0 if _flag_names(argv) & _HELP else stop.code) from None
     _check_words(argv, rest[1:], allowed=takes_words)
-    if "workdir" in FLAGS and isinstance(FLAGS.workdir, str) and not FLAGS.workdir.strip():
-        raise UserError(f"--workdir={FLAGS.workdir!r}; allowed: the path of a folder")
+    _check_not_empty(rest[1:])
     if FLAGS["verbosity"].using_default_value:
         # absl would show every INFO line of every library from here on.
         FLAGS["verbosity"].value = logging.WARNING
@@ -165,6 +164,21 @@ def _check_words(argv: Sequence[str], words: Sequence[str], *, allowed: bool) ->
             raise UserError(f"{before} {word}: a value of this flag needs a '='; allowed: {before}={word}")
     if words and not allowed:
         raise UserError(f"{words[0]!r} belongs to no flag; allowed: --flag=value, or --flag value")
+
+
+def _check_not_empty(words: Sequence[str]) -> None:
+    """Refuses empty words and values: as a path each would be the current folder, which nobody asked for."""
+    for word in words:
+        if not word.strip():
+            raise UserError(f"{word!r} is neither a path nor a name; allowed: '.' for the current folder")
+    for name in FLAGS:
+        flag = FLAGS[name]
+        # A configuration says itself which of its keys may be empty, and a flag that is empty by default may stay so.
+        if name.startswith("config") or flag.flag_type() != "string" or flag.default == "":
+            continue
+        if isinstance(flag.value, str) and not flag.value.strip():
+            allowed = "the path of a folder" if name == "workdir" else "a value that is not empty"
+            raise UserError(f"--{name}={flag.value!r}; allowed: {allowed}")
 
 
 def _illegal_value(message: str) -> str:

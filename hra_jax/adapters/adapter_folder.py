@@ -465,7 +465,7 @@ def _checked_config(content: object, *, where: str) -> dict[str, Any]:
     for field in ("name", "fingerprint"):
         check_shown(config["backbone"][field], where=f"{where}: backbone.{field}")
     # A command that is given no backbone looks for one of this name.
-    if is_remote(config["backbone"]["name"]):
+    if "://" in config["backbone"]["name"]:
         raise UserError(f"{where}: backbone.name is {config['backbone']['name']!r:.80}; allowed: a name, no address")
     check_fields(config["accounting"], _ACCOUNTING, where=f"{where}: accounting")
     method = check_fields(config["method"], {"name": str}, where=f"{where}: method")["name"]

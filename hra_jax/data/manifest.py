@@ -23,8 +23,9 @@ from hra_jax.data import audio, recordings, sound_files
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
-from hra_jax.storage.files import check_regular, is_remote, write_file
+from hra_jax.storage.files import check_regular, write_file
 from hra_jax.storage.json_files import parse_json
+from hra_jax.storage.remote import is_remote, why_unreachable
 
 _REQUIRED: Final = ("audio_filepath", "duration", "text")
 _MOST_LINE: Final = 2**20  # bytes
@@ -72,7 +73,7 @@ def _parse(row: dict[str, Any], *, folder: epath.Path, source: str, number: int)
     path, text, duration = row["audio_filepath"], row["text"], _seconds(row, "duration")
     if not path or "\0" in path:
         raise _LineError("missing_field", f"audio_filepath is {path!r:.80}; needed: the path of a file")
-    reason = sound_files.why_unreachable(path)
+    reason = why_unreachable(path)
     if reason is not None:
         raise _LineError("unreachable_audio", f"{path[:80]}: {reason}")
     if duration == 0.0:
@@ -120,7 +121,7 @@ def read_manifest(path: epath.PathLike, *, report: DataReport) -> tuple[list[Utt
         raise UserError(f"no manifest at {path}") from error
     except OSError as error:
         raise UserError(f"the manifest {path} cannot be read: {error.strerror or error}") from error
-    folder, source = file.absolute().parent if not is_remote(path) else file.parent, os.fspath(path)
+    folder, source = file.parent if is_remote(file) else file.absolute().parent, os.fspath(path)
     utterances, refused = [], []
     for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip():

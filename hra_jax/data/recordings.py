@@ -13,8 +13,8 @@ from etils import epath
 from hra_jax.console import listed
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
-from hra_jax.storage.files import check_regular, is_remote
-from hra_jax.storage.remote import StorageUnavailable
+from hra_jax.storage.files import check_regular
+from hra_jax.storage.remote import StorageUnavailable, is_remote
 
 READ_SUFFIXES: Final = (
     ".aif",
@@ -126,7 +126,7 @@ def find(folder: epath.PathLike, *, report: DataReport) -> tuple[list[Recording]
     Raises:
       UserError: no audio there; a table with a row that is not a file and a text, or that names no single recording.
     """
-    root = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.abspath(folder))
+    root = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.abspath(epath.Path(folder)))
     everything = _remote_files(root) if is_remote(root) else _local_files(os.fspath(root), report)
     files = sorted(_of_people(everything, report), key=lambda file: file.name)
     audio = [file for file in files if file.suffix in READ_SUFFIXES + _OTHER_SUFFIXES]

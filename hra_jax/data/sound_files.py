@@ -8,7 +8,6 @@ import mmap
 import os
 import re
 import stat
-import urllib.parse
 from collections.abc import Iterator
 from typing import Final
 
@@ -19,10 +18,9 @@ from etils import epath
 from hra_jax.data import mpeg
 from hra_jax.data.report import KINDS
 from hra_jax.storage import remote, standard_error
-from hra_jax.storage.files import is_remote
+from hra_jax.storage.remote import is_remote, local_path, why_unreachable
 
 LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz
-REMOTE_SCHEMES = ("gs", "s3")
 _MOST_VALUES: Final = 2**30  # samples of all channels together that are read of one file: over three hours of stereo
 _MOST_MPEG_BYTES: Final = 2**29
 _MOST_PAGES: Final = 2**21  # of an Ogg file
@@ -32,7 +30,6 @@ _BLOCK: Final = 2**20  # samples of all channels together
 # Of a file that is there: whoever mends the storage, or the permission, can read it.
 _AWAY: Final = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN}
 _UNKNOWN: Final = 2**62  # lengths from here on are not lengths; libsndfile has 2**63 - 1 for what it does not know
-_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 class AudioError(ValueError):
@@ -47,24 +44,6 @@ class AudioError(ValueError):
         assert kind in KINDS
         super().__init__(f"{kind}: {detail}")
         self.kind, self.detail = kind, detail
-
-
-def local_path(path: str) -> str:
-    """A path as the operating system has it: `file:///a%20b.wav` becomes `/a b.wav`; all others stay as they are."""
-    found = _SCHEME.match(path)
-    if found is None or found[1].lower() != "file":
-        return path
-    host, slash, rest = path[found.end() :].partition("/")
-    return urllib.parse.unquote(slash + rest) if host.lower() in ("", "localhost") else path
-
-
-def why_unreachable(path: str) -> str | None:
-    """Why nothing can be read at a path, whatever is there; None where something can."""
-    found = _SCHEME.match(local_path(path))
-    if found is None or found[1] in REMOTE_SCHEMES:
-        return None
-    allowed = ", ".join(f"{name}://" for name in ("file", *REMOTE_SCHEMES))
-    return f"{found[0]} is not read here; allowed: a path, {allowed}"
 
 
 class _Unseeking(soundfile.SoundFile):

@@ -31,7 +31,7 @@ from etils import epath
 from hra_jax.console import tell
 from hra_jax.errors import UserError
 from hra_jax.storage import writing
-from hra_jax.storage.files import is_remote, make_folder, remove_file
+from hra_jax.storage.files import is_remote, make_folder, real_path, remove_file
 from hra_jax.storage.json_files import parse_json
 
 RENEW_SECONDS = {False: 5.0, True: 20.0}  # of a lock on a disk, and on an object store
@@ -145,7 +145,7 @@ def hold(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterato
       OSError: the lock cannot be written.
     """
     make_folder(folder)
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     with _holding(place / NAME, what, folder=folder, patient=patient) as lock:
         yield lock
 
@@ -180,7 +180,7 @@ def is_held_beside(folder: epath.PathLike) -> bool:
 
 
 def _beside(folder: epath.PathLike) -> epath.Path:
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     return place.parent / f".{place.name}{NAME}"
 
 
@@ -190,7 +190,7 @@ def check_held(folder: epath.PathLike) -> None:
     Raises:
       UserError: this process stood still for so long that another one has taken the lock over.
     """
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     lock = _held.get(os.fspath(place / NAME))
     if lock is not None:
         lock.check()
@@ -203,7 +203,7 @@ def is_held(folder: epath.PathLike) -> bool:
       UserError: something else has the name of the lock.
       OSError: it cannot be read.
     """
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     found = _read(place / NAME)
     return found is not None and not _is_dead(found.owner)
 
