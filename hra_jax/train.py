@@ -124,7 +124,9 @@ def _restore_or_start(run: Run, checkpoints: Checkpoints, *, steps_before: int) 
       checkpoints: its checkpoints.
       steps_before: how many steps it was to have when it was last started.
     """
-    position = restore_newest(run, checkpoints)[1] if checkpoints.latest_step() is not None else None
+    newest = checkpoints.latest_step()
+    processes.check_agreement({"newest checkpoint": str(newest)})
+    position = None if newest is None else restore_newest(run, checkpoints)[1]
     start, steps = int(run.state.step), run.settings.steps
     _announce(run, start)
     if start > steps:
@@ -190,7 +192,7 @@ def _loop(
     validates, validated = functools.partial(_validates, run, evaluation), False
     flops_of, times, last = CountedStep(layout.programs.counted), StepTimes(devices=layout.mesh.size, peak=peak), None
     most = layout.programs.optimizer.max_skipped_steps
-    skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name, position=position)
+    skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name, start=start, position=position)
     with loader, writer, progress, profiler, PreemptionGuard() as guard:
         times.restart()
         for step in range(start + 1, steps + 1):
@@ -302,8 +304,10 @@ def _validate(
 ) -> dict[str, float]:
     """Scores the selection suite, and keeps the best macro WER and the best per task in `run.best`."""
     best = run.best
-    rows, loss, _ = select.run(run.layout.programs.evaluation, suite_weights(run, select), base_weights(run))
-    results = evaluate_results(rows, select.suite, accounting=accounting(run), bootstrap=0)
+    base = processes.agreed(lambda: base_weights(run))
+    step_of, weights = run.layout.programs.evaluation, suite_weights(run, select)
+    rows, loss, _ = select.run(step_of, weights, base, agreed=processes.agreed)
+    results = processes.agreed(lambda: evaluate_results(rows, select.suite, accounting=accounting(run), bootstrap=0))
     values = {"": results["wer_macro"]} | {name: task["wer"] for name, task in results["tasks"].items()}
     for name, wer in values.items():
         found = best.setdefault("tasks", {}).get(name) if name else best.get("macro")
@@ -314,7 +318,8 @@ def _validate(
         _keep_best_rows(run, step, results)
     suite = select.suite.name
     scalars = {f"{suite}/wer_macro": values.pop(""), f"{suite}/loss": loss}
-    writer.write(step, scalars | {f"{suite}/wer/{name}": wer for name, wer in values.items()})
+    scalars |= {f"{suite}/wer/{name}": wer for name, wer in values.items()}
+    processes.agreed(lambda: writer.write(step, scalars))
     return {METRIC: results["wer_macro"]}
 
 
@@ -354,6 +359,9 @@ def finish(
 
     Returns:
       The results, or None without a test suite, or where its evaluation failed.
+
+    Raises:
+      StorageUnavailable: the evaluation failed for that; everything is exported.
     """
     stitched, test = exported.step == BEST_PER_TASK, run.layout.test
     step = _take_exported(run, checkpoints, _checkpoint_to_export(run, checkpoints, exported))
@@ -373,7 +381,7 @@ def finish(
             weights = {"backbone": as_stored(weights["backbone"], exported.dtype)}
         return score(run, test, weights, step=step, bootstrap=bootstrap)
 
-    results = attempt(run, f"the evaluation of suite {test.suite.name!r}", evaluated)
+    results = attempt(run, f"the evaluation of suite {test.suite.name!r}", evaluated, comes_again=True)
     if results is not None:
         add_results(run, results, task_steps=task_steps)
     return results

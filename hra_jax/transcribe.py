@@ -36,7 +36,7 @@ def choose_task(adapter: str | None, task: str | None) -> tuple[str, str]:
     """
     if adapter is None:
         return task or BASE_TASK, ""
-    entries = {entry["name"]: entry for entry in adapter_folder.read_adapter(adapter).tasks_json}
+    entries = {entry["name"]: entry for entry in adapter_folder.read_tasks(adapter)}
     if task is None:
         if len(entries) != 1:
             others = f"{listed(entries, show=str)}, " if entries else ""
@@ -93,7 +93,8 @@ def transcribe(
                 errors[file] = str(error)
         texts = iter(_each(recognised, waveforms, all_may_fail=start > 0))
         for file in part:
-            yield file, *((None, errors[file]) if file in errors else next(texts))
+            text, why = (None, errors[file]) if file in errors else next(texts)
+            yield file, text, why
 
 
 def _each(

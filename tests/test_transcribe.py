@@ -186,3 +186,9 @@ def test_the_command_writes_file_and_text_and_ends_with_status_0(command, files,
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{file}\t{expected[file]}" for file in chosen]
     assert done.stderr == ""
+
+
+def test_a_task_is_chosen_without_reading_the_weights(trained, tmp_path):
+    shutil.copytree(trained.workdir / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    assert choose_task(str(tmp_path / "adapter"), "bob") == ("bob", "")

@@ -21,6 +21,7 @@ import dataclasses
 import hashlib
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ from hra_jax.adapters.methods import from_folder, peft_types
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.models.encoder_config import EncoderConfig
-from hra_jax.storage import folders, safetensors
+from hra_jax.storage import checksums, folders, locks, safetensors
 from hra_jax.storage.files import (
     check_no_link,
     check_regular,
@@ -50,9 +51,11 @@ from hra_jax.storage.json_files import (
     Kind,
     check_fields,
     check_shown,
+    count_values,
     json_text,
     read_json,
     read_object,
+    read_text,
 )
 from hra_jax.storage.remote import StorageUnavailable
 from hra_jax.storage.trees import flatten, unflatten
@@ -64,9 +67,12 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 TASKS_FILE = "tasks.json"
 CARD_FILE = "README.md"
 TASK_FOLDER = "tasks"
+OWN_FILES = (WEIGHTS_FILE, TASKS_FILE, CARD_FILE, CONFIG_FILE)
 
 _FLOATS = tuple(safetensors.DTYPES[name].name for name in safetensors.FLOATS)
 _MOST_BYTES_OF_TASKS = 2**30  # of tasks.json, which may hold a vocabulary for each task
+_MOST_VALUES_OF_TASKS = 2**25
+_REPLACED_SECONDS = 60.0  # for which a reader waits at most for who replaces the files of an adapter one by one
 _WIDEST: int = max(safetensors.DTYPES[name].itemsize for name in safetensors.FLOATS)  # bytes of a number
 _TASK_FILE = re.compile(rf"{TASK_FOLDER}/[A-Za-z0-9_%~-]+\.safetensors")
 _NEEDED = f"an adapter folder, which has {CONFIG_FILE}, {WEIGHTS_FILE} and {TASKS_FILE}"
@@ -120,6 +126,7 @@ def write_adapter(
     vocabulary: Mapping[str, Any],
     accounting: Mapping[str, Any],
     results: Mapping[str, Any] | None = None,
+    durable: bool = True,
 ) -> None:
     """Writes an adapter folder; one that is there already is replaced file by file.
 
@@ -133,9 +140,11 @@ def write_adapter(
       vocabulary: `Vocabulary.to_json()`.
       accounting: parameter counts, see `hra_jax.evaluation.report.evaluate_results`.
       results: what `evaluate_results` returned, for the model card; None leaves the error rates out.
+      durable: as for `files.Replacement`; `folders.replace_folder` puts its files on the disk itself.
 
     Raises:
-      UserError: an unknown method, a task name that is not allowed or given twice, or weights that are not finite.
+      UserError: an unknown method, a task name that is not allowed or given twice, weights that are not finite, or more
+        tasks and vocabularies than `read_adapter` takes.
       ValueError: a row that the bank does not have, or a bank whose leaves differ in rows.
     """
     folder = epath.Path(folder)
@@ -163,7 +172,7 @@ def write_adapter(
     tensors = _named_tensors(shared, bank, entries)
     files = {
         WEIGHTS_FILE: safetensors.to_bytes(tensors),
-        TASKS_FILE: json_text({"tasks": entries}).encode(),
+        TASKS_FILE: _tasks_text(entries).encode(),
         CARD_FILE: model_card(config, [entry["name"] for entry in entries], results).encode(),
     }
     hashes = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
@@ -171,21 +180,42 @@ def write_adapter(
     hashes[CONFIG_FILE] = own_sha256(config)
     # The configuration comes last: a folder has one only once everything that it describes is there.
     for file, content in files.items():
-        write_file(folder / file, content)
-    write_file(folder / CONFIG_FILE, json_text(config))
-    remove_leftovers(folder, (WEIGHTS_FILE, TASKS_FILE, CARD_FILE, CONFIG_FILE))
+        if not _is_stored(folder / file, hashes[file]):
+            write_file(folder / file, content, durable=durable)
+    write_file(folder / CONFIG_FILE, json_text(config), durable=durable)
+    remove_leftovers(folder, OWN_FILES)
     _remove_task_files(folder)
 
 
+def _tasks_text(entries: list[dict[str, Any]]) -> str:
+    """The content of tasks.json; refuses what `read_tasks` would refuse."""
+    text = json_text({"tasks": entries})
+    if count_values(text) > _MOST_VALUES_OF_TASKS or len(text.encode()) > _MOST_BYTES_OF_TASKS:
+        raise UserError(
+            f"nothing exported: {len(entries):,} tasks and their vocabularies are {count_values(text):,} values in "
+            f"{len(text):,} characters of {TASKS_FILE}; allowed: {_MOST_VALUES_OF_TASKS:,} in {_MOST_BYTES_OF_TASKS:,}"
+        )
+    return text
+
+
+def _is_stored(file: epath.Path, sha256: str) -> bool:
+    """Whether an object in a bucket is what would be written: the shorter the files of a folder differ, the better."""
+    return is_remote(file) and file.exists() and checksums.sha256(file) == sha256
+
+
 def own_sha256(config: Mapping[str, Any]) -> str:
-    """The SHA-256 of adapter_config.json as it would be without itself among its hashes."""
+    """The SHA-256 of adapter_config.json, whose "sha256" is an object, as it would be without itself among these."""
     hashes = {file: value for file, value in config["sha256"].items() if file != CONFIG_FILE}
     return hashlib.sha256(json_text({**config, "sha256": hashes}).encode()).hexdigest()
 
 
 def _check_sha256(file: str, content: bytes, hashes: Mapping[str, Any], *, folder: epath.Path) -> None:
     """Checks a file against adapter_config.json; a folder of 0.1.0, or one whose hashes were dropped, has none."""
-    if hashes and hashlib.sha256(content).hexdigest() != hashes.get(file):
+    _check_hash(file, hashlib.sha256(content).hexdigest(), hashes, folder=folder)
+
+
+def _check_hash(file: str, found: str, hashes: Mapping[str, Any], *, folder: epath.Path) -> None:
+    if hashes and found != hashes.get(file):
         raise DamagedError(
             f"{folder / file}: is not what was exported, its SHA-256 differs; if that is meant, remove 'sha256' from "
             f"{CONFIG_FILE}"
@@ -195,10 +225,9 @@ def _check_sha256(file: str, content: bytes, hashes: Mapping[str, Any], *, folde
 def is_written(name: str) -> bool:
     """Whether `write_adapter` takes care of a file, by its path in the folder: it writes or removes it."""
     folder, _, file = name.rpartition("/")
-    own = (CONFIG_FILE, WEIGHTS_FILE, TASKS_FILE, CARD_FILE)
     if folder == TASK_FOLDER:
         return file.endswith(".safetensors")
-    return not folder and (replaced_name(file) or file) in own
+    return not folder and (replaced_name(file) or file) in OWN_FILES
 
 
 def _last_part(name: str) -> str:
@@ -296,8 +325,22 @@ def check_geometry(exported: ExportedAdapter, encoder: EncoderConfig, *, where: 
     check_declared(from_folder(exported.config), exported.config["tensors"], encoder, where=where)
 
 
+def read_tasks(folder: epath.PathLike) -> list[dict[str, Any]]:
+    """The entries of tasks.json of an adapter folder, in the order of their rows; no other file is read.
+
+    Raises:
+      UserError: there is no such file, or it is broken.
+    """
+    folders.put_back(folder)
+    path = epath.Path(folder) / TASKS_FILE
+    most: dict[str, Any] = {"most_bytes": _MOST_BYTES_OF_TASKS, "most_values": _MOST_VALUES_OF_TASKS}
+    tasks = read_object(path, {"tasks": list}, what=_NEEDED, **most)["tasks"]
+    _check_tasks(tasks, where=str(path))
+    return sorted(tasks, key=lambda entry: entry["row"])
+
+
 def read_adapter(folder: epath.PathLike, *, shapes: bool = True) -> ExportedAdapter:
-    """Reads and checks an adapter folder.
+    """Reads and checks an adapter folder; one that is replaced meanwhile is read again.
 
     Args:
       folder: what `write_adapter` wrote.
@@ -314,17 +357,43 @@ def read_adapter(folder: epath.PathLike, *, shapes: bool = True) -> ExportedAdap
     """
     folders.put_back(folder)
     folder = epath.Path(folder)
+    before = _config_text(folder)
+    try:
+        return _read_once(folder, shapes=shapes)
+    except UserError:
+        if not _is_replaced(folder, before):
+            raise
+    return _read_once(folder, shapes=shapes)
+
+
+def _config_text(folder: epath.Path) -> str | None:
+    try:
+        return read_text(folder / CONFIG_FILE)
+    except UserError:
+        return None
+
+
+def _is_replaced(folder: epath.Path, before: str | None) -> bool:
+    """Whether the configuration, the last file, is another one than before; waits for who writes in a bucket."""
+    end = time.monotonic() + _REPLACED_SECONDS
+    while is_remote(folder) and locks.is_held_beside(folder) and time.monotonic() < end:
+        if _config_text(folder) != before:
+            return True
+        time.sleep(1.0)
+    return _config_text(folder) != before
+
+
+def _read_once(folder: epath.Path, *, shapes: bool) -> ExportedAdapter:
     where = str(folder / CONFIG_FILE)
-    config = _checked_config(read_json(folder / CONFIG_FILE, what=_NEEDED), where=where)
+    written = read_json(folder / CONFIG_FILE, what=_NEEDED)
+    config = _checked_config(written, where=where)
     try:
         method = from_folder(config)
     except UserError as error:
         raise UserError(f"{where}: method: {error}") from error
     if shapes:
         check_declared(method, config["tensors"], where=where)
-    tasks = read_object(folder / TASKS_FILE, {"tasks": list}, what=_NEEDED, most_bytes=_MOST_BYTES_OF_TASKS)["tasks"]
-    _check_tasks(tasks, where=str(folder / TASKS_FILE))
-    entries = sorted(tasks, key=lambda entry: entry["row"])
+    entries = read_tasks(folder)
     tensors: dict[str, np.ndarray] = {}
     for file, expected in _expected_tensors(config, entries, where=str(folder / TASKS_FILE)).items():
         content = _read_bytes(folder / file, most=_most_bytes(expected))
@@ -333,6 +402,9 @@ def read_adapter(folder: epath.PathLike, *, shapes: bool = True) -> ExportedAdap
         _check_sha256(file, content, config["sha256"], folder=folder)
         tensors |= found
     _check_sha256(TASKS_FILE, (folder / TASKS_FILE).read_bytes(), config["sha256"], folder=folder)
+    if config["sha256"]:
+        # Last: what is wrong with a field says more than that it was edited.
+        _check_hash(CONFIG_FILE, own_sha256(written), config["sha256"], folder=folder)
     return ExportedAdapter(
         config=config,
         shared=_subtree(tensors, config["tensors"]["shared"], "shared."),
@@ -393,7 +465,7 @@ def _checked_config(content: object, *, where: str) -> dict[str, Any]:
     for field in ("name", "fingerprint"):
         check_shown(config["backbone"][field], where=f"{where}: backbone.{field}")
     # A command that is given no backbone looks for one of this name.
-    if is_remote(config["backbone"]["name"]):
+    if "://" in config["backbone"]["name"]:
         raise UserError(f"{where}: backbone.name is {config['backbone']['name']!r:.80}; allowed: a name, no address")
     check_fields(config["accounting"], _ACCOUNTING, where=f"{where}: accounting")
     method = check_fields(config["method"], {"name": str}, where=f"{where}: method")["name"]

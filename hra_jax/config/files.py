@@ -27,7 +27,7 @@ _FOLDERS = {"configs": ".", "suites": "suites"}
 FORMAT = 2  # of config.json; 1 has no number, and keys that `renamed` knows
 
 # A run may be continued with other values of these groups and keys: the weights and the data order stay what they are.
-RESUMABLE = ("steps", "eval", "checkpoint", "profile", "mesh", "distributed")
+RESUMABLE = ("steps", "eval", "checkpoint", "profile", "mesh", "distributed", "optimizer.max_skipped_steps")
 
 
 def _root() -> epath.Path:
@@ -315,7 +315,7 @@ def config_difference(old: ConfigDict, new: ConfigDict) -> list[str]:
     before, after = flatten_config(old), flatten_config(new)
     lines = []
     for key in sorted(before | after):
-        if key.split(".", 1)[0] in RESUMABLE:
+        if key in RESUMABLE or key.split(".", 1)[0] in RESUMABLE:
             continue
         values = [repr(flat[key]) if key in flat else "(absent)" for flat in (before, after)]
         if key not in before or key not in after or before[key] != after[key]:

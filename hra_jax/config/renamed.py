@@ -73,7 +73,7 @@ MEANT_BEFORE: dict[str, Any] = {
     "adapter.dropout": 0.0,
     "optimizer.clip": 1.0,
     "export.step": "last",
-    "optimizer.max_skipped_steps": 10,  # as now: a run that is continued with another value is refused
+    "optimizer.max_skipped_steps": 10,  # as it has been since
     "data.format_characters": "kept",
 }
 

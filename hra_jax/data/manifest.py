@@ -18,13 +18,14 @@ from absl import flags
 from etils import epath
 
 from hra_jax import cli
-from hra_jax.console import listed, tell
+from hra_jax.console import listed, printable, tell
 from hra_jax.data import audio, recordings, sound_files
 from hra_jax.data.report import DataReport
-from hra_jax.data.utterance import Utterance
+from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
 from hra_jax.storage.files import check_regular, write_file
 from hra_jax.storage.json_files import parse_json
+from hra_jax.storage.remote import is_remote, why_unreachable
 
 _REQUIRED: Final = ("audio_filepath", "duration", "text")
 _MOST_LINE: Final = 2**20  # bytes
@@ -34,6 +35,7 @@ _MOST_TEXT: Final = 1000
 _MOST_TEXT_PER_SECOND: Final = 200
 _SPEAKER_FROM: Final = ("parent", "none")
 _FEWEST: Final = 3  # recordings of a speaker that can be split
+_MOST_KEY: Final = 200  # characters of a path that is told
 
 
 class _LineError(ValueError):
@@ -61,8 +63,7 @@ def _object(line: bytes) -> dict[str, Any]:
     return row
 
 
-def _parse(line: bytes, *, folder: epath.Path, source: str, number: int) -> Utterance:
-    row = _object(line)
+def _parse(row: dict[str, Any], *, folder: epath.Path, source: str, number: int) -> Utterance:
     missing = [field for field in _REQUIRED if field not in row]
     if missing:
         raise _LineError("missing_field", f"there is no {' and no '.join(missing)}")
@@ -72,7 +73,7 @@ def _parse(line: bytes, *, folder: epath.Path, source: str, number: int) -> Utte
     path, text, duration = row["audio_filepath"], row["text"], _seconds(row, "duration")
     if not path or "\0" in path:
         raise _LineError("missing_field", f"audio_filepath is {path!r:.80}; needed: the path of a file")
-    reason = sound_files.why_unreachable(path)
+    reason = why_unreachable(path)
     if reason is not None:
         raise _LineError("unreachable_audio", f"{path[:80]}: {reason}")
     if duration == 0.0:
@@ -84,13 +85,21 @@ def _parse(line: bytes, *, folder: epath.Path, source: str, number: int) -> Utte
     if row.get("offset") is not None:  # NeMo writes null for the whole file
         offset = _seconds(row, "offset")
         key = f"{path}@{offset:.15g}+{duration:.15g}"
-    if "://" not in path and not os.path.isabs(path):
+    if not is_remote(path) and not os.path.isabs(path):
         path = os.fspath(folder / path)
-    tags = {name: value for name, value in row.items() if name not in (*_REQUIRED, "offset")}
-    return Utterance(path, duration, text, offset, tags, key, source, number)
+    return Utterance(path, duration, text, offset, _tags(row), key, source, number)
+
+
+def _tags(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in (*_REQUIRED, "offset")}
 
 
 def load_manifest(path: epath.PathLike, *, report: DataReport) -> list[Utterance]:
+    """The usable utterances of a manifest, as `read_manifest` reads it."""
+    return read_manifest(path, report=report)[0]
+
+
+def read_manifest(path: epath.PathLike, *, report: DataReport) -> tuple[list[Utterance], list[Refused]]:
     """Reads a manifest; the audio itself is not looked at.
 
     Args:
@@ -99,7 +108,7 @@ def load_manifest(path: epath.PathLike, *, report: DataReport) -> list[Utterance
         any speech of that length), named `manifest:line`.
 
     Returns:
-      The usable utterances in the order of their lines. Empty lines are passed over.
+      The usable utterances, and the other lines, both in the order of the lines. Empty lines are passed over.
 
     Raises:
       UserError: the manifest does not exist or cannot be read; a line is bad and the report strict.
@@ -112,15 +121,21 @@ def load_manifest(path: epath.PathLike, *, report: DataReport) -> list[Utterance
         raise UserError(f"no manifest at {path}") from error
     except OSError as error:
         raise UserError(f"the manifest {path} cannot be read: {error.strerror or error}") from error
-    folder, source = file.absolute().parent if "://" not in os.fspath(path) else file.parent, os.fspath(path)
-    utterances = []
+    folder, source = file.parent if is_remote(file) else file.absolute().parent, os.fspath(path)
+    utterances, refused = [], []
     for number, line in enumerate(content.splitlines(), start=1):
-        if line.strip():
-            try:
-                utterances.append(_parse(line, folder=folder, source=source, number=number))
-            except _LineError as error:
-                report.add(error.kind, f"{source}:{number}", error.detail)
-    return utterances
+        if not line.strip():
+            continue
+        row: dict[str, Any] = {}
+        try:
+            row = _object(line)
+            utterances.append(_parse(row, folder=folder, source=source, number=number))
+        except _LineError as error:
+            where, named = f"{source}:{number}", row.get("audio_filepath")
+            report.add(error.kind, where, error.detail)
+            key = printable(named, most=_MOST_KEY) if named and isinstance(named, str) else where
+            refused.append(Refused(key, f"{error.kind}: {error.detail}", _tags(row)))
+    return utterances, refused
 
 
 # --- Make -------------------------------------------------------------------------------------------------------------
@@ -214,7 +229,7 @@ def _split(rows: list[dict[str, Any]]) -> tuple[dict[str, list[dict[str, Any]]],
 
 def _relative_to(path: epath.Path, manifest: epath.Path) -> str:
     """The path as a manifest should have it: relative where both lie on the same storage."""
-    if "://" in os.fspath(path) or "://" in os.fspath(manifest):
+    if is_remote(path) or is_remote(manifest):
         inside = path.is_relative_to(manifest.parent)
         return os.fspath(path.relative_to(manifest.parent) if inside else path)
     plain = os.path.relpath(path, manifest.parent)
@@ -273,7 +288,7 @@ def _print_bad(report: DataReport, *, shown: int = 10) -> None:
 def _print_speakers(utterances: list[Utterance], tag: str) -> None:
     totals: dict[str, list[float]] = {}
     for utterance in utterances:
-        name = str(utterance.tags[tag]) if tag in utterance.tags else "-"
+        name = utterance.tag(tag) or "-"
         row = totals.setdefault(name, [0, 0.0, 0])
         row[0] += 1
         row[1] += utterance.duration

@@ -12,9 +12,9 @@ from etils import epath
 
 from hra_jax.console import listed
 from hra_jax.data.report import DataReport
-from hra_jax.data.sound_files import is_remote
 from hra_jax.errors import UserError
-from hra_jax.storage.remote import StorageUnavailable
+from hra_jax.storage.files import check_regular
+from hra_jax.storage.remote import StorageUnavailable, is_remote
 
 READ_SUFFIXES: Final = (
     ".aif",
@@ -24,12 +24,14 @@ READ_SUFFIXES: Final = (
     ".caf",
     ".flac",
     ".mp3",
+    ".nist",
     ".oga",
     ".ogg",
     ".opus",
     ".rf64",
     ".snd",
     ".sph",
+    ".voc",
     ".w64",
     ".wav",
 )
@@ -38,12 +40,28 @@ _OTHER_SUFFIXES: Final = (
     ".aac",
     ".amr",
     ".ape",
+    ".avi",
+    ".dff",
+    ".dsf",
+    ".gsm",
     ".m4a",
+    ".m4b",
+    ".m4v",
     ".mka",
+    ".mkv",
+    ".mov",
     ".mp2",
     ".mp4",
+    ".mpc",
+    ".mpeg",
+    ".mpg",
     ".pcm",
+    ".ra",
     ".raw",
+    ".shn",
+    ".spx",
+    ".tta",
+    ".vox",
     ".webm",
     ".wma",
     ".wv",
@@ -52,6 +70,7 @@ _TABLES: Final = {"transcripts.tsv": "\t", "transcripts.csv": ","}
 _FILE_CELLS: Final = ("audio_filepath", "audio", "file", "filename", "path")
 _TEXT_CELLS: Final = ("text", "transcript", "transcription", "sentence")
 _MOST_TEXT_BYTES: Final = 2**20  # of the transcript of one recording
+_MOST_TABLE_BYTES: Final = 2**30  # of the table of all of them
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,7 +118,7 @@ def find(folder: epath.PathLike, *, report: DataReport) -> tuple[list[Recording]
     Args:
       folder: the folder.
       report: names what cannot be used: audio of a kind that is not read, names and transcripts that are not UTF-8,
-        folders that cannot be opened, rows of the table without a recording.
+        folders that cannot be opened, transcripts and rows of the table without a recording.
 
     Returns:
       The recordings by name, not opened yet; the names of those without a transcript.
@@ -107,26 +126,33 @@ def find(folder: epath.PathLike, *, report: DataReport) -> tuple[list[Recording]
     Raises:
       UserError: no audio there; a table with a row that is not a file and a text, or that names no single recording.
     """
-    root = epath.Path(folder) if is_remote(os.fspath(folder)) else epath.Path(os.path.abspath(folder))
-    everything = _remote_files(root) if is_remote(os.fspath(root)) else _local_files(os.fspath(root), report)
+    root = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.abspath(epath.Path(folder)))
+    everything = _remote_files(root) if is_remote(root) else _local_files(os.fspath(root), report)
     files = sorted(_of_people(everything, report), key=lambda file: file.name)
     audio = [file for file in files if file.suffix in READ_SUFFIXES + _OTHER_SUFFIXES]
     if not any(file.suffix in READ_SUFFIXES for file in audio):
-        raise UserError(f"no audio in {folder}; looked for {', '.join(READ_SUFFIXES)}")
+        others = listed([file.name for file in audio], most=3)
+        hint = f"; convert {others} to FLAC or WAV" if audio else ""
+        raise UserError(f"no audio in {folder}; looked for {', '.join(READ_SUFFIXES)}{hint}")
     tables = [file for file in files if file.name.lower() in _TABLES]
     if len(tables) > 1:
         raise UserError(f"{folder} has {' and '.join(file.name for file in tables)}; allowed: one of them")
     texts = _of_table(tables[0], audio, root=root, report=report) if tables else _beside(audio, files, report)
-    found, silent, taken = [], [], set()
+    found, silent, taken = [], [], dict[str, Recording]()
     for file in audio:
         text = texts.get(file.name, "")
-        if file.identity in taken or text is None:
+        if text is None:
+            continue
+        if file.identity in taken:
+            first = taken[file.identity]
+            if text not in ("", first.text):
+                report.add("unreadable_text", file.name, f"the transcript: {first.name} is the same file, with another")
             continue
         if not text:
             silent.append(file)
         elif file.suffix in READ_SUFFIXES:
-            found.append(Recording(file.path, file.name, text))
-            taken.add(file.identity)
+            taken[file.identity] = Recording(file.path, file.name, text)
+            found.append(taken[file.identity])
         else:
             report.add("undecodable_audio", file.name, f"{file.suffix} is not read; convert it to FLAC or WAV")
     return found, [file.name for file in silent if file.identity not in taken]
@@ -246,12 +272,17 @@ def _beside(audio: Sequence[_File], files: Sequence[_File], report: DataReport) 
         except ValueError as error:
             texts[recording.name] = None
             report.add("unreadable_text", recording.name, f"the transcript: {error}")
+    recorded = {_plain(recording.stem) for recording in audio}
+    for stem, beside in places.items():
+        for text in beside if stem not in recorded else ():
+            report.add("missing_file", text.name, "there is no recording of that name beside it")
     return texts
 
 
 def _content(file: _File) -> str:
     """The text of one recording; ValueError says in one line why there is none."""
     try:
+        check_regular(file.path)
         if file.path.stat().length > _MOST_TEXT_BYTES:
             raise ValueError(f"{file.base} has more than {_MOST_TEXT_BYTES:,} bytes")
         return _decoded(file.path.read_bytes())
@@ -262,14 +293,20 @@ def _content(file: _File) -> str:
 
 
 def _of_table(table: _File, audio: Sequence[_File], *, root: epath.Path, report: DataReport) -> dict[str, str | None]:
-    """The texts of the table, by the name of the recording."""
+    """The texts of the table, by the name of the recording; a file and a link to it have one."""
     try:
+        check_regular(table.path)
+        if table.path.stat().length > _MOST_TABLE_BYTES:
+            raise ValueError(f"more than {_MOST_TABLE_BYTES:,} bytes; allowed: a folder and a table for each part")
         content = _decoded(table.path.read_bytes())
+    except StorageUnavailable:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{table.path}: {error}") from error
     places = _by_name(audio)
     texts: dict[str, str | None] = {}
     lines: dict[str, int] = {}
+    names: dict[str, str] = {}  # by identity
     for number, key, text in _rows(content, table):
         where = f"{table.path}:{number}"
         plain = _plain(os.path.relpath(key, root) if os.path.isabs(key) else key)
@@ -277,14 +314,19 @@ def _of_table(table: _File, audio: Sequence[_File], *, root: epath.Path, report:
         if len(named) > 1:  # one recording, and what it was converted from
             named = {key: file for key, file in named.items() if file.suffix in READ_SUFFIXES} or named
         if len(named) > 1:
-            names = listed(sorted(file.name for file in named.values()), most=3)
-            raise UserError(f"{where}: {key!r} names {len(named)} recordings: {names}; allowed: the path of one")
+            several = listed(sorted(file.name for file in named.values()), most=3)
+            raise UserError(f"{where}: {key!r} names {len(named)} recordings: {several}; allowed: the path of one")
         if not named:
             report.add("missing_file", f"{table.name}:{number}", f"there is no recording {key!r}")
             continue
-        name = next(iter(named.values())).name
+        identity, file = next(iter(named.items()))
+        name, first = file.name, names.setdefault(identity, file.name)
         if name in lines:
             raise UserError(f"{where}: {name!r} is given twice, in line {lines[name]} too; allowed: one text each")
+        if texts.get(first, text) != text:
+            raise UserError(
+                f"{where}: {name!r} is {first!r} of line {lines[first]}, with another text; allowed: one text"
+            )
         texts[name], lines[name] = text, number
     return texts
 
@@ -315,7 +357,13 @@ def _rows(content: str, table: _File) -> Iterator[tuple[int, str, str]]:
             lower = [cell.strip().lower() for cell in cells]
             if lower[0] in _FILE_CELLS:
                 width = len(cells)
-                text = next((lower.index(name) for name in _TEXT_CELLS if name in lower), 1)
+                known = [lower.index(name) for name in _TEXT_CELLS if name in lower]
+                if not known and width != 2:
+                    raise UserError(
+                        f"{where}: none of the columns {listed(cells, most=5)} is known to be the text; allowed: one "
+                        f"named {', '.join(_TEXT_CELLS)}, or two columns, a file and a text"
+                    )
+                text = known[0] if known else 1
                 continue
             width = 2
         if len(cells) != width or width < 2:
@@ -327,10 +375,10 @@ def _rows(content: str, table: _File) -> Iterator[tuple[int, str, str]]:
 
 
 def _cells(line: str, separator: str, *, where: str) -> list[str]:
-    if separator == "\t":
-        return line.split("\t")
+    """The cells of a row; one that begins with a quote ends with one, and holds two for each that is in it."""
     try:
         # A line at a time, so that a quote that is left open does not take the lines after it.
-        return next(csv.reader([line], strict=True))
+        return next(csv.reader([line], delimiter=separator, strict=True))
     except csv.Error as error:
-        raise UserError(f"{where}: {error}; a quote inside of quotes is written twice") from error
+        told = str(error).replace("\t", "\\t")
+        raise UserError(f"{where}: {told}; a quote inside of quotes is written twice") from error

@@ -19,9 +19,9 @@ from hra_jax.config.settings import (
     text,
 )
 from hra_jax.data import mixtures
-from hra_jax.data.manifest import load_manifest
+from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
-from hra_jax.data.utterance import Utterance
+from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.tasks.names import BASE_TASK
 from hra_jax.text.normalization import FORMAT_KEPT, NORMALIZERS
 
@@ -32,15 +32,22 @@ class TableSource:
 
     Attributes:
       name: what errors and the data report call it; unique in a table.
-      utterances: as `manifest.load_manifest` gives them.
+      utterances: as `manifest.read_manifest` gives them.
       rate: how often training draws it: a positive number, or 'proportional' (to its usable utterances).
       task: the adapter task of all of them, `__base__` included; None takes each one's from its tag.
+      refused: the other lines of the manifest.
     """
 
     name: str
     utterances: Sequence[Utterance]
     rate: float | str = mixtures.PROPORTIONAL
     task: str | None = None
+    refused: Sequence[Refused] = ()
+
+    @property
+    def lines(self) -> list[Utterance | Refused]:
+        """The utterances, then the other lines."""
+        return [*self.utterances, *self.refused]
 
 
 def _is_source(value: Any) -> bool:
@@ -92,8 +99,8 @@ class DataSettings:
     format_characters: str = setting(
         "removed",
         one_of(lambda: ("removed", "kept")),
-        "invisible format characters of transcripts (byte order marks, soft hyphens, marks of direction): removed, or "
-        "kept, as in runs of hra_jax before 0.2",
+        "invisible characters of transcripts (byte order marks, soft hyphens, marks of direction, controls): removed, "
+        "or kept, as in runs of hra_jax before 0.2",
     )
     strict: bool = setting(
         False, boolean(), "True: the first unusable utterance is an error; False: it is skipped and reported"
@@ -122,4 +129,8 @@ def read_sources(
     Raises:
       UserError: a manifest cannot be read, or a line is bad and the report strict.
     """
-    return [TableSource(name, load_manifest(path, report=report), rate) for name, path, rate in entries]
+    sources = []
+    for name, path, rate in entries:
+        utterances, refused = read_manifest(path, report=report)
+        sources.append(TableSource(name, utterances, rate, refused=refused))
+    return sources

@@ -1,4 +1,4 @@
-"""One utterance of a manifest."""
+"""One line of a manifest: an utterance, or what is known of one that cannot be used."""
 
 import dataclasses
 from typing import Any
@@ -30,7 +30,30 @@ class Utterance:
     line: int = 0
 
     def tag(self, name: str) -> str | None:
-        """The value of a tag as text; None where there is no such tag, or nothing in it: null, or white space alone."""
-        value = self.tags.get(name)
-        text = "" if value is None else str(value)
-        return text if text.strip() else None
+        """The value of a tag as text; None where there is no such tag, or no value: null, white space, a container."""
+        return _tag(self.tags, name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refused:
+    """One line of a manifest that is no usable utterance, whatever its audio is.
+
+    Attributes:
+      key: the path as the manifest has it; where it has none, the manifest and the line.
+      why: "kind: detail", as the data report has them.
+      tags: every field of the line that is no part of the utterance itself; none where the line is no object.
+    """
+
+    key: str
+    why: str
+    tags: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def tag(self, name: str) -> str | None:
+        """As `Utterance.tag`."""
+        return _tag(self.tags, name)
+
+
+def _tag(tags: dict[str, Any], name: str) -> str | None:
+    value = tags.get(name)
+    text = "" if value is None or isinstance(value, list | dict) else str(value)
+    return text if text.strip() else None

@@ -1,7 +1,7 @@
 """The table of usable utterances: tasks, labels and lengths as columns, and what was left out, named."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from hra_jax.console import did_you_mean, listed
 from hra_jax.data import mixtures
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import TableSource
-from hra_jax.data.utterance import Utterance
+from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
 from hra_jax.models.ctc import augmented_length
 from hra_jax.tasks.names import BASE_TASK
@@ -112,7 +112,10 @@ def _task_names(
         return (*first, *(name for name in chosen if name not in first)), frozenset(chosen)
     _check_unique(list(tasks), "task")
     if for_training:
+        lost = _lost_tasks(sources, task_tag, values | fixed)
         for name in tasks:
+            if name in lost:
+                raise UserError(f"{lost_line(name, lost[name])}; mend the manifest, or leave it out of data.tasks")
             if name not in values | fixed:
                 where = f"a value of the tag {task_tag!r} in the training sources"
                 raise _unknown_task(name, sorted(values | fixed), where=where)
@@ -120,6 +123,34 @@ def _task_names(
         if name not in tasks:
             raise _unknown_task(name, [*tasks, BASE_TASK], where="a task of the adapter")
     return (*first, *(name for name in tasks if name not in first)), frozenset(tasks)
+
+
+def _lost_tasks(sources: Sequence[TableSource], task_tag: str, known: Collection[str]) -> dict[str, list[Refused]]:
+    """The lines of tasks that are not among the known ones, by task: of none of these was a line usable."""
+    found: dict[str, list[Refused]] = {}
+    for source in sources:
+        for row in source.refused if source.task is None and task_tag else ():
+            task = row.tag(task_tag)
+            if task is not None and task not in known:
+                found.setdefault(task, []).append(row)
+    return found
+
+
+def lost_line(task: str, rows: Sequence[Refused]) -> str:
+    """What an error says of a task of `UtteranceTable.lost`."""
+    some = f"such as {rows[0].key} ({rows[0].why})"
+    return f"task {task!r}: none of its {len(rows)} training utterances is usable, {some}"
+
+
+def _no_tag(row: Utterance, tag: str) -> str:
+    value = row.tags.get(tag)
+    if isinstance(value, list | dict):
+        return f"the tag {tag!r} is {value!r:.80}; needed: a text or a number"
+    return f"there is {'nothing in the' if tag in row.tags else 'no'} tag {tag!r}"
+
+
+class NothingUsable(UserError):
+    """Every utterance of a table was left out."""
 
 
 class UtteranceTable:
@@ -139,6 +170,7 @@ class UtteranceTable:
       blank_id: the CTC blank among the labels.
       symbols: int32 [tasks + 1, O], what the outputs of each task's own vocabulary start from, `__base__` last; None
         where all tasks have one vocabulary.
+      lost: lines by task, of the tasks that the manifests have and `task_names` has not: none of them could be used.
       unselected: utterances left out because their task is not among `tasks`: a choice, so not in the report.
       sample_rate, output_length, for_training, task_tag: as given.
     """
@@ -180,7 +212,8 @@ class UtteranceTable:
 
         Raises:
           UserError: an unknown normalizer or task (near matches are named), a reserved task name, a name given twice,
-            nothing usable left, or anything bad while the report is strict.
+            or anything bad while the report is strict.
+          NothingUsable: nothing usable is left.
         """
         self.sources = tuple(sources)
         self.sample_rate, self.output_length, self.for_training = sample_rate, output_length, for_training
@@ -191,6 +224,7 @@ class UtteranceTable:
         self.task_names, self._chosen = _task_names(
             self.sources, task_tag, tuple(tasks), first=tuple(first_tasks), for_training=for_training
         )
+        self.lost = {} if tasks else _lost_tasks(self.sources, task_tag, self._chosen)
         self.unselected = 0
         self.utterances: list[Utterance] = []
         self.texts: list[str] = []
@@ -199,9 +233,9 @@ class UtteranceTable:
         for index in range(len(self.sources)):
             self._read(index, task_tag)
         if not self.utterances:
-            read = sum(len(source.utterances) for source in self.sources)
+            read = sum(len(source.utterances) + len(source.refused) for source in self.sources)
             chosen = f", {self.unselected} of other tasks" if self.unselected else ""
-            raise UserError(f"no usable utterance: all {read} were left out ({report.summary()}{chosen})")
+            raise NothingUsable(f"no usable utterance: all {read} were left out ({report.summary()}{chosen})")
         self._finish()
         self.blank_id = self.vocabulary_of(BASE_TASK).blank_id
         self.symbols = None if own is None else np.stack([own.symbols(name) for name in (*self.task_names, BASE_TASK)])
@@ -217,8 +251,7 @@ class UtteranceTable:
             if task is None:
                 task = row.tag(task_tag) if task_tag else BASE_TASK
             if task is None:
-                has = "nothing in the" if task_tag in row.tags else "no"
-                self._report.add("missing_field", f"{source.name}: {row.key}", f"there is {has} tag {task_tag!r}")
+                self._report.add("missing_field", f"{source.name}: {row.key}", _no_tag(row, task_tag))
                 continue
             if task != BASE_TASK and task not in self._chosen:
                 self.unselected += 1

@@ -106,7 +106,7 @@ def evaluate_results(
       UserError: no task has scored utterances with reference words.
       ValueError: a row of a task that the suite does not have, or a missing or clashing field.
     """
-    by_task: dict[str, list[UtteranceResult]] = {task.name: [] for task in suite.tasks}
+    by_task: dict[str, list[UtteranceResult]] = {task.name: [] for task in (*suite.tasks, *suite.lost)}
     for row in rows:
         if row.task not in by_task:
             raise ValueError(f"utterance {row.key!r} belongs to {row.task!r}, no task of the suite {suite.name!r}")
@@ -152,10 +152,10 @@ def evaluate_results(
 def _without_rate(by_task: Mapping[str, Sequence[UtteranceResult]], suite: Suite) -> dict[str, str]:
     """The tasks that have no error rate, each with the reason."""
     found = {}
-    for task in suite.tasks:
+    for task in (*suite.tasks, *suite.lost):
         rows = by_task[task.name]
         if not rows:
-            found[task.name] = f"none of its {len(task.utterances)} utterances could be read"
+            found[task.name] = f"none of its {task.size} utterances could be read"
         elif not any(error_rates.words(row.reference, suite.normalizer) for row in rows):
             found[task.name] = f"the references of its {len(rows)} utterances hold 0 words"
     return found
@@ -266,6 +266,8 @@ def write_report(
     results: Mapping[str, Any],
     rows: Sequence[UtteranceResult],
     unscored: Sequence[Unscored] = (),
+    *,
+    durable: bool = True,
 ) -> None:
     """Writes results.json, predictions_<task>.jsonl, report.md, report.html and wer.png, each whole or not at all.
 
@@ -276,6 +278,7 @@ def write_report(
       results: what `evaluate_results` returned for `rows`.
       rows: the scored utterances. Those of tasks that have no rate are in no file.
       unscored: the utterances that were not scored.
+      durable: as for `files.Replacement`; `folders.replace_folder` puts its files on the disk itself.
     """
     rows = [row for row in rows if row.task in results["tasks"]]
     folder = epath.Path(folder)
@@ -285,13 +288,13 @@ def write_report(
         if old.name not in predictions:
             remove_file(old)
     for name, text in predictions.items():
-        write_file(folder / name, text)
+        write_file(folder / name, text, durable=durable)
     plot, worst = wer_plot(results), _worst(rows, results["normalizer"])
-    write_file(folder / "wer.png", plot)
-    write_file(folder / "report.md", _markdown(results, worst, unscored))
-    write_file(folder / "report.html", _html(results, worst, plot, unscored))
+    write_file(folder / "wer.png", plot, durable=durable)
+    write_file(folder / "report.md", _markdown(results, worst, unscored), durable=durable)
+    write_file(folder / "report.html", _html(results, worst, plot, unscored), durable=durable)
     # The last one: who finds it finds the others.
-    write_file(folder / "results.json", json_text(results))
+    write_file(folder / "results.json", json_text(results), durable=durable)
 
 
 def is_report_file(name: str) -> bool:

@@ -25,9 +25,9 @@ import ml_collections
 from hra_jax.config.files import load_config
 from hra_jax.console import listed, near_matches
 from hra_jax.data import overlaps
-from hra_jax.data.manifest import load_manifest
+from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
-from hra_jax.data.utterance import Utterance
+from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, RESERVED_NAMES
 from hra_jax.text.normalization import NORMALIZERS
@@ -47,6 +47,7 @@ class SuiteTask:
       tag_value: the value that the tag must have; '' where there is no tag.
       adapter_task: the adapter to recognise with: a task, `__base__` or `__mean__`.
       utterances: what is scored, in the order of the manifest.
+      refused: its other lines in the manifest, which cannot be.
     """
 
     name: str
@@ -55,15 +56,33 @@ class SuiteTask:
     tag_value: str
     adapter_task: str
     utterances: tuple[Utterance, ...] = dataclasses.field(repr=False)
+    refused: tuple[Refused, ...] = dataclasses.field(default=(), repr=False)
+
+    @property
+    def lines(self) -> list[Utterance | Refused]:
+        """The utterances, then the other lines."""
+        return [*self.utterances, *self.refused]
+
+    @property
+    def size(self) -> int:
+        """The number of lines."""
+        return len(self.utterances) + len(self.refused)
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Evaluation tasks that are reported together, and the normalizer of their texts."""
+    """Evaluation tasks that are reported together, and the normalizer of their texts.
+
+    Attributes:
+      name, normalizer: of the suite file.
+      tasks: those with utterances.
+      lost: those without: no line of theirs can be used. They have no score, and are named in every report.
+    """
 
     name: str
     normalizer: str
     tasks: tuple[SuiteTask, ...]
+    lost: tuple[SuiteTask, ...] = ()
 
     @property
     def utterances(self) -> tuple[Utterance, ...]:
@@ -81,7 +100,7 @@ def load_suite(suite: str, *, data_dir: str, report: DataReport) -> Suite:
 
     Raises:
       UserError: an unknown suite, normalizer, manifest, tag or tag value; a row that is not four strings; two tasks of
-        one name; a task without utterances.
+        one name; a task without a line, or no task with a usable one.
     """
     return build_suite(load_config(suite, kind="suites"), data_dir=data_dir, report=report)
 
@@ -89,16 +108,24 @@ def load_suite(suite: str, *, data_dir: str, report: DataReport) -> Suite:
 def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: DataReport) -> Suite:
     """As `load_suite`, from the config that a suite file returns (keys: see the top of this module)."""
     _check_config(config)
-    manifests: dict[str, list[Utterance]] = {}
+    manifests: dict[str, list[Utterance | Refused]] = {}
     tasks: list[SuiteTask] = []
     for row in config.tasks:
         _check_row(row, config.name)
         path = _manifest_path(row[1], data_dir, config.name)
         if path not in manifests:
-            manifests[path] = load_manifest(path, report=report)
+            utterances, refused = read_manifest(path, report=report)
+            manifests[path] = [*utterances, *refused]
         tasks += _row_tasks((row[0], path, *row[2:]), manifests[path], suite=config.name, report=report)
     _check_task_names([task.name for task in tasks], config.name)
-    return Suite(config.name, config.normalizer, tuple(tasks))
+    lost = tuple(task for task in tasks if not task.utterances)
+    if len(lost) == len(tasks):
+        row = lost[0].refused[0]
+        raise UserError(
+            f"suite {config.name!r}, task {lost[0].name!r}: none of its {lost[0].size} utterances is usable, such as "
+            f"{row.key} ({row.why}), nor is one of any other task; mend the manifest {lost[0].manifest}"
+        )
+    return Suite(config.name, config.normalizer, tuple(task for task in tasks if task.utterances), lost)
 
 
 def _check_config(config: ml_collections.ConfigDict) -> None:
@@ -145,19 +172,19 @@ def _manifest_path(manifest: str, data_dir: str, suite: str) -> str:
 
 
 def _row_tasks(
-    row: tuple[str, str, str, str], utterances: list[Utterance], *, suite: str, report: DataReport
+    row: tuple[str, str, str, str], lines: list[Utterance | Refused], *, suite: str, report: DataReport
 ) -> list[SuiteTask]:
-    """The tasks of one row of a suite, whose manifest holds the given utterances."""
+    """The tasks of one row of a suite, whose manifest holds the given lines."""
     name, path, tag_filter, adapter_task = row
     tag, _, wanted = tag_filter.partition("=")
-    groups: dict[str, list[Utterance]] = {}
-    for utterance in utterances:
+    groups: dict[str, list[Utterance | Refused]] = {}
+    for line in lines:
         if not tag:
-            groups.setdefault("", []).append(utterance)
-        elif (value := utterance.tag(tag)) is not None:
-            groups.setdefault(value, []).append(utterance)
-        elif wanted == WILDCARD:
-            report.add("missing_field", f"{path}:{utterance.line}", f"no tag {tag!r}, which suite {suite!r} needs")
+            groups.setdefault("", []).append(line)
+        elif (value := line.tag(tag)) is not None:
+            groups.setdefault(value, []).append(line)
+        elif wanted == WILDCARD and isinstance(line, Utterance):
+            report.add("missing_field", f"{path}:{line.line}", f"no tag {tag!r}, which suite {suite!r} needs")
     values = sorted(groups) if wanted == WILDCARD else [wanted]
     if not values or not all(value in groups for value in values):
         found = f"values of {tag!r} there: {listed(sorted(groups))}" if tag else "it has no usable line"
@@ -169,7 +196,8 @@ def _row_tasks(
             tag=tag,
             tag_value=value,
             adapter_task=adapter_task.replace(WILDCARD, value) if wanted == WILDCARD else adapter_task,
-            utterances=tuple(groups[value]),
+            utterances=tuple(line for line in groups[value] if isinstance(line, Utterance)),
+            refused=tuple(line for line in groups[value] if isinstance(line, Refused)),
         )
         for value in values
     ]

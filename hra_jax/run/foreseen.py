@@ -6,20 +6,21 @@ Whatever is found out after the last step only has cost a run; so what the table
 import concurrent.futures
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 from etils import epath
 
 from hra_jax.console import listed
 from hra_jax.data.report import DataReport
-from hra_jax.data.utterance import Utterance
+from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.run import processes
 from hra_jax.run.layout import Layout
+from hra_jax.storage.remote import is_remote, local_path
 from hra_jax.tasks.names import check_name
 
 _THREADS = 16  # storage answers many questions at a time
@@ -47,22 +48,28 @@ def check(layout: Layout, report: DataReport) -> None:
 
 
 def _check_trains(table: UtteranceTable, report: DataReport) -> None:
-    idle = table.idle
+    idle = (*table.idle, *sorted(table.lost))
     if not idle:
         return
     reasons, name = report.reasons(), idle[0]
     rows = [
-        f"{source.name}: {row.key}"
+        (f"{source.name}: {row.key}", row)
         for source in table.sources
-        for row in source.utterances
+        for row in source.lines
         if (source.task or row.tag(table.task_tag)) == name
     ]
-    why = next((f", such as {row} ({reasons[row]})" for row in rows if row in reasons), "")
+    why = _example(rows, reasons)
     others = f"; nor has any of {listed(idle[1:], most=5)}" if len(idle) > 1 else ""
     raise UserError(
         f"task {name!r}: none of its {len(rows)} training utterances is usable{why}{others}; mend the manifest, or "
         "name the tasks to train in data.tasks"
     )
+
+
+def _example(rows: Iterable[tuple[str, Utterance | Refused]], reasons: Mapping[str, str]) -> str:
+    """One of some rows, given with their names, and why it cannot be used; '' where no reason is known."""
+    told = ((name, row.why if isinstance(row, Refused) else reasons.get(name)) for name, row in rows)
+    return next((f", such as {name} ({why})" for name, why in told if why), "")
 
 
 # --- Suites -----------------------------------------------------------------------------------------------------------
@@ -80,11 +87,10 @@ def _check_scores(runner: SuiteRunner, report: DataReport, *, key: str) -> None:
         if not reasons.get(table.name(number), "").startswith("missing_file"):
             usable[suite.tasks[table.source[number]].name].append(utterance)
     found: list[str] = []
-    for task in suite.tasks:
-        if not usable[task.name]:
-            names = (f"{task.name}: {row.key}" for row in task.utterances)
-            why = next((f", such as {row} ({reasons[row]})" for row in names if row in reasons), "")
-            found.append(f"task {task.name!r}: none of its {len(task.utterances)} utterances is usable{why}")
+    for task in (*suite.tasks, *suite.lost):
+        if not usable.get(task.name):
+            why = _example([(f"{task.name}: {row.key}", row) for row in task.lines], reasons)
+            found.append(f"task {task.name!r}: none of its {task.size} utterances is usable{why}")
         elif not any(error_rates.words(row.text, suite.normalizer) for row in usable[task.name]):
             texts = listed([row.text for row in usable[task.name]], most=2)
             found.append(
@@ -110,22 +116,22 @@ def missing_files(paths: Sequence[str], *, remote_seconds: float = _REMOTE_SECON
     """Those of some files that are not there.
 
     Args:
-      paths: local or remote ones, each once.
+      paths: local (`file://` too) or remote ones, each once.
       remote_seconds: how long remote ones are asked for; what was not answered by then counts as there.
     """
     deadline = time.monotonic() + remote_seconds
+    local = {path for path in paths if not is_remote(local_path(path))}
 
     def missing(path: str) -> bool:
-        if "://" not in path:
-            return not os.path.exists(path)
+        if path in local:
+            return not os.path.exists(local_path(path))
         return time.monotonic() < deadline and not epath.Path(path).exists()
 
     def told(answer: concurrent.futures.Future[bool]) -> bool:
         # What a client of remote storage raises is no answer; decoding will name it.
         return answer.done() and not answer.cancelled() and answer.exception() is None and answer.result()
 
-    local = [path for path in paths if "://" not in path]
-    remote = [path for path in paths if "://" in path]
+    remote = [path for path in paths if path not in local]
     # Not as a context, which would wait for storage that does not answer.
     pool = concurrent.futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="exists")
     asked = {path: pool.submit(missing, path) for path in [*local, *remote]}

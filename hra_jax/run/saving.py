@@ -9,9 +9,12 @@ from hra_jax.adapters import initial
 from hra_jax.adapters.base import no_parameters
 from hra_jax.console import tell
 from hra_jax.errors import DamagedError, UserError
+from hra_jax.run import processes
 from hra_jax.run.place import Run
+from hra_jax.run.workdirs import CHECKPOINTS
 from hra_jax.storage import locks
 from hra_jax.training import checksums, train_state
+from hra_jax.training.agreement import together
 from hra_jax.training.checkpoints import Checkpoints, CheckpointSettings, Rows
 
 
@@ -30,7 +33,7 @@ def fingerprint(run: Run) -> dict[str, Any]:
 def open_checkpoints(run: Run, settings: CheckpointSettings, *, read_only: bool = False) -> Checkpoints:
     """Opens W/checkpoints; `read_only` is for who looks on while a run may be writing."""
     return Checkpoints(
-        run.workdir / "checkpoints",
+        run.workdir / CHECKPOINTS,
         keep_latest=settings.keep_latest,
         keep_best=settings.keep_best,
         every_steps=settings.every_steps,
@@ -83,9 +86,12 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     Raises:
       UserError: there is no such checkpoint, or it is of another run.
       DamagedError: it is damaged, or holds what is not finite; the run must then take another one or be given up.
+        Every process raises what one of them does: they never go on from different checkpoints.
     """
-    number = checkpoints.resolve(step)
-    if not checkpoints.has_checksums(number):
+    number = together(lambda: checkpoints.resolve(step))
+    checksum = together(lambda: checkpoints.checksum(number))
+    processes.check_agreement({"checkpoint": str(number), "content of the checkpoint": str(checksum)})
+    if checksum is None:
         _say(f"checkpoint {number} has no checksums, as it is of an earlier version: it is used as it is")
     position: dict[str, Any] = {}
     state = train_state.without_bank(run.state)
@@ -95,11 +101,12 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     else:
         state, position, run.best = checkpoints.restore(number, state)
     run.state = run.bank.restart(state, run.state)
-    for ids, rows in _finite_rows(checkpoints, number, "bank"):
+    bank = run.layout.programs.bank_rows
+    for ids, rows in _finite_rows(checkpoints, number, "bank", below=bank):
         whole = {name: no_parameters() | rows[name] for name in ("tasks", "mu", "nu")}
         run.state = run.bank.put(run.state, ids, whole | {"count": rows["count"]})
     run.best_rows.clear()
-    for ids, rows in _finite_rows(checkpoints, number, "best"):
+    for ids, rows in _finite_rows(checkpoints, number, "best", below=bank):
         run.best_rows.put(ids, no_parameters() | rows)
     run.bank.saved()
     run.best_rows.saved()
@@ -112,7 +119,7 @@ def restore_step(
     """`restore_newest` for the step 'last', and `restore` for all others; returns what `restore_newest` does."""
     if step == "last":
         return restore_newest(run, checkpoints, weights_only=weights_only)
-    number = checkpoints.resolve(step)
+    number = together(lambda: checkpoints.resolve(step))
     return number, restore(run, checkpoints, number, weights_only=weights_only)
 
 
@@ -121,7 +128,7 @@ def restore_newest(run: Run, checkpoints: Checkpoints, *, weights_only: bool = F
 
     Args:
       run: the run.
-      checkpoints: its checkpoints; the next save deletes those that were passed over.
+      checkpoints: its checkpoints; the next save renames those that were passed over.
       weights_only: as for `restore`.
 
     Returns:
@@ -131,7 +138,7 @@ def restore_newest(run: Run, checkpoints: Checkpoints, *, weights_only: bool = F
       UserError: there is no checkpoint, all of them are damaged, or it is of another run.
     """
     while True:
-        number = checkpoints.resolve("last")
+        number = together(lambda: checkpoints.resolve("last"))
         try:
             return number, restore(run, checkpoints, number, weights_only=weights_only)
         except DamagedError as error:
@@ -142,12 +149,19 @@ def restore_newest(run: Run, checkpoints: Checkpoints, *, weights_only: bool = F
             _say(f"{error}; going on from checkpoint {older[-1]}")
 
 
-def _finite_rows(checkpoints: Checkpoints, step: int, log: str) -> Iterator[Rows]:
-    for ids, rows in checkpoints.rows(step, log):
-        name = checksums.not_finite(rows)
+def _finite_rows(checkpoints: Checkpoints, step: int, log: str, *, below: int | None = None) -> Iterator[Rows]:
+    """The rows of a log, part by part; a collective, as what is done with each part may be one."""
+    parts = together(lambda: checkpoints.rows(step, log, below=below))
+
+    def following() -> Rows | None:
+        part = next(parts, None)
+        name = None if part is None else checksums.not_finite(part[1])
         if name is not None:
             raise DamagedError(f"{checkpoints.directory}: checkpoint {step}: {log}/{name} holds NaN or infinite values")
-        yield ids, rows
+        return part
+
+    while (part := together(following)) is not None:
+        yield part
 
 
 def _say(line: str) -> None:

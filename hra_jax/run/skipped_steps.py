@@ -11,7 +11,7 @@ from hra_jax.errors import UserError
 from hra_jax.training.step import SKIPPED
 
 KIND = "not_finite"  # of the data report
-_STORED = "skipped_steps"  # in the data position of a checkpoint
+_STORED, _STORED_GOOD = "skipped_steps", "last_good_step"  # in the data position of a checkpoint
 
 
 class SkippedSteps:
@@ -30,6 +30,7 @@ class SkippedSteps:
         most: int,
         report: DataReport,
         name_of: Callable[[int], str],
+        start: int = 0,
         position: Mapping[str, Any] | None = None,
     ):
         """Begins with a step that was not skipped.
@@ -38,15 +39,17 @@ class SkippedSteps:
           most: `optimizer.max_skipped_steps`.
           report: where utterances are named.
           name_of: gives the name of an utterance by its number in the table.
+          start: the step that the run goes on from.
           position: the data position that the run goes on from, with what `onto` has put there; None where it begins.
         """
         self._most, self._report, self._name_of = most, report, name_of
         self._waiting: list[tuple[int, jax.Array, np.ndarray]] = []
-        self._good = 0  # the last step that was not skipped
         self.in_row = 0
         # Checkpoints of earlier versions have no count.
         stored = (position or {}).get(_STORED, 0)
         self.total = stored if isinstance(stored, int) else 0
+        good = (position or {}).get(_STORED_GOOD, start)
+        self._good = good if isinstance(good, int) else start  # the last step that was not skipped
 
     def stepped(self, step: int, metrics: dict[str, jax.Array], utterances: np.ndarray) -> None:
         """Notes a step: its metrics, which lose the one of this class, and the numbers of this process's utterances."""
@@ -75,8 +78,8 @@ class SkippedSteps:
                 self._report.add(KIND, self._name_of(number), detail)
 
     def onto(self, position: Mapping[str, Any]) -> dict[str, Any]:
-        """A data position with the number of skipped steps, for a checkpoint."""
-        return {**position, _STORED: self.total}
+        """A data position with the number of skipped steps and the last step that was not skipped, for a checkpoint."""
+        return {**position, _STORED: self.total, _STORED_GOOD: self._good}
 
     @property
     def too_many(self) -> bool:
@@ -88,5 +91,7 @@ class SkippedSteps:
         return UserError(
             f"step {step}: the loss or a gradient of the last {self.in_row} steps was not finite "
             f"(optimizer.max_skipped_steps = {self._most}); checkpoint {step} holds the weights of step {self._good}; "
-            f"lower optimizer.learning_rate, or check the data: {report} names the utterances"
+            f"check the data: {report} names the utterances; the same command may go on with another "
+            "optimizer.max_skipped_steps; another optimizer.learning_rate needs a new work directory, where "
+            "adapter.start may be what `tasks export-checkpoint` writes of this one"
         )

@@ -1,4 +1,4 @@
-"""Folders that are replaced whole: a reader, and who comes after a crash, finds the old folder or the new one.
+"""Folders that are replaced whole: a reader finds the old folder or the new one, after a crash too.
 
 The new folder is written beside the old one, under a hidden random name, and is on the disk before the two change
 places in one act of the file system. Where it has no such act, two renames do it, and `recover` completes them when the
@@ -20,7 +20,7 @@ from etils import epath
 
 from hra_jax.errors import UserError
 from hra_jax.storage import locks, writing
-from hra_jax.storage.files import check_no_links, is_remote, remove_folder, rename_folder, sync_folder
+from hra_jax.storage.files import check_no_links, is_remote, real_path, remove_folder, rename_folder, sync_folder
 
 _Written = TypeVar("_Written")
 _AT_FDCWD = -100
@@ -48,18 +48,22 @@ def replace_folder(
       What `write` returned.
 
     Raises:
-      UserError: a link lies in the old folder.
+      UserError: a file has the name of the folder, a link lies in the old folder, or another process has removed the
+        new one.
       OSError: it cannot be written; the folder is then what it was. So it is whatever else `write` raises.
     """
     if is_remote(folder):
         return write(epath.Path(folder))
-    place = epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
+    if os.path.lexists(place) and not place.is_dir():
+        raise UserError(f"{os.fspath(folder)!r} is there and is no folder; allowed: a folder, or nothing")
     place.parent.mkdir(parents=True, exist_ok=True)
     recover(place)
     token = secrets.token_hex(8)
     fresh, old = (_beside(place, kind, token) for kind in ("new", "old"))
     # Fails where anything has the name, a link included. What was private is at no moment anything else.
     os.mkdir(fresh, 0o700 if place.exists() else 0o777)
+    made = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY)  # while it is open, no other folder gets its number
     try:
         if place.exists():
             check_no_links(place)
@@ -67,12 +71,14 @@ def replace_folder(
                 _take_over(place, fresh, rewritten)
         written = write(fresh)
         sync_tree(fresh)
+        _check_same(fresh, made, folder)
         if place.exists():
             _keep_modes(place, fresh)
             _exchange(fresh, place, old)
         else:
             rename_folder(fresh, place)
     finally:
+        os.close(made)
         # After an exchange it is the old one. Between two renames it is the only complete one.
         if place.exists() or not old.exists():
             remove_folder(fresh)
@@ -89,7 +95,7 @@ def recover(folder: epath.PathLike) -> None:
     """
     if is_remote(folder):
         return
-    place = epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     if not place.parent.is_dir():
         return
     left = _leftovers(place)
@@ -111,7 +117,7 @@ def recover(folder: epath.PathLike) -> None:
 
 def is_to_be_mended(folder: epath.PathLike) -> bool:
     """Whether `recover` would find anything to do; false alarms while another process is in `replace_folder`."""
-    place = epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     return not is_remote(folder) and place.parent.is_dir() and any(_leftovers(place).values())
 
 
@@ -126,7 +132,7 @@ def put_back(folder: epath.PathLike) -> None:
     with contextlib.suppress(UserError, OSError), locks.hold_beside(folder, "recovery"):
         recover(folder)
     if _is_between_renames(folder):
-        place = epath.Path(os.path.realpath(folder))
+        place = real_path(folder)
         (token, *_) = sorted(_leftovers(place)["old"]) or [""]
         raise UserError(
             f"{os.fspath(folder)!r} is gone: a process replaces it, or was killed while it did, and it cannot be put "
@@ -137,7 +143,7 @@ def put_back(folder: epath.PathLike) -> None:
 def _is_between_renames(folder: epath.PathLike) -> bool:
     if is_remote(folder) or os.path.lexists(folder):
         return False
-    place = epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     return place.parent.is_dir() and bool(_leftovers(place)["old"])
 
 
@@ -155,6 +161,16 @@ def _leftovers(folder: epath.Path) -> dict[str, set[str]]:
             if match and entry.is_dir(follow_symlinks=False):
                 found[match[1]].add(match[2])
     return found
+
+
+def _check_same(fresh: epath.Path, made: int, folder: epath.PathLike) -> None:
+    """Refuses a folder that was removed while it was written, and made again by what was written after that."""
+    try:
+        same = os.path.samestat(os.lstat(fresh), os.fstat(made))
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise UserError(f"{os.fspath(folder)!r}: another process has removed {fresh.name!r}, so it stays as it is")
 
 
 def _take_over(old: epath.Path, new: epath.Path, rewritten: Callable[[str], bool]) -> None:

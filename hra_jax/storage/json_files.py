@@ -51,23 +51,32 @@ def json_text(content: object) -> str:
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def parse_json(content: bytes | str, *, where: str, most_bytes: int | None = None) -> Any:
+def count_values(text: str) -> int:
+    """How many values a JSON text has at most, which is what `parse_json` has a limit for."""
+    return sum(map(text.count, ",[{"))
+
+
+def parse_json(
+    content: bytes | str, *, where: str, most_bytes: int | None = None, most_values: int | None = None
+) -> Any:
     """The value in a JSON text.
 
     Args:
       content: the text; bytes are UTF-8.
       where: the name of the file, and the line if it has several, for errors.
       most_bytes: what is allowed; None for `MOST_BYTES`.
+      most_values: what is allowed; None for `MOST_VALUES`.
 
     Raises:
       UserError: not JSON, not UTF-8, a key that is given twice, a number that is not finite, an integer of too many
-        digits, half of a surrogate pair, or too many bytes, levels or values (`MOST_DEPTH`, `MOST_VALUES`).
+        digits, half of a surrogate pair, or too many bytes, levels (`MOST_DEPTH`) or values.
     """
     _check_size(len(content), where=where, most_bytes=most_bytes)
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        if sum(map(text.count, ",[{")) > MOST_VALUES:
-            raise ValueError(f"more than {MOST_VALUES:,} values")
+        most = MOST_VALUES if most_values is None else most_values
+        if count_values(text) > most:
+            raise ValueError(f"more than {most:,} values")
         value = json.loads(
             text,
             object_pairs_hook=_unique,
@@ -143,20 +152,23 @@ def _check_depth(value: object) -> None:
         level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
 
 
-def read_json(path: epath.PathLike, *, what: str = "", most_bytes: int | None = None) -> Any:
+def read_json(
+    path: epath.PathLike, *, what: str = "", most_bytes: int | None = None, most_values: int | None = None
+) -> Any:
     """The value in a JSON file.
 
     Args:
       path: the file.
       what: what is needed there, for the error where there is no such file.
       most_bytes: of the file; None for `MOST_BYTES`.
+      most_values: in the file; None for `MOST_VALUES`.
 
     Raises:
       UserError: there is no such file, it cannot be read, or as `parse_json`.
       StorageUnavailable: its bucket does not answer.
     """
     content = _read_bytes(path, what=what, most_bytes=most_bytes)
-    return parse_json(content, where=str(path), most_bytes=most_bytes)
+    return parse_json(content, where=str(path), most_bytes=most_bytes, most_values=most_values)
 
 
 def read_text(path: epath.PathLike, *, what: str = "", most_bytes: int | None = None) -> str:
@@ -189,9 +201,11 @@ def read_object(
     *,
     what: str = "",
     most_bytes: int | None = None,
+    most_values: int | None = None,
 ) -> dict[str, Any]:
     """The object in a JSON file, with fields as `check_fields` asks for; arguments and errors as `read_json`."""
-    return check_fields(read_json(path, what=what, most_bytes=most_bytes), fields or {}, where=str(path))
+    content = read_json(path, what=what, most_bytes=most_bytes, most_values=most_values)
+    return check_fields(content, fields or {}, where=str(path))
 
 
 def read_lines(path: epath.PathLike, fields: Mapping[str, Kind], *, what: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -31,7 +31,7 @@ from etils import epath
 from hra_jax.console import tell
 from hra_jax.errors import UserError
 from hra_jax.storage import writing
-from hra_jax.storage.files import is_remote, make_folder, remove_file
+from hra_jax.storage.files import is_remote, make_folder, real_path, remove_file
 from hra_jax.storage.json_files import parse_json
 
 RENEW_SECONDS = {False: 5.0, True: 20.0}  # of a lock on a disk, and on an object store
@@ -73,6 +73,12 @@ class Lock:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew_on, name="lock", daemon=True)
 
+    @property
+    def token(self) -> str:
+        """What tells it from all other locks."""
+        token: str = self._owner["token"]
+        return token
+
     def start(self) -> None:
         """Begins to renew it; a signal that ends the process gives it up."""
         self._begun = writing.begin(self.release, patience=writing.Patience.NONE)
@@ -94,11 +100,7 @@ class Lock:
         writing.end(self._begun)
         self._ended.set()
         self._thread.join(_PATIENCE_SECONDS)  # it may wait for storage that does not answer
-        # Who took it over keeps it. Storage that is gone keeps a lock that nobody renews.
-        with contextlib.suppress(OSError, UserError):
-            found = _read(self.path)
-            if found is not None and found.token == self._owner["token"]:
-                remove_file(self.path)
+        _remove_own(self.path, self.token)
 
     def _renew_on(self) -> None:
         remote, renewed = is_remote(self.path), _seconds()
@@ -143,7 +145,7 @@ def hold(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterato
       OSError: the lock cannot be written.
     """
     make_folder(folder)
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     with _holding(place / NAME, what, folder=folder, patient=patient) as lock:
         yield lock
 
@@ -151,10 +153,35 @@ def hold(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterato
 @contextlib.contextmanager
 def hold_beside(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterator[Lock]:
     """As `hold`, in the file `.NAME.lock` beside a folder NAME, which may be absent or be replaced meanwhile."""
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
-    make_folder(place.parent)
-    with _holding(place.parent / f".{place.name}{NAME}", what, folder=folder, patient=patient) as lock:
+    path = _beside(folder)
+    make_folder(path.parent)
+    with _holding(path, what, folder=folder, patient=patient) as lock:
         yield lock
+
+
+def check_free(folder: epath.PathLike) -> None:
+    """Refuses a folder whose lock another process holds; nothing is written.
+
+    A lock of another machine is watched for a little longer than its owner needs to renew it; `hold` waits longer.
+
+    Raises:
+      UserError: another process holds it; names the process and what it does.
+      OSError: the lock cannot be read.
+    """
+    path = (epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))) / NAME
+    found = _read(path)
+    if found is not None and os.fspath(path) not in _held:
+        _wait_for(path, found, folder, quiet=False, seconds=1.5 * RENEW_SECONDS[is_remote(path)])
+
+
+def is_held_beside(folder: epath.PathLike) -> bool:
+    """Whether the lock beside a folder is there; its owner may be dead. Raises OSError."""
+    return _beside(folder).exists()
+
+
+def _beside(folder: epath.PathLike) -> epath.Path:
+    place = real_path(folder)
+    return place.parent / f".{place.name}{NAME}"
 
 
 def check_held(folder: epath.PathLike) -> None:
@@ -163,7 +190,7 @@ def check_held(folder: epath.PathLike) -> None:
     Raises:
       UserError: this process stood still for so long that another one has taken the lock over.
     """
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     lock = _held.get(os.fspath(place / NAME))
     if lock is not None:
         lock.check()
@@ -176,7 +203,7 @@ def is_held(folder: epath.PathLike) -> bool:
       UserError: something else has the name of the lock.
       OSError: it cannot be read.
     """
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     found = _read(place / NAME)
     return found is not None and not _is_dead(found.owner)
 
@@ -189,10 +216,7 @@ def _holding(path: epath.Path, what: str, *, folder: epath.PathLike, patient: bo
         if lock is not None and lock._process == os.getpid():
             lock.times += 1
         else:
-            owner = _this_process(what)
-            _take(path, owner, folder, patient=patient)
-            lock = _held[key] = Lock(path, owner)
-            lock.start()
+            lock = _held[key] = _taken(path, _this_process(what), folder, patient=patient)
     try:
         yield lock
     finally:
@@ -250,6 +274,9 @@ def _is_dead(owner: dict[str, Any]) -> bool:
     process = owner.get("process")
     if owner.get("machine") != _machine() or type(process) is not int or process <= 0:
         return False
+    if process == os.getpid() and owner.get("started") == _started(process):
+        # What this process does not know of, it was interrupted in taking.
+        return owner.get("token") not in [lock.token for lock in list(_held.values())]
     if os.path.exists("/proc/self/stat"):
         return _started(process) != owner.get("started")  # a number may be given to another process
     try:
@@ -350,20 +377,42 @@ def _renewed(path: epath.Path, found: _Found, seconds: float, *, look: float) ->
     return False
 
 
-def _wait_for(path: epath.Path, found: _Found, folder: epath.PathLike) -> None:
-    """Returns when the owner of a lock is dead or has let go.
+def _remove_own(path: epath.Path, token: str) -> None:
+    """Removes a lock file with this token. Storage that is gone keeps a lock that nobody renews."""
+    with contextlib.suppress(OSError, UserError):
+        found = _read(path)
+        if found is not None and found.token == token:  # who took it over keeps it
+            remove_file(path)
+
+
+def _look_seconds(path: epath.Path) -> float:
+    """The time between two looks at a lock."""
+    return RENEW_SECONDS[True] / 4 if is_remote(path) else _LOOK_SECONDS
+
+
+def _wait_for(
+    path: epath.Path, found: _Found, folder: epath.PathLike, *, quiet: bool, seconds: float | None = None
+) -> None:
+    """Returns when the owner of a lock is dead or has let go; says that it waits, unless it is to be quiet.
+
+    Args:
+      path: the lock.
+      found: what it says.
+      folder: what is locked.
+      quiet: whether to wait without a word.
+      seconds: for how long it is watched where its owner cannot be looked at; None for as long as `STALE_SECONDS`.
 
     Raises:
       UserError: it is alive.
     """
-    remote = is_remote(path)
     if _is_dead(found.owner):
         return
     if found.owner.get("machine") == _machine() and "token" in found.owner:
         raise _refusal(found, folder, path)  # the process is there
-    seconds = STALE_SECONDS[remote]
-    _say_waiting(found, folder, seconds)
-    if _renewed(path, found, seconds, look=RENEW_SECONDS[True] / 4 if remote else _LOOK_SECONDS):
+    seconds = STALE_SECONDS[is_remote(path)] if seconds is None else seconds
+    if not quiet:
+        _say_waiting(found, folder, seconds)
+    if _renewed(path, found, seconds, look=_look_seconds(path)):
         now = _read(path)
         if now is not None:
             raise _refusal(now, folder, path)
@@ -373,11 +422,22 @@ class _InUse(UserError):
     """Another process holds the lock."""
 
 
+def _taken(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, patient: bool) -> Lock:
+    with contextlib.ExitStack() as undo:
+        # Where this is interrupted after the lock was written, nobody would renew or remove it.
+        undo.callback(_remove_own, path, owner["token"])
+        _take(path, owner, folder, patient=patient)
+        lock = Lock(path, owner)
+        lock.start()
+        undo.pop_all()
+    return lock
+
+
 def _take(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, patient: bool) -> None:
     take, told = _take_remote if is_remote(path) else _take_local, False
     while True:
         try:
-            take(path, owner, folder)
+            take(path, owner, folder, quiet=told)
             return
         except _InUse as refusal:
             if not patient:
@@ -385,17 +445,17 @@ def _take(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, pa
             if not told:
                 tell(f"waiting: {refusal}", to=sys.stderr)
             told = True
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_look_seconds(path))
 
 
 # --- On a disk --------------------------------------------------------------------------------------------------------
 
 
-def _take_local(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike) -> None:
+def _take_local(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, quiet: bool = False) -> None:
     while not _made(path, _content(owner, 0)):
         found = _read(path)
         if found is not None:
-            _wait_for(path, found, folder)
+            _wait_for(path, found, folder, quiet=quiet)
             _remove_dead(path, found)
     _remove_leftovers(path)
 
@@ -470,10 +530,10 @@ def _remove_dead(path: epath.Path, dead: _Found) -> None:
 # --- On an object store -----------------------------------------------------------------------------------------------
 
 
-def _take_remote(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike) -> None:
+def _take_remote(path: epath.Path, owner: dict[str, Any], folder: epath.PathLike, *, quiet: bool = False) -> None:
     found = _read(path)
     if found is not None:
-        _wait_for(path, found, folder)
+        _wait_for(path, found, folder, quiet=quiet)
     path.write_bytes(_content(owner, 0))
     time.sleep(SETTLE_SECONDS)
     now = _read(path)

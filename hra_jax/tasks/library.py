@@ -229,6 +229,7 @@ def merged_in(
 
 
 def _write_files(folder: epath.Path, exported: ExportedAdapter) -> None:
+    """For `replace_folder`, which puts the files on the disk."""
     config, size = exported.config, len(exported.tasks)
     rows = {
         path: np.zeros((size, *entry["shape"]), jnp.dtype(entry["dtype"]))
@@ -245,14 +246,16 @@ def _write_files(folder: epath.Path, exported: ExportedAdapter) -> None:
         backbone=config["backbone"],
         vocabulary=config["vocabulary"],
         accounting=config["accounting"],
+        durable=False,
     )
 
 
 def write(folder: epath.PathLike, exported: ExportedAdapter) -> None:
     """Writes an adapter folder, in place of one that is there already; see `folders.replace_folder`.
 
-    A reader finds the old folder or the new one, on object storage too unless the writer dies. Other files that lie in
-    the folder stay. A folder of 0.1.0 with a file for each task becomes one with a single file.
+    A reader finds the old folder or the new one. On object storage files are replaced one by one, the configuration
+    last: `adapter_folder.read_adapter` waits a while for it, and refuses what a writer that died left. Other files that
+    lie in the folder stay. A folder of 0.1.0 with a file for each task becomes one with a single file.
 
     Raises:
       UserError: as `adapter_folder.write_adapter`, or a link lies in the folder.

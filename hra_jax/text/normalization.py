@@ -10,10 +10,12 @@ from hra_jax.errors import UserError
 # Typographic apostrophes and the accents that keyboards offer in their place. U+00B4 must go before NFKC, which would
 # turn it into a space and a combining accent.
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u2018\u02bc\u00b4\uff07`", "'"))
-# What no one sees or hears: soft hyphen, zero-width space, byte order mark, marks of direction, tags.
+# What no one sees or hears: control characters but white space, and what Unicode calls default ignorable: soft hyphen,
+# zero-width space, byte order mark, marks of direction, selectors of variations, fillers, tags. Not the joiners.
 _FORMAT = re.compile(
-    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb"
-    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f]"
+    "[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
+    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _JOINERS = re.compile("[\u200c\u200d]+")
 _NEED_NO_JOINERS = ("LATIN", "GREEK", "CYRILLIC")
@@ -24,8 +26,8 @@ _LONG = 1000  # characters
 
 
 def _without_format(text: str) -> str:
-    """The text without invisible format characters, but for joiners where a script (Persian, Hindi) needs them."""
-    if text.isascii():
+    """The text without invisible characters, but for joiners where a script (Persian, Hindi) needs them."""
+    if text.isascii() and text.isprintable():
         return text
     return _JOINERS.sub(_needed_joiner, _FORMAT.sub("", text))
 
@@ -73,7 +75,7 @@ def normalize_text(text: str, normalizer: str) -> str:
     Args:
       text: a transcript.
       normalizer: "none" (unchanged), "lower" (lower case), or "basic" (NFKC, lower case, every punctuation mark is a
-        space except apostrophes inside words, white space collapsed). All of them take out invisible format characters
+        space except apostrophes inside words, white space collapsed). All of them take out invisible characters
         first, unless the name begins with `FORMAT_KEPT`. Applying one twice changes nothing more.
 
     Raises:

@@ -15,39 +15,40 @@ arrays that are split over processes, and restored on another mesh, have one. Ch
 A step directory appears under its name only when everything in it is written, so a process killed at any moment leaves
 the last complete checkpoint as the last one. The frozen backbone is never in a checkpoint: the fingerprint names it.
 
+    DIRECTORY/<step>.damaged  a checkpoint that was found damaged and passed over; nothing reads it again
+
     DIRECTORY/rows/<log>/     rows of the task bank (storage/row_log.py): a save writes those that changed since the
                               save before, so its cost does not grow with the tasks that stayed as they were
 """
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import gc
 import json
-import logging
 import math
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, cast
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from hra_jax.config.settings import check_settings, integer, setting
 from hra_jax.console import error_line, tell
-from hra_jax.errors import DamagedError, UserError
-from hra_jax.storage import writing
-from hra_jax.storage.checksums import write_listing
-from hra_jax.storage.files import is_remote, write_file
+from hra_jax.errors import UserError
+from hra_jax.storage import remote, writing
+from hra_jax.storage.checksums import of_json
+from hra_jax.storage.files import is_remote, remove_folder, rename_folder, write_file
 from hra_jax.storage.json_files import check_fields
 from hra_jax.storage.row_log import RowLog
 from hra_jax.training import checksums
+from hra_jax.training.agreement import together
+from hra_jax.training.listings import Listing
+from hra_jax.training.orbax_errors import STORAGE_ERRORS, attempt, half_read, log_less
 from hra_jax.training.stored_checkpoint import (
     CHECKSUMS,
     ITEMS,
@@ -64,9 +65,6 @@ Rows = tuple[np.ndarray, dict[str, Any]]  # numbers of rows [n], and a tree of n
 LOGS = ("bank", "best")  # rows of the task bank as they train, and those of each task's best step
 
 _WHOLE = "commit_success.txt"  # Orbax's mark, in buckets, of a folder that is complete
-
-# What Orbax and TensorStore raise when storage fails; TensorStore reports I/O errors as ValueError.
-_STORAGE_ERRORS = (OSError, ValueError, RuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,16 +96,9 @@ class _Manager(ocp.CheckpointManager):  # type: ignore[misc]  # Orbax has no typ
 
     _get_metrics = metrics
 
-
-class _AlreadyRaised(logging.Filter):
-    """Drops what Orbax logs about things that reach the caller anyway, or that are as they should be."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if f"{os.sep}orbax{os.sep}" not in record.pathname:
-            return True
-        # A failed save is logged as up to three tracebacks before it is raised. Most steps have no metric, and who asks
-        # for a directory to be read only knows it.
-        return not record.exc_info and not any(text in str(record.msg) for text in ("tracked_metric", "read only"))
+    def forget(self, step: int) -> None:
+        """Takes a step for one that there is not."""
+        self._checkpoints.delete_if(lambda info: info.step == step)
 
 
 class Checkpoints:
@@ -156,15 +147,14 @@ class Checkpoints:
         self._tree = ocp.PyTreeCheckpointHandler()
         self._writing: int | None = None
         self._begun = -1  # of storage/writing.py
+        self._listing: Listing | None = None  # of the save in flight
         self._segments: dict[int, dict[str, list[str]]] = {}  # by step, of the logs
         self._logs = {name: RowLog(self.directory / "rows" / name, read_only=read_only) for name in LOGS}
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory}: no such directory of checkpoints")
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory}: checkpoints cannot be kept here, it is a file")
-        logger = absl_logging.get_absl_logger()
-        if not any(isinstance(known, _AlreadyRaised) for known in logger.filters):
-            logger.addFilter(_AlreadyRaised())
+        log_less()
         try:
             self._keep_rows()
             self._manager = _Manager(
@@ -233,7 +223,7 @@ class Checkpoints:
         score = None if metrics is None else float(metrics[METRIC])
         scores = {METRIC: score} if score is not None and math.isfinite(score) else None
         self.wait()
-        self._drop_damaged()
+        self._set_aside()
         sums = checksums.of_tree(state)
         self._check_finite(step, sums, rows or {})
         self._begun = writing.begin(patience=writing.Patience.ANY)  # until `wait`
@@ -253,8 +243,10 @@ class Checkpoints:
                 metrics=scores,
                 force=True,
             )
-        except _STORAGE_ERRORS as error:
+        except STORAGE_ERRORS as error:
             raise self._failure(error) from error
+        if jax.process_index() == 0:
+            self._listing = Listing(self.directory / str(step))
         return True
 
     def restore(self, step: int | str, abstract_state: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -273,11 +265,9 @@ class Checkpoints:
           UserError: there is no such checkpoint, its fingerprint or a leaf's shape or dtype differs.
           DamagedError: it is damaged; every process raises it.
         """
-        number = self.resolve(step)
-        self._check_fingerprint(number)
-        self._check_leaves(number, abstract_state, whole=True)
-        state = self._read_state(number, _restore_args(abstract_state))
-        return state, self._of(number).item("position"), self._of(number).item("best")
+        number = together(lambda: self.resolve(step))
+        position, best = together(lambda: self._look(number, abstract_state, whole=True))
+        return self._read_state(number, _restore_args(abstract_state)), position, best
 
     def restore_part(self, step: int | str, abstract_part: dict[str, Any]) -> dict[str, Any]:
         """Restores some leaves only, such as `{'trainable': ...}` for an evaluation without the optimizer state.
@@ -285,26 +275,40 @@ class Checkpoints:
         `abstract_part` is a tree of dicts with leaves as for `restore`; the result has its structure. Raises UserError
         like `restore`.
         """
-        number = self.resolve(step)
-        self._check_fingerprint(number)
-        self._check_leaves(number, abstract_part, whole=False)
+        number = together(lambda: self.resolve(step))
+        together(lambda: self._look(number, abstract_part, whole=False))
         return cast("dict[str, Any]", self._read_state(number, _restore_args(abstract_part, partial=True)))
 
     def pass_over(self, step: int) -> None:
-        """Takes a checkpoint for damaged: it is none of those that there are, and the next save deletes it."""
+        """Takes a checkpoint for damaged: it is none of those that there are, and the next save renames it."""
         self._damaged.add(step)
 
-    def has_checksums(self, step: int) -> bool:
-        """Whether a checkpoint can be compared with what was saved; those of 0.1.0 cannot."""
-        return self._of(step).checksums() is not None
+    def checksum(self, step: int) -> int | None:
+        """One number for all that a checkpoint holds; None where it cannot be compared, as those of 0.1.0 cannot."""
+        sums = self._of(step).checksums()
+        return None if sums is None else of_json(sums)
 
-    def _drop_damaged(self) -> None:
-        """Deletes the checkpoints that were passed over, now that there are newer ones to come."""
-        for step in sorted(self._damaged):
-            self._manager.delete(step)
+    def _set_aside(self) -> None:
+        """Renames the checkpoints that were passed over, now that there are newer ones to come; a collective."""
+        if not self._damaged:
+            return
+        together(self._rename_damaged)
+        for step in self._damaged:
+            self._manager.forget(step)
             self._segments.pop(step, None)
             self._stored.pop(step, None)
         self._damaged.clear()
+
+    def _rename_damaged(self) -> None:
+        """In process 0: what was taken for damaged may yet be worth something to who looks into it."""
+        for step in sorted(self._damaged) if jax.process_index() == 0 else ():
+            folder, aside = self.directory / str(step), self.directory / f"{step}.damaged"
+            try:
+                if folder.exists():
+                    remove_folder(aside)
+                    rename_folder(folder, aside)
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be renamed to {aside.name}: {reason(error)}") from error
 
     def _check_finite(self, step: int, sums: Mapping[str, checksums.Checksum], rows: Mapping[str, Rows]) -> None:
         """Refuses what is not finite, before anything is written."""
@@ -334,7 +338,7 @@ class Checkpoints:
     def _segments_of(self, step: int) -> dict[str, list[str]]:
         if step not in self._segments:
             where = f"{self.directory / str(step) / 'rows' / 'metadata'}"
-            self._segments[step] = check_fields(self._of(step).item("rows"), dict.fromkeys(LOGS, list), where=where)
+            self._segments[step] = check_fields(self._of(step).segments(), dict.fromkeys(LOGS, list), where=where)
         return self._segments[step]
 
     def _of(self, step: int) -> StoredCheckpoint:
@@ -342,12 +346,28 @@ class Checkpoints:
             self._stored[step] = StoredCheckpoint(self.directory / str(step))
         return self._stored[step]
 
-    def rows(self, step: int | str, log: str) -> Iterator[Rows]:
+    def rows(self, step: int | str, log: str, *, below: int | None = None) -> Iterator[Rows]:
         """The rows of a log as they were at a step, each once: (ids [n], tree of numpy rows [n, ...]), part by part.
 
-        Rows that have never changed are in no log. Raises DamagedError where a file of the log is missing or damaged.
+        Rows that have never changed are in no log.
+
+        Args:
+          step: a number, 'last' or 'best'.
+          log: one of LOGS.
+          below: how many rows there are; None takes all ids.
+
+        Raises:
+          DamagedError: a file of the log is missing or damaged, or holds a row that there is none of.
         """
-        return self._logs[log].read(self._segments_of(self.resolve(step))[log])
+        number = self.resolve(step)
+        found = self._logs[log].read(self._segments_of(number)[log])
+        return found if below is None else self._below(below, found, number, log)
+
+    def _below(self, bank: int, found: Iterator[Rows], step: int, log: str) -> Iterator[Rows]:
+        for ids, rows in found:
+            if ids[-1] >= bank:
+                raise self._of(step).damage(f"rows/{log} holds the row {ids[-1]}; there are {bank}")
+            yield ids, rows
 
     def fingerprint(self, step: int | str) -> dict[str, Any]:
         """The fingerprint that was stored with a checkpoint."""
@@ -406,24 +426,16 @@ class Checkpoints:
         """
         try:
             self._manager.wait_until_finished()
-        except _STORAGE_ERRORS as error:
+        except STORAGE_ERRORS as error:
             raise self._failure(error) from error
         finally:
             writing.end(self._begun)
+            if self._listing is not None:
+                self._listing.finish()
+                self._listing = None
         if self._writing is not None and jax.process_index() == 0:
-            self._list_files(self._writing)
             self._collect()
         self._writing = None
-
-    def _list_files(self, step: int) -> None:
-        """Writes the checksums of the files of a complete checkpoint."""
-        folder = self.directory / str(step)
-        if "://" in os.fspath(folder) or not folder.exists():
-            return  # they would have to come back over the network; the arrays have their own
-        try:
-            write_listing(folder)
-        except OSError as error:
-            tell(f"{folder}: no checksums of files ({reason(error)})", to=sys.stderr)
 
     def _collect(self) -> None:
         """Deletes segments of rows that no checkpoint holds."""
@@ -448,48 +460,73 @@ class Checkpoints:
         """What to tell about a save that failed."""
         step, self._writing = self._writing, None
         latest = None
-        if self.directory.is_dir():
-            # Orbax has already forgotten the older checkpoints that this save would have replaced; they still exist.
-            self._manager.reload()
-            latest = self.latest_step()
+        # Where storage is away the cause is told, and no more.
+        with contextlib.suppress(OSError, UserError):
+            if self.directory.is_dir():
+                # Orbax has forgotten the older checkpoints that this save would have replaced; they still exist.
+                self._manager.reload()
+                latest = self.latest_step()
         left = "there is no earlier one" if latest is None else f"the last complete one is {latest}"
         return UserError(f"{self.directory}: checkpoint {step} could not be written ({reason(error)}); {left}")
 
     def _read_state(self, step: int, args: ocp.args.PyTreeRestore) -> Any:
         """Arrays of the state, compared with their checksums; a collective."""
-        failure = None
-        # Orbax reads all arrays at once. Where one fails it leaves the others half-read, and Python would print a trace
-        # for each of them.
-        hook, sys.unraisablehook = sys.unraisablehook, lambda what: None
-        try:
+        state = together(lambda: self._arrays(step, args))
+        found = checksums.of_tree(state)
+        together(lambda: self._compare(step, found))
+        return state
+
+    def _arrays(self, step: int, args: ocp.args.PyTreeRestore) -> Any:
+        with half_read():
             # Not through the manager, which waits for processes that found damage and are gone.
-            state, error = _attempt(lambda: self._tree.restore(self.directory / str(step) / "state", args=args))
-            if error is not None:
-                failure = self._of(step).damage(f"state: {reason(error)}", error=error)
-                del error
-                gc.collect()
-        finally:
-            sys.unraisablehook = hook
-        self._agree(step, failure)
+            state, error = attempt(lambda: self._tree.restore(self.directory / str(step) / "state", args=args))
+            if error is None:
+                return state
+            failure, away = self._of(step).damage(f"state: {reason(error)}", error=error), remote.unavailable(error)
+            del error
+            gc.collect()
+        raise failure from away
+
+    def _kinds(self, step: int) -> Any:
+        """The tree of the state as it is stored, with leaves that have shapes and dtypes."""
+        metadata, error = attempt(lambda: self._tree.metadata(self.directory / str(step) / "state"))
+        if error is not None:
+            raise self._of(step).damage(f"state: {reason(error)}", error=error) from error
+        return metadata.tree
+
+    def check(self, step: int) -> bool:
+        """Reads all of a checkpoint but its rows, of whatever run it is, and compares it with its own checksums.
+
+        Returns:
+          Whether it has any.
+
+        Raises:
+          UserError: it cannot be read; DamagedError where it is damaged.
+        """
+        sums = self._of(step).checksums()
+        for name in ITEMS if sums is not None else ():
+            self._of(step).item(name)
+        tree = self._kinds(step)
+        if sums is not None and leaf_kinds(tree) != {name: kind for name, (kind, _) in sums["state"].items()}:
+            raise self._of(step).damage("state/_METADATA names other arrays than were saved")
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        self._compare(step, checksums.of_tree(self._arrays(step, ocp.args.PyTreeRestore(restore_args=args))))
+        return sums is not None
+
+    def _compare(self, step: int, sums: Mapping[str, checksums.Checksum]) -> None:
+        """Refuses arrays that are not what was saved, from their checksums."""
         stored = self._of(step).checksums()
-        for name, found in checksums.of_tree(state).items():
+        for name, found in sums.items():
             if stored is not None and stored["state"][name][1] != found.value:
                 raise self._of(step).damage(f"{name} is not what was saved")
             if self._finite and not found.finite:
                 raise self._of(step).damage(f"{name} holds NaN or infinite values")
-        return state
 
-    def _agree(self, step: int, failure: UserError | None) -> None:
-        """Raises in every process where one of them has failed."""
-        if jax.process_count() > 1:
-            # Damage, or trouble that may pass, which counts for more: nothing is then to be passed over.
-            kind = 0 if failure is None else 1 if isinstance(failure, DamagedError) else 2
-            worst = int(multihost_utils.process_allgather(np.array([kind], np.int32)).max())
-            if worst and kind != worst:
-                text = f"{self.directory}: checkpoint {step} cannot be read by another process of this run"
-                failure = DamagedError(text) if worst == 1 else UserError(text)
-        if failure is not None:
-            raise failure
+    def _look(self, step: int, abstract: Any, *, whole: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Compares all that is no array with this run; the data position and the best-so-far table, where `whole`."""
+        self._check_fingerprint(step)
+        self._check_leaves(step, abstract, whole=whole)
+        return (self._of(step).item("position"), self._of(step).item("best")) if whole else ({}, {})
 
     def _check_fingerprint(self, step: int) -> None:
         if self._fingerprint is None:
@@ -506,10 +543,7 @@ class Checkpoints:
         if sums is not None:
             stored = {name: kind for name, (kind, _) in sums["state"].items()}
         else:
-            metadata, error = _attempt(lambda: self._tree.metadata(self.directory / str(step) / "state"))
-            if error is not None:
-                raise self._of(step).damage(f"state: {reason(error)}", error=error)
-            stored = leaf_kinds(metadata.tree)
+            stored = leaf_kinds(self._kinds(step))
         wanted = leaf_kinds(abstract)
         names = list(wanted) + ([name for name in stored if name not in wanted] if whole else [])
         for name in names:
@@ -518,17 +552,6 @@ class Checkpoints:
                 raise UserError(
                     f"{self.directory}: checkpoint {step} is of another run: {name} is {there} there, but {here} here"
                 )
-
-
-def _attempt(work: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """What Orbax reads, or else what it raised: damage makes many things of its parsers, of no common kind."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
-        error = future.exception()
-    if error is None:
-        return future.result(), None
-    # What Orbax wraps says more than it does.
-    return None, error if isinstance(error, _STORAGE_ERRORS) else error.__cause__ or error
 
 
 def _options(keep_latest: int, keep_best: int, *, read_only: bool) -> ocp.CheckpointManagerOptions:

@@ -246,6 +246,7 @@ def test_difference_lists_both_values_outside_of_what_may_change():
     new.profile.start_step = 3
     new.mesh.fsdp = 2
     new.distributed.heartbeat_seconds = 5
+    new.optimizer.max_skipped_steps = 77
     assert config_difference(old, new) == []
     new.optimizer.learning_rate = 0.5
     new.data.tasks = ("a",)

@@ -7,8 +7,9 @@ import unicodedata
 import numpy as np
 import pytest
 import soundfile
+from reference import endless
 
-from hra_jax.data import manifest
+from hra_jax.data import manifest, recordings
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.storage.remote import StorageUnavailable
@@ -50,16 +51,25 @@ def test_a_row_of_another_number_of_cells_is_an_error_that_names_its_line(tmp_pa
         rows(tmp_path)
 
 
+@pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("text", ['"two', 'two "2" "', '"two" and a half'])
-def test_quotes_that_do_not_close_are_an_error_that_names_the_line(tmp_path, text):
+def test_quotes_that_do_not_close_are_an_error_that_names_the_line(tmp_path, name, text):
     for file in ("a.wav", "b.wav", "c.wav"):
         record(tmp_path, file)
-    (tmp_path / "transcripts.csv").write_text(f'a.wav,"one, 1"\nb.wav,{text}\nc.wav,"three"\n')
+    table(tmp_path, name, ("a.wav", '"one, 1"'), ("b.wav", text), ("c.wav", '"three"'))
     if text == 'two "2" "':  # quotes inside of a cell that does not begin with one are characters
         assert rows(tmp_path)[0]["b.wav"] == text
     else:
-        with pytest.raises(UserError, match=r"transcripts\.csv:2: "):
+        with pytest.raises(UserError, match=rf"{name}:2: ") as caught:
             rows(tmp_path)
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_quotes_around_a_cell_are_no_part_of_the_text(tmp_path, name):
+    record(tmp_path, "a.wav")
+    table(tmp_path, name, ("a.wav", '"well, ""hello"" there"'))
+    assert rows(tmp_path)[0] == {"a.wav": 'well, "hello" there'}
 
 
 @pytest.mark.parametrize("key", ["1.wav", "1"])
@@ -100,7 +110,17 @@ def test_byte_order_marks_are_no_text(tmp_path):
 
 @pytest.mark.parametrize(
     ("suffix", "format"),
-    [("sph", "NIST"), ("aiff", None), ("aif", "AIFF"), ("au", None), ("caf", None), ("w64", None), ("WAV", "WAV")],
+    [
+        ("sph", "NIST"),
+        ("nist", "NIST"),
+        ("voc", "VOC"),
+        ("aiff", None),
+        ("aif", "AIFF"),
+        ("au", None),
+        ("caf", None),
+        ("w64", None),
+        ("WAV", "WAV"),
+    ],
 )
 def test_what_the_decoder_reads_is_taken(tmp_path, suffix, format):
     record(tmp_path, f"a.{suffix}", "one", format=format)
@@ -109,13 +129,24 @@ def test_what_the_decoder_reads_is_taken(tmp_path, suffix, format):
 
 def test_audio_that_is_not_read_is_counted_and_named(tmp_path):
     record(tmp_path, "a.wav", "one")
-    for name in ("b.m4a", "c.MP4", "d.raw"):
+    for name in ("b.m4a", "c.MP4", "d.raw", "e.mov"):
         (tmp_path / name).write_bytes(b"anything")
         (tmp_path / f"{name[0]}.txt").write_text("two")
     texts, bad = rows(tmp_path)
     assert texts == {"a.wav": "one"}
     assert set(bad) == {"undecodable_audio"}
-    assert set(bad["undecodable_audio"]) == {"b.m4a", "c.MP4", "d.raw"}
+    assert set(bad["undecodable_audio"]) == {"b.m4a", "c.MP4", "d.raw", "e.mov"}
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(UserError, match="no audio in .*; convert 'b.m4a', 'c.MP4', 'd.raw'"):
+        rows(tmp_path)
+
+
+def test_transcripts_without_a_recording_are_counted_and_named(tmp_path):
+    record(tmp_path, "a.wav", "one")
+    (tmp_path / "b.txt").write_text("two")
+    texts, bad = rows(tmp_path)
+    assert texts == {"a.wav": "one"}
+    assert bad == {"missing_file": {"b.txt": "there is no recording of that name beside it"}}
 
 
 def test_transcripts_are_found_in_whatever_way_their_names_are_written(tmp_path):
@@ -213,6 +244,17 @@ def test_a_header_names_the_columns(tmp_path):
     record(tmp_path, "a.wav")
     (tmp_path / "transcripts.csv").write_text("path,age,sentence\na.wav,30,one\n")
     assert rows(tmp_path)[0] == {"a.wav": "one"}
+    (tmp_path / "transcripts.csv").write_text("file,words\na.wav,two\n")
+    assert rows(tmp_path)[0] == {"a.wav": "two"}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("columns", [("file", "speaker", "words"), ("path", "duration", "normalized_text"), ("file",)])
+def test_a_header_that_does_not_name_the_text_is_refused(tmp_path, name, columns):
+    record(tmp_path, "a.wav")
+    table(tmp_path, name, columns, ("a.wav", "ann", "one")[: len(columns)])
+    with pytest.raises(UserError, match=rf"{name}:1: none of the columns {columns[0]!r}.* allowed: one named text"):
+        rows(tmp_path)
 
 
 @pytest.mark.parametrize("where", ["transcripts.tsv", "transcripts.csv", "beside"])
@@ -253,6 +295,19 @@ def test_a_link_has_the_transcript_beside_it(tmp_path):
     texts, bad = rows(tmp_path)
     assert texts == {"b.wav": "one"}
     assert set(bad["missing_file"]) == {"c.wav"}
+
+
+def test_a_file_and_a_link_to_it_have_one_text(tmp_path):
+    record(tmp_path, "a.wav", "one")
+    (tmp_path / "z.wav").symlink_to(tmp_path / "a.wav")
+    (tmp_path / "z.txt").write_text("two")
+    texts, bad = rows(tmp_path)
+    assert texts == {"a.wav": "one"} and set(bad["unreadable_text"]) == {"z.wav"}
+    table(tmp_path, "transcripts.tsv", ("z.wav", "one"), ("a.wav", "one"))
+    assert rows(tmp_path) == ({"a.wav": "one"}, {})
+    table(tmp_path, "transcripts.tsv", ("z.wav", "two"), ("a.wav", "one"))
+    with pytest.raises(UserError, match=r"tsv:2: 'a.wav' is 'z.wav' of line 1, with another text"):
+        rows(tmp_path)
 
 
 def test_the_speaker_is_the_folder_wherever_it_is_named_from(tmp_path, monkeypatch):
@@ -322,3 +377,28 @@ def test_a_bucket_is_searched_as_a_folder_is(gcs_storage, tmp_path, monkeypatch)
     with pytest.raises(StorageUnavailable):
         manifest.make("gs://bucket/data", tmp_path / "m.jsonl")
     gcs_storage.clear()
+
+
+@pytest.mark.parametrize("kind", endless.KINDS)
+def test_nobody_waits_for_a_transcript_or_a_table_without_an_end(tmp_path, kind):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(800), 8000)
+    (tmp_path / "b.txt").write_text("be")
+    endless.put(tmp_path / "a.txt", kind)
+    report = DataReport()
+    with endless.bounded():
+        found, _ = recordings.find(tmp_path, report=report)
+    assert [recording.text for recording in found] == ["be"]
+    (row,) = report.to_json()["utterances"]["unreadable_text"]
+    assert row["name"] == "a.wav" and "not a regular file" in row["detail"]
+    endless.put(tmp_path / "transcripts.csv", kind)
+    with endless.bounded(), pytest.raises(UserError, match="transcripts.csv: .*not a regular file"):
+        recordings.find(tmp_path, report=DataReport())
+
+
+def test_a_table_of_any_size_is_refused_unread(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(800), 8000)
+    (tmp_path / "transcripts.csv").touch()
+    os.truncate(tmp_path / "transcripts.csv", 2**40)
+    with endless.bounded(), pytest.raises(UserError, match="transcripts.csv: more than 1,073,741,824 bytes"):
+        recordings.find(tmp_path, report=DataReport())

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import os
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import rich.console
 
 import hra_jax
+from hra_jax.data.utterance import Refused
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.bootstrap import bootstrap_interval
@@ -161,6 +163,15 @@ def test_a_task_that_cannot_be_scored_is_named_and_changes_no_number_of_the_othe
     assert sorted(path.name for path in tmp_path.glob("predictions_*")) == ["predictions_george.jsonl"]
 
 
+def test_a_task_that_lost_all_lines_of_its_manifest_is_named_and_changes_no_number_of_the_others():
+    suite = make_suite(george="george")
+    lines = tuple(Refused(f"{number}.wav", "empty_audio: duration is 0") for number in range(3))
+    lost = SuiteTask("theo", "test.jsonl", "speaker", "theo", "theo", (), lines)
+    results = evaluate(make_rows("george", 3), Suite(suite.name, suite.normalizer, suite.tasks, (lost,)))
+    assert results["tasks_not_scored"] == {"theo": "none of its 3 utterances could be read"}
+    assert {**results, "tasks_not_scored": {}} == evaluate(make_rows("george", 3), suite)
+
+
 def test_a_suite_of_which_no_task_can_be_scored_is_an_error_that_names_suite_and_task():
     with pytest.raises(UserError, match="suite 'digits': no task could be scored; task 'a': .* hold 0 words"):
         evaluate(SILENT, make_suite(a="a"))
@@ -280,3 +291,12 @@ def test_versions_name_the_libraries_that_results_depend_on():
     assert versions.keys() >= {"python", "jax", "numpy", "kaldialign"}
     assert versions["hra_jax"] == hra_jax.__version__
     assert evaluate()["versions"] == versions
+
+
+def test_a_report_that_is_put_on_the_disk_as_a_whole_is_not_put_there_file_by_file(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(descriptor))
+    write_report(tmp_path / "a", evaluate(), ROWS, durable=False)
+    assert not synced
+    write_report(tmp_path / "b", evaluate(), ROWS)
+    assert len(synced) >= 5

@@ -141,6 +141,25 @@ def test_lines_without_the_tag_are_reported_and_the_others_scored(tmp_path):
         build(tmp_path, BY_SPEAKER, report=DataReport(strict=True))
 
 
+def test_a_task_whose_lines_are_all_unusable_is_no_task_and_is_named_as_lost(tmp_path):
+    rows = write_manifest(tmp_path)
+    bad = [row | ({"duration": 0} if row["speaker"] != "george" else {}) for row in rows] + [rows[0] | {"text": 3}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bad) + "no JSON\n")
+    suite = build(tmp_path, BY_SPEAKER, ("all", "{dir}/test.jsonl", "", "__base__"))
+    assert [(task.name, len(task.utterances), task.size) for task in suite.tasks] == [("george", 1, 1), ("all", 1, 6)]
+    assert [(task.name, task.adapter_task, task.size) for task in suite.lost] == [
+        ("jackson", "jackson", 3),
+        ("theo", "theo", 1),
+    ]
+    assert suite.lost[1].refused[0].key == "audio/3.flac"
+    assert suite.lost[1].refused[0].why == "empty_audio: duration is 0"
+    assert len(suite.utterances) == 2
+    with pytest.raises(
+        UserError, match=r"task 'theo': none of its 1 utterances is usable, such as audio/3.flac \(empty"
+    ):
+        build(tmp_path, ("theo", "{dir}/test.jsonl", "speaker=theo", "theo"))
+
+
 def test_an_unknown_adapter_task_is_an_error_with_near_matches(tmp_path):
     write_manifest(tmp_path)
     suite = build(tmp_path, BY_SPEAKER, ("all", "{dir}/test.jsonl", "", "__base__"))

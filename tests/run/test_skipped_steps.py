@@ -45,6 +45,21 @@ def test_so_many_in_a_row_are_too_many_and_a_good_one_begins_anew():
     assert "the last 3 steps" in error and "checkpoint 6 holds the weights of step 3" in error
 
 
+def test_a_resumed_run_knows_its_last_good_step_and_says_what_can_be_done():
+    position = {"skipped_steps": 3, "last_good_step": 4, "consumed": 9}
+    for given, good in ((position, 4), ({"consumed": 9}, 7)):  # the second of an earlier version
+        report = DataReport(strict=False)
+        skipped = SkippedSteps(most=2, report=report, name_of="utterance {}".format, start=7, position=given)
+        assert skipped.onto({})["last_good_step"] == good
+        for step in (8, 9):
+            stepped(skipped, step, 1)
+        skipped.look(str)
+        error = str(skipped.error(9, report="data_report.json"))
+        assert f"checkpoint 9 holds the weights of step {good};" in error
+        assert "another optimizer.max_skipped_steps" in error
+        assert "learning_rate needs a new work directory" in error and "export-checkpoint" in error
+
+
 def test_a_skipped_step_is_an_error_where_bad_data_is():
     skipped, _ = skipped_of(strict=True)
     stepped(skipped, 1, 1)

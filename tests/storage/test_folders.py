@@ -1,6 +1,7 @@
 """Folders that are replaced whole."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from hra_jax.errors import UserError
 from hra_jax.storage import folders, locks
+from hra_jax.storage.files import write_file
 from hra_jax.storage.folders import recover, replace_folder
 
 KILLED = """
@@ -178,6 +180,28 @@ def test_recovery_takes_no_link_and_no_stranger_s_folder_for_a_copy(tmp_path):
     before = sorted(path.name for path in tmp_path.iterdir())
     recover(tmp_path / "folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_folder_that_another_process_removed_while_it_was_written_takes_no_place(tmp_path, exchanges):
+    fill(tmp_path / "folder", "old")
+
+    def write(fresh):
+        (fresh / "a").write_text("new")
+        shutil.rmtree(fresh)  # as `recover` does in a process that does not hold the lock
+        write_file(fresh / "b", "new")
+
+    with pytest.raises(UserError, match="another process has removed"):
+        replace_folder(tmp_path / "folder", write)
+    assert contents(tmp_path / "folder") == {"a": "old", "b": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "folder").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="folder' is there and is no folder"):
+        fill(tmp_path / "folder", "new")
+    assert (tmp_path / "folder").read_text(encoding="utf-8") == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 @pytest.mark.parametrize("copies", [["old"], ["old", "new"]])

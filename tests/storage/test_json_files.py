@@ -68,6 +68,9 @@ def test_the_deepest_that_is_allowed_is_read():
 def test_more_values_than_memory_should_hold_are_not_parsed():
     with pytest.raises(UserError, match="more than 8,388,608 values"):
         parse_json(b"[" + b"[]," * 4_200_000 + b"1]", where="x")
+    with pytest.raises(UserError, match="more than 3 values"):
+        parse_json("[1, [], 2]", where="x", most_values=3)
+    assert parse_json("[1, [], 2]", where="x", most_values=4) == [1, [], 2]
 
 
 def test_numbers_and_pairs_up_to_the_limits_are_read():

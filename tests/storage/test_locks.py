@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +62,11 @@ def store(folder, **owner) -> None:
     """A lock of an owner of which only so much is known."""
     folder.mkdir(exist_ok=True)
     (folder / ".lock").write_text(json.dumps(owner) + f"\n{0:016d}\n", encoding="utf-8")
+
+
+def another_process(what: str) -> dict[str, object]:
+    """An owner that lives on this machine for as long as the test does."""
+    return locks._this_process(what) | {"process": os.getppid(), "started": locks._started(os.getppid())}
 
 
 def test_a_lock_is_there_while_it_is_held_again_within_the_process_and_gone_afterwards(tmp_path):
@@ -157,7 +163,7 @@ def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path, monkeypatch):
     store(tmp_path, **locks._this_process("x") | {"process": 2**22 + 1})
     monkeypatch.setattr(locks, "_held", {})
     taken, refused, barrier = [], [], threading.Barrier(8)
-    owners = [locks._this_process(f"{number}") for number in range(8)]
+    owners = [another_process(f"{number}") for number in range(8)]
 
     def take(owner):
         barrier.wait()
@@ -239,7 +245,7 @@ def test_file_systems_without_second_names_get_a_lock_too(tmp_path, monkeypatch)
 
 def test_on_an_object_store_the_last_writer_has_the_lock_and_the_others_see_it(tmp_path):
     """The acts of an object store, which are files written and read whole, on those of a disk."""
-    path, owners = epath.Path(tmp_path / ".lock"), [locks._this_process(f"{number}") for number in range(5)]
+    path, owners = epath.Path(tmp_path / ".lock"), [another_process(f"{number}") for number in range(5)]
     taken, refused, barrier = [], [], threading.Barrier(len(owners))
 
     def take(owner):
@@ -258,7 +264,49 @@ def test_on_an_object_store_the_last_writer_has_the_lock_and_the_others_see_it(t
     assert len(taken) == 1 and len(refused) == 4 and all("in use" in line for line in refused)
     assert locks._read(path).owner["what"] == taken[0]
     with pytest.raises(UserError, match="in use"):
-        locks._take_remote(path, locks._this_process("late"), tmp_path)
+        locks._take_remote(path, another_process("late"), tmp_path)
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["disk", "object store"])
+def test_who_is_interrupted_while_taking_a_lock_leaves_none(tmp_path, monkeypatch, remote):
+    def interrupt(*_):
+        assert (tmp_path / ".lock").exists()
+        raise KeyboardInterrupt
+
+    if remote:
+        monkeypatch.setattr(locks, "_take_local", locks._take_remote)  # its acts, on a disk
+        monkeypatch.setattr(locks.time, "sleep", interrupt)
+    else:
+        monkeypatch.setattr(locks, "_remove_leftovers", interrupt)
+    with pytest.raises(KeyboardInterrupt), locks.hold(tmp_path, "this one"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_of_this_process_that_it_does_not_hold_is_taken_over_at_once(tmp_path):
+    store(tmp_path / "W", **locks._this_process("interrupted"))
+    with locks.hold(tmp_path / "W", "again") as lock:
+        # One that it does hold is not, by whatever name the folder has.
+        (tmp_path / "V").mkdir()
+        shutil.copy(tmp_path / "W" / ".lock", tmp_path / "V" / ".lock")
+        with pytest.raises(UserError, match="in use: 'again'"), locks.hold(tmp_path / "V", "and again"):
+            pass
+        lock.check()
+
+
+def test_who_waits_with_patience_says_each_thing_once_and_looks_at_a_bucket_seldom(tmp_path, monkeypatch, capsys):
+    owner = locks._this_process("far away") | {"machine": "another"}
+    store(tmp_path, **owner)
+    other = locks.Lock(epath.Path(tmp_path / ".lock"), owner)
+    other.start()
+    ending = threading.Timer(0.3, other.release)
+    ending.start()
+    with locks.hold(tmp_path, "this one", patient=True):
+        ending.join()
+    told = capsys.readouterr().err
+    assert told.count("waiting up to") == told.count("waiting: ") == 1
+    monkeypatch.setattr(locks, "RENEW_SECONDS", {False: 5.0, True: 20.0})
+    assert locks._look_seconds(epath.Path("gs://bucket/W/.lock")) == 5.0
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -28,7 +28,7 @@ from hra_jax.config.keys import group
 from hra_jax.data.batching import bucket_rows
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.storage import safetensors
+from hra_jax.storage import locks, safetensors
 from hra_jax.storage.trees import flatten
 from hra_jax.tasks import adding, commands
 from hra_jax.tasks.backbone import resolve_backbone
@@ -487,3 +487,36 @@ def test_the_command_in_a_process_of_its_own(adapter, command_env):
     assert names_of(adapter) == ["ann", "bob", "cy", "dee"]
     done = run("remove", adapter, "dea")
     assert done.returncode == 2 and done.stderr == "error: unknown task 'dea'; did you mean 'dee'?\n"
+
+
+def test_what_another_process_is_writing_of_an_adapter_stays_there_when_a_copy_is_changed(call, adapter, tmp_path):
+    half = tmp_path / f".adapter.new-{'0' * 16}"
+    half.mkdir()
+    (half / "tasks.json").write_text("half", encoding="utf-8")
+    parent = {"process": os.getppid(), "started": locks._started(os.getppid())}
+    lock = tmp_path / ".adapter.lock"
+    lock.write_bytes(locks._content(locks._this_process("tasks add") | parent, 0))
+    lines = (
+        ("remove", adapter, "ann"),
+        ("rename", adapter, "ann", "dee"),
+        ("add", adapter, "dee", "--init", "mean"),
+        ("export", adapter, "ann"),
+        ("import", adapter, adapter, "--task", "ann", "--as", "dee"),
+    )
+    for number, line in enumerate(lines):
+        call(*line, "--output", tmp_path / f"{number}")
+        assert contents(half) == {"tasks.json": b"half"}
+        adapter_folder.read_adapter(tmp_path / f"{number}")
+    lock.unlink()
+    call("remove", adapter, "ann", "--output", tmp_path / "last")
+    assert not half.exists()
+
+
+def test_a_mistyped_adapter_makes_no_folders(call, tmp_path):
+    for line in (("remove", "X", "ann"), ("rename", "X", "a", "b"), ("add", "X", "a", "--init", "mean")):
+        line = tuple(str(tmp_path / "no" / "such") if word == "X" else word for word in line)
+        with pytest.raises(UserError, match="such' is not there; needed is a folder"):
+            call(*line)
+        with pytest.raises(UserError, match="such' is not there; needed is a folder"):
+            call(*line, "--output", tmp_path / "new" / "out")
+    assert not list(tmp_path.iterdir())

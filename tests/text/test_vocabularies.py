@@ -53,6 +53,9 @@ def test_basic_normalizer_keeps_words_and_inner_apostrophes_only(written, normal
         ("\u0d05\u0d35\u0d28\u0d4d\u200d x", "\u0d05\u0d35\u0d28\u0d4d\u200d x"),
         ("\u0645\u200c \u200c\u0631", "\u0645 \u0631"),
         ("\u0645\u200c\u200c\u0631", "\u0645\u200c\u0631"),
+        ("\x01one\x7f\0 t\x9bwo\x1b", "one two"),
+        ("o\u034fne\ufe0f \u115ft\u3164w\U000e0100o\u180b", "one two"),
+        ("\u0645\ufe0f\u200c\u0631", "\u0645\u200c\u0631"),
     ],
 )
 def test_invisible_characters_are_no_part_of_a_word_but_joiners_where_scripts_need_them(normalizer, written, normal):

@@ -1,0 +1,56 @@
+"""What Orbax and TensorStore log and raise, as far as anybody needs to hear of it."""
+
+import concurrent.futures
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import logging as absl_logging
+
+# What they raise when storage fails; TensorStore reports I/O errors as ValueError.
+STORAGE_ERRORS = (OSError, ValueError, RuntimeError)
+
+
+class _AlreadyRaised(logging.Filter):
+    """Drops what Orbax logs about things that reach the caller anyway, or that are as they should be."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if f"{os.sep}orbax{os.sep}" not in record.pathname:
+            return True
+        # A failed save is logged as up to three tracebacks before it is raised. Most steps have no metric, and who asks
+        # for a directory to be read only knows it.
+        return not record.exc_info and not any(text in str(record.msg) for text in ("tracked_metric", "read only"))
+
+
+def log_less() -> None:
+    """Keeps from the log what is raised anyway; a second call does nothing."""
+    logger = absl_logging.get_absl_logger()
+    if not any(isinstance(known, _AlreadyRaised) for known in logger.filters):
+        logger.addFilter(_AlreadyRaised())
+
+
+@contextlib.contextmanager
+def half_read() -> Iterator[None]:
+    """A block in which Orbax may leave arrays half-read: it reads all at once, and goes on where one fails.
+
+    Python would print a trace for each of them, when it is thrown away; the block is to do that.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda what: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+
+
+def attempt(work: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """What Orbax reads, or else what it raised: damage makes many things of its parsers, of no common kind."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        error = future.exception()
+    if error is None:
+        return future.result(), None
+    # What Orbax wraps says more than it does.
+    return None, error if isinstance(error, STORAGE_ERRORS) else error.__cause__ or error
