@@ -66,8 +66,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
       workdir: the work directory; one that holds checkpoints of the same configuration is continued.
 
     Returns:
-      The exit status: 0; 4 where all is trained and exported, but a validation or the evaluation failed; or 75 after
-      SIGTERM and 130 after Ctrl-C, with everything saved.
+      The exit status: 0; 4 where all is trained and exported, but a validation or the evaluation failed, or another
+      checkpoint is exported than the best one, which is damaged; or 75 after SIGTERM and 130 after Ctrl-C, with
+      everything saved.
 
     Raises:
       SystemExit: SIGTERM came after the last step; the status is 75.

@@ -88,11 +88,17 @@ def _configuration(workdir: epath.Path) -> ConfigDict:
     path = workdir / CONFIG
     if not path.exists():
         raise UserError(f"workdir = {str(workdir)!r}: holds no {CONFIG}, so no run was started there")
-    config = config_from_json(path.read_text(encoding="utf-8"))
-    with config.unlocked():
-        config.eval.suite = config.eval.select_suite = ""
-        config.export.step = "last"
-    validate_config(config, stored=True)
+    text = read_text(path)
+    try:
+        config = config_from_json(text)
+        with config.unlocked():
+            config.eval.suite = config.eval.select_suite = ""
+            config.export.step = "last"
+        validate_config(config, stored=True)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is no configuration of a run: it lacks the keys of eval or export") from error
     return config
 
 
@@ -106,12 +112,18 @@ def _export(
     backbone: str | None,
     renames: Sequence[str],
 ) -> list[str]:
-    facts = _facts(checkpoints, step)
+    where = f"{checkpoints.directory}: {step}"
+    facts = {"vocabularies": {}} | _facts(checkpoints, step)
+    check_fields(facts, {"tasks": list, "vocabularies": dict}, where=where)
+    if any(type(name) is not str for name in facts["tasks"]):
+        raise UserError(f"{where}: needs 'tasks' (a list of names); got {facts['tasks']!r:.80}")
     base = _base(backbone or settings.backbone, facts, step)
-    own = facts.get("vocabularies", {})
+    own = facts["vocabularies"]
     size = max((vocabulary_from_json(content).size for content in own.values()), default=0)
     method = layout.adapter_method(settings, adapter, own=methods.own_settings(config, adapter.name), output_size=size)
     tasks = facts["tasks"]
+    if own and "shared" not in own and not own.keys() >= set(tasks):
+        raise UserError(f"{where}: vocabularies: {', '.join(own)!r:.80}; needed: one for each task, or 'shared'")
     weights, counts = _weights(checkpoints, step, method, base, settings, adapter, len(tasks))
     names = _renamed(tasks, renames)
     entries = []
@@ -216,7 +228,8 @@ def _weights(
     shared = (part["trainable"] | part["fixed"])["shared"]
     counts = np.zeros(len(jax.tree.leaves(drawn["tasks"])[0]) if jax.tree.leaves(drawn["tasks"]) else tasks, np.int32)
     # Rows in no log are as the seed gives them.
-    for ids, rows in checkpoints.rows(step, "bank"):
+    for ids, rows in checkpoints.rows(step, "bank", below=len(counts)):
+        _check_rows(rows, {"tasks": drawn["tasks"], "count": counts}, where=f"{checkpoints.directory}: {step}")
         counts[ids] = rows["count"]
         for leaf, new in zip(
             jax.tree.leaves(drawn["tasks"]), jax.tree.leaves(no_parameters() | rows["tasks"]), strict=True
@@ -224,6 +237,18 @@ def _weights(
             leaf[ids] = new
     bank = jax.tree.map(lambda leaf: leaf[:tasks], drawn["tasks"])
     return {"shared": jax.tree.map(jnp.asarray, shared), "tasks": bank}, counts
+
+
+def _check_rows(rows: dict[str, Any], like: dict[str, Any], *, where: str) -> None:
+    """Refuses rows that are not of the method of the run."""
+    there, here = (
+        {path: f"{leaf.dtype.name}{list(leaf.shape[1:])}" for path, leaf in flatten(tree).items()}
+        for tree in ({name: rows[name] for name in like if name in rows}, like)
+    )
+    for path in sorted(there.keys() | here.keys()):
+        if there.get(path) != here.get(path):
+            found, wanted = (side.get(path, "absent") for side in (there, here))
+            raise UserError(f"{where}: rows are of another run: {path} is {found} there; the settings ask for {wanted}")
 
 
 def _renamed(tasks: list[str], renames: Sequence[str]) -> list[str]:

@@ -101,11 +101,12 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     else:
         state, position, run.best = checkpoints.restore(number, state)
     run.state = run.bank.restart(state, run.state)
-    for ids, rows in _finite_rows(checkpoints, number, "bank"):
+    bank = run.layout.programs.bank_rows
+    for ids, rows in _finite_rows(checkpoints, number, "bank", below=bank):
         whole = {name: no_parameters() | rows[name] for name in ("tasks", "mu", "nu")}
         run.state = run.bank.put(run.state, ids, whole | {"count": rows["count"]})
     run.best_rows.clear()
-    for ids, rows in _finite_rows(checkpoints, number, "best"):
+    for ids, rows in _finite_rows(checkpoints, number, "best", below=bank):
         run.best_rows.put(ids, no_parameters() | rows)
     run.bank.saved()
     run.best_rows.saved()
@@ -148,9 +149,9 @@ def restore_newest(run: Run, checkpoints: Checkpoints, *, weights_only: bool = F
             _say(f"{error}; going on from checkpoint {older[-1]}")
 
 
-def _finite_rows(checkpoints: Checkpoints, step: int, log: str) -> Iterator[Rows]:
+def _finite_rows(checkpoints: Checkpoints, step: int, log: str, *, below: int | None = None) -> Iterator[Rows]:
     """The rows of a log, part by part; a collective, as what is done with each part may be one."""
-    parts = together(lambda: checkpoints.rows(step, log))
+    parts = together(lambda: checkpoints.rows(step, log, below=below))
 
     def following() -> Rows | None:
         part = next(parts, None)

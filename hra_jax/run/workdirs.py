@@ -210,7 +210,7 @@ def check_ours(workdir: epath.PathLike) -> None:
         if not _is_run_config(path / CONFIG):
             raise UserError(f"workdir = {str(path)!r} holds a {CONFIG} that is no configuration of a run; {_ALLOWED}")
         return
-    if _steps(path):
+    if checkpoint_steps(path):
         return  # the configuration is gone, but these are a run's
     for name in WRITTEN:
         there = path / name
@@ -246,17 +246,17 @@ def _is_run_config(path: epath.Path) -> bool:
     return isinstance(value, dict) and all(key in value for key in _KEYS)
 
 
-def _steps(path: epath.Path) -> list[int]:
-    """The steps of the checkpoints in a work directory."""
+def checkpoint_steps(path: epath.Path) -> list[int]:
+    """The steps of the checkpoints in a work directory, in no order."""
     folder = path / CHECKPOINTS
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return [int(name) for name in names if name.isascii() and name.isdigit()]
+    return [int(name) for name in names if name.isascii() and name.isdigit() and str(int(name)) == name]
 
 
 def _checked_resume(config: ConfigDict, path: epath.Path) -> tuple[bool, int]:
     """Whether there are checkpoints, which must be of this configuration and its steps; and the steps that it had."""
     # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
-    steps, stored = _steps(path), path / CONFIG
+    steps, stored = checkpoint_steps(path), path / CONFIG
     if steps and stored.exists():
         as_begun(config, path)
         changed = stored_difference(read_text(stored), config, trains=max(steps) < config.steps)

@@ -5,6 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+from etils import epath
+from reference import endless
 from reference import micro as world
 
 from hra_jax.adapters.adapter_folder import read_adapter
@@ -13,7 +15,9 @@ from hra_jax.models.encoder_config import SIZES
 from hra_jax.run.checkpoint_export import _allowed_names, export_checkpoint
 from hra_jax.run.exporting import _check_names
 from hra_jax.storage.checksums import of_json
+from hra_jax.storage.row_log import RowLog
 from hra_jax.storage.trees import flatten
+from hra_jax.training.stored_checkpoint import StoredCheckpoint
 
 
 @pytest.fixture
@@ -58,6 +62,42 @@ def test_names_that_no_task_may_have_are_changed_and_told(capsys):
     names = _allowed_names(["ann", "bob\u00a0b", "", "__mean__", "c\td"])
     assert names == ["ann", "bob b", "task-2", "task-3", "c d"]
     assert capsys.readouterr().out.count("is called") == 4
+
+
+@pytest.mark.parametrize("content", [b'{"a": "\xff"}', b"{", b"[]", b"{}", b'{"a": 1}', "pipe", "link"])
+def test_a_configuration_that_is_none_is_one_line_that_names_it(tmp_path, content):
+    path = tmp_path / "config.json"
+    endless.put(path, content) if isinstance(content, str) else path.write_bytes(content)
+    with endless.bounded(), pytest.raises(UserError, match=r"config\.json: ") as error:
+        export_checkpoint(tmp_path, tmp_path / "out")
+    assert str(error.value).isprintable()
+
+
+def with_rows(workdir, change):
+    """Changes the rows of the last checkpoint, and signs them, as a stranger may."""
+    folder = workdir / "checkpoints"
+    (segment, *_) = StoredCheckpoint(epath.Path(folder / "4")).item("rows")["bank"]
+    log = RowLog(folder / "rows" / "bank")
+    ((ids, rows), *_) = log.read([segment])
+    (folder / "rows" / "bank" / f"{segment}.safetensors").unlink()
+    ids, rows = change(np.array(ids), rows)
+    RowLog(folder / "rows" / "bank").append(segment, ids, rows, after=[])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda ids, rows: (ids + 1000, rows), "checkpoint 4 cannot be read: rows/bank holds the row 100"),
+        (lambda ids, rows: (ids, {"count": rows["count"]}), "rows are of another run: tasks/.* is absent there"),
+        (lambda ids, rows: (ids, {"tasks": rows["tasks"]}), "rows are of another run: count is absent there"),
+        (lambda ids, rows: (ids, rows | {"count": rows["count"].astype(np.int64)}), "count is int64.. there; .* int32"),
+    ],
+)
+def test_rows_that_are_none_of_the_run_s_are_refused_in_one_line(workdir, tmp_path, change, told):
+    with_rows(workdir, change)
+    with pytest.raises(UserError, match=told):
+        export_checkpoint(workdir, tmp_path / "out", step=4)
+    assert not (tmp_path / "out").exists()
 
 
 def call_tasks(checkpoint, names):
