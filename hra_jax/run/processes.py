@@ -358,7 +358,7 @@ def agreed(action: Callable[[], Result]) -> Result:
     except FAILURES as error:
         failure = error
     told = gather(None if failure is None else [_kind_of(failure), str(failure)])
-    agreed_on = failure or next((_told(number, *words) for number, words in enumerate(told) if words), None)
+    agreed_on = failure or next((_failure_of(number, *words) for number, words in enumerate(told) if words), None)
     if agreed_on is None:
         return cast("Result", found)
     agreed_on.add_note(_AGREED)
@@ -369,7 +369,7 @@ def _kind_of(error: Exception) -> str:
     return "away" if remote.unavailable(error) else "user" if isinstance(error, UserError) else "other"
 
 
-def _told(number: int, kind: str, text: str) -> Exception:
+def _failure_of(number: int, kind: str, text: str) -> Exception:
     """The error of another process."""
     text = f"process {number}: {text}"
     if kind == "away":
