@@ -1,17 +1,19 @@
-"""Looks before a run is compiled: devices, storage, data, decoding, one sum over all devices, one small step.
+"""Checks before a run is compiled: devices, storage, data, decoding, a sum over all devices, a small step.
 
 python -m hra_jax.check --config quickstart --workdir runs/quickstart
 
-It takes the words of `hra_jax.train`, on as many hosts, and refuses what training would refuse before its first step.
-The work directory is written and left as it was; what is read, such as a synthetic set, is made as training would make
-it. One table, and the exit status: 0, 2 where something is wrong, 75 where storage does not answer.
+It takes the flags of `hra_jax.train`, runs on the same hosts, and refuses what training would refuse before its first
+step. The work directory is left as it was; data that training would make first, such as a synthetic set, is made. It
+prints one table. Exit status: 0; 2 where something is wrong; 75 where storage does not answer.
 """
 
+import contextlib
 import functools
+import hashlib
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +35,7 @@ from hra_jax.run import processes, workdirs
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.layout import Layout
 from hra_jax.run.stages import survey
-from hra_jax.storage import files, remote
+from hra_jax.storage import files, remote, writing
 from hra_jax.tpu import topologies
 from hra_jax.tpu.shapes import Shapes
 from hra_jax.training import flops, sharding
@@ -55,45 +57,121 @@ class Finding(NamedTuple):
     state: str = "ok"  # or "slow", "wrong", "away"
 
 
-def check_workdir(workdir: epath.PathLike) -> list[Finding]:
-    """Writes a file into a folder, reads it back, lists it and removes it; what lies there stays; a collective.
+class Probe(NamedTuple):
+    """A file with which the processes try a work directory: the first one writes it, and the others find it.
+
+    Attributes:
+      path: the file.
+      content: what is in it.
+      absent: folders that were not there before it, the innermost first; a bucket needs none.
+    """
+
+    path: epath.Path
+    content: bytes
+    absent: tuple[epath.Path, ...]
+
+
+def new_probe(workdir: epath.PathLike) -> Probe:
+    """A file for a work directory; nothing is written yet. Raises OSError."""
+    remotely = files.is_remote(workdir)
+    folder = epath.Path(workdir if remotely else os.path.abspath(workdir))
+    folders = () if remotely else (folder, *folder.parents)
+    absent = tuple(path for path in folders if not os.path.lexists(path))
+    return Probe(folder / f".check-{secrets.token_hex(8)}", secrets.token_bytes(1 << 16), absent)
+
+
+def remove_probe(probe: Probe) -> None:
+    """Removes it, and the folders that were made for it in which nothing else lies by now. Raises OSError."""
+    files.remove_file(probe.path)
+    for folder in probe.absent:
+        files.remove_empty_folder(folder)
+
+
+def find_probe(path: epath.PathLike, digest: str, *, writes: bool) -> list[str]:
+    """Reads and lists a file that another process has written.
 
     Args:
-      workdir: the work directory that a run is to have; one that is absent is absent afterwards.
+      path: the file.
+      digest: the SHA-256 of its content.
+      writes: whether to write a file beside it, too, and to remove that again.
+
+    Returns:
+      How long each act took, as text.
+
+    Raises:
+      UserError: it is not there, or has another content: this process has other storage.
+      OSError: storage fails.
     """
-    there, trouble = True, None
-    try:
-        there = workdirs.named(workdir).is_dir()
-        workdirs.check_ours(workdir)
-    except (UserError, OSError) as error:
-        trouble = _wrong("work directory", error)
-    # Nobody makes the folder before all have looked for it, or removes it before all are done.
-    there = any(processes.gather(there))
-    found = _check_storage(epath.Path(workdir)) if trouble is None else trouble
-    processes.gather(None)
-    if not there and not files.is_remote(workdir) and jax.process_index() == 0:
-        files.remove_empty_folder(workdir)
-    return [found]
+    file = epath.Path(path)
+    beside = file.parent / f"{file.name}-{secrets.token_hex(8)}"
+    acts: list[tuple[str, Callable[[], object]]] = [
+        ("read", lambda: hashlib.sha256(file.read_bytes()).hexdigest() == digest),
+        ("listed", lambda: any(entry.name == file.name for entry in file.parent.iterdir())),
+    ]
+    if writes:
+        acts += [
+            ("written", lambda: files.write_file(beside, b"", mark=False)),
+            ("removed", lambda: files.remove_file(beside)),
+        ]
+    times = []
+    for act, done in acts:
+        try:
+            times.append(_timed(act, done))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(f"{file.parent}: what process 0 wrote there cannot be {act}; {workdirs.SHARED}") from error
+    return times
 
 
-def _check_storage(folder: epath.Path) -> Finding:
-    """Writes, reads, lists and removes a file."""
-    name, content = f".check-{secrets.token_hex(8)}", secrets.token_bytes(1 << 16)
+def _timed(act: str, done: Callable[[], object]) -> str:
+    started = time.perf_counter()
+    if done() is False:
+        raise FileNotFoundError
+    return f"{act} {duration(time.perf_counter() - started)}"
+
+
+def check_workdir(config: ConfigDict, workdir: epath.PathLike) -> tuple[list[Finding], bool]:
+    """Tries a work directory with a file that process 0 writes and all others find; a collective.
+
+    What lies there stays. Folders that are absent are absent afterwards.
+
+    Args:
+      config: the configuration of the run.
+      workdir: the work directory that it is to have.
+
+    Returns:
+      What this process found; and whether the run would go on from a checkpoint, the same in all processes.
+    """
+    first = jax.process_index() == 0
     times: list[str] = []
-    try:
-        for act, done in (
-            ("written", lambda: files.write_file(folder / name, content)),
-            ("read", lambda: (folder / name).read_bytes() == content),
-            ("listed", lambda: any(entry.name == name for entry in folder.iterdir())),
-            ("removed", lambda: files.remove_file(folder / name)),
-        ):
-            started = time.perf_counter()
-            if done() is False:
-                return Finding("work directory", f"{folder}: what was written there is not {act}", "wrong")
-            times.append(f"{act} {duration(time.perf_counter() - started)}")
-    except (UserError, OSError) as error:
-        return _wrong("work directory", error)
-    return Finding("work directory", ", ".join(times))
+    trouble: list[Finding] = []
+
+    def attempt(act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except (UserError, OSError) as error:
+            trouble.append(_wrong("work directory", error))
+
+    with contextlib.ExitStack() as at_the_end:
+
+        def begin() -> tuple[str, str, bool]:
+            resumed = workdirs.check_claim(config, workdir)
+            probe = new_probe(workdir)
+            # Also where a signal ends this process.
+            begun = writing.begin(functools.partial(remove_probe, probe), patience=writing.Patience.NONE)
+            at_the_end.callback(writing.end, begun)
+            try:
+                times.append(_timed("written", lambda: files.write_file(probe.path, probe.content, mark=False)))
+            finally:
+                if times or probe.absent:  # else nothing was made
+                    at_the_end.callback(attempt, lambda: times.append(_timed("removed", lambda: remove_probe(probe))))
+            return str(probe.path), hashlib.sha256(probe.content).hexdigest(), resumed
+
+        told = processes.gather(attempt(begin) if first else None)[0]
+        if told is not None:
+            times += attempt(lambda: find_probe(*told[:2], writes=not first)) or []
+            processes.gather(None)  # nobody is at it any more
+    found = [Finding("work directory", ", ".join(times))] if times else []
+    return trouble or found, bool(told and told[2])
 
 
 def _wrong(what: str, error: BaseException) -> Finding:
@@ -218,7 +296,7 @@ def print_table(found: Sequence[Sequence[Finding]]) -> int:
     return WRONG if "wrong" in states else remote.UNAVAILABLE if "away" in states else 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def _shown_if_refused(found: list[Finding]) -> Iterator[None]:
     """Prints the table so far where what follows is refused; the error line then says by what."""
     try:
@@ -242,13 +320,15 @@ def check(config: ConfigDict, workdir: epath.PathLike) -> int:
       UserError: what training would refuse before its first step.
     """
     validate_config(config)
-    own = check_workdir(workdir)
+    own, resumed = check_workdir(config, workdir)
     everyones = processes.gather(own)
     if any(state != "ok" for findings in everyones for _, _, state in findings):
         return _ended(everyones)
+    if resumed:
+        workdirs.as_begun(config, workdirs.named(workdir))
     report = DataReport(strict=config.data.strict)
     with _shown_if_refused(own):
-        _, layout = survey(config, workdir, report, begins=True)
+        _, layout = survey(config, workdir, report, begins=not resumed)
     acts: list[Callable[[], list[Finding]]] = [lambda: check_devices(layout.mesh)]
     acts.append(functools.partial(_local, "decoding", lambda: check_data(config, layout, report)))
     for act in acts:

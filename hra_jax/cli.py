@@ -17,7 +17,9 @@ and may have flags of the same name. Exit statuses: what `main` returns (None is
 where storage in the network does not answer, 130 after Ctrl-C.
 """
 
+import contextlib
 import errno
+import faulthandler
 import functools
 import itertools
 import os
@@ -37,7 +39,7 @@ from hra_jax.config.files import load_config, near_key, ready_made_names, valida
 from hra_jax.console import error_line
 from hra_jax.errors import UserError
 from hra_jax.run.signals import INTERRUPTED
-from hra_jax.storage import remote
+from hra_jax.storage import remote, standard_error
 
 # The C++ libraries read these once, when jax or TensorFlow is imported. What the user has set stays.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -98,7 +100,11 @@ def run(
             define_flags()
         if config_flag:
             argv = _define_config(argv)
-        app.run(main, argv=argv, flags_parser=functools.partial(_parse_flags, takes_words=takes_words))
+        app.run(
+            functools.partial(_call, main),
+            argv=argv,
+            flags_parser=functools.partial(_parse_flags, takes_words=takes_words),
+        )
     except KeyboardInterrupt:  # where it was not started as `python -m`; else see run/signals.py
         _fail("interrupted", status=INTERRUPTED, argv=argv)
     except flags.Error as error:
@@ -113,6 +119,14 @@ def run(
         _fail(reason, status=USER_ERROR, argv=argv)
 
 
+def _call(main: Callable[[list[str]], int | None], words: list[str]) -> int | None:
+    if faulthandler.is_enabled():
+        # absl has it write to descriptor 2, for which something else may stand in.
+        with contextlib.suppress(OSError):
+            faulthandler.enable(standard_error.duplicate())
+    return main(words)
+
+
 def _parse_flags(argv: list[str], *, takes_words: bool) -> list[str]:
     try:
         rest = FLAGS(argv)
@@ -122,8 +136,7 @@ def _parse_flags(argv: list[str], *, takes_words: bool) -> list[str]:
         # absl ends with status 1 after it has printed the help that was asked for.
         raise SystemExit(0 if _flag_names(argv) & _HELP else stop.code) from None
     _check_words(argv, rest[1:], allowed=takes_words)
-    if "workdir" in FLAGS and isinstance(FLAGS.workdir, str) and not FLAGS.workdir.strip():
-        raise UserError(f"--workdir={FLAGS.workdir!r}; allowed: the path of a folder")
+    _check_not_empty(rest[1:])
     if FLAGS["verbosity"].using_default_value:
         # absl would show every INFO line of every library from here on.
         FLAGS["verbosity"].value = logging.WARNING
@@ -151,6 +164,21 @@ def _check_words(argv: Sequence[str], words: Sequence[str], *, allowed: bool) ->
             raise UserError(f"{before} {word}: a value of this flag needs a '='; allowed: {before}={word}")
     if words and not allowed:
         raise UserError(f"{words[0]!r} belongs to no flag; allowed: --flag=value, or --flag value")
+
+
+def _check_not_empty(words: Sequence[str]) -> None:
+    """Refuses empty words and values: as a path each would be the current folder, which nobody asked for."""
+    for word in words:
+        if not word.strip():
+            raise UserError(f"{word!r} is neither a path nor a name; allowed: '.' for the current folder")
+    for name in FLAGS:
+        flag = FLAGS[name]
+        # A configuration says itself which of its keys may be empty, and a flag that is empty by default may stay so.
+        if name.startswith("config") or flag.flag_type() != "string" or flag.default == "":
+            continue
+        if isinstance(flag.value, str) and not flag.value.strip():
+            allowed = "the path of a folder" if name == "workdir" else "a value that is not empty"
+            raise UserError(f"--{name}={flag.value!r}; allowed: {allowed}")
 
 
 def _illegal_value(message: str) -> str:

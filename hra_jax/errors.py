@@ -1,6 +1,26 @@
-"""The errors that a user's input can cause, and texts of others as they may be shown."""
+"""The errors that a user's input can cause, and how texts from elsewhere are shown."""
 
+import struct
 import unicodedata
+import zlib
+
+# Whatever goes wrong in what must not cost other work, such as a report: storage, memory, a compiler, a library that
+# reads or draws. Not Ctrl-C, and not SIGTERM.
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 _MOST = 4000  # characters of an error line
 _JOINERS = "\u200c\u200d"  # invisible, but parts of words in some scripts

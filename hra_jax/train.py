@@ -66,8 +66,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
       workdir: the work directory; one that holds checkpoints of the same configuration is continued.
 
     Returns:
-      The exit status: 0; 4 where all is trained and exported, but a validation or the evaluation failed; or 75 after
-      SIGTERM and 130 after Ctrl-C, with everything saved.
+      The exit status: 0; 4 where all is trained and exported, but a validation or the evaluation failed, or another
+      checkpoint is exported than the best one, which is damaged; or 75 after SIGTERM and 130 after Ctrl-C, with
+      everything saved.
 
     Raises:
       SystemExit: SIGTERM came after the last step; the status is 75.
@@ -303,8 +304,10 @@ def _validate(
 ) -> dict[str, float]:
     """Scores the selection suite, and keeps the best macro WER and the best per task in `run.best`."""
     best = run.best
-    rows, loss, _ = select.run(run.layout.programs.evaluation, suite_weights(run, select), base_weights(run))
-    results = evaluate_results(rows, select.suite, accounting=accounting(run), bootstrap=0)
+    base = processes.agreed(lambda: base_weights(run))
+    step_of, weights = run.layout.programs.evaluation, suite_weights(run, select)
+    rows, loss, _ = select.run(step_of, weights, base, agreed=processes.agreed)
+    results = processes.agreed(lambda: evaluate_results(rows, select.suite, accounting=accounting(run), bootstrap=0))
     values = {"": results["wer_macro"]} | {name: task["wer"] for name, task in results["tasks"].items()}
     for name, wer in values.items():
         found = best.setdefault("tasks", {}).get(name) if name else best.get("macro")
@@ -315,7 +318,8 @@ def _validate(
         _keep_best_rows(run, step, results)
     suite = select.suite.name
     scalars = {f"{suite}/wer_macro": values.pop(""), f"{suite}/loss": loss}
-    writer.write(step, scalars | {f"{suite}/wer/{name}": wer for name, wer in values.items()})
+    scalars |= {f"{suite}/wer/{name}": wer for name, wer in values.items()}
+    processes.agreed(lambda: writer.write(step, scalars))
     return {METRIC: results["wer_macro"]}
 
 
@@ -355,6 +359,9 @@ def finish(
 
     Returns:
       The results, or None without a test suite, or where its evaluation failed.
+
+    Raises:
+      StorageUnavailable: the evaluation failed for that; everything is exported.
     """
     stitched, test = exported.step == BEST_PER_TASK, run.layout.test
     step = _take_exported(run, checkpoints, _checkpoint_to_export(run, checkpoints, exported))
@@ -374,7 +381,7 @@ def finish(
             weights = {"backbone": as_stored(weights["backbone"], exported.dtype)}
         return score(run, test, weights, step=step, bootstrap=bootstrap)
 
-    results = attempt(run, f"the evaluation of suite {test.suite.name!r}", evaluated)
+    results = attempt(run, f"the evaluation of suite {test.suite.name!r}", evaluated, comes_again=True)
     if results is not None:
         add_results(run, results, task_steps=task_steps)
     return results

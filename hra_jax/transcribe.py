@@ -93,8 +93,8 @@ def transcribe(
                 errors[file] = str(error)
         texts = iter(_each(recognised, waveforms, all_may_fail=start > 0))
         for file in part:
-            text, error = (None, errors[file]) if file in errors else next(texts)
-            yield file, text, error
+            text, why = (None, errors[file]) if file in errors else next(texts)
+            yield file, text, why
 
 
 def _each(

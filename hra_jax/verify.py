@@ -12,7 +12,7 @@ anything is damaged.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 from etils import epath
@@ -22,12 +22,12 @@ from hra_jax import cli
 from hra_jax.adapters import adapter_folder
 from hra_jax.console import stdout, table
 from hra_jax.data import manifest
-from hra_jax.errors import UserError
+from hra_jax.errors import DamagedError, UserError
 from hra_jax.models import backbone_folder
 from hra_jax.run import workdirs
 from hra_jax.storage import checksums, folders, safetensors
-from hra_jax.storage.files import is_remote, write_file
-from hra_jax.storage.json_files import json_text, read_object
+from hra_jax.storage.files import check_regular, is_remote, write_file
+from hra_jax.storage.json_files import MOST_BYTES, json_text, read_object
 from hra_jax.storage.row_log import RowLog
 from hra_jax.training.stored_checkpoint import StoredCheckpoint
 
@@ -101,8 +101,7 @@ def _listed(folder: epath.Path, name: str, *, told: Told, without: str) -> Part:
 def _run(workdir: epath.Path, *, told: Told) -> Iterator[Part]:
     yield _listed(workdir, "results and settings", told=told, without="the run is not finished, or of 0.1.0")
     folder = workdir / workdirs.CHECKPOINTS
-    steps = sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
-    for step in steps:
+    for step in sorted(workdirs.checkpoint_steps(workdir)):
         part = _checkpoint(folder, step, told=told)
         if (folder / str(step)).exists():  # else the run has deleted it meanwhile, as it has newer ones
             yield part
@@ -126,6 +125,9 @@ def _unlisted(folder: epath.Path, step: int, name: str) -> Part:
     from hra_jax.training.checkpoints import Checkpoints  # slow to import
 
     count = len(checksums.files_of(folder / str(step)))
+    odd = checksums.endless_files(folder / str(step))
+    if odd:  # Orbax would wait for them
+        return Part(name, count, [(file, "is not a regular file") for file in odd], _UNLISTED)
     try:
         with Checkpoints(folder, keep_latest=1, keep_best=0, every_steps=1, read_only=True) as checkpoints:
             compared = checkpoints.check(step)
@@ -138,7 +140,7 @@ def _rows(folder: epath.Path, step: int) -> list[tuple[str, str]]:
     """Faults of the segments of rows that a checkpoint holds."""
     faults = []
     try:
-        logs = StoredCheckpoint(folder / str(step)).item("rows")
+        logs = StoredCheckpoint(folder / str(step)).segments()
     except UserError as error:
         return [("rows/metadata", str(error))]
     for log, segments in logs.items():
@@ -158,6 +160,7 @@ def _rows(folder: epath.Path, step: int) -> list[tuple[str, str]]:
 def _header_fault(file: epath.Path) -> str:
     """What is wrong with the header of a safetensors file, whose tensors are checked elsewhere: '' if nothing."""
     try:
+        check_regular(file)
         with file.open("rb") as stream:
             header = safetensors.read_header(stream, file.stat().length)
             length = min((entry.start for entry in header.tensors.values()), default=stream.tell())
@@ -171,25 +174,37 @@ def _header_fault(file: epath.Path) -> str:
 
 
 def _adapter(folder: epath.Path, *, told: Told) -> Part:
-    path, faults, note = folder / adapter_folder.CONFIG_FILE, [], ""
+    path, name = folder / adapter_folder.CONFIG_FILE, f"adapter {folder.name}"
+    # First what it is: then its files have the sizes that it says, and its hashes are an object.
     try:
-        config = read_object(path, {"format_version": int})
-        hashes = config.get("sha256") or {}
-        if not hashes:
-            note = "it has no hashes: exported by 0.1.0, or they were removed"
-        for file in sorted(hashes):
-            if file == adapter_folder.CONFIG_FILE:
-                same = hashes[file] == adapter_folder.own_sha256(config) and path.read_bytes() == _text(config)
-            else:
-                same = checksums.sha256(folder / file, told=told) == hashes[file]
-            if not same:
-                faults.append((file, "is not what was exported"))
-        if not faults:
-            adapter_folder.read_adapter(folder)
-    except (UserError, OSError, AttributeError, TypeError) as error:
-        faults.append((path.name, str(error)))
-        hashes = {}
-    return Part(f"adapter {folder.name}", len(hashes), faults, note)
+        adapter_folder.read_adapter(folder)
+    except DamagedError:
+        pass  # each file is compared below
+    except UserError as error:
+        own = (file for file in adapter_folder.OWN_FILES if str(error).startswith(f"{folder / file}"))
+        return Part(name, 0, [(next(own, path.name), str(error))])
+    config = read_object(path)
+    hashes = {"sha256": {}, **config}["sha256"]
+    note = "" if hashes else "it has no hashes: exported by 0.1.0, or they were removed"
+    faults = [(file, fault) for file in sorted(hashes) if (fault := _unlike(folder, file, config, told=told))]
+    return Part(name, len(hashes), faults, note)
+
+
+def _unlike(folder: epath.Path, file: str, config: dict[str, Any], *, told: Told) -> str:
+    """How a file of an adapter folder differs from its hash in adapter_config.json; '' if it does not."""
+    path = folder / file
+    if file not in adapter_folder.OWN_FILES:
+        return f"is no file of an adapter; allowed: {', '.join(adapter_folder.OWN_FILES)}"
+    try:
+        if file == adapter_folder.CARD_FILE and path.stat().length > MOST_BYTES:
+            return f"has {path.stat().length:,} bytes; allowed: at most {MOST_BYTES:,}"
+        if file == adapter_folder.CONFIG_FILE:
+            same = config["sha256"][file] == adapter_folder.own_sha256(config) and path.read_bytes() == _text(config)
+        else:
+            same = config["sha256"][file] == checksums.sha256(path, told=told)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return "" if same else "is not what was exported"
 
 
 def _text(content: dict) -> bytes:

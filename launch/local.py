@@ -7,10 +7,14 @@ HRA_PROCESS_ID say which process each one is. What process 0 prints goes through
 with `[i] `. SIGTERM, SIGINT and SIGHUP (as SIGTERM) go to all of them. However this launcher ends, by kill -9 too, none
 of them stays behind.
 
-Exit status: 0 where all processes end with 0; 75 where they stopped with 75 (told to stop, everything saved); 130 after
-Ctrl-C, where they did not; those that have not ended 4 seconds later, or at the second Ctrl-C, are killed; otherwise
-the status of the process that ended first with another one, or 1 where a signal killed it. One line says which process
-that was and how the others ended; those that do not end by themselves are killed.
+Exit status:
+
+    0      all processes ended with 0
+    75     they were told to stop, and stopped with 75: everything is saved
+    130    Ctrl-C, where they did not all end with 0 or 75; those that have not ended 4 seconds later, or at a second
+           Ctrl-C, are killed
+    other  that of the process that failed first, or 1 where a signal killed it; one line says which process that was
+           and how the others ended, and those that do not end by themselves are killed
 """
 
 import argparse

@@ -148,6 +148,8 @@ def test_words_that_belong_to_no_flag_are_refused_unless_the_command_takes_words
     for name in ("strict", "verbosity"):
         flags.DEFINE_bool(name, False, "", flag_values=values)
     flags.DEFINE_string("workdir", "w", "", flag_values=values)
+    flags.DEFINE_string("adapter", None, "", flag_values=values)
+    flags.DEFINE_string("json", "", "", flag_values=values)
 
     def left(*words: str) -> list[str]:
         values.unparse_flags()
@@ -163,8 +165,15 @@ def test_words_that_belong_to_no_flag_are_refused_unless_the_command_takes_words
         with pytest.raises(UserError, match=f"--workdir='{folder}'; allowed: the path of a folder"):
             left("--workdir", folder)
     values["workdir"].value = "w"
+    with pytest.raises(UserError, match="--adapter=''; allowed: a value that is not empty"):
+        left("--adapter=")
+    values["adapter"].value = None
+    assert left("--json=") == []
     if takes_words:
         assert left("--workdir=w", "a.wav", "--strict", "b.wav", "--", "False") == ["a.wav", "b.wav", "False"]
+        for word in ("", " "):
+            with pytest.raises(UserError, match=f"^'{word}' is neither a path nor a name; allowed: '.' for the cur"):
+                left("a.wav", word)
         return
     with pytest.raises(UserError, match="'a.wav' belongs to no flag; allowed: --flag=value"):
         left("--workdir=w", "a.wav", "--strict")

@@ -119,11 +119,12 @@ def test_the_commands_end_before_anything_starts(micro, tmp_path, command_env):
 
 # Where jax finds the processes by itself it is asked with no argument; then nothing is left but to compute on the CPU.
 ASK = """
-import os, sys
+import os, struct, sys
 sys.argv = sys.argv[:1]
 from absl import flags
 from hra_jax.run import processes
-from hra_jax.errors import UserError
+from hra_jax.errors import FAILURES, UserError
+from hra_jax.storage.remote import StorageUnavailable
 processes.define_flags()
 flags.FLAGS(sys.argv)
 if "ALONE" not in os.environ:
@@ -135,6 +136,22 @@ me = jax.process_index()
 parts = processes.gather({"me": me, "long": "é" * 1000 * me})
 assert [part["me"] for part in parts] == list(range(jax.process_count()))
 assert [len(part["long"]) for part in parts] == [1000 * i for i in range(jax.process_count())]
+def done_by(failing, error=None):
+    def act():
+        if me == failing:
+            raise error
+        return me
+    try:
+        assert processes.agreed(act) == me and failing is None
+    except FAILURES as found:
+        assert processes.is_agreed(found) and str(error) in str(found), found
+        return type(found).__name__
+assert done_by(None) is None
+if jax.process_count() == 3:
+    assert done_by(1, struct.error("odd")) == ("error" if me == 1 else "RuntimeError")
+    assert done_by(2, UserError("yours")) == "UserError"
+    assert done_by(0, StorageUnavailable(11, "away")) == "StorageUnavailable"
+assert not processes.is_agreed(UserError("yours"))
 processes.check_agreement({"seed": "1", "data": "x"})
 try:
     processes.check_agreement({"seed": "1", "data": f"x{me // 2}"})

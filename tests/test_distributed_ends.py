@@ -10,6 +10,7 @@ from reference import launching
 from reference import micro as world
 from reference.launching import SETTINGS, TRAIN, same_losses
 
+from hra_jax.train import NOT_SCORED
 from hra_jax.training.preemption import PREEMPTED
 
 pytestmark = pytest.mark.optimised  # runs here are compared with commands, which are optimised
@@ -160,3 +161,39 @@ def test_storage_that_is_away_for_one_process_ends_both_with_the_status_that_say
     assert len(errors) == 1 and "the storage does not answer" in errors[0], launched.said()
     assert "gs://bucket/a.wav" in errors[0]
     assert "ended with status 75, and so does this one" in launched.errors, launched.said()
+
+
+# For a configuration: process 1 does not decode the recordings of validations.
+SPOILT = """
+import os
+import struct
+
+from hra_jax.data import audio
+
+decode = audio.decode
+
+
+def fail(utterance, rate):
+    if os.environ["HRA_PROCESS_ID"] == "1" and "validation" in utterance.source:
+        raise struct.error("a library that reads gave up")
+    return decode(utterance, rate)
+
+
+audio.decode = fail
+"""
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_a_validation_that_fails_in_one_process_costs_no_step_of_any(micro, tmp_path, command_env):
+    """One process alone fails to decode its part, and not as a recording that is no audio would."""
+    settings = SETTINGS | dict(steps=4, eval__every_steps=2, eval__select_suite=micro.suite("validation"))
+    file = Path(world.write_config(tmp_path / "c.py", micro.config(**settings)))
+    file.write_text(SPOILT + file.read_text())
+    words = [TRAIN, "--config", file, "--workdir", tmp_path / "W"]
+    with launching.Launched(words, folder=tmp_path / "run", env=command_env, processes=2, devices=1) as launched:
+        assert launched.wait(200) == NOT_SCORED, launched.said()
+    failed = [line for line in launched.errors.splitlines() if line.startswith("error: the validation at step ")]
+    assert [line.split()[5] for line in failed] == ["2", "4"], launched.said()
+    assert all("process 1: a library that reads gave up; the run goes on" in line for line in failed)
+    assert saved(tmp_path / "W")[-1] == 4 and len(launching.logged_losses(tmp_path / "W")) == 4
+    assert (tmp_path / "W" / "adapter" / "adapter_config.json").exists()

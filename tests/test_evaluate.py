@@ -53,6 +53,21 @@ def test_the_last_checkpoint_scores_what_the_training_run_reported(workdir, micr
     assert json.loads((workdir / "eval" / "test" / "results.json").read_text()) == reported
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["absent", "somebody's"])
+def test_nothing_is_rendered_where_a_work_directory_says(workdir, micro, tmp_path, there):
+    place = tmp_path / "place"
+    if there:
+        place.mkdir()
+        (place / "train.jsonl").write_text("mine")
+    stored = json.loads((workdir / "config.json").read_text())
+    stored["data"] |= {"dir": str(place), "synthetic": "tiny-test"}
+    (workdir / "config.json").write_text(json.dumps(stored))
+    message = refused(workdir, micro.suite("test"), data_dir=str(micro.data))
+    assert message.startswith(f"'{place}' does not hold the synthetic set 'tiny-test', which is not rendered here")
+    found = {path.name: path.read_text() for path in place.iterdir()} if place.exists() else None
+    assert found == ({"train.jsonl": "mine"} if there else None)
+
+
 def test_what_a_work_directory_names_is_printed_before_it_is_read_and_acts_on_no_terminal(workdir, micro, capsys):
     stored = json.loads((workdir / "config.json").read_text())
     stored["data"]["dir"] = "/nowhere/\x1b[2J\nelse"

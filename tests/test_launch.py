@@ -333,6 +333,13 @@ def test_a_run_begins_only_where_the_look_before_it_found_nothing_wrong(place, s
     assert ("before it began" in done.stderr) == bool(status)
 
 
+@pytest.mark.parametrize(("answers", "told"), [([255], "the check before the run goes on"), ([0], "the run goes on")])
+def test_run_says_what_goes_on_where_the_connection_broke(place, answers, told):
+    place.answers(check=answers, run=[255])
+    done = place("run", *RUN, "--run-id", "one")
+    assert done.returncode == 255 and f"still there, {told}: --run-id one attaches" in done.stderr
+
+
 def test_resume_starts_again_where_a_node_is_gone(place):
     place.answers(describe=["ACTIVE", "ACTIVE", "SUSPENDED", "MISSING", "ACTIVE"], node=["PREEMPTED"], run=[134, 0])
     done = place("resume", *RUN, "--poll=0")

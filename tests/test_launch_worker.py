@@ -76,6 +76,18 @@ def test_a_run_outlives_its_connection_and_is_not_started_twice(worker, tmp_path
     assert late.wait(timeout=30) == 134
 
 
+def test_the_check_before_a_run_that_was_started_without_it_is_left_out(worker, tmp_path):
+    run = worker("run", "one", str(tmp_path / "W"), "CACHE", "-m", "x")
+    await_run(tmp_path, "one")
+    text, _ = (check := worker("run", "one-check", str(tmp_path / "W"), "CACHE", "-m", "y")).communicate(timeout=30)
+    assert (check.returncode, text) == (0, "")
+    (tmp_path / "go").write_text("0")
+    assert run.wait(timeout=30) == 0
+    # Before the run it is done.
+    check = worker("run", "two-check", str(tmp_path / "W"), "CACHE", "-m", "y")
+    assert check.communicate(timeout=30)[0] == "training -m y CACHE\n" and check.returncode == 0
+
+
 def test_a_run_can_be_told_to_stop(worker, tmp_path):
     run = worker("run", "one", str(tmp_path / "W"), "CACHE")
     await_run(tmp_path, "one")

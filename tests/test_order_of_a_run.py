@@ -8,6 +8,7 @@ import pytest
 from reference import micro as world
 
 from hra_jax.adapters.adapter_folder import read_adapter
+from hra_jax.storage.remote import StorageUnavailable
 from hra_jax.train import NOT_SCORED
 
 
@@ -97,6 +98,26 @@ def test_a_report_that_cannot_be_written_costs_no_export_and_the_same_command_wr
     assert {entry["name"]: entry["wer"] for entry in entries} == {
         name: task["wer"] for name, task in results["tasks"].items()
     }
+
+
+@pytest.mark.slow(minutes=1)
+def test_storage_that_is_away_for_the_scores_ends_after_the_export_and_the_same_command_scores(
+    micro, data, tmp_path, gcs_storage, monkeypatch
+):
+    gcs_storage.upload_folder(data, "gs://bucket/data")
+    rows = [
+        row | {"audio_filepath": f"gs://bucket/data/{row['audio_filepath']}"}
+        for row in world.read_manifest(data / "test.jsonl")
+    ]
+    world.write_manifest(data / "test.jsonl", rows)
+    config, workdir = micro.config(data__dir=str(data), eval__suite=micro.suite("test")), tmp_path / "W"
+    monkeypatch.setenv("HRA_STORAGE_SECONDS", "0")
+    with pytest.raises(StorageUnavailable):
+        world.train(config, workdir, on_step=lambda step: gcs_storage.fail())
+    assert {entry["step"] for entry in read_adapter(workdir / "adapter").tasks_json} == {4}
+    gcs_storage.work()
+    assert world.train(config, workdir).status == 0
+    assert list(results_of(workdir)["tasks"]) == list(world.SPEAKERS)
 
 
 @pytest.mark.slow(minutes=1)

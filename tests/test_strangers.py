@@ -1,7 +1,7 @@
 """What strangers send: every folder and file works, or is refused in one line that names it.
 
 The long form: HRA_FUZZ_INPUTS=500 HRA_FUZZ_SEEDS=1,2,3 pytest --slow tests/test_strangers.py -s
-tries 500 adapters, 300 backbones, 300 published folders and 500 files of JSON for each seed.
+tries 500 adapters, 300 backbones, 300 published folders, 500 files of JSON and 500 folders to verify for each seed.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from hra_jax.storage.json_files import json_text
 from hra_jax.tasks import commands
 from hra_jax.text.vocabularies import CharacterVocabulary
 
-SHARES = {"adapters": 1.0, "backbones": 0.6, "published": 0.6, "json": 1.0}
+SHARES = {"adapters": 1.0, "backbones": 0.6, "published": 0.6, "json": 1.0, "verify": 1.0}
 METHODS = ("hra", "hra per layer", "residual", "lora", "lora and output", "bitfit", "output")
 FAMILIES = ("w2v-bert shaw", "conformer rope", "parakeet", "lasr")
 
@@ -120,6 +120,7 @@ def bases(micro, trained, tmp_path_factory) -> Path:
     for family in FAMILIES:
         published.write(folder / "published" / family, family)
     write_json_files(folder / "json", folder, trained.workdir)
+    shutil.copytree(trained.workdir, folder / "runs" / "micro")
     for reader, read in strangers.READERS.items():
         read(folder / "json" / reader)
     return folder
@@ -197,7 +198,9 @@ def test_vocabularies_larger_than_their_layer_are_refused(micro, bases, tmp_path
         hra_jax.load_adapter(folder, hra_jax.load_backbone(micro.backbone))
 
 
-@pytest.mark.parametrize(("kind", "count"), [("adapters", 30), ("backbones", 15), ("published", 6), ("json", 60)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("adapters", 30), ("backbones", 15), ("published", 6), ("json", 60), ("verify", 60)]
+)
 def test_what_is_damaged_works_or_is_refused_in_one_line(bases, kind, count):
     attempts = strangers.Attempts(kind, bases, runs=False)
     for number in range(count):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from reference import endless
 from reference import micro as world
 
 SCRIPT = Path(__file__).resolve().parent.parent / "launch" / "sweep.py"
@@ -153,3 +154,22 @@ def test_what_is_told_to_stop_stops_its_runs_and_says_so(config, command_env, tm
     assert "seed=0: status 75" in output and "seed=1: started" not in output
     assert "the same command goes on" in errors
     assert json.loads((tmp_path / "S" / "seed=0" / "sweep.json").read_text())["status"] == 75
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'{"status": NaN}', b'{"a": "\xff"}', b"[" * 5000, b"9" * 5000, "pipe", "link"]
+)
+def test_what_is_damaged_in_a_work_directory_counts_as_not_finished_and_not_evaluated(tmp_path, content):
+    run = sweep.Combination({"seed": "0"}, tmp_path / "seed=0", ["python", "-m", "hra_jax.train"], status=0)
+    results = run.workdir / "eval" / "test" / "results.json"
+    results.parent.mkdir(parents=True)
+    results.write_text('{"wer": 0.5, "wer_macro": 0.25}')
+    run.store()
+    assert run.finished() and run.results() == [{"suite": "test", "wer": 0.5, "wer_macro": 0.25}]
+    for path in (run.workdir / "sweep.json", results):
+        endless.put(path, content) if isinstance(content, str) else path.write_bytes(content)
+    with endless.bounded():
+        assert not run.finished() and run.results() == []
+        (row,) = sweep.table([run])
+    assert row["wer_macro"] is None
+    sweep.print_table([row])

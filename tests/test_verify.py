@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from reference import endless
 
 import hra_jax
 from hra_jax.adapters.initial import read_start
@@ -111,6 +112,81 @@ def test_what_is_nothing_of_these_is_refused(tmp_path):
         verify(tmp_path)
     with pytest.raises(UserError, match="only local folders"):
         verify("gs://bucket/run")
+
+
+# --- What strangers send ----------------------------------------------------------------------------------------------
+
+
+def sign(folder, listed):
+    (folder / "files.json").write_text(json.dumps({"files": listed, "crc32": checksums.of_json(listed)}) + "\n")
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../a", "a/../../b", "", ".", "a//b", "a/", "/a", "a\0b"])
+def test_no_name_of_a_listing_leads_out_of_its_folder(tmp_path, name):
+    (tmp_path / "synthesis.json").write_text("{}")
+    sign(tmp_path, {name: [1, 2]})
+    with endless.bounded():
+        (part,) = verify(tmp_path)
+    assert [file for file, _ in part.faults] == ["files.json"] and "is no file of the folder" in part.faults[0][1]
+
+
+@pytest.mark.parametrize("entry", [3, None, [], [1], [1, 2, 3], ["a", 1], [1, -1], [True, 1], {"a": 1}])
+def test_a_listing_of_other_than_bytes_and_checksums_is_a_fault(tmp_path, entry):
+    (tmp_path / "synthesis.json").write_text("{}")
+    sign(tmp_path, {"a": entry})
+    (part,) = verify(tmp_path)
+    assert [file for file, _ in part.faults] == ["files.json"] and "allowed: [bytes, CRC-32]" in part.faults[0][1]
+
+
+@pytest.mark.parametrize("kind", endless.KINDS)
+def test_nobody_waits_for_a_file_without_an_end(trained, tmp_path, kind):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "synthesis.json").write_text("{}")
+    (tmp_path / "data" / "a").write_text("abc")
+    checksums.write_listing(tmp_path / "data")
+    endless.put(tmp_path / "data" / "a", kind)
+    with endless.bounded():
+        assert faults(tmp_path / "data") == [("rendered speech", "a", "cannot be read (not a regular file)")]
+        checksums.write_listing(tmp_path / "data")  # which leaves it out
+        assert faults(tmp_path / "data") == []
+    for name in ("README.md", "tasks.json", "adapter_config.json", "adapter_model.safetensors"):
+        shutil.copytree(trained.workdir / "adapter", tmp_path / name)
+        endless.put(tmp_path / name / name, kind)
+        with endless.bounded():
+            (fault,) = faults(tmp_path / name)
+        assert fault[1] == name and "not a regular file" in fault[2]
+
+
+def test_a_file_of_any_size_is_not_read(trained, tmp_path):
+    shutil.copytree(trained.workdir / "adapter", tmp_path / "adapter")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "synthesis.json").write_text("{}")
+    checksums.write_listing(tmp_path / "data")
+    os.truncate(tmp_path / "data" / "synthesis.json", 2**40)
+    os.truncate(tmp_path / "adapter" / "README.md", 2**40)
+    with endless.bounded():
+        assert "1,099,511,627,776 bytes" in faults(tmp_path / "data")[0][2]
+        assert "1,099,511,627,776 bytes" in faults(tmp_path / "adapter")[0][2]
+
+
+def test_an_adapter_s_hashes_name_its_own_files_only(trained, tmp_path):
+    shutil.copytree(trained.workdir / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for name in ("/dev/zero", "../x", "notes.txt"):
+        path.write_text(json.dumps(config | {"sha256": config["sha256"] | {name: "x"}}))
+        with endless.bounded():
+            found = faults(tmp_path / "adapter")
+        assert any(fault[1] == name and "is no file of an adapter" in fault[2] for fault in found), found
+    path.write_text(json.dumps(config | {"sha256": ["x"]}))
+    (fault,) = faults(tmp_path / "adapter")
+    assert fault[1] == "adapter_config.json" and "needs 'sha256' (an object)" in fault[2]
+
+
+def test_folders_that_only_look_like_steps_are_none(tmp_path):
+    for name in ("\u00b2", "\u0663", "007", "x"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [part.name for part in verify(tmp_path)] == ["results and settings"]
 
 
 READERS = {

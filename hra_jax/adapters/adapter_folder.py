@@ -67,6 +67,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 TASKS_FILE = "tasks.json"
 CARD_FILE = "README.md"
 TASK_FOLDER = "tasks"
+OWN_FILES = (WEIGHTS_FILE, TASKS_FILE, CARD_FILE, CONFIG_FILE)
 
 _FLOATS = tuple(safetensors.DTYPES[name].name for name in safetensors.FLOATS)
 _MOST_BYTES_OF_TASKS = 2**30  # of tasks.json, which may hold a vocabulary for each task
@@ -182,7 +183,7 @@ def write_adapter(
         if not _is_stored(folder / file, hashes[file]):
             write_file(folder / file, content, durable=durable)
     write_file(folder / CONFIG_FILE, json_text(config), durable=durable)
-    remove_leftovers(folder, (WEIGHTS_FILE, TASKS_FILE, CARD_FILE, CONFIG_FILE))
+    remove_leftovers(folder, OWN_FILES)
     _remove_task_files(folder)
 
 
@@ -203,14 +204,18 @@ def _is_stored(file: epath.Path, sha256: str) -> bool:
 
 
 def own_sha256(config: Mapping[str, Any]) -> str:
-    """The SHA-256 of adapter_config.json as it would be without itself among its hashes."""
+    """The SHA-256 of adapter_config.json, whose "sha256" is an object, as it would be without itself among these."""
     hashes = {file: value for file, value in config["sha256"].items() if file != CONFIG_FILE}
     return hashlib.sha256(json_text({**config, "sha256": hashes}).encode()).hexdigest()
 
 
 def _check_sha256(file: str, content: bytes, hashes: Mapping[str, Any], *, folder: epath.Path) -> None:
     """Checks a file against adapter_config.json; a folder of 0.1.0, or one whose hashes were dropped, has none."""
-    if hashes and hashlib.sha256(content).hexdigest() != hashes.get(file):
+    _check_hash(file, hashlib.sha256(content).hexdigest(), hashes, folder=folder)
+
+
+def _check_hash(file: str, found: str, hashes: Mapping[str, Any], *, folder: epath.Path) -> None:
+    if hashes and found != hashes.get(file):
         raise DamagedError(
             f"{folder / file}: is not what was exported, its SHA-256 differs; if that is meant, remove 'sha256' from "
             f"{CONFIG_FILE}"
@@ -220,10 +225,9 @@ def _check_sha256(file: str, content: bytes, hashes: Mapping[str, Any], *, folde
 def is_written(name: str) -> bool:
     """Whether `write_adapter` takes care of a file, by its path in the folder: it writes or removes it."""
     folder, _, file = name.rpartition("/")
-    own = (CONFIG_FILE, WEIGHTS_FILE, TASKS_FILE, CARD_FILE)
     if folder == TASK_FOLDER:
         return file.endswith(".safetensors")
-    return not folder and (replaced_name(file) or file) in own
+    return not folder and (replaced_name(file) or file) in OWN_FILES
 
 
 def _last_part(name: str) -> str:
@@ -381,7 +385,8 @@ def _is_replaced(folder: epath.Path, before: str | None) -> bool:
 
 def _read_once(folder: epath.Path, *, shapes: bool) -> ExportedAdapter:
     where = str(folder / CONFIG_FILE)
-    config = _checked_config(read_json(folder / CONFIG_FILE, what=_NEEDED), where=where)
+    written = read_json(folder / CONFIG_FILE, what=_NEEDED)
+    config = _checked_config(written, where=where)
     try:
         method = from_folder(config)
     except UserError as error:
@@ -397,6 +402,9 @@ def _read_once(folder: epath.Path, *, shapes: bool) -> ExportedAdapter:
         _check_sha256(file, content, config["sha256"], folder=folder)
         tensors |= found
     _check_sha256(TASKS_FILE, (folder / TASKS_FILE).read_bytes(), config["sha256"], folder=folder)
+    if config["sha256"]:
+        # Last: what is wrong with a field says more than that it was edited.
+        _check_hash(CONFIG_FILE, own_sha256(written), config["sha256"], folder=folder)
     return ExportedAdapter(
         config=config,
         shared=_subtree(tensors, config["tensors"]["shared"], "shared."),
@@ -457,7 +465,7 @@ def _checked_config(content: object, *, where: str) -> dict[str, Any]:
     for field in ("name", "fingerprint"):
         check_shown(config["backbone"][field], where=f"{where}: backbone.{field}")
     # A command that is given no backbone looks for one of this name.
-    if is_remote(config["backbone"]["name"]):
+    if "://" in config["backbone"]["name"]:
         raise UserError(f"{where}: backbone.name is {config['backbone']['name']!r:.80}; allowed: a name, no address")
     check_fields(config["accounting"], _ACCOUNTING, where=f"{where}: accounting")
     method = check_fields(config["method"], {"name": str}, where=f"{where}: method")["name"]

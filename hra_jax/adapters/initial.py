@@ -14,6 +14,9 @@ from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.console import near_matches
 from hra_jax.errors import UserError
 from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.storage.checksums import pieces
+from hra_jax.storage.files import check_regular
+from hra_jax.storage.remote import StorageUnavailable
 
 _CHUNK = 4096  # rows drawn at once
 NEW_TASKS = ("zero", "mean")
@@ -88,10 +91,25 @@ def check_start(exported: adapter_folder.ExportedAdapter, adapter: Adapter, *, f
 
 
 def content_hash(folder: str) -> str:
-    """A hash of the weights of an adapter folder: what a resumed run must start from again."""
+    """A hash of the weights of an adapter folder: what a resumed run must start from again.
+
+    Raises:
+      UserError: one of its files of weights cannot be read, or is none.
+    """
     root, digest = epath.Path(folder), hashlib.sha256()
     for path in sorted([*root.glob("*.safetensors"), *root.glob("*/*.safetensors")]):
-        digest.update(path.name.encode() + path.read_bytes())
+        digest.update(path.name.encode())
+        try:
+            check_regular(path)
+            with path.open("rb") as stream:
+                for piece in pieces(stream):
+                    digest.update(piece)
+        except StorageUnavailable:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"adapter.start = {folder!r}: {path.name} cannot be read ({error.strerror or error})"
+            ) from error
     return digest.hexdigest()
 
 

@@ -3,8 +3,16 @@
 python -m hra_jax.config
 """
 
+from hra_jax import cli
 from hra_jax.config.keys import documentation
 from hra_jax.console import tell
 
-if __name__ == "__main__":
+
+def main(argv: list[str]) -> None:
+    """Prints them."""
+    del argv
     tell(*documentation().splitlines())
+
+
+if __name__ == "__main__":
+    cli.run(main)

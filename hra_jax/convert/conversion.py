@@ -20,12 +20,15 @@ from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.storage import folders, locks
+from hra_jax.storage.files import check_regular
 from hra_jax.storage.json_files import read_object
+from hra_jax.storage.remote import StorageUnavailable
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.trees import flatten
 from hra_jax.text.tokenizer_files import FILES
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary
 
+_MOST_FRONT_MATTER = 2**20  # bytes of README.md that are read
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
 
 
@@ -209,7 +212,16 @@ def _described(vocabulary: Vocabulary, architecture: Architecture) -> str:
 def _license(source: epath.Path) -> str:
     """What the front matter of README.md says."""
     path = source / "README.md"
-    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    try:
+        check_regular(path)
+        with path.open("rb") as stream:
+            text = stream.read(_MOST_FRONT_MATTER).decode(errors="replace")
+    except FileNotFoundError:
+        text = ""
+    except StorageUnavailable:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     front = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, flags=re.DOTALL)
     found = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)['\"]?[ \t\r]*$", front[1] if front else "", flags=re.MULTILINE)
     return found[1] if found else "see the publisher"

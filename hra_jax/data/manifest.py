@@ -25,6 +25,7 @@ from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
 from hra_jax.storage.files import check_regular, write_file
 from hra_jax.storage.json_files import parse_json
+from hra_jax.storage.remote import is_remote, why_unreachable
 
 _REQUIRED: Final = ("audio_filepath", "duration", "text")
 _MOST_LINE: Final = 2**20  # bytes
@@ -72,7 +73,7 @@ def _parse(row: dict[str, Any], *, folder: epath.Path, source: str, number: int)
     path, text, duration = row["audio_filepath"], row["text"], _seconds(row, "duration")
     if not path or "\0" in path:
         raise _LineError("missing_field", f"audio_filepath is {path!r:.80}; needed: the path of a file")
-    reason = sound_files.why_unreachable(path)
+    reason = why_unreachable(path)
     if reason is not None:
         raise _LineError("unreachable_audio", f"{path[:80]}: {reason}")
     if duration == 0.0:
@@ -84,7 +85,7 @@ def _parse(row: dict[str, Any], *, folder: epath.Path, source: str, number: int)
     if row.get("offset") is not None:  # NeMo writes null for the whole file
         offset = _seconds(row, "offset")
         key = f"{path}@{offset:.15g}+{duration:.15g}"
-    if "://" not in path and not os.path.isabs(path):
+    if "://" not in path and not os.path.isabs(path):  # an address of a file stays one
         path = os.fspath(folder / path)
     return Utterance(path, duration, text, offset, _tags(row), key, source, number)
 
@@ -120,7 +121,7 @@ def read_manifest(path: epath.PathLike, *, report: DataReport) -> tuple[list[Utt
         raise UserError(f"no manifest at {path}") from error
     except OSError as error:
         raise UserError(f"the manifest {path} cannot be read: {error.strerror or error}") from error
-    folder, source = file.absolute().parent if "://" not in os.fspath(path) else file.parent, os.fspath(path)
+    folder, source = file.parent if is_remote(file) else file.absolute().parent, os.fspath(path)
     utterances, refused = [], []
     for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip():
@@ -228,7 +229,7 @@ def _split(rows: list[dict[str, Any]]) -> tuple[dict[str, list[dict[str, Any]]],
 
 def _relative_to(path: epath.Path, manifest: epath.Path) -> str:
     """The path as a manifest should have it: relative where both lie on the same storage."""
-    if "://" in os.fspath(path) or "://" in os.fspath(manifest):
+    if is_remote(path) or is_remote(manifest):
         inside = path.is_relative_to(manifest.parent)
         return os.fspath(path.relative_to(manifest.parent) if inside else path)
     plain = os.path.relpath(path, manifest.parent)

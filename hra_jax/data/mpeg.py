@@ -1,4 +1,4 @@
-"""MPEG audio (MP3): how many samples a stream holds, counted frame by frame, and streams that say so.
+"""MPEG audio (MP3): the samples of a stream, counted frame by frame, and headers that give the right number.
 
 Decoders take the length of a stream from its Xing header, and guess it from the first frame where there is none. The
 guess is wrong where the bit rate varies, either way: samples that are not there are promised, or the end is never
@@ -47,6 +47,7 @@ class Stream:
       samples: per channel, all frames together.
       promised: the number of frames that the Xing header says; None where there is none.
       layer: 1, 2 or 3.
+      whole: whether frames are all that there is, from the first one to the end of the file.
     """
 
     first: int
@@ -54,6 +55,7 @@ class Stream:
     samples: int
     promised: int | None
     layer: int
+    whole: bool
 
 
 def looks_like(head: bytes) -> bool:
@@ -69,15 +71,22 @@ def count(content: bytes) -> Stream | None:
         return None
     promised, is_header = _promise(content, at, frame)
     first = at + frame.length if is_header else at
-    at, frames = first, 0
+    at, frames, whole = first, 0, True
     while True:
         here = _frame(content, at)
         if here is None or here.kind != frame.kind:
+            whole = whole and _ends(content, at)
             at, here, tries = _next_frame(content, at, kind=frame.kind, tries=tries)
         if here is None or at + here.length > len(content):
-            break  # the last one may have been cut
+            whole = whole and here is None  # else the last one was cut
+            break
         at, frames = at + here.length, frames + 1
-    return Stream(first, frames, frames * frame.samples, promised, frame.kind[1])
+    return Stream(first, frames, frames * frame.samples, promised, frame.kind[1], whole)
+
+
+def _ends(content: bytes, at: int) -> bool:
+    """Whether a file ends at a byte, but for an ID3v1 tag."""
+    return at == len(content) or (at + 128 == len(content) and content[at : at + 3] == b"TAG")
 
 
 def with_length(content: bytes, stream: Stream) -> bytes:

@@ -6,8 +6,8 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 
-from hra_jax.data.sound_files import is_remote, local_path
 from hra_jax.data.utterance import Utterance
+from hra_jax.storage.remote import is_remote, local_path
 
 # Segments that follow each other may share the edges that their makers rounded or padded.
 _ALLOWED_SECONDS = 0.05

@@ -12,9 +12,9 @@ from etils import epath
 
 from hra_jax.console import listed
 from hra_jax.data.report import DataReport
-from hra_jax.data.sound_files import is_remote
 from hra_jax.errors import UserError
-from hra_jax.storage.remote import StorageUnavailable
+from hra_jax.storage.files import check_regular
+from hra_jax.storage.remote import StorageUnavailable, is_remote
 
 READ_SUFFIXES: Final = (
     ".aif",
@@ -70,6 +70,7 @@ _TABLES: Final = {"transcripts.tsv": "\t", "transcripts.csv": ","}
 _FILE_CELLS: Final = ("audio_filepath", "audio", "file", "filename", "path")
 _TEXT_CELLS: Final = ("text", "transcript", "transcription", "sentence")
 _MOST_TEXT_BYTES: Final = 2**20  # of the transcript of one recording
+_MOST_TABLE_BYTES: Final = 2**30  # of the table of all of them
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,8 +126,8 @@ def find(folder: epath.PathLike, *, report: DataReport) -> tuple[list[Recording]
     Raises:
       UserError: no audio there; a table with a row that is not a file and a text, or that names no single recording.
     """
-    root = epath.Path(folder) if is_remote(os.fspath(folder)) else epath.Path(os.path.abspath(folder))
-    everything = _remote_files(root) if is_remote(os.fspath(root)) else _local_files(os.fspath(root), report)
+    root = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.abspath(epath.Path(folder)))
+    everything = _remote_files(root) if is_remote(root) else _local_files(os.fspath(root), report)
     files = sorted(_of_people(everything, report), key=lambda file: file.name)
     audio = [file for file in files if file.suffix in READ_SUFFIXES + _OTHER_SUFFIXES]
     if not any(file.suffix in READ_SUFFIXES for file in audio):
@@ -281,6 +282,7 @@ def _beside(audio: Sequence[_File], files: Sequence[_File], report: DataReport) 
 def _content(file: _File) -> str:
     """The text of one recording; ValueError says in one line why there is none."""
     try:
+        check_regular(file.path)
         if file.path.stat().length > _MOST_TEXT_BYTES:
             raise ValueError(f"{file.base} has more than {_MOST_TEXT_BYTES:,} bytes")
         return _decoded(file.path.read_bytes())
@@ -293,7 +295,12 @@ def _content(file: _File) -> str:
 def _of_table(table: _File, audio: Sequence[_File], *, root: epath.Path, report: DataReport) -> dict[str, str | None]:
     """The texts of the table, by the name of the recording; a file and a link to it have one."""
     try:
+        check_regular(table.path)
+        if table.path.stat().length > _MOST_TABLE_BYTES:
+            raise ValueError(f"more than {_MOST_TABLE_BYTES:,} bytes; allowed: a folder and a table for each part")
         content = _decoded(table.path.read_bytes())
+    except StorageUnavailable:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{table.path}: {error}") from error
     places = _by_name(audio)

@@ -8,9 +8,6 @@ import mmap
 import os
 import re
 import stat
-import tempfile
-import threading
-import urllib.parse
 from collections.abc import Iterator
 from typing import Final
 
@@ -20,19 +17,19 @@ from etils import epath
 
 from hra_jax.data import mpeg
 from hra_jax.data.report import KINDS
-from hra_jax.storage import remote
+from hra_jax.storage import remote, standard_error
+from hra_jax.storage.remote import is_remote, local_path, why_unreachable
 
 LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz
-REMOTE_SCHEMES = ("gs", "s3")
 _MOST_VALUES: Final = 2**30  # samples of all channels together that are read of one file: over three hours of stereo
 _MOST_MPEG_BYTES: Final = 2**29
 _MOST_PAGES: Final = 2**21  # of an Ogg file
 _MPEG_LEAD: Final = 32 * 1152  # samples
+_REMEMBERED: Final = 2**17  # files that are walked once: more than long recordings that a data set has
 _BLOCK: Final = 2**20  # samples of all channels together
 # Of a file that is there: whoever mends the storage, or the permission, can read it.
 _AWAY: Final = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN}
 _UNKNOWN: Final = 2**62  # lengths from here on are not lengths; libsndfile has 2**63 - 1 for what it does not know
-_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 class AudioError(ValueError):
@@ -47,29 +44,6 @@ class AudioError(ValueError):
         assert kind in KINDS
         super().__init__(f"{kind}: {detail}")
         self.kind, self.detail = kind, detail
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path, `file://` already resolved, names storage that is not a local disk."""
-    return _SCHEME.match(path) is not None
-
-
-def local_path(path: str) -> str:
-    """A path as the operating system has it: `file:///a%20b.wav` becomes `/a b.wav`; all others stay as they are."""
-    found = _SCHEME.match(path)
-    if found is None or found[1].lower() != "file":
-        return path
-    host, slash, rest = path[found.end() :].partition("/")
-    return urllib.parse.unquote(slash + rest) if host.lower() in ("", "localhost") else path
-
-
-def why_unreachable(path: str) -> str | None:
-    """Why nothing can be read at a path, whatever is there; None where something can."""
-    found = _SCHEME.match(local_path(path))
-    if found is None or found[1] in REMOTE_SCHEMES:
-        return None
-    allowed = ", ".join(f"{name}://" for name in ("file", *REMOTE_SCHEMES))
-    return f"{found[0]} is not read here; allowed: a path, {allowed}"
 
 
 class _Unseeking(soundfile.SoundFile):
@@ -101,6 +75,8 @@ class Sound:
         self._path = local_path(path)
         self._content: bytes | None = None
         self._mpeg = False
+        # The decoder prints notes where it begins, and where a stream is damaged.
+        self._begins = self._damaged = False
         self._sound = self._open()
         self.rate, self.channels = int(self._sound.samplerate), int(self._sound.channels)
         self.frames: int | None = int(self._sound.frames) if self._sound.frames < _UNKNOWN else None
@@ -166,6 +142,7 @@ class Sound:
             if not head:
                 raise AudioError("empty_audio", "the file has no bytes")
             self._mpeg = mpeg.looks_like(head) or self._path.lower().endswith(".mp3")
+            self._begins = self._mpeg
             with _quiet(self._mpeg):
                 return _Unseeking(self._path if self._content is None else io.BytesIO(self._content))
 
@@ -177,6 +154,7 @@ class Sound:
     def _count_mpeg(self) -> None:
         """Believes the length of MPEG audio only where it is that of its frames; else sees to it that it is."""
         stream = _counted(self._path, _stamp(self._path)) if self._content is None else mpeg.count(self._content)
+        self._damaged = stream is None or not stream.whole
         if stream is None or not stream.frames or self.frames is None:
             return
         if stream.promised is not None and stream.promised > stream.frames + 1:
@@ -201,6 +179,7 @@ class Sound:
     def _seek(self, start: int) -> None:
         # Frames of MPEG audio take bits from those before them, without which they are silent.
         first = max(0, start - _MPEG_LEAD) if self._mpeg else start
+        self._begins = self._mpeg
         try:
             with _quiet(self._mpeg):
                 self._sound.seek(first)
@@ -213,8 +192,11 @@ class Sound:
             left -= passed
 
     def _read(self, count: int) -> np.ndarray:
-        with _named(self._path), _quiet(self._mpeg):
+        if self._begins:
+            count = min(count, _MPEG_LEAD)
+        with _named(self._path), _quiet(self._begins or self._damaged):
             found: np.ndarray = self._sound.read(count, dtype="float32", always_2d=True)
+        self._begins = False
         return found
 
 
@@ -280,7 +262,7 @@ def _stamp(path: str) -> tuple[int, int, int]:
 # --- Ogg --------------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(4096)
+@functools.lru_cache(_REMEMBERED)
 def _is_followed(path: str, stamp: tuple[int, int, int]) -> bool:
     del stamp  # with other content the file has another one
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -312,7 +294,7 @@ def _read_mpeg(path: str) -> bytes:
         return file.read()
 
 
-@functools.lru_cache(4096)
+@functools.lru_cache(_REMEMBERED)
 def _counted(path: str, stamp: tuple[int, int, int]) -> mpeg.Stream | None:
     """Counts the frames of a file once: its segments are read again and again."""
     del stamp  # with other content the file has another one
@@ -322,75 +304,8 @@ def _counted(path: str, stamp: tuple[int, int, int]) -> mpeg.Stream | None:
 _NOTES: Final = re.compile(
     rb"\[src/libmpg123/|Warning: Xing stream |Note: (Trying to resync|Illegal Audio-MPEG|Skipped \d+ bytes|Hit end of)"
 )
-_quiet_lock = threading.Lock()
-_stand_in: "_StandIn | None" = None
 
 
-class _StandIn:
-    """A file that stands in for standard error while libmpg123 runs."""
-
-    def __init__(self) -> None:
-        """Puts it in place. Raises OSError where there is no standard error."""
-        self.users = 0
-        self._real = os.dup(2)
-        self._file = os.memfd_create("stderr") if hasattr(os, "memfd_create") else _unnamed_file()
-        self._passed_on = 0  # bytes
-        os.dup2(self._file, 2)
-
-    def remove(self) -> None:
-        """Puts standard error back."""
-        os.dup2(self._real, 2)
-
-    def pass_on(self) -> None:
-        """Writes to standard error what others than libmpg123 wrote since the last time."""
-        content = os.pread(self._file, os.fstat(self._file).st_size - self._passed_on, self._passed_on)
-        self._passed_on += len(content)
-        lines = content.splitlines(keepends=True)
-        others = [line for line in lines if not _NOTES.match(line)]
-        if len(others) < len(lines):
-            others = [line for line in others if line.strip()]  # each note comes with an empty line
-        if others:
-            with contextlib.suppress(OSError):
-                os.write(self._real, b"".join(others))
-
-    def close(self) -> None:
-        """Closes what stood in."""
-        os.close(self._real)
-        os.close(self._file)
-
-
-def _unnamed_file() -> int:
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
-@contextlib.contextmanager
-def _quiet(needed: bool) -> Iterator[None]:
-    """Keeps the notes of libmpg123 from standard error: the damage that they are about is found and named anyway.
-
-    The library can be silenced only where it writes. What other threads write meanwhile follows when the block ends,
-    and blocks are short.
-    """
-    global _stand_in
-    if not needed:
-        yield
-        return
-    with _quiet_lock:
-        if _stand_in is None:
-            with contextlib.suppress(OSError):  # there is no standard error to keep anything from
-                _stand_in = _StandIn()
-        mine = _stand_in
-        if mine is not None:
-            mine.users += 1
-    try:
-        yield
-    finally:
-        if mine is not None:
-            with _quiet_lock:
-                mine.users -= 1
-                if not mine.users:
-                    mine.remove()
-                    _stand_in = None
-                mine.pass_on()
-                if not mine.users:
-                    mine.close()
+def _quiet(needed: bool) -> contextlib.AbstractContextManager[None]:
+    """Keeps the notes of libmpg123 from standard error: the damage that they are about is found and named anyway."""
+    return standard_error.without(_NOTES) if needed else contextlib.nullcontext()

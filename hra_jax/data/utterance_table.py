@@ -149,6 +149,10 @@ def _no_tag(row: Utterance, tag: str) -> str:
     return f"there is {'nothing in the' if tag in row.tags else 'no'} tag {tag!r}"
 
 
+class NothingUsable(UserError):
+    """Every utterance of a table was left out."""
+
+
 class UtteranceTable:
     """The usable utterances of some sources as columns, and the names of those left out in the report.
 
@@ -208,7 +212,8 @@ class UtteranceTable:
 
         Raises:
           UserError: an unknown normalizer or task (near matches are named), a reserved task name, a name given twice,
-            nothing usable left, or anything bad while the report is strict.
+            or anything bad while the report is strict.
+          NothingUsable: nothing usable is left.
         """
         self.sources = tuple(sources)
         self.sample_rate, self.output_length, self.for_training = sample_rate, output_length, for_training
@@ -230,7 +235,7 @@ class UtteranceTable:
         if not self.utterances:
             read = sum(len(source.utterances) + len(source.refused) for source in self.sources)
             chosen = f", {self.unselected} of other tasks" if self.unselected else ""
-            raise UserError(f"no usable utterance: all {read} were left out ({report.summary()}{chosen})")
+            raise NothingUsable(f"no usable utterance: all {read} were left out ({report.summary()}{chosen})")
         self._finish()
         self.blank_id = self.vocabulary_of(BASE_TASK).blank_id
         self.symbols = None if own is None else np.stack([own.symbols(name) for name in (*self.task_names, BASE_TASK)])

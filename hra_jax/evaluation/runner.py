@@ -140,6 +140,7 @@ class SuiteRunner:
         frozen: dict[str, Any],
         *,
         progress: bool = False,
+        agreed: Callable[[Callable[[], Any]], Any] = lambda action: action(),
     ) -> tuple[list[UtteranceResult], float, dict[str, float]]:
         """Scores the suite.
 
@@ -149,6 +150,7 @@ class SuiteRunner:
             mean of all tasks after them.
           frozen: the backbone's weights; the base that results are compared with.
           progress: whether to show a bar.
+          agreed: does what each process does by itself, as `run.processes.agreed`.
 
         Returns:
           A list of `UtteranceResult`, the mean loss, and {task: largest difference of its log-probabilities from those
@@ -173,7 +175,8 @@ class SuiteRunner:
         shown = progress and jax.process_index() == 0
         bar = tqdm(total=len(self.table), desc=f"evaluating {self.suite.name}", unit="utterance", disable=not shown)
         with bar:
-            for batch in batches:
+            # One process may fail to decode its part, and the others would wait for it in the step.
+            while (batch := agreed(lambda: next(batches, None))) is not None:
                 step_outputs = evaluation_step(weights, frozen, sharding.shard_batch(batch, self._mesh))
                 outputs = {name: np.asarray(value) for name, value in step_outputs.items()}
                 found = self._results(outputs)

@@ -1,8 +1,10 @@
-"""Any checkpoint of a run as an adapter folder, whatever became of the data, the names or the suites of the run.
+"""Any checkpoint of a run as the folder that the run exports, whatever became of its data, its names or its suites.
 
-Everything comes from the work directory and the backbone: no recording and no manifest is read.
+Everything comes from the work directory and the backbone: no recording is read. Of a pre-training that has exported
+nothing yet the manifests are read too: the vocabulary is made of their texts.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,12 +18,18 @@ from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.config.files import config_from_json, validate_config
 from hra_jax.config.keys import group
-from hra_jax.console import tell
+from hra_jax.console import listed, tell
+from hra_jax.data.report import DataReport
 from hra_jax.errors import DamagedError, UserError
+from hra_jax.models import backbone_folder
 from hra_jax.run import foundation, layout, programs
+from hra_jax.run.exporting import write_backbone
+from hra_jax.run.read import read_material
 from hra_jax.run.settings import RunSettings
+from hra_jax.run.workdirs import BACKBONE, CHECKPOINTS, CONFIG
 from hra_jax.storage import folders
-from hra_jax.storage.json_files import check_fields
+from hra_jax.storage.json_files import check_fields, read_text
+from hra_jax.storage.trees import flatten
 from hra_jax.tasks.names import check_name
 from hra_jax.text.vocabularies import vocabulary_from_json
 from hra_jax.training import train_state
@@ -30,32 +38,44 @@ from hra_jax.training.optimizer import OptimizerConfig
 
 
 def export_checkpoint(
-    workdir: epath.PathLike, output: epath.PathLike, *, step: int | str = "last", backbone: str | None = None
+    workdir: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    step: int | str = "last",
+    backbone: str | None = None,
+    renames: Sequence[str] = (),
 ) -> tuple[int, list[str]]:
-    """Writes the adapter of a checkpoint.
+    """Writes the adapter of a checkpoint; the backbone, where the run trained one.
 
     Args:
-      workdir: the work directory of a run of method 'adapter'.
+      workdir: the work directory of a run.
       output: the folder to write.
       step: a number, 'last' (the newest that is whole) or 'best'.
-      backbone: folder of the backbone, or builtin:NAME; None takes what the run names.
+      backbone: folder of the backbone that the run started from, or builtin:NAME; None takes what the run names.
+      renames: 'OLD=NEW' for each task that is to have another name in the adapter.
 
     Returns:
-      The step, and the names of the tasks. Names that no task may have are changed, with a line for each.
+      The step, and the names of the tasks (none of a backbone). Names that no task may have are changed, with a line
+      for each.
 
     Raises:
-      UserError: no run there, no such checkpoint, a damaged one, another method or another backbone.
+      UserError: no run there, no such checkpoint, a damaged one, another backbone, or a rename of no task.
     """
     config = _configuration(epath.Path(workdir))
     settings, adapter = group(config, ""), group(config, "adapter")
-    if settings.method != "adapter":
-        raise UserError(f"{workdir}: method {settings.method!r}; allowed: adapter, whose checkpoints are adapters")
-    folder = epath.Path(workdir) / "checkpoints"
+    if settings.method != "adapter" and renames:
+        raise UserError(f"--rename={renames[0]!r} has no use with method {settings.method!r}: a backbone has no tasks")
+    folder = epath.Path(workdir) / CHECKPOINTS
     with Checkpoints(folder, keep_latest=1, keep_best=0, every_steps=1, finite=True, read_only=True) as checkpoints:
         number = checkpoints.resolve(step)
         while True:
             try:
-                return number, _export(checkpoints, number, config, settings, adapter, epath.Path(output), backbone)
+                if settings.method != "adapter":
+                    _export_backbone(checkpoints, number, epath.Path(workdir), epath.Path(output), config, backbone)
+                    return number, []
+                return number, _export(
+                    checkpoints, number, config, settings, adapter, epath.Path(output), backbone, renames
+                )
             except DamagedError as error:
                 if step != "last" or len(checkpoints.all_steps()) == 1:
                     raise
@@ -65,14 +85,20 @@ def export_checkpoint(
 
 
 def _configuration(workdir: epath.Path) -> ConfigDict:
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     if not path.exists():
-        raise UserError(f"workdir = {str(workdir)!r}: holds no config.json, so no run was started there")
-    config = config_from_json(path.read_text(encoding="utf-8"))
-    with config.unlocked():
-        config.eval.suite = config.eval.select_suite = ""
-        config.export.step = "last"
-    validate_config(config, stored=True)
+        raise UserError(f"workdir = {str(workdir)!r}: holds no {CONFIG}, so no run was started there")
+    text = read_text(path)
+    try:
+        config = config_from_json(text)
+        with config.unlocked():
+            config.eval.suite = config.eval.select_suite = ""
+            config.export.step = "last"
+        validate_config(config, stored=True)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is no configuration of a run: it lacks the keys of eval or export") from error
     return config
 
 
@@ -84,22 +110,22 @@ def _export(
     adapter: AdapterSettings,
     output: epath.Path,
     backbone: str | None,
+    renames: Sequence[str],
 ) -> list[str]:
-    facts = check_fields(
-        checkpoints.fingerprint(step), {"tasks": list, "backbone": str}, where=f"{checkpoints.directory}: {step}"
-    )
-    base = foundation.load(backbone or settings.backbone)
-    if base.fingerprint != facts["backbone"]:
-        raise UserError(
-            f"backbone {base.name!r} has the fingerprint {base.fingerprint[:12]}; checkpoint {step} was trained on "
-            f"{facts['backbone'][:12]}"
-        )
-    own = facts.get("vocabularies", {})
+    where = f"{checkpoints.directory}: {step}"
+    facts = {"vocabularies": {}} | _facts(checkpoints, step)
+    check_fields(facts, {"tasks": list, "vocabularies": dict}, where=where)
+    if any(type(name) is not str for name in facts["tasks"]):
+        raise UserError(f"{where}: needs 'tasks' (a list of names); got {facts['tasks']!r:.80}")
+    base = _base(backbone or settings.backbone, facts, step)
+    own = facts["vocabularies"]
     size = max((vocabulary_from_json(content).size for content in own.values()), default=0)
     method = layout.adapter_method(settings, adapter, own=methods.own_settings(config, adapter.name), output_size=size)
     tasks = facts["tasks"]
+    if own and "shared" not in own and not own.keys() >= set(tasks):
+        raise UserError(f"{where}: vocabularies: {', '.join(own)!r:.80}; needed: one for each task, or 'shared'")
     weights, counts = _weights(checkpoints, step, method, base, settings, adapter, len(tasks))
-    names = _allowed_names(tasks)
+    names = _renamed(tasks, renames)
     entries = []
     for row, (name, given) in enumerate(zip(names, tasks, strict=True)):
         entry = {"name": name, "row": row, "step": step if counts[row] else 0}
@@ -125,6 +151,62 @@ def _export(
     return names
 
 
+def _facts(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+    where = f"{checkpoints.directory}: {step}"
+    return check_fields(checkpoints.fingerprint(step), {"tasks": list, "backbone": str}, where=where)
+
+
+def _base(backbone: str, facts: dict[str, Any], step: int) -> foundation.Foundation:
+    """The backbone, which must be the one that a checkpoint was trained on."""
+    base = foundation.load(backbone)
+    if base.fingerprint != facts["backbone"]:
+        raise UserError(
+            f"backbone {base.name!r} has the fingerprint {base.fingerprint[:12]}; checkpoint {step} was trained on "
+            f"{facts['backbone'][:12]}"
+        )
+    return base
+
+
+def _export_backbone(
+    checkpoints: Checkpoints,
+    step: int,
+    workdir: epath.Path,
+    output: epath.Path,
+    config: ConfigDict,
+    backbone: str | None,
+) -> None:
+    if config.method == "full":
+        base = _base(backbone or config.backbone, _facts(checkpoints, step), step)
+    elif backbone is not None:
+        raise UserError(f"--backbone={backbone!r} has no use with method {config.method!r}, which starts from none")
+    else:
+        base = _new_base(workdir, config)
+    part = checkpoints.restore_part(step, {"trainable": {"backbone": base.shapes()}})
+    weights = flatten(part["trainable"]["backbone"], separator=".")
+    begun = config_from_json(read_text(workdir / CONFIG), notify=False)
+    write_backbone(
+        output, lambda name: np.asarray(weights[name]), base=base, config=begun, dtype=config.export.dtype, step=step
+    )
+
+
+def _new_base(workdir: epath.Path, config: ConfigDict) -> foundation.Foundation:
+    """What a run of method 'pretrain' has laid out: as it was exported already, or made of the texts again."""
+    if (workdir / BACKBONE / backbone_folder.SETTINGS).exists():
+        return foundation.load(str(workdir / BACKBONE))
+    settings, data, adapter, pretrain, evaluation = (
+        group(config, name) for name in ("", "data", "adapter", "pretrain", "eval")
+    )
+    return read_material(
+        settings,
+        data=data,
+        adapter=adapter,
+        pretrain=pretrain,
+        evaluation=evaluation,
+        report=DataReport(),
+        render=False,
+    ).base
+
+
 def _weights(
     checkpoints: Checkpoints,
     step: int,
@@ -146,7 +228,8 @@ def _weights(
     shared = (part["trainable"] | part["fixed"])["shared"]
     counts = np.zeros(len(jax.tree.leaves(drawn["tasks"])[0]) if jax.tree.leaves(drawn["tasks"]) else tasks, np.int32)
     # Rows in no log are as the seed gives them.
-    for ids, rows in checkpoints.rows(step, "bank"):
+    for ids, rows in checkpoints.rows(step, "bank", below=len(counts)):
+        _check_rows(rows, {"tasks": drawn["tasks"], "count": counts}, where=f"{checkpoints.directory}: {step}")
         counts[ids] = rows["count"]
         for leaf, new in zip(
             jax.tree.leaves(drawn["tasks"]), jax.tree.leaves(no_parameters() | rows["tasks"]), strict=True
@@ -154,6 +237,32 @@ def _weights(
             leaf[ids] = new
     bank = jax.tree.map(lambda leaf: leaf[:tasks], drawn["tasks"])
     return {"shared": jax.tree.map(jnp.asarray, shared), "tasks": bank}, counts
+
+
+def _check_rows(rows: dict[str, Any], like: dict[str, Any], *, where: str) -> None:
+    """Refuses rows that are not of the method of the run."""
+    there, here = (
+        {path: f"{leaf.dtype.name}{list(leaf.shape[1:])}" for path, leaf in flatten(tree).items()}
+        for tree in ({name: rows[name] for name in like if name in rows}, like)
+    )
+    for path in sorted(there.keys() | here.keys()):
+        if there.get(path) != here.get(path):
+            found, wanted = (side.get(path, "absent") for side in (there, here))
+            raise UserError(f"{where}: rows are of another run: {path} is {found} there; the settings ask for {wanted}")
+
+
+def _renamed(tasks: list[str], renames: Sequence[str]) -> list[str]:
+    """The names that tasks have in the adapter: those that `renames` gives, and else those that they may have."""
+    found = _allowed_names(tasks)
+    for text in renames:
+        ends = [at for at, character in enumerate(text) if character == "=" and text[:at] in (*tasks, *found)]
+        if not ends:
+            raise UserError(f"--rename={text!r}; allowed: OLD=NEW, where OLD is one of {listed(found)}")
+        old, new = text[: ends[-1]], text[ends[-1] + 1 :]
+        row = found.index(old) if old in found else tasks.index(old)
+        check_name(new, [name for other, name in enumerate(found) if other != row])
+        found[row] = new
+    return found
 
 
 def _allowed_names(tasks: list[str]) -> list[str]:

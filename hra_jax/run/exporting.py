@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,14 +14,17 @@ from hra_jax.adapters import adapter_folder, methods
 from hra_jax.config.files import config_to_json
 from hra_jax.config.settings import check_settings, one_of, setting
 from hra_jax.console import tell
+from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.dtypes import STORAGE_DTYPES
 from hra_jax.run import own_exports, processes, workdirs
+from hra_jax.run.foundation import Foundation
 from hra_jax.run.place import Run
 from hra_jax.run.scoring import accounting
 from hra_jax.storage import folders
 from hra_jax.storage.files import check_no_link
 from hra_jax.storage.trees import flatten
+from hra_jax.tasks.names import check_name
 from hra_jax.training import sharding
 
 BEST_PER_TASK = "best_per_task"  # the row of each task as it was when that task was at its best
@@ -72,6 +75,7 @@ def export(
     """
     written = True
     if run.settings.method == "adapter":
+        _check_names(run.layout.tasks, run.workdir)
         written = _export_adapter(run, task_steps=task_steps, results=None)
     else:
         _export_backbone(run, config=config, dtype=dtype, step=step)
@@ -93,6 +97,18 @@ def add_results(run: Run, results: dict[str, Any], *, task_steps: Mapping[str, i
     elif jax.process_index() == 0:
         backbone_folder.add_info(_folder(run), {"wer": {results["suite"]: results["wer"]}})
     processes.barrier("results exported")
+
+
+def _check_names(tasks: Sequence[str], workdir: epath.Path) -> None:
+    """Tells the way out of a run, begun before names were looked at, with a task that no adapter may have."""
+    try:
+        for name in tasks:
+            check_name(name)
+    except UserError as error:
+        raise UserError(
+            f"{error}; every step is saved, and is exported by: python -m hra_jax.tasks export-checkpoint "
+            f"--workdir {workdir} --output DIR --rename OLD=NEW"
+        ) from error
 
 
 def _folder(run: Run) -> epath.Path:
@@ -149,12 +165,33 @@ def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int) -> 
         for name in sorted(weights):
             read(name)
         return
-    base = run.material.base
-    source_license = "" if base.files is None else base.files.info.get("license", "")
-    made_by = {"method": run.settings.method, "config": json.loads(config_to_json(config)), "step": step}
     check_no_link(_folder(run))
+    write_backbone(_folder(run), read, base=run.material.base, config=config, dtype=dtype, step=step)
+
+
+def write_backbone(
+    folder: epath.Path,
+    read: Callable[[str], np.ndarray],
+    base: Foundation,
+    *,
+    config: ConfigDict,
+    dtype: str,
+    step: int,
+) -> None:
+    """Writes the backbone folder of a run of method 'full' or 'pretrain', or replaces it.
+
+    Args:
+      folder: the folder.
+      read: gives the weight of a name.
+      base: what the run was built on.
+      config: its configuration.
+      dtype: to store the weights with.
+      step: of the weights.
+    """
+    source_license = "" if base.files is None else base.files.info.get("license", "")
+    made_by = {"method": config.method, "config": json.loads(config_to_json(config)), "step": step}
     folders.replace_folder(
-        _folder(run),
+        folder,
         lambda fresh: backbone_folder.write(
             fresh,
             read,

@@ -13,7 +13,6 @@ from etils import epath
 
 from hra_jax.console import listed
 from hra_jax.data.report import DataReport
-from hra_jax.data.sound_files import is_remote, local_path
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
@@ -21,6 +20,7 @@ from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.run import processes
 from hra_jax.run.layout import Layout
+from hra_jax.storage.remote import is_remote, local_path
 from hra_jax.tasks.names import check_name
 
 _THREADS = 16  # storage answers many questions at a time

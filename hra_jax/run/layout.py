@@ -14,7 +14,7 @@ from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data.batching import BatchSettings, bucket_rows
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings
-from hra_jax.data.utterance_table import UtteranceTable, lost_line
+from hra_jax.data.utterance_table import NothingUsable, UtteranceTable, lost_line
 from hra_jax.errors import UserError
 from hra_jax.evaluation import suites
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner, share_shapes
@@ -216,10 +216,10 @@ def _runners(
 ) -> tuple[SuiteRunner | None, SuiteRunner | None]:
     """The runners of the test suite and of the selection suite, which share no utterance with each other."""
     test, select = (
-        _runner(suite, material, table, mesh=mesh, data=data, batch=batch, evaluation=evaluation, report=report)
+        _runner(suite, material, table, key, mesh=mesh, data=data, batch=batch, evaluation=evaluation, report=report)
         if suite
         else None
-        for suite in (material.test, material.select)
+        for suite, key in ((material.test, "eval.suite"), (material.select, "eval.select_suite"))
     )
     if test and select:
         suites.check_disjoint(
@@ -233,6 +233,7 @@ def _runner(
     suite: suites.Suite,
     material: Material,
     table: UtteranceTable,
+    key: str,
     *,
     mesh: Mesh,
     data: DataSettings,
@@ -240,7 +241,7 @@ def _runner(
     evaluation: EvaluationSettings,
     report: DataReport,
 ) -> SuiteRunner:
-    """The runner of a suite that goes with the training data and the tasks."""
+    """The runner of a suite that goes with the training data and the tasks; `key` names the suite."""
     base, own, tasks = material.base, material.own, table.task_names
     if tasks:
         for task in suite.tasks:
@@ -258,6 +259,10 @@ def _runner(
             "own; allowed: tasks of the adapter"
         )
     suites.check_disjoint(suite.utterances, table.utterances, suite=suite.name)
-    return SuiteRunner(
-        suite, base=base, tasks=tasks, mesh=mesh, data=data, batch=batch, evaluation=evaluation, report=report, own=own
-    )
+    settings: dict[str, Any] = {"mesh": mesh, "data": data, "batch": batch, "evaluation": evaluation, "own": own}
+    try:
+        return SuiteRunner(suite, base=base, tasks=tasks, report=report, **settings)
+    except NothingUsable as error:
+        raise UserError(
+            f"suite {suite.name!r}: {error}; mend the manifest, or train without the suite: --config.{key}="
+        ) from error

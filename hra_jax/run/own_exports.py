@@ -5,6 +5,7 @@ and the run replaces nothing else.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from hra_jax.console import tell
 from hra_jax.errors import UserError
 from hra_jax.run import workdirs
 from hra_jax.storage import folders, locks
+from hra_jax.storage.checksums import pieces
 from hra_jax.storage.files import check_no_link, is_remote, write_file
 from hra_jax.storage.json_files import json_text, read_object
 
@@ -68,8 +70,14 @@ def content_hash(folder: epath.PathLike) -> str:
     if tasks.is_dir():
         names += [f"{adapter_folder.TASK_FOLDER}/{path.name}" for path in tasks.iterdir()]
     for name in sorted(filter(adapter_folder.is_written, names)):
-        content = (place / name).read_bytes()
-        digest.update(f"{name}\n{len(content)}\n".encode() + content)
+        path = place / name
+        if not is_remote(path) and not os.path.isfile(path):
+            digest.update(f"{name}\nis no file\n".encode())  # no run has written that
+            continue
+        digest.update(f"{name}\n{path.stat().length}\n".encode())
+        with path.open("rb") as stream:
+            for piece in pieces(stream):
+                digest.update(piece)
     return digest.hexdigest()
 
 

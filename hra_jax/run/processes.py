@@ -17,6 +17,7 @@ not tell, as after kill -9, the heartbeat of jax ends them.
 import atexit
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 import jax
 import numpy as np
@@ -35,8 +36,11 @@ from jax.experimental import multihost_utils
 
 from hra_jax import cli
 from hra_jax.config.settings import check_settings, integer, setting
-from hra_jax.errors import UserError
+from hra_jax.errors import FAILURES, UserError
 from hra_jax.run import signals
+from hra_jax.storage import remote
+
+Result = TypeVar("Result")
 
 _VARIABLES = {
     "coordinator_address": "HRA_COORDINATOR_ADDRESS",
@@ -48,6 +52,7 @@ _FAREWELL_SECONDS = 4.0  # that process 0 waits for the others to end
 _ENDED = "hra_jax/ended"  # the key under which a process that fails says its number and its status
 _LOOK_SECONDS = 0.2  # between two looks at it
 _LEFT = "hra_jax/left/"  # and the number of each process that has heard of it, or has failed itself
+_AGREED = "every process of the run knows of this error"  # a note of exceptions
 _OWN_WORDS_SECONDS = 0.8  # for a process to fail by itself, and say why, where another has failed already
 
 
@@ -247,24 +252,39 @@ def _tell(status: int) -> None:
         time.sleep(_LOOK_SECONDS)  # from their last words to their end
 
 
-def _watch() -> None:
-    """Ends this process with the status of another one that has failed; a thread of its own."""
+def _told() -> tuple[int, int] | None:
+    """The number and the status of a process that has failed; None where none has.
+
+    Raises:
+      JaxRuntimeError: the process that stores the words is gone.
+    """
     client = _client()
-    while client is not None and not _leaving.wait(_LOOK_SECONDS):
-        try:
-            number, status = client.key_value_try_get(_ENDED).split()
-        except jax.errors.JaxRuntimeError as error:
-            if "NOT_FOUND" in str(error):
-                continue
-            return
-        if not _leaving.wait(_OWN_WORDS_SECONDS):
-            _follow(number, int(status))
+    if client is None:
+        return None
+    try:
+        number, status = client.key_value_try_get(_ENDED).split()
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" in str(error):
+            return None
+        raise
+    return int(number), int(status)
 
 
-def _follow(number: str, status: int) -> None:
-    """Ends this process as process `number` has ended."""
+def _follow(number: int, status: int) -> NoReturn:
+    """Ends this process as another one has ended."""
     _tell(status)
     signals.end(status, f"process {number} ended with status {status}, and so does this one", sys.stderr)
+
+
+def _watch() -> None:
+    """Ends this process with the status of another one that has failed; a thread of its own."""
+    while _client() is not None and not _leaving.wait(_LOOK_SECONDS):
+        try:
+            told = _told()
+        except jax.errors.JaxRuntimeError:
+            return
+        if told is not None and not _leaving.wait(_OWN_WORDS_SECONDS):
+            _follow(*told)
 
 
 def _stop_watching(watch: threading.Thread) -> None:
@@ -276,17 +296,17 @@ def _stop_watching(watch: threading.Thread) -> None:
 def _then_leave(hook: Callable) -> Callable:
     """An excepthook that shows an error as `hook` does, and leaves.
 
-    A collective fails where another process has left it, often before `_watch` has looked: then there is nothing to
-    show, and that process's status is the one to end with.
+    A collective that fails because another process has ended shows nothing: that process has said why.
     """
 
     def ended(kind, error, traceback):
-        client = _client() if issubclass(kind, jax.errors.JaxRuntimeError) else None
-        if client is not None:
+        if issubclass(kind, jax.errors.JaxRuntimeError):
+            told = None
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                number, status = client.key_value_try_get(_ENDED).split()
+                told = _told()
+            if told is not None and told[0] != jax.process_index():
                 _leaving.set()
-                _follow(number, int(status))
+                _follow(*told)
         hook(kind, error, traceback)
         leave(1)
 
@@ -317,6 +337,49 @@ def gather(value) -> list:
     padded[: len(content)] = np.frombuffer(content, np.uint8)
     parts = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
     return [json.loads(part[:length].tobytes()) for part, length in zip(parts, lengths, strict=True)]
+
+
+def agreed(action: Callable[[], Result]) -> Result:
+    """What an action returns that each process does by itself; where it fails in one, it fails in all. A collective.
+
+    Args:
+      action: no collective is in it. Of its exceptions those of `errors.FAILURES` are told to the others.
+
+    Raises:
+      Exception: what the action raised here; in a process where it did not, a UserError, StorageUnavailable or
+        RuntimeError with the words of the one where it did. `is_agreed` knows them.
+    """
+    if jax.process_count() == 1:
+        return action()
+    failure: Exception | None = None
+    found: Result | None = None
+    try:
+        found = action()
+    except FAILURES as error:
+        failure = error
+    told = gather(None if failure is None else [_kind_of(failure), str(failure)])
+    agreed_on = failure or next((_failure_of(number, *words) for number, words in enumerate(told) if words), None)
+    if agreed_on is None:
+        return cast("Result", found)
+    agreed_on.add_note(_AGREED)
+    raise agreed_on
+
+
+def _kind_of(error: Exception) -> str:
+    return "away" if remote.unavailable(error) else "user" if isinstance(error, UserError) else "other"
+
+
+def _failure_of(number: int, kind: str, text: str) -> Exception:
+    """The error of another process."""
+    text = f"process {number}: {text}"
+    if kind == "away":
+        return remote.StorageUnavailable(errno.EAGAIN, text)
+    return UserError(text) if kind == "user" else RuntimeError(text)
+
+
+def is_agreed(error: BaseException) -> bool:
+    """Whether every process has had this error, or its like, at the same place."""
+    return _AGREED in getattr(error, "__notes__", ())
 
 
 def first_alone(action: Callable[[], object]) -> None:

@@ -11,6 +11,7 @@ from hra_jax.console import tell
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.run import processes
 from hra_jax.run.place import Run
+from hra_jax.run.workdirs import CHECKPOINTS
 from hra_jax.storage import locks
 from hra_jax.training import checksums, train_state
 from hra_jax.training.agreement import together
@@ -32,7 +33,7 @@ def fingerprint(run: Run) -> dict[str, Any]:
 def open_checkpoints(run: Run, settings: CheckpointSettings, *, read_only: bool = False) -> Checkpoints:
     """Opens W/checkpoints; `read_only` is for who looks on while a run may be writing."""
     return Checkpoints(
-        run.workdir / "checkpoints",
+        run.workdir / CHECKPOINTS,
         keep_latest=settings.keep_latest,
         keep_best=settings.keep_best,
         every_steps=settings.every_steps,
@@ -100,11 +101,12 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     else:
         state, position, run.best = checkpoints.restore(number, state)
     run.state = run.bank.restart(state, run.state)
-    for ids, rows in _finite_rows(checkpoints, number, "bank"):
+    bank = run.layout.programs.bank_rows
+    for ids, rows in _finite_rows(checkpoints, number, "bank", below=bank):
         whole = {name: no_parameters() | rows[name] for name in ("tasks", "mu", "nu")}
         run.state = run.bank.put(run.state, ids, whole | {"count": rows["count"]})
     run.best_rows.clear()
-    for ids, rows in _finite_rows(checkpoints, number, "best"):
+    for ids, rows in _finite_rows(checkpoints, number, "best", below=bank):
         run.best_rows.put(ids, no_parameters() | rows)
     run.bank.saved()
     run.best_rows.saved()
@@ -147,9 +149,9 @@ def restore_newest(run: Run, checkpoints: Checkpoints, *, weights_only: bool = F
             _say(f"{error}; going on from checkpoint {older[-1]}")
 
 
-def _finite_rows(checkpoints: Checkpoints, step: int, log: str) -> Iterator[Rows]:
+def _finite_rows(checkpoints: Checkpoints, step: int, log: str, *, below: int | None = None) -> Iterator[Rows]:
     """The rows of a log, part by part; a collective, as what is done with each part may be one."""
-    parts = together(lambda: checkpoints.rows(step, log))
+    parts = together(lambda: checkpoints.rows(step, log, below=below))
 
     def following() -> Rows | None:
         part = next(parts, None)

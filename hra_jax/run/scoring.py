@@ -11,7 +11,7 @@ from etils import epath
 
 from hra_jax.console import error_line, tell
 from hra_jax.data.report import DataReport
-from hra_jax.errors import UserError
+from hra_jax.errors import FAILURES, UserError
 from hra_jax.evaluation.report import (
     Unscored,
     UtteranceResult,
@@ -25,22 +25,10 @@ from hra_jax.evaluation.suites import Suite
 from hra_jax.run import processes, workdirs
 from hra_jax.run.place import Run, frozen_weights
 from hra_jax.run.workdirs import DATA_REPORT
-from hra_jax.storage import folders, locks
+from hra_jax.storage import folders, locks, remote
 from hra_jax.tasks.names import MEAN_TASK
 
 Result = TypeVar("Result")
-
-# Whatever goes wrong in a report: storage, memory, a compiler, a library that draws. Not Ctrl-C, and not SIGTERM.
-FAILURES = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 @contextlib.contextmanager
@@ -84,7 +72,7 @@ def write_data_report(run: Run) -> None:
         run.report.write(run.workdir / DATA_REPORT)
 
 
-def attempt(run: Run, what: str, action: Callable[[], Result]) -> Result | None:
+def attempt(run: Run, what: str, action: Callable[[], Result], *, comes_again: bool = False) -> Result | None:
     """What an action returns; None where it fails, which costs neither a checkpoint nor an export.
 
     A failure is a line on stderr, and is kept in `run.failures`.
@@ -92,17 +80,21 @@ def attempt(run: Run, what: str, action: Callable[[], Result]) -> Result | None:
     Args:
       run: the run.
       what: the action in words, for the line.
-      action: a validation or an evaluation.
+      action: a validation or an evaluation; what may fail in one process alone is in `processes.agreed`.
+      comes_again: whether the same command does it again, as it does the evaluation after the last step.
 
     Raises:
+      StorageUnavailable: that was why, and `comes_again`: the status of the command says that it is to be given again.
       Exception: what `action` raised, where there are several processes and the others may not know of it: they wait
         in a collective that this one would never join.
     """
     try:
         return action()
     except FAILURES as error:
-        told_to_all = isinstance(error, UserError) and not run.report.strict
+        told_to_all = processes.is_agreed(error) or (isinstance(error, UserError) and not run.report.strict)
         if jax.process_count() > 1 and not told_to_all:
+            raise
+        if comes_again and remote.unavailable(error):
             raise
         run.failures.append(f"{what} failed")
         if jax.process_index() == 0:
@@ -164,7 +156,8 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
     """
     method, suite = run.settings.method, runner.suite
     base = weights["backbone"] if method == "pretrain" else base_weights(run)
-    rows, _, differences = runner.run(run.layout.programs.evaluation, weights, base, progress=True)
+    step_of = run.layout.programs.evaluation
+    rows, _, differences = runner.run(step_of, weights, base, progress=True, agreed=processes.agreed)
     if method == "pretrain":
         # There is no base beside it: it is the base.
         rows = [dataclasses.replace(row, base_hypothesis=None) for row in rows]
@@ -172,10 +165,10 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
     gather_data_report(run)
     unscored = _unscored(suite, rows, run.report)
     facts = {"step": step, "seed": run.settings.seed, "method": method, "utterances_not_scored": len(unscored)}
-    results = evaluate_results(rows, suite, accounting=accounting(run), bootstrap=bootstrap, run=facts)
-    trouble: Exception | None = None
-    if jax.process_index() == 0:
-        try:
+
+    def reported() -> dict[str, Any]:
+        results = evaluate_results(rows, suite, accounting=accounting(run), bootstrap=bootstrap, run=facts)
+        if jax.process_index() == 0:
             run.report.write(run.workdir / DATA_REPORT)
             _put_report(
                 run.workdir, suite.name, lambda fresh: write_report(fresh, results, rows, unscored, durable=False)
@@ -184,11 +177,9 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
             if unscored:
                 of = sum(task.size for task in (*suite.tasks, *suite.lost))
                 tell(f"{len(unscored)} of {of} utterances were not scored; see {DATA_REPORT}")
-        except FAILURES as error:
-            trouble = error
-    told = processes.gather(trouble and f"process 0 could not write the report: {trouble}")[0]
-    if told:
-        raise trouble or UserError(told)
+        return results
+
+    results = processes.agreed(reported)
     if method != "pretrain":
         scored = {name: differences[name] for name in results["tasks"]}
         check_adapter_acts(suite, scored, idle=_idle(run, runner))

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-from hra_jax.storage import writing
+from hra_jax.storage import standard_error, writing
 from hra_jax.storage.writing import Patience
 
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
@@ -219,7 +219,8 @@ def end(status: int, note: str, stream: object) -> NoReturn:
     _in_time(_flush, _LAST_WORDS_SECONDS)
     for action in _before_end:
         _in_time(functools.partial(action, status), _FAREWELL_SECONDS)
-    _say(note, 1 if stream is sys.stdout else 2)
+    _in_time(standard_error.pass_on, _LAST_WORDS_SECONDS)
+    _say(note, 1 if stream is sys.stdout else None)
     os._exit(status)
 
 
@@ -228,12 +229,15 @@ def _flush() -> None:
         sys.stdout.flush()
 
 
-def _say(line: str, descriptor: int = 2) -> None:
+def _say(line: str, descriptor: int | None = None) -> None:
+    """Prints a line; on standard error where no descriptor is given."""
+
     # Not through sys.stderr, whose lock the main thread may hold.
     def write() -> None:
         with contextlib.suppress(OSError):
+            where = standard_error.duplicate() if descriptor is None else descriptor
             # Below the bar that a terminal may be showing.
-            os.write(descriptor, ("\n" if os.isatty(descriptor) else "").encode() + f"{line}\n".encode())
+            os.write(where, ("\n" if os.isatty(where) else "").encode() + f"{line}\n".encode())
 
     _in_time(write, _LAST_WORDS_SECONDS)
 

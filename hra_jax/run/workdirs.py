@@ -1,7 +1,7 @@
-"""Work directories: whose one is, who may write there, and what lies in the way.
+"""Work directories: which run owns it, who may write to it, and what must not be there already.
 
 A folder becomes the work directory of a run when the run writes its configuration there, `config.json`, before anything
-else. Training holds the lock of the folder from then to its end. Who evaluates only reads, and may do so meanwhile.
+else. Training holds the lock of the folder from then to its end. Evaluation only reads, and may go on meanwhile.
 """
 
 import contextlib
@@ -54,6 +54,7 @@ WRITTEN = (
 )
 # Every configuration of a run has had these, whatever the version.
 _KEYS = ("method", "seed", "steps", "data", "batch", "optimizer", "eval", "export", "checkpoint")
+SHARED = "allowed: storage that all processes share"
 _ALLOWED = "allowed: a new folder, an empty one, or the work directory of a run"
 
 
@@ -103,12 +104,34 @@ def claim(config: ConfigDict, workdir: epath.PathLike) -> Iterator[Claimed]:
         if not (path / CONFIG).exists():
             raise UserError(
                 f"workdir = {str(path)!r}: process {jax.process_index()} does not see what process 0 wrote there; "
-                "allowed: storage that all processes share"
+                f"{SHARED}"
             )
         continued, steps = processes.gather(resumed)[0][0]
         if continued:
-            _as_begun(config, path)  # in every process
+            as_begun(config, path)  # in every process
         yield Claimed(path, continued, steps)
+
+
+def check_claim(config: ConfigDict, workdir: epath.PathLike) -> bool:
+    """What `claim` would refuse is refused, and nothing is written.
+
+    Args:
+      config: the configuration of the run; it stays as it is.
+      workdir: the folder, which may be absent.
+
+    Returns:
+      Whether the run would go on from a checkpoint.
+
+    Raises:
+      UserError: as `claim`. A lock that another machine holds is watched for as long as its owner needs to renew it.
+      StorageUnavailable: the folder is in a bucket that does not answer.
+    """
+    path = named(workdir)
+    with _storage_errors(path):
+        check_ours(path)
+        locks.check_free(path)
+        check_links(path)
+        return _checked_resume(config.copy_and_resolve_references(), path)[0]
 
 
 def list_files(workdir: epath.PathLike) -> None:
@@ -187,7 +210,7 @@ def check_ours(workdir: epath.PathLike) -> None:
         if not _is_run_config(path / CONFIG):
             raise UserError(f"workdir = {str(path)!r} holds a {CONFIG} that is no configuration of a run; {_ALLOWED}")
         return
-    if _steps(path):
+    if checkpoint_steps(path):
         return  # the configuration is gone, but these are a run's
     for name in WRITTEN:
         there = path / name
@@ -223,19 +246,19 @@ def _is_run_config(path: epath.Path) -> bool:
     return isinstance(value, dict) and all(key in value for key in _KEYS)
 
 
-def _steps(path: epath.Path) -> list[int]:
-    """The steps of the checkpoints in a work directory."""
+def checkpoint_steps(path: epath.Path) -> list[int]:
+    """The steps of the checkpoints in a work directory, in no order."""
     folder = path / CHECKPOINTS
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return [int(name) for name in names if name.isascii() and name.isdigit()]
+    return [int(name) for name in names if name.isascii() and name.isdigit() and str(int(name)) == name]
 
 
 def _checked_resume(config: ConfigDict, path: epath.Path) -> tuple[bool, int]:
     """Whether there are checkpoints, which must be of this configuration and its steps; and the steps that it had."""
     # Without a checkpoint there is nothing to continue: a first start that failed may be mended.
-    steps, stored = _steps(path), path / CONFIG
+    steps, stored = checkpoint_steps(path), path / CONFIG
     if steps and stored.exists():
-        _as_begun(config, path)
+        as_begun(config, path)
         changed = stored_difference(read_text(stored), config, trains=max(steps) < config.steps)
         if changed:
             raise UserError(f"{path} belongs to a run with another configuration: {'; '.join(changed)}")
@@ -249,9 +272,10 @@ def _checked_resume(config: ConfigDict, path: epath.Path) -> tuple[bool, int]:
     return bool(steps), config.steps
 
 
-def _as_begun(config: ConfigDict, path: epath.Path) -> None:
+def as_begun(config: ConfigDict, path: epath.Path) -> None:
     """Has a run whose texts kept their format characters go on with them: its vocabularies may hold some."""
-    if config_from_json(read_text(path / CONFIG), notify=False).data.format_characters == "kept":
+    stored = path / CONFIG
+    if stored.exists() and config_from_json(read_text(stored), notify=False).data.format_characters == "kept":
         with config.unlocked():
             config.data.format_characters = "kept"
 

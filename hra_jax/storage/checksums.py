@@ -17,7 +17,7 @@ from typing import IO
 from etils import epath
 
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.storage.files import write_file
+from hra_jax.storage.files import check_regular, write_file
 from hra_jax.storage.json_files import check_fields, read_json
 
 LISTING = "files.json"
@@ -38,17 +38,19 @@ def sha256(file: epath.PathLike, *, told: Callable[[int], object] = lambda count
       told: called with the number of bytes of each piece that has been read.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: it cannot be read, or is no regular file.
     """
     digest = hashlib.sha256()
+    check_regular(file)
     with epath.Path(file).open("rb") as stream:
-        for piece in _pieces(stream):
+        for piece in pieces(stream):
             digest.update(piece)
             told(len(piece))
     return digest.hexdigest()
 
 
-def _pieces(stream: IO[bytes]) -> Iterable[bytes]:
+def pieces(stream: IO[bytes]) -> Iterable[bytes]:
+    """The rest of a file, some of it at a time."""
     while piece := stream.read(_PIECE):
         yield piece
 
@@ -56,15 +58,16 @@ def _pieces(stream: IO[bytes]) -> Iterable[bytes]:
 def of_file(file: epath.PathLike, *, told: Callable[[int], object] = lambda count: None) -> tuple[int, int]:
     """Bytes and CRC-32 of a file's content; arguments and errors as `sha256`."""
     count = crc = 0
+    check_regular(file)
     with epath.Path(file).open("rb") as stream:
-        for piece in _pieces(stream):
+        for piece in pieces(stream):
             count, crc = count + len(piece), zlib.crc32(piece, crc)
             told(len(piece))
     return count, crc
 
 
 def files_of(folder: epath.PathLike, *, but: Callable[[str], bool] = lambda path: False) -> list[str]:
-    """The files of a local folder and of the folders in it, as sorted paths `a/b`.
+    """The regular files of a local folder and of the folders in it, as sorted paths `a/b`.
 
     Args:
       folder: the folder.
@@ -77,8 +80,17 @@ def files_of(folder: epath.PathLike, *, but: Callable[[str], bool] = lambda path
     return sorted(
         path
         for path in found
-        if path != LISTING and not any(part.startswith(".") for part in path.split("/")) and not but(path)
+        if path != LISTING
+        and not any(part.startswith(".") for part in path.split("/"))
+        and not but(path)
+        and os.path.isfile(os.path.join(folder, path))  # a pipe, or a link to a device, has no end
     )
+
+
+def endless_files(folder: epath.PathLike) -> list[str]:
+    """What is in a local folder, and in the folders in it, that is neither a file nor a folder: pipes, devices."""
+    walk = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    return sorted(os.path.relpath(path, folder) for path in walk if os.path.exists(path) and not os.path.isfile(path))
 
 
 def write_listing(
@@ -119,7 +131,10 @@ def check_listing(
 
 def _fault(file: epath.Path, count: int, crc: int, *, told: Callable[[int], object]) -> str:
     try:
-        found = of_file(file, told=told)
+        check_regular(file)
+        size = file.stat().length
+        # Not read at all where that is enough: a file of holes may be of any size.
+        found = of_file(file, told=told) if size == count else (size, crc)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
@@ -136,4 +151,14 @@ def _listed(folder: epath.Path) -> dict[str, list[int]]:
     text = json.dumps(content) + "\n"
     if content["crc32"] != of_json(content["files"]) or (folder / LISTING).read_bytes() != text.encode():
         raise DamagedError(f"{where}: is not what was written")
+    for name, entry in content["files"].items():
+        if not _is_below(name):
+            raise UserError(f"{where}: files: {name!r:.80} is no file of the folder; allowed: paths like a/b")
+        if not isinstance(entry, list) or len(entry) != 2 or any(type(n) is not int or n < 0 for n in entry):
+            raise UserError(f"{where}: files: {name!r:.80}: {entry!r:.80}; allowed: [bytes, CRC-32]")
     return dict(content["files"])
+
+
+def _is_below(name: str) -> bool:
+    """Whether a path leads to a file of the folder that it starts from; links aside."""
+    return "\0" not in name and all(part not in ("", ".", "..") for part in name.split("/"))

@@ -26,7 +26,13 @@ _TEMPORARY = re.compile(r"\.(.+?)(\.[0-9a-f]{16})?\.tmp")  # 0.1.0 left the rand
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path names an object in a bucket (`gs://`), and no file of this machine."""
-    return "://" in os.fspath(path)
+    return remote.is_remote(path)
+
+
+def real_path(path: epath.PathLike) -> epath.Path:
+    """A path of this machine without links and absolute; one in a bucket as it is."""
+    found = epath.Path(path)
+    return found if is_remote(found) else epath.Path(os.path.realpath(found))
 
 
 def check_no_link(path: epath.PathLike) -> None:
@@ -35,7 +41,7 @@ def check_no_link(path: epath.PathLike) -> None:
     Raises:
       UserError: the path itself is a link, to whatever.
     """
-    if not is_remote(path) and os.path.islink(path):
+    if not is_remote(path) and os.path.islink(epath.Path(path)):
         raise UserError(f"{os.fspath(path)!r} is a link, and nothing is written through links; allowed: a copy of it")
 
 
@@ -44,7 +50,7 @@ def check_no_links(folder: epath.PathLike) -> None:
     check_no_link(folder)
     if is_remote(folder):
         return
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(epath.Path(folder)):
         for name in (*folders, *names):
             check_no_link(os.path.join(place, name))
 
@@ -144,21 +150,25 @@ def _new_local_file(path: epath.Path, replaced: epath.Path) -> IO[bytes]:
 def sync_folder(folder: epath.PathLike) -> None:
     """Puts the names in a folder on the disk, on file systems that can."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(epath.Path(folder), os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
-def write_file(path: epath.PathLike, content: bytes | str, *, durable: bool = True) -> None:
+def write_file(path: epath.PathLike, content: bytes | str, *, durable: bool = True, mark: bool = True) -> None:
     """Writes a file so that a reader sees the old content or the new, never a part; makes its folder.
 
-    Text is stored as UTF-8. `Replacement` says what `durable` means.
+    Text is stored as UTF-8. `Replacement` says what `durable` means. Without `mark` a bucket gets the object alone, and
+    no mark of its folder, which would stay when the object is removed.
 
     Raises:
       OSError: it cannot be written; the old file, if there was one, is then still there.
     """
+    if is_remote(path) and not mark:
+        epath.Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+        return
     with Replacement(path, durable=durable) as replacement:
         replacement.stream.write(content.encode() if isinstance(content, str) else content)
         replacement.commit()
@@ -237,6 +247,7 @@ def open_to_grow(path: epath.PathLike) -> IO[bytes]:
       UserError: it is a link.
       OSError: it cannot be written, or is no regular file.
     """
+    path = epath.Path(path)
     check_no_link(path)
     # Who puts a link or a pipe there after the check is refused by the two flags.
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -261,9 +272,10 @@ def remove_file(file: epath.PathLike) -> None:
 
 def remove_folder(folder: epath.PathLike) -> None:
     """Removes a folder with all that is in it, without following links; nothing where it is absent. Raises OSError."""
+    folder = epath.Path(folder)
     if is_remote(folder):
-        if epath.Path(folder).exists():
-            epath.Path(folder).rmtree()
+        if folder.exists():
+            folder.rmtree()
     elif os.path.islink(folder) or os.path.isfile(folder):
         os.unlink(folder)
     elif os.path.lexists(folder):
@@ -273,21 +285,27 @@ def remove_folder(folder: epath.PathLike) -> None:
 def remove_empty_folder(folder: epath.PathLike) -> None:
     """Removes a local folder that nothing lies in; another one stays."""
     with contextlib.suppress(OSError):
-        os.rmdir(folder)
+        os.rmdir(epath.Path(folder))
 
 
 def rename_folder(folder: epath.PathLike, new: epath.PathLike) -> None:
     """Gives a folder another name, which nothing has; on the disk when this returns. Raises OSError.
 
-    In a bucket everything in it is copied.
+    In a bucket its files are copied one by one, and other readers see every stage of it.
     """
+    folder, new = epath.Path(folder), epath.Path(new)
     if is_remote(folder):
-        epath.Path(folder).rename(new)
+        start = len(os.fspath(folder).rstrip("/")) + 1
+        for parent, _, names in folder.walk():
+            for name in names:
+                file = epath.Path(parent) / name
+                file.replace(new / os.fspath(file)[start:])
+        remove_folder(folder)
         return
     if os.path.lexists(new):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(new))
     os.rename(folder, new)
-    sync_folder(epath.Path(new).parent)
+    sync_folder(new.parent)
 
 
 def check_regular(path: epath.PathLike) -> None:
@@ -296,6 +314,6 @@ def check_regular(path: epath.PathLike) -> None:
     Raises:
       OSError: it is there and is no regular file.
     """
-    text = os.fspath(path)
-    if "://" not in text and os.path.exists(text) and not os.path.isfile(text):
+    text = os.fspath(epath.Path(path))
+    if not is_remote(text) and os.path.exists(text) and not os.path.isfile(text):
         raise OSError(errno.EINVAL, "not a regular file", text)

@@ -1,4 +1,4 @@
-"""Folders that are replaced whole: a reader, and who comes after a crash, finds the old folder or the new one.
+"""Folders that are replaced whole: a reader finds the old folder or the new one, after a crash too.
 
 The new folder is written beside the old one, under a hidden random name, and is on the disk before the two change
 places in one act of the file system. Where it has no such act, two renames do it, and `recover` completes them when the
@@ -20,7 +20,7 @@ from etils import epath
 
 from hra_jax.errors import UserError
 from hra_jax.storage import locks, writing
-from hra_jax.storage.files import check_no_links, is_remote, remove_folder, rename_folder, sync_folder
+from hra_jax.storage.files import check_no_links, is_remote, real_path, remove_folder, rename_folder, sync_folder
 
 _Written = TypeVar("_Written")
 _AT_FDCWD = -100
@@ -54,7 +54,7 @@ def replace_folder(
     """
     if is_remote(folder):
         return write(epath.Path(folder))
-    place = epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     if os.path.lexists(place) and not place.is_dir():
         raise UserError(f"{os.fspath(folder)!r} is there and is no folder; allowed: a folder, or nothing")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def recover(folder: epath.PathLike) -> None:
     """
     if is_remote(folder):
         return
-    place = epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     if not place.parent.is_dir():
         return
     left = _leftovers(place)
@@ -117,7 +117,7 @@ def recover(folder: epath.PathLike) -> None:
 
 def is_to_be_mended(folder: epath.PathLike) -> bool:
     """Whether `recover` would find anything to do; false alarms while another process is in `replace_folder`."""
-    place = epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     return not is_remote(folder) and place.parent.is_dir() and any(_leftovers(place).values())
 
 
@@ -132,7 +132,7 @@ def put_back(folder: epath.PathLike) -> None:
     with contextlib.suppress(UserError, OSError), locks.hold_beside(folder, "recovery"):
         recover(folder)
     if _is_between_renames(folder):
-        place = epath.Path(os.path.realpath(folder))
+        place = real_path(folder)
         (token, *_) = sorted(_leftovers(place)["old"]) or [""]
         raise UserError(
             f"{os.fspath(folder)!r} is gone: a process replaces it, or was killed while it did, and it cannot be put "
@@ -143,7 +143,7 @@ def put_back(folder: epath.PathLike) -> None:
 def _is_between_renames(folder: epath.PathLike) -> bool:
     if is_remote(folder) or os.path.lexists(folder):
         return False
-    place = epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     return place.parent.is_dir() and bool(_leftovers(place)["old"])
 
 

@@ -31,7 +31,7 @@ from etils import epath
 from hra_jax.console import tell
 from hra_jax.errors import UserError
 from hra_jax.storage import writing
-from hra_jax.storage.files import is_remote, make_folder, remove_file
+from hra_jax.storage.files import is_remote, make_folder, real_path, remove_file
 from hra_jax.storage.json_files import parse_json
 
 RENEW_SECONDS = {False: 5.0, True: 20.0}  # of a lock on a disk, and on an object store
@@ -145,7 +145,7 @@ def hold(folder: epath.PathLike, what: str, *, patient: bool = False) -> Iterato
       OSError: the lock cannot be written.
     """
     make_folder(folder)
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     with _holding(place / NAME, what, folder=folder, patient=patient) as lock:
         yield lock
 
@@ -159,13 +159,28 @@ def hold_beside(folder: epath.PathLike, what: str, *, patient: bool = False) -> 
         yield lock
 
 
+def check_free(folder: epath.PathLike) -> None:
+    """Refuses a folder whose lock another process holds; nothing is written.
+
+    A lock of another machine is watched for a little longer than its owner needs to renew it; `hold` waits longer.
+
+    Raises:
+      UserError: another process holds it; names the process and what it does.
+      OSError: the lock cannot be read.
+    """
+    path = (epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))) / NAME
+    found = _read(path)
+    if found is not None and os.fspath(path) not in _held:
+        _wait_for(path, found, folder, quiet=False, seconds=1.5 * RENEW_SECONDS[is_remote(path)])
+
+
 def is_held_beside(folder: epath.PathLike) -> bool:
     """Whether the lock beside a folder is there; its owner may be dead. Raises OSError."""
     return _beside(folder).exists()
 
 
 def _beside(folder: epath.PathLike) -> epath.Path:
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     return place.parent / f".{place.name}{NAME}"
 
 
@@ -175,7 +190,7 @@ def check_held(folder: epath.PathLike) -> None:
     Raises:
       UserError: this process stood still for so long that another one has taken the lock over.
     """
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     lock = _held.get(os.fspath(place / NAME))
     if lock is not None:
         lock.check()
@@ -188,7 +203,7 @@ def is_held(folder: epath.PathLike) -> bool:
       UserError: something else has the name of the lock.
       OSError: it cannot be read.
     """
-    place = epath.Path(folder) if is_remote(folder) else epath.Path(os.path.realpath(folder))
+    place = real_path(folder)
     found = _read(place / NAME)
     return found is not None and not _is_dead(found.owner)
 
@@ -375,8 +390,17 @@ def _look_seconds(path: epath.Path) -> float:
     return RENEW_SECONDS[True] / 4 if is_remote(path) else _LOOK_SECONDS
 
 
-def _wait_for(path: epath.Path, found: _Found, folder: epath.PathLike, *, quiet: bool) -> None:
+def _wait_for(
+    path: epath.Path, found: _Found, folder: epath.PathLike, *, quiet: bool, seconds: float | None = None
+) -> None:
     """Returns when the owner of a lock is dead or has let go; says that it waits, unless it is to be quiet.
+
+    Args:
+      path: the lock.
+      found: what it says.
+      folder: what is locked.
+      quiet: whether to wait without a word.
+      seconds: for how long it is watched where its owner cannot be looked at; None for as long as `STALE_SECONDS`.
 
     Raises:
       UserError: it is alive.
@@ -385,7 +409,7 @@ def _wait_for(path: epath.Path, found: _Found, folder: epath.PathLike, *, quiet:
         return
     if found.owner.get("machine") == _machine() and "token" in found.owner:
         raise _refusal(found, folder, path)  # the process is there
-    seconds = STALE_SECONDS[is_remote(path)]
+    seconds = STALE_SECONDS[is_remote(path)] if seconds is None else seconds
     if not quiet:
         _say_waiting(found, folder, seconds)
     if _renewed(path, found, seconds, look=_look_seconds(path)):

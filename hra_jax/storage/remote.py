@@ -2,7 +2,8 @@
 
 Importing this module has `epath.Path` give paths of this kind, to this library and to those that it uses: work
 directories, backbones, manifests, recordings and the compile cache all go this way. What does not answer is asked
-again, with growing pauses, for HRA_STORAGE_SECONDS; what is not there or not allowed is said at once.
+again, with growing pauses, for HRA_STORAGE_SECONDS; what is not there or not allowed is said at once. `epath.Path` then
+also takes `file://` for the local path that it is, and refuses all other schemes with a UserError.
 
 A file is written to this machine first and goes to the bucket whole, when it is closed; where the `with` block ends
 with an error it does not go there at all.
@@ -17,17 +18,23 @@ import re
 import sys
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Self, TypeVar
 
 from etils import epath
+from etils.epath import register
+
+from hra_jax.errors import UserError
 
 SECONDS_VARIABLE = "HRA_STORAGE_SECONDS"
 UNAVAILABLE = 75  # exit status (EX_TEMPFAIL): the same command may find the storage again
 _SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0  # seconds
 _BUFFER = 1 << 20  # bytes that are asked for at least
-_SCHEMES = ("gs://", "s3://")
+SCHEMES = ("gs", "s3")  # of buckets
+_STARTS = tuple(f"{scheme}://" for scheme in SCHEMES)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 # TensorFlow's client asks again by itself, first for minutes and in silence; here all clients wait alike.
 os.environ.setdefault("GCS_RETRY_CONFIG_MAX_RETRIES", "2")
@@ -210,12 +217,61 @@ def answers(path: epath.PathLike) -> bool:
     return True
 
 
+# --- Schemes ----------------------------------------------------------------------------------------------------------
+
+
+def local_path(path: str) -> str:
+    """A path as the operating system has it: `file:///a%20b.wav` becomes `/a b.wav`; all others stay as they are."""
+    found = _SCHEME.match(path)
+    if found is None or found[1].lower() != "file":
+        return path
+    host, slash, rest = path[found.end() :].partition("/")
+    return urllib.parse.unquote(slash + rest) if host.lower() in ("", "localhost") and slash else path
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path has a scheme, and is no file of this machine; `file://` is one."""
+    return _SCHEME.match(local_path(os.fspath(path))) is not None
+
+
+def why_unreachable(path: str) -> str | None:
+    """Why nothing can be read or written at a path, whatever is there; None where something can."""
+    found = _SCHEME.match(local_path(path))
+    if found is None or found[1] in SCHEMES:
+        return None
+    if found[1].lower() == "file":
+        return "file:// of another machine is not read here; allowed: file:///PATH"
+    return f"{found[0]} is not read here; allowed: a path, {', '.join(('file://', *_STARTS))}"
+
+
+def _path_of_no_bucket(path: str) -> epath.Path:
+    """The local path that a path with `://` in it is. Raises UserError where it is none."""
+    why = why_unreachable(path)
+    if why is not None:
+        raise UserError(f"{path!r}: {why}")
+    return _Local(local_path(path))
+
+
+class _Classes(dict):
+    """The classes of `epath.Path` by how paths start; epath has nothing to register for all other starts."""
+
+    def __missing__(self, start: str) -> Callable[[str], epath.Path]:
+        return _path_of_no_bucket
+
+
 # --- Paths ------------------------------------------------------------------------------------------------------------
 
+_Local: Any = type(epath.Path("/"))
 _Parent: Any = type(epath.Path("gs://bucket"))
 
 
-@epath.register_path_cls(_SCHEMES)
+# Of az:// and hf:// epath knows too, and has no client for them here.
+register._URI_PREFIXES_TO_CLS = _Classes(
+    {start: cls for start, cls in register._URI_PREFIXES_TO_CLS.items() if cls is not _Parent or start in _STARTS}
+)
+
+
+@epath.register_path_cls(_STARTS)
 class BucketPath(_Parent):
     """`epath.Path` for buckets, with the errors of local paths, and with files that are read and written whole."""
 

@@ -30,7 +30,7 @@ import numpy as np
 from etils import epath
 
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.storage.files import replaced_name, write_file
+from hra_jax.storage.files import check_regular, replaced_name, write_file
 from hra_jax.storage.json_files import parse_json
 from hra_jax.storage.safetensors import DTYPES, TensorEntry, dtype_name, read_header, to_bytes
 from hra_jax.storage.trees import flatten, unflatten
@@ -377,6 +377,7 @@ def _opened(file: epath.Path) -> Iterator[tuple[IO[bytes], dict[str, _Tensor]]]:
     """Opens a segment and reads its header. Raises UserError for a file that is missing, damaged or not readable."""
     try:
         length = _length(file)
+        check_regular(file)
         with file.open("rb") as stream:
             yield stream, _read_header(stream, length, file)
     except OSError as error:
@@ -400,6 +401,9 @@ def _read_header(stream: IO[bytes], length: int, file: epath.Path) -> dict[str, 
         checksums = parse_json(header.metadata[_CHECKSUMS], where="the checksums in the header")
         tensors = {path: _Tensor(entry, checksums[path]) for path, entry in sorted(header.tensors.items())}
         rows = tensors[_IDS].shape
+        if len(rows) != 1:
+            raise ValueError(f"its ids have the shape {list(rows)}")
+        unflatten(dict.fromkeys(tensors))
         if tensors[_IDS].dtype != np.int64 or any(tensor.shape[:1] != rows for tensor in tensors.values()):
             raise ValueError(f"not all tensors have {list(rows)} rows")
     except KeyError as error:
@@ -420,6 +424,8 @@ def _read_tensor(stream: IO[bytes], path: str, tensor: _Tensor, file: epath.Path
 
 def _read_index(stream: IO[bytes], tensors: dict[str, _Tensor], file: epath.Path) -> _Index:
     ids = _read_tensor(stream, _IDS, tensors[_IDS], file)
+    if (ids[:1] < 0).any() or (ids[1:] <= ids[:-1]).any():
+        raise DamagedError(f"{file}: the segment is damaged: its ids are not ascending from 0 or more")
     return _Index(ids, {path: _row_text(tensor) for path, tensor in tensors.items() if path != _IDS})
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from hra_jax.errors import UserError
-from hra_jax.storage.files import check_regular
+from hra_jax.storage.files import check_regular, is_remote
 from hra_jax.storage.json_files import read_object
 from hra_jax.storage.safetensors import DTYPES, FLOATS, TensorEntry, read_header
 
@@ -124,7 +124,7 @@ class TensorFiles:
 
     def _read_runs(self, location: _Location, offsets: np.ndarray, length: int, into: memoryview) -> None:
         """Reads runs of `length` bytes at ascending `offsets` of a file, one after the other into `into`."""
-        gap = _REMOTE_GAP if "://" in str(location.path) else 0
+        gap = _REMOTE_GAP if is_remote(location.path) else 0
         done = 0
         try:
             with location.path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What is being written at the moment: who is about to end the process waits for it, or clears it away.
+"""What is being written at the moment: whoever is about to end the process waits for it, or clears it away.
 
 Nothing here is needed for files to be whole: a process that is killed at any moment leaves them so. But where there is
 time, what has been begun is finished, and what cannot be finished leaves no half-written file behind.

@@ -9,13 +9,13 @@
     python -m hra_jax.tasks export ADAPTER TASK [TASK ...] --output DIR
     python -m hra_jax.tasks import ADAPTER FROM [--task NAME ...] [--as NEW] [--output DIR]
     python -m hra_jax.tasks export-checkpoint --workdir W --output DIR [--step N|last|best] [--backbone DIR]
+        [--rename OLD=NEW ...]
     python -m hra_jax.tasks specialize ADAPTER TASK --output DIR [--backbone DIR] [--peft]
 
 Without --output the adapter is changed in place. Whatever a command is not about stays the same bytes.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from hra_jax.console import listed, near_matches, percent, say, stdout, table, t
 from hra_jax.convert import peft_export
 from hra_jax.errors import UserError
 from hra_jax.storage import folders, locks
-from hra_jax.storage.files import is_remote, write_file
+from hra_jax.storage.files import is_remote, real_path, write_file
 from hra_jax.storage.json_files import json_text
 from hra_jax.tasks import adding, descriptions, library, merging
 from hra_jax.tasks.backbone import load_backbone
@@ -49,7 +49,7 @@ def _destination(adapter: str, output: str | None, *, in_place: bool = True) -> 
     if output is None:
         return epath.Path(adapter)
     folder = epath.Path(output)
-    same = not is_remote(output) and os.path.realpath(output) == os.path.realpath(adapter)
+    same = not is_remote(output) and real_path(output) == real_path(adapter)
     if same and in_place:
         return epath.Path(adapter)
     if not output or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
@@ -338,15 +338,21 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
 
 
 def export_checkpoint(
-    *, workdir: str | None, output: str | None, step: str | None = None, backbone: str | None = None
+    *,
+    workdir: str | None,
+    output: str | None,
+    step: str | None = None,
+    backbone: str | None = None,
+    renames: Sequence[str] = (),
 ) -> None:
-    """Writes the adapter of any checkpoint of a run; nothing but the checkpoint and the backbone is read.
+    """Writes the adapter of any checkpoint of a run, or the backbone that it trained.
 
     Args:
       workdir: the work directory of the run.
       output: the folder to write.
       step: last, best or a number; None for last.
       backbone: as for `specialize`; None takes what the run names.
+      renames: 'OLD=NEW' for each task that is to have another name in the adapter.
 
     Raises:
       UserError: as `hra_jax.run.checkpoint_export.export_checkpoint`; no output, or one that is there already.
@@ -359,9 +365,10 @@ def export_checkpoint(
     with _writing(workdir, output, "export-checkpoint", in_place=False) as destination:
         wanted = step or "last"
         number, tasks = checkpoint_export.export_checkpoint(
-            workdir, destination, step=int(wanted) if wanted.isdigit() else wanted, backbone=backbone
+            workdir, destination, step=int(wanted) if wanted.isdigit() else wanted, backbone=backbone, renames=renames
         )
-        tell(f"exported checkpoint {number} of {workdir} to {destination}: {listed(tasks)}")
+        what = listed(tasks) if tasks else "a backbone"
+        tell(f"exported checkpoint {number} of {workdir} to {destination}: {what}")
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -390,13 +397,13 @@ COMMANDS = {
     "rename": _Command(rename, "ADAPTER OLD NEW", 3, 3, ("output",)),
     "export": _Command(export_tasks, "ADAPTER TASK [TASK ...] --output DIR", 2, _MANY, ("output",)),
     "export-checkpoint": _Command(
-        export_checkpoint, "--workdir W --output DIR", 0, 0, ("workdir", "output", "step", "backbone")
+        export_checkpoint, "--workdir W --output DIR", 0, 0, ("workdir", "output", "step", "backbone", "rename")
     ),
     "import": _Command(import_tasks, "ADAPTER FROM [--task NAME ...]", 2, _MANY, ("task", "as", "output")),
     "specialize": _Command(specialize, "ADAPTER TASK --output DIR", 2, 2, ("output", "backbone", "peft")),
 }
 # Flags that are called otherwise in Python.
-_KEYWORDS = {"task": "tasks", "as": "new_name"}
+_KEYWORDS = {"task": "tasks", "as": "new_name", "rename": "renames"}
 
 
 def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
@@ -417,6 +424,12 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_integer("steps", None, "add: optimizer steps; 300 if not given.", 1, flag_values=flag_values)
     flags.DEFINE_float("learning_rate", None, "add: peak learning rate.", 0.0, flag_values=flag_values)
     flags.DEFINE_multi_string("task", [], "import: a task to bring in, any number of times.", flag_values=flag_values)
+    flags.DEFINE_multi_string(
+        "rename",
+        [],
+        "export-checkpoint: OLD=NEW, any number of times.",
+        flag_values=flag_values,
+    )
 
 
 def main(argv: Sequence[str]) -> int | None:

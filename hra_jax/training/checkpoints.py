@@ -338,7 +338,7 @@ class Checkpoints:
     def _segments_of(self, step: int) -> dict[str, list[str]]:
         if step not in self._segments:
             where = f"{self.directory / str(step) / 'rows' / 'metadata'}"
-            self._segments[step] = check_fields(self._of(step).item("rows"), dict.fromkeys(LOGS, list), where=where)
+            self._segments[step] = check_fields(self._of(step).segments(), dict.fromkeys(LOGS, list), where=where)
         return self._segments[step]
 
     def _of(self, step: int) -> StoredCheckpoint:
@@ -346,12 +346,28 @@ class Checkpoints:
             self._stored[step] = StoredCheckpoint(self.directory / str(step))
         return self._stored[step]
 
-    def rows(self, step: int | str, log: str) -> Iterator[Rows]:
+    def rows(self, step: int | str, log: str, *, below: int | None = None) -> Iterator[Rows]:
         """The rows of a log as they were at a step, each once: (ids [n], tree of numpy rows [n, ...]), part by part.
 
-        Rows that have never changed are in no log. Raises DamagedError where a file of the log is missing or damaged.
+        Rows that have never changed are in no log.
+
+        Args:
+          step: a number, 'last' or 'best'.
+          log: one of LOGS.
+          below: how many rows there are; None takes all ids.
+
+        Raises:
+          DamagedError: a file of the log is missing or damaged, or holds a row that there is none of.
         """
-        return self._logs[log].read(self._segments_of(self.resolve(step))[log])
+        number = self.resolve(step)
+        found = self._logs[log].read(self._segments_of(number)[log])
+        return found if below is None else self._below(below, found, number, log)
+
+    def _below(self, bank: int, found: Iterator[Rows], step: int, log: str) -> Iterator[Rows]:
+        for ids, rows in found:
+            if ids[-1] >= bank:
+                raise self._of(step).damage(f"rows/{log} holds the row {ids[-1]}; there are {bank}")
+            yield ids, rows
 
     def fingerprint(self, step: int | str) -> dict[str, Any]:
         """The fingerprint that was stored with a checkpoint."""

@@ -38,14 +38,14 @@ def of_tree(tree: Any) -> dict[str, Checksum]:
     Waits for the arrays to be computed. Shapes and dtypes are not hashed: who compares checksums compares them too.
     """
     leaves = {sharding.leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    near = {name: np.asarray(leaf) for name, leaf in leaves.items() if _is_near(leaf)}
-    far = {name: _on_devices(leaf) for name, leaf in leaves.items() if name not in near}
-    sums = jax.device_get(far) | dict(zip(near, _on_host(list(near.values())), strict=True))
+    on_host = {name: np.asarray(leaf) for name, leaf in leaves.items() if _readable_on_host(leaf)}
+    on_devices = {name: _on_devices(leaf) for name, leaf in leaves.items() if name not in on_host}
+    sums = jax.device_get(on_devices) | dict(zip(on_host, _on_host(list(on_host.values())), strict=True))
     return {name: Checksum(int(value), not int(odd)) for name, (value, odd) in sorted(sums.items())}
 
 
-def _is_near(leaf: Any) -> bool:
-    """Whether this process can have an array as numpy for little."""
+def _readable_on_host(leaf: Any) -> bool:
+    """Whether this process can read a whole array in its own memory, without copying it from a device."""
     if not isinstance(leaf, jax.Array):
         return True
     devices: set[Any] = leaf.sharding.device_set

@@ -15,7 +15,7 @@ from hra_jax.errors import DamagedError, UserError
 from hra_jax.storage import remote
 from hra_jax.storage.checksums import of_json
 from hra_jax.storage.files import is_remote
-from hra_jax.storage.json_files import check_fields, parse_json
+from hra_jax.storage.json_files import MOST_BYTES, check_fields, parse_json
 from hra_jax.training.checksums import Checksum
 from hra_jax.training.sharding import leaf_name
 
@@ -23,6 +23,7 @@ METRIC = "wer_macro"  # the lower the better
 ITEMS = ("position", "best", "run", "rows")  # each of them one JSON object
 CHECKSUMS = "checksums"
 
+_LOG = re.compile(r"[a-z]+")
 # What storage says, here or in the network, of what is not what was written. With all other codes it has not read it.
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _DAMAGE = {"NOT_FOUND", "DATA_LOSS", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE", "UNIMPLEMENTED"}
@@ -41,9 +42,17 @@ class StoredCheckpoint:
     def item(self, name: str) -> dict[str, Any]:
         """A JSON value, `name` of ITEMS. Raises DamagedError where it is not what was written."""
         sums, value = self.checksums(), self._parsed(name)
-        if sums is not None and of_json(value) != sums["items"][name]:
+        if sums is not None and of_json(value) != sums["items"].get(name):
             raise self.damage(f"{name}/metadata is not what was written")
         return value
+
+    def segments(self) -> dict[str, list[str]]:
+        """The item `rows`: for each log of rows the names of its segments. Raises DamagedError."""
+        found = self.item("rows")
+        for log, names in found.items():
+            if not _LOG.fullmatch(log) or not isinstance(names, list) or any(type(name) is not str for name in names):
+                raise self.damage(f"rows/metadata: {log!r:.80}: {names!r:.80} are no segments of a log")
+        return found
 
     def checksums(self) -> dict[str, Any] | None:
         """What `checksums_of` has stored; None for a checkpoint of 0.1.0, which has none.
@@ -56,6 +65,12 @@ class StoredCheckpoint:
             if found is not None:
                 if found.pop("self", None) != of_json(found) or found.get("step") != self.step:
                     raise self.damage(f"{CHECKSUMS}/metadata is not what was written")
+                try:
+                    check_fields(found, {"items": dict, "state": dict}, where=f"{CHECKSUMS}/metadata")
+                    for leaf, entry in found["state"].items():
+                        _check_entry(entry, where=f"{CHECKSUMS}/metadata: {leaf!r:.80}")
+                except UserError as error:
+                    raise self.damage(str(error)) from error
                 self._sums = found
             self._known = True
         return self._sums
@@ -69,23 +84,34 @@ class StoredCheckpoint:
             raise
 
     def _tells_of_checksums(self) -> bool:
-        """Whether Orbax's own list of what is in a checkpoint names the checksums; so a damaged list is taken."""
+        """Whether Orbax's own list of the contents names the checksums; a damaged list counts as if it did."""
         try:
-            text = (self.folder / "_CHECKPOINT_METADATA").read_bytes()
-        except _MISSING:
+            text = self._bytes("_CHECKPOINT_METADATA")
+        except DamagedError:
             return True
-        except OSError as error:
-            raise self.damage(f"_CHECKPOINT_METADATA: {reason(error)}", error=error) from error
         return b'"checksums"' in text or b'"item_handlers"' not in text
 
     def _parsed(self, name: str) -> dict[str, Any]:
-        file, where = self.folder / name / "metadata", f"{name}/metadata"
+        where = f"{name}/metadata"
+        content = self._bytes(where)
         try:
-            return check_fields(parse_json(file.read_bytes(), where=where), {}, where=where)
-        except OSError as error:
-            raise self.damage(f"{where}: {reason(error)}", error=error) from error
+            return check_fields(parse_json(content, where=where), {}, where=where)
         except UserError as error:
             raise self.damage(reason(error)) from error
+
+    def _bytes(self, name: str) -> bytes:
+        """The content of a file, which must have an end that is worth waiting for."""
+        file = self.folder / name
+        try:
+            if not is_remote(file) and not os.path.isdir(file):
+                if os.path.exists(file) and not os.path.isfile(file):
+                    raise self.damage(f"{name} is not a regular file")
+                if os.path.getsize(file) > MOST_BYTES:
+                    raise self.damage(f"{name} has {os.path.getsize(file):,} bytes; allowed: at most {MOST_BYTES:,}")
+            content: bytes = file.read_bytes()
+        except OSError as error:
+            raise self.damage(f"{name}: {reason(error)}", error=error) from error
+        return content
 
     def metrics(self) -> dict[str, float] | None:
         """{'wer_macro': ...}, from the checksums or else from Orbax's own file; None where both are missing or damaged.
@@ -95,7 +121,7 @@ class StoredCheckpoint:
         """
         for name in (f"{CHECKSUMS}/metadata", "metrics/metrics"):
             try:
-                found = check_fields(parse_json((self.folder / name).read_bytes(), where=name), {}, where=name)
+                found = check_fields(parse_json(self._bytes(name), where=name), {}, where=name)
                 if name != "metrics/metrics":
                     if found.pop("self", None) != of_json(found):
                         continue
@@ -103,14 +129,15 @@ class StoredCheckpoint:
                 return (
                     None if found is None else {METRIC: float(check_fields(found, {METRIC: float}, where="")[METRIC])}
                 )
-            except (*_MISSING, UserError, LookupError):
+            except UserError as error:
+                if isinstance(error.__cause__, OSError) and not isinstance(error, DamagedError):
+                    raise
+            except LookupError:
                 continue
-            except OSError as error:
-                raise self.damage(f"{name}: {reason(error)}", error=error) from error
         return None
 
     def damage(self, what: str, *, error: BaseException | None = None) -> UserError:
-        """What to tell where it cannot be used: a DamagedError, unless storage may yet give what it holds."""
+        """The error for one that cannot be used: a DamagedError, unless storage may still give what it holds."""
         text = f"{self.folder.parent}: checkpoint {self.step} cannot be read: {what}"
         trouble = error if error is not None and not _is_damage(error) else self._unreadable() if error else None
         if trouble is None:
@@ -126,6 +153,8 @@ class StoredCheckpoint:
                 return None
             for parent, _, names in os.walk(self.folder, onerror=_raise_trouble):
                 for name in names:
+                    if os.path.exists(os.path.join(parent, name)) and not os.path.isfile(os.path.join(parent, name)):
+                        continue  # a pipe: it would be waited for
                     try:
                         with epath.Path(parent, name).open("rb") as stream:
                             stream.read(1)
@@ -166,6 +195,11 @@ def _passes(error: BaseException) -> bool:
         return code not in _DAMAGE
     known = remote.as_os_error(error)
     return "start new thread" in text or (known is not None and _passes(known))
+
+
+def _check_entry(entry: object, *, where: str) -> None:
+    if not (isinstance(entry, list) and list(map(type, entry)) == [str, int]):
+        raise UserError(f"{where} is {entry!r:.80}; allowed: [kind, checksum]")
 
 
 def checksums_of(

@@ -29,10 +29,13 @@ run_on_workers() { # ID MODULE
 }
 
 [ -n "$DRY_RUN" ] || note "run $RUN_ID on $NAME; its logs go to $WORKDIR/logs/$RUN_ID"
-status=0 checked=""
+status=0 checked="" goes_on="the run goes on: --run-id $RUN_ID attaches to it"
 if [ -z "$NO_CHECK" ]; then
   run_on_workers "$RUN_ID-check" hra_jax.check || status=$?
-  [ "$status" -eq 0 ] || checked=" before it began"
+  if [ "$status" -ne 0 ]; then
+    checked=" before it began"
+    goes_on="the check before the run goes on: --run-id $RUN_ID attaches to it, and then begins the run"
+  fi
 fi
 if [ "$status" -eq 0 ]; then
   run_on_workers "$RUN_ID" hra_jax.train || status=$?
@@ -42,7 +45,7 @@ case $status in
   0) note "run $RUN_ID finished" ;;
   75) note "run $RUN_ID was told to stop, or its storage did not answer$checked; the same command resumes it" ;;
   127) note "the workers are not set up: launch/tpu/setup.sh comes first" ;;
-  255) note "the connection to a worker broke; if it is still there the run goes on: --run-id $RUN_ID attaches to it" ;;
+  255) note "the connection to a worker broke; if it is still there, $goes_on" ;;
   *) note "run $RUN_ID ended with status $status$checked; see the lines above, or $WORKDIR/logs/$RUN_ID" ;;
 esac
 # resume.sh says it once, at the end.

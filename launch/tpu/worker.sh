@@ -7,6 +7,7 @@
 #
 # A run goes on without its caller. gcloud starts a command anew where the connection breaks, so the second `run` of
 # an ID does not start it again: it shows what is printed from there on, and returns the status of the first.
+# ID-check is the check before run ID, and done where that run has been started.
 
 set -euo pipefail
 
@@ -64,6 +65,7 @@ supervise() { # ID WORKDIR COMPILE_CACHE ARGUMENT...
 
 run() { # ID WORKDIR COMPILE_CACHE ARGUMENT...
   local folder=$here/runs/$1 lines=+1 try
+  [[ $1 != *-check || ! -d ${folder%-check} ]] || exit 0
   mkdir -p "$here/runs"
   if mkdir "$folder" 2>/dev/null; then
     touch "$folder/log"

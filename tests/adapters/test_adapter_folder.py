@@ -1,8 +1,10 @@
 """Exported adapter folders: what is written, what comes back, and what is refused."""
 
+import hashlib
 import json
 import os
 import pathlib
+import random
 import shutil
 import subprocess
 import sys
@@ -10,10 +12,11 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
+from reference import endless
 from reference.task_files import split_into_task_files
 
 import hra_jax
-from hra_jax.adapters import adapter_folder
+from hra_jax.adapters import adapter_folder, initial
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.storage import json_files, locks, safetensors
 from hra_jax.storage.trees import flatten, unflatten
@@ -96,7 +99,7 @@ def test_round_trip_gives_back_every_row_under_its_task(tmp_path, per_task_files
 def test_the_folder_says_which_version_wrote_it_and_one_that_does_not_is_of_the_first_release(tmp_path):
     write(tmp_path)
     assert adapter_folder.read_adapter(tmp_path).config["hra_jax"] == hra_jax.__version__
-    edit_json(tmp_path / "adapter_config.json", lambda content: content.pop("hra_jax"))
+    edit_json(tmp_path / "adapter_config.json", lambda content: (content.pop("hra_jax"), content.pop("sha256")))
     assert adapter_folder.read_adapter(tmp_path).config["hra_jax"] == "0.1.0"
 
 
@@ -353,6 +356,57 @@ def test_an_adapter_of_another_backbone_is_refused(tmp_path):
     assert str(error.value) == (
         "here: trained on the backbone 'digits-backbone' (f00d), but 'other' has the fingerprint cafecafecafe"
     )
+
+
+def test_a_flip_in_any_file_is_refused_where_the_folder_is_read_or_changes_nothing_that_is_read(tmp_path):
+    write(tmp_path)
+    expected, generator, refused = read_back(tmp_path), random.Random(int(os.environ.get("HRA_SEED", "0"))), 0
+    for name in ("adapter_config.json", "tasks.json", "adapter_model.safetensors", "README.md"):
+        before = (tmp_path / name).read_bytes()
+        for _ in range(60):
+            place, bit = generator.randrange(len(before)), generator.randrange(8)
+            (tmp_path / name).write_bytes(before[:place] + bytes([before[place] ^ 1 << bit]) + before[place + 1 :])
+            try:
+                assert read_back(tmp_path) == expected, f"{name}: bit {bit} of byte {place}"
+            except UserError as error:
+                refused += 1
+                assert name in str(error)
+        (tmp_path / name).write_bytes(before)
+    assert refused > 3 * 60 - 20  # the model card is for people, and a name of the hashes says nothing
+
+
+def read_back(folder):
+    """All that an adapter folder gives but the hashes, and what only people read."""
+    found = adapter_folder.read_adapter(folder)
+    config = {key: found.config[key] for key in ("method", "backbone", "vocabulary", "tensors", "accounting")}
+    trees = [("", found.shared), *found.tasks.items()]
+    arrays = [(name, path, leaf.tobytes()) for name, tree in trees for path, leaf in flatten(tree).items()]
+    return config, found.tasks_json, arrays
+
+
+def test_an_edited_configuration_is_refused_in_a_line_that_says_how_to_use_it(tmp_path):
+    write(tmp_path)
+    edit_json(tmp_path / "adapter_config.json", lambda content: content["accounting"].update(parameters_per_task=8))
+    with pytest.raises(DamagedError, match=r"adapter_config.json: is not what was exported.*remove 'sha256' from"):
+        adapter_folder.read_adapter(tmp_path)
+    edit_json(tmp_path / "adapter_config.json", lambda content: content.pop("sha256"))
+    assert adapter_folder.read_adapter(tmp_path).config["accounting"]["parameters_per_task"] == 8
+
+
+@pytest.mark.parametrize("kind", endless.KINDS)
+def test_the_hash_of_what_a_run_starts_from_waits_for_no_file_without_an_end(tmp_path, kind):
+    write(tmp_path)
+    before = initial.content_hash(str(tmp_path))
+    assert (
+        before
+        == hashlib.sha256(b"adapter_model.safetensors" + contents(tmp_path)["adapter_model.safetensors"]).hexdigest()
+    )
+    endless.put(tmp_path / "x.safetensors", kind)
+    with (
+        endless.bounded(),
+        pytest.raises(UserError, match=r"adapter.start = .*: x.safetensors cannot be read .not a reg"),
+    ):
+        initial.content_hash(str(tmp_path))
 
 
 def test_who_reads_while_the_adapter_is_replaced_reads_it_again(tmp_path, monkeypatch):

@@ -1,13 +1,16 @@
 """Folders that are damaged or not supported: one clear line each, and no backbone."""
 
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import published
+from etils import epath
+from reference import endless, published
 from safetensors.numpy import load_file, save_file
 
+from hra_jax.convert import conversion
 from hra_jax.convert.conversion import convert
 from hra_jax.errors import UserError
 
@@ -321,3 +324,15 @@ def test_what_may_be_somebody_s_is_not_taken_for_leftovers(make, tmp_path, name)
     with pytest.raises(UserError, match="new folder"):
         convert(source, tmp_path / "out")
     assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [b"mine"]
+
+
+@pytest.mark.parametrize("kind", endless.KINDS)
+def test_nobody_waits_for_a_model_card_without_an_end(tmp_path, kind):
+    endless.put(tmp_path / "README.md", kind)
+    with endless.bounded(), pytest.raises(UserError, match=r"README.md: cannot be read .not a regular file"):
+        conversion._license(epath.Path(tmp_path))
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    os.truncate(tmp_path / "README.md", 2**40)
+    with endless.bounded():
+        assert conversion._license(epath.Path(tmp_path)) == "mit"

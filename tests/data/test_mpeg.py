@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hra_jax.data import audio, manifest, mpeg
+from hra_jax.data import audio, manifest, mpeg, sound_files
 from hra_jax.data.utterance import Utterance
 
 RATE = 16000
@@ -124,3 +124,27 @@ def test_a_damaged_stream_prints_nothing_and_what_others_print_is_kept(tmp_path,
         for _ in sound.blocks():
             os.write(2, b"a line of somebody else\n")
     assert set(capfd.readouterr().err.splitlines()) == {"a line of somebody else"}
+
+
+@pytest.mark.parametrize("junk", [0, 200])
+def test_standard_error_is_itself_while_a_whole_stream_is_read(tmp_path, monkeypatch, junk):
+    content = variable(tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "a.mp3").write_bytes(content + b"x" * junk)
+    lengths, read = [], soundfile.SoundFile.read
+
+    def seen(sound, count, **how):
+        found = read(sound, count, **how)
+        lengths.append((len(found), os.readlink("/proc/self/fd/2")))
+        return found
+
+    real = os.readlink("/proc/self/fd/2")
+    monkeypatch.setattr(soundfile.SoundFile, "read", seen)
+    with audio.Sound(str(tmp_path / "a.mp3")) as sound:
+        assert sum(len(block) for block in sound.blocks()) > 11 * RATE
+    away = [length for length, where in lengths if where != real]
+    assert (sum(away) <= 32 * 1152) == (not junk) and lengths[0][0] in away
+
+
+def test_the_frames_of_a_hundred_thousand_files_are_counted_once():
+    for remembered in (sound_files._counted, sound_files._is_followed):
+        assert remembered.cache_info().maxsize >= 100_000

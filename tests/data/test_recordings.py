@@ -7,8 +7,9 @@ import unicodedata
 import numpy as np
 import pytest
 import soundfile
+from reference import endless
 
-from hra_jax.data import manifest
+from hra_jax.data import manifest, recordings
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.storage.remote import StorageUnavailable
@@ -376,3 +377,28 @@ def test_a_bucket_is_searched_as_a_folder_is(gcs_storage, tmp_path, monkeypatch)
     with pytest.raises(StorageUnavailable):
         manifest.make("gs://bucket/data", tmp_path / "m.jsonl")
     gcs_storage.clear()
+
+
+@pytest.mark.parametrize("kind", endless.KINDS)
+def test_nobody_waits_for_a_transcript_or_a_table_without_an_end(tmp_path, kind):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(800), 8000)
+    (tmp_path / "b.txt").write_text("be")
+    endless.put(tmp_path / "a.txt", kind)
+    report = DataReport()
+    with endless.bounded():
+        found, _ = recordings.find(tmp_path, report=report)
+    assert [recording.text for recording in found] == ["be"]
+    (row,) = report.to_json()["utterances"]["unreadable_text"]
+    assert row["name"] == "a.wav" and "not a regular file" in row["detail"]
+    endless.put(tmp_path / "transcripts.csv", kind)
+    with endless.bounded(), pytest.raises(UserError, match="transcripts.csv: .*not a regular file"):
+        recordings.find(tmp_path, report=DataReport())
+
+
+def test_a_table_of_any_size_is_refused_unread(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(800), 8000)
+    (tmp_path / "transcripts.csv").touch()
+    os.truncate(tmp_path / "transcripts.csv", 2**40)
+    with endless.bounded(), pytest.raises(UserError, match="transcripts.csv: more than 1,073,741,824 bytes"):
+        recordings.find(tmp_path, report=DataReport())

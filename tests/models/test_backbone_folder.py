@@ -14,12 +14,14 @@ import pytest
 from etils import epath
 from reference import tiny
 
-from hra_jax.errors import UserError
+from hra_jax import api
+from hra_jax.errors import DamagedError, UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import named_size
 from hra_jax.storage import safetensors
 from hra_jax.storage.safetensors_reader import TensorFiles
-from hra_jax.storage.trees import flatten
+from hra_jax.storage.trees import flatten, unflatten
+from hra_jax.text.vocabularies import CharacterVocabulary
 from hra_jax.training import placement, sharding
 
 VOCABULARY = {"kind": "characters", "characters": "abc'é"}
@@ -395,6 +397,43 @@ def test_verify_finds_any_flipped_byte_and_names_the_tensor(folder, params):
         backbone_folder.load(str(folder))  # reading alone does not hash
         message = refusal(folder, verify=True)
         assert "hash differs" in message and name in message
+
+
+@pytest.mark.parametrize("max_bytes", [3000, 10**9], ids=["many files", "one file"])
+def test_weights_that_were_replaced_under_the_same_fingerprint_are_found_as_they_are_read(
+    tmp_path, params, monkeypatch, max_bytes
+):
+    folder, other = tmp_path / "backbone", tmp_path / "other"
+    vocabulary = CharacterVocabulary(" abcd").to_json()
+    fingerprint = save(folder, params, vocabulary=vocabulary, max_bytes=max_bytes)
+    name = "encoder.layers.ff1.up.kernel"
+    replaced = flatten(params, separator=".") | {name: -flatten(params, separator=".")[name]}
+    assert save(other, unflatten(replaced, separator="."), vocabulary=vocabulary, max_bytes=max_bytes) != fingerprint
+    for path in other.glob("*.safetensors"):
+        shutil.copy(path, folder / path.name)
+    files = backbone_folder.load(str(folder))
+    assert files.fingerprint == fingerprint
+    told = rf"{re.escape(str(folder))}/.*: '{name}' is not what was stored; its hash differs$"
+    with pytest.raises(DamagedError, match=told):
+        api.load_backbone(folder)
+    mesh = sharding.make_mesh(2, 2, tensor=2)
+    places = placement.backbone_shardings(mesh, tiny.FEATURES, tiny.ENCODER)
+    with pytest.raises(DamagedError, match=told):
+        backbone_folder.load_params(files, places)
+    with pytest.raises(DamagedError, match=told), files.reading() as read:
+        for found in files.tensors.names():
+            read(found)
+    # Of several processes, which read parts, one finds it.
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    messages = []
+    for process in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        try:
+            with backbone_folder._checking_a_share(files):
+                pass
+        except DamagedError as error:
+            messages.append(str(error))
+    assert len(messages) == 1 and re.search(told, messages[0])
 
 
 @pytest.mark.parametrize(

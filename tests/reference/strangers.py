@@ -7,6 +7,7 @@ As a program, `python -m reference.strangers KIND COUNT SEED BASES`, it tries ma
 are bounded, and prints a line of numbers.
 """
 
+import contextlib
 import copy
 import dataclasses
 import faulthandler
@@ -31,19 +32,21 @@ from hra_jax.convert.conversion import convert
 from hra_jax.data.report import DataReport
 from hra_jax.data.synthetic.rendering import summary_table
 from hra_jax.data.synthetic.speakers import speakers_from_json
-from hra_jax.errors import UserError
+from hra_jax.errors import UserError, printable
 from hra_jax.models import backbone_folder
 from hra_jax.models.stored_settings import from_json
 from hra_jax.storage import safetensors
+from hra_jax.storage.checksums import of_json
 from hra_jax.storage.json_files import read_text
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.tasks import descriptions, library
 from hra_jax.text.tokenizer_files import vocabulary_from_folder
 from hra_jax.training.metrics import cut_back
+from hra_jax.verify import verify
 
 MOST_SECONDS = 20.0  # for one input
 MOST_BYTES = 2 << 30  # that one process may take beyond what it has when it begins
-KINDS = ("adapters", "backbones", "published", "json")
+KINDS = ("adapters", "backbones", "published", "json", "verify")
 
 # --- What is wrong with an input --------------------------------------------------------------------------------------
 
@@ -370,6 +373,56 @@ class Attempts:
         shutil.copytree(self.bases / "json" / reader, folder)
         edit_json(source.choice(sorted(path for path in folder.rglob("*.json*") if path.is_file())), source)
         return lambda: READERS[reader](folder)
+
+    def _verify(self, source: random.Random, folder: Path) -> Callable[[], None]:
+        group = source.choice(("runs", "runs", "adapters", "backbones"))
+        self._copy(source, group, folder)
+        for _ in range(source.choice((1, 1, 2))):
+            file = source.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+            if file.stat().st_size > 10**6:  # of holes
+                continue
+            if file.suffix == ".safetensors" and source.random() < 0.7:
+                edit_tensors(file, source)
+            elif file.name == "metadata" or file.suffix in (".json", ".jsonl"):
+                edit_json(file, source)
+            elif file.stat().st_size and source.random() < 0.7:
+                file.write_bytes(damaged_bytes(source, file.read_bytes()))
+            else:
+                damage_file(source, file)
+        if source.random() < 0.8:
+            sign_run(folder)
+
+        def use() -> None:
+            for part in verify(folder):
+                assert all(type(text) is str for fault in part.faults for text in fault)
+                for file, fault in part.faults:
+                    # As it is told of it would be refused.
+                    raise UserError(f"{folder}: {part.name}: {printable(file)}: {printable(fault)}"[:4000])
+
+        return use
+
+
+def sign_run(folder: Path) -> None:
+    """Gives the listings and the checksums of a run's damaged files what belongs to them, as an attacker would."""
+    sums = sorted(folder.glob("checkpoints/*/checksums/metadata"))
+    for file in (*sums, *sorted(folder.rglob("files.json"))):
+        if not file.is_file() or file.stat().st_size > 10**6:
+            continue
+        try:
+            content = json.loads(file.read_bytes())
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(content, dict):
+            continue
+        if file in sums:
+            rows = file.parent.parent / "rows" / "metadata"
+            with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
+                if rows.is_file() and rows.stat().st_size < 10**6:
+                    content["items"]["rows"] = of_json(json.loads(rows.read_bytes()))
+            content.pop("self", None)
+            file.write_text(json.dumps(content | {"self": of_json(content)}))
+        elif "files" in content:
+            file.write_text(json.dumps({"files": content["files"], "crc32": of_json(content["files"])}) + "\n")
 
 
 def unsign(config: Path) -> None:

@@ -1,15 +1,23 @@
-"""Any checkpoint of a run as an adapter folder, without its data."""
+"""Any checkpoint of a run as an adapter or backbone folder, without its data."""
 
 import json
 import shutil
 
 import numpy as np
 import pytest
+from etils import epath
+from reference import endless
+from reference import micro as world
 
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.errors import UserError
+from hra_jax.models.encoder_config import SIZES
 from hra_jax.run.checkpoint_export import _allowed_names, export_checkpoint
+from hra_jax.run.exporting import _check_names
+from hra_jax.storage.checksums import of_json
+from hra_jax.storage.row_log import RowLog
 from hra_jax.storage.trees import flatten
+from hra_jax.training.stored_checkpoint import StoredCheckpoint
 
 
 @pytest.fixture
@@ -54,3 +62,100 @@ def test_names_that_no_task_may_have_are_changed_and_told(capsys):
     names = _allowed_names(["ann", "bob\u00a0b", "", "__mean__", "c\td"])
     assert names == ["ann", "bob b", "task-2", "task-3", "c d"]
     assert capsys.readouterr().out.count("is called") == 4
+
+
+@pytest.mark.parametrize("content", [b'{"a": "\xff"}', b"{", b"[]", b"{}", b'{"a": 1}', "pipe", "link"])
+def test_a_configuration_that_is_none_is_one_line_that_names_it(tmp_path, content):
+    path = tmp_path / "config.json"
+    endless.put(path, content) if isinstance(content, str) else path.write_bytes(content)
+    with endless.bounded(), pytest.raises(UserError, match=r"config\.json: ") as error:
+        export_checkpoint(tmp_path, tmp_path / "out")
+    assert str(error.value).isprintable()
+
+
+def with_rows(workdir, change):
+    """Changes the rows of the last checkpoint, and signs them, as a stranger may."""
+    folder = workdir / "checkpoints"
+    (segment, *_) = StoredCheckpoint(epath.Path(folder / "4")).item("rows")["bank"]
+    log = RowLog(folder / "rows" / "bank")
+    ((ids, rows), *_) = log.read([segment])
+    (folder / "rows" / "bank" / f"{segment}.safetensors").unlink()
+    ids, rows = change(np.array(ids), rows)
+    RowLog(folder / "rows" / "bank").append(segment, ids, rows, after=[])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda ids, rows: (ids + 1000, rows), "checkpoint 4 cannot be read: rows/bank holds the row 100"),
+        (lambda ids, rows: (ids, {"count": rows["count"]}), "rows are of another run: tasks/.* is absent there"),
+        (lambda ids, rows: (ids, {"tasks": rows["tasks"]}), "rows are of another run: count is absent there"),
+        (lambda ids, rows: (ids, rows | {"count": rows["count"].astype(np.int64)}), "count is int64.. there; .* int32"),
+    ],
+)
+def test_rows_that_are_none_of_the_run_s_are_refused_in_one_line(workdir, tmp_path, change, told):
+    with_rows(workdir, change)
+    with pytest.raises(UserError, match=told):
+        export_checkpoint(workdir, tmp_path / "out", step=4)
+    assert not (tmp_path / "out").exists()
+
+
+def call_tasks(checkpoint, names):
+    """Gives the tasks of a checkpoint other names, as in a run that was begun before names were looked at."""
+    file, sums = checkpoint / "run" / "metadata", checkpoint / "checksums" / "metadata"
+    facts, told = json.loads(file.read_text()), json.loads(sums.read_text())
+    facts["tasks"] = list(names)
+    told["items"]["run"] = of_json(facts)
+    del told["self"]
+    file.write_text(json.dumps(facts))
+    sums.write_text(json.dumps(told | {"self": of_json(told)}))
+
+
+def test_a_run_with_a_name_that_no_task_may_have_is_exported_under_other_names(workdir, tmp_path):
+    names = ["ann", "bob\u00a0b", "a=b"]
+    call_tasks(workdir / "checkpoints" / "4", names)
+    assert export_checkpoint(workdir, tmp_path / "own")[1] == ["ann", "bob b", "a=b"]
+    for old in names[1], "bob b":
+        renames = [f"{old}=Bob", "a=b=c"]
+        assert export_checkpoint(workdir, tmp_path / "out", renames=renames)[1] == ["ann", "Bob", "c"]
+        assert list(read_adapter(tmp_path / "out").tasks) == ["ann", "Bob", "c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("zoe=x", "--rename='zoe=x'; allowed: OLD=NEW, where OLD is one of 'ann', 'bob', 'cy'"),
+        ("ann", "allowed: OLD=NEW"),
+        ("ann=bob", "task 'bob' is there already"),
+        ("ann=__mean__", "a task cannot have the name '__mean__'"),
+        ("ann=", "a task cannot have the name ''"),
+    ],
+)
+def test_a_rename_of_no_task_or_to_no_name_is_refused_and_writes_nothing(workdir, tmp_path, text, told):
+    with pytest.raises(UserError) as caught:
+        export_checkpoint(workdir, tmp_path / "out", renames=[text])
+    assert told in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_the_export_of_a_run_that_cannot_have_its_names_tells_the_way_out():
+    _check_names(["ann", "bob"], "W")
+    with pytest.raises(UserError, match="a task cannot have the name .*export-checkpoint --workdir W .* --rename OLD="):
+        _check_names(["ann", "bob\u00a0b"], "W")
+
+
+@pytest.mark.slow(minutes=0.5)
+@pytest.mark.parametrize("method", ["full", "pretrain"])
+def test_the_last_checkpoint_of_a_run_that_trains_a_backbone_is_what_it_exported(method, micro, tmp_path, monkeypatch):
+    pretrained = dict(backbone="builtin:none", pretrain__size="micro") if method == "pretrain" else {}
+    monkeypatch.setitem(SIZES, "micro", (world.FEATURES, world.GEOMETRY))
+    done = world.train(micro.config(method=method, steps=2, **pretrained), tmp_path / "W")
+    assert done.status == 0
+    own = {path.name: path.read_bytes() for path in (done.workdir / "backbone").iterdir()}
+    for name in ["as exported", *(["of the texts"] if pretrained else [])]:
+        out = tmp_path / name
+        assert export_checkpoint(done.workdir, out) == (2, [])
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == own
+        # Without what the run has exported the vocabulary of a new backbone is made of the texts again.
+        shutil.rmtree(done.workdir / "backbone", ignore_errors=True)
+    with pytest.raises(UserError, match="--rename='a=b' has no use with method"):
+        export_checkpoint(done.workdir, tmp_path / "other", renames=["a=b"])

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from reference.full_disk import no_file_larger_than
 
-from hra_jax import train
+from hra_jax import cli, train
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.config.keys import group
 from hra_jax.run.exporting import ExportSettings
@@ -71,6 +71,21 @@ def test_an_export_that_cannot_be_written_leaves_what_is_there_and_the_same_comm
         assert not [name for name in os.listdir(run.workdir) if name.startswith(".")]
     finish(run, trained.config)
     assert files_of(adapter) == whole
+
+
+def test_what_lies_in_the_place_of_an_export_is_left_there_and_moved_away_makes_room(run, trained):
+    adapter = run.workdir / "adapter"
+    shutil.rmtree(adapter)
+    adapter.write_text("mine")
+    with pytest.raises(OSError, match="Not a directory") as error:
+        finish(run, trained.config)
+    assert cli._storage_trouble(error.value) == (
+        f"Not a directory: '{adapter}'; allowed: a folder that can be written, with free space"
+    )
+    assert adapter.read_text() == "mine"
+    adapter.unlink()
+    finish(run, trained.config)
+    assert list(read_adapter(adapter).tasks) == ["ann", "bob", "cy"]
 
 
 def test_a_best_checkpoint_that_is_damaged_is_told_of_and_the_newest_whole_one_exported(

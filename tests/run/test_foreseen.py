@@ -127,6 +127,15 @@ def test_a_task_that_a_suite_cannot_score_is_refused_with_suite_task_and_the_way
     assert line.endswith("--config.eval.suite=" if split == "test" else "--config.eval.select_suite=")
 
 
+@pytest.mark.parametrize(("split", "key"), [("test", "eval.suite"), ("validation", "eval.select_suite")])
+def test_a_suite_whose_every_utterance_is_too_long_is_refused_with_its_name_and_the_way_out(micro, data, split, key):
+    for speaker in world.SPEAKERS:
+        spoil(data, split, speaker, duration=9.0)
+    line = refused(micro, data)
+    assert line.startswith(f"suite '{split}': no usable utterance: all ") and "too_long" in line
+    assert line.endswith(f"mend the manifest, or train without the suite: --config.{key}=")
+
+
 def test_single_utterances_that_cannot_be_scored_are_counted_and_named_and_hold_nothing_up(micro, data):
     rows = world.read_manifest(data / "test.jsonl")
     rows[0]["audio_filepath"], rows[2]["text"] = "gone.flac", "..."

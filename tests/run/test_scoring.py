@@ -1,6 +1,10 @@
-"""The report of unusable data of a run that is started again, and which utterances count as not scored."""
+"""What a score that fails costs, the data report of a run that starts again, and which utterances are not scored."""
 
+import errno
 import json
+import struct
+import types
+import zlib
 
 import pytest
 
@@ -10,9 +14,48 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation.report import Unscored, UtteranceResult
 from hra_jax.evaluation.suites import Suite, SuiteTask
 from hra_jax.run import scoring
-from hra_jax.run.scoring import data_report
+from hra_jax.run.scoring import attempt, data_report
+from hra_jax.storage.remote import StorageUnavailable
 
 ONE = {"counts": {"too_long": 1}, "utterances": {"too_long": [{"name": "a", "detail": "40 s"}]}}
+
+
+@pytest.fixture
+def run():
+    return types.SimpleNamespace(report=DataReport(), failures=[])
+
+
+def failing(error: BaseException):
+    def act():
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize("kind", [AssertionError, EOFError, ImportError, KeyError, UserError, struct.error, zlib.error])
+def test_whatever_a_library_raises_in_a_score_is_told_and_the_run_goes_on(run, kind, capsys):
+    assert attempt(run, "the validation at step 2", failing(kind("no good"))) is None
+    assert run.failures == ["the validation at step 2 failed"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the validation at step 2 failed: ") and "no good" in line
+
+
+def test_ctrl_c_and_sigterm_are_no_failures(run):
+    for error in (KeyboardInterrupt(), SystemExit(75)):
+        with pytest.raises(type(error)):
+            attempt(run, "the validation", failing(error))
+    assert not run.failures
+
+
+def test_storage_that_is_away_ends_what_the_same_command_does_again_and_nothing_else(run):
+    away = StorageUnavailable(errno.EAGAIN, "the storage does not answer")
+    told = UserError("the report")
+    told.__cause__ = away
+    for error in (away, told):
+        with pytest.raises(type(error)):
+            attempt(run, "the evaluation", failing(error), comes_again=True)
+    assert not run.failures
+    assert attempt(run, "the validation", failing(away)) is None and run.failures == ["the validation failed"]
 
 
 def test_what_an_earlier_start_found_is_kept(tmp_path, capsys):

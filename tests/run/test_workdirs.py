@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from reference import endless
 
 from hra_jax.config.files import config_to_json, load_config
 from hra_jax.errors import UserError
@@ -256,6 +257,14 @@ def test_no_adapter_is_exported_through_a_link(tmp_path, run):
     with pytest.raises(UserError, match="is a link"):
         run("one")
     assert not list((tmp_path / "kept").iterdir())
+
+
+@pytest.mark.parametrize("kind", endless.KINDS)
+def test_an_adapter_with_a_file_without_an_end_is_no_longer_the_run_s_and_nobody_waits_for_it(tmp_path, run, kind):
+    assert run("one")
+    endless.put(tmp_path / "adapter" / "README.md", kind)
+    with endless.bounded():
+        assert not run("two")
 
 
 def test_fewer_steps_than_the_run_has_had_are_refused_and_not_stored(tmp_path, config):

@@ -18,7 +18,7 @@ from hra_jax.data.sound_files import AudioError
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.storage import locks, remote
-from hra_jax.storage.files import Replacement, write_file
+from hra_jax.storage.files import Replacement, remove_folder, rename_folder, write_file
 
 
 def of_tensorflow(code: int, text: str) -> Exception:
@@ -330,3 +330,15 @@ def test_who_was_overwritten_in_a_bucket_is_told_before_it_saves(bucket, quick_l
         with pytest.raises(UserError, match="another process has taken this lock over"):
             locks.check_held("gs://bucket/W")
     assert b"quick" in epath.Path("gs://bucket/W/.lock").read_bytes()
+
+
+def test_a_folder_in_a_bucket_gets_another_name_with_all_that_is_in_it(bucket):
+    folder, new = epath.Path("gs://bucket/W/checkpoints/2"), epath.Path("gs://bucket/W/checkpoints/2.damaged")
+    for name in ("state/d/a", "commit_success.txt"):
+        write_file(folder / name, name)
+    rename_folder(folder, new)
+    assert not folder.exists()
+    for name in ("state/d/a", "commit_success.txt"):
+        assert (new / name).read_text() == name
+    remove_folder(new)
+    assert not new.exists()

@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 
 import pytest
 
@@ -306,3 +307,20 @@ def test_pieces_equal_the_published_tokenizer(tmp_path, make, blank, name):
     vocabulary = restored(vocabulary_from_folder(tmp_path / "saved", size, blank % size))
     letters = sorted(set("".join(SENTENCES)) - {" "})
     check_equal(vocabulary, published, random_texts(letters) + SENTENCES)
+
+
+def test_a_vocabulary_of_any_size_is_refused_before_anything_is_made_for_it(tmp_path):
+    (tmp_path / "vocab.json").write_text('{"a": 0, "<pad>": 1}')
+    message = "a vocabulary of 1,000,000,000 symbols; allowed: at most 1,048,576"
+    tracemalloc.start()
+    for make in (
+        lambda: vocabulary_from_folder(tmp_path, 10**9, 1),
+        lambda: TokenizerVocabulary({}, size=10**9, blank_id=0),
+        lambda: vocabularies.vocabulary_from_json(
+            {"type": "tokenizer", "content": {}, "size": 10**9, "blank_id": 0, "special_ids": [], "clean": False}
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            make()
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()

@@ -5,6 +5,7 @@ once and deleted once. HRA_SEED chooses the bits.
 """
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -18,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from reference import endless
 from reference import micro as world
 
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.storage import checksums as file_checksums
 from hra_jax.storage import remote
+from hra_jax.storage.row_log import RowLog
 from hra_jax.training import checkpoints as checkpoints_module
 from hra_jax.training import checksums, sharding
 from hra_jax.training.checkpoints import Checkpoints
@@ -409,13 +412,25 @@ def test_the_metrics_of_a_checkpoint_outlive_damage_of_their_file(copy):
         assert checkpoints.best_step() == 1
 
 
+@pytest.fixture(scope="module")
+def finished(micro, tmp_path_factory):
+    """A run like `trained`, compiled as the tests here are: another test may have been the first to use that one."""
+    config = micro.config(
+        eval__suite=micro.suite("test"),
+        eval__select_suite=micro.suite("validation"),
+        eval__every_steps=2,
+        checkpoint__keep_latest=4,
+    )
+    return world.train(config, tmp_path_factory.mktemp("finished") / "W")
+
+
 @pytest.mark.slow(minutes=1.0)
 @pytest.mark.parametrize("damage", ["state", "position/metadata", "checksums/metadata", "rows"])
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_and_ends_the_same(
-    trained, tmp_path, damage
+    finished, tmp_path, damage
 ):
     workdir = tmp_path / "W"
-    shutil.copytree(trained.workdir, workdir)
+    shutil.copytree(finished.workdir, workdir)
     shutil.rmtree(workdir / "adapter")
     newest, generator = workdir / "checkpoints" / "4", random.Random(SEED)
     if damage == "rows":
@@ -429,11 +444,52 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_an
         for _ in range(8):
             found[generator.randrange(len(found))] ^= 1 << generator.randrange(8)
         path.write_bytes(bytes(found))
-    again = world.train(trained.config, workdir)
+    again = world.train(finished.config, workdir)
     assert again.status == 0
     assert "; going on from checkpoint 2" in again.printed and "resuming at step 2" in again.printed
     for name in ("adapter_model.safetensors", "tasks.json"):
-        assert (workdir / "adapter" / name).read_bytes() == (trained.workdir / "adapter" / name).read_bytes()
-    assert world.losses(workdir) == world.losses(trained.workdir)
-    sums = [StoredCheckpoint(at / "checkpoints" / "4").checksums() for at in (workdir, trained.workdir)]
+        assert (workdir / "adapter" / name).read_bytes() == (finished.workdir / "adapter" / name).read_bytes()
+    assert world.losses(workdir) == world.losses(finished.workdir)
+    sums = [StoredCheckpoint(at / "checkpoints" / "4").checksums() for at in (workdir, finished.workdir)]
     assert sums[0]["state"] == sums[1]["state"] and sums[0]["items"]["position"] == sums[1]["items"]["position"]
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [{}, {"items": 3, "state": {}}, {"items": {}, "state": 3}, {"items": {}, "state": {"a": 3}}, {"items": {}}]
+    + [{"items": {}, "state": {"a": entry}} for entry in ([], ["x"], ["x", True], ["x", 1, 2], [3, 1], {})],
+)
+def test_checksums_that_a_stranger_signed_are_refused_where_they_say_no_checksums(copy, sums):
+    found = {"step": 2, "metrics": [1]} | sums
+    text = json.dumps(found | {"self": file_checksums.of_json(found)})
+    (copy / "2" / "checksums" / "metadata").write_text(text)
+    stored = StoredCheckpoint(epath.Path(copy / "2"))
+    assert stored.metrics() in (None, {"wer_macro": 0.25})
+    with pytest.raises(DamagedError, match="checkpoint 2 cannot be read: .*checksums/metadata"):
+        stored.item("rows")
+
+
+@pytest.mark.parametrize("rows", [{"bank": 3}, {"bank": [3]}, {"../x": ["1"]}, {"": []}, {"bank": {"a": 1}}])
+def test_lists_of_segments_that_are_none_are_refused(copy, rows):
+    (copy / "2" / "rows" / "metadata").write_text(json.dumps(rows))
+    sums = json.loads((copy / "2" / "checksums" / "metadata").read_text())
+    sums["items"]["rows"] = file_checksums.of_json(rows)
+    del sums["self"]
+    (copy / "2" / "checksums" / "metadata").write_text(json.dumps(sums | {"self": file_checksums.of_json(sums)}))
+    with pytest.raises(DamagedError, match=r"checkpoint 2 cannot be read: rows/metadata: .* are no segments of a log"):
+        StoredCheckpoint(epath.Path(copy / "2")).segments()
+
+
+@pytest.mark.parametrize("kind", endless.KINDS)
+def test_nobody_waits_for_a_file_of_a_checkpoint_that_has_no_end(copy, kind):
+    for name in ("position/metadata", "checksums/metadata", "metrics/metrics", "_CHECKPOINT_METADATA"):
+        endless.put(copy / "2" / name, kind)
+        with endless.bounded():
+            stored = StoredCheckpoint(epath.Path(copy / "2"))
+            stored.metrics()
+            with pytest.raises(DamagedError, match="checkpoint 2 cannot be read: .*not a regular file"):
+                stored.item("position")
+    (file,) = [path for path in (copy / "rows" / "bank").iterdir() if path.stem == "2"]
+    endless.put(file, kind)
+    with endless.bounded(), pytest.raises(UserError, match="2.safetensors: .*not a regular file"):
+        list(RowLog(copy / "rows" / "bank").read(["2"]))

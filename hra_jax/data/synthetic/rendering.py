@@ -27,6 +27,7 @@ from hra_jax.run import children
 from hra_jax.storage import checksums, folders, locks
 from hra_jax.storage.files import check_no_link, make_folder, remove_file, write_file
 from hra_jax.storage.json_files import COUNT, Kind, check_fields, read_object
+from hra_jax.storage.remote import is_remote, local_path
 
 _RENDERING = 1  # raise it when the same request gives other samples or texts than before
 _DONE = "synthesis.json"
@@ -257,8 +258,9 @@ def render(
       RuntimeError: eSpeak NG failed on an utterance.
     """
     chosen = _chosen_set(set_name, speakers)
-    if not os.fspath(output) or "://" in os.fspath(output):
-        raise UserError(f"the output {os.fspath(output)!r} is not a local folder; render locally and copy the folder")
+    output = local_path(os.fspath(output))
+    if not output or is_remote(output):
+        raise UserError(f"the output {output!r} is not a local folder; render locally and copy the folder")
     if not 0 < scale <= 10 or not 4000 <= sample_rate <= 48000:
         raise UserError(f"scale {scale}, sample_rate {sample_rate}; allowed: scale up to 10, 4000 to 48000 Hz")
     folder = pathlib.Path(output)
