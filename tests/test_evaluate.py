@@ -110,8 +110,8 @@ def test_an_unknown_step_suite_or_run_is_one_line_that_names_it(workdir, micro, 
 def test_an_adapter_that_does_nothing_fails_loudly_after_the_report_is_written(workdir, micro, monkeypatch):
     read = Checkpoints.rows
 
-    def silenced(self, step, log):
-        for ids, rows in read(self, step, log):
+    def silenced(self, step, log, **settings):
+        for ids, rows in read(self, step, log, **settings):
             heads = jax.tree.map(np.array, rows["tasks"])
             for leaf in jax.tree.leaves(heads):
                 leaf[ids == 1] = 0.0

@@ -18,7 +18,7 @@ from hra_jax import api
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import named_size
-from hra_jax.storage import safetensors
+from hra_jax.storage import safetensors, safetensors_reader
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.text.vocabularies import CharacterVocabulary
@@ -296,8 +296,9 @@ class RemoteFile:
 
 
 @pytest.mark.parametrize("max_bytes", [3000, 10**9])
-def test_a_remote_folder_is_written_like_a_local_one_and_read_by_ranges(tmp_path, params, max_bytes):
+def test_a_remote_folder_is_written_like_a_local_one_and_read_by_ranges(tmp_path, params, max_bytes, monkeypatch):
     transfers = []
+    monkeypatch.setattr(safetensors_reader, "is_remote", lambda path: isinstance(path, Remote))
 
     class Remote(type(epath.Path(tmp_path))):
         """A path of an object store."""
