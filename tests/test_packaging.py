@@ -293,7 +293,10 @@ def ci(folder: Path, tests: str, *, limit: str, workers: int = 0) -> subprocess.
     )
 
 
-@pytest.mark.parametrize(("workers", "deselected"), [(0, ", 1 deselected"), (2, "")], ids=["one", "shared"])
+@pytest.mark.parametrize(
+    ("workers", "deselected"),
+    [pytest.param(0, ", 1 deselected", id="one"), pytest.param(2, "", id="shared", marks=pytest.mark.slow)],
+)
 def test_ci_names_what_the_time_did_not_suffice_for_and_fails(tmp_path, workers, deselected):
     done = ci(
         tmp_path, SLOW_TESTS.format(first="True", seconds=60), limit="4s" if workers == 0 else "12s", workers=workers

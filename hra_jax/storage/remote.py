@@ -506,7 +506,7 @@ class Upload(io.BufferedWriter):
         try:
             if not self._dropped:
                 self.flush()
-                # The client is handed a name, and reads from it anew at every try.
+                # The client is handed a name, and reads from it again at every try.
                 name = f"/proc/self/fd/{self._local.fileno()}"
                 retried(lambda: self._copy(name), self._path)
         finally:
