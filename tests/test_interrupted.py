@@ -121,7 +121,7 @@ COMMANDS: dict[str, Callable[[Place], list[str]]] = {
     "params": lambda place: module("params", "--config", place.config),
     "manifest make": make_manifest,
     "config": lambda place: module("config"),
-    "topologies": lambda place: module("tpu.topologies"),
+    "topologies": lambda place: module("tpu.topologies", "v5e:16x16"),
     "verify": lambda place: module("verify", place.own(place.trained.workdir)),
     "check": lambda place: module("check", "--config", place.config, "--workdir", place.folder / "W"),
 }
