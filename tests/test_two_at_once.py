@@ -173,7 +173,7 @@ def await_step(process: subprocess.Popen, workdir: Path) -> None:
 def test_of_two_trainings_and_a_sweep_the_first_alone_writes_and_a_killed_one_is_taken_over(
     micro, tmp_path, command_env
 ):
-    config = world.write_config(tmp_path / "long.py", micro.config(steps=100_000, checkpoint__every_steps=2))
+    config = world.write_config(tmp_path / "long.py", micro.config(steps=100_000, checkpoint__every_steps=20))
     train = [sys.executable, "-m", "hra_jax.train", "--config", config, "--workdir", str(tmp_path / "S" / "seed=0")]
     train += ["--config.seed=0"]
     sweep = [sys.executable, str(SWEEP), "--workdir", str(tmp_path / "S"), "--set", "seed=0", "--", "--config", config]
