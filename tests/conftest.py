@@ -114,13 +114,7 @@ def trained(micro, tmp_path_factory):
     """A finished run of 4 steps: an adapter, validated at steps 2 and 4, checkpoints 1, 2, 4. To be read only."""
     from reference import micro as world
 
-    config = micro.config(
-        eval__suite=micro.suite("test"),
-        eval__select_suite=micro.suite("validation"),
-        eval__every_steps=2,
-        checkpoint__keep_latest=4,
-    )
-    return world.train(config, tmp_path_factory.mktemp("trained") / "W")
+    return world.train(micro.validated_config(), tmp_path_factory.mktemp("trained") / "W")
 
 
 @pytest.fixture(scope="session")

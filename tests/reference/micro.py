@@ -126,6 +126,15 @@ class Micro:
         """The path of a suite: test, validation, or mixed (each speaker's own adapter, the mean head, the base)."""
         return str(self.folder / f"{name}.py")
 
+    def validated_config(self) -> ConfigDict:
+        """A run of 4 steps that is validated at steps 2 and 4, scored at its end, and keeps all its checkpoints."""
+        return self.config(
+            eval__suite=self.suite("test"),
+            eval__select_suite=self.suite("validation"),
+            eval__every_steps=2,
+            checkpoint__keep_latest=4,
+        )
+
     def config(self, **changes) -> ConfigDict:
         """A run of 4 steps on the micro data; `changes` has the keys of a configuration with `__` for the dots."""
         config = load_config("base").unlock()

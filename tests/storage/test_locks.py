@@ -69,6 +69,26 @@ def another_process(what: str) -> dict[str, object]:
     return locks._this_process(what) | {"process": os.getppid(), "started": locks._started(os.getppid())}
 
 
+def take_at_once(take, path, owners, folder):
+    """Has all owners take a lock in the same moment; what the lock is held for by who got it, and the errors."""
+    taken, refused, barrier = [], [], threading.Barrier(len(owners))
+
+    def try_to(owner):
+        barrier.wait()
+        try:
+            take(path, owner, folder)
+            taken.append(owner["what"])
+        except (UserError, OSError) as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=try_to, args=(owner,)) for owner in owners]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return taken, refused
+
+
 def test_a_lock_is_there_while_it_is_held_again_within_the_process_and_gone_afterwards(tmp_path):
     with locks.hold(tmp_path / "W", "one"):
         with locks.hold(tmp_path / "W", "two"):
@@ -116,7 +136,7 @@ def test_a_number_that_another_process_has_got_is_no_sign_of_life(tmp_path):
     here = locks._this_process("x")
     store(tmp_path, **here | {"process": os.getppid(), "started": "1"})
     with locks.hold(tmp_path, "this one"):
-        pass
+        assert locks._read(epath.Path(tmp_path / ".lock")).owner["what"] == "this one"
 
 
 def test_the_owner_on_another_machine_is_dead_when_it_is_seen_not_to_renew(tmp_path, monkeypatch, capsys):
@@ -162,22 +182,8 @@ def test_a_link_or_folder_in_the_place_of_a_lock_is_refused_and_not_followed(tmp
 def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path, monkeypatch):
     store(tmp_path, **locks._this_process("x") | {"process": 2**22 + 1})
     monkeypatch.setattr(locks, "_held", {})
-    taken, refused, barrier = [], [], threading.Barrier(8)
     owners = [another_process(f"{number}") for number in range(8)]
-
-    def take(owner):
-        barrier.wait()
-        try:
-            locks._take_local(epath.Path(tmp_path / ".lock"), owner, tmp_path)
-            taken.append(owner["what"])
-        except (UserError, OSError) as error:
-            refused.append(str(error))
-
-    threads = [threading.Thread(target=take, args=(owner,)) for owner in owners]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    taken, refused = take_at_once(locks._take_local, epath.Path(tmp_path / ".lock"), owners, tmp_path)
     assert len(taken) == 1 and len(refused) == 7 and all("in use" in line for line in refused)
     assert json.loads((tmp_path / ".lock").read_text(encoding="utf-8").splitlines()[0])["what"] == taken[0]
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
@@ -246,21 +252,7 @@ def test_file_systems_without_second_names_get_a_lock_too(tmp_path, monkeypatch)
 def test_on_an_object_store_the_last_writer_has_the_lock_and_the_others_see_it(tmp_path):
     """The acts of an object store, which are files written and read whole, on those of a disk."""
     path, owners = epath.Path(tmp_path / ".lock"), [another_process(f"{number}") for number in range(5)]
-    taken, refused, barrier = [], [], threading.Barrier(len(owners))
-
-    def take(owner):
-        barrier.wait()
-        try:
-            locks._take_remote(path, owner, tmp_path)
-            taken.append(owner["what"])
-        except (UserError, OSError) as error:
-            refused.append(str(error))
-
-    threads = [threading.Thread(target=take, args=(owner,)) for owner in owners]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    taken, refused = take_at_once(locks._take_remote, path, owners, tmp_path)
     assert len(taken) == 1 and len(refused) == 4 and all("in use" in line for line in refused)
     assert locks._read(path).owner["what"] == taken[0]
     with pytest.raises(UserError, match="in use"):

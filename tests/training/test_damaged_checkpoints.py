@@ -415,13 +415,7 @@ def test_the_metrics_of_a_checkpoint_outlive_damage_of_their_file(copy):
 @pytest.fixture(scope="module")
 def finished(micro, tmp_path_factory):
     """A run like `trained`, compiled as the tests here are: another test may have been the first to use that one."""
-    config = micro.config(
-        eval__suite=micro.suite("test"),
-        eval__select_suite=micro.suite("validation"),
-        eval__every_steps=2,
-        checkpoint__keep_latest=4,
-    )
-    return world.train(config, tmp_path_factory.mktemp("finished") / "W")
+    return world.train(micro.validated_config(), tmp_path_factory.mktemp("finished") / "W")
 
 
 @pytest.mark.slow(minutes=1.0)
