@@ -33,6 +33,7 @@ from hra_jax.run.scoring import (
     attempt,
     base_weights,
     data_report,
+    recognise,
     score,
     suite_weights,
     untrained,
@@ -305,8 +306,7 @@ def _validate(
     """Scores the selection suite, and keeps the best macro WER and the best per task in `run.best`."""
     best = run.best
     base = processes.agreed(lambda: base_weights(run))
-    step_of, weights = run.layout.programs.evaluation, suite_weights(run, select)
-    rows, loss, _ = select.run(step_of, weights, base, agreed=processes.agreed)
+    rows, loss, _ = recognise(run, select, suite_weights(run, select), base)
     results = processes.agreed(lambda: evaluate_results(rows, select.suite, accounting=accounting(run), bootstrap=0))
     values = {"": results["wer_macro"]} | {name: task["wer"] for name, task in results["tasks"].items()}
     for name, wer in values.items():

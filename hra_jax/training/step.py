@@ -309,7 +309,9 @@ def make_evaluation_step(
     def evaluation_step(trainable: Tree, frozen: Tree, batch: Tree) -> Metrics:
         if "backbone" in trainable:
             slots, index = 0, jnp.zeros_like(batch["task"])
-            adapted, plain = (functools.partial(forward, model, part, None, None) for part in (trainable["backbone"], frozen))
+            adapted, plain = (
+                functools.partial(forward, model, part, None, None) for part in (trainable["backbone"], frozen)
+            )
         else:
             size = jax.tree.leaves(trainable["tasks"])[0].shape[0]
             # One slot more than there can be tasks: nothing fills the last, so its row is zero.
@@ -329,7 +331,9 @@ def make_evaluation_step(
         if not beside:
             return outputs
         # The base writes in its own vocabulary.
-        base, _ = plain(jnp.full_like(index, slots), {name: value for name, value in batch.items() if name != "symbols"})
+        base, _ = plain(
+            jnp.full_like(index, slots), {name: value for name, value in batch.items() if name != "symbols"}
+        )
         without = base
         if "symbols" in batch:
             # In the task's own vocabulary and, where all tasks share an output layer, after that: a row that does
