@@ -204,3 +204,35 @@ def test_a_recording_is_the_same_through_another_path(tmp_path):
     for path in (tmp_path / "link" / "1.wav", tmp_path / "real" / ".." / "link" / "1.wav"):
         with pytest.raises(UserError, match="shares 1 utterance"):
             suites.check_disjoint([utterance(str(path))], training, suite="digits")
+
+
+FEW = ("*", "{dir}/test.jsonl", "speaker=*", "__few__")
+SUPPORT = {"support": "{dir}/train.jsonl", "shots": (0, 1, 10), "draws": 5}
+
+
+def test_a_suite_says_what_heads_of_a_few_utterances_train_on(tmp_path):
+    write_manifest(tmp_path)
+    suite = build(tmp_path, FEW, ("* base", "{dir}/test.jsonl", "speaker=*", "__base__"), **SUPPORT)
+    assert (suite.support, suite.shots, suite.draws) == (f"{tmp_path}/train.jsonl", (0, 1, 10), 5)
+    assert [task.adapter_task for task in suite.tasks] == ["__few__"] * 3 + ["__base__"] * 3
+    plain = build(tmp_path, BY_SPEAKER)
+    assert (plain.support, plain.shots, plain.draws) == ("", (), 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "line"),
+    [
+        (BY_SPEAKER, SUPPORT, "suite 'digits': support needs a row with the adapter task '__few__'"),
+        (FEW, {}, "suite 'digits': the adapter task '__few__' needs the key 'support'"),
+        (FEW, SUPPORT | {"support": ""}, "suite 'digits': support = ''; allowed: the path of a manifest"),
+        (FEW, SUPPORT | {"shots": ()}, r"shots = \(\); allowed: ascending integers from 0, at least one"),
+        (FEW, SUPPORT | {"shots": (1, 1)}, r"shots = \(1, 1\); allowed: ascending integers"),
+        (FEW, SUPPORT | {"shots": (-1, 1)}, r"shots = \(-1, 1\); allowed: ascending integers"),
+        (FEW, SUPPORT | {"shots": (True,)}, r"shots = \(True,\); allowed: ascending integers"),
+        (FEW, SUPPORT | {"draws": 0}, "draws = 0; allowed: an integer of at least 1"),
+    ],
+)
+def test_wrong_settings_of_few_utterances_are_one_line_each(tmp_path, row, changes, line):
+    write_manifest(tmp_path)
+    with pytest.raises(UserError, match=line):
+        build(tmp_path, row, **changes)
