@@ -95,9 +95,7 @@ class TensorFiles:
         """
         return self.read_slice(name, ())
 
-    def read_slice(
-        self, name: str, index: Index | tuple[Index, ...], *, told: Told = lambda piece: None
-    ) -> np.ndarray:
+    def read_slice(self, name: str, index: Index | tuple[Index, ...], *, told: Told = lambda piece: None) -> np.ndarray:
         """A part of a tensor, in its dtype. Nothing else of it is held, and on local paths nothing else is read.
 
         Args:
@@ -131,7 +129,7 @@ class TensorFiles:
     def _read_runs(
         self, location: _Location, offsets: np.ndarray, length: int, into: memoryview
     ) -> Iterator[tuple[int, int]]:
-        """Reads runs of `length` bytes at ascending `offsets` of a file into `into`; yields [start, stop) of each piece."""
+        """Reads runs of `length` bytes at ascending `offsets` of a file; yields where in `into` each piece lies."""
         gap = _REMOTE_GAP if is_remote(location.path) else 0
         done = 0
         try:
