@@ -30,6 +30,7 @@ from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary
 from hra_jax.training import sharding
+from hra_jax.training.agreement import agreed
 
 
 class Base(Protocol):
@@ -161,7 +162,6 @@ class SuiteRunner:
         done: Mapping[int, Recognised] | None = None,
         after: Callable[[dict[int, Recognised]], None] = lambda found: None,
         progress: bool = False,
-        agreed: Callable[[Callable[[], Any]], Any] = lambda action: action(),
     ) -> tuple[list[UtteranceResult], float, dict[str, float]]:
         """Scores the suite.
 
@@ -177,7 +177,6 @@ class SuiteRunner:
           done: what was recognised before, by number of the utterance. Batches that hold nothing else are left out.
           after: called after each batch with what was recognised in it.
           progress: whether to show a bar.
-          agreed: does what each process does by itself, as `run.processes.agreed`.
 
         Returns:
           A list of `UtteranceResult` in the order of the table, the mean loss, and {task: largest difference of its
