@@ -386,7 +386,7 @@ def test_evaluation_counts_the_same_on_one_two_and_four_processes(micro, uneven,
     assert found[2] == found[1] and found[4] == found[1]
     assert results["utterances_not_scored"] == 2 and len(names) == 2
     assert sum(task["utterances"] for task in results["tasks"].values()) == sum(map(len, predictions.values())) == 5
-    assert any(json.loads(line)["hypothesis"] for lines in predictions.values() for line in lines)
+    assert any(json.loads(line)["pred_text"] for lines in predictions.values() for line in lines)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings, TableSource
 from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
-from hra_jax.evaluation.report import UtteranceResult
+from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models import ctc
 from hra_jax.models.features import FeatureConfig
@@ -207,11 +207,14 @@ class SuiteRunner:
             found[int(row)] = UtteranceResult(
                 task=task.name,
                 key=utterance.key,
-                reference=utterance.text,
+                text=utterance.text,
                 # `__base__` is the backbone, also beside a fine-tuned one.
-                hypothesis=text if base_text is None or task.adapter_task != BASE_TASK else base_text,
-                base_hypothesis=base_text,
+                pred_text=text if base_text is None or task.adapter_task != BASE_TASK else base_text,
+                base_pred_text=base_text,
                 duration=utterance.duration,
+                audio_filepath=utterance.audio_filepath,
+                offset=utterance.offset,
+                tags=utterance.tags,
             )
         return found
 

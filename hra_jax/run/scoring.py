@@ -12,14 +12,9 @@ from etils import epath
 from hra_jax.console import error_line, tell
 from hra_jax.data.report import DataReport
 from hra_jax.errors import FAILURES, UserError
-from hra_jax.evaluation.report import (
-    Unscored,
-    UtteranceResult,
-    evaluate_results,
-    is_report_file,
-    print_table,
-    write_report,
-)
+from hra_jax.evaluation.predictions import Unscored, UtteranceResult
+from hra_jax.evaluation.report import is_report_file, print_table, write_report
+from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
 from hra_jax.evaluation.suites import Suite
 from hra_jax.run import processes, workdirs
@@ -160,7 +155,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
     rows, _, differences = runner.run(step_of, weights, base, progress=True, agreed=processes.agreed)
     if method == "pretrain":
         # There is no base beside it: it is the base.
-        rows = [dataclasses.replace(row, base_hypothesis=None) for row in rows]
+        rows = [dataclasses.replace(row, base_pred_text=None) for row in rows]
     # Too long or unreadable ones are in the data report; here is which ones the rates leave out.
     gather_data_report(run)
     unscored = _unscored(suite, rows, run.report)
