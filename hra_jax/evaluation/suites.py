@@ -27,6 +27,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import ml_collections
 
@@ -44,7 +45,7 @@ WILDCARD = "*"
 METRICS = ("wer", "cer")
 SECONDS = "seconds"  # the slice by duration
 _KEYS = ("name", "normalizer", "tasks")
-_MORE_KEYS = ("metric", "block", "slices")
+_DEFAULTS = {"metric": "wer", "block": "speaker", "slices": ()}  # of the keys that a suite may leave out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +127,12 @@ def load_suite(suite: str, *, data_dir: str, report: DataReport) -> Suite:
 
 def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: DataReport) -> Suite:
     """As `load_suite`, from the config that a suite file returns (keys: see the top of this module)."""
-    _check_config(config)
+    settings = _checked_settings(config)
     manifests: dict[str, list[Utterance | Refused]] = {}
     tasks: list[SuiteTask] = []
     for row in config.tasks:
         _check_row(row, config.name)
-        metric = row[4] if len(row) > 4 else config.get("metric", "wer")
+        metric = row[4] if len(row) > 4 else settings["metric"]
         path = _manifest_path(row[1], data_dir, config.name)
         if path not in manifests:
             utterances, refused = read_manifest(path, report=report)
@@ -151,15 +152,15 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
         config.normalizer,
         tuple(task for task in tasks if task.utterances),
         lost,
-        **{key: config[key] for key in ("metric", "block") if key in config},
-        slices=tuple(config.get("slices", ())),
+        **settings,
     )
 
 
-def _check_config(config: ml_collections.ConfigDict) -> None:
+def _checked_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The keys that a suite may leave out; all keys are checked."""
     for key in config:
-        if key not in _KEYS + _MORE_KEYS:
-            raise UserError(f"a suite has no key {key!r}; allowed: {', '.join(_KEYS + _MORE_KEYS)}")
+        if key not in (*_KEYS, *_DEFAULTS):
+            raise UserError(f"a suite has no key {key!r}; allowed: {', '.join((*_KEYS, *_DEFAULTS))}")
     for key in _KEYS:
         if key not in config:
             raise UserError(f"a suite needs the key {key!r}; this one has: {', '.join(config) or 'none'}")
@@ -171,14 +172,16 @@ def _check_config(config: ml_collections.ConfigDict) -> None:
         )
     if not isinstance(config.tasks, tuple | list) or not config.tasks:
         raise UserError(f"suite {config.name!r}: tasks must be a tuple of rows; got {config.tasks!r}")
-    _check_metric(config.get("metric", "wer"), config.name)
-    block, slices = config.get("block", "speaker"), config.get("slices", ())
+    settings = {key: config[key] if key in config else default for key, default in _DEFAULTS.items()}
+    metric, block, slices = settings.values()
+    _check_metric(metric, config.name)
     if not isinstance(block, str) or not block:
         raise UserError(f"suite {config.name!r}: block must be the name of a tag, such as 'speaker'; got {block!r}")
     if not isinstance(slices, tuple | list) or not all(isinstance(item, str) and item for item in slices):
         raise UserError(f"suite {config.name!r}: slices must be a tuple of tags or '{SECONDS}:2,5'; got {slices!r}")
     for item in slices:
         duration_edges(item, suite=config.name)
+    return settings | {"slices": tuple(slices)}
 
 
 def _check_metric(metric: object, suite: str) -> None:
