@@ -45,7 +45,7 @@ WILDCARD = "*"
 METRICS = ("wer", "cer")
 SECONDS = "seconds"  # the slice by duration
 _KEYS = ("name", "normalizer", "tasks")
-_DEFAULTS = {"metric": "wer", "block": "speaker", "slices": ()}  # of the keys that a suite may leave out
+_DEFAULTS: dict[str, Any] = {"metric": "wer", "block": "speaker", "slices": ()}  # of the keys that a suite may leave out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +172,8 @@ def _checked_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
         )
     if not isinstance(config.tasks, tuple | list) or not config.tasks:
         raise UserError(f"suite {config.name!r}: tasks must be a tuple of rows; got {config.tasks!r}")
-    settings = {key: config[key] if key in config else default for key, default in _DEFAULTS.items()}
-    metric, block, slices = settings.values()
+    settings = _DEFAULTS | {key: config[key] for key in config if key in _DEFAULTS}
+    metric, block, slices = (settings[key] for key in _DEFAULTS)
     _check_metric(metric, config.name)
     if not isinstance(block, str) or not block:
         raise UserError(f"suite {config.name!r}: block must be the name of a tag, such as 'speaker'; got {block!r}")
