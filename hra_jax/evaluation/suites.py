@@ -45,7 +45,7 @@ WILDCARD = "*"
 METRICS = ("wer", "cer")
 SECONDS = "seconds"  # the slice by duration
 _KEYS = ("name", "normalizer", "tasks")
-_DEFAULTS: dict[str, Any] = {"metric": "wer", "block": "speaker", "slices": ()}  # of the keys that a suite may leave out
+_DEFAULTS: dict[str, Any] = {"metric": "wer", "block": "speaker", "slices": ()}  # may be left out
 
 
 @dataclasses.dataclass(frozen=True)
