@@ -21,7 +21,7 @@ from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.evaluation.report import evaluate_results
+from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
 from hra_jax.run import processes
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, as_stored, export

@@ -6,6 +6,7 @@ Each process decodes its own rows; the outputs are replicated, so every process 
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -22,7 +23,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings, TableSource
 from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
-from hra_jax.evaluation.report import UtteranceResult
+from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models import ctc
 from hra_jax.models.features import FeatureConfig
@@ -56,11 +57,14 @@ class Recognised(NamedTuple):
       loss: its CTC loss.
       difference: the largest difference of its log-probabilities from those without what the adapter's row adds; None
         where the base did not run beside it.
+      time: seconds that recognising it took, its share of its batch; None where its batch was the first of its shape,
+        which is compiled.
     """
 
     text: str
     loss: float
     difference: float | None
+    time: float | None
 
 
 def _suite() -> Rule:
@@ -212,13 +216,18 @@ class SuiteRunner:
             disable=not shown,
         )
         acting = {int(self.table.source[number]) for number, row in found.items() if row.difference}
+        compiled: set[tuple[Any, int]] = set()
         with bar, contextlib.closing(batches):
-            for _, numbers in plans:
+            for bucket, numbers in plans:
                 # One process may fail to decode its part, and the others would wait for it in the step.
                 batch = agreed(lambda: next(batches))
                 step = evaluation_step if alone is None or self._needs_base(numbers, acting) else alone
+                started = time.perf_counter()
                 step_outputs = step(weights, frozen, sharding.shard_batch(batch, self._mesh))
-                fresh = self._recognised({name: np.asarray(value) for name, value in step_outputs.items()})
+                outputs = {name: np.asarray(value) for name, value in step_outputs.items()}
+                seconds = time.perf_counter() - started if (step, bucket) in compiled else None
+                compiled.add((step, bucket))
+                fresh = self._recognised(outputs, seconds=seconds)
                 acting |= {int(self.table.source[number]) for number, row in fresh.items() if row.difference}
                 found |= fresh
                 after(fresh)
@@ -254,15 +263,20 @@ class SuiteRunner:
                 differences[name] = float(np.maximum(differences[name], row.difference))
         return differences
 
-    def _recognised(self, outputs: Mapping[str, np.ndarray]) -> dict[int, Recognised]:
-        """What was recognised in a batch, by number of the utterance; what the base recognised is kept."""
+    def _recognised(self, outputs: Mapping[str, np.ndarray], *, seconds: float | None) -> dict[int, Recognised]:
+        """What was recognised in a batch in some seconds, by number of the utterance; what the base did is kept."""
         paths = ctc.greedy_decode(outputs["paths"], outputs["lengths"], self.table.blank_id)
         base_paths = None
         # A backbone without an output layer of its own recognises nothing that could be compared.
         if "base_paths" in outputs and self._has_outputs:
             base_paths = ctc.greedy_decode(outputs["base_paths"], outputs["lengths"], self._base.vocabulary.blank_id)
+        rows = np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0))
+        if seconds is not None:
+            # The base beside it takes as long; where tasks have vocabularies of their own, it runs once more.
+            passes = 1 if "difference" not in outputs else 2 if self.table.symbols is None else 3
+            seconds /= passes * max(float(self.table.duration[outputs["utterance"][rows]].sum()), 1e-9)
         found = {}
-        for row in np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0)):
+        for row in rows:
             number = int(outputs["utterance"][row])
             task = self.suite.tasks[self.table.source[number]]
             if base_paths is not None:
@@ -271,6 +285,7 @@ class SuiteRunner:
                 self.table.vocabulary_of(task.adapter_task).decode(paths[row]),
                 float(outputs["loss"][row]),
                 float(outputs["difference"][row]) if "difference" in outputs else None,
+                None if seconds is None else seconds * float(self.table.duration[number]),
             )
         return found
 
@@ -280,11 +295,15 @@ class SuiteRunner:
         return UtteranceResult(
             task=task.name,
             key=utterance.key,
-            reference=utterance.text,
+            text=utterance.text,
             # `__base__` is the backbone, also beside a fine-tuned one.
-            hypothesis=found.text if base_text is None or task.adapter_task != BASE_TASK else base_text,
-            base_hypothesis=base_text,
+            pred_text=found.text if base_text is None or task.adapter_task != BASE_TASK else base_text,
+            base_pred_text=base_text,
             duration=utterance.duration,
+            audio_filepath=utterance.audio_filepath,
+            offset=utterance.offset,
+            time=found.time,
+            tags=utterance.tags,
         )
 
 

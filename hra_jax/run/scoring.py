@@ -11,14 +11,9 @@ from etils import epath
 from hra_jax.console import error_line, tell
 from hra_jax.data.report import DataReport
 from hra_jax.errors import FAILURES, UserError
-from hra_jax.evaluation.report import (
-    Unscored,
-    UtteranceResult,
-    evaluate_results,
-    is_report_file,
-    print_table,
-    write_report,
-)
+from hra_jax.evaluation.predictions import Unscored, UtteranceResult
+from hra_jax.evaluation.report import is_report_file, print_table, write_report
+from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
 from hra_jax.evaluation.suites import Suite
 from hra_jax.run import workdirs
