@@ -346,8 +346,15 @@ class TrainLoader(Iterator[Batch]):
         self.close()
 
 
-def _eval_plans(table: UtteranceTable, buckets: Sequence[float], rows: Sequence[int]) -> list[tuple[int, np.ndarray]]:
-    """Every utterance once: (bucket, indices), by bucket, then by length, then as in the table."""
+def eval_plans(
+    table: UtteranceTable, *, batch_seconds: float, buckets: Sequence[float], multiple: int
+) -> list[tuple[int, np.ndarray]]:
+    """The batches of `eval_batches`, which has the same arguments: every utterance of the table once.
+
+    Returns:
+      (bucket, indices) of each global batch, by bucket, then by length, then as in the table.
+    """
+    rows = batching.bucket_rows(buckets, batch_seconds=batch_seconds, multiple=multiple)
     bucket_ids = batching.bucket_of(table.duration, buckets)
     order = np.lexsort((np.arange(len(table)), table.duration, bucket_ids))
     plans = []
@@ -368,6 +375,7 @@ def eval_batches(
     prefetch: int = 2,
     label_capacities: Sequence[int] | None = None,
     local_rows: Callable[[int], np.ndarray] = np.arange,
+    plans: Sequence[tuple[int, np.ndarray]] | None = None,
 ) -> Iterator[Batch]:
     """Batches that hold every utterance of the table exactly once over all hosts, short and similar ones together.
 
@@ -385,6 +393,7 @@ def eval_batches(
       label_capacities: U of each bucket; None takes the longest of the table. Give the same to several tables, and
         they have the same shapes.
       local_rows: as for TrainLoader.
+      plans: some of `eval_plans` of the same table and settings, where not all batches are wanted.
 
     Raises:
       UserError: settings that do not fit together or with the table; while iterating, anything bad if the report is
@@ -404,7 +413,9 @@ def eval_batches(
         report=report,
         local_rows=local_rows,
     )
-    return _run(assembler, _eval_plans(table, buckets, rows), prefetch=prefetch)
+    if plans is None:
+        plans = eval_plans(table, batch_seconds=batch_seconds, buckets=buckets, multiple=multiple)
+    return _run(assembler, plans, prefetch=prefetch)
 
 
 def _run(assembler: _Assembler, plans: Sequence[tuple[int, np.ndarray]], *, prefetch: int) -> Iterator[Batch]:
