@@ -12,17 +12,15 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from hra_jax import cli
-from hra_jax.config.files import config_from_json, validate_config
+from hra_jax.config.files import validate_config
 from hra_jax.config.keys import group
 from hra_jax.console import listed, tell
-from hra_jax.errors import UserError
 from hra_jax.run import processes
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.saving import open_checkpoints, restore_step
 from hra_jax.run.scoring import data_report, score, suite_weights
 from hra_jax.run.stages import prepare
-from hra_jax.run.workdirs import CONFIG, DATA_REPORT, EVALUATIONS, changing_files, check_links, named
-from hra_jax.storage.json_files import read_text
+from hra_jax.run.workdirs import CONFIG, DATA_REPORT, EVALUATIONS, changing_files, check_links, named, stored_config
 
 FLAGS = flags.FLAGS
 
@@ -59,16 +57,10 @@ def evaluate(
 
 
 def _configuration(workdir: epath.PathLike, suite: str, *, notify: bool = True) -> ConfigDict:
-    """The run's configuration with the suite in it; `notify` as for `config_from_json`."""
-    workdir = named(workdir)
-    if not (workdir / CONFIG).exists():
-        raise UserError(f"workdir = {str(workdir)!r}: holds no config.json, so no run was started there")
-    config = config_from_json(read_text(workdir / CONFIG), notify=notify)
+    """The run's configuration with the suite in it, and no other: the selection suite may itself be scored."""
+    config = stored_config(workdir, notify=notify)
     with config.unlocked():
         config.eval.suite = suite
-        # The selection suite may itself be scored; it is then no data that the suite must differ from.
-        config.eval.select_suite = ""
-        config.export.step = "last"
     validate_config(config, stored=True)
     return config
 

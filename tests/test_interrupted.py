@@ -88,13 +88,8 @@ def transcribe(place: Place) -> list[str]:
 
 
 def make_manifest(place: Place) -> list[str]:
-    folder = place.folder / "recordings" / "ann"
-    for row in world.read_manifest(place.micro.data / "train.jsonl"):
-        audio = place.micro.data / row["audio_filepath"]
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(audio, folder)
-        (folder / audio.name).with_suffix(".txt").write_text(row["text"])
-    return module("data.manifest", "make", folder.parent, "--output", place.folder / "made.jsonl")
+    recordings = world.make_recordings(place.micro, place.folder / "recordings")
+    return module("data.manifest", "make", recordings, "--output", place.folder / "made.jsonl")
 
 
 def compare(place: Place) -> list[str]:

@@ -5,6 +5,7 @@ HRA_KILLS says how often, over all tests; HRA_SEED draws the moments.
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -18,16 +19,22 @@ from reference import published
 from reference.commands import Commands
 
 from hra_jax.adapters.adapter_folder import read_adapter
+from hra_jax.adapters.lora import LowRankAdapter
 from hra_jax.models import backbone_folder
 
 KILLS = int(os.environ.get("HRA_KILLS", "12"))
 SEED = int(os.environ.get("HRA_SEED") or np.random.SeedSequence().entropy % 10**6)
-SHARES = {  # of all kills; those of tasks for each of four commands
-    "hra_jax.train": 0.3,
-    "hra_jax.evaluate": 0.15,
-    "hra_jax.data.synthesize": 0.15,
-    "hra_jax.convert": 0.1,
-    "hra_jax.tasks": 0.075,
+SHARES = {  # of all kills
+    "train": 0.2,
+    "evaluate": 0.1,
+    "tasks in place": 0.05,  # each of four commands
+    "tasks add --manifest": 0.1,
+    "synthesize": 0.1,
+    "convert": 0.1,
+    "tasks export": 0.05,
+    "tasks specialize": 0.05,
+    "tasks export-checkpoint": 0.05,
+    "manifest make": 0.05,
 }
 
 pytestmark = pytest.mark.slow(minutes=0.5)
@@ -57,17 +64,21 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def readable(folder: Path) -> None:
     """Whatever is there under its own name can be read."""
     for name in files_of(folder):
-        if name.endswith((".json", "/metadata")):
-            json.loads((folder / name).read_bytes())
-        elif name.endswith("metrics.jsonl"):
-            for line in (folder / name).read_text().splitlines():
+        file = folder / name
+        if file.suffix == ".json" or file.name == "metadata":
+            json.loads(file.read_bytes())
+        elif file.suffix == ".jsonl":
+            for line in file.read_text().splitlines():
                 json.loads(line)
-        elif name.endswith("adapter_config.json"):
-            read_adapter(str((folder / name).parent))
+        if file.name == "adapter_config.json":
+            read_adapter(str(file.parent))
+        elif file.name == "backbone.json":
+            backbone_folder.load(str(file.parent), verify=True)
 
 
 def chain(
     commands: Commands,
+    name: str,
     words: list[str],
     *,
     seconds: float,
@@ -80,6 +91,7 @@ def chain(
 
     Args:
       commands: what runs it.
+      name: of it in SHARES.
       words: the command.
       seconds: what it takes.
       moments: draws when it is killed.
@@ -89,24 +101,19 @@ def chain(
     """
     kills = 0
     while True:
-        last = kills == share(words[0])
+        last = kills == max(1, math.ceil(KILLS * SHARES[name] - 1e-9))
         moment = None if last else moments.uniform(0, seconds)
         status, _, printed = commands.run(words, killed_after=moment)
         check()
         if status == -signal.SIGKILL:
-            print(f"{words[0]}: killed after {moment:.2f} of {seconds:.2f} s")
+            print(f"{' '.join(words[:2])}: killed after {moment:.2f} of {seconds:.2f} s")
             kills += 1
             continue
-        # The last kill may have come when everything was done, and a task cannot be removed twice.
+        # The last kill may have come when everything was done, and a task cannot be removed twice, nor a folder be new.
         assert whole() and (status == 0 or "error: " in printed), printed
         if last:
             return
         reset()
-
-
-def share(module: str) -> int:
-    """How often a command is killed."""
-    return max(1, round(KILLS * SHARES[module]))
 
 
 @pytest.fixture
@@ -137,7 +144,7 @@ def test_training_checkpoints_and_export(commands, micro, tmp_path, moments):
         return True
 
     settings = dict(seconds=seconds, moments=moments, check=lambda: readable(killed))
-    chain(commands, words("killed"), **settings, whole=same, reset=lambda: shutil.rmtree(killed))
+    chain(commands, "train", words("killed"), **settings, whole=same, reset=lambda: shutil.rmtree(killed))
 
 
 def test_evaluation(commands, micro, trained, tmp_path, moments):
@@ -157,38 +164,57 @@ def test_evaluation(commands, micro, trained, tmp_path, moments):
         return set(found) == set(whole) and all(found[name] == whole[name] for name in same)
 
     settings = dict(seconds=seconds, moments=moments, check=lambda: readable(copies[1]), whole=is_whole)
-    chain(commands, words(copies[1]), **settings, reset=lambda: shutil.rmtree(copies[1] / "eval" / "mixed"))
+    chain(commands, "evaluate", words(copies[1]), **settings, reset=lambda: shutil.rmtree(copies[1] / "eval" / "mixed"))
 
 
-def test_rendering(commands, tmp_path, moments):
-    def words(folder: str) -> list[str]:
-        return ["hra_jax.data.synthesize", "--set", "tiny-test", "--output", str(tmp_path / folder)]
+# --- What is written anew ---------------------------------------------------------------------------------------------
 
-    status, seconds, printed = commands.run(words("whole"))
-    assert status == 0, printed
-    whole, killed = files_of(tmp_path / "whole"), tmp_path / "killed"
+
+def merged(micro: world.Micro, trained: world.Trained, folder: Path) -> list[str]:
+    """A task of low rank becomes a part of the backbone."""
+    world.write_adapter(folder / "lora", LowRankAdapter(rank=2), micro)
+    return ["hra_jax.tasks", "specialize", str(folder / "lora"), "bob", "--backbone", micro.backbone]
+
+
+def manifests(micro: world.Micro, trained: world.Trained, folder: Path) -> list[str]:
+    return ["hra_jax.data.manifest", "make", str(world.make_recordings(micro, folder / "recordings")), "--split"]
+
+
+def converted(micro: world.Micro, trained: world.Trained, folder: Path) -> list[str]:
+    source = published.write(folder / "published", "parakeet")
+    return ["hra_jax.convert", "--source", str(source), "--name", "tiny"]
+
+
+ANEW: dict[str, Callable[[world.Micro, world.Trained, Path], list[str]]] = {
+    "synthesize": lambda micro, trained, folder: ["hra_jax.data.synthesize", "--set", "tiny-test"],
+    "convert": converted,
+    "tasks export": lambda micro, trained, folder: (
+        ["hra_jax.tasks", "export", str(trained.workdir / "adapter"), "cy", "ann"]
+    ),
+    "tasks specialize": merged,
+    "tasks export-checkpoint": lambda micro, trained, folder: (
+        ["hra_jax.tasks", "export-checkpoint", "--workdir", str(trained.workdir)]
+    ),
+    "manifest make": manifests,
+}
+
+
+@pytest.mark.parametrize("name", ANEW)
+def test_what_is_written_anew(name, commands, micro, trained, tmp_path, moments):
+    words = ANEW[name](micro, trained, tmp_path)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for _ in range(2):  # the first one may compile
+        shutil.rmtree(whole, ignore_errors=True)
+        status, seconds, printed = commands.run([*words, "--output", str(whole)])
+        assert status == 0, printed
+    expected = files_of(whole)
+    assert expected
     settings = dict(seconds=seconds, moments=moments, check=lambda: readable(tmp_path))
-    settings |= dict(whole=lambda: files_of(killed) == whole, reset=lambda: shutil.rmtree(killed))
-    chain(commands, words("killed"), **settings)
+    settings |= dict(whole=lambda: files_of(killed) == expected, reset=lambda: shutil.rmtree(killed))
+    chain(commands, name, [*words, "--output", str(killed)], **settings)
 
 
-def test_conversion(commands, tmp_path, moments):
-    source = published.write(tmp_path / "published", "parakeet")
-
-    def words(folder: str) -> list[str]:
-        return ["hra_jax.convert", "--source", str(source), "--output", str(tmp_path / folder), "--name", "tiny"]
-
-    status, seconds, printed = commands.run(words("whole"))
-    assert status == 0, printed
-    killed = tmp_path / "killed"
-
-    def check() -> None:
-        if (killed / "backbone.json").exists():
-            backbone_folder.load(str(killed), verify=True)
-
-    whole = files_of(tmp_path / "whole")
-    settings = dict(seconds=seconds, moments=moments, check=check, whole=lambda: files_of(killed) == whole)
-    chain(commands, words("killed"), **settings, reset=lambda: shutil.rmtree(killed))
+# --- Adapters in place ------------------------------------------------------------------------------------------------
 
 
 def test_tasks_in_place(commands, micro, trained, tmp_path, moments):
@@ -221,7 +247,37 @@ def test_tasks_in_place(commands, micro, trained, tmp_path, moments):
             shutil.copytree(before, adapter)
 
         settings = dict(seconds=seconds, moments=moments, check=check, reset=reset)
-        chain(commands, words, **settings, whole=lambda after=expected[0]: files_of(adapter) == after)
+        chain(commands, "tasks in place", words, **settings, whole=lambda after=expected[0]: files_of(adapter) == after)
     # What killed processes left beside it goes with the next command.
     assert commands.run(["hra_jax.tasks", "rename", str(adapter), "bee", "ben"])[0] == 0
     assert [path.name for path in tmp_path.glob(".adapter*")] in ([], [".adapter.lock"])
+
+
+def test_a_task_that_is_trained_into_an_adapter(commands, micro, trained, tmp_path, moments):
+    """After each kill the adapter is the one before the command or the one after it, and the training goes on."""
+
+    def words(name: str) -> list[str]:
+        adapter, workdir = (str(tmp_path / name / folder) for folder in ("adapter", "W"))
+        settings = ["--backbone", micro.backbone, "--manifest", str(micro.data / "test.jsonl"), "--steps", "8"]
+        return ["hra_jax.tasks", "add", adapter, "dan", "--init", "mean", "--workdir", workdir, *settings]
+
+    source, killed = trained.workdir / "adapter", tmp_path / "killed"
+    for name in ("first", "whole", "killed"):
+        shutil.copytree(source, tmp_path / name / "adapter")
+    for name in ("first", "whole"):  # the first one compiles
+        status, seconds, printed = commands.run(words(name))
+        assert status == 0, printed
+    expected = [files_of(tmp_path / "whole" / "adapter"), files_of(source)]
+    assert expected[0] != expected[1]
+
+    def check() -> None:
+        readable(killed)
+        assert files_of(killed / "adapter") in expected
+
+    def reset() -> None:
+        shutil.rmtree(killed)
+        shutil.copytree(source, killed / "adapter")
+
+    settings = dict(seconds=seconds, moments=moments, check=check, reset=reset)
+    settings |= dict(whole=lambda: files_of(killed / "adapter") == expected[0])
+    chain(commands, "tasks add --manifest", words("killed"), **settings)

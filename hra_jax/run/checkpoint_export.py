@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from hra_jax.adapters import adapter_folder, initial, methods
 from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.adapters.settings import AdapterSettings
-from hra_jax.config.files import config_from_json, validate_config
+from hra_jax.config.files import config_from_json
 from hra_jax.config.keys import group
 from hra_jax.console import listed, tell
 from hra_jax.data.report import DataReport
@@ -26,7 +26,7 @@ from hra_jax.run import foundation, layout, programs
 from hra_jax.run.exporting import write_backbone
 from hra_jax.run.read import read_material
 from hra_jax.run.settings import RunSettings
-from hra_jax.run.workdirs import BACKBONE, CHECKPOINTS, CONFIG
+from hra_jax.run.workdirs import BACKBONE, CHECKPOINTS, CONFIG, stored_config
 from hra_jax.storage import folders
 from hra_jax.storage.json_files import check_fields, read_text
 from hra_jax.storage.trees import flatten
@@ -61,7 +61,7 @@ def export_checkpoint(
     Raises:
       UserError: no run there, no such checkpoint, a damaged one, another backbone, or a rename of no task.
     """
-    config = _configuration(epath.Path(workdir))
+    config = stored_config(workdir)
     settings, adapter = group(config, ""), group(config, "adapter")
     if settings.method != "adapter" and renames:
         raise UserError(f"--rename={renames[0]!r} has no use with method {settings.method!r}: a backbone has no tasks")
@@ -82,24 +82,6 @@ def export_checkpoint(
                 checkpoints.pass_over(number)
                 number = checkpoints.resolve("last")
                 tell(f"{error}; taking checkpoint {number}")
-
-
-def _configuration(workdir: epath.Path) -> ConfigDict:
-    path = workdir / CONFIG
-    if not path.exists():
-        raise UserError(f"workdir = {str(workdir)!r}: holds no {CONFIG}, so no run was started there")
-    text = read_text(path)
-    try:
-        config = config_from_json(text)
-        with config.unlocked():
-            config.eval.suite = config.eval.select_suite = ""
-            config.export.step = "last"
-        validate_config(config, stored=True)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is no configuration of a run: it lacks the keys of eval or export") from error
-    return config
 
 
 def _export(

@@ -1,7 +1,6 @@
 """Scores of a run: the test suite, the weights that it is run with, and the report of unusable data."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -12,21 +11,17 @@ from etils import epath
 from hra_jax.console import error_line, tell
 from hra_jax.data.report import DataReport
 from hra_jax.errors import FAILURES, UserError
-from hra_jax.evaluation.report import (
-    Unscored,
-    UtteranceResult,
-    evaluate_results,
-    is_report_file,
-    print_table,
-    write_report,
-)
+from hra_jax.evaluation.predictions import Unscored, UtteranceResult
+from hra_jax.evaluation.report import is_report_file, print_table, write_report
+from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
 from hra_jax.evaluation.suites import Suite
-from hra_jax.run import processes, workdirs
+from hra_jax.run import workdirs
 from hra_jax.run.place import Run, frozen_weights
 from hra_jax.run.workdirs import DATA_REPORT
 from hra_jax.storage import folders, locks, remote
 from hra_jax.tasks.names import MEAN_TASK
+from hra_jax.training import agreement
 
 Result = TypeVar("Result")
 
@@ -61,7 +56,7 @@ def data_report(workdir: epath.PathLike, *, strict: bool, keep: bool) -> Iterato
 
 def gather_data_report(run: Run) -> None:
     """Brings what all processes have found into the report of each; a collective."""
-    for content in processes.gather(run.report.news()):
+    for content in agreement.gather(run.report.news()):
         run.report.merge(content)
 
 
@@ -80,7 +75,7 @@ def attempt(run: Run, what: str, action: Callable[[], Result], *, comes_again: b
     Args:
       run: the run.
       what: the action in words, for the line.
-      action: a validation or an evaluation; what may fail in one process alone is in `processes.agreed`.
+      action: a validation or an evaluation; what may fail in one process alone is in `agreement.agreed`.
       comes_again: whether the same command does it again, as it does the evaluation after the last step.
 
     Raises:
@@ -91,7 +86,7 @@ def attempt(run: Run, what: str, action: Callable[[], Result], *, comes_again: b
     try:
         return action()
     except FAILURES as error:
-        told_to_all = processes.is_agreed(error) or (isinstance(error, UserError) and not run.report.strict)
+        told_to_all = agreement.is_agreed(error) or (isinstance(error, UserError) and not run.report.strict)
         if jax.process_count() > 1 and not told_to_all:
             raise
         if comes_again and remote.unavailable(error):
@@ -121,6 +116,17 @@ def suite_weights(run: Run, runner: SuiteRunner) -> dict[str, Any]:
         mean = run.bank.mean(run.state, len(run.layout.tasks))
         tasks = jax.tree.map(lambda rows, row: jnp.concatenate([rows, row[None]]), tasks, mean)
     return {"shared": run.state.weights["shared"], "tasks": tasks}
+
+
+def recognise(
+    run: Run, runner: SuiteRunner, weights: dict[str, Any], base: dict[str, Any], *, progress: bool = False
+) -> tuple[list[UtteranceResult], float, dict[str, float]]:
+    """What `SuiteRunner.run` returns for weights of `suite_weights`, with the base from `base_weights` beside them."""
+    found = run.layout.programs
+    if run.settings.method == "pretrain":
+        # There is no base beside it: it is the base.
+        return runner.run(found.recognition, weights, base, progress=progress)
+    return runner.run(found.evaluation, weights, base, alone=found.recognition, progress=progress)
 
 
 def accounting(run: Run) -> dict[str, Any]:
@@ -155,12 +161,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
         In every process, and so is what kept process 0 from writing.
     """
     method, suite = run.settings.method, runner.suite
-    base = weights["backbone"] if method == "pretrain" else base_weights(run)
-    step_of = run.layout.programs.evaluation
-    rows, _, differences = runner.run(step_of, weights, base, progress=True, agreed=processes.agreed)
-    if method == "pretrain":
-        # There is no base beside it: it is the base.
-        rows = [dataclasses.replace(row, base_hypothesis=None) for row in rows]
+    rows, _, differences = recognise(run, runner, weights, base_weights(run), progress=True)
     # Too long or unreadable ones are in the data report; here is which ones the rates leave out.
     gather_data_report(run)
     unscored = _unscored(suite, rows, run.report)
@@ -179,7 +180,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
                 tell(f"{len(unscored)} of {of} utterances were not scored; see {DATA_REPORT}")
         return results
 
-    results = processes.agreed(reported)
+    results = agreement.agreed(reported)
     if method != "pretrain":
         scored = {name: differences[name] for name in results["tasks"]}
         check_adapter_acts(suite, scored, idle=_idle(run, runner))

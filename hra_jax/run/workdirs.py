@@ -13,13 +13,13 @@ import jax
 from etils import epath, epy
 from ml_collections import ConfigDict
 
-from hra_jax.config.files import config_from_json, config_to_json, stored_difference
+from hra_jax.config.files import config_from_json, config_to_json, stored_difference, validate_config
 from hra_jax.errors import UserError
-from hra_jax.run import processes
 from hra_jax.storage import checksums, locks
 from hra_jax.storage.files import check_no_link, check_no_links, is_remote, remove_file, write_file
 from hra_jax.storage.json_files import read_json, read_text
 from hra_jax.storage.remote import StorageUnavailable
+from hra_jax.training import agreement
 
 # Imported at the first use, as it draws.
 with epy.lazy_imports():
@@ -100,13 +100,13 @@ def claim(config: ConfigDict, workdir: epath.PathLike) -> Iterator[Claimed]:
                 resumed.append(_checked_resume(config, path))
                 write_file(path / CONFIG, config_to_json(config))
 
-        processes.first_alone(take)
+        agreement.first_alone(take)
         if not (path / CONFIG).exists():
             raise UserError(
                 f"workdir = {str(path)!r}: process {jax.process_index()} does not see what process 0 wrote there; "
                 f"{SHARED}"
             )
-        continued, steps = processes.gather(resumed)[0][0]
+        continued, steps = agreement.gather(resumed)[0][0]
         if continued:
             as_begun(config, path)  # in every process
         yield Claimed(path, continued, steps)
@@ -192,6 +192,36 @@ def named(workdir: epath.PathLike) -> epath.Path:
     if not os.fspath(workdir):
         raise UserError("workdir = ''; allowed: the path of a folder ('.' is the current one)")
     return epath.Path(workdir)
+
+
+def stored_config(workdir: epath.PathLike, *, notify: bool = True) -> ConfigDict:
+    """The configuration of a run for who takes a checkpoint of it: its suites, and what it exports, need not be there.
+
+    Args:
+      workdir: the work directory of a run.
+      notify: as for `config_from_json`.
+
+    Returns:
+      The configuration, locked, with no suite and with `export.step` "last".
+
+    Raises:
+      UserError: no run there, or no configuration of one.
+    """
+    path = named(workdir) / CONFIG
+    if not path.exists():
+        raise UserError(f"workdir = {str(workdir)!r}: holds no {CONFIG}, so no run was started there")
+    text = read_text(path)
+    try:
+        config = config_from_json(text, notify=notify)
+        with config.unlocked():
+            config.eval.suite = config.eval.select_suite = ""
+            config.export.step = "last"
+        validate_config(config, stored=True)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is no configuration of a run: it lacks the keys of eval or export") from error
+    return config
 
 
 def check_ours(workdir: epath.PathLike) -> None:

@@ -19,8 +19,10 @@ _IMPORTED = (
     "hra_jax.train",
     "hra_jax.evaluate",
     "hra_jax.tasks.commands",
+    "hra_jax.run.checkpoint_export",
     "hra_jax.convert.conversion",
     "hra_jax.data.synthesize",
+    "hra_jax.data.manifest",
 )
 _NO_COMMANDS = ("hra_jax.data.synthetic.voice_worker", "hra_jax.run.children")  # commands start these
 

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import soundfile
 from ml_collections import ConfigDict
 
 from hra_jax import train as training
+from hra_jax.adapters import adapter_folder, methods
+from hra_jax.adapters.base import Adapter
 from hra_jax.config.files import config_to_json, load_config
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import EncoderConfig
@@ -188,6 +191,39 @@ def make(folder: Path) -> Micro:
     rows = [(f"ann {name}", "{dir}/test.jsonl", "speaker=ann", f"__{name}__") for name in ("mean", "base")]
     write_suite(folder / "mixed.py", (*rows, ("ann", "{dir}/test.jsonl", "speaker=ann", "ann")))
     return Micro(folder, fingerprint)
+
+
+def make_recordings(micro: Micro, folder: Path) -> Path:
+    """The training data as people have it: a folder for each speaker, a text file beside each recording."""
+    for row in read_manifest(micro.data / "train.jsonl"):
+        audio, own = micro.data / row["audio_filepath"], folder / row["speaker"]
+        own.mkdir(parents=True, exist_ok=True)
+        shutil.copy(audio, own)
+        (own / audio.name).with_suffix(".txt").write_text(row["text"])
+    return folder
+
+
+def write_adapter(folder: Path, adapter: Adapter, micro: Micro) -> Path:
+    """Writes an adapter folder of random parameters, with a task for each speaker."""
+    files = backbone_folder.load(micro.backbone)
+    weights = jax.tree.map(lambda x: 0.5 * x, tiny.random_trainable(adapter, files.encoder, tasks=len(SPEAKERS)))
+    shared, own = (sum(leaf.size for leaf in jax.tree.leaves(weights[part])) for part in ("shared", "tasks"))
+    adapter_folder.write_adapter(
+        folder,
+        method=methods.settings(adapter),
+        weights=weights,
+        tasks=[{"name": task, "row": row, "step": 9} for row, task in enumerate(SPEAKERS)],
+        backbone={"name": "micro", "fingerprint": files.fingerprint},
+        vocabulary=files.vocabulary,
+        accounting={
+            "trainable_parameters": shared + own,
+            "shared_parameters": shared,
+            "parameters_per_task": own // len(SPEAKERS),
+            "backbone_parameters": files.parameters,
+            "backbone_fingerprint": files.fingerprint,
+        },
+    )
+    return folder
 
 
 def use_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from absl import flags
 from reference import micro as world
-from reference import tiny
 
 import hra_jax
 from hra_jax import train
@@ -27,7 +26,6 @@ from hra_jax.config.files import validate_config
 from hra_jax.config.keys import group
 from hra_jax.data.batching import bucket_rows
 from hra_jax.errors import UserError
-from hra_jax.models import backbone_folder
 from hra_jax.storage import locks, safetensors
 from hra_jax.storage.trees import flatten
 from hra_jax.tasks import adding, commands
@@ -60,28 +58,8 @@ def adapter(trained, tmp_path) -> str:
 @pytest.fixture(scope="module")
 def other_methods(micro, tmp_path_factory) -> dict[str, Path]:
     """Adapter folders of random parameters by the name of their method."""
-    folder, files = tmp_path_factory.mktemp("methods"), backbone_folder.load(micro.backbone)
-    found = {}
-    for name, adapter in METHODS.items():
-        weights = jax.tree.map(lambda x: 0.5 * x, tiny.random_trainable(adapter, files.encoder, tasks=3))
-        shared, own = (sum(leaf.size for leaf in jax.tree.leaves(weights[part])) for part in ("shared", "tasks"))
-        adapter_folder.write_adapter(
-            folder / name,
-            method=methods.settings(adapter),
-            weights=weights,
-            tasks=[{"name": task, "row": row, "step": 9} for row, task in enumerate(world.SPEAKERS)],
-            backbone={"name": "micro", "fingerprint": files.fingerprint},
-            vocabulary=files.vocabulary,
-            accounting={
-                "trainable_parameters": shared + own,
-                "shared_parameters": shared,
-                "parameters_per_task": own // 3,
-                "backbone_parameters": files.parameters,
-                "backbone_fingerprint": files.fingerprint,
-            },
-        )
-        found[name] = folder / name
-    return found
+    folder = tmp_path_factory.mktemp("methods")
+    return {name: world.write_adapter(folder / name, adapter, micro) for name, adapter in METHODS.items()}
 
 
 @pytest.fixture
