@@ -104,7 +104,8 @@ def load_config(name_or_path: str, *, kind: str = "configs", unfinished: bool = 
     inside = _loading.get()
     token = _loading.set(True)
     try:
-        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
+        # As bytes: Python then knows a byte order mark, and the encoding that a file names in its first lines.
+        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
         config = namespace["get_config"]()
     except UserError:
         raise
