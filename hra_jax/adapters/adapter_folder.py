@@ -135,7 +135,7 @@ def write_adapter(
         no task names are not written.
       backbone: "name" and "fingerprint". Of a name that is a path only the last part is kept.
       vocabulary: `Vocabulary.to_json()`.
-      accounting: parameter counts, see `hra_jax.evaluation.report.evaluate_results`.
+      accounting: parameter counts, see `hra_jax.evaluation.results.evaluate_results`.
       results: what `evaluate_results` returned, for the model card; None leaves the error rates out.
       durable: as for `files.Replacement`; `folders.replace_folder` puts its files on the disk itself.
 
