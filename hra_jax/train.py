@@ -281,6 +281,7 @@ def _loader(run: Run, data: DataSettings, batch: BatchSettings, *, position: dic
         position=position,
         local_rows=functools.partial(sharding.local_rows, run.layout.mesh),
         threads=data.threads,
+        draw=data.draw,
         report=run.report,
     )
 

@@ -79,6 +79,32 @@ def test_ready_made_suites_load_and_have_the_name_of_their_file(tmp_path):
         assert [task.adapter_task for task in suite.tasks] == adapters
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_line_ends_and_a_byte_order_mark_of_any_editor_change_no_suite(tmp_path, end, encoding):
+    lines = [
+        "from ml_collections import ConfigDict",
+        "def get_config():",
+        "    rows = (('één', '{dir}/test.jsonl', '', '__base__'),)",
+        "    return ConfigDict({'name': 'mine', 'normalizer': 'basic', 'tasks': rows})",
+    ]
+    (tmp_path / "mine.py").write_text(end.join(lines), encoding=encoding, newline="")
+    with (tmp_path / "test.jsonl").open("w", encoding=encoding, newline="") as file:
+        for number in range(2):
+            row = {"audio_filepath": f"{number}.wav", "duration": 1.0, "text": "deux été"}
+            file.write(json.dumps(row, ensure_ascii=False) + end)
+    report = DataReport(strict=True)
+    (task,) = suites.load_suite(str(tmp_path / "mine.py"), data_dir=str(tmp_path), report=report).tasks
+    assert task.name == "één" and [found.text for found in task.utterances] == ["deux été"] * 2
+
+
+def test_a_suite_file_in_another_encoding_is_one_line(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return 1\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"mine\.py: ") as caught:
+        suites.load_suite(str(tmp_path / "mine.py"), data_dir=str(tmp_path), report=DataReport())
+    assert str(caught.value).isprintable()
+
+
 def test_a_suite_file_is_found_by_path(tmp_path):
     write_manifest(tmp_path)
     rows = "((' one', '{dir}/test.jsonl', 'speaker=theo', 'theo'),)"
