@@ -164,22 +164,21 @@ def evaluate_systems(
         # ------------------------------------------------------------------------------------------------------- read
         place = (config.data.dir if workdir is not None else "") if data_dir is None else data_dir
         found = agreed(lambda: _load_suites(suites, place, report))
-        for path in outsiders.values():
-            agreed(lambda path=path: [matched_rows(path, suite) for suite in found])
+        agreed(lambda: [matched_rows(path, suite) for path in outsiders.values() for suite in found])
         if workdir is not None:
             agreed(lambda: _check_apart(found, config))
         setup = setup_of(config, free=workdir is None)
         base = agreed(lambda: _base(backbones, asked, config, workdir))
-        known = [agreed(lambda n=n, p=p: systems.of_adapter(n, p, base)) for n, p in asked.items()]
+        known = agreed(lambda: [systems.of_adapter(name, path, base) for name, path in asked.items()])
         if workdir is not None:
             checkpoints = stack.enter_context(_checkpoints(epath.Path(workdir)))
             name = f"{_name_of(str(workdir))}@{{step}}"
             taken = [systems.of_checkpoint(name, checkpoints, _step(step), config, base, setup.mesh) for step in steps]
             known += {system.name: system for system in taken}.values()
         dtype = setup.settings.backbone_dtype
-        known += [
-            agreed(lambda n=n, p=p: systems.of_backbone(n, foundation.load(p), dtype=dtype)) for n, p in others.items()
-        ]
+        known += agreed(
+            lambda: [systems.of_backbone(name, foundation.load(path), dtype=dtype) for name, path in others.items()]
+        )
         if base.files is not None and not isinstance(base.vocabulary, BlankVocabulary):
             known.insert(0, systems.of_backbone(BASE, base, dtype=dtype))
         jobs = agreed(lambda: _jobs(known, found, setup, output, base, report))
@@ -345,7 +344,7 @@ def _run_suite(
             texts = evaluating.texts_of(job, results[BASE])
     for name, path in outsiders.items():
         results[name] = write_scores(
-            agreed(lambda path=path: matched_rows(path, suite, only=texts or None, base=texts)),
+            agreed(functools.partial(matched_rows, path, suite, only=texts or None, base=texts)),
             suite,
             report,
             root=output,

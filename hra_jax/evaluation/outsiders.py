@@ -36,16 +36,18 @@ def matched_rows(
         row = line.row
         for name in (row.key, f"{row.audio_filepath}@{row.offset:g}"):
             found[row.task, name] = row
-    rows, lacking = [], []
+    rows: list[UtteranceResult] = []
+    lacking: list[str] = []
     for task in suite.tasks:
         for utterance in task.utterances:
             if only is not None and (task.name, utterance.key) not in only:
                 continue
             names = (utterance.key, f"{utterance.audio_filepath}@{utterance.offset:g}")
-            row = next((found[who, name] for who in (task.name, "") for name in names if (who, name) in found), None)
-            if row is None:
+            places = [(who, name) for who in (task.name, "") for name in names if (who, name) in found]
+            if not places:
                 lacking.append(utterance.key)
                 continue
+            row = found[places[0]]
             rows.append(
                 UtteranceResult(
                     task=task.name,

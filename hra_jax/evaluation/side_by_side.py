@@ -11,8 +11,9 @@ from hra_jax.console import markdown_cell, percent, points, say, stdout, table
 Pair = tuple[str, str, Mapping[str, Any] | None, str]
 
 
-def _rate(scores: Mapping[str, Any]) -> float | None:
-    return scores[scores.get("metric", "wer")]
+def _rate(scores: Mapping[str, Any]) -> float:
+    rate: float = scores[scores.get("metric", "wer")]
+    return rate
 
 
 def rates(results: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -22,7 +23,7 @@ def rates(results: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], li
       results: results.json by system, of one suite.
     """
     names = list(dict.fromkeys(task for found in results.values() for task in _all_tasks(found)))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for task in names:
         cells = [percent(_rate(found["tasks"][task])) if task in found["tasks"] else "-" for found in results.values()]
         rows.append((task, *cells))
@@ -36,12 +37,12 @@ def _all_tasks(results: Mapping[str, Any]) -> list[str]:
 
 def _mean(results: Mapping[str, Any]) -> float:
     values = [_rate(task) for task in results["tasks"].values()]
-    return sum(value for value in values if value is not None) / len(values)
+    return sum(values) / len(values)
 
 
 def differences(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
     """Rows of a table: the task, A, B, the difference B - A in points, its interval, and the verdict on B."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for first, second, found, _ in pairs:
         if found is not None:
             entries = [*found["tasks"].items(), ("mean of the tasks", found["macro"])]
