@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+MOST_TRAINED_SECONDS = 3600  # no encoder is trained on utterances that are longer
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Utterance:

@@ -126,6 +126,7 @@ def _export(
             backbone={"name": base.name, "fingerprint": base.fingerprint},
             vocabulary=own.get("shared", base.vocabulary.to_json()),
             accounting=accounting | {"backbone_fingerprint": base.fingerprint},
+            trained_seconds=config.batch.buckets[-1],
             durable=False,  # the folder is put on the disk as a whole
         )
 
