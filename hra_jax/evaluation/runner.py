@@ -29,6 +29,7 @@ from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary
 from hra_jax.training import sharding
+from hra_jax.training.agreement import agreed
 
 
 class Base(Protocol):
@@ -140,7 +141,6 @@ class SuiteRunner:
         frozen: dict[str, Any],
         *,
         progress: bool = False,
-        agreed: Callable[[Callable[[], Any]], Any] = lambda action: action(),
     ) -> tuple[list[UtteranceResult], float, dict[str, float]]:
         """Scores the suite.
 
@@ -150,7 +150,6 @@ class SuiteRunner:
             mean of all tasks after them.
           frozen: the backbone's weights; the base that results are compared with.
           progress: whether to show a bar.
-          agreed: does what each process does by itself, as `run.processes.agreed`.
 
         Returns:
           A list of `UtteranceResult`, the mean loss, and {task: largest difference of its log-probabilities from those

@@ -20,6 +20,7 @@ import hashlib
 import json
 import math
 import os
+import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -106,38 +107,48 @@ class BackboneFiles:
         with self.reading() as read:
             return self._tree(read)
 
-    def read(self, name: str, index: Any = ()) -> np.ndarray:
-        """A weight, or a part of it as `TensorFiles.read_slice` takes it, in the storage dtype.
+    def read(
+        self, name: str, index: Any = (), *, told: Callable[[memoryview], object] = lambda piece: None
+    ) -> np.ndarray:
+        """A weight, or a part of it, in the storage dtype; `index` and `told` are those of `TensorFiles.read_slice`.
 
         Raises:
           UserError: a file that has changed or cannot be read, or weights that are not finite.
         """
-        found = self.tensors.read_slice(name, index)
+        found = self.tensors.read_slice(name, index, told=told)
         if not all_finite(found):
             raise UserError(f"{self.tensors.path(name)}: {name!r} holds NaN or infinity; allowed: finite weights")
         return found
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Callable[..., np.ndarray]]:
-        """Gives a `read` that has the hashes of whole weights computed beside further reading; errors as `read`.
+        """Gives a `read` that has whole weights hashed by other threads while it reads them; errors as `read`.
 
         Raises:
-          DamagedError: at the end of the block, where a weight is not what was stored.
+          DamagedError: here or at the end of the block, where a weight is not what was stored.
         """
         if self.hashes is None:
             yield self.read
             return
         hashes, waiting = self.hashes, collections.deque[concurrent.futures.Future]()
 
-        def check(name: str, found: np.ndarray) -> None:
-            _check_hash(self.tensors, name, hashlib.sha256(_bytes(found)).hexdigest(), hashes)
+        def check(name: str, pieces: queue.SimpleQueue[memoryview | None]) -> None:
+            digest = hashlib.sha256()
+            for piece in iter(pieces.get, None):
+                digest.update(piece)
+            _check_hash(self.tensors, name, digest.hexdigest(), hashes)
 
         def read(name: str, index: Any = ()) -> np.ndarray:
-            found = self.read(name, index)
-            if found.shape == self.tensors.shape(name):
-                waiting.append(pool.submit(check, name, found))
-                if len(waiting) > _HASHED_AT_ONCE:  # what waits is in memory
-                    waiting.popleft().result()
+            if index != ():
+                return self.read(name, index)
+            pieces: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+            waiting.append(pool.submit(check, name, pieces))
+            try:
+                found = self.read(name, told=pieces.put)
+            finally:
+                pieces.put(None)
+            if len(waiting) > _HASHED_AT_ONCE:  # what waits is in memory
+                waiting.popleft().result()
             return found
 
         with concurrent.futures.ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:

@@ -22,11 +22,12 @@ from hra_jax.evaluation.report import (
 )
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
 from hra_jax.evaluation.suites import Suite
-from hra_jax.run import processes, workdirs
+from hra_jax.run import workdirs
 from hra_jax.run.place import Run, frozen_weights
 from hra_jax.run.workdirs import DATA_REPORT
 from hra_jax.storage import folders, locks, remote
 from hra_jax.tasks.names import MEAN_TASK
+from hra_jax.training import agreement
 
 Result = TypeVar("Result")
 
@@ -61,7 +62,7 @@ def data_report(workdir: epath.PathLike, *, strict: bool, keep: bool) -> Iterato
 
 def gather_data_report(run: Run) -> None:
     """Brings what all processes have found into the report of each; a collective."""
-    for content in processes.gather(run.report.news()):
+    for content in agreement.gather(run.report.news()):
         run.report.merge(content)
 
 
@@ -80,7 +81,7 @@ def attempt(run: Run, what: str, action: Callable[[], Result], *, comes_again: b
     Args:
       run: the run.
       what: the action in words, for the line.
-      action: a validation or an evaluation; what may fail in one process alone is in `processes.agreed`.
+      action: a validation or an evaluation; what may fail in one process alone is in `agreement.agreed`.
       comes_again: whether the same command does it again, as it does the evaluation after the last step.
 
     Raises:
@@ -91,7 +92,7 @@ def attempt(run: Run, what: str, action: Callable[[], Result], *, comes_again: b
     try:
         return action()
     except FAILURES as error:
-        told_to_all = processes.is_agreed(error) or (isinstance(error, UserError) and not run.report.strict)
+        told_to_all = agreement.is_agreed(error) or (isinstance(error, UserError) and not run.report.strict)
         if jax.process_count() > 1 and not told_to_all:
             raise
         if comes_again and remote.unavailable(error):
@@ -157,7 +158,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
     method, suite = run.settings.method, runner.suite
     base = weights["backbone"] if method == "pretrain" else base_weights(run)
     step_of = run.layout.programs.evaluation
-    rows, _, differences = runner.run(step_of, weights, base, progress=True, agreed=processes.agreed)
+    rows, _, differences = runner.run(step_of, weights, base, progress=True)
     if method == "pretrain":
         # There is no base beside it: it is the base.
         rows = [dataclasses.replace(row, base_hypothesis=None) for row in rows]
@@ -179,7 +180,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
                 tell(f"{len(unscored)} of {of} utterances were not scored; see {DATA_REPORT}")
         return results
 
-    results = processes.agreed(reported)
+    results = agreement.agreed(reported)
     if method != "pretrain":
         scored = {name: differences[name] for name in results["tasks"]}
         check_adapter_acts(suite, scored, idle=_idle(run, runner))

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -435,6 +436,16 @@ def test_weights_that_were_replaced_under_the_same_fingerprint_are_found_as_they
         except DamagedError as error:
             messages.append(str(error))
     assert len(messages) == 1 and re.search(told, messages[0])
+
+
+@pytest.mark.parametrize("verify", [None, False])
+def test_a_file_that_is_cut_while_it_is_read_ends_the_reading(folder, verify):
+    files = backbone_folder.load(str(folder), verify=verify)
+    path = folder / "model.safetensors"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(UserError, match="ends within a tensor"), files.reading() as read:
+        for name in files.tensors.names():
+            read(name)
 
 
 @pytest.mark.parametrize(
