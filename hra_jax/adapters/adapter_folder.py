@@ -173,8 +173,7 @@ def write_adapter(
         },
         "one_file_per_task": False,
         "accounting": dict(accounting),
-        "trained_seconds": float(trained_seconds),
-    }
+    } | ({"trained_seconds": float(trained_seconds)} if trained_seconds else {})
     tensors = _named_tensors(shared, bank, entries)
     files = {
         WEIGHTS_FILE: safetensors.to_bytes(tensors),

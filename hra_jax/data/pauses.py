@@ -23,7 +23,7 @@ _PAUSE_SECONDS = 0.25  # how long it must be quiet around a cut
 _PAUSE_DB = 13.0  # how far below the speech around it
 _LEVEL_SECONDS = 10.0  # over which the level of the speech is taken
 _RANGE_DB = 40.0  # what is quieter than this below the speech is no better a place to cut
-_SILENCE_DB = -100.0  # of full scale; what is quieter is a pause, whatever is around it
+_SILENCE_DB = -100.0  # below the loudest sample; what is quieter is a pause, whatever is around it
 _IN_SPEECH = 1.0  # the price of a cut in no pause, and up to as much more for how loud it is there
 _IN_PAUSE = 0.05  # of one in a pause, and as much more: fewer chunks are better, as an encoder hears more at once
 
@@ -119,8 +119,10 @@ def _prices(waveform: np.ndarray, hop: int, *, sample_rate: int) -> tuple[np.nda
     What counts is the loudest frame around it, in comparison with the speech of some seconds (their 90th percentile).
     """
     frames = -(-len(waveform) // hop)
-    power = np.square(np.pad(waveform, (0, frames * hop - len(waveform))), dtype=np.float32)
-    level = 10 * np.log10(power.reshape(frames, hop).mean(axis=1, dtype=np.float32) + 1e-12)
+    # Of any loudness, and without squares that overflow.
+    scaled = waveform / np.float32(max(np.abs(waveform).max(), 1e-30))
+    power = np.square(np.pad(scaled, (0, frames * hop - len(waveform))))
+    level = 10 * np.log10(power.reshape(frames, hop).mean(axis=1) + 1e-12)
     speech = _speech_level(level, max(int(_LEVEL_SECONDS * sample_rate / hop), 1))
     half = max(round(_PAUSE_SECONDS / 2 * sample_rate / hop), 1)
     padded = np.pad(level - speech, half, constant_values=-np.inf)
