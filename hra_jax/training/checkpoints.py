@@ -379,14 +379,10 @@ class Checkpoints:
         Raises:
           UserError: there is none; the message lists those that there are.
         """
-        if self._read_only:
-            # The run may have gone on, or back.
-            self._manager.reload()
-            self._stored.clear()
-            self._segments.clear()
-        else:
-            self.wait()
-        steps = self.all_steps()
+        # While a run goes on, a checkpoint that is being read is not looked for again.
+        steps = self.all_steps() if self._read_only else []
+        if step not in steps:
+            steps = self.refresh()
         if not steps:
             raise UserError(f"{self.directory}: there is no checkpoint")
         if step == "last":
@@ -400,6 +396,17 @@ class Checkpoints:
             known = ", ".join(map(str, steps))
             raise UserError(f"{self.directory}: there is no checkpoint {step!r}; allowed are last, best, {known}")
         return int(step)
+
+    def refresh(self) -> list[int]:
+        """Looks again which checkpoints there are, and completes the save in flight; returns `all_steps`."""
+        if self._read_only:
+            # The run may have gone on, or back.
+            self._manager.reload()
+            self._stored.clear()
+            self._segments.clear()
+        else:
+            self.wait()
+        return self.all_steps()
 
     def latest_step(self) -> int | None:
         """The newest checkpoint, one being written included; None if there is none."""
