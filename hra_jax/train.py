@@ -21,7 +21,7 @@ from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.evaluation.report import evaluate_results
+from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
 from hra_jax.run import processes
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, as_stored, export
@@ -33,6 +33,7 @@ from hra_jax.run.scoring import (
     attempt,
     base_weights,
     data_report,
+    recognise,
     score,
     suite_weights,
     untrained,
@@ -280,6 +281,7 @@ def _loader(run: Run, data: DataSettings, batch: BatchSettings, *, position: dic
         position=position,
         local_rows=functools.partial(sharding.local_rows, run.layout.mesh),
         threads=data.threads,
+        draw=data.draw,
         report=run.report,
     )
 
@@ -305,8 +307,7 @@ def _validate(
     """Scores the selection suite, and keeps the best macro WER and the best per task in `run.best`."""
     best = run.best
     base = agreement.agreed(lambda: base_weights(run))
-    step_of, weights = run.layout.programs.evaluation, suite_weights(run, select)
-    rows, loss, _ = select.run(step_of, weights, base)
+    rows, loss, _ = recognise(run, select, suite_weights(run, select), base)
     results = agreement.agreed(lambda: evaluate_results(rows, select.suite, accounting=accounting(run), bootstrap=0))
     values = {"": results["wer_macro"]} | {name: task["wer"] for name, task in results["tasks"].items()}
     for name, wer in values.items():

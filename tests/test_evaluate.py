@@ -162,8 +162,8 @@ def test_the_mean_head_and_the_base_can_stand_in_for_a_task(workdir, micro):
             ("ann", "predictions_ann.jsonl"),
         )
     }
-    hypotheses = {name: [row["hypothesis"] for row in lines] for name, lines in rows.items()}
-    bases = [[row["base_hypothesis"] for row in lines] for lines in rows.values()]
+    hypotheses = {name: [row["pred_text"] for row in lines] for name, lines in rows.items()}
+    bases = [[row["base_pred_text"] for row in lines] for lines in rows.values()]
     assert bases[0] == bases[1] == bases[2] == hypotheses["base"]
     assert hypotheses["mean"] != hypotheses["base"] and hypotheses["mean"] != hypotheses["ann"]
     assert [results["tasks"][name]["parameters"] for name in ("ann base", "ann mean", "ann")] == [0, 0, 112]

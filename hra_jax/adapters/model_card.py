@@ -20,7 +20,7 @@ def model_card(config: Mapping[str, Any], names: list[str], results: Mapping[str
     Args:
       config: the content of adapter_config.json.
       names: the tasks in the order of their rows.
-      results: what `hra_jax.evaluation.report.evaluate_results` returned, or None.
+      results: what `hra_jax.evaluation.results.evaluate_results` returned, or None.
 
     Returns:
       Markdown.

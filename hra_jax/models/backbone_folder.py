@@ -22,7 +22,7 @@ import math
 import os
 import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -38,12 +38,14 @@ from hra_jax.models.dtypes import STORAGE_DTYPES, all_finite
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
+from hra_jax.storage import folders
 from hra_jax.storage.files import is_remote, remove_file, remove_leftovers, replaced_name, write_file
 from hra_jax.storage.json_files import Kind, check_fields, check_shown, json_text, read_object
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.safetensors_writer import SHARD_BYTES, TensorWriter, is_written
 from hra_jax.storage.trees import flatten, unflatten
 
+_Result = TypeVar("_Result")
 FORMAT = 1
 # The fields of backbone.json by format version, and what a folder that lacks one of them means: values of the stored
 # format, which never change. Those of 'features' and 'encoder' stand in `models.stored_settings`.
@@ -168,6 +170,7 @@ def resolve(location: epath.PathLike) -> epath.Path:
             raise UserError(f"backbone = {location!r}: the built-in ones are {', '.join(names) or 'none'}")
         return folder
     folder = epath.Path(location)
+    folders.put_back(folder)
     if not (folder / SETTINGS).exists():
         raise UserError(f"backbone = {location!r}: must be {BUILTIN}NAME or a folder that holds {SETTINGS}")
     return folder
@@ -459,6 +462,9 @@ def _check_hash(tensors: TensorFiles, name: str, found: str, hashes: dict) -> No
 def load(location: epath.PathLike, *, verify: bool | None = None) -> BackboneFiles:
     """Reads the settings of a backbone folder and the headers of its weights; the weights are read when they are used.
 
+    A folder that is replaced meanwhile is read again. One that is replaced later gives an error where `hashes` are
+    compared; `read_whole` reads the weights with it.
+
     Args:
       location: a folder, or `builtin:NAME`.
       verify: whether the weights are compared with the hashes that the folder records: True, now; None, as they are
@@ -467,7 +473,16 @@ def load(location: epath.PathLike, *, verify: bool | None = None) -> BackboneFil
     Raises:
       UserError: nothing there, or the folder contradicts itself; the line names the file and the value.
     """
-    folder = resolve(location)
+    return read_whole(location, lambda: _load_once(resolve(location), verify=verify))
+
+
+def read_whole(location: epath.PathLike, read: Callable[[], _Result]) -> _Result:
+    """`folders.read_whole` for a backbone folder, or for `builtin:NAME`, which nobody replaces."""
+    builtin = os.fspath(location).startswith(BUILTIN)
+    return read() if builtin else folders.read_whole(location, SETTINGS, read)
+
+
+def _load_once(folder: epath.Path, *, verify: bool | None) -> BackboneFiles:
     settings = _read_settings(folder)
     features, encoder = _geometry(folder, settings)
     tensors = TensorFiles(folder)
