@@ -47,10 +47,11 @@ from hra_jax.storage.row_log import RowLog
 from hra_jax.training import checksums
 from hra_jax.training.agreement import agreed, first_alone
 from hra_jax.training.listings import Listing
-from hra_jax.training.orbax_errors import STORAGE_ERRORS, attempt, half_read, log_less
+from hra_jax.training.orbax_errors import STORAGE_ERRORS, attempt, bound_retries, half_read, log_less
 from hra_jax.training.orbax_manager import Manager, handlers, options, restore_args
 from hra_jax.training.stored_checkpoint import (
     CHECKSUMS,
+    COMPLETE,
     ITEMS,
     METRIC,
     StoredCheckpoint,
@@ -63,8 +64,6 @@ from hra_jax.training.stored_checkpoint import (
 Rows = tuple[np.ndarray, dict[str, Any]]  # numbers of rows [n], and a tree of numpy rows [n, ...]
 
 LOGS = ("bank", "best")  # rows of the task bank as they train, and those of each task's best step
-
-_WHOLE = "commit_success.txt"  # Orbax's mark, in buckets, of a folder that is complete
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +136,7 @@ class Checkpoints:
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory}: checkpoints cannot be kept here, it is a file")
         log_less()
+        bound_retries()
         try:
             self._keep_rows()
             self._manager = Manager(
@@ -150,7 +150,7 @@ class Checkpoints:
     def _keep_rows(self) -> None:
         """Tells Orbax that the folder of the logs is whole: in buckets it removes, at the start, what has no mark."""
         if is_remote(self.directory) and not self._read_only and jax.process_index() == 0:
-            write_file(self.directory / "rows" / _WHOLE, "")
+            write_file(self.directory / "rows" / COMPLETE, "")
 
     def __enter__(self) -> "Checkpoints":
         return self
