@@ -31,9 +31,8 @@ from hra_jax import __version__
 from hra_jax.adapters.declared import check_declared
 from hra_jax.adapters.methods import from_folder, peft_types
 from hra_jax.adapters.model_card import model_card
-from hra_jax.data.utterance import MOST_TRAINED_SECONDS
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.encoder_config import MOST_TRAINED_SECONDS, EncoderConfig
 from hra_jax.storage import checksums, folders, safetensors
 from hra_jax.storage.files import (
     check_no_link,

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-MOST_TRAINED_SECONDS = 3600  # no encoder is trained on utterances that are longer
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Utterance:

@@ -32,11 +32,10 @@ from etils import epath
 
 from hra_jax import __version__
 from hra_jax.adapters.base import unbound
-from hra_jax.data.utterance import MOST_TRAINED_SECONDS
 from hra_jax.errors import DamagedError, UserError, one_line
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.dtypes import STORAGE_DTYPES, all_finite
-from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.encoder_config import MOST_TRAINED_SECONDS, EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
 from hra_jax.storage import folders
