@@ -19,18 +19,17 @@ from ml_collections import ConfigDict
 from hra_jax import api
 from hra_jax.adapters import adapter_folder, initial
 from hra_jax.adapters.base import Adapter
-from hra_jax.console import tell
-from hra_jax.errors import DamagedError, UserError
+from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import checkpoint_export, foundation
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.place import backbone_weights
+from hra_jax.run.saving import take
 from hra_jax.tasks import library
 from hra_jax.tasks.descriptions import is_untrained
 from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.training import placement, sharding, train_state
-from hra_jax.training.agreement import agreed
 from hra_jax.training.checkpoints import Checkpoints
 
 BASE = "__base__"  # the name of the system that all others are compared with: the frozen backbone by itself
@@ -144,18 +143,7 @@ def of_checkpoint(
     Raises:
       UserError: no such checkpoint, a damaged one, or one that was trained on another backbone.
     """
-    number = agreed(lambda: checkpoints.resolve(step))
-    while True:
-        try:
-            return _of_checkpoint(name, checkpoints, number, config, base, mesh)
-        except DamagedError as error:
-            older = [other for other in checkpoints.all_steps() if other < number]
-            if step != "last" or not older:
-                raise UserError(f"{error}{'' if older else '; there is no other checkpoint'}") from error
-            checkpoints.pass_over(number)
-            if jax.process_index() == 0:
-                tell(f"{error}; going on from checkpoint {older[-1]}")
-            number = older[-1]
+    return take(checkpoints, step, lambda number: _of_checkpoint(name, checkpoints, number, config, base, mesh))[1]
 
 
 def base_of_run(config: ConfigDict, workdir: epath.Path, backbone: str | None = None) -> Foundation:
