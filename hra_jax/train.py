@@ -32,6 +32,7 @@ from hra_jax.run.scoring import (
     accounting,
     attempt,
     base_weights,
+    check_leaks,
     data_report,
     score,
     suite_weights,
@@ -281,6 +282,7 @@ def _loader(run: Run, data: DataSettings, batch: BatchSettings, *, position: dic
         local_rows=functools.partial(sharding.local_rows, run.layout.mesh),
         threads=data.threads,
         report=run.report,
+        hashes=run.hashes,
     )
 
 
@@ -371,6 +373,9 @@ def finish(
         task_steps |= {name: entry["step"] for name, entry in run.best.get("rows", {}).items()}
     export(run, config=config, dtype=exported.dtype, step=step, task_steps=task_steps)
     _tell_untrained(run)
+    if run.layout.select is not None:
+        chosen = run.layout.select.suite
+        attempt(run, f"the look at suite {chosen.name!r}", lambda: check_leaks(run, chosen), comes_again=True)
     if test is None:
         return None
 
