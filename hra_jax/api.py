@@ -88,7 +88,7 @@ class Backbone:
 def load_backbone(
     location: epath.PathLike, mesh: jax.sharding.Mesh | None = None, *, dtype: str = "auto", verify: bool | None = None
 ) -> Backbone:
-    """Loads a backbone.
+    """Loads a backbone; one that is replaced meanwhile is read again.
 
     Args:
       location: a folder, or `builtin:NAME`.
@@ -102,6 +102,12 @@ def load_backbone(
       UserError: no such backbone, a damaged one, or a mesh that does not divide its widths.
     """
     computed = dtypes.compute_dtype(dtype)
+    return backbone_folder.read_whole(location, lambda: _load_once(location, mesh, computed, verify))
+
+
+def _load_once(
+    location: epath.PathLike, mesh: jax.sharding.Mesh | None, computed: jnp.dtype, verify: bool | None
+) -> Backbone:
     files = backbone_folder.load(location, verify=verify)
     vocabulary_of_outputs(files.vocabulary, files.encoder.vocab_size, where=str(files.folder))
     if mesh is None:

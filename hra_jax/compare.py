@@ -20,8 +20,9 @@ from hra_jax.console import listed, percent, points, say, stdout, table
 from hra_jax.errors import UserError
 from hra_jax.evaluation import bootstrap, error_rates
 from hra_jax.evaluation.paired import described_differences
+from hra_jax.evaluation.predictions import read_predictions
 from hra_jax.storage.files import write_file
-from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, read_lines, read_object
+from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, read_object
 from hra_jax.tasks.names import task_file_names
 
 FLAGS = flags.FLAGS
@@ -31,7 +32,6 @@ SAMPLES = 10_000
 _PARAMETERS = ("trainable_parameters", "shared_parameters", "parameters_per_task")
 _RESULT_FIELDS: dict[str, Kind] = {"suite": str, "normalizer": str, "tasks": dict, **dict.fromkeys(_PARAMETERS, COUNT)}
 _COUNTS = ("substitutions", "deletions", "insertions", "words")
-_ROW_FIELDS: dict[str, Kind] = {"task": str, "key": str, "reference": str, "words": COUNT, "errors": COUNT}
 _HEADER = ("task", "WER A", "WER B", "B - A", "95% interval", "verdict")
 
 
@@ -117,11 +117,12 @@ def _read_rows(file: epath.Path, task: str, normalizer: str) -> list[_Row]:
     """The sorted rows of predictions_<task>.jsonl."""
     rows = []
     needed = f"the predictions of the task {task!r}, which an evaluation writes beside {RESULTS_FILE}"
-    for where, row in read_lines(file, _ROW_FIELDS, what=needed):
-        if row["task"] != task:
-            raise UserError(f"{where}: belongs to the task {row['task']!r}; allowed here: {task!r}")
-        reference = " ".join(error_rates.words(row["reference"], normalizer))
-        rows.append(_Row(row["key"], reference, row["words"], row["errors"]))
+    for where, row, counts in read_predictions(file, what=needed):
+        if row.task != task:
+            raise UserError(f"{where}: belongs to the task {row.task!r}; allowed here: {task!r}")
+        check_fields(counts, {"words": COUNT, "errors": COUNT}, where=where)
+        reference = " ".join(error_rates.words(row.text, normalizer))
+        rows.append(_Row(row.key, reference, counts["words"], counts["errors"]))
     # By key and reference only: sorting by errors too would pair the best of one side with the best of the other.
     return sorted(rows, key=lambda row: row[:2])
 

@@ -21,7 +21,7 @@ from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.evaluation.report import evaluate_results
+from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
 from hra_jax.run import processes
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, as_stored, export
@@ -43,7 +43,7 @@ from hra_jax.run.skipped_steps import SkippedSteps
 from hra_jax.run.stages import prepare
 from hra_jax.run.workdirs import DATA_REPORT, claim, forget_files, list_files
 from hra_jax.tpu import topologies
-from hra_jax.training import sharding, train_state
+from hra_jax.training import agreement, sharding, train_state
 from hra_jax.training.checkpoints import Checkpoints
 from hra_jax.training.flops import CountedStep
 from hra_jax.training.metrics import MetricWriter
@@ -126,7 +126,7 @@ def _restore_or_start(run: Run, checkpoints: Checkpoints, *, steps_before: int) 
       steps_before: how many steps it was to have when it was last started.
     """
     newest = checkpoints.latest_step()
-    processes.check_agreement({"newest checkpoint": str(newest)})
+    agreement.check_agreement({"newest checkpoint": str(newest)})
     position = None if newest is None else restore_newest(run, checkpoints)[1]
     start, steps = int(run.state.step), run.settings.steps
     _announce(run, start)
@@ -306,10 +306,10 @@ def _validate(
 ) -> dict[str, float]:
     """Scores the selection suite, and keeps the best macro WER and the best per task in `run.best`."""
     best = run.best
-    base = processes.agreed(lambda: base_weights(run))
+    base = agreement.agreed(lambda: base_weights(run))
     step_of, weights = run.layout.programs.evaluation, suite_weights(run, select)
-    rows, loss, _ = select.run(step_of, weights, base, agreed=processes.agreed)
-    results = processes.agreed(lambda: evaluate_results(rows, select.suite, accounting=accounting(run), bootstrap=0))
+    rows, loss, _ = select.run(step_of, weights, base)
+    results = agreement.agreed(lambda: evaluate_results(rows, select.suite, accounting=accounting(run), bootstrap=0))
     values = {"": results["wer_macro"]} | {name: task["wer"] for name, task in results["tasks"].items()}
     for name, wer in values.items():
         found = best.setdefault("tasks", {}).get(name) if name else best.get("macro")
@@ -321,7 +321,7 @@ def _validate(
     suite = select.suite.name
     scalars = {f"{suite}/wer_macro": values.pop(""), f"{suite}/loss": loss}
     scalars |= {f"{suite}/wer/{name}": wer for name, wer in values.items()}
-    processes.agreed(lambda: writer.write(step, scalars))
+    agreement.agreed(lambda: writer.write(step, scalars))
     return {METRIC: results["wer_macro"]}
 
 

@@ -14,7 +14,9 @@ import rich.console
 from hra_jax import compare
 from hra_jax.errors import UserError
 from hra_jax.evaluation.paired import paired_bootstrap
-from hra_jax.evaluation.report import UtteranceResult, evaluate_results, write_report
+from hra_jax.evaluation.predictions import UtteranceResult
+from hra_jax.evaluation.report import write_report
+from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.suites import Suite, SuiteTask
 
 ACCOUNTING = {
@@ -87,8 +89,8 @@ def counts(a, b, task):
     found = []
     for row, other in zip(a, b, strict=True):
         if row.task == task:
-            said = row.reference.split()
-            wrong = [sum(x != y for x, y in zip(said, r.hypothesis.split(), strict=True)) for r in (row, other)]
+            said = row.text.split()
+            wrong = [sum(x != y for x, y in zip(said, r.pred_text.split(), strict=True)) for r in (row, other)]
             found.append((*wrong, len(said)))
     return np.array(found)
 
@@ -146,7 +148,7 @@ def test_a_folder_and_its_results_file_are_the_same(sides):
 
 
 def test_names_of_suites_order_of_rows_and_spelling_of_references_may_differ(sides, tmp_path):
-    rows = changed(ROWS["b"], 0, reference=f" {ROWS['b'][0].reference.upper()}! ")[::-1]
+    rows = changed(ROWS["b"], 0, text=f" {ROWS['b'][0].text.upper()}! ")[::-1]
     other = write(tmp_path / "other", rows, suite="renamed")
     expected, found = (compare.compare([sides["a"], side], samples=100) for side in (sides["b"], other))
     assert found["comparisons"][0]["suite"] == "renamed"
@@ -157,7 +159,7 @@ def test_names_of_suites_order_of_rows_and_spelling_of_references_may_differ(sid
 def test_utterances_that_share_a_key_are_paired_by_their_references(tmp_path):
     texts = ["one two", "three four", "five six"]
     right = [UtteranceResult("t", "long.wav@12345.7+2", text, text, None, 2.0) for text in texts]
-    wrong = changed(right, 2, hypothesis="five")
+    wrong = changed(right, 2, pred_text="five")
     found = compare.compare([write(tmp_path / "a", wrong), write(tmp_path / "b", wrong[::-1])], samples=50)
     assert found["comparisons"][0]["pooled"]["low"] == found["comparisons"][0]["pooled"]["high"] == 0
 
@@ -221,7 +223,7 @@ def test_fields_that_are_missing_or_of_another_kind_are_named(sides, tmp_path):
     assert "results.json: must be a JSON object with 'suite', " in refused(folder, sides["a"])
     edit_to = folder / "predictions_george.jsonl"
     (folder / "results.json").write_text(json.dumps(whole))
-    edit_to.write_text('{"task": "george", "key": "0.wav", "reference": "one", "words": 1}\n')
+    edit_to.write_text('{"task": "george", "key": "0.wav", "text": "one", "pred_text": "", "words": 1}\n')
     assert f"{edit_to}:1: needs 'errors' (an integer of at least 0); got nothing" in refused(sides["a"], folder)
 
 
@@ -278,7 +280,7 @@ def test_keys_that_an_earlier_version_rounded_are_those_of_today(tmp_path):
 
 
 def test_another_reference_or_number_of_words_is_refused(sides, tmp_path):
-    other = write(tmp_path / "other", changed(ROWS["b"], 7, reference="one two"))
+    other = write(tmp_path / "other", changed(ROWS["b"], 7, text="one two"))
     line = refused(sides["a"], other)
     assert (
         "task 'george': the reference of '7.wav' is " in line and f"'one two' in {other}; it must be the same" in line

@@ -111,6 +111,9 @@ def test_an_adapter_that_does_nothing_fails_loudly_after_the_report_is_written(w
     read = Checkpoints.rows
 
     def silenced(self, step, log, **settings):
+        if log != "bank":
+            yield from read(self, step, log, **settings)
+            return
         for ids, rows in read(self, step, log, **settings):
             heads = jax.tree.map(np.array, rows["tasks"])
             for leaf in jax.tree.leaves(heads):
@@ -162,8 +165,8 @@ def test_the_mean_head_and_the_base_can_stand_in_for_a_task(workdir, micro):
             ("ann", "predictions_ann.jsonl"),
         )
     }
-    hypotheses = {name: [row["hypothesis"] for row in lines] for name, lines in rows.items()}
-    bases = [[row["base_hypothesis"] for row in lines] for lines in rows.values()]
+    hypotheses = {name: [row["pred_text"] for row in lines] for name, lines in rows.items()}
+    bases = [[row["base_pred_text"] for row in lines] for lines in rows.values()]
     assert bases[0] == bases[1] == bases[2] == hypotheses["base"]
     assert hypotheses["mean"] != hypotheses["base"] and hypotheses["mean"] != hypotheses["ann"]
     assert [results["tasks"][name]["parameters"] for name in ("ann base", "ann mean", "ann")] == [0, 0, 112]

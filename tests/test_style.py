@@ -106,7 +106,7 @@ def test_json_has_one_reader():
         "hra_jax/data/synthetic/grammar.py",  # a file of the package
         "hra_jax/data/synthetic/rendering.py",  # answers of a process of its own
         "hra_jax/data/synthetic/voice_worker.py",  # jobs of the process that started it
-        "hra_jax/run/processes.py",  # between the processes of a run
+        "hra_jax/training/agreement.py",  # between the processes of a run
     }
     own = ("json.loads(json.dumps(", "json.loads(config_to_json(")
     found = [

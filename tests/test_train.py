@@ -239,8 +239,8 @@ def test_beside_full_fine_tuning_stands_the_error_of_the_original_backbone(tuned
     waveforms = [decode(audio[row["key"]], world.RATE) for row in rows]
     original = hra_jax.load_backbone(micro.backbone).transcribe(waveforms, sample_rate=world.RATE)
     adapted = hra_jax.load_backbone(str(tuned.workdir / "backbone")).transcribe(waveforms, sample_rate=world.RATE)
-    assert [row["base_hypothesis"] for row in rows] == original
-    assert [row["hypothesis"] for row in rows] == adapted
+    assert [row["base_pred_text"] for row in rows] == original
+    assert [row["pred_text"] for row in rows] == adapted
     assert original != adapted
 
 

@@ -22,7 +22,6 @@ import dataclasses
 import hashlib
 import math
 import re
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,7 +35,7 @@ from hra_jax.adapters.methods import from_folder, peft_types
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.models.encoder_config import EncoderConfig
-from hra_jax.storage import checksums, folders, locks, safetensors
+from hra_jax.storage import checksums, folders, safetensors
 from hra_jax.storage.files import (
     check_no_link,
     check_regular,
@@ -57,7 +56,6 @@ from hra_jax.storage.json_files import (
     json_text,
     read_json,
     read_object,
-    read_text,
 )
 from hra_jax.storage.remote import StorageUnavailable
 from hra_jax.storage.trees import flatten, unflatten
@@ -74,7 +72,6 @@ OWN_FILES = (WEIGHTS_FILE, TASKS_FILE, CARD_FILE, CONFIG_FILE, task_records.RECO
 _FLOATS = tuple(safetensors.DTYPES[name].name for name in safetensors.FLOATS)
 _MOST_BYTES_OF_TASKS = 2**30  # of tasks.json, which may hold a vocabulary for each task
 _MOST_VALUES_OF_TASKS = 2**25
-_REPLACED_SECONDS = 60.0  # for which a reader waits at most for who replaces the files of an adapter one by one
 _WIDEST: int = max(safetensors.DTYPES[name].itemsize for name in safetensors.FLOATS)  # bytes of a number
 _TASK_FILE = re.compile(rf"{TASK_FOLDER}/[A-Za-z0-9_%~-]+\.safetensors")
 _NEEDED = f"an adapter folder, which has {CONFIG_FILE}, {WEIGHTS_FILE} and {TASKS_FILE}"
@@ -142,7 +139,7 @@ def write_adapter(
         no task names are not written.
       backbone: "name" and "fingerprint". Of a name that is a path only the last part is kept.
       vocabulary: `Vocabulary.to_json()`.
-      accounting: parameter counts, see `hra_jax.evaluation.report.evaluate_results`.
+      accounting: parameter counts, see `hra_jax.evaluation.results.evaluate_results`.
       results: what `evaluate_results` returned, for the model card; None leaves the error rates out.
       records: what else is held for each task.
       durable: as for `files.Replacement`; `folders.replace_folder` puts its files on the disk itself.
@@ -382,32 +379,7 @@ def read_adapter(folder: epath.PathLike, *, shapes: bool = True) -> ExportedAdap
         for, or not finite; a task file that is not in the folder.
       DamagedError: a file is not what was exported.
     """
-    folders.put_back(folder)
-    folder = epath.Path(folder)
-    before = _config_text(folder)
-    try:
-        return _read_once(folder, shapes=shapes)
-    except UserError:
-        if not _is_replaced(folder, before):
-            raise
-    return _read_once(folder, shapes=shapes)
-
-
-def _config_text(folder: epath.Path) -> str | None:
-    try:
-        return read_text(folder / CONFIG_FILE)
-    except UserError:
-        return None
-
-
-def _is_replaced(folder: epath.Path, before: str | None) -> bool:
-    """Whether the configuration, the last file, is another one than before; waits for who writes in a bucket."""
-    end = time.monotonic() + _REPLACED_SECONDS
-    while is_remote(folder) and locks.is_held_beside(folder) and time.monotonic() < end:
-        if _config_text(folder) != before:
-            return True
-        time.sleep(1.0)
-    return _config_text(folder) != before
+    return folders.read_whole(folder, CONFIG_FILE, lambda: _read_once(epath.Path(folder), shapes=shapes))
 
 
 def _read_once(folder: epath.Path, *, shapes: bool) -> ExportedAdapter:

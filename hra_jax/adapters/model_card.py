@@ -26,7 +26,7 @@ def model_card(
     Args:
       config: the content of adapter_config.json.
       names: the tasks in the order of their rows.
-      results: what `hra_jax.evaluation.report.evaluate_results` returned, or None.
+      results: what `hra_jax.evaluation.results.evaluate_results` returned, or None.
       records: what else is held for each task.
 
     Returns:

@@ -21,7 +21,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings, TableSource
 from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
-from hra_jax.evaluation.report import UtteranceResult
+from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models import ctc
 from hra_jax.models.features import FeatureConfig
@@ -29,6 +29,7 @@ from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary
 from hra_jax.training import sharding
+from hra_jax.training.agreement import agreed
 
 
 class Base(Protocol):
@@ -140,7 +141,6 @@ class SuiteRunner:
         frozen: dict[str, Any],
         *,
         progress: bool = False,
-        agreed: Callable[[Callable[[], Any]], Any] = lambda action: action(),
     ) -> tuple[list[UtteranceResult], float, dict[str, float]]:
         """Scores the suite.
 
@@ -150,7 +150,6 @@ class SuiteRunner:
             mean of all tasks after them.
           frozen: the backbone's weights; the base that results are compared with.
           progress: whether to show a bar.
-          agreed: does what each process does by itself, as `run.processes.agreed`.
 
         Returns:
           A list of `UtteranceResult`, the mean loss, and {task: largest difference of its log-probabilities from those
@@ -207,11 +206,14 @@ class SuiteRunner:
             found[int(row)] = UtteranceResult(
                 task=task.name,
                 key=utterance.key,
-                reference=utterance.text,
+                text=utterance.text,
                 # `__base__` is the backbone, also beside a fine-tuned one.
-                hypothesis=text if base_text is None or task.adapter_task != BASE_TASK else base_text,
-                base_hypothesis=base_text,
+                pred_text=text if base_text is None or task.adapter_task != BASE_TASK else base_text,
+                base_pred_text=base_text,
                 duration=utterance.duration,
+                audio_filepath=utterance.audio_filepath,
+                offset=utterance.offset,
+                tags=utterance.tags,
             )
         return found
 

@@ -1,6 +1,6 @@
 """Task suites: which utterances are scored as which task, and with which adapter.
 
-A suite file (`configs/suites/x.py`) has a `get_config()` that returns a ConfigDict with three keys:
+A suite file (`configs/suites/x.py`) has a `get_config()` that returns a ConfigDict with three keys that it needs:
 
   name: the name of the suite, which is also the folder of its results, `W/eval/<name>/`.
   normalizer: a name of `hra_jax.text.vocabularies.NORMALIZERS`, applied to references and hypotheses alike.
@@ -11,14 +11,23 @@ A suite file (`configs/suites/x.py`) has a `get_config()` that returns a ConfigD
       value of the tag; `*` in the task and in the adapter task then stands for the value.
     adapter task: the adapter that the utterances are recognised with: the name of a task, `__base__` (no adapter), or
       `__mean__` (the mean of all heads).
+    A fifth string, 'wer' or 'cer', is what decides in these tasks, in place of `metric`.
+
+and with keys that it may have:
+
+  metric: 'wer' (word error rate, the default) or 'cer' (character error rate): what decides.
+  block: the tag of utterances that belong together, by default 'speaker': intervals resample its values.
+  slices: tags by whose values results are given as well, and 'seconds:2,5,10', which slices by duration.
 
 So `('*', '{dir}/test.jsonl', 'speaker=*', '*')` scores every speaker of a manifest with the adapter of that speaker.
 """
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import ml_collections
 
@@ -33,7 +42,10 @@ from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, RESERVED_NAMES
 from hra_jax.text.normalization import NORMALIZERS
 
 WILDCARD = "*"
+METRICS = ("wer", "cer")
+SECONDS = "seconds"  # the slice by duration
 _KEYS = ("name", "normalizer", "tasks")
+_DEFAULTS: dict[str, Any] = {"metric": "wer", "block": "speaker", "slices": ()}  # may be left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +60,7 @@ class SuiteTask:
       adapter_task: the adapter to recognise with: a task, `__base__` or `__mean__`.
       utterances: what is scored, in the order of the manifest.
       refused: its other lines in the manifest, which cannot be.
+      metric: what decides in it, 'wer' or 'cer'.
     """
 
     name: str
@@ -57,6 +70,7 @@ class SuiteTask:
     adapter_task: str
     utterances: tuple[Utterance, ...] = dataclasses.field(repr=False)
     refused: tuple[Refused, ...] = dataclasses.field(default=(), repr=False)
+    metric: str = "wer"
 
     @property
     def lines(self) -> list[Utterance | Refused]:
@@ -77,12 +91,18 @@ class Suite:
       name, normalizer: of the suite file.
       tasks: those with utterances.
       lost: those without: no line of theirs can be used. They have no score, and are named in every report.
+      metric: what decides over all utterances, 'wer' or 'cer'.
+      block: the tag whose values the bootstrap resamples.
+      slices: what results are sliced by: tags, or 'seconds:' and edges.
     """
 
     name: str
     normalizer: str
     tasks: tuple[SuiteTask, ...]
     lost: tuple[SuiteTask, ...] = ()
+    metric: str = "wer"
+    block: str = "speaker"
+    slices: tuple[str, ...] = ()
 
     @property
     def utterances(self) -> tuple[Utterance, ...]:
@@ -107,16 +127,18 @@ def load_suite(suite: str, *, data_dir: str, report: DataReport) -> Suite:
 
 def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: DataReport) -> Suite:
     """As `load_suite`, from the config that a suite file returns (keys: see the top of this module)."""
-    _check_config(config)
+    settings = _checked_settings(config)
     manifests: dict[str, list[Utterance | Refused]] = {}
     tasks: list[SuiteTask] = []
     for row in config.tasks:
         _check_row(row, config.name)
+        metric = row[4] if len(row) > 4 else settings["metric"]
         path = _manifest_path(row[1], data_dir, config.name)
         if path not in manifests:
             utterances, refused = read_manifest(path, report=report)
             manifests[path] = [*utterances, *refused]
-        tasks += _row_tasks((row[0], path, *row[2:]), manifests[path], suite=config.name, report=report)
+        found = _row_tasks((row[0], path, row[2], row[3]), manifests[path], suite=config.name, report=report)
+        tasks += [dataclasses.replace(task, metric=metric) for task in found]
     _check_task_names([task.name for task in tasks], config.name)
     lost = tuple(task for task in tasks if not task.utterances)
     if len(lost) == len(tasks):
@@ -125,13 +147,20 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
             f"suite {config.name!r}, task {lost[0].name!r}: none of its {lost[0].size} utterances is usable, such as "
             f"{row.key} ({row.why}), nor is one of any other task; mend the manifest {lost[0].manifest}"
         )
-    return Suite(config.name, config.normalizer, tuple(task for task in tasks if task.utterances), lost)
+    return Suite(
+        config.name,
+        config.normalizer,
+        tuple(task for task in tasks if task.utterances),
+        lost,
+        **settings,
+    )
 
 
-def _check_config(config: ml_collections.ConfigDict) -> None:
+def _checked_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The keys that a suite may leave out; all keys are checked."""
     for key in config:
-        if key not in _KEYS:
-            raise UserError(f"a suite has no key {key!r}; allowed: {', '.join(_KEYS)}")
+        if key not in (*_KEYS, *_DEFAULTS):
+            raise UserError(f"a suite has no key {key!r}; allowed: {', '.join((*_KEYS, *_DEFAULTS))}")
     for key in _KEYS:
         if key not in config:
             raise UserError(f"a suite needs the key {key!r}; this one has: {', '.join(config) or 'none'}")
@@ -143,14 +172,49 @@ def _check_config(config: ml_collections.ConfigDict) -> None:
         )
     if not isinstance(config.tasks, tuple | list) or not config.tasks:
         raise UserError(f"suite {config.name!r}: tasks must be a tuple of rows; got {config.tasks!r}")
+    settings = _DEFAULTS | {key: config[key] for key in config if key in _DEFAULTS}
+    metric, block, slices = (settings[key] for key in _DEFAULTS)
+    _check_metric(metric, config.name)
+    if not isinstance(block, str) or not block:
+        raise UserError(f"suite {config.name!r}: block must be the name of a tag, such as 'speaker'; got {block!r}")
+    if not isinstance(slices, tuple | list) or not all(isinstance(item, str) and item for item in slices):
+        raise UserError(f"suite {config.name!r}: slices must be a tuple of tags or '{SECONDS}:2,5'; got {slices!r}")
+    for item in slices:
+        duration_edges(item, suite=config.name)
+    return settings | {"slices": tuple(slices)}
+
+
+def _check_metric(metric: object, suite: str) -> None:
+    if metric not in METRICS:
+        raise UserError(f"suite {suite!r}: metric {metric!r} is unknown; allowed: {', '.join(METRICS)}")
+
+
+def duration_edges(item: str, *, suite: str) -> tuple[float, ...]:
+    """The edges of a slice by duration, 'seconds:2,5,10', ascending; () for a slice by a tag.
+
+    Raises:
+      UserError: edges that are not ascending numbers above 0.
+    """
+    kind, colon, text = item.partition(":")
+    if kind != SECONDS or not colon:
+        return ()
+    try:
+        edges = [float(edge) for edge in text.split(",")]
+    except ValueError:
+        edges = []
+    if not edges or edges != sorted(set(edges)) or not 0 < edges[0] <= edges[-1] < math.inf:
+        raise UserError(f"suite {suite!r}: slice {item!r}; allowed are ascending seconds above 0: '{SECONDS}:2,5,10'")
+    return tuple(edges)
 
 
 def _check_row(row: object, suite: str) -> None:
-    if not isinstance(row, tuple | list) or len(row) != 4 or not all(isinstance(item, str) for item in row):
+    if not isinstance(row, tuple | list) or len(row) not in (4, 5) or not all(isinstance(item, str) for item in row):
         raise UserError(
             f"suite {suite!r}: a row of tasks is (task, manifest, tag filter, adapter task), four strings; got {row!r}"
         )
-    name, _, tag_filter, adapter_task = row
+    name, _, tag_filter, adapter_task, *metric = row
+    for one in metric:
+        _check_metric(one, suite)
     tag, equals, value = tag_filter.partition("=")
     if tag_filter and not (tag and equals and value):
         raise UserError(f"suite {suite!r}: tag filter {tag_filter!r} must be '', 'tag=value' or 'tag={WILDCARD}'")

@@ -21,8 +21,9 @@ import hashlib
 import json
 import math
 import os
+import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -39,12 +40,14 @@ from hra_jax.models.dtypes import STORAGE_DTYPES, all_finite
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
+from hra_jax.storage import folders
 from hra_jax.storage.files import is_remote, remove_file, remove_leftovers, replaced_name, write_file
 from hra_jax.storage.json_files import Kind, check_fields, check_shown, json_text, read_object
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.safetensors_writer import SHARD_BYTES, TensorWriter, is_written
 from hra_jax.storage.trees import flatten, unflatten
 
+_Result = TypeVar("_Result")
 FORMAT = 1
 # The fields of backbone.json by format version, and what a folder that lacks one of them means: values of the stored
 # format, which never change. Those of 'features' and 'encoder' stand in `models.stored_settings`.
@@ -100,38 +103,48 @@ class BackboneFiles:
         with self.reading() as read:
             return self._tree(read)
 
-    def read(self, name: str, index: Any = ()) -> np.ndarray:
-        """A weight, or a part of it as `TensorFiles.read_slice` takes it, in the storage dtype.
+    def read(
+        self, name: str, index: Any = (), *, told: Callable[[memoryview], object] = lambda piece: None
+    ) -> np.ndarray:
+        """A weight, or a part of it, in the storage dtype; `index` and `told` are those of `TensorFiles.read_slice`.
 
         Raises:
           UserError: a file that has changed or cannot be read, or weights that are not finite.
         """
-        found = self.tensors.read_slice(name, index)
+        found = self.tensors.read_slice(name, index, told=told)
         if not all_finite(found):
             raise UserError(f"{self.tensors.path(name)}: {name!r} holds NaN or infinity; allowed: finite weights")
         return found
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Callable[..., np.ndarray]]:
-        """Gives a `read` that has the hashes of whole weights computed beside further reading; errors as `read`.
+        """Gives a `read` that has whole weights hashed by other threads while it reads them; errors as `read`.
 
         Raises:
-          DamagedError: at the end of the block, where a weight is not what was stored.
+          DamagedError: here or at the end of the block, where a weight is not what was stored.
         """
         if self.hashes is None:
             yield self.read
             return
         hashes, waiting = self.hashes, collections.deque[concurrent.futures.Future]()
 
-        def check(name: str, found: np.ndarray) -> None:
-            _check_hash(self.tensors, name, hashlib.sha256(_bytes(found)).hexdigest(), hashes)
+        def check(name: str, pieces: queue.SimpleQueue[memoryview | None]) -> None:
+            digest = hashlib.sha256()
+            for piece in iter(pieces.get, None):
+                digest.update(piece)
+            _check_hash(self.tensors, name, digest.hexdigest(), hashes)
 
         def read(name: str, index: Any = ()) -> np.ndarray:
-            found = self.read(name, index)
-            if found.shape == self.tensors.shape(name):
-                waiting.append(pool.submit(check, name, found))
-                if len(waiting) > _HASHED_AT_ONCE:  # what waits is in memory
-                    waiting.popleft().result()
+            if index != ():
+                return self.read(name, index)
+            pieces: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+            waiting.append(pool.submit(check, name, pieces))
+            try:
+                found = self.read(name, told=pieces.put)
+            finally:
+                pieces.put(None)
+            if len(waiting) > _HASHED_AT_ONCE:  # what waits is in memory
+                waiting.popleft().result()
             return found
 
         with concurrent.futures.ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
@@ -163,6 +176,7 @@ def resolve(location: epath.PathLike) -> epath.Path:
             raise UserError(f"backbone = {location!r}: the built-in ones are {', '.join(names) or 'none'}")
         return folder
     folder = epath.Path(location)
+    folders.put_back(folder)
     if not (folder / SETTINGS).exists():
         raise UserError(f"backbone = {location!r}: must be {BUILTIN}NAME or a folder that holds {SETTINGS}")
     return folder
@@ -470,6 +484,9 @@ def _check_hash(tensors: TensorFiles, name: str, found: str, hashes: dict) -> No
 def load(location: epath.PathLike, *, verify: bool | None = None) -> BackboneFiles:
     """Reads the settings of a backbone folder and the headers of its weights; the weights are read when they are used.
 
+    A folder that is replaced meanwhile is read again. One that is replaced later gives an error where `hashes` are
+    compared; `read_whole` reads the weights with it.
+
     Args:
       location: a folder, or `builtin:NAME`.
       verify: whether the weights are compared with the hashes that the folder records: True, now; None, as they are
@@ -478,7 +495,16 @@ def load(location: epath.PathLike, *, verify: bool | None = None) -> BackboneFil
     Raises:
       UserError: nothing there, or the folder contradicts itself; the line names the file and the value.
     """
-    folder = resolve(location)
+    return read_whole(location, lambda: _load_once(resolve(location), verify=verify))
+
+
+def read_whole(location: epath.PathLike, read: Callable[[], _Result]) -> _Result:
+    """`folders.read_whole` for a backbone folder, or for `builtin:NAME`, which nobody replaces."""
+    builtin = os.fspath(location).startswith(BUILTIN)
+    return read() if builtin else folders.read_whole(location, SETTINGS, read)
+
+
+def _load_once(folder: epath.Path, *, verify: bool | None) -> BackboneFiles:
     settings = _read_settings(folder)
     features, encoder = _geometry(folder, settings)
     tensors = TensorFiles(folder)

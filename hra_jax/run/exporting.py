@@ -18,7 +18,7 @@ from hra_jax.console import tell
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.dtypes import STORAGE_DTYPES
-from hra_jax.run import own_exports, processes, workdirs
+from hra_jax.run import own_exports, workdirs
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.place import Run
 from hra_jax.run.scoring import accounting
@@ -26,7 +26,7 @@ from hra_jax.storage import folders
 from hra_jax.storage.files import check_no_link
 from hra_jax.storage.trees import flatten
 from hra_jax.tasks.names import check_name
-from hra_jax.training import sharding
+from hra_jax.training import agreement, sharding
 
 BEST_PER_TASK = "best_per_task"  # the row of each task as it was when that task was at its best
 STEPS = ("last", "best", BEST_PER_TASK)
@@ -94,7 +94,7 @@ def export(
             else f"{folder} is not what this run exported there: it was changed since, and is left as it is; to export "
             f"step {step}, move it away and give the same command again"
         )
-    processes.barrier("exported")
+    agreement.barrier("exported")
 
 
 def add_results(run: Run, results: dict[str, Any], *, task_steps: Mapping[str, int]) -> None:
@@ -103,7 +103,7 @@ def add_results(run: Run, results: dict[str, Any], *, task_steps: Mapping[str, i
         _export_adapter(run, task_steps=task_steps, results=results)
     elif jax.process_index() == 0:
         backbone_folder.add_info(_folder(run), {"wer": {results["suite"]: results["wer"]}})
-    processes.barrier("results exported")
+    agreement.barrier("results exported")
 
 
 def _check_names(tasks: Sequence[str], workdir: epath.Path) -> None:

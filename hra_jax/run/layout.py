@@ -20,13 +20,13 @@ from hra_jax.evaluation import suites
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner, share_shapes
 from hra_jax.models import augmentation
 from hra_jax.models.augmentation import AugmentConfig
-from hra_jax.run import processes, programs
+from hra_jax.run import programs
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.read import Material
 from hra_jax.run.settings import RunSettings
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 from hra_jax.text.vocabularies import BlankVocabulary
-from hra_jax.training import sharding, train_state
+from hra_jax.training import agreement, sharding, train_state
 from hra_jax.training.optimizer import OptimizerConfig
 from hra_jax.training.sharding import MeshSettings
 
@@ -152,7 +152,7 @@ def lay_out(
     table = _table(material, adapted=settings.method == "adapter", data=data, batch=batch, report=report)
     test, select = _runners(material, table, mesh=mesh, data=data, batch=batch, evaluation=evaluation, report=report)
     scored = {f"suite {runner.suite.name!r}": runner.digest for runner in (test, select) if runner}
-    processes.check_agreement({"backbone": base.fingerprint, "training data": table.digest()} | scored)
+    agreement.check_agreement({"backbone": base.fingerprint, "training data": table.digest()} | scored)
     laid_out = programs.lay_out_programs(
         base,
         method,

@@ -13,11 +13,12 @@ from hra_jax.data.utterance_table import own_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import EvaluationSettings
 from hra_jax.evaluation.suites import Suite, load_suite
-from hra_jax.run import foundation, processes
+from hra_jax.run import foundation
 from hra_jax.run.settings import PretrainSettings, RunSettings
 from hra_jax.text.normalization import normalize_text
 from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.text.vocabularies import Vocabulary
+from hra_jax.training import agreement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def read_material(
 
 def _render(name: str, folder: str) -> None:
     """Renders the synthetic set, once: process 0 does, and the others wait. Where they see other disks, each does."""
-    processes.first_alone(lambda: synthesize.render(name, folder))
+    agreement.first_alone(lambda: synthesize.render(name, folder))
     synthesize.render(name, folder, progress=False)
 
 

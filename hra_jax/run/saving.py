@@ -10,12 +10,11 @@ from hra_jax.adapters import initial
 from hra_jax.adapters.base import no_parameters
 from hra_jax.console import tell
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.run import processes
 from hra_jax.run.place import Run
 from hra_jax.run.workdirs import CHECKPOINTS
 from hra_jax.storage import locks
 from hra_jax.training import checksums, train_state
-from hra_jax.training.agreement import together
+from hra_jax.training.agreement import agreed, check_agreement, gather
 from hra_jax.training.checkpoints import Checkpoints, CheckpointSettings, Rows
 
 
@@ -76,7 +75,7 @@ def save(
 def gather_hashes(run: Run) -> None:
     """Brings the hashes of the utterances that any process was given to all of them; a collective."""
     if run.hashes is not None:
-        for ids, values in processes.gather([part.tolist() for part in run.hashes.unsaved()]):
+        for ids, values in gather([part.tolist() for part in run.hashes.unsaved()]):
             run.hashes.put(np.array(ids, np.int64), np.array(values, np.uint64))
 
 
@@ -92,7 +91,7 @@ def _restore_hashes(run: Run, checkpoints: Checkpoints, step: int) -> None:
     if run.hashes is None:
         return
     run.hashes.clear()
-    for ids, rows in together(lambda: list(checkpoints.rows(step, "hashes", below=len(run.hashes.values)))):
+    for ids, rows in agreed(lambda: list(checkpoints.rows(step, "hashes", below=len(run.hashes.values)))):
         run.hashes.put(ids, rows["hash"])
     if step and not run.hashes.values.any():
         _say(f"checkpoint {step} does not say what it was trained on: only what follows can be found in evaluations")
@@ -122,9 +121,9 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
       DamagedError: it is damaged, or holds what is not finite; the run must then take another one or be given up.
         Every process raises what one of them does: they never go on from different checkpoints.
     """
-    number = together(lambda: checkpoints.resolve(step))
-    checksum = together(lambda: checkpoints.checksum(number))
-    processes.check_agreement({"checkpoint": str(number), "content of the checkpoint": str(checksum)})
+    number = agreed(lambda: checkpoints.resolve(step))
+    checksum = agreed(lambda: checkpoints.checksum(number))
+    check_agreement({"checkpoint": str(number), "content of the checkpoint": str(checksum)})
     if checksum is None:
         _say(f"checkpoint {number} has no checksums, as it is of an earlier version: it is used as it is")
     position: dict[str, Any] = {}
@@ -153,7 +152,7 @@ def restore_step(
     """`restore_newest` for the step 'last', and `restore` for all others; returns what `restore_newest` does."""
     if step == "last":
         return restore_newest(run, checkpoints, weights_only=weights_only)
-    number = together(lambda: checkpoints.resolve(step))
+    number = agreed(lambda: checkpoints.resolve(step))
     return number, restore(run, checkpoints, number, weights_only=weights_only)
 
 
@@ -172,7 +171,7 @@ def restore_newest(run: Run, checkpoints: Checkpoints, *, weights_only: bool = F
       UserError: there is no checkpoint, all of them are damaged, or it is of another run.
     """
     while True:
-        number = together(lambda: checkpoints.resolve("last"))
+        number = agreed(lambda: checkpoints.resolve("last"))
         try:
             return number, restore(run, checkpoints, number, weights_only=weights_only)
         except DamagedError as error:
@@ -185,7 +184,7 @@ def restore_newest(run: Run, checkpoints: Checkpoints, *, weights_only: bool = F
 
 def _finite_rows(checkpoints: Checkpoints, step: int, log: str, *, below: int | None = None) -> Iterator[Rows]:
     """The rows of a log, part by part; a collective, as what is done with each part may be one."""
-    parts = together(lambda: checkpoints.rows(step, log, below=below))
+    parts = agreed(lambda: checkpoints.rows(step, log, below=below))
 
     def following() -> Rows | None:
         part = next(parts, None)
@@ -194,7 +193,7 @@ def _finite_rows(checkpoints: Checkpoints, step: int, log: str, *, below: int | 
             raise DamagedError(f"{checkpoints.directory}: checkpoint {step}: {log}/{name} holds NaN or infinite values")
         return part
 
-    while (part := together(following)) is not None:
+    while (part := agreed(following)) is not None:
         yield part
 
 

@@ -15,21 +15,17 @@ from hra_jax.console import error_line, tell
 from hra_jax.data.report import DataReport
 from hra_jax.errors import FAILURES, UserError
 from hra_jax.evaluation import leaks
-from hra_jax.evaluation.report import (
-    Unscored,
-    UtteranceResult,
-    evaluate_results,
-    is_report_file,
-    print_table,
-    write_report,
-)
+from hra_jax.evaluation.predictions import Unscored, UtteranceResult
+from hra_jax.evaluation.report import is_report_file, print_table, write_report
+from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
 from hra_jax.evaluation.suites import Suite
-from hra_jax.run import processes, saving, workdirs
+from hra_jax.run import saving, workdirs
 from hra_jax.run.place import Run, frozen_weights
 from hra_jax.run.workdirs import DATA_REPORT
 from hra_jax.storage import folders, locks, remote
 from hra_jax.tasks.names import MEAN_TASK
+from hra_jax.training import agreement
 
 Result = TypeVar("Result")
 
@@ -64,7 +60,7 @@ def data_report(workdir: epath.PathLike, *, strict: bool, keep: bool) -> Iterato
 
 def gather_data_report(run: Run) -> None:
     """Brings what all processes have found into the report of each; a collective."""
-    for content in processes.gather(run.report.news()):
+    for content in agreement.gather(run.report.news()):
         run.report.merge(content)
 
 
@@ -83,7 +79,7 @@ def attempt(run: Run, what: str, action: Callable[[], Result], *, comes_again: b
     Args:
       run: the run.
       what: the action in words, for the line.
-      action: a validation or an evaluation; what may fail in one process alone is in `processes.agreed`.
+      action: a validation or an evaluation; what may fail in one process alone is in `agreement.agreed`.
       comes_again: whether the same command does it again, as it does the evaluation after the last step.
 
     Raises:
@@ -94,7 +90,7 @@ def attempt(run: Run, what: str, action: Callable[[], Result], *, comes_again: b
     try:
         return action()
     except FAILURES as error:
-        told_to_all = processes.is_agreed(error) or (isinstance(error, UserError) and not run.report.strict)
+        told_to_all = agreement.is_agreed(error) or (isinstance(error, UserError) and not run.report.strict)
         if jax.process_count() > 1 and not told_to_all:
             raise
         if comes_again and remote.unavailable(error):
@@ -161,7 +157,7 @@ def check_leaks(run: Run, suite: Suite) -> None:
         hashes = leaks.hashes_of(mine)
         return {what: leaks.found_in(mine, hashes, known) for what, known in trained_on.items()}
 
-    told = processes.gather(processes.agreed(found))
+    told = agreement.gather(agreement.agreed(found))
     for what in trained_on:
         leaks.check((key for part in told for key in part[what]), suite=suite.name, what=what)
 
@@ -201,10 +197,10 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
     check_leaks(run, suite)
     base = weights["backbone"] if method == "pretrain" else base_weights(run)
     step_of = run.layout.programs.evaluation
-    rows, _, differences = runner.run(step_of, weights, base, progress=True, agreed=processes.agreed)
+    rows, _, differences = runner.run(step_of, weights, base, progress=True)
     if method == "pretrain":
         # There is no base beside it: it is the base.
-        rows = [dataclasses.replace(row, base_hypothesis=None) for row in rows]
+        rows = [dataclasses.replace(row, base_pred_text=None) for row in rows]
     # Too long or unreadable ones are in the data report; here is which ones the rates leave out.
     gather_data_report(run)
     unscored = _unscored(suite, rows, run.report)
@@ -223,7 +219,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
                 tell(f"{len(unscored)} of {of} utterances were not scored; see {DATA_REPORT}")
         return results
 
-    results = processes.agreed(reported)
+    results = agreement.agreed(reported)
     if method != "pretrain":
         scored = {name: differences[name] for name in results["tasks"]}
         check_adapter_acts(suite, scored, idle=_idle(run, runner))

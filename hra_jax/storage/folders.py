@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -21,8 +22,13 @@ from etils import epath
 from hra_jax.errors import UserError
 from hra_jax.storage import locks, writing
 from hra_jax.storage.files import check_no_links, is_remote, real_path, remove_folder, rename_folder, sync_folder
+from hra_jax.storage.json_files import read_text
 
-_Written = TypeVar("_Written")
+_Result = TypeVar("_Result")
+_RENAMES_SECONDS = 2.0  # for which a reader waits at most for a second rename
+_LOOK_SECONDS = 0.05
+_REPLACED_SECONDS = 60.0  # and for who replaces files one by one
+_READINGS = 5  # of a folder that is replaced again and again
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 # What says that this system or this file system cannot exchange two names.
@@ -31,11 +37,13 @@ _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 @writing.going_on()
 def replace_folder(
-    folder: epath.PathLike, write: Callable[[epath.Path], _Written], *, rewritten: Callable[[str], bool] | None = None
-) -> _Written:
+    folder: epath.PathLike, write: Callable[[epath.Path], _Result], *, rewritten: Callable[[str], bool] | None = None
+) -> _Result:
     """Writes a folder, in place of one that is there already.
 
-    Only one process may do so at a time, see `locks.hold_beside`. A link to a folder stays one: its target is replaced.
+    It holds the lock beside the folder meanwhile, as whoever decides by what is there does already: readers that find
+    nothing between two renames must not think that a killed process left it so. A link to a folder stays one: its
+    target is replaced.
 
     Args:
       folder: the folder; those that it lies in are made.
@@ -57,6 +65,13 @@ def replace_folder(
     place = real_path(folder)
     if os.path.lexists(place) and not place.is_dir():
         raise UserError(f"{os.fspath(folder)!r} is there and is no folder; allowed: a folder, or nothing")
+    with locks.hold_beside(place, "replace", patient=True):
+        return _replaced(place, write, rewritten, named=os.fspath(folder))
+
+
+def _replaced(
+    place: epath.Path, write: Callable[[epath.Path], _Result], rewritten: Callable[[str], bool] | None, *, named: str
+) -> _Result:
     place.parent.mkdir(parents=True, exist_ok=True)
     recover(place)
     token = secrets.token_hex(8)
@@ -71,7 +86,7 @@ def replace_folder(
                 _take_over(place, fresh, rewritten)
         written = write(fresh)
         sync_tree(fresh)
-        _check_same(fresh, made, folder)
+        _check_same(fresh, made, named)
         if place.exists():
             _keep_modes(place, fresh)
             _exchange(fresh, place, old)
@@ -122,22 +137,71 @@ def is_to_be_mended(folder: epath.PathLike) -> bool:
 
 
 def put_back(folder: epath.PathLike) -> None:
-    """`recover` for who only reads, where a process was killed between two renames and the folder is gone.
+    """`recover` for who only reads, where the folder is gone: who replaces it is waited for, who was killed is not.
 
     Raises:
       UserError: it is gone so, and cannot be put back: another process is at it, or nothing may be written there.
     """
-    if not _is_between_renames(folder):
-        return
-    with contextlib.suppress(UserError, OSError), locks.hold_beside(folder, "recovery"):
-        recover(folder)
-    if _is_between_renames(folder):
-        place = real_path(folder)
-        (token, *_) = sorted(_leftovers(place)["old"]) or [""]
-        raise UserError(
-            f"{os.fspath(folder)!r} is gone: a process replaces it, or was killed while it did, and it cannot be put "
-            f"back here; {os.fspath(_beside(place, 'old', token))!r} is what it was"
-        )
+    end = time.monotonic() + _RENAMES_SECONDS
+    while _is_between_renames(folder):
+        with contextlib.suppress(UserError, OSError), locks.hold_beside(folder, "recovery"):
+            recover(folder)
+        if not _is_between_renames(folder):
+            return
+        if time.monotonic() > end:
+            (token, *_) = sorted(_leftovers(real_path(folder))["old"]) or [""]
+            raise UserError(
+                f"{os.fspath(folder)!r} is gone: a process replaces it, or was killed while it did, and it cannot be "
+                f"put back here; {os.fspath(_beside(real_path(folder), 'old', token))!r} is what it was"
+            )
+        time.sleep(_LOOK_SECONDS)
+
+
+def read_whole(folder: epath.PathLike, last: str, read: Callable[[], _Result]) -> _Result:
+    """Reads a folder whose files belong together; one that is replaced meanwhile is read again.
+
+    Args:
+      folder: the folder; `put_back` looks after it first.
+      last: its file that is written last, and is another one whenever any of them is.
+      read: reads what is wanted.
+
+    Returns:
+      What `read` returned.
+
+    Raises:
+      UserError: from `read` or `put_back`.
+    """
+    path = epath.Path(folder) / last
+    for _ in range(_READINGS - 1):
+        put_back(folder)
+        before = _text(path)
+        try:
+            found = read()
+        except UserError:
+            if not _is_replaced(folder, path, before):
+                raise
+        else:
+            if _text(path) == before:
+                return found
+    return read()
+
+
+def _text(path: epath.Path) -> str | None:
+    try:
+        return read_text(path)
+    except UserError:
+        return None
+
+
+def _is_replaced(folder: epath.PathLike, path: epath.Path, before: str | None) -> bool:
+    """Whether the last file is another one than before; waits for who writes in a bucket."""
+    put_back(folder)
+    end = time.monotonic() + _REPLACED_SECONDS
+    while is_remote(folder) and locks.is_held_beside(folder) and time.monotonic() < end:
+        if _text(path) != before:
+            return True
+        time.sleep(1.0)
+    return _text(path) != before
 
 
 def _is_between_renames(folder: epath.PathLike) -> bool:

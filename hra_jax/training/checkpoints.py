@@ -46,7 +46,7 @@ from hra_jax.storage.files import is_remote, remove_folder, rename_folder, write
 from hra_jax.storage.json_files import check_fields
 from hra_jax.storage.row_log import RowLog
 from hra_jax.training import checksums
-from hra_jax.training.agreement import together
+from hra_jax.training.agreement import agreed, first_alone
 from hra_jax.training.listings import Listing
 from hra_jax.training.orbax_errors import STORAGE_ERRORS, attempt, half_read, log_less
 from hra_jax.training.stored_checkpoint import (
@@ -266,8 +266,8 @@ class Checkpoints:
           UserError: there is no such checkpoint, its fingerprint or a leaf's shape or dtype differs.
           DamagedError: it is damaged; every process raises it.
         """
-        number = together(lambda: self.resolve(step))
-        position, best = together(lambda: self._look(number, abstract_state, whole=True))
+        number = agreed(lambda: self.resolve(step))
+        position, best = agreed(lambda: self._look(number, abstract_state, whole=True))
         return self._read_state(number, _restore_args(abstract_state)), position, best
 
     def restore_part(self, step: int | str, abstract_part: dict[str, Any]) -> dict[str, Any]:
@@ -276,8 +276,8 @@ class Checkpoints:
         `abstract_part` is a tree of dicts with leaves as for `restore`; the result has its structure. Raises UserError
         like `restore`.
         """
-        number = together(lambda: self.resolve(step))
-        together(lambda: self._look(number, abstract_part, whole=False))
+        number = agreed(lambda: self.resolve(step))
+        agreed(lambda: self._look(number, abstract_part, whole=False))
         return cast("dict[str, Any]", self._read_state(number, _restore_args(abstract_part, partial=True)))
 
     def pass_over(self, step: int) -> None:
@@ -293,7 +293,7 @@ class Checkpoints:
         """Renames the checkpoints that were passed over, now that there are newer ones to come; a collective."""
         if not self._damaged:
             return
-        together(self._rename_damaged)
+        first_alone(self._rename_damaged)
         for step in self._damaged:
             self._manager.forget(step)
             self._segments.pop(step, None)
@@ -301,8 +301,8 @@ class Checkpoints:
         self._damaged.clear()
 
     def _rename_damaged(self) -> None:
-        """In process 0: what was taken for damaged may yet be worth something to who looks into it."""
-        for step in sorted(self._damaged) if jax.process_index() == 0 else ():
+        """Keeps them: what was taken for damaged may yet be worth something to who looks into it."""
+        for step in sorted(self._damaged):
             folder, aside = self.directory / str(step), self.directory / f"{step}.damaged"
             try:
                 if folder.exists():
@@ -473,9 +473,9 @@ class Checkpoints:
 
     def _read_state(self, step: int, args: ocp.args.PyTreeRestore) -> Any:
         """Arrays of the state, compared with their checksums; a collective."""
-        state = together(lambda: self._arrays(step, args))
+        state = agreed(lambda: self._arrays(step, args))
         found = checksums.of_tree(state)
-        together(lambda: self._compare(step, found))
+        agreed(lambda: self._compare(step, found))
         return state
 
     def _arrays(self, step: int, args: ocp.args.PyTreeRestore) -> Any:

@@ -16,14 +16,9 @@ from hra_jax.data.utterance import Refused
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.bootstrap import bootstrap_interval
-from hra_jax.evaluation.report import (
-    Unscored,
-    UtteranceResult,
-    evaluate_results,
-    print_table,
-    software_versions,
-    write_report,
-)
+from hra_jax.evaluation.predictions import Unscored, UtteranceResult
+from hra_jax.evaluation.report import print_table, write_report
+from hra_jax.evaluation.results import evaluate_results, software_versions
 from hra_jax.evaluation.suites import Suite, SuiteTask
 
 ACCOUNTING = {
@@ -111,7 +106,7 @@ def test_corpus_counts_are_sums_over_tasks_and_macro_rates_are_means():
 def test_results_of_a_task_depend_on_its_own_utterances_in_any_order():
     alone = evaluate(make_rows("george", 40), make_suite(george="george"))
     assert evaluate(ROWS[::-1])["tasks"]["george"] == alone["tasks"]["george"]
-    counts = [error_rates.word_errors(r.reference, r.hypothesis, normalizer="basic") for r in ROWS[:40]]
+    counts = [error_rates.word_errors(r.text, r.pred_text, normalizer="basic") for r in ROWS[:40]]
     interval = bootstrap_interval(counts, samples=100)
     assert (alone["tasks"]["george"]["wer_low"], alone["tasks"]["george"]["wer_high"]) == interval
 

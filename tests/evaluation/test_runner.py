@@ -43,7 +43,7 @@ def test_every_utterance_is_scored_once_and_padding_rows_never(trained, micro):
     rows, loss, _, count = scores(trained.run, runner)
     expected = [(task.name, utterance.key) for task in runner.suite.tasks for utterance in task.utterances]
     assert count == len(expected) == 6 and set(rows) == set(expected)
-    assert {row.reference for row in rows.values()} == set(world.TEXTS["test"])
+    assert {row.text for row in rows.values()} == set(world.TEXTS["test"])
     assert np.isfinite(loss)
 
 
@@ -77,7 +77,7 @@ def test_the_mean_row_gives_what_a_bank_of_means_would_give(trained, micro):
     averaged = dataclasses.replace(run, state=run.state.replace(trainable={**run.state.trainable, "tasks": means}))
     others, _, other_differences, _ = scores(averaged, make(trained, micro, "mixed"))
     keys = [key for task, key in rows if task == "ann"]
-    assert [rows["ann mean", key].hypothesis for key in keys] == [others["ann", key].hypothesis for key in keys]
+    assert [rows["ann mean", key].pred_text for key in keys] == [others["ann", key].pred_text for key in keys]
     np.testing.assert_allclose(differences["ann mean"], other_differences["ann"], rtol=1e-4)
 
 
@@ -114,7 +114,7 @@ def test_a_new_adapter_is_found_out_as_doing_nothing(trained, micro):
     runner = make(trained, micro, "test")
     rows, _, differences, _ = scores(run, runner)
     assert set(differences.values()) == {0.0}
-    assert all(row.hypothesis == row.base_hypothesis for row in rows.values())
+    assert all(row.pred_text == row.base_pred_text for row in rows.values())
     with pytest.raises(UserError, match="task 'ann'"):
         check_adapter_acts(runner.suite, differences)
 

@@ -108,6 +108,12 @@ def test_a_suite_file_is_found_by_path(tmp_path):
         ((("*", "{dir}/test.jsonl", "accent=*", "*"),), {}, "values of 'accent' there: none"),
         ((BY_SPEAKER, BY_SPEAKER), {}, "2 tasks named 'george'"),
         ((("__base__", "{dir}/test.jsonl", "", "__base__"),), {}, "'__base__', which cannot be the name"),
+        ((BY_SPEAKER,), {"metric": "ser"}, "metric 'ser' is unknown; allowed: wer, cer"),
+        (((*BY_SPEAKER, "ser"),), {}, "metric 'ser' is unknown; allowed: wer, cer"),
+        ((BY_SPEAKER,), {"block": ""}, "block must be the name of a tag"),
+        ((BY_SPEAKER,), {"slices": "accent"}, "slices must be a tuple of tags"),
+        ((BY_SPEAKER,), {"slices": ("seconds:5,2",)}, "'seconds:5,2'; allowed are ascending seconds"),
+        ((BY_SPEAKER,), {"slices": ("seconds:",)}, "'seconds:'; allowed are ascending seconds"),
     ],
 )
 def test_a_wrong_suite_is_one_clear_line(tmp_path, tasks, changes, message):
@@ -115,6 +121,18 @@ def test_a_wrong_suite_is_one_clear_line(tmp_path, tasks, changes, message):
     with pytest.raises(UserError, match=message) as error:
         build(tmp_path, *tasks, **changes)
     assert "\n" not in str(error.value)
+
+
+def test_what_decides_is_given_for_a_suite_or_for_a_row(tmp_path):
+    write_manifest(tmp_path)
+    plain = build(tmp_path, BY_SPEAKER)
+    assert (plain.metric, plain.block, plain.slices) == ("wer", "speaker", ())
+    assert {task.metric for task in plain.tasks} == {"wer"}
+    rows = (("one", "{dir}/test.jsonl", "", "a"), ("two", "{dir}/test.jsonl", "", "a", "wer"))
+    suite = build(tmp_path, *rows, metric="cer", block="text", slices=("accent", "seconds:2,5.5"))
+    assert (suite.metric, suite.block, suite.slices) == ("cer", "text", ("accent", "seconds:2,5.5"))
+    assert [task.metric for task in suite.tasks] == ["cer", "wer"]
+    assert [suites.duration_edges(item, suite="s") for item in suite.slices] == [(), (2.0, 5.5)]
 
 
 def test_a_missing_key_a_missing_folder_and_an_empty_manifest_are_errors(tmp_path):
