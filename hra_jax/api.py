@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -154,7 +155,7 @@ def load_adapter(folder: epath.PathLike, backbone: Backbone, *, slots: int = 0) 
     if adapter.own_vocabulary:
         found, shared_vocabulary = stored_vocabularies(exported.config, exported.tasks_json, where=str(folder))
         own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size, shared_vocabulary)
-    return Model(backbone, adapter, shared, tasks, names, own)
+    return Model(backbone, adapter, shared, tasks, names, own, os.fspath(folder))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +168,7 @@ class Model:
     rows: dict[str, Any]  # the task bank, leaves [A, ...]
     tasks: tuple[str, ...]  # names of its first rows; the rows after them are free slots
     own: OwnVocabularies | None = None  # of tasks that do not write in the backbone's vocabulary
+    folder: str = ""  # where the adapter lies, for errors; none is that of no folder
 
     @property
     def slots(self) -> int:
@@ -339,7 +341,7 @@ class Model:
         )
         frames = np.asarray(frames)[:count]
         log_probs = np.asarray(log_probs)[:count, : max(int(frames.max()), 1)]
-        _check_finite(log_probs, frames, tasks)
+        _check_finite(log_probs, frames, tasks, backbone=str(self.backbone.files.folder), adapter=self.folder)
         if self.own is None:
             return log_probs, frames
         columns = np.stack([self.own.columns(task) for task in tasks])
@@ -393,24 +395,28 @@ class Model:
         return np.concatenate(paths)
 
 
-def _check_finite(log_probs: np.ndarray, frames: np.ndarray, tasks: Sequence[str]) -> None:
+def _check_finite(
+    log_probs: np.ndarray, frames: np.ndarray, tasks: Sequence[str], *, backbone: str, adapter: str
+) -> None:
     """Refuses what overflowed: the likeliest label of NaN would be the blank, and every text empty.
 
     Args:
       log_probs: `[B, T, V]`.
       frames: `[B]`, how many frames of each are valid.
       tasks: of each utterance.
+      backbone, adapter: where they lie.
 
     Raises:
-      UserError: something is not finite; the line names the tasks.
+      UserError: something is not finite; the line names the tasks, and where what they use lies.
     """
     valid = np.arange(log_probs.shape[1]) < frames[:, None]
     wrong = (valid & ~np.isfinite(log_probs).all(axis=-1)).any(axis=-1)
     if wrong.any():
         names = sorted({task for task, found in zip(tasks, wrong, strict=True) if found})
+        own = "" if names == [BASE_TASK] else f"the adapter {adapter!r}, or else of "
         raise UserError(
-            f"task {listed(names)}: the log-probabilities are not finite; the weights or settings of "
-            "its adapter, or else the backbone's weights or the samples, are too large"
+            f"task {listed(names)}: the log-probabilities are not finite; the weights or settings of {own}the backbone "
+            f"{backbone!r}, or the samples, are too large"
         )
 
 

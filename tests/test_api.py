@@ -1,6 +1,7 @@
 """Recognition from Python: lists of waveforms of any length, each through the adapter of its task."""
 
 import functools
+import os
 import re
 
 import jax
@@ -295,8 +296,10 @@ def test_a_waveform_that_is_none_is_one_line(model, waveform, told):
 def test_what_overflows_is_one_line_that_names_the_task_and_no_empty_text(roomy, waveforms):
     loud = roomy.with_task("dee", jax.tree.map(lambda leaf: np.full_like(leaf, 3e38), roomy.row("ann")))
     for call in (loud.log_probs, loud.transcribe):
-        with pytest.raises(UserError, match=r"^task 'dee': the log-probabilities are not finite; the weights or sett"):
+        with pytest.raises(UserError, match=r"^task 'dee': the log-probabilities are not finite; the w") as told:
             call(waveforms, sample_rate=8000, tasks=["ann", "__base__", "dee", "dee"])
+        for place in (loud.folder, loud.backbone.files.folder):
+            assert os.path.isdir(place) and f"'{place}'" in str(told.value)
     assert loud.transcribe(waveforms[:1], sample_rate=8000, tasks=["ann"])
 
 

@@ -59,6 +59,11 @@ class UtteranceHashes:
         self.values = np.zeros(size, np.uint64)
         self._saved = np.zeros(size, np.bool_)
 
+    def grow(self, size: int) -> None:
+        """Makes room for utterances with numbers below `size`."""
+        more = max(0, size - len(self.values))
+        self.values, self._saved = (np.pad(array, (0, more)) for array in (self.values, self._saved))
+
     def put(self, ids: np.ndarray, values: np.ndarray) -> None:
         """Notes the hashes `[n]` of the utterances `[n]`; those that are known stay."""
         new = self.values[ids] == 0
