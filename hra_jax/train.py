@@ -27,12 +27,13 @@ from hra_jax.run import processes
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, as_stored, export
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import Run
-from hra_jax.run.saving import open_checkpoints, restore, restore_newest, save
+from hra_jax.run.saving import open_checkpoints, restore, restore_step, save
 from hra_jax.run.scoring import (
     accounting,
     attempt,
     base_weights,
     data_report,
+    recognise,
     score,
     suite_weights,
     untrained,
@@ -126,7 +127,7 @@ def _restore_or_start(run: Run, checkpoints: Checkpoints, *, steps_before: int) 
     """
     newest = checkpoints.latest_step()
     agreement.check_agreement({"newest checkpoint": str(newest)})
-    position = None if newest is None else restore_newest(run, checkpoints)[1]
+    position = None if newest is None else restore_step(run, checkpoints)[1]
     start, steps = int(run.state.step), run.settings.steps
     _announce(run, start)
     if start > steps:
@@ -280,6 +281,7 @@ def _loader(run: Run, data: DataSettings, batch: BatchSettings, *, position: dic
         position=position,
         local_rows=functools.partial(sharding.local_rows, run.layout.mesh),
         threads=data.threads,
+        draw=data.draw,
         report=run.report,
     )
 
@@ -305,8 +307,7 @@ def _validate(
     """Scores the selection suite, and keeps the best macro WER and the best per task in `run.best`."""
     best = run.best
     base = agreement.agreed(lambda: base_weights(run))
-    step_of, weights = run.layout.programs.evaluation, suite_weights(run, select)
-    rows, loss, _ = select.run(step_of, weights, base)
+    rows, loss, _ = recognise(run, select, suite_weights(run, select), base)
     results = agreement.agreed(lambda: evaluate_results(rows, select.suite, accounting=accounting(run), bootstrap=0))
     values = {"": results["wer_macro"]} | {name: task["wer"] for name, task in results["tasks"].items()}
     for name, wer in values.items():
@@ -407,7 +408,7 @@ def _take_exported(run: Run, checkpoints: Checkpoints, which: str) -> int:
         restore(run, checkpoints, step)
     except DamagedError as error:
         checkpoints.pass_over(step)
-        newest, _ = restore_newest(run, checkpoints)
+        newest, _ = restore_step(run, checkpoints)
         run.failures.append(f"the {which} checkpoint, {step}, is damaged, so {newest} is exported in its place")
         if jax.process_index() == 0:
             error_line(f"{error}; checkpoint {newest} is exported in its place")

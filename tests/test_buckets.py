@@ -1,12 +1,19 @@
 """Runs whose everything lies in a bucket, through the clients that users have, with trouble now and then."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from reference import micro as world
 
-from hra_jax.storage import remote
+from hra_jax import evaluate
+from hra_jax.adapters.adapter_folder import read_adapter
+from hra_jax.errors import UserError
+from hra_jax.storage import locks, remote
+from hra_jax.tasks import commands
 
+ADAPTER = Path(__file__).parent / "fixtures" / "adapters" / "hra"
 SUFFIX = "adapter_model.safetensors"
 
 
@@ -54,3 +61,56 @@ def test_a_recording_in_a_bucket_that_cannot_be_had_is_named_and_the_run_goes_on
     results = json.loads((done.workdir / "eval" / "test" / "results.json").read_text())
     assert list(results["tasks"]) == list(world.SPEAKERS) and results["utterances_not_scored"] == 1
     assert "data: 1 unreachable_audio (such as micro: gs://bucket/train-1.flac)" in done.printed
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_a_run_in_a_bucket_is_scored_as_a_local_one_is(trained, micro, tmp_path, gcs_storage, monkeypatch):
+    world.use_devices(monkeypatch, 1)
+    shutil.copytree(trained.workdir, tmp_path / "W")
+    gcs_storage.upload_folder(trained.workdir, "gs://bucket/W")
+    before = {name: gcs_storage.read(f"gs://bucket/W/{name}") for name in gcs_storage.names("gs://bucket/W/")}
+    gcs_storage.fail(every=100)
+    # The second time the results of the first are replaced.
+    for workdir, step in (("gs://bucket/W", "last"), ("gs://bucket/W", 2), (tmp_path / "W", 2)):
+        evaluate.evaluate(workdir, micro.suite("mixed"), step=step)
+    gcs_storage.work()
+    local = tmp_path / "W" / "eval" / "mixed"
+    names = gcs_storage.names("gs://bucket/W/eval/mixed/")
+    assert sorted(names) == sorted(file.name for file in local.iterdir())
+    for name in names:
+        if name.endswith((".json", ".jsonl")):
+            assert gcs_storage.read(f"gs://bucket/W/eval/mixed/{name}") == (local / name).read_bytes(), name
+    for name, content in before.items():
+        if name not in ("files.json", "data_report.json"):
+            assert gcs_storage.read(f"gs://bucket/W/{name}") == content, name
+    assert _leftovers(gcs_storage) == []
+
+
+def _leftovers(gcs_storage) -> list[str]:
+    return [name for name in gcs_storage.names("gs://bucket/") if name.endswith((".tmp", ".lock"))]
+
+
+def test_an_adapter_in_a_bucket_is_changed_in_place_as_a_local_one_is(tmp_path, gcs_storage, monkeypatch, capsys):
+    monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.05)
+    for name in ("A", "B"):
+        shutil.copytree(ADAPTER, tmp_path / name)
+        gcs_storage.upload_folder(ADAPTER, f"gs://bucket/{name}")
+    first, second, *_ = read_adapter(ADAPTER).tasks
+    printed = {}
+    for root in (f"{tmp_path}", "gs://bucket"):
+        adapter = f"{root}/A"
+        commands.add(adapter, "new", init="mean")
+        commands.rename(adapter, "new", "newer")
+        commands.import_tasks(adapter, f"{root}/B", first, new_name="again")
+        commands.remove(adapter, second)
+        commands.export_tasks(adapter, "newer", "again", output=f"{root}/C")
+        commands.list_tasks(adapter, json=f"{root}/list.json")
+        commands.show(f"{root}/C", "newer", json=f"{root}/show.json")
+        printed[root] = capsys.readouterr().out.replace(root, "")
+        with pytest.raises(UserError, match="unknown task 'nobody'"):
+            commands.remove(adapter, "nobody")
+        with pytest.raises(UserError, match="is there already"):
+            commands.export_tasks(adapter, "newer", output=f"{root}/B")
+    assert len(set(printed.values())) == 1
+    local = {str(file.relative_to(tmp_path)): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert {name: gcs_storage.read(f"gs://bucket/{name}") for name in gcs_storage.names("gs://bucket/")} == local

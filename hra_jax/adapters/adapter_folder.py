@@ -32,7 +32,7 @@ from hra_jax.adapters.declared import check_declared
 from hra_jax.adapters.methods import from_folder, peft_types
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.encoder_config import MOST_TRAINED_SECONDS, EncoderConfig
 from hra_jax.storage import checksums, folders, safetensors
 from hra_jax.storage.files import (
     check_no_link,
@@ -84,6 +84,7 @@ _FIELDS: dict[int, dict[str, Kind]] = {
         "one_file_per_task": bool,
         "accounting": dict,
         "sha256": dict,
+        "trained_seconds": float,
     }
 }
 _TASK_FIELDS: dict[str, Kind] = {"step": COUNT, "wer": float, "init": str, "vocabulary": dict}  # where they are said
@@ -93,7 +94,7 @@ _ACCOUNTING: dict[str, Kind] = {
     "backbone_parameters": AtLeast(1),  # shares of it are printed
 }
 # The release that did not write its version, and no hashes either.
-_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "sha256": {}}}
+_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "sha256": {}, "trained_seconds": 0.0}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +124,7 @@ def write_adapter(
     vocabulary: Mapping[str, Any],
     accounting: Mapping[str, Any],
     results: Mapping[str, Any] | None = None,
+    trained_seconds: float = 0.0,
     durable: bool = True,
 ) -> None:
     """Writes an adapter folder; one that is there already is replaced file by file.
@@ -137,6 +139,8 @@ def write_adapter(
       vocabulary: `Vocabulary.to_json()`.
       accounting: parameter counts, see `hra_jax.evaluation.results.evaluate_results`.
       results: what `evaluate_results` returned, for the model card; None leaves the error rates out.
+      trained_seconds: of the longest utterances that were trained on, but for a few; 0 where that is not known. Longer
+        audio is recognised in chunks of this length.
       durable: as for `files.Replacement`; `folders.replace_folder` puts its files on the disk itself.
 
     Raises:
@@ -165,7 +169,7 @@ def write_adapter(
         },
         "one_file_per_task": False,
         "accounting": dict(accounting),
-    }
+    } | ({"trained_seconds": float(trained_seconds)} if trained_seconds else {})
     tensors = _named_tensors(shared, bank, entries)
     files = {
         WEIGHTS_FILE: safetensors.to_bytes(tensors),
@@ -440,6 +444,10 @@ def _checked_config(content: object, *, where: str) -> dict[str, Any]:
     if "://" in config["backbone"]["name"]:
         raise UserError(f"{where}: backbone.name is {config['backbone']['name']!r:.80}; allowed: a name, no address")
     check_fields(config["accounting"], _ACCOUNTING, where=f"{where}: accounting")
+    if not 0 <= config["trained_seconds"] <= MOST_TRAINED_SECONDS:
+        raise UserError(
+            f"{where}: trained_seconds is {config['trained_seconds']!r}; allowed: 0 to {MOST_TRAINED_SECONDS}"
+        )
     method = check_fields(config["method"], {"name": str}, where=f"{where}: method")["name"]
     if types.get(method) != config["peft_type"]:
         raise UserError(f"{where}: method {method!r} and peft_type {config['peft_type']!r} do not go together")

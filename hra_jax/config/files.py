@@ -104,7 +104,8 @@ def load_config(name_or_path: str, *, kind: str = "configs", unfinished: bool = 
     inside = _loading.get()
     token = _loading.set(True)
     try:
-        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
+        # As bytes: Python then knows a byte order mark, and the encoding that a file names in its first lines.
+        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
         config = namespace["get_config"]()
     except UserError:
         raise
@@ -201,6 +202,15 @@ def _check_read(flat: Mapping[str, Any]) -> None:
     if flat["adapter.dropout"] and flat["method"] == "adapter" and not METHODS[flat["adapter.name"]].uses_dropout:
         value, name = flat["adapter.dropout"], flat["adapter.name"]
         raise UserError(f"config.adapter.dropout is {value}; allowed: 0.0 with config.adapter.name {name!r}")
+    if flat["data.draw"] == "tasks" and flat["method"] != "adapter":
+        raise UserError(f"config.data.draw is 'tasks'; allowed: 'utterances' with config.method {flat['method']!r}")
+    if flat["data.draw"] == "tasks" and len(flat["data.sources"]) > 1:
+        for name, _, rate in flat["data.sources"]:
+            if rate != "proportional":
+                raise UserError(
+                    f"config.data.sources: the rate of {name!r} is {rate!r}; allowed: 'proportional' where "
+                    "config.data.draw is 'tasks', as every task then has equally many updates"
+                )
     if flat["adapter.start"] and flat["method"] != "adapter":
         value, method = flat["adapter.start"], flat["method"]
         raise UserError(f"config.adapter.start is {value!r}; allowed: '' with config.method {method!r}")

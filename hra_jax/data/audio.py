@@ -7,7 +7,7 @@ import numpy as np
 import soxr
 
 from hra_jax.data.sound_files import AudioError, Sound
-from hra_jax.data.utterance import Utterance
+from hra_jax.data.utterance import Recording, Utterance
 
 __all__ = ["AudioError", "decode", "decode_file", "resample"]
 
@@ -57,7 +57,7 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
     """Reads an utterance, and nothing of its file beyond it.
 
     Args:
-      utterance: `audio_filepath`, `offset` and `duration` (seconds) are used.
+      utterance: `audio_filepath`, `offset` and `duration` (seconds) are used; of a `Recording`, its samples.
       sample_rate: Hz of the result.
 
     Returns:
@@ -68,6 +68,8 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
       AudioError: missing_file, unreachable_audio, empty_audio, undecodable_audio, nan_samples, silent_audio (channels
         that cancel each other) or too_long (more than `MOST_SAMPLES`).
     """
+    if isinstance(utterance, Recording):
+        return resample(utterance.samples, utterance.sample_rate, sample_rate)
     with Sound(utterance.audio_filepath) as sound:
         start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)
         return _read(sound, start=start, count=count, sample_rate=sample_rate)

@@ -26,6 +26,7 @@ import numpy as np
 
 from hra_jax.data import audio, batching, mixtures
 from hra_jax.data.report import DataReport
+from hra_jax.data.turns import Turns
 from hra_jax.data.utterance_table import BASE_ID, UtteranceTable
 from hra_jax.errors import UserError
 
@@ -148,10 +149,64 @@ def _capacities(table: UtteranceTable, buckets: Sequence[float]) -> tuple[int, .
     return batching.label_capacities(inside[kept], table.label_lengths[kept], buckets=len(buckets))
 
 
+_Plans = Iterator[tuple[int, Sequence[int], dict]]  # of each batch: its bucket, its utterances, the position after it
+
+
+def _utterances_in_turn(
+    table: UtteranceTable,
+    *,
+    seed: int,
+    buckets: Sequence[float],
+    rows: Sequence[int],
+    max_tasks: int,
+    position: Mapping,
+) -> _Plans:
+    """Batches of a mixture of the sources, each of whose epochs covers each of its utterances once."""
+    batcher = batching.Batcher(buckets, rows=rows, max_tasks=max_tasks, lookup=table.lookup)
+    batcher.restore(position["waiting"])
+    stream = mixtures.ReferenceStream(table.specs(), seed=seed, start=position["consumed"])
+
+    def plans() -> _Plans:
+        while True:
+            plan = batcher.pop()
+            while plan is None:
+                reference = next(stream)
+                batcher.add(reference.source, reference.row)
+                plan = batcher.pop()
+            indices = [table.index(source, row) for source, row in plan.rows]
+            yield plan.bucket, indices, {"consumed": stream.consumed, "waiting": batcher.waiting()}
+
+    return plans()
+
+
+def _tasks_in_turn(
+    table: UtteranceTable,
+    *,
+    seed: int,
+    buckets: Sequence[float],
+    rows: Sequence[int],
+    max_tasks: int,
+    position: Mapping,
+) -> _Plans:
+    """Batches in which every task has its turn equally often."""
+    turns = Turns(
+        table.duration,
+        table.task,
+        names=table.task_names,
+        buckets=buckets,
+        rows=rows,
+        max_tasks=max_tasks,
+        seed=seed,
+        start=position["consumed"],
+    )
+    return ((turn.bucket, turn.utterances, {"consumed": turns.consumed, "waiting": {}}) for turn in turns)
+
+
 class TrainLoader(Iterator[Batch]):
     """Endless training batches, per host; the global batches are the same for any number of hosts and threads.
 
-    Every epoch of a source covers each of its usable utterances once. Use it as a context manager, or call `close`.
+    Every epoch of a source, or of a task where tasks are drawn in turn, covers each of its usable utterances once. Use
+    it as a context manager, or call `close`.
 
     Attributes:
       wait_seconds: time spent inside `next` so far: what training waited for its input.
@@ -169,6 +224,7 @@ class TrainLoader(Iterator[Batch]):
         multiple: int,
         max_tasks: int,
         threads: int,
+        draw: str = "utterances",
         prefetch: int = PREFETCH,
         report: DataReport,
         position: Mapping | None = None,
@@ -184,6 +240,7 @@ class TrainLoader(Iterator[Batch]):
           multiple: the rows of every global batch divide by it.
           max_tasks: most distinct tasks in a global batch.
           threads: decoding threads.
+          draw: a value of `data.sources.DRAWS`: what is drawn in turn.
           prefetch: batches decoded ahead of the one handed out.
           report: names audio that fails.
           position: what `position()` of an earlier loader gave, from any number of hosts.
@@ -198,12 +255,10 @@ class TrainLoader(Iterator[Batch]):
             raise UserError(f"data prefetch {prefetch} must be at least 0")
         rows = batching.bucket_rows(buckets, batch_seconds=batch_seconds, multiple=multiple)
         self._table, self._report, self._prefetch = table, report, prefetch
-        specs = table.specs()
-        self._usable_rows = {spec.name: spec.rows for spec in specs}
+        self._usable_rows = {spec.name: spec.rows for spec in table.specs()}
         self._position = self._checked(position)
-        self._batcher = batching.Batcher(buckets, rows=rows, max_tasks=max_tasks, lookup=table.lookup)
-        self._batcher.restore(self._position["waiting"])
-        self._stream = mixtures.ReferenceStream(specs, seed=seed, start=self._position["consumed"])
+        plans = _tasks_in_turn if draw == "tasks" else _utterances_in_turn
+        self._plans = plans(table, seed=seed, buckets=buckets, rows=rows, max_tasks=max_tasks, position=self._position)
         self._assembler = _Assembler(
             table,
             buckets=buckets,
@@ -233,16 +288,6 @@ class TrainLoader(Iterator[Batch]):
             )
         return dict(position)
 
-    def _plan(self) -> tuple[batching.BatchPlan, dict]:
-        """The next global batch, and the position after it."""
-        plan = self._batcher.pop()
-        while plan is None:
-            reference = next(self._stream)
-            self._batcher.add(reference.source, reference.row)
-            plan = self._batcher.pop()
-        waiting = self._batcher.waiting()
-        return plan, {"consumed": self._stream.consumed, "waiting": waiting, "rows": self._usable_rows}
-
     def __next__(self) -> Batch:
         """The host's rows of the next global batch.
 
@@ -255,9 +300,8 @@ class TrainLoader(Iterator[Batch]):
             raise ValueError("the loader is closed")
         started = time.perf_counter()
         while len(self._jobs) <= self._prefetch:
-            plan, position = self._plan()
-            indices = [self._table.index(source, row) for source, row in plan.rows]
-            self._jobs.append(self._assembler.submit(plan.bucket, indices, position=position))
+            bucket, indices, position = next(self._plans)
+            self._jobs.append(self._assembler.submit(bucket, indices, position=position | {"rows": self._usable_rows}))
         job = self._jobs.popleft()
         batch = job.result()
         self._watch(batch)
@@ -282,7 +326,8 @@ class TrainLoader(Iterator[Batch]):
         """Where to go on after the batch last handed out: small, JSON-able, valid for any number of hosts.
 
         Returns:
-          {"consumed": references read, "waiting": {bucket: [[source, row], ...]}, "rows": {source: usable utterances}}.
+          {"consumed": references read, "waiting": {bucket: [[source, row], ...]}, "rows": {source: usable utterances}};
+          where tasks are drawn in turn, "consumed" counts batches, and nothing waits.
         """
         return self._position
 
@@ -301,8 +346,15 @@ class TrainLoader(Iterator[Batch]):
         self.close()
 
 
-def _eval_plans(table: UtteranceTable, buckets: Sequence[float], rows: Sequence[int]) -> list[tuple[int, np.ndarray]]:
-    """Every utterance once: (bucket, indices), by bucket, then by length, then as in the table."""
+def eval_plans(
+    table: UtteranceTable, *, batch_seconds: float, buckets: Sequence[float], multiple: int
+) -> list[tuple[int, np.ndarray]]:
+    """The batches of `eval_batches`, which has the same arguments: every utterance of the table once.
+
+    Returns:
+      (bucket, indices) of each global batch, by bucket, then by length, then as in the table.
+    """
+    rows = batching.bucket_rows(buckets, batch_seconds=batch_seconds, multiple=multiple)
     bucket_ids = batching.bucket_of(table.duration, buckets)
     order = np.lexsort((np.arange(len(table)), table.duration, bucket_ids))
     plans = []
@@ -323,6 +375,7 @@ def eval_batches(
     prefetch: int = 2,
     label_capacities: Sequence[int] | None = None,
     local_rows: Callable[[int], np.ndarray] = np.arange,
+    plans: Sequence[tuple[int, np.ndarray]] | None = None,
 ) -> Iterator[Batch]:
     """Batches that hold every utterance of the table exactly once over all hosts, short and similar ones together.
 
@@ -340,6 +393,7 @@ def eval_batches(
       label_capacities: U of each bucket; None takes the longest of the table. Give the same to several tables, and
         they have the same shapes.
       local_rows: as for TrainLoader.
+      plans: some of `eval_plans` of the same table and settings, where not all batches are wanted.
 
     Raises:
       UserError: settings that do not fit together or with the table; while iterating, anything bad if the report is
@@ -359,7 +413,9 @@ def eval_batches(
         report=report,
         local_rows=local_rows,
     )
-    return _run(assembler, _eval_plans(table, buckets, rows), prefetch=prefetch)
+    if plans is None:
+        plans = eval_plans(table, batch_seconds=batch_seconds, buckets=buckets, multiple=multiple)
+    return _run(assembler, plans, prefetch=prefetch)
 
 
 def _run(assembler: _Assembler, plans: Sequence[tuple[int, np.ndarray]], *, prefetch: int) -> Iterator[Batch]:

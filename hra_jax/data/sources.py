@@ -69,6 +69,9 @@ def _synthetic_sets() -> tuple[str, ...]:
     return ("", *SETS)
 
 
+DRAWS = ("utterances", "tasks")
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """The keys `data.*`: what is trained on, and how it is read."""
@@ -104,6 +107,12 @@ class DataSettings:
     )
     strict: bool = setting(
         False, boolean(), "True: the first unusable utterance is an error; False: it is skipped and reported"
+    )
+    draw: str = setting(
+        "utterances",
+        one_of(lambda: DRAWS),
+        "what has its turn: utterances (a task has as many updates as its share of the data gives), or tasks (all have "
+        "equally many, whatever their data; rates of sources must then be 'proportional')",
     )
     max_seconds: float = setting(
         0.0,

@@ -1,8 +1,10 @@
-"""One line of a manifest: an utterance, or what is known of one that cannot be used."""
+"""One line of a manifest: an utterance, or what is known of one that cannot be used; and an utterance in memory."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,6 +35,19 @@ class Utterance:
     def tag(self, name: str) -> str | None:
         """The value of a tag as text; None where there is no such tag, or no value: null, white space, a container."""
         return tag_value(self.tags, name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Recording(Utterance):
+    """An utterance whose sound is in memory, and in no file.
+
+    Attributes:
+      samples: float32 [S], mono, full scale 1, all finite.
+      sample_rate: Hz, of the samples.
+    """
+
+    samples: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32), repr=False)
+    sample_rate: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class UtteranceResult:
     duration: float
     audio_filepath: str = ""
     offset: float = 0.0
-    time: float | None = None
+    time: float | None = dataclasses.field(default=None, compare=False)
     tags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -9,15 +9,21 @@ A suite file (`configs/suites/x.py`) has a `get_config()` that returns a ConfigD
     manifest: its path; `{dir}` stands for `data.dir`.
     tag filter: '' for the whole manifest, 'tag=value' for the utterances with that tag, or 'tag=*' for a task for every
       value of the tag; `*` in the task and in the adapter task then stands for the value.
-    adapter task: the adapter that the utterances are recognised with: the name of a task, `__base__` (no adapter), or
-      `__mean__` (the mean of all heads).
+    adapter task: the adapter that the utterances are recognised with: the name of a task, `__base__` (no adapter),
+      `__mean__` (the mean of all heads), or `__few__` (heads that are trained on a few utterances of the task).
     A fifth string, 'wer' or 'cer', is what decides in these tasks, in place of `metric`.
 
-and with keys that it may have:
+with keys that it may have:
 
   metric: 'wer' (word error rate, the default) or 'cer' (character error rate): what decides.
   block: the tag of utterances that belong together, by default 'speaker': intervals resample its values.
   slices: tags by whose values results are given as well, and 'seconds:2,5,10', which slices by duration.
+
+and, where a row has the adapter task `__few__`, with three more:
+
+  support: the manifest, with the same tags, of the utterances to train on; `{dir}` stands for `data.dir`.
+  shots: numbers of utterances, ascending, such as (0, 1, 10, 100).
+  draws: how often as many utterances are drawn.
 
 So `('*', '{dir}/test.jsonl', 'speaker=*', '*')` scores every speaker of a manifest with the adapter of that speaker.
 """
@@ -25,6 +31,7 @@ So `('*', '{dir}/test.jsonl', 'speaker=*', '*')` scores every speaker of a manif
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -40,13 +47,14 @@ from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
-from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, RESERVED_NAMES
+from hra_jax.tasks.names import BASE_TASK, FEW_TASK, MEAN_TASK, RESERVED_NAMES
 from hra_jax.text.normalization import NORMALIZERS
 
 WILDCARD = "*"
 METRICS = ("wer", "cer")
 SECONDS = "seconds"  # the slice by duration
 _KEYS = ("name", "normalizer", "tasks")
+_FEW_KEYS = ("support", "shots", "draws")
 _DEFAULTS: dict[str, Any] = {"metric": "wer", "block": "speaker", "slices": ()}  # may be left out
 
 
@@ -96,6 +104,9 @@ class Suite:
       metric: what decides over all utterances, 'wer' or 'cer'.
       block: the tag whose values the bootstrap resamples.
       slices: what results are sliced by: tags, or 'seconds:' and edges.
+      support: the manifest of what `__few__` trains on, `{dir}` filled in; '' where no task has that adapter.
+      shots: numbers of utterances that it trains on, ascending.
+      draws: how often as many are drawn.
     """
 
     name: str
@@ -105,6 +116,9 @@ class Suite:
     metric: str = "wer"
     block: str = "speaker"
     slices: tuple[str, ...] = ()
+    support: str = ""
+    shots: tuple[int, ...] = ()
+    draws: int = 0
 
     @property
     def utterances(self) -> tuple[Utterance, ...]:
@@ -155,6 +169,7 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
         tuple(task for task in tasks if task.utterances),
         lost,
         **settings,
+        **_few_settings(config, data_dir),
     )
 
 
@@ -164,7 +179,8 @@ def suite_digest(suite: Suite) -> str:
     It is the same wherever the manifests lie; `data_digest` has what they hold.
     """
     tasks = [(task.name, task.tag, task.tag_value, task.adapter_task, task.metric) for task in suite.tasks]
-    return _digest([suite.name, suite.normalizer, suite.metric, suite.block, suite.slices, tasks])
+    asked = (suite.name, suite.normalizer, suite.metric, suite.block, suite.slices, suite.shots, suite.draws)
+    return _digest([asked, tasks])
 
 
 def data_digest(suite: Suite) -> str:
@@ -181,11 +197,32 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _few_settings(config: ml_collections.ConfigDict, data_dir: str) -> dict[str, Any]:
+    """The settings of the adapter task `__few__`, checked; {} where no row has it."""
+    wanted, given = any(row[3] == FEW_TASK for row in config.tasks), [key for key in _FEW_KEYS if key in config]
+    if not wanted:
+        if given:
+            raise UserError(f"suite {config.name!r}: {given[0]} needs a row with the adapter task {FEW_TASK!r}")
+        return {}
+    for key in _FEW_KEYS:
+        if key not in config:
+            raise UserError(f"suite {config.name!r}: the adapter task {FEW_TASK!r} needs the key {key!r}")
+    support, shots, draws = (config[key] for key in _FEW_KEYS)
+    if not isinstance(support, str) or not support:
+        raise UserError(f"suite {config.name!r}: support = {support!r}; allowed: the path of a manifest")
+    numbers = isinstance(shots, tuple | list) and all(type(k) is int and k >= 0 for k in shots)
+    if not numbers or not shots or any(low >= high for low, high in itertools.pairwise(shots)):
+        raise UserError(f"suite {config.name!r}: shots = {shots!r}; allowed: ascending integers from 0, at least one")
+    if type(draws) is not int or draws < 1:
+        raise UserError(f"suite {config.name!r}: draws = {draws!r}; allowed: an integer of at least 1")
+    return {"support": _manifest_path(support, data_dir, config.name), "shots": tuple(shots), "draws": draws}
+
+
 def _checked_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The keys that a suite may leave out; all keys are checked."""
     for key in config:
-        if key not in (*_KEYS, *_DEFAULTS):
-            raise UserError(f"a suite has no key {key!r}; allowed: {', '.join((*_KEYS, *_DEFAULTS))}")
+        if key not in (*_KEYS, *_DEFAULTS, *_FEW_KEYS):
+            raise UserError(f"a suite has no key {key!r}; allowed: {', '.join((*_KEYS, *_DEFAULTS, *_FEW_KEYS))}")
     for key in _KEYS:
         if key not in config:
             raise UserError(f"a suite needs the key {key!r}; this one has: {', '.join(config) or 'none'}")

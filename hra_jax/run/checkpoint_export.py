@@ -20,11 +20,12 @@ from hra_jax.config.files import config_from_json
 from hra_jax.config.keys import group
 from hra_jax.console import listed, tell
 from hra_jax.data.report import DataReport
-from hra_jax.errors import DamagedError, UserError
+from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.run import foundation, layout, programs
 from hra_jax.run.exporting import write_backbone
 from hra_jax.run.read import read_material
+from hra_jax.run.saving import take
 from hra_jax.run.settings import RunSettings
 from hra_jax.run.workdirs import BACKBONE, CHECKPOINTS, CONFIG, stored_config
 from hra_jax.storage import folders
@@ -67,21 +68,14 @@ def export_checkpoint(
         raise UserError(f"--rename={renames[0]!r} has no use with method {settings.method!r}: a backbone has no tasks")
     folder = epath.Path(workdir) / CHECKPOINTS
     with Checkpoints(folder, keep_latest=1, keep_best=0, every_steps=1, finite=True, read_only=True) as checkpoints:
-        number = checkpoints.resolve(step)
-        while True:
-            try:
-                if settings.method != "adapter":
-                    _export_backbone(checkpoints, number, epath.Path(workdir), epath.Path(output), config, backbone)
-                    return number, []
-                return number, _export(
-                    checkpoints, number, config, settings, adapter, epath.Path(output), backbone, renames
-                )
-            except DamagedError as error:
-                if step != "last" or len(checkpoints.all_steps()) == 1:
-                    raise
-                checkpoints.pass_over(number)
-                number = checkpoints.resolve("last")
-                tell(f"{error}; taking checkpoint {number}")
+
+        def write(number: int) -> list[str]:
+            if settings.method == "adapter":
+                return _export(checkpoints, number, config, settings, adapter, epath.Path(output), backbone, renames)
+            _export_backbone(checkpoints, number, epath.Path(workdir), epath.Path(output), config, backbone)
+            return []
+
+        return take(checkpoints, step, write)
 
 
 def _export(
@@ -126,6 +120,7 @@ def _export(
             backbone={"name": base.name, "fingerprint": base.fingerprint},
             vocabulary=own.get("shared", base.vocabulary.to_json()),
             accounting=accounting | {"backbone_fingerprint": base.fingerprint},
+            trained_seconds=config.batch.buckets[-1],
             durable=False,  # the folder is put on the disk as a whole
         )
 

@@ -146,6 +146,7 @@ def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[st
             vocabulary=vocabulary.to_json(),
             accounting=accounting(run),
             results=results,
+            trained_seconds=run.layout.table.usual_seconds,
             durable=False,  # whoever replaces the folder puts it on the disk
         )
 

@@ -72,6 +72,29 @@ def place(
     Raises:
       UserError: `adapter.new_task` is no task of the adapter to start from, or a weight cannot be read.
     """
+    state, bank = start_weights(material, layout, settings=settings, adapter=adapter)
+    frozen = None
+    if settings.method == "adapter":
+        frozen = frozen_weights(material.base, layout, settings.backbone_dtype)
+    return Run(
+        settings=settings,
+        workdir=workdir,
+        report=report,
+        material=material,
+        layout=layout,
+        state=state,
+        bank=bank,
+        frozen=frozen,
+    )
+
+
+def start_weights(
+    material: Material, layout: Layout, *, settings: RunSettings, adapter: AdapterSettings
+) -> tuple[train_state.TrainState, task_bank.TaskBank]:
+    """Makes or reads the weights that are trained, and puts them on the mesh: state and bank before the first step.
+
+    Arguments and errors are those of `place`.
+    """
     laid_out, base = layout.programs, material.base
     weights, started = _initial_weights(material, layout, settings=settings, adapter=adapter)
     on_devices = programs.on_devices(weights, laid_out.bank)
@@ -94,16 +117,7 @@ def place(
         )
     )
     bank.touch(started)
-    return Run(
-        settings=settings,
-        workdir=workdir,
-        report=report,
-        material=material,
-        layout=layout,
-        state=sharding.place(state, laid_out.shardings),
-        bank=bank,
-        frozen=frozen_weights(base, layout, settings.backbone_dtype) if settings.method == "adapter" else None,
-    )
+    return sharding.place(state, laid_out.shardings), bank
 
 
 def frozen_weights(base: foundation.Foundation, layout: Layout, dtype: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which parts of a run a checkpoint gets, and how a run takes them back; training/checkpoints.py stores them."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 
@@ -13,8 +13,12 @@ from hra_jax.run.place import Run
 from hra_jax.run.workdirs import CHECKPOINTS
 from hra_jax.storage import locks
 from hra_jax.training import checksums, train_state
-from hra_jax.training.agreement import agreed, check_agreement
+from hra_jax.training.agreement import agreed, check_agreement, gather
 from hra_jax.training.checkpoints import Checkpoints, CheckpointSettings, Rows
+
+_T = TypeVar("_T")
+
+_MOST_TRIED = 20  # checkpoints: a run may delete them faster than they are read
 
 
 def fingerprint(run: Run) -> dict[str, Any]:
@@ -113,39 +117,48 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
 
 
 def restore_step(
-    run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only: bool = False
+    run: Run, checkpoints: Checkpoints, step: int | str = "last", *, weights_only: bool = False
 ) -> tuple[int, dict[str, Any]]:
-    """`restore_newest` for the step 'last', and `restore` for all others; returns what `restore_newest` does."""
-    if step == "last":
-        return restore_newest(run, checkpoints, weights_only=weights_only)
-    number = agreed(lambda: checkpoints.resolve(step))
-    return number, restore(run, checkpoints, number, weights_only=weights_only)
-
-
-def restore_newest(run: Run, checkpoints: Checkpoints, *, weights_only: bool = False) -> tuple[int, dict[str, Any]]:
-    """Puts the newest checkpoint that is whole into the run; those that are damaged are told of and passed over.
-
-    Args:
-      run: the run.
-      checkpoints: its checkpoints; the next save renames those that were passed over.
-      weights_only: as for `restore`.
+    """Puts a checkpoint into the run, of the last ones the newest that is whole: `take` of `restore`.
 
     Returns:
       (its step, its data position).
+    """
+    return take(checkpoints, step, lambda number: restore(run, checkpoints, number, weights_only=weights_only))
+
+
+def take(checkpoints: Checkpoints, step: int | str, act: Callable[[int], _T]) -> tuple[int, _T]:
+    """Does something with a checkpoint; a collective.
+
+    Args:
+      checkpoints: those of the run.
+      step: a number, 'best' or 'last'. Of the last ones each that is damaged, or that a run deletes while it is read,
+        is told of and passed over, and the newest that there is then is taken; the next save renames the damaged ones.
+      act: is given the number of the checkpoint; where it raises DamagedError, it does so in every process.
+
+    Returns:
+      The number of the checkpoint, and what `act` gives.
 
     Raises:
-      UserError: there is no checkpoint, all of them are damaged, or it is of another run.
+      UserError: there is no such checkpoint, or none of the last ones could be read.
+      DamagedError: the checkpoint that `step` names is damaged.
     """
-    while True:
-        number = agreed(lambda: checkpoints.resolve("last"))
+    # What process 0 sees counts: another one may look when a run has saved again.
+    number = gather(agreed(lambda: checkpoints.resolve(step)))[0]
+    for left in reversed(range(_MOST_TRIED)):
         try:
-            return number, restore(run, checkpoints, number, weights_only=weights_only)
+            return number, act(number)
         except DamagedError as error:
-            older = [step for step in checkpoints.all_steps() if step < number]
-            if not older:
-                raise UserError(f"{error}; there is no other checkpoint") from error
+            if step != "last":
+                raise
             checkpoints.pass_over(number)
-            _say(f"{error}; going on from checkpoint {older[-1]}")
+            steps = gather(agreed(checkpoints.refresh))[0]
+            if not (steps and left):
+                others = f"{_MOST_TRIED} checkpoints were tried" if steps else "there is no other checkpoint"
+                raise UserError(f"{error}; {others}") from error
+            number = steps[-1]
+            _say(f"{error}; taking checkpoint {number}")
+    raise AssertionError("the last try returns or raises")
 
 
 def _finite_rows(checkpoints: Checkpoints, step: int, log: str, *, below: int | None = None) -> Iterator[Rows]:

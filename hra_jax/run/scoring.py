@@ -1,7 +1,6 @@
 """Scores of a run: the test suite, the weights that it is run with, and the report of unusable data."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -119,6 +118,17 @@ def suite_weights(run: Run, runner: SuiteRunner) -> dict[str, Any]:
     return {"shared": run.state.weights["shared"], "tasks": tasks}
 
 
+def recognise(
+    run: Run, runner: SuiteRunner, weights: dict[str, Any], base: dict[str, Any], *, progress: bool = False
+) -> tuple[list[UtteranceResult], float, dict[str, float]]:
+    """What `SuiteRunner.run` returns for weights of `suite_weights`, with the base from `base_weights` beside them."""
+    found = run.layout.programs
+    if run.settings.method == "pretrain":
+        # There is no base beside it: it is the base.
+        return runner.run(found.recognition, weights, base, progress=progress)
+    return runner.run(found.evaluation, weights, base, alone=found.recognition, progress=progress)
+
+
 def accounting(run: Run) -> dict[str, Any]:
     """Parameter counts and the backbone's fingerprint, as results and exports hold them."""
     numbers = {name: value for name, value in run.layout.accounting.items() if name != "tasks"}
@@ -151,12 +161,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
         In every process, and so is what kept process 0 from writing.
     """
     method, suite = run.settings.method, runner.suite
-    base = weights["backbone"] if method == "pretrain" else base_weights(run)
-    step_of = run.layout.programs.evaluation
-    rows, _, differences = runner.run(step_of, weights, base, progress=True)
-    if method == "pretrain":
-        # There is no base beside it: it is the base.
-        rows = [dataclasses.replace(row, base_pred_text=None) for row in rows]
+    rows, _, differences = recognise(run, runner, weights, base_weights(run), progress=True)
     # Too long or unreadable ones are in the data report; here is which ones the rates leave out.
     gather_data_report(run)
     unscored = _unscored(suite, rows, run.report)

@@ -246,6 +246,7 @@ def _write_files(folder: epath.Path, exported: ExportedAdapter) -> None:
         backbone=config["backbone"],
         vocabulary=config["vocabulary"],
         accounting=config["accounting"],
+        trained_seconds=config["trained_seconds"],
         durable=False,
     )
 

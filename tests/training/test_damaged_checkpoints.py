@@ -440,7 +440,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_an
         path.write_bytes(bytes(found))
     again = world.train(finished.config, workdir)
     assert again.status == 0
-    assert "; going on from checkpoint 2" in again.printed and "resuming at step 2" in again.printed
+    assert "; taking checkpoint 2" in again.printed and "resuming at step 2" in again.printed
     for name in ("adapter_model.safetensors", "tasks.json"):
         assert (workdir / "adapter" / name).read_bytes() == (finished.workdir / "adapter" / name).read_bytes()
     assert world.losses(workdir) == world.losses(finished.workdir)
