@@ -34,7 +34,7 @@ from hra_jax.adapters.declared import check_declared
 from hra_jax.adapters.methods import from_folder, peft_types
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.encoder_config import MOST_TRAINED_SECONDS, EncoderConfig
 from hra_jax.storage import checksums, folders, safetensors
 from hra_jax.storage.files import (
     check_no_link,
@@ -86,6 +86,7 @@ _FIELDS: dict[int, dict[str, Kind]] = {
         "one_file_per_task": bool,
         "accounting": dict,
         "sha256": dict,
+        "trained_seconds": float,
     }
 }
 _ACCOUNTING: dict[str, Kind] = {
@@ -94,7 +95,7 @@ _ACCOUNTING: dict[str, Kind] = {
     "backbone_parameters": AtLeast(1),  # shares of it are printed
 }
 # The release that did not write its version, and no hashes either.
-_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "sha256": {}}}
+_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "sha256": {}, "trained_seconds": 0.0}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,7 @@ def write_adapter(
     accounting: Mapping[str, Any],
     results: Mapping[str, Any] | None = None,
     records: task_records.Records | None = None,
+    trained_seconds: float = 0.0,
     durable: bool = True,
 ) -> None:
     """Writes an adapter folder; one that is there already is replaced file by file.
@@ -142,6 +144,8 @@ def write_adapter(
       accounting: parameter counts, see `hra_jax.evaluation.results.evaluate_results`.
       results: what `evaluate_results` returned, for the model card; None leaves the error rates out.
       records: what else is held for each task.
+      trained_seconds: of the longest utterances that were trained on, but for a few; 0 where that is not known. Longer
+        audio is recognised in chunks of this length.
       durable: as for `files.Replacement`; `folders.replace_folder` puts its files on the disk itself.
 
     Raises:
@@ -170,7 +174,7 @@ def write_adapter(
         },
         "one_file_per_task": False,
         "accounting": dict(accounting),
-    }
+    } | ({"trained_seconds": float(trained_seconds)} if trained_seconds else {})
     tensors = _named_tensors(shared, bank, entries)
     files = {
         WEIGHTS_FILE: safetensors.to_bytes(tensors),
@@ -468,6 +472,10 @@ def _checked_config(content: object, *, where: str) -> dict[str, Any]:
     if "://" in config["backbone"]["name"]:
         raise UserError(f"{where}: backbone.name is {config['backbone']['name']!r:.80}; allowed: a name, no address")
     check_fields(config["accounting"], _ACCOUNTING, where=f"{where}: accounting")
+    if not 0 <= config["trained_seconds"] <= MOST_TRAINED_SECONDS:
+        raise UserError(
+            f"{where}: trained_seconds is {config['trained_seconds']!r}; allowed: 0 to {MOST_TRAINED_SECONDS}"
+        )
     method = check_fields(config["method"], {"name": str}, where=f"{where}: method")["name"]
     if types.get(method) != config["peft_type"]:
         raise UserError(f"{where}: method {method!r} and peft_type {config['peft_type']!r} do not go together")

@@ -37,7 +37,7 @@ from hra_jax.adapters.base import unbound
 from hra_jax.errors import DamagedError, UserError, one_line
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.dtypes import STORAGE_DTYPES, all_finite
-from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.encoder_config import MOST_TRAINED_SECONDS, EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
 from hra_jax.storage import folders
@@ -91,6 +91,17 @@ class BackboneFiles:
     tensors: TensorFiles
     hashes: dict[str, str] | None = None
     records: task_records.Records = dataclasses.field(default_factory=dict)
+
+    @property
+    def trained_seconds(self) -> float:
+        """Seconds of the longest utterances that it was trained on here, its last length bucket; 0: not known."""
+        bucket = self.info
+        for key in ("source", "config", "batch", "buckets", -1):
+            try:
+                bucket = bucket[key]
+            except (KeyError, IndexError, TypeError):
+                return 0.0
+        return float(bucket) if isinstance(bucket, int | float) and 0 < bucket <= MOST_TRAINED_SECONDS else 0.0
 
     @property
     def abstract(self) -> dict:

@@ -123,6 +123,7 @@ def _export(
             vocabulary=own.get("shared", base.vocabulary.to_json()),
             accounting=accounting | {"backbone_fingerprint": base.fingerprint},
             records=records,
+            trained_seconds=config.batch.buckets[-1],
             durable=False,  # the folder is put on the disk as a whole
         )
 

@@ -269,6 +269,7 @@ def _write_files(folder: epath.Path, exported: ExportedAdapter) -> None:
         vocabulary=config["vocabulary"],
         accounting=config["accounting"],
         records=exported.records,
+        trained_seconds=config["trained_seconds"],
         durable=False,
     )
 
