@@ -35,7 +35,7 @@ from hra_jax.run.evaluating import Job, Setup, setup_of
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import backbone_weights
-from hra_jax.run.scoring import check_scored, data_report, write_scores
+from hra_jax.run.scoring import check_not_trained_on, check_scored, data_report, write_scores
 from hra_jax.run.systems import BASE, System
 from hra_jax.run.workdirs import (
     CHECKPOINTS,
@@ -97,6 +97,8 @@ def evaluate(
         system = systems.of_checkpoint("", checkpoints, _step(step), config, base, setup.mesh)
         runner = agreed(lambda: evaluating.make_runner(system, found, setup, report))
         check_agreement({"backbone": base.fingerprint, "checkpoint": system.digest, "suite": runner.digest})
+
+        check_not_trained_on(found, system.trained_on)
 
         # -------------------------------------------------------------------------------------------------- recognise
         frozen = _frozen(base, setup)() if system.beside else {}
@@ -183,6 +185,11 @@ def evaluate_systems(
             known.insert(0, systems.of_backbone(BASE, base, dtype=dtype))
         jobs = agreed(lambda: _jobs(known, found, setup, output, base, report))
         check_agreement({f"{job.name}": job.digest for job in jobs})
+
+        for suite in found:
+            # Who has been told once is not told again: what is finished was compared.
+            new = [job.system for job in jobs if job.runner.suite is suite and job.finished() is None]
+            check_not_trained_on(suite, {what: known for system in new for what, known in system.trained_on.items()})
 
         # ------------------------------------------------------------------------------------------- recognise, report
         frozen, results = _frozen(base, setup), {}
@@ -353,18 +360,18 @@ def _run_suite(
             facts={"method": "predictions", "error": None},
             bootstrap=setup.evaluation.bootstrap,
         )
-    first_alone(lambda: _report_all(suite, results, output))
+    first_alone(lambda: _report_all(suite, results, output, samples=max(setup.evaluation.bootstrap, 1)))
     return results
 
 
-def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path) -> None:
+def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *, samples: int) -> None:
     """Writes and prints how the systems of a suite compare."""
     pairs: list[side_by_side.Pair] = []
     names = list(results)
     for at, first in enumerate(names):
         for second in names[at + 1 :]:
             try:
-                found = compare([output / suite.name / name for name in (first, second)])
+                found = compare([output / suite.name / name for name in (first, second)], samples=samples)
                 pairs.append((first, second, found["comparisons"][0], ""))
             except UserError as error:
                 pairs.append((first, second, None, str(error)))

@@ -179,7 +179,8 @@ def suite_digest(suite: Suite) -> str:
     It is the same wherever the manifests lie; `data_digest` has what they hold.
     """
     tasks = [(task.name, task.tag, task.tag_value, task.adapter_task, task.metric) for task in suite.tasks]
-    return _digest([suite.name, suite.normalizer, suite.metric, suite.block, suite.slices, tasks])
+    asked = (suite.name, suite.normalizer, suite.metric, suite.block, suite.slices, suite.shots, suite.draws)
+    return _digest([asked, tasks])
 
 
 def data_digest(suite: Suite) -> str:

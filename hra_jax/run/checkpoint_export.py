@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from hra_jax.adapters import adapter_folder, initial, methods
+from hra_jax.adapters import adapter_folder, initial, methods, task_records
 from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.config.files import config_from_json
@@ -24,7 +24,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.run import foundation, layout, programs
-from hra_jax.run.exporting import write_backbone
+from hra_jax.run.exporting import started_from, write_backbone
 from hra_jax.run.read import read_material
 from hra_jax.run.saving import take
 from hra_jax.run.settings import RunSettings
@@ -95,6 +95,8 @@ def _export(
     for row, (name, given) in enumerate(zip(names, stored.tasks, strict=True)):
         entry = {"name": name, "row": row, "step": step if stored.counts[row] else 0}
         entries.append(entry | ({"vocabulary": own[given]} if own and "shared" not in own else {}))
+    records = _records(checkpoints, step, config, stored.facts, shared=bool(jax.tree.leaves(stored.weights["shared"])))
+    records = task_records.renamed(records, dict(zip(stored.tasks, names, strict=True)))
 
     def write(fresh: epath.Path) -> None:
         adapter_folder.write_adapter(
@@ -105,6 +107,7 @@ def _export(
             backbone={"name": base.name, "fingerprint": base.fingerprint},
             vocabulary=own.get("shared", base.vocabulary.to_json()),
             accounting=stored.accounting | {"backbone_fingerprint": base.fingerprint},
+            records=records,
             trained_seconds=config.batch.buckets[-1],
             durable=False,  # the folder is put on the disk as a whole
         )
@@ -118,6 +121,7 @@ class StoredAdapter:
     """The adapter of a checkpoint.
 
     Attributes:
+      facts: what the checkpoint says of its run.
       tasks: their names, as the run has them.
       vocabularies: as JSON values, where tasks do not write in the backbone's: by task, or that of all as "shared".
       method: the adaptation method.
@@ -126,6 +130,7 @@ class StoredAdapter:
       accounting: parameter counts.
     """
 
+    facts: dict[str, Any]
     tasks: list[str]
     vocabularies: dict[str, Any]
     method: Adapter
@@ -172,7 +177,7 @@ def stored_adapter(
         weights, len(tasks), train_state.count(base.shapes()), train=programs.trained_part(settings, adapter)
     )
     accounting = {name: value for name, value in numbers.items() if name != "tasks"}
-    return StoredAdapter(tasks, own, method, weights, counts[: len(tasks)], accounting)
+    return StoredAdapter(facts, tasks, own, method, weights, counts[: len(tasks)], accounting)
 
 
 def check_base(checkpoints: Checkpoints, step: int, base: foundation.Foundation) -> dict[str, Any]:
@@ -185,6 +190,44 @@ def check_base(checkpoints: Checkpoints, step: int, base: foundation.Foundation)
             f"{facts['backbone'][:12]}"
         )
     return facts
+
+
+def _records(
+    checkpoints: Checkpoints, step: int, config: ConfigDict, facts: dict[str, Any], *, shared: bool
+) -> task_records.Records:
+    """What is held for each task, by the names that the run has for them; `shared`: whether tasks share anything."""
+    start = None
+    if facts.get("start"):
+        start = _start(config.adapter.start, facts["start"])
+    if not config.export.hashes:
+        return {} if start is None else task_records.without_hashes(start.records)
+    trained = _hashes(checkpoints, step, facts["tasks"], shared=shared and config.adapter.train == "all")
+    return started_from(start, facts["tasks"], config.adapter.new_task, trained=trained)
+
+
+def _start(folder: str, content_hash: object) -> adapter_folder.ExportedAdapter | None:
+    """The adapter that the run started from, whose weights are not needed; None, said, where it is there no more."""
+    try:
+        if initial.content_hash(folder) == content_hash:
+            return adapter_folder.read_adapter(folder, shapes=False)
+        why = "holds other weights now"
+    except UserError as error:
+        why = f"cannot be read ({error})"
+    tell(f"adapter.start = {folder!r} {why}: what it holds for its tasks beside their weights is not exported")
+    return None
+
+
+def stored_hashes(checkpoints: Checkpoints, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes (uint64) of what was trained on up to a checkpoint, and the tasks (int32) of each."""
+    found = [rows for _, rows in checkpoints.rows(step, "hashes")]
+    values = np.concatenate([rows["hash"] for rows in found] or [np.zeros(0, np.uint64)])
+    return values, np.concatenate([rows["task"] for rows in found] or [np.zeros(0, np.int32)])
+
+
+def _hashes(checkpoints: Checkpoints, step: int, tasks: Sequence[str], *, shared: bool) -> task_records.Records:
+    """The hashes of what was trained on up to a checkpoint."""
+    values, numbers = stored_hashes(checkpoints, step)
+    return task_records.hashes_by_task(values, numbers, tasks, shared=shared)
 
 
 def _export_backbone(
@@ -206,7 +249,13 @@ def _export_backbone(
     weights = flatten(part["trainable"]["backbone"], separator=".")
     begun = config_from_json(read_text(workdir / CONFIG), notify=False)
     write_backbone(
-        output, lambda name: np.asarray(weights[name]), base=base, config=begun, dtype=config.export.dtype, step=step
+        output,
+        lambda name: np.asarray(weights[name]),
+        base=base,
+        config=begun,
+        dtype=config.export.dtype,
+        step=step,
+        trained=_hashes(checkpoints, step, (), shared=True) if config.export.hashes else {},
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from hra_jax.adapters import initial
 from hra_jax.adapters.base import no_parameters
@@ -64,18 +65,52 @@ def save(
         return False
     locks.check_held(run.workdir)
     rows = {}
-    for name, ids, tree in (("bank", *run.bank.changed(run.state)), ("best", *run.best_rows.changed())):
+    gather_hashes(run)
+    new = (("bank", *run.bank.changed(run.state)), ("best", *run.best_rows.changed()), ("hashes", *_new_hashes(run)))
+    for name, ids, tree in new:
         if len(ids):
             rows[name] = (ids, tree)
     state = train_state.without_bank(run.state)
     saved = checkpoints.save(step, state, position=position, best=run.best, rows=rows, metrics=metrics, force=True)
-    run.bank.saved()
-    run.best_rows.saved()
+    _all_saved(run)
     return saved
 
 
+def gather_hashes(run: Run) -> None:
+    """Brings the hashes of the utterances that any process was given to all of them; a collective."""
+    if run.hashes is not None:
+        for ids, values in gather([part.tolist() for part in run.hashes.unsaved()]):
+            run.hashes.put(np.array(ids, np.int64), np.array(values, np.uint64))
+
+
+def _new_hashes(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The hashes since the save before, as rows: with their tasks, which nobody could tell without the manifests."""
+    if run.hashes is None:
+        return np.zeros(0, np.int64), {}
+    ids, values = run.hashes.unsaved()
+    return ids, {"hash": values, "task": run.layout.table.task[ids]}
+
+
+def _restore_hashes(run: Run, checkpoints: Checkpoints, step: int) -> None:
+    if run.hashes is None:
+        return
+    run.hashes.clear()
+    for ids, rows in agreed(lambda: list(checkpoints.rows(step, "hashes"))):
+        run.hashes.grow(int(ids[-1]) + 1)  # manifests that have lost lines are evaluated all the same
+        run.hashes.put(ids, rows["hash"])
+    if step and not run.hashes.values.any():
+        _say(f"checkpoint {step} does not say what it was trained on: only what follows can be found in evaluations")
+
+
+def _all_saved(run: Run) -> None:
+    run.bank.saved()
+    run.best_rows.saved()
+    if run.hashes is not None:
+        run.hashes.saved()
+
+
 def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only: bool = False) -> dict[str, Any]:
-    """Puts a checkpoint into the run: `state`, `bank`, `best` and `best_rows`.
+    """Puts a checkpoint into the run: `state`, `bank`, `best`, `best_rows` and `hashes`.
 
     Args:
       run: the run.
@@ -111,8 +146,8 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     run.best_rows.clear()
     for ids, rows in _finite_rows(checkpoints, number, "best", below=bank):
         run.best_rows.put(ids, no_parameters() | rows)
-    run.bank.saved()
-    run.best_rows.saved()
+    _restore_hashes(run, checkpoints, number)
+    _all_saved(run)
     return position
 
 

@@ -17,12 +17,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hra_jax import api
-from hra_jax.adapters import adapter_folder, initial
+from hra_jax.adapters import adapter_folder, initial, task_records
 from hra_jax.adapters.base import Adapter
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import checkpoint_export, foundation
+from hra_jax.run.checkpoint_export import stored_hashes
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.place import backbone_weights
 from hra_jax.run.saving import take
@@ -51,6 +52,7 @@ class System:
       accounting: parameter counts and the fingerprint of the backbone, as results have them.
       facts: more fields of its results, such as the step.
       digest: a hash that is another one where its weights or their meaning are others.
+      trained_on: hashes of the utterances that it was trained on, as far as they are known, by what was trained.
       weights: gives, for a mesh, {'shared', 'tasks'} with all rows, whole in every process; of a backbone
         {'backbone'} on the mesh.
     """
@@ -66,6 +68,7 @@ class System:
     accounting: dict[str, Any]
     facts: dict[str, Any]
     digest: str
+    trained_on: dict[str, np.ndarray] = dataclasses.field(repr=False)
     weights: Callable[[Mesh], dict[str, Any]] = dataclasses.field(repr=False)
 
     @property
@@ -89,6 +92,7 @@ def of_backbone(name: str, base: Foundation, *, dtype: str) -> System:
         | {"backbone_parameters": train_state.count(base.shapes()), "backbone_fingerprint": base.fingerprint},
         facts={"method": "none"},
         digest=base.fingerprint,
+        trained_on=_trained_on(base),
         weights=lambda mesh: {"backbone": backbone_weights(base, mesh, dtype=compute_dtype(dtype))},
     )
 
@@ -123,6 +127,7 @@ def of_adapter(name: str, folder: epath.PathLike, base: Foundation) -> System:
         accounting=library.accounting(exported, len(exported.tasks)) | {"backbone_fingerprint": base.fingerprint},
         facts={"method": "adapter"},
         digest=_digest({"weights": initial.content_hash(str(folder)), "meaning": meaning}),
+        trained_on=_trained_on(base, **{f"the adapter {str(folder)!r}": task_records.all_hashes(exported.records)}),
         weights=lambda mesh: {"shared": model.shared, "tasks": model.rows},
     )
 
@@ -171,14 +176,17 @@ def _of_checkpoint(
         "facts": {"step": step, "seed": config.seed, "method": config.method},
         "digest": _digest(known),
     }
+    start_tasks, start_hashes = _start(config.adapter.start)
+    hashes = {f"the adapter {config.adapter.start!r}": start_hashes, "this run": stored_hashes(checkpoints, step)[0]}
+    common["trained_on"] = _trained_on(base, **hashes)
     if config.method != "adapter":
         return System(**common, **_stored_backbone(checkpoints, step, config, base, mesh))
     stored = checkpoint_export.stored_adapter(checkpoints, step, config, base)
-    earlier, counts = _tasks_of(config.adapter.start), dict(zip(stored.tasks, stored.counts.tolist(), strict=True))
+    counts = dict(zip(stored.tasks, stored.counts.tolist(), strict=True))
     # A new output layer that all tasks share is zero: no gradient passes it in the first step.
     new_layer = "shared" in stored.vocabularies and not config.adapter.start
     untrained, idle = (
-        tuple(task for task, count in counts.items() if count < steps and task not in earlier)
+        tuple(task for task, count in counts.items() if count < steps and task not in start_tasks)
         for steps in (1, 2 if new_layer else 1)
     )
     return System(
@@ -218,14 +226,23 @@ def _stored_backbone(
     }
 
 
-def _tasks_of(start: str) -> frozenset[str]:
-    """The tasks of the adapter that a run started from, as far as it is still there."""
-    if not start:
-        return frozenset()
+def _start(folder: str) -> tuple[frozenset[str], np.ndarray]:
+    """The tasks of the adapter that a run started from, and what these were trained on, as far as it is still there."""
     try:
-        return frozenset(entry["name"] for entry in adapter_folder.read_tasks(start))
+        exported = adapter_folder.read_adapter(folder, shapes=False) if folder else None
     except UserError:
-        return frozenset()
+        exported = None
+    if exported is None:
+        return frozenset(), np.zeros(0, np.uint64)
+    return frozenset(exported.tasks), task_records.all_hashes(exported.records)
+
+
+def _trained_on(base: Foundation, **more: np.ndarray) -> dict[str, np.ndarray]:
+    """The hashes of what was trained on, those of the backbone among them; none that stand for nothing."""
+    backbone = {} if base.files is None else base.files.records
+    found = {f"the backbone {base.name!r}": task_records.all_hashes(backbone), **more}
+    known = {what: np.unique(hashes[hashes != 0]) for what, hashes in found.items()}
+    return {what: hashes for what, hashes in known.items() if len(hashes)}
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

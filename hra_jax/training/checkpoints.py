@@ -63,7 +63,8 @@ from hra_jax.training.stored_checkpoint import (
 
 Rows = tuple[np.ndarray, dict[str, Any]]  # numbers of rows [n], and a tree of numpy rows [n, ...]
 
-LOGS = ("bank", "best")  # rows of the task bank as they train, and those of each task's best step
+# Rows of the task bank as they train, those of each task's best step, and the hashes of what was trained on.
+LOGS = ("bank", "best", "hashes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,7 +321,8 @@ class Checkpoints:
     def _segments_of(self, step: int) -> dict[str, list[str]]:
         if step not in self._segments:
             where = f"{self.directory / str(step) / 'rows' / 'metadata'}"
-            self._segments[step] = check_fields(self._of(step).segments(), dict.fromkeys(LOGS, list), where=where)
+            found: dict[str, list[str]] = {"hashes": []} | self._of(step).segments()  # older ones have no hashes
+            self._segments[step] = check_fields(found, dict.fromkeys(LOGS, list), where=where)
         return self._segments[step]
 
     def _of(self, step: int) -> StoredCheckpoint:
