@@ -27,7 +27,16 @@ _FOLDERS = {"configs": ".", "suites": "suites"}
 FORMAT = 2  # of config.json; 1 has no number, and keys that `renamed` knows
 
 # A run may be continued with other values of these groups and keys: the weights and the data order stay what they are.
-RESUMABLE = ("steps", "eval", "checkpoint", "profile", "mesh", "distributed", "optimizer.max_skipped_steps")
+RESUMABLE = (
+    "steps",
+    "eval",
+    "checkpoint",
+    "profile",
+    "mesh",
+    "distributed",
+    "optimizer.max_skipped_steps",
+    "export.hashes",
+)
 
 
 def _root() -> epath.Path:

@@ -32,7 +32,9 @@ So `('*', '{dir}/test.jsonl', 'speaker=*', '*')` scores every speaker of a manif
 
 import collections
 import dataclasses
+import hashlib
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -174,6 +176,30 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
         **settings,
         **_few_settings(config, data_dir),
     )
+
+
+def suite_digest(suite: Suite) -> str:
+    """A hash of what a suite asks for: normalizer, what decides, what is resampled and sliced, and its tasks.
+
+    It is the same wherever the manifests lie; `data_digest` has what they hold.
+    """
+    tasks = [(task.name, task.tag, task.tag_value, task.adapter_task, task.metric) for task in suite.tasks]
+    asked = (suite.name, suite.normalizer, suite.metric, suite.block, suite.slices, suite.shots, suite.draws)
+    return _digest([asked, tasks])
+
+
+def data_digest(suite: Suite) -> str:
+    """A hash of the utterances of a suite, as the manifests have them: keys, texts, durations, tags; not of audio."""
+    return _digest(
+        [
+            [task.name, [(row.key, row.text, row.duration, row.tags) for row in task.utterances]]
+            for task in sorted(suite.tasks, key=lambda task: task.name)
+        ]
+    )
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _few_settings(config: ml_collections.ConfigDict, data_dir: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from hra_jax.training.sharding import leaf_name
 METRIC = "wer_macro"  # the lower the better
 ITEMS = ("position", "best", "run", "rows")  # each of them one JSON object
 CHECKSUMS = "checksums"
+COMPLETE = "commit_success.txt"  # Orbax's mark, in buckets, of a folder that is complete
 
 _LOG = re.compile(r"[a-z]+")
 # What storage says, here or in the network, of what is not what was written. With all other codes it has not read it.
