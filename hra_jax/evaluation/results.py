@@ -23,6 +23,7 @@ from hra_jax.evaluation.paired import VERDICTS, Rates, rate, rate_suite
 from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.suites import METRICS, Suite, data_digest, duration_edges, suite_digest
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
+from hra_jax.text.normalization import versioned
 
 FORMAT = 2  # of results.json; 1, which does not say so, has the fields that 0.1 had
 ACCOUNTING = (
@@ -96,7 +97,7 @@ def evaluate_results(
     results = {
         "format": FORMAT,
         "suite": suite.name,
-        "normalizer": suite.normalizer,
+        "normalizer": versioned(suite.normalizer),
         "block": suite.block,
         "tasks": tasks,
         "tasks_not_scored": left_out,
