@@ -111,6 +111,8 @@ class Suite:
       shots: numbers of utterances that it trains on, ascending.
       draws: how often as many are drawn.
       few: configuration keys of that training.
+      heads: of a suite as it is run, from `shots.scored_suite`: of the tasks that are held out in it the task of the
+        suite, the shots and the draw.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Suite:
     shots: tuple[int, ...] = ()
     draws: int = 0
     few: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    heads: Mapping[str, tuple[str, int, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def utterances(self) -> tuple[Utterance, ...]:
