@@ -247,8 +247,8 @@ def _weights(
     shared = (part["trainable"] | part["fixed"])["shared"]
     counts = np.zeros(len(jax.tree.leaves(drawn["tasks"])[0]) if jax.tree.leaves(drawn["tasks"]) else tasks, np.int32)
     # Rows in no log are as the seed gives them.
-    for ids, rows in checkpoints.rows(step, "bank", below=len(counts)):
-        _check_rows(rows, {"tasks": drawn["tasks"], "count": counts}, where=f"{checkpoints.directory}: {step}")
+    like = train_state.bank_like(drawn["tasks"])
+    for ids, rows in checkpoints.rows(step, "bank", below=len(counts), like=like):
         counts[ids] = rows["count"]
         for leaf, new in zip(
             jax.tree.leaves(drawn["tasks"]), jax.tree.leaves(no_parameters() | rows["tasks"]), strict=True
@@ -256,18 +256,6 @@ def _weights(
             leaf[ids] = new
     bank = jax.tree.map(lambda leaf: leaf[:tasks], drawn["tasks"])
     return {"shared": jax.tree.map(jnp.asarray, shared), "tasks": bank}, counts
-
-
-def _check_rows(rows: dict[str, Any], like: dict[str, Any], *, where: str) -> None:
-    """Refuses rows that are not of the method of the run."""
-    there, here = (
-        {path: f"{leaf.dtype.name}{list(leaf.shape[1:])}" for path, leaf in flatten(tree).items()}
-        for tree in ({name: rows[name] for name in like if name in rows}, like)
-    )
-    for path in sorted(there.keys() | here.keys()):
-        if there.get(path) != here.get(path):
-            found, wanted = (side.get(path, "absent") for side in (there, here))
-            raise UserError(f"{where}: rows are of another run: {path} is {found} there; the settings ask for {wanted}")
 
 
 def _renamed(tasks: list[str], renames: Sequence[str]) -> list[str]:

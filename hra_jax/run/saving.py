@@ -109,24 +109,23 @@ def _all_saved(run: Run) -> None:
         run.hashes.saved()
 
 
-def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only: bool = False) -> dict[str, Any]:
+def restore(run: Run, checkpoints: Checkpoints, number: int, *, weights_only: bool = False) -> dict[str, Any]:
     """Puts a checkpoint into the run: `state`, `bank`, `best`, `best_rows` and `hashes`.
 
     Args:
       run: the run.
       checkpoints: its checkpoints.
-      step: a number, 'last' or 'best'.
+      number: of one of them, the same in every process.
       weights_only: leaves the optimizer's moments of what tasks share, and `best`, as they are.
 
     Returns:
       The data position; {} with `weights_only`.
 
     Raises:
-      UserError: there is no such checkpoint, or it is of another run.
-      DamagedError: it is damaged, or holds what is not finite; the run must then take another one or be given up.
-        Every process raises what one of them does: they never go on from different checkpoints.
+      UserError: it is of another run.
+      DamagedError: it is damaged or gone, or holds what is not finite; the run must then take another one or be given
+        up. Every process raises what one of them does: they never go on from different checkpoints.
     """
-    number = agreed(lambda: checkpoints.resolve(step))
     checksum = agreed(lambda: checkpoints.checksum(number))
     check_agreement({"checkpoint": str(number), "content of the checkpoint": str(checksum)})
     if checksum is None:
@@ -139,12 +138,12 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     else:
         state, position, run.best = checkpoints.restore(number, state)
     run.state = run.bank.restart(state, run.state)
-    bank = run.layout.programs.bank_rows
-    for ids, rows in _finite_rows(checkpoints, number, "bank", below=bank):
+    bank, tasks = run.layout.programs.bank_rows, run.layout.programs.weights.get("tasks", {})
+    for ids, rows in _finite_rows(checkpoints, number, "bank", below=bank, like=train_state.bank_like(tasks)):
         whole = {name: no_parameters() | rows[name] for name in ("tasks", "mu", "nu")}
         run.state = run.bank.put(run.state, ids, whole | {"count": rows["count"]})
     run.best_rows.clear()
-    for ids, rows in _finite_rows(checkpoints, number, "best", below=bank):
+    for ids, rows in _finite_rows(checkpoints, number, "best", below=bank, like=tasks):
         run.best_rows.put(ids, no_parameters() | rows)
     _restore_hashes(run, checkpoints, number)
     _all_saved(run)
@@ -196,9 +195,11 @@ def take(checkpoints: Checkpoints, step: int | str, act: Callable[[int], _T]) ->
     raise AssertionError("the last try returns or raises")
 
 
-def _finite_rows(checkpoints: Checkpoints, step: int, log: str, *, below: int | None = None) -> Iterator[Rows]:
+def _finite_rows(
+    checkpoints: Checkpoints, step: int, log: str, *, below: int, like: Mapping[str, Any]
+) -> Iterator[Rows]:
     """The rows of a log, part by part; a collective, as what is done with each part may be one."""
-    parts = agreed(lambda: checkpoints.rows(step, log, below=below))
+    parts = agreed(lambda: checkpoints.rows(step, log, below=below, like=like))
 
     def following() -> Rows | None:
         part = next(parts, None)
