@@ -27,11 +27,12 @@ from hra_jax.run import processes
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, as_stored, export
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import Run
-from hra_jax.run.saving import open_checkpoints, restore, restore_newest, save
+from hra_jax.run.saving import open_checkpoints, restore, restore_step, save
 from hra_jax.run.scoring import (
     accounting,
     attempt,
     base_weights,
+    check_leaks,
     data_report,
     recognise,
     score,
@@ -127,7 +128,7 @@ def _restore_or_start(run: Run, checkpoints: Checkpoints, *, steps_before: int) 
     """
     newest = checkpoints.latest_step()
     agreement.check_agreement({"newest checkpoint": str(newest)})
-    position = None if newest is None else restore_newest(run, checkpoints)[1]
+    position = None if newest is None else restore_step(run, checkpoints)[1]
     start, steps = int(run.state.step), run.settings.steps
     _announce(run, start)
     if start > steps:
@@ -283,6 +284,7 @@ def _loader(run: Run, data: DataSettings, batch: BatchSettings, *, position: dic
         threads=data.threads,
         draw=data.draw,
         report=run.report,
+        hashes=run.hashes,
     )
 
 
@@ -372,6 +374,9 @@ def finish(
         task_steps |= {name: entry["step"] for name, entry in run.best.get("rows", {}).items()}
     export(run, config=config, dtype=exported.dtype, step=step, task_steps=task_steps)
     _tell_untrained(run)
+    if run.layout.select is not None:
+        chosen = run.layout.select.suite
+        attempt(run, f"the look at suite {chosen.name!r}", lambda: check_leaks(run, chosen), comes_again=True)
     if test is None:
         return None
 
@@ -408,7 +413,7 @@ def _take_exported(run: Run, checkpoints: Checkpoints, which: str) -> int:
         restore(run, checkpoints, step)
     except DamagedError as error:
         checkpoints.pass_over(step)
-        newest, _ = restore_newest(run, checkpoints)
+        newest, _ = restore_step(run, checkpoints)
         run.failures.append(f"the {which} checkpoint, {step}, is damaged, so {newest} is exported in its place")
         if jax.process_index() == 0:
             error_line(f"{error}; checkpoint {newest} is exported in its place")

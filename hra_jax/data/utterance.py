@@ -1,6 +1,7 @@
 """One line of a manifest: an utterance, or what is known of one that cannot be used; and an utterance in memory."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class Utterance:
 
     def tag(self, name: str) -> str | None:
         """The value of a tag as text; None where there is no such tag, or no value: null, white space, a container."""
-        return _tag(self.tags, name)
+        return tag_value(self.tags, name)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -65,10 +66,11 @@ class Refused:
 
     def tag(self, name: str) -> str | None:
         """As `Utterance.tag`."""
-        return _tag(self.tags, name)
+        return tag_value(self.tags, name)
 
 
-def _tag(tags: dict[str, Any], name: str) -> str | None:
+def tag_value(tags: Mapping[str, Any], name: str) -> str | None:
+    """As `Utterance.tag`, of the tags of one."""
     value = tags.get(name)
     text = "" if value is None or isinstance(value, list | dict) else str(value)
     return text if text.strip() else None
