@@ -32,6 +32,7 @@ from hra_jax.run.scoring import (
     accounting,
     attempt,
     base_weights,
+    check_leaks,
     data_report,
     recognise,
     score,
@@ -283,6 +284,7 @@ def _loader(run: Run, data: DataSettings, batch: BatchSettings, *, position: dic
         threads=data.threads,
         draw=data.draw,
         report=run.report,
+        hashes=run.hashes,
     )
 
 
@@ -372,6 +374,9 @@ def finish(
         task_steps |= {name: entry["step"] for name, entry in run.best.get("rows", {}).items()}
     export(run, config=config, dtype=exported.dtype, step=step, task_steps=task_steps)
     _tell_untrained(run)
+    if run.layout.select is not None:
+        chosen = run.layout.select.suite
+        attempt(run, f"the look at suite {chosen.name!r}", lambda: check_leaks(run, chosen), comes_again=True)
     if test is None:
         return None
 

@@ -236,7 +236,7 @@ def _backbone(folder: epath.Path) -> Part:
         ):
             faults.append((path.name, "is not what was written"))
         files = backbone_folder.load(str(folder), verify=True)
-        count += len(files.tensors.paths)
+        count += len(files.tensors.paths) + bool(files.records)
         faults += [(file.name, fault) for file in files.tensors.paths if (fault := _header_fault(file))]
     except (UserError, OSError) as error:
         faults.append((path.name, _fault(error)))

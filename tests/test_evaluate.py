@@ -111,6 +111,9 @@ def test_an_adapter_that_does_nothing_fails_loudly_after_the_report_is_written(w
     read = Checkpoints.rows
 
     def silenced(self, step, log, **settings):
+        if log != "bank":
+            yield from read(self, step, log, **settings)
+            return
         for ids, rows in read(self, step, log, **settings):
             heads = jax.tree.map(np.array, rows["tasks"])
             for leaf in jax.tree.leaves(heads):

@@ -243,5 +243,5 @@ def test_an_adapter_that_a_kill_left_between_two_renames_is_found(trained, backb
         shutil.copytree(trained.workdir / "adapter", tmp_path / f".adapter.{kind}-{'0' * 16}")
     found = READERS[reader](tmp_path / "adapter", backbone)
     if reader.startswith("verify"):
-        assert found[-1].name.startswith("adapter") and found[-1].files == 4 and not found[-1].faults
+        assert found[-1].name.startswith("adapter") and found[-1].files == 5 and not found[-1].faults
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "config.json"]

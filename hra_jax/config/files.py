@@ -27,7 +27,16 @@ _FOLDERS = {"configs": ".", "suites": "suites"}
 FORMAT = 2  # of config.json; 1 has no number, and keys that `renamed` knows
 
 # A run may be continued with other values of these groups and keys: the weights and the data order stay what they are.
-RESUMABLE = ("steps", "eval", "checkpoint", "profile", "mesh", "distributed", "optimizer.max_skipped_steps")
+RESUMABLE = (
+    "steps",
+    "eval",
+    "checkpoint",
+    "profile",
+    "mesh",
+    "distributed",
+    "optimizer.max_skipped_steps",
+    "export.hashes",
+)
 
 
 def _root() -> epath.Path:
@@ -132,6 +141,26 @@ def _reason(error: Exception) -> str:
     if unknown and isinstance(error, (KeyError, AttributeError)):
         return f"unknown key {unknown[1]!r}; {near_key(unknown[1])}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def config_of(values: Mapping[str, Any], *, where: str) -> ConfigDict:
+    """The configuration whose keys have these values, and all others their defaults; locked and checked.
+
+    Args:
+      values: {dotted key: value}; a list stands for a tuple.
+      where: what an error calls `values`.
+
+    Raises:
+      UserError: an unknown key, or a value that is not allowed.
+    """
+    known = keys.rules()
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where}[{key!r}]: unknown config key; {near_key(key)}")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    config = keys.nest_config({**keys.defaults(), **given})
+    validate_config(config)
+    return config
 
 
 # --- What is allowed --------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import numpy as np
 
 from hra_jax.data import audio, batching, mixtures
 from hra_jax.data.report import DataReport
+from hra_jax.data.sample_hashes import UtteranceHashes
 from hra_jax.data.turns import Turns
 from hra_jax.data.utterance_table import BASE_ID, UtteranceTable
 from hra_jax.errors import UserError
@@ -47,6 +48,7 @@ class _Job(NamedTuple):
     position: dict | None
     tasks: tuple[int, ...]  # of the global batch, ascending, `__base__` left out
     seconds: float  # of audio in the global batch, as the manifests say
+    hashes: np.ndarray  # uint64 [B], of the rows that were decoded for the first time; 0 for all others
 
     def result(self) -> Batch:
         for future in self.futures:
@@ -67,13 +69,15 @@ class _Assembler:
         threads: int,
         report: DataReport,
         local_rows: Callable[[int], np.ndarray],
+        known: np.ndarray | None = None,
     ):
+        """As `TrainLoader` and `eval_batches`; `known`: uint64 [N], 0 for utterances whose samples are to be hashed."""
         if threads < 1:
             raise UserError(f"data threads {threads} must be at least 1")
         if table.duration.max() > buckets[-1]:
             longest = f"{table.duration.max():g} s"
             raise UserError(f"the longest utterance allowed has {longest}, the last bucket ends at {buckets[-1]:g} s")
-        self._table, self._report, self._capacities = table, report, capacities
+        self._table, self._report, self._capacities, self._known = table, report, capacities, known
         self._samples = [round(seconds * table.sample_rate) for seconds in buckets]
         self._slack = round(_SLACK_SECONDS * table.sample_rate)
         self._rows, self._local = rows, [local_rows(number) for number in rows]
@@ -96,17 +100,19 @@ class _Assembler:
         }
         if self._table.symbols is not None:
             batch["symbols"] = np.repeat(self._table.symbols[-1:], share, axis=0)
-        futures = [self._pool.submit(self._fill, batch, row) for row in np.flatnonzero(mine != PADDING).tolist()]
+        hashes = np.zeros(share, np.uint64)
+        filled = np.flatnonzero(mine != PADDING).tolist()
+        futures = [self._pool.submit(self._fill, batch, row, hashes) for row in filled]
         numbers = np.asarray(indices, np.int64)
         tasks = np.unique(self._table.task[numbers])
         seconds = float(self._table.duration[numbers].sum())
-        return _Job(batch, futures, position, tuple(tasks[tasks != BASE_ID].tolist()), seconds)
+        return _Job(batch, futures, position, tuple(tasks[tasks != BASE_ID].tolist()), seconds, hashes)
 
-    def _fill(self, batch: Batch, row: int) -> None:
+    def _fill(self, batch: Batch, row: int, hashes: np.ndarray) -> None:
         """Decodes one row in place; audio that fails leaves it as padding is, and is reported."""
         index = int(batch["utterance"][row])
         try:
-            samples = self._samples_of(index, limit=batch["waveform"].shape[1])
+            samples, found = self._samples_of(index, limit=batch["waveform"].shape[1])
         except audio.AudioError as error:
             self._report.add(error.kind, self._table.name(index), error.detail)
             return
@@ -119,11 +125,19 @@ class _Assembler:
         if self._table.symbols is not None:
             batch["symbols"][row] = self._table.symbols[self._table.task[index]]
         batch["weight"][row] = 1.0
+        hashes[row] = found
 
-    def _samples_of(self, index: int, *, limit: int) -> np.ndarray:
-        """float32 [S], S at most `limit`; AudioError if the audio is bad or not as long as its manifest promised."""
-        table = self._table
-        samples = audio.decode(table.utterances[index], table.sample_rate)
+    def _samples_of(self, index: int, *, limit: int) -> tuple[np.ndarray, int]:
+        """(float32 [S], S at most `limit`; their hash, 0 where it is known or nobody asks).
+
+        Raises:
+          AudioError: the audio is bad, or not as long as its manifest promised.
+        """
+        table, found = self._table, 0
+        if self._known is None or self._known[index]:
+            samples = audio.decode(table.utterances[index], table.sample_rate)
+        else:
+            samples, found = audio.decode_hashed(table.utterances[index], table.sample_rate)
         if samples.size > limit + self._slack:
             seconds, allowed = samples.size / table.sample_rate, limit / table.sample_rate
             raise audio.AudioError("too_long", f"{seconds:g} s of audio; its bucket ends at {allowed:g} s")
@@ -131,7 +145,7 @@ class _Assembler:
         frames, needed = int(table.output_length(np.asarray(samples.size))), int(table.frames_needed[index])
         if table.for_training and frames < needed:
             raise audio.AudioError("too_short", f"{frames} frames of audio; its labels need {needed}")
-        return samples
+        return samples, found
 
     @property
     def share(self) -> float:
@@ -229,6 +243,7 @@ class TrainLoader(Iterator[Batch]):
         report: DataReport,
         position: Mapping | None = None,
         local_rows: Callable[[int], np.ndarray] = np.arange,
+        hashes: UtteranceHashes | None = None,
     ):
         """Starts at the beginning, or at a position.
 
@@ -246,6 +261,7 @@ class TrainLoader(Iterator[Batch]):
           position: what `position()` of an earlier loader gave, from any number of hosts.
           local_rows: gives the rows of a global batch that one host decodes, ascending, from the number of its rows
             (`training.sharding.local_rows`); all of them if not given.
+          hashes: gets the hash of every utterance that this host hands out for the first time; None computes none.
 
         Raises:
           UserError: settings that do not fit together or with the table, a source without a usable utterance, or a
@@ -267,7 +283,9 @@ class TrainLoader(Iterator[Batch]):
             threads=threads,
             report=report,
             local_rows=local_rows,
+            known=None if hashes is None else hashes.values,
         )
+        self._hashes = hashes
         self._jobs: deque[_Job] = deque()
         self._failed: set[int] = set()  # utterances that failed since one last succeeded
         self._hopeless = min(_HOPELESS, math.ceil(len(table) * self._assembler.share))
@@ -305,6 +323,10 @@ class TrainLoader(Iterator[Batch]):
         job = self._jobs.popleft()
         batch = job.result()
         self._watch(batch)
+        if self._hashes is not None:
+            # Only now: what is decoded ahead has trained nothing yet, and how far ahead depends on the machine.
+            new = job.hashes != 0
+            self._hashes.put(batch["utterance"][new], job.hashes[new])
         assert job.position is not None  # `_plan` gives every training batch one
         self._position, self.tasks, self.audio_seconds = job.position, job.tasks, job.seconds
         self.wait_seconds += time.perf_counter() - started

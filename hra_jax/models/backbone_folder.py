@@ -4,6 +4,7 @@
                         of every tensor, where it came from
     model.safetensors   weights by dotted name, in the storage dtype; per-layer tensors stacked on a leading axis.
                         Large ones lie in several files beside model.safetensors.index.json
+    task_records.safetensors  hashes of what it was trained on, see adapters/task_records.py; absent where none are held
 
 Weights are read and written in pieces: a process holds its part of them, and while it writes, a layer of a tensor.
 
@@ -31,6 +32,7 @@ import numpy as np
 from etils import epath
 
 from hra_jax import __version__
+from hra_jax.adapters import task_records
 from hra_jax.adapters.base import unbound
 from hra_jax.errors import DamagedError, UserError, one_line
 from hra_jax.models.asr import AsrModel
@@ -57,10 +59,12 @@ _FIELDS: dict[int, dict[str, Kind]] = {
         "storage_dtype": str,
         "source_sha256": dict,
         "stored_sha256": dict,
+        "sha256": dict,
         "info": dict,
     }
 }
-_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0"}}  # the release that did not write its version
+# The release that did not write its version, and a folder without records.
+_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "sha256": {}}}
 BUILTIN = "builtin:"
 SETTINGS = "backbone.json"
 _VERIFIED_BYTES = 2**26  # that are read at a time
@@ -75,6 +79,7 @@ class BackboneFiles:
     Attributes:
       tensors: the weights by dotted name; `load_params` reads them onto a mesh.
       hashes: SHA-256 of each weight as it was stored, where those that `reading` gives are compared with it.
+      records: what is held of its training data.
     """
 
     folder: epath.Path
@@ -85,6 +90,7 @@ class BackboneFiles:
     info: dict  # 'name', 'source', 'license' and what else its maker recorded
     tensors: TensorFiles
     hashes: dict[str, str] | None = None
+    records: task_records.Records = dataclasses.field(default_factory=dict)
 
     @property
     def trained_seconds(self) -> float:
@@ -218,13 +224,22 @@ def _fingerprint(hashes: dict, features: FeatureConfig, encoder: EncoderConfig, 
 
 
 def save(
-    folder, params: dict, *, features, encoder, vocabulary: dict, dtype: str, info: dict, max_bytes: int = SHARD_BYTES
+    folder,
+    params: dict,
+    *,
+    features,
+    encoder,
+    vocabulary: dict,
+    dtype: str,
+    info: dict,
+    max_bytes: int = SHARD_BYTES,
+    records: task_records.Records | None = None,
 ) -> str:
     """Writes a backbone folder from arrays, one after the other.
 
     Args:
       params: nested dict of float arrays.
-      folder, features, encoder, vocabulary, dtype, info, max_bytes: as for `write`.
+      folder, features, encoder, vocabulary, dtype, info, max_bytes, records: as for `write`.
 
     Returns:
       The fingerprint.
@@ -246,6 +261,7 @@ def save(
         dtype=dtype,
         info=info,
         max_bytes=max_bytes,
+        records=records,
     )
 
 
@@ -259,6 +275,7 @@ def write(
     dtype: str,
     info: dict,
     max_bytes: int = SHARD_BYTES,
+    records: task_records.Records | None = None,
 ) -> str:
     """Writes a backbone folder from weights that come one after the other; a folder that is there is replaced.
 
@@ -272,6 +289,7 @@ def write(
       dtype: storage dtype, 'bfloat16' or 'float32'.
       info: 'name', 'source', 'license', and anything else worth keeping (plain JSON values).
       max_bytes: of the weights in one file; a weight that is larger has a file of its own.
+      records: what is held of its training data, see `adapters.task_records`.
 
     Returns:
       The fingerprint.
@@ -305,13 +323,17 @@ def write(
             "stored_sha256": stored,
             "info": info,
         }
+        content = task_records.to_bytes(records or {})
+        if content is not None:
+            settings["sha256"] = {task_records.RECORDS_FILE: hashlib.sha256(content).hexdigest()}
         settings["settings_sha256"] = settings_sha256(settings)
         text = json_text(settings)
         # A folder that has settings is complete: the old ones go before the weights change, the new ones come last.
         remove_file(folder / SETTINGS)
         writer.finish()
+        task_records.put(folder, content)
         write_file(folder / SETTINGS, text)
-        remove_leftovers(folder, (SETTINGS,))
+        remove_leftovers(folder, (SETTINGS, task_records.RECORDS_FILE))
     return fingerprint
 
 
@@ -323,7 +345,7 @@ def is_unfinished(folder: epath.PathLike) -> bool:
 
 def is_own_file(name: str) -> bool:
     """Whether `write` takes care of a file of the folder, by its name: it writes or removes it."""
-    return is_written(name) or (replaced_name(name) or name) == SETTINGS
+    return is_written(name) or (replaced_name(name) or name) in (SETTINGS, task_records.RECORDS_FILE)
 
 
 def add_info(folder: epath.PathLike, info: Mapping[str, Any]) -> None:
@@ -516,6 +538,7 @@ def _load_once(folder: epath.Path, *, verify: bool | None) -> BackboneFiles:
         info=settings["info"],
         tensors=tensors,
         hashes=settings["stored_sha256"] if beside else None,
+        records=task_records.read(folder, settings["sha256"]),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from hra_jax.adapters import adapter_folder, initial, methods
+from hra_jax.adapters import adapter_folder, initial, methods, task_records
 from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.config.files import config_from_json
@@ -23,7 +23,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.run import foundation, layout, programs
-from hra_jax.run.exporting import write_backbone
+from hra_jax.run.exporting import started_from, write_backbone
 from hra_jax.run.read import read_material
 from hra_jax.run.saving import take
 from hra_jax.run.settings import RunSettings
@@ -110,6 +110,8 @@ def _export(
         weights, len(tasks), train_state.count(base.shapes()), train=programs.trained_part(settings, adapter)
     )
     accounting = {name: value for name, value in numbers.items() if name != "tasks"}
+    records = _records(checkpoints, step, config, facts, shared=bool(jax.tree.leaves(weights["shared"])))
+    records = task_records.renamed(records, dict(zip(tasks, names, strict=True)))
 
     def write(fresh: epath.Path) -> None:
         adapter_folder.write_adapter(
@@ -120,6 +122,7 @@ def _export(
             backbone={"name": base.name, "fingerprint": base.fingerprint},
             vocabulary=own.get("shared", base.vocabulary.to_json()),
             accounting=accounting | {"backbone_fingerprint": base.fingerprint},
+            records=records,
             trained_seconds=config.batch.buckets[-1],
             durable=False,  # the folder is put on the disk as a whole
         )
@@ -144,6 +147,39 @@ def _base(backbone: str, facts: dict[str, Any], step: int) -> foundation.Foundat
     return base
 
 
+def _records(
+    checkpoints: Checkpoints, step: int, config: ConfigDict, facts: dict[str, Any], *, shared: bool
+) -> task_records.Records:
+    """What is held for each task, by the names that the run has for them; `shared`: whether tasks share anything."""
+    start = None
+    if facts.get("start"):
+        start = _start(config.adapter.start, facts["start"])
+    if not config.export.hashes:
+        return {} if start is None else task_records.without_hashes(start.records)
+    trained = _hashes(checkpoints, step, facts["tasks"], shared=shared and config.adapter.train == "all")
+    return started_from(start, facts["tasks"], config.adapter.new_task, trained=trained)
+
+
+def _start(folder: str, content_hash: object) -> adapter_folder.ExportedAdapter | None:
+    """The adapter that the run started from, whose weights are not needed; None, said, where it is there no more."""
+    try:
+        if initial.content_hash(folder) == content_hash:
+            return adapter_folder.read_adapter(folder, shapes=False)
+        why = "holds other weights now"
+    except UserError as error:
+        why = f"cannot be read ({error})"
+    tell(f"adapter.start = {folder!r} {why}: what it holds for its tasks beside their weights is not exported")
+    return None
+
+
+def _hashes(checkpoints: Checkpoints, step: int, tasks: Sequence[str], *, shared: bool) -> task_records.Records:
+    """The hashes of what was trained on up to a checkpoint."""
+    found = [rows for _, rows in checkpoints.rows(step, "hashes")]
+    values = np.concatenate([rows["hash"] for rows in found] or [np.zeros(0, np.uint64)])
+    numbers = np.concatenate([rows["task"] for rows in found] or [np.zeros(0, np.int32)])
+    return task_records.hashes_by_task(values, numbers, tasks, shared=shared)
+
+
 def _export_backbone(
     checkpoints: Checkpoints,
     step: int,
@@ -162,7 +198,13 @@ def _export_backbone(
     weights = flatten(part["trainable"]["backbone"], separator=".")
     begun = config_from_json(read_text(workdir / CONFIG), notify=False)
     write_backbone(
-        output, lambda name: np.asarray(weights[name]), base=base, config=begun, dtype=config.export.dtype, step=step
+        output,
+        lambda name: np.asarray(weights[name]),
+        base=base,
+        config=begun,
+        dtype=config.export.dtype,
+        step=step,
+        trained=_hashes(checkpoints, step, (), shared=True) if config.export.hashes else {},
     )
 
 
@@ -205,8 +247,8 @@ def _weights(
     shared = (part["trainable"] | part["fixed"])["shared"]
     counts = np.zeros(len(jax.tree.leaves(drawn["tasks"])[0]) if jax.tree.leaves(drawn["tasks"]) else tasks, np.int32)
     # Rows in no log are as the seed gives them.
-    for ids, rows in checkpoints.rows(step, "bank", below=len(counts)):
-        _check_rows(rows, {"tasks": drawn["tasks"], "count": counts}, where=f"{checkpoints.directory}: {step}")
+    like = train_state.bank_like(drawn["tasks"])
+    for ids, rows in checkpoints.rows(step, "bank", below=len(counts), like=like):
         counts[ids] = rows["count"]
         for leaf, new in zip(
             jax.tree.leaves(drawn["tasks"]), jax.tree.leaves(no_parameters() | rows["tasks"]), strict=True
@@ -214,18 +256,6 @@ def _weights(
             leaf[ids] = new
     bank = jax.tree.map(lambda leaf: leaf[:tasks], drawn["tasks"])
     return {"shared": jax.tree.map(jnp.asarray, shared), "tasks": bank}, counts
-
-
-def _check_rows(rows: dict[str, Any], like: dict[str, Any], *, where: str) -> None:
-    """Refuses rows that are not of the method of the run."""
-    there, here = (
-        {path: f"{leaf.dtype.name}{list(leaf.shape[1:])}" for path, leaf in flatten(tree).items()}
-        for tree in ({name: rows[name] for name in like if name in rows}, like)
-    )
-    for path in sorted(there.keys() | here.keys()):
-        if there.get(path) != here.get(path):
-            found, wanted = (side.get(path, "absent") for side in (there, here))
-            raise UserError(f"{where}: rows are of another run: {path} is {found} there; the settings ask for {wanted}")
 
 
 def _renamed(tasks: list[str], renames: Sequence[str]) -> list[str]:

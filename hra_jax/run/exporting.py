@@ -10,9 +10,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from hra_jax.adapters import adapter_folder, methods
+from hra_jax.adapters import adapter_folder, initial, methods, task_records
+from hra_jax.adapters.adapter_folder import ExportedAdapter
 from hra_jax.config.files import config_to_json
-from hra_jax.config.settings import check_settings, one_of, setting
+from hra_jax.config.settings import boolean, check_settings, one_of, setting
 from hra_jax.console import tell
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
@@ -43,6 +44,12 @@ class ExportSettings:
     )
     dtype: str = setting(
         "float32", one_of(lambda: STORAGE_DTYPES), "of an exported backbone (methods full and pretrain)"
+    )
+    hashes: bool = setting(
+        True,
+        boolean(),
+        "whether exports hold 64 bits of a hash of every utterance that was trained on, by which evaluation refuses a "
+        "suite that has it; whoever has a recording can then tell that it was used",
     )
 
     def __post_init__(self) -> None:
@@ -146,11 +153,49 @@ def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[st
             vocabulary=vocabulary.to_json(),
             accounting=accounting(run),
             results=results,
+            records=_records(run, shared=bool(jax.tree.leaves(shared)) and not run.state.fixed),
             trained_seconds=run.layout.table.usual_seconds,
             durable=False,  # whoever replaces the folder puts it on the disk
         )
 
     return own_exports.replace_adapter(run.workdir, write, tasks=run.layout.tasks)
+
+
+def _records(run: Run, *, shared: bool) -> task_records.Records:
+    """What is held for each task: what the adapter that the run started from held, and what the run has seen of it.
+
+    Args:
+      run: the run.
+      shared: whether it trained what all tasks share.
+    """
+    start, tasks = run.material.start, run.layout.tasks
+    if run.hashes is None:
+        return {} if start is None else task_records.without_hashes(start.records)
+    return started_from(start, tasks, run.material.new_task, trained=_trained(run, tasks, shared=shared))
+
+
+def _trained(run: Run, tasks: Sequence[str], *, shared: bool) -> task_records.Records:
+    """The hashes of what the run was given up to its step; `saving.gather_hashes` has brought them here."""
+    assert run.hashes is not None, "the caller has looked"
+    known = np.flatnonzero(run.hashes.values)
+    return task_records.hashes_by_task(run.hashes.values[known], run.layout.table.task[known], tasks, shared=shared)
+
+
+def started_from(
+    start: ExportedAdapter | None, tasks: Sequence[str], new_task: str, *, trained: task_records.Records
+) -> task_records.Records:
+    """What is held for tasks that were trained, beside what the adapter that they started from held for them.
+
+    Args:
+      start: that adapter; None for none.
+      tasks: their names.
+      new_task: what those started as that it lacks.
+      trained: what is held of the training.
+    """
+    if start is None:
+        return trained
+    new = [initial.started_records(start, name, new_task) for name in tasks if name not in start.tasks]
+    return task_records.joined(start.records, *new, trained)
 
 
 def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int) -> None:
@@ -167,7 +212,8 @@ def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int) -> 
             read(name)
         return
     check_no_link(_folder(run))
-    write_backbone(_folder(run), read, base=run.material.base, config=config, dtype=dtype, step=step)
+    trained = {} if run.hashes is None else _trained(run, (), shared=True)
+    write_backbone(_folder(run), read, base=run.material.base, config=config, dtype=dtype, step=step, trained=trained)
 
 
 def write_backbone(
@@ -178,6 +224,7 @@ def write_backbone(
     config: ConfigDict,
     dtype: str,
     step: int,
+    trained: task_records.Records,
 ) -> None:
     """Writes the backbone folder of a run of method 'full' or 'pretrain', or replaces it.
 
@@ -188,7 +235,9 @@ def write_backbone(
       config: its configuration.
       dtype: to store the weights with.
       step: of the weights.
+      trained: what is held of the training; what the backbone held that it started from comes to it.
     """
+    earlier = {} if base.files is None else base.files.records
     source_license = "" if base.files is None else base.files.info.get("license", "")
     made_by = {"method": config.method, "config": json.loads(config_to_json(config)), "step": step}
     folders.replace_folder(
@@ -201,6 +250,7 @@ def write_backbone(
             vocabulary=base.vocabulary.to_json(),
             dtype=dtype,
             info={"name": base.name, "source": made_by, "license": source_license, "wer": None},
+            records=task_records.joined(earlier, trained),
         ),
         rewritten=backbone_folder.is_own_file,
     )

@@ -11,6 +11,7 @@ from hra_jax.adapters import initial
 from hra_jax.adapters.base import no_parameters
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data.report import DataReport
+from hra_jax.data.sample_hashes import UtteranceHashes
 from hra_jax.models import backbone_folder
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import foundation, programs
@@ -36,6 +37,7 @@ class Run:
       frozen: the backbone's weights on the devices; None where the backbone itself is trained.
       best: best so far on the selection suite, JSON: macro, by task, by row.
       best_rows: the rows of those steps, where each task is exported at its own best.
+      hashes: of the utterances that were trained on; None where nobody is to know them.
       failures: validations and reports that failed; the run goes on without them.
     """
 
@@ -49,6 +51,7 @@ class Run:
     frozen: dict[str, Any] | None
     best: dict[str, Any] = dataclasses.field(default_factory=dict)
     best_rows: BestRows = dataclasses.field(default_factory=BestRows)
+    hashes: UtteranceHashes | None = None
     failures: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -60,6 +63,7 @@ def place(
     adapter: AdapterSettings,
     workdir: epath.Path,
     report: DataReport,
+    hashes: bool = False,
 ) -> Run:
     """Makes or reads the weights, and puts them on the mesh with what training keeps beside them.
 
@@ -68,6 +72,7 @@ def place(
       layout: from `layout.lay_out`.
       settings, adapter: top-level keys and group `adapter` of a validated configuration.
       workdir, report: of the run.
+      hashes: whether the samples that it trains on are to be hashed.
 
     Raises:
       UserError: `adapter.new_task` is no task of the adapter to start from, or a weight cannot be read.
@@ -85,6 +90,7 @@ def place(
         state=state,
         bank=bank,
         frozen=frozen,
+        hashes=UtteranceHashes(len(layout.table)) if hashes else None,
     )
 
 

@@ -30,6 +30,7 @@ class Material:
       base: the backbone: geometry, vocabulary, and the files of its weights.
       start: the exported adapter that the run starts from, if any.
       start_folder: where that is; '' for none.
+      new_task: what a task starts as that `start` lacks.
       own: the vocabularies of tasks that do not write in the backbone's, if any.
       test, select: the suites `eval.suite` and `eval.select_suite`, with their utterances.
     """
@@ -38,6 +39,7 @@ class Material:
     base: foundation.Foundation
     start: adapter_folder.ExportedAdapter | None
     start_folder: str
+    new_task: str
     own: OwnVocabularies | None
     test: Suite | None
     select: Suite | None
@@ -88,7 +90,7 @@ def read_material(
         load_suite(name, data_dir=data.dir if suite_dir is None else suite_dir, report=report) if name else None
         for name in (evaluation.suite, evaluation.select_suite)
     )
-    return Material(sources, base, start, adapter.start if start else "", own, test, select)
+    return Material(sources, base, start, adapter.start if start else "", adapter.new_task, own, test, select)
 
 
 def _render(name: str, folder: str) -> None:

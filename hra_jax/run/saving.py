@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from hra_jax.adapters import initial
 from hra_jax.adapters.base import no_parameters
@@ -64,34 +65,67 @@ def save(
         return False
     locks.check_held(run.workdir)
     rows = {}
-    for name, ids, tree in (("bank", *run.bank.changed(run.state)), ("best", *run.best_rows.changed())):
+    gather_hashes(run)
+    new = (("bank", *run.bank.changed(run.state)), ("best", *run.best_rows.changed()), ("hashes", *_new_hashes(run)))
+    for name, ids, tree in new:
         if len(ids):
             rows[name] = (ids, tree)
     state = train_state.without_bank(run.state)
     saved = checkpoints.save(step, state, position=position, best=run.best, rows=rows, metrics=metrics, force=True)
-    run.bank.saved()
-    run.best_rows.saved()
+    _all_saved(run)
     return saved
 
 
-def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only: bool = False) -> dict[str, Any]:
-    """Puts a checkpoint into the run: `state`, `bank`, `best` and `best_rows`.
+def gather_hashes(run: Run) -> None:
+    """Brings the hashes of the utterances that any process was given to all of them; a collective."""
+    if run.hashes is not None:
+        for ids, values in gather([part.tolist() for part in run.hashes.unsaved()]):
+            run.hashes.put(np.array(ids, np.int64), np.array(values, np.uint64))
+
+
+def _new_hashes(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The hashes since the save before, as rows: with their tasks, which nobody could tell without the manifests."""
+    if run.hashes is None:
+        return np.zeros(0, np.int64), {}
+    ids, values = run.hashes.unsaved()
+    return ids, {"hash": values, "task": run.layout.table.task[ids]}
+
+
+def _restore_hashes(run: Run, checkpoints: Checkpoints, step: int) -> None:
+    if run.hashes is None:
+        return
+    run.hashes.clear()
+    for ids, rows in agreed(lambda: list(checkpoints.rows(step, "hashes"))):
+        run.hashes.grow(int(ids[-1]) + 1)  # manifests that have lost lines are evaluated all the same
+        run.hashes.put(ids, rows["hash"])
+    if step and not run.hashes.values.any():
+        _say(f"checkpoint {step} does not say what it was trained on: only what follows can be found in evaluations")
+
+
+def _all_saved(run: Run) -> None:
+    run.bank.saved()
+    run.best_rows.saved()
+    if run.hashes is not None:
+        run.hashes.saved()
+
+
+def restore(run: Run, checkpoints: Checkpoints, number: int, *, weights_only: bool = False) -> dict[str, Any]:
+    """Puts a checkpoint into the run: `state`, `bank`, `best`, `best_rows` and `hashes`.
 
     Args:
       run: the run.
       checkpoints: its checkpoints.
-      step: a number, 'last' or 'best'.
+      number: of one of them, the same in every process.
       weights_only: leaves the optimizer's moments of what tasks share, and `best`, as they are.
 
     Returns:
       The data position; {} with `weights_only`.
 
     Raises:
-      UserError: there is no such checkpoint, or it is of another run.
-      DamagedError: it is damaged, or holds what is not finite; the run must then take another one or be given up.
-        Every process raises what one of them does: they never go on from different checkpoints.
+      UserError: it is of another run.
+      DamagedError: it is damaged or gone, or holds what is not finite; the run must then take another one or be given
+        up. Every process raises what one of them does: they never go on from different checkpoints.
     """
-    number = agreed(lambda: checkpoints.resolve(step))
     checksum = agreed(lambda: checkpoints.checksum(number))
     check_agreement({"checkpoint": str(number), "content of the checkpoint": str(checksum)})
     if checksum is None:
@@ -104,15 +138,15 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     else:
         state, position, run.best = checkpoints.restore(number, state)
     run.state = run.bank.restart(state, run.state)
-    bank = run.layout.programs.bank_rows
-    for ids, rows in _finite_rows(checkpoints, number, "bank", below=bank):
+    bank, tasks = run.layout.programs.bank_rows, run.layout.programs.weights.get("tasks", {})
+    for ids, rows in _finite_rows(checkpoints, number, "bank", below=bank, like=train_state.bank_like(tasks)):
         whole = {name: no_parameters() | rows[name] for name in ("tasks", "mu", "nu")}
         run.state = run.bank.put(run.state, ids, whole | {"count": rows["count"]})
     run.best_rows.clear()
-    for ids, rows in _finite_rows(checkpoints, number, "best", below=bank):
+    for ids, rows in _finite_rows(checkpoints, number, "best", below=bank, like=tasks):
         run.best_rows.put(ids, no_parameters() | rows)
-    run.bank.saved()
-    run.best_rows.saved()
+    _restore_hashes(run, checkpoints, number)
+    _all_saved(run)
     return position
 
 
@@ -161,9 +195,11 @@ def take(checkpoints: Checkpoints, step: int | str, act: Callable[[int], _T]) ->
     raise AssertionError("the last try returns or raises")
 
 
-def _finite_rows(checkpoints: Checkpoints, step: int, log: str, *, below: int | None = None) -> Iterator[Rows]:
+def _finite_rows(
+    checkpoints: Checkpoints, step: int, log: str, *, below: int, like: Mapping[str, Any]
+) -> Iterator[Rows]:
     """The rows of a log, part by part; a collective, as what is done with each part may be one."""
-    parts = agreed(lambda: checkpoints.rows(step, log, below=below))
+    parts = agreed(lambda: checkpoints.rows(step, log, below=below, like=like))
 
     def following() -> Rows | None:
         part = next(parts, None)

@@ -6,17 +6,20 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
+from hra_jax.adapters import task_records
 from hra_jax.console import error_line, tell
 from hra_jax.data.report import DataReport
 from hra_jax.errors import FAILURES, UserError
+from hra_jax.evaluation import leaks
 from hra_jax.evaluation.predictions import Unscored, UtteranceResult
 from hra_jax.evaluation.report import is_report_file, print_table, write_report
 from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
 from hra_jax.evaluation.suites import Suite
-from hra_jax.run import workdirs
+from hra_jax.run import saving, workdirs
 from hra_jax.run.place import Run, frozen_weights
 from hra_jax.run.workdirs import DATA_REPORT
 from hra_jax.storage import folders, locks, remote
@@ -143,6 +146,45 @@ def _put_report(workdir: epath.Path, suite: str, write: Callable[[epath.Path], N
         folders.replace_folder(folder, write, rewritten=is_report_file)
 
 
+def check_leaks(run: Run, suite: Suite) -> None:
+    """Refuses a suite of whose utterances some were trained on, by the hashes of their samples; a collective.
+
+    Args:
+      run: the run, with the hashes of what it was given.
+      suite: the suite, of which each process reads a share.
+
+    Raises:
+      UserError: there are such utterances.
+    """
+    saving.gather_hashes(run)
+    trained_on = _trained_on(run)
+    if not trained_on:
+        return
+    once = {(row.audio_filepath, row.offset, row.duration): row for row in suite.utterances}
+    mine = list(once.values())[jax.process_index() :: jax.process_count()]
+
+    def found() -> dict[str, list[str]]:
+        hashes = leaks.hashes_of(mine)
+        return {what: leaks.found_in(mine, hashes, known) for what, known in trained_on.items()}
+
+    told = agreement.gather(agreement.agreed(found))
+    for what in trained_on:
+        leaks.check((key for part in told for key in part[what]), suite=suite.name, what=what)
+
+
+def _trained_on(run: Run) -> dict[str, np.ndarray]:
+    """The hashes of what the run, the adapter that it started from, and its backbone were trained on."""
+    start, files = run.material.start, run.material.base.files
+    found = {
+        f"the backbone {run.material.base.name!r}": {} if files is None else files.records,
+        f"the adapter {run.material.start_folder!r}": {} if start is None else start.records,
+    }
+    known = {what: task_records.all_hashes(records) for what, records in found.items()}
+    if run.hashes is not None:
+        known["this run"] = np.unique(run.hashes.values[run.hashes.values != 0])
+    return {what: hashes for what, hashes in known.items() if len(hashes)}
+
+
 def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, bootstrap: int) -> dict[str, Any]:
     """Scores a suite, writes W/eval/<suite>/ and prints the table.
 
@@ -157,10 +199,12 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
       The results, as in results.json.
 
     Raises:
-      UserError: no task has a score, or the adapter of a task does nothing, which is told after the report is written.
+      UserError: the suite has utterances that were trained on; no task has a score, or the adapter of a task does
+        nothing, which is told after the report is written.
         In every process, and so is what kept process 0 from writing.
     """
     method, suite = run.settings.method, runner.suite
+    check_leaks(run, suite)
     rows, _, differences = recognise(run, runner, weights, base_weights(run), progress=True)
     # Too long or unreadable ones are in the data report; here is which ones the rates leave out.
     gather_data_report(run)

@@ -6,7 +6,7 @@ alone passes through without a collective.
 
 import json
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def gather(value) -> list:
+def gather(value: Any) -> list[Any]:
     """What every process passes, in the order of the processes.
 
     Args:

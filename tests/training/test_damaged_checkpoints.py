@@ -111,7 +111,7 @@ def test_every_damage_of_every_file_is_named_or_changes_nothing(copy):
     generator, expected = random.Random(SEED), content(copy)
     step = [f"2/{name}" for name in file_checksums.files_of(copy / "2")] + ["2/files.json"]
     files = step + [f"rows/bank/{name}" for name in file_checksums.files_of(copy / "rows" / "bank")]
-    found = 0
+    found, without_effect = 0, dict.fromkeys(files, 0)
     for name in files:
         before = (copy / name).read_bytes()
         for what, after in damages(copy / name, generator, -(-FLIPS // len(files)) or 1):
@@ -121,6 +121,7 @@ def test_every_damage_of_every_file_is_named_or_changes_nothing(copy):
             try:
                 same = content(copy) == expected
                 assert same, f"{name}, {what}: something else came back, without a word"
+                without_effect[name] += 1
                 harmless = any(part in name for part in HARMLESS)
                 assert harmless or what not in ("gone", "emptied", "cut"), f"{name}, {what}: was not noticed"
             except UserError as error:
@@ -132,7 +133,8 @@ def test_every_damage_of_every_file_is_named_or_changes_nothing(copy):
             with opened(copy, read_only=True) as checkpoints:
                 assert int(checkpoints.restore(1, state_of(0))[0]["step"]) == 1
             (copy / name).write_bytes(before)
-    print(f"{len(files)} files, {found} damages found")
+    print(f"{len(files)} files; damages that were found: {found}; without effect, all others:")
+    print("".join(f"  {count} of {name}\n" for name, count in without_effect.items() if count))
     assert found > len(files) // 2
 
 
@@ -472,6 +474,24 @@ def test_lists_of_segments_that_are_none_are_refused(copy, rows):
     (copy / "2" / "checksums" / "metadata").write_text(json.dumps(sums | {"self": file_checksums.of_json(sums)}))
     with pytest.raises(DamagedError, match=r"checkpoint 2 cannot be read: rows/metadata: .* are no segments of a log"):
         StoredCheckpoint(epath.Path(copy / "2")).segments()
+
+
+@pytest.mark.parametrize(
+    "like, told",
+    [
+        ({"tasks": {"head": np.zeros((9, 6), np.float32)}}, r"tasks/head is float32\[5\] there, but float32\[6\] here"),
+        ({"tasks": {"head": np.zeros((9, 5), np.int32)}}, r"tasks/head is float32\[5\] there, but int32\[5\] here"),
+        ({"tasks": {"tail": np.zeros((9, 5), np.float32)}}, r"tasks/head is float32\[5\] there, but absent here"),
+        ({"tasks": {"head": jax.ShapeDtypeStruct((9, 5), np.float32)}, "count": np.zeros(9)}, "count is absent there"),
+    ],
+)
+def test_rows_of_other_names_shapes_or_dtypes_than_the_run_s_are_refused_in_one_line(copy, like, told):
+    with opened(copy, read_only=True) as checkpoints:
+        whole = {"tasks": {"head": jax.ShapeDtypeStruct((9, 5), np.float32)}}
+        assert list(checkpoints.rows(2, "bank", below=9, like=whole))
+        with pytest.raises(UserError, match=rf"checkpoint 2 is of another run: rows/bank: {told}") as error:
+            list(checkpoints.rows(2, "bank", below=9, like=like))
+        assert not isinstance(error.value, DamagedError)  # the one before is of the same run
 
 
 @pytest.mark.parametrize("kind", endless.KINDS)
