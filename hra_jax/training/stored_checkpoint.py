@@ -258,13 +258,11 @@ def leaf_kinds(tree: Any) -> dict[str, str]:
 
 def unlike_rows(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Leaves in which two trees of rows, [n, ...] and [A, ...], differ: (path, what it is there, what it is here)."""
-    sides = [
+    old, new = (
         {path: f"{leaf.dtype.name}{list(leaf.shape[1:])}" for path, leaf in flatten(side).items()}
         for side in (there, here)
-    ]
-    found = [
-        (path, *(side.get(path, "absent") for side in sides)) for path in sorted(sides[0].keys() | sides[1].keys())
-    ]
+    )
+    found = [(path, old.get(path, "absent"), new.get(path, "absent")) for path in sorted(old.keys() | new.keys())]
     return [entry for entry in found if entry[1] != entry[2]]
 
 
