@@ -16,13 +16,14 @@ import numpy as np
 import hra_jax
 from hra_jax.data.utterance import tag_value
 from hra_jax.errors import UserError
-from hra_jax.evaluation import error_rates
+from hra_jax.evaluation import error_rates, shots
 from hra_jax.evaluation.bootstrap import CONFIDENCE, LEAST_BLOCKS, Sample, make_sample
 from hra_jax.evaluation.error_rates import ErrorCounts
 from hra_jax.evaluation.paired import VERDICTS, Rates, rate, rate_suite
 from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.suites import METRICS, Suite, data_digest, duration_edges, suite_digest
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
+from hra_jax.text.normalization import versioned
 
 FORMAT = 2  # of results.json; 1, which does not say so, has the fields that 0.1 had
 ACCOUNTING = (
@@ -84,6 +85,7 @@ def evaluate_results(
         pooled={name: group.samples[suite.metric] for name, group in groups.items()},
     )
     whole = count.group(rows)
+    held_out = {task.name: by_task[task.name] for task in scored if task.name in suite.heads}
     tasks = {
         task.name: {
             "adapter_task": task.adapter_task,
@@ -96,7 +98,7 @@ def evaluate_results(
     results = {
         "format": FORMAT,
         "suite": suite.name,
-        "normalizer": suite.normalizer,
+        "normalizer": versioned(suite.normalizer),
         "block": suite.block,
         "tasks": tasks,
         "tasks_not_scored": left_out,
@@ -104,6 +106,7 @@ def evaluate_results(
         **macro,
         "over_tasks": _over_tasks(tasks, rates.macro, base=count.base),
         "slices": {item: _slices(item, rows, count) for item in suite.slices},
+        **({"few_shot": shots.curves(held_out, suite, samples=bootstrap, seed=seed)} if suite.heads else {}),
         "speed": _speed(rows),
         "bootstrap": {"samples": bootstrap, "confidence": CONFIDENCE, "seed": seed, "least_blocks": LEAST_BLOCKS},
         "suite_digest": suite_digest(suite),

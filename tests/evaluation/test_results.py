@@ -68,6 +68,7 @@ def test_normalizer_of_the_suite_is_applied_to_both_sides():
     assert evaluate(rows, make_suite(a="a"))["base_wer"] == 0
     suite = Suite("digits", "none", make_suite(a="a").tasks)
     assert evaluate(rows, suite)["wer"] == 1
+    assert [evaluate(rows, some)["normalizer"] for some in (suite, make_suite(a="a"))] == ["none@2", "basic@2"]
 
 
 def test_a_task_without_adapter_has_no_parameters():
