@@ -4,17 +4,14 @@ the same command ends, with the bytes of one that always had space.
 
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from reference import micro as world
 from reference import published
 from reference.commands import Commands
 from reference.full_disk import Disk, small_disk
 from reference.written import files_of, readable
 
 from hra_jax.cli import USER_ERROR
-from hra_jax.train import NOT_SCORED
 
 SHARES = (0.0, 0.4, 0.8)  # of the space that a command needs; it then has so much and no more
 
@@ -37,6 +34,7 @@ def runs_full(
     before: Callable[[], None] = lambda: None,
     check: Callable[[], None] = lambda: None,
     statuses: tuple[int, ...] = (USER_ERROR,),
+    lines: int = 1,
 ) -> None:
     """Runs a command on an ever less full disk, and at last on one with space.
 
@@ -47,6 +45,7 @@ def runs_full(
       before: makes everything as it is before the command.
       check: is called after each run.
       statuses: with which it may end where the disk is full.
+      lines: how many it may print then.
     """
     empty = disk.free + sum(file.stat().st_blocks * 512 for file in disk.folder.rglob("*"))
     status, _, printed = commands.run(words)
@@ -66,39 +65,11 @@ def runs_full(
         errors = [line for line in printed.splitlines() if line.startswith("error: ")]
         print(f"{share:.0%} of {needed:,} bytes: status {status}; {errors}")
         assert status in statuses and errors and "Traceback" not in printed, printed
-        assert len(errors) == 1 + (status == NOT_SCORED), printed
+        assert len(errors) <= lines, printed
         assert "No space left on device" in errors[0] and str(disk.folder) in errors[0], printed
     assert failed
     status, _, printed = commands.run(words)
     assert status == 0, printed
-
-
-def test_training(commands, micro, disk, tmp_path):
-    settings = dict(batch__buckets=(0.4, 1.0), batch__seconds=2.0, checkpoint__every_steps=3, eval__every_steps=5)
-    suites = dict(eval__suite=micro.suite("test"), eval__select_suite=micro.suite("validation"))
-    config = world.write_config(tmp_path / "config.py", micro.config(steps=12, **settings, **suites))
-    whole, workdir = tmp_path / "whole", disk.folder / "W"
-
-    def words(folder: Path) -> list[str]:
-        return ["hra_jax.train", "--config", config, "--workdir", str(folder)]
-
-    status, _, printed = commands.run(words(whole))
-    assert status == 0, printed
-    latest = []
-
-    def before() -> None:
-        shutil.rmtree(workdir)
-
-    def check() -> None:
-        folder = workdir / "checkpoints"
-        steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()] if folder.is_dir() else []
-        latest.append(max(steps, default=0))
-        assert latest == sorted(latest)  # no checkpoint is lost
-
-    runs_full(commands, words(workdir), disk, before=before, check=check, statuses=(USER_ERROR, NOT_SCORED))
-    assert files_of(workdir / "adapter") == files_of(whole / "adapter")
-    assert world.losses(workdir) == world.losses(whole)
-    assert files_of(workdir / "eval").keys() == files_of(whole / "eval").keys()
 
 
 def test_rendering(commands, disk):

@@ -62,6 +62,8 @@ from hra_jax.training.stored_checkpoint import (
 
 Rows = tuple[np.ndarray, dict[str, Any]]  # numbers of rows [n], and a tree of numpy rows [n, ...]
 
+# How long a write may take: Orbax goes by the clock of the day, which may be set by hours or days meanwhile.
+_WRITE_SECONDS = 14 * 24 * 3600
 LOGS = ("bank", "best")  # rows of the task bank as they train, and those of each task's best step
 
 _WHOLE = "commit_success.txt"  # Orbax's mark, in buckets, of a folder that is complete
@@ -570,6 +572,7 @@ def _options(keep_latest: int, keep_best: int, *, read_only: bool) -> ocp.Checkp
         read_only=read_only,
         save_interval_steps=0 if read_only else 1,
         enable_async_checkpointing=True,
+        async_options=ocp.options.AsyncOptions(timeout_secs=_WRITE_SECONDS),
     )
 
 

@@ -18,12 +18,21 @@ def readable(folder: Path) -> None:
     """Whatever is there under its own name can be read."""
     for name in files_of(folder):
         file = folder / name
-        if file.suffix == ".json" or file.name == "metadata":
-            json.loads(file.read_bytes())
-        elif file.suffix == ".jsonl":
-            for line in file.read_text().splitlines():
-                json.loads(line)
-        if file.name == adapter_folder.CONFIG_FILE:
-            adapter_folder.read_adapter(str(file.parent))
-        elif file.name == backbone_folder.SETTINGS:
-            backbone_folder.load(str(file.parent), verify=True)
+        if ".orbax-checkpoint-tmp" in name:  # no checkpoint has this name
+            continue
+        try:
+            _read(file)
+        except ValueError as error:
+            raise AssertionError(f"{name}: {error}") from error
+
+
+def _read(file: Path) -> None:
+    if file.suffix == ".json" or file.name == "metadata":
+        json.loads(file.read_bytes())
+    elif file.suffix == ".jsonl":
+        for line in file.read_text().splitlines():
+            json.loads(line)
+    if file.name == adapter_folder.CONFIG_FILE:
+        adapter_folder.read_adapter(str(file.parent))
+    elif file.name == backbone_folder.SETTINGS:
+        backbone_folder.load(str(file.parent), verify=True)
