@@ -27,10 +27,16 @@ class Timing:
     Attributes:
       samples: those that were kept.
       dropped: how many were not, since other processes were busy.
+      cpu: for each sample, the CPU seconds of this process and its children.
+      thread: of them, those of the thread that calls: what other threads do besides is not in them.
+      foreign: the share of one core that other processes took.
     """
 
     samples: list[float] = dataclasses.field(default_factory=list)
     dropped: int = 0
+    cpu: list[float] = dataclasses.field(default_factory=list)
+    thread: list[float] = dataclasses.field(default_factory=list)
+    foreign: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def median(self) -> float:
@@ -46,20 +52,19 @@ class Timing:
     def to_json(self) -> dict:
         """All of it."""
         low, high = self.quartiles
-        return {
-            "median_s": self.median,
-            "quartiles_s": [low, high],
-            "dropped": self.dropped,
-            "samples_s": self.samples,
-        }
+        found = {"median_s": self.median, "quartiles_s": [low, high], "dropped": self.dropped}
+        lists = {"cpu": self.cpu, "thread": self.thread, "foreign": self.foreign}
+        found |= {f"{name}_median": statistics.median(values) for name, values in lists.items() if values}
+        return found | {"samples_s": self.samples}
 
 
-def interleave(sides: dict[str, Callable[[], object]], *, samples: int = 15) -> dict[str, Timing]:
+def interleave(sides: dict[str, Callable[[], object]], *, samples: int = 15, busy: bool = False) -> dict[str, Timing]:
     """Times every side in turn, so that what else the machine does falls on all of them.
 
     Args:
       sides: name -> a function of no arguments that returns JAX arrays; it is called twice before anything is timed.
       samples: how many to keep of each side; a sample is as many calls as take a tenth of a second.
+      busy: keeps the samples during which other processes were busy too.
 
     Raises:
       RuntimeError: after three times as many attempts, other processes were still in the way.
@@ -74,11 +79,15 @@ def interleave(sides: dict[str, Callable[[], object]], *, samples: int = 15) -> 
         for name, function in sides.items():
             if len(timings[name].samples) == samples:
                 continue
+            cpu, thread = _own_seconds(), time.thread_time()
             seconds, foreign = sample(function, calls[name])
-            if foreign > FOREIGN_SHARE:
+            if foreign > FOREIGN_SHARE and not busy:
                 timings[name].dropped += 1
-            else:
-                timings[name].samples.append(seconds)
+                continue
+            timings[name].samples.append(seconds)
+            timings[name].cpu.append((_own_seconds() - cpu) / calls[name])
+            timings[name].thread.append((time.thread_time() - thread) / calls[name])
+            timings[name].foreign.append(foreign)
         if all(len(timing.samples) == samples for timing in timings.values()):
             return timings
     raise RuntimeError(f"other processes keep this machine busy: {samples} undisturbed samples were not to be had")
@@ -94,12 +103,24 @@ def sample(function, calls: int) -> tuple[float, float]:
     Returns:
       Seconds per call, and the share of one core that other processes took.
     """
-    before, start = _foreign_seconds(), time.perf_counter()
+    before, children, start = _foreign_seconds(), _children_seconds(), time.perf_counter()
     for _ in range(calls):
         result = function()
     jax.block_until_ready(result)
     elapsed = time.perf_counter() - start
-    return elapsed / calls, (_foreign_seconds() - before) / elapsed
+    foreign = _foreign_seconds() - before - (_children_seconds() - children)
+    return elapsed / calls, foreign / elapsed
+
+
+def _children_seconds() -> float:
+    """CPU seconds of the children of this process that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _own_seconds() -> float:
+    """CPU seconds of this process, and of its children that have ended."""
+    return time.process_time() + _children_seconds()
 
 
 def _foreign_seconds() -> float:
@@ -156,14 +177,17 @@ def report(name: str, groups: dict[str, dict[str, Timing]], path: str, **more) -
       more: what else the JSON file is to hold.
     """
     width = max(len(f"{group}: {side}") for group, sides in groups.items() for side in sides)
-    print(f"{'':{width}}  {'median':>10}  {'quartiles':>23}  {'ratio':>6}")
+    print(f"{'':{width}}  {'median':>10}  {'quartiles':>23}  {'ratio':>6}  {'CPU':>6}  {'thread':>6}")
     for group, sides in groups.items():
-        first = next(iter(sides.values())).median
+        first = next(iter(sides.values()))
         for side, timing in sides.items():
             low, high = timing.quartiles
             spread = f"{1e3 * low:.2f} to {1e3 * high:.2f} ms"
             row = f"{group + ': ' + side:{width}}  {1e3 * timing.median:7.2f} ms  {spread:>23}"
-            print(f"{row}  {timing.median / first:6.2f}")
+            ratios = [timing.median / first.median]
+            for mine, others in ((timing.cpu, first.cpu), (timing.thread, first.thread)):
+                ratios += [statistics.median(mine) / statistics.median(others)] if mine and others else []
+            print(row, "".join(f"  {ratio:6.2f}" for ratio in ratios))
     if path:
         timings = {group: {side: t.to_json() for side, t in sides.items()} for group, sides in groups.items()}
         epath.Path(path).write_text(

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,10 @@ from hra_jax.adapters import adapter_folder, methods, task_rows
 from hra_jax.adapters.base import Adapter, bind, no_parameters, unbound
 from hra_jax.adapters.output_kinds import NEVER
 from hra_jax.console import listed
+from hra_jax.data import pauses
 from hra_jax.data.audio import resample
 from hra_jax.errors import UserError
-from hra_jax.models import attention_parts, backbone_folder, ctc, dtypes
+from hra_jax.models import attention_parts, backbone_folder, dtypes
 from hra_jax.models.asr import AsrModel
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
@@ -32,7 +34,6 @@ from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary, vocabulary_fr
 from hra_jax.training import placement
 
 Waveforms = Sequence[ArrayLike]  # each 1-D, mono, float samples
-CHUNK_SECONDS, OVERLAP_SECONDS = 20.0, 4.0  # long audio is recognised in chunks that overlap
 
 
 def padded_size(size: int, least: int) -> int:
@@ -68,6 +69,16 @@ class Backbone:
         """Hz, of the features; audio at any other rate is resampled."""
         return self.files.features.sample_rate
 
+    @property
+    def hop(self) -> int:
+        """Samples of an encoder frame."""
+        return self.files.features.stride * self.files.encoder.subsampling
+
+    @property
+    def chunk_seconds(self) -> float:
+        """Seconds of the longest utterances that it was trained on, where its folder says so, or a usual length."""
+        return self.files.trained_seconds or pauses.DEFAULT_SECONDS
+
     def log_probs(self, waveforms: Waveforms, *, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities without an adapter.
 
@@ -80,15 +91,16 @@ class Backbone:
         """
         return Model(self, Adapter(), {}, {}, ()).log_probs(waveforms, sample_rate=sample_rate)
 
-    def transcribe(self, waveforms: Waveforms, *, sample_rate: int) -> list[str]:
+    def transcribe(self, waveforms: Waveforms, *, sample_rate: int, chunk_seconds: float | None = None) -> list[str]:
         """Texts without an adapter; as `Model.transcribe`."""
-        return Model(self, Adapter(), {}, {}, ()).transcribe(waveforms, sample_rate=sample_rate)
+        bare = Model(self, Adapter(), {}, {}, ())
+        return bare.transcribe(waveforms, sample_rate=sample_rate, chunk_seconds=chunk_seconds)
 
 
 def load_backbone(
     location: epath.PathLike, mesh: jax.sharding.Mesh | None = None, *, dtype: str = "auto", verify: bool | None = None
 ) -> Backbone:
-    """Loads a backbone.
+    """Loads a backbone; one that is replaced meanwhile is read again.
 
     Args:
       location: a folder, or `builtin:NAME`.
@@ -102,6 +114,12 @@ def load_backbone(
       UserError: no such backbone, a damaged one, or a mesh that does not divide its widths.
     """
     computed = dtypes.compute_dtype(dtype)
+    return backbone_folder.read_whole(location, lambda: _load_once(location, mesh, computed, verify))
+
+
+def _load_once(
+    location: epath.PathLike, mesh: jax.sharding.Mesh | None, computed: jnp.dtype, verify: bool | None
+) -> Backbone:
     files = backbone_folder.load(location, verify=verify)
     vocabulary_of_outputs(files.vocabulary, files.encoder.vocab_size, where=str(files.folder))
     if mesh is None:
@@ -148,7 +166,8 @@ def load_adapter(folder: epath.PathLike, backbone: Backbone, *, slots: int = 0) 
     if adapter.own_vocabulary:
         found, shared_vocabulary = stored_vocabularies(exported.config, exported.tasks_json, where=str(folder))
         own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size, shared_vocabulary)
-    return Model(backbone, adapter, shared, tasks, names, own)
+    trained_seconds = float(exported.config.get("trained_seconds", 0))
+    return Model(backbone, adapter, shared, tasks, names, own, os.fspath(folder), trained_seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +180,13 @@ class Model:
     rows: dict[str, Any]  # the task bank, leaves [A, ...]
     tasks: tuple[str, ...]  # names of its first rows; the rows after them are free slots
     own: OwnVocabularies | None = None  # of tasks that do not write in the backbone's vocabulary
+    folder: str = ""  # where the adapter lies, for errors; none is that of no folder
+    trained_seconds: float = 0.0  # of the longest utterances that the adapter was trained on; 0 where that is not known
+
+    @property
+    def chunk_seconds(self) -> float:
+        """Seconds of audio that are recognised at once: the longest trained on, of the adapter or else the backbone."""
+        return self.trained_seconds or self.backbone.chunk_seconds
 
     @property
     def slots(self) -> int:
@@ -333,7 +359,7 @@ class Model:
         )
         frames = np.asarray(frames)[:count]
         log_probs = np.asarray(log_probs)[:count, : max(int(frames.max()), 1)]
-        _check_finite(log_probs, frames, tasks)
+        _check_finite(log_probs, frames, tasks, backbone=str(self.backbone.files.folder), adapter=self.folder)
         if self.own is None:
             return log_probs, frames
         columns = np.stack([self.own.columns(task) for task in tasks])
@@ -341,70 +367,72 @@ class Model:
         # What a vocabulary does not have is impossible, not just unlikely.
         return np.where(log_probs > NEVER / 2, log_probs, -np.inf), frames
 
-    def transcribe(self, waveforms: Waveforms, *, sample_rate: int, tasks: Iterable[str] | None = None) -> list[str]:
-        """Texts of utterances, each through the adapter of its task; long audio in overlapping chunks.
+    def transcribe(
+        self,
+        waveforms: Waveforms,
+        *,
+        sample_rate: int,
+        tasks: Iterable[str] | None = None,
+        chunk_seconds: float | None = None,
+    ) -> list[str]:
+        """Texts of utterances, each through the adapter of its task; what is longer than a chunk is cut at pauses.
 
-        Args and errors are those of `log_probs`.
+        Args:
+          waveforms, sample_rate, tasks: as for `log_probs`.
+          chunk_seconds: the longest that is recognised at once; None for what was trained on, `Model.chunk_seconds`.
+
+        Raises:
+          UserError: as `log_probs`; a chunk that is not a number of seconds above 0.
         """
+        longest = self.chunk_seconds if chunk_seconds is None else pauses.check_seconds(chunk_seconds)
         names = self._one_task_each(waveforms, tasks)
         if BASE_TASK in names and isinstance(self.backbone.vocabulary, BlankVocabulary):
             raise UserError(
                 f"task {BASE_TASK!r}: the backbone {self.backbone.files.info['name']!r} has no output layer of its "
                 f"own; allowed: {', '.join(self.tasks) or 'none, an adapter with an output layer is needed'}"
             )
+        rate, hop = self.backbone.sample_rate, self.backbone.hop
         prepared = [self._prepare(waveform, sample_rate) for waveform in waveforms]
-        short = [i for i, waveform in enumerate(prepared) if len(waveform) <= CHUNK_SECONDS * self.backbone.sample_rate]
-        texts = [""] * len(prepared)
-        vocabularies = {task: self.vocabulary(task) for task in names}
-        # Utterances of like length run together, a few at a time: little padding, bounded memory.
-        short.sort(key=lambda i: len(prepared[i]))
-        for start in range(0, len(short), 16):
-            part = short[start : start + 16]
-            log_probs, lengths = self._run([prepared[i] for i in part], [names[i] for i in part])
-            blanks = [vocabularies[names[i]].blank_id for i in part]
-            for i, labels in zip(part, ctc.greedy_decode(log_probs, lengths, blanks), strict=True):
-                texts[i] = vocabularies[names[i]].decode(labels)
-        for i in sorted(set(range(len(prepared))) - set(short)):
-            path, vocabulary = self._long_path(prepared[i], names[i]), vocabularies[names[i]]
-            (labels,) = ctc.greedy_decode(path[None], [len(path)], vocabulary.blank_id)
-            texts[i] = vocabulary.decode(labels)
-        return texts
-
-    def _long_path(self, waveform: np.ndarray, task: str) -> np.ndarray:
-        """The best label per frame of long audio: of two overlapping chunks each keeps its half of the overlap."""
-        rate = self.backbone.sample_rate
-        hop = self.backbone.files.features.stride * self.backbone.files.encoder.subsampling
-        size, step = (int(seconds * rate) // hop * hop for seconds in (CHUNK_SECONDS, CHUNK_SECONDS - OVERLAP_SECONDS))
-        margin = (size - step) // 2 // hop
-        starts = list(range(0, max(len(waveform) - (size - step), 1), step))
-        paths = []
-        for start in starts:
-            log_probs, lengths = self._run([waveform[start : start + size]], [task])
-            path = log_probs[0, : lengths[0]].argmax(axis=-1)
-            first = margin if start else 0
-            last = len(path) if start == starts[-1] else step // hop + margin
-            paths.append(path[first:last])
-        return np.concatenate(paths)
+        cut = [pauses.chunks(waveform, hop, sample_rate=rate, longest_seconds=longest) for waveform in prepared]
+        parts = [(i, chunk) for i, found in enumerate(cut) for chunk in found]
+        # Parts of like length run together, a few at a time: little padding, bounded memory.
+        order = sorted(range(len(parts)), key=lambda n: parts[n][1].stop - parts[n][1].start)
+        paths: dict[int, np.ndarray] = {}
+        for start in range(0, len(order), 16):
+            together = order[start : start + 16]
+            heard = [prepared[i][chunk.start * hop : chunk.stop * hop] for i, chunk in (parts[n] for n in together)]
+            log_probs, lengths = self._run(heard, [names[parts[n][0]] for n in together])
+            for n, row, length in zip(together, log_probs.argmax(axis=-1), lengths, strict=True):
+                paths[n] = row[:length]
+        found_paths = iter(paths[n] for n in range(len(parts)))
+        return [
+            pauses.text(found, [next(found_paths) for _ in found], self.vocabulary(task))
+            for found, task in zip(cut, names, strict=True)
+        ]
 
 
-def _check_finite(log_probs: np.ndarray, frames: np.ndarray, tasks: Sequence[str]) -> None:
+def _check_finite(
+    log_probs: np.ndarray, frames: np.ndarray, tasks: Sequence[str], *, backbone: str, adapter: str
+) -> None:
     """Refuses what overflowed: the likeliest label of NaN would be the blank, and every text empty.
 
     Args:
       log_probs: `[B, T, V]`.
       frames: `[B]`, how many frames of each are valid.
       tasks: of each utterance.
+      backbone, adapter: where they lie.
 
     Raises:
-      UserError: something is not finite; the line names the tasks.
+      UserError: something is not finite; the line names the tasks, and where what they use lies.
     """
     valid = np.arange(log_probs.shape[1]) < frames[:, None]
     wrong = (valid & ~np.isfinite(log_probs).all(axis=-1)).any(axis=-1)
     if wrong.any():
         names = sorted({task for task, found in zip(tasks, wrong, strict=True) if found})
+        own = "" if names == [BASE_TASK] else f"the adapter {adapter!r}, or else of "
         raise UserError(
-            f"task {listed(names)}: the log-probabilities are not finite; the weights or settings of "
-            "its adapter, or else the backbone's weights or the samples, are too large"
+            f"task {listed(names)}: the log-probabilities are not finite; the weights or settings of {own}the backbone "
+            f"{backbone!r}, or the samples, are too large"
         )
 
 

@@ -38,7 +38,7 @@ from hra_jax.run.stages import survey
 from hra_jax.storage import files, remote, writing
 from hra_jax.tpu import topologies
 from hra_jax.tpu.shapes import Shapes
-from hra_jax.training import flops, sharding
+from hra_jax.training import agreement, flops, sharding
 
 FLAGS = flags.FLAGS
 WRONG = cli.USER_ERROR
@@ -166,10 +166,10 @@ def check_workdir(config: ConfigDict, workdir: epath.PathLike) -> tuple[list[Fin
                     at_the_end.callback(attempt, lambda: times.append(_timed("removed", lambda: remove_probe(probe))))
             return str(probe.path), hashlib.sha256(probe.content).hexdigest(), resumed
 
-        told = processes.gather(attempt(begin) if first else None)[0]
+        told = agreement.gather(attempt(begin) if first else None)[0]
         if told is not None:
             times += attempt(lambda: find_probe(*told[:2], writes=not first)) or []
-            processes.gather(None)  # nobody is at it any more
+            agreement.gather(None)  # nobody is at it any more
     found = [Finding("work directory", ", ".join(times))] if times else []
     return trouble or found, bool(told and told[2])
 
@@ -236,6 +236,7 @@ def check_data(config: ConfigDict, layout: Layout, report: DataReport) -> list[F
         prefetch=0,
         local_rows=functools.partial(sharding.local_rows, mesh),
         threads=group(config, "data").threads,
+        draw=config.data.draw,
         report=report,
     )
     started, samples, everyones = time.perf_counter(), 0, 0.0
@@ -321,7 +322,7 @@ def check(config: ConfigDict, workdir: epath.PathLike) -> int:
     """
     validate_config(config)
     own, resumed = check_workdir(config, workdir)
-    everyones = processes.gather(own)
+    everyones = agreement.gather(own)
     if any(state != "ok" for findings in everyones for _, _, state in findings):
         return _ended(everyones)
     if resumed:
@@ -333,7 +334,7 @@ def check(config: ConfigDict, workdir: epath.PathLike) -> int:
     acts.append(functools.partial(_local, "decoding", lambda: check_data(config, layout, report)))
     for act in acts:
         own += act()
-    return _ended(processes.gather(own))
+    return _ended(agreement.gather(own))
 
 
 def _local(what: str, act: Callable[[], list[Finding]]) -> list[Finding]:

@@ -31,7 +31,6 @@ from keyword import iskeyword
 from typing import NoReturn
 
 from absl import app, flags, logging
-from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from hra_jax.config import keys, renamed
@@ -39,7 +38,7 @@ from hra_jax.config.files import load_config, near_key, ready_made_names, valida
 from hra_jax.console import error_line
 from hra_jax.errors import UserError
 from hra_jax.run.signals import INTERRUPTED
-from hra_jax.storage import remote, standard_error
+from hra_jax.storage import files, remote, standard_error
 
 # The C++ libraries read these once, when jax or TensorFlow is imported. What the user has set stays.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -202,12 +201,11 @@ def check_output(flag: str, path: str | None, *, suffix: str = "") -> None:
       suffix: what the path must end in.
 
     Raises:
-      UserError: the path is a folder, or has another suffix.
+      UserError: there is a folder, a link or a device, or the path has another suffix.
     """
     if path is None:
         return
-    if not path or epath.Path(path).is_dir():
-        raise UserError(f"--{flag}={path!r} is a folder; allowed: the path of a file to write")
+    files.check_output(path, name=f"--{flag}")
     if not path.endswith(suffix):
         raise UserError(f"--{flag}={path!r}; allowed: the path of a file to write that ends in {suffix}")
 

@@ -6,32 +6,39 @@ The first evaluation is A, the reference side; every other one is compared with 
 """
 
 import collections
+import functools
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import rich.console
 from absl import flags
 from etils import epath
 
 from hra_jax import cli
 from hra_jax.console import listed, percent, points, say, stdout, table
+from hra_jax.data.utterance import tag_value
 from hra_jax.errors import UserError
 from hra_jax.evaluation import bootstrap, error_rates
-from hra_jax.evaluation.paired import described_differences
+from hra_jax.evaluation.bootstrap import Sample, joined, make_sample
+from hra_jax.evaluation.paired import UNDECIDED, Rates, rate_suite
+from hra_jax.evaluation.predictions import Line, read_predictions
+from hra_jax.evaluation.suites import METRICS
 from hra_jax.storage.files import write_file
-from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, read_lines, read_object
+from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, read_object
 from hra_jax.tasks.names import task_file_names
+from hra_jax.text.normalization import versioned
 
 FLAGS = flags.FLAGS
 RESULTS_FILE = "results.json"
 SAMPLES = 10_000
+_BLOCK = "speaker"  # of results that do not say
 
 _PARAMETERS = ("trainable_parameters", "shared_parameters", "parameters_per_task")
 _RESULT_FIELDS: dict[str, Kind] = {"suite": str, "normalizer": str, "tasks": dict, **dict.fromkeys(_PARAMETERS, COUNT)}
 _COUNTS = ("substitutions", "deletions", "insertions", "words")
-_ROW_FIELDS: dict[str, Kind] = {"task": str, "key": str, "reference": str, "words": COUNT, "errors": COUNT}
 _HEADER = ("task", "WER A", "WER B", "B - A", "95% interval", "verdict")
 
 
@@ -40,16 +47,17 @@ class _Row(NamedTuple):
 
     key: str
     reference: str  # normalised
-    words: int
+    words: int  # of the reference; characters where these decide
     errors: int
+    block: str | None
 
 
 class _Side(NamedTuple):
-    """One evaluation: the path as given, the content of results.json, and sorted rows by task."""
+    """One evaluation: the path as given, the content of results.json, and the predictions of each task."""
 
     path: str
     results: dict[str, Any]
-    rows: dict[str, list[_Row]]
+    lines: dict[str, list[Line]]
 
 
 def compare(paths: Sequence[epath.PathLike], *, samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
@@ -64,9 +72,10 @@ def compare(paths: Sequence[epath.PathLike], *, samples: int = SAMPLES, seed: in
     Returns:
       What --json writes: {"normalizer", "bootstrap", "reference": side, "comparisons": [side and differences]}. A side
       has "path", "suite", "trainable_parameters", "shared_parameters" and "parameters_per_task"; differences are
-      "tasks" (by name), "macro" (means over tasks) and "pooled" (all utterances), each with "utterances", "words",
-      "wer_a", "wer_b", "difference" (B minus A), "low", "high" (all fractions), "significant" and "verdict" ("better"
-      or "worse", of B; None where the interval holds 0).
+      "tasks" (by name), "macro" (means over tasks) and "pooled" (all utterances), each with "metric", "utterances",
+      "words" (characters where these decide), "wer_a", "wer_b" (or "cer_a", "cer_b"), "difference" (B minus A), "low",
+      "high" (all fractions), "significant" (whether 0 is outside), "verdict" ("better" or "worse", of B, or "not
+      decidable" where the interval holds 0), "resampled" and "blocks".
 
     Raises:
       UserError: fewer than two paths; a missing or broken file; predictions that do not belong to their results.json;
@@ -75,10 +84,8 @@ def compare(paths: Sequence[epath.PathLike], *, samples: int = SAMPLES, seed: in
     if len(paths) < 2:
         raise UserError(f"{len(paths)} evaluations to compare; needed are 2 or more {RESULTS_FILE}, or their folders")
     reference, *others = (_read_side(path) for path in paths)
-    for other in others:
-        _check_same(reference, other)
     return {
-        "normalizer": reference.results["normalizer"],
+        "normalizer": _stored_normalizer(reference.results),
         "bootstrap": {"samples": samples, "confidence": bootstrap.CONFIDENCE, "seed": seed},
         "reference": _describe(reference),
         "comparisons": [
@@ -95,56 +102,84 @@ def _read_side(path: epath.PathLike) -> _Side:
     file = epath.Path(path)
     file = file / RESULTS_FILE if file.is_dir() else file
     results = read_object(file, _RESULT_FIELDS, what="a results.json or the folder that holds one, W/eval/<suite>")
+    _check_metric(results, where=str(file))
+    _stored_normalizer(results)
     if not results["tasks"]:
         raise UserError(f"{file}: has 0 tasks; needed are 1 or more")
     names = task_file_names(results["tasks"])
-    rows = {}
+    lines = {}
     for task, scores in results["tasks"].items():
         check_fields(scores, dict.fromkeys(_COUNTS, COUNT), where=f"{file}: task {task!r}")
+        _check_metric(scores, where=f"{file}: task {task!r}")
         predictions = file.parent / f"predictions_{names[task]}.jsonl"
-        rows[task] = _read_rows(predictions, task, results["normalizer"])
-        found = sum(row.errors for row in rows[task]), sum(row.words for row in rows[task])
+        lines[task] = _read_lines(predictions, task)
+        found = tuple(sum(line.counts[name] for line in lines[task]) for name in ("errors", "words"))
         *errors, words = (scores[name] for name in _COUNTS)
         if found != (sum(errors), words):
             raise UserError(
                 f"{predictions}: holds {found[0]} errors in {found[1]} words, {file} has {sum(errors)} in {words} for "
                 f"the task {task!r}; both must come from one evaluation"
             )
-    return _Side(str(path), results, rows)
+    return _Side(str(path), results, lines)
 
 
-def _read_rows(file: epath.Path, task: str, normalizer: str) -> list[_Row]:
-    """The sorted rows of predictions_<task>.jsonl."""
-    rows = []
+def _check_metric(scores: Mapping[str, Any], *, where: str) -> None:
+    if scores.get("metric", "wer") not in METRICS:
+        raise UserError(f"{where}: metric is {scores['metric']!r:.80}; allowed: {', '.join(METRICS)}")
+
+
+def _read_lines(file: epath.Path, task: str) -> list[Line]:
+    """The lines of predictions_<task>.jsonl."""
+    lines = []
     needed = f"the predictions of the task {task!r}, which an evaluation writes beside {RESULTS_FILE}"
-    for where, row in read_lines(file, _ROW_FIELDS, what=needed):
-        if row["task"] != task:
-            raise UserError(f"{where}: belongs to the task {row['task']!r}; allowed here: {task!r}")
-        reference = " ".join(error_rates.words(row["reference"], normalizer))
-        rows.append(_Row(row["key"], reference, row["words"], row["errors"]))
-    # By key and reference only: sorting by errors too would pair the best of one side with the best of the other.
-    return sorted(rows, key=lambda row: row[:2])
+    for line in read_predictions(file, what=needed):
+        if line.row.task != task:
+            raise UserError(f"{line.where}: belongs to the task {line.row.task!r}; allowed here: {task!r}")
+        check_fields(line.counts, {"words": COUNT, "errors": COUNT}, where=line.where)
+        lines.append(line)
+    return lines
 
 
 # --- Checks of two sides ----------------------------------------------------------------------------------------------
 
 
-def _check_same(a: _Side, b: _Side) -> None:
-    """Refuses sides that were not scored on the same utterances in the same way."""
-    normalizers = [side.results["normalizer"] for side in (a, b)]
-    if normalizers[0] != normalizers[1]:
-        raise UserError(
-            f"{a.path} has the normalizer {normalizers[0]!r}, {b.path} has {normalizers[1]!r}; they must be the same"
-        )
+def _stored_normalizer(results: Mapping[str, Any]) -> str:
+    """The normalizer of an evaluation; without a version it is the first, beside `versions` the second."""
+    name = str(results["normalizer"])
+    found = versioned(name)
+    return found if "@" in name else f"{name}@{2 if 'versions' in results else 1}"
+
+
+def _normalizer_of(a: _Side, b: _Side) -> str:
+    """What texts are compared after: of two versions the newer one, in which all are counted again."""
+    names = [_stored_normalizer(side.results) for side in (a, b)]
+    if names[0].split("@")[0] != names[1].split("@")[0]:
+        raise UserError(f"{a.path} has the normalizer {names[0]!r}, {b.path} has {names[1]!r}; they must be the same")
+    return max(names, key=lambda name: int(name.split("@")[1]))
+
+
+def _check_same_tasks(a: _Side, b: _Side) -> None:
     lacking = [
         f"{side.path} lacks the tasks {listed(sorted(missing))}"
-        for side, missing in ((a, b.rows.keys() - a.rows.keys()), (b, a.rows.keys() - b.rows.keys()))
+        for side, missing in ((a, b.lines.keys() - a.lines.keys()), (b, a.lines.keys() - b.lines.keys()))
         if missing
     ]
     if lacking:
         raise UserError(f"{'; '.join(lacking)}; both sides must have the same tasks")
-    for task in a.rows:
-        _check_same_utterances(a, b, task)
+
+
+def _counted(side: _Side, task: str, *, normalizer: str, metric: str, block: str) -> list[_Row]:
+    """The rows of a task in the order in which both sides have them."""
+    rows = []
+    for line in side.lines[task]:
+        row, words, errors = line.row, line.counts["words"], line.counts["errors"]
+        if metric != "wer" or normalizer != _stored_normalizer(side.results):
+            counts = error_rates.errors_by_metric(row.text, row.pred_text, normalizer)[metric]
+            words, errors = counts.words, counts.errors
+        reference = " ".join(error_rates.words(row.text, normalizer))
+        rows.append(_Row(row.key, reference, words, errors, tag_value(row.tags, block)))
+    # By key and reference only: sorting by errors too would pair the best of one side with the best of the other.
+    return sorted(rows, key=lambda row: row[:2])
 
 
 def _rounded_key(key: str) -> str:
@@ -156,14 +191,16 @@ def _rounded_key(key: str) -> str:
         return key
 
 
-def _check_same_utterances(a: _Side, b: _Side, task: str) -> None:
-    keys_a, keys_b = (collections.Counter(row.key for row in side.rows[task]) for side in (a, b))
-    if keys_a != keys_b:
-        rounded = [[row._replace(key=_rounded_key(row.key)) for row in side.rows[task]] for side in (a, b)]
+def _paired_rows(
+    a: _Side, b: _Side, task: str, *, normalizer: str, metric: str, block: str
+) -> tuple[list[_Row], list[_Row]]:
+    """The rows of a task on both sides, which are of the same utterances."""
+    rows_a, rows_b = (_counted(side, task, normalizer=normalizer, metric=metric, block=block) for side in (a, b))
+    if sorted(row.key for row in rows_a) != sorted(row.key for row in rows_b):
+        rounded = [[row._replace(key=_rounded_key(row.key)) for row in rows] for rows in (rows_a, rows_b)]
         if sorted(row.key for row in rounded[0]) == sorted(row.key for row in rounded[1]):
-            for side, rows in zip((a, b), rounded, strict=True):
-                side.rows[task] = sorted(rows, key=lambda row: row[:2])
-            keys_a = keys_b
+            rows_a, rows_b = (sorted(rows, key=lambda row: row[:2]) for rows in rounded)
+    keys_a, keys_b = (collections.Counter(row.key for row in rows) for rows in (rows_a, rows_b))
     lacking = [
         f"{side.path} lacks {missing.total()} utterances, such as {listed(sorted(missing), most=3)}"
         for side, missing in ((a, keys_b - keys_a), (b, keys_a - keys_b))
@@ -171,7 +208,7 @@ def _check_same_utterances(a: _Side, b: _Side, task: str) -> None:
     ]
     if lacking:
         raise UserError(f"task {task!r}: {'; '.join(lacking)}; both sides must score the same utterances")
-    for row, other in zip(a.rows[task], b.rows[task], strict=True):
+    for row, other in zip(rows_a, rows_b, strict=True):
         if row.reference != other.reference:
             raise UserError(
                 f"task {task!r}: the reference of {row.key!r} is {row.reference!r:.80} in {a.path} and "
@@ -182,6 +219,7 @@ def _check_same_utterances(a: _Side, b: _Side, task: str) -> None:
                 f"task {task!r}: {row.key!r} has {row.words} words in {a.path} and {other.words} in {b.path}; "
                 "they must be as many"
             )
+    return rows_a, rows_b
 
 
 # --- Differences ------------------------------------------------------------------------------------------------------
@@ -193,11 +231,52 @@ def _describe(side: _Side) -> dict[str, Any]:
 
 def _differences(a: _Side, b: _Side, *, samples: int, seed: int) -> dict[str, Any]:
     """What `compare` returns of two sides: "tasks", "macro", "pooled"."""
-    triples = {
-        task: [(row.errors, other.errors, row.words) for row, other in zip(rows, b.rows[task], strict=True)]
-        for task, rows in a.rows.items()
+    if samples < 1:
+        raise UserError(f"bootstrap samples must be 1 or more; got {samples}")
+    normalizer, block = _normalizer_of(a, b), str(a.results.get("block", b.results.get("block", _BLOCK)))
+    _check_same_tasks(a, b)
+    metrics = {task: str(scores.get("metric", "wer")) for task, scores in a.results["tasks"].items()}
+    whole = str(a.results.get("metric", "wer"))
+    kinds = {task: {metric, whole} for task, metric in metrics.items()}
+    pairs = {
+        (task, metric): _sample(*_paired_rows(a, b, task, normalizer=normalizer, metric=metric, block=block))
+        for task in a.lines
+        for metric in sorted(kinds[task])
     }
-    return described_differences(triples, samples=samples, seed=seed)
+    own = {task: pairs[task, metric] for task, metric in metrics.items()}
+    pooled = {task: pairs[task, whole] for task in own}
+    rates = rate_suite(own, samples=samples, seed=seed, pooled=pooled)
+    together = joined(list(pooled.values()))
+    entry = functools.partial(_entry, block=block)
+    return {
+        "tasks": {task: entry(own[task], rates.tasks[task], metrics[task]) for task in own},
+        "macro": entry(together, rates.macro, whole) | {"resampled": "tasks", "blocks": len(own)},
+        "pooled": entry(together, rates.pooled, whole),
+    }
+
+
+def _sample(rows_a: Sequence[_Row], rows_b: Sequence[_Row]) -> Sample:
+    """What the bootstrap resamples; a side that an earlier version wrote has no tags, and so no blocks."""
+    pairs = list(zip(rows_a, rows_b, strict=True))
+    return make_sample(
+        [(row.key, row.block or other.block) for row, other in pairs],
+        np.array([(row.errors, other.errors) for row, other in pairs], np.int64),
+        np.array([row.words for row in rows_a], np.int64),
+    )
+
+
+def _entry(sample: Sample, rates: Rates, metric: str, *, block: str) -> dict[str, Any]:
+    difference = rates.difference(1, 0)
+    return {
+        "metric": metric,
+        "utterances": len(sample.units),
+        "words": int(sample.units.sum()),
+        **{f"{metric}_{side}": float(rate) for side, rate in zip("ab", rates.exact, strict=True)},
+        **difference,
+        "significant": difference["verdict"] != UNDECIDED,
+        "resampled": "utterances" if sample.blocks is None else block,
+        "blocks": sample.block_count,
+    }
 
 
 # --- For the terminal -------------------------------------------------------------------------------------------------
@@ -205,8 +284,16 @@ def _differences(a: _Side, b: _Side, *, samples: int, seed: int) -> dict[str, An
 
 def _cells(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     bounds = f"{points(entry['low'])} to {points(entry['high'])}"
-    rates = (percent(entry["wer_a"]), percent(entry["wer_b"]), points(entry["difference"]), bounds)
-    return (name, *rates, entry["verdict"] or "-")
+    rates = (percent(entry[f"{entry['metric']}_{side}"]) for side in "ab")
+    return (name, *rates, points(entry["difference"]), bounds, entry["verdict"])
+
+
+def _resampled_line(comparison: Mapping[str, Any]) -> str:
+    """What the intervals of a table hold for."""
+    kinds = collections.Counter(entry["resampled"] for entry in comparison["tasks"].values())
+    pooled = comparison["pooled"]["resampled"]
+    shown = ", ".join(f"{kind} in {count} tasks" for kind, count in sorted(kinds.items()))
+    return f"resampled: {shown}; {pooled} of all utterances; for the mean, tasks as well"
 
 
 def _side_line(letter: str, side: Mapping[str, Any]) -> str:
@@ -228,12 +315,15 @@ def print_tables(compared: Mapping[str, Any], *, console: rich.console.Console |
             _cells("mean of the tasks", comparison["macro"]),
             _cells("all utterances", comparison["pooled"]),
         ]
-        console.print(table(_HEADER, tasks, means))
+        metrics = {entry["metric"] for entry in comparison["tasks"].values()} | {comparison["pooled"]["metric"]}
+        kind = metrics.pop().upper() if len(metrics) == 1 else "rate"
+        console.print(table([name.replace("WER", kind) for name in _HEADER], tasks, means))
+        say(console, _resampled_line(comparison))
     samples = compared["bootstrap"]["samples"]
     say(
         console,
         "B - A is in percentage points, below 0 where B makes fewer errors. B is better or worse where 0 is outside "
-        f"the interval, which holds 95% of {samples:,} paired resamples of the utterances.",
+        f"the interval, which holds 95% of {samples:,} paired resamples.",
     )
 
 

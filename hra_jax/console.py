@@ -97,9 +97,10 @@ def ratio(value: float) -> str:
     return f"{100 * value:.3g}%" if value < 9.99 else f"{value:,.1f} x"
 
 
-def bounds(scores: Mapping[str, Any]) -> str:
-    """The 95% interval of the word error rate in a part of the results, for people; `-` where there is none."""
-    return "-" if scores["wer_low"] is None else f"{percent(scores['wer_low'])} to {percent(scores['wer_high'])}"
+def bounds(scores: Mapping[str, Any], metric: str = "wer") -> str:
+    """The 95% interval of an error rate in a part of the results, for people; `-` where there is none."""
+    low, high = (scores[f"{metric}_{end}"] for end in ("low", "high"))
+    return "-" if low is None else f"{percent(low)} to {percent(high)}"
 
 
 def size(count: float | None) -> str:

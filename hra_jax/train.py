@@ -21,18 +21,20 @@ from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.evaluation.report import evaluate_results
+from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
 from hra_jax.run import processes
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, as_stored, export
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import Run
-from hra_jax.run.saving import open_checkpoints, restore, restore_newest, save
+from hra_jax.run.saving import open_checkpoints, restore, restore_step, save
 from hra_jax.run.scoring import (
     accounting,
     attempt,
     base_weights,
+    check_leaks,
     data_report,
+    recognise,
     score,
     suite_weights,
     untrained,
@@ -42,7 +44,7 @@ from hra_jax.run.skipped_steps import SkippedSteps
 from hra_jax.run.stages import prepare
 from hra_jax.run.workdirs import DATA_REPORT, claim, forget_files, list_files
 from hra_jax.tpu import topologies
-from hra_jax.training import sharding, train_state
+from hra_jax.training import agreement, sharding, train_state
 from hra_jax.training.checkpoints import Checkpoints
 from hra_jax.training.flops import CountedStep
 from hra_jax.training.metrics import MetricWriter
@@ -125,8 +127,8 @@ def _restore_or_start(run: Run, checkpoints: Checkpoints, *, steps_before: int) 
       steps_before: how many steps it was to have when it was last started.
     """
     newest = checkpoints.latest_step()
-    processes.check_agreement({"newest checkpoint": str(newest)})
-    position = None if newest is None else restore_newest(run, checkpoints)[1]
+    agreement.check_agreement({"newest checkpoint": str(newest)})
+    position = None if newest is None else restore_step(run, checkpoints)[1]
     start, steps = int(run.state.step), run.settings.steps
     _announce(run, start)
     if start > steps:
@@ -280,7 +282,9 @@ def _loader(run: Run, data: DataSettings, batch: BatchSettings, *, position: dic
         position=position,
         local_rows=functools.partial(sharding.local_rows, run.layout.mesh),
         threads=data.threads,
+        draw=data.draw,
         report=run.report,
+        hashes=run.hashes,
     )
 
 
@@ -304,10 +308,9 @@ def _validate(
 ) -> dict[str, float]:
     """Scores the selection suite, and keeps the best macro WER and the best per task in `run.best`."""
     best = run.best
-    base = processes.agreed(lambda: base_weights(run))
-    step_of, weights = run.layout.programs.evaluation, suite_weights(run, select)
-    rows, loss, _ = select.run(step_of, weights, base, agreed=processes.agreed)
-    results = processes.agreed(lambda: evaluate_results(rows, select.suite, accounting=accounting(run), bootstrap=0))
+    base = agreement.agreed(lambda: base_weights(run))
+    rows, loss, _ = recognise(run, select, suite_weights(run, select), base)
+    results = agreement.agreed(lambda: evaluate_results(rows, select.suite, accounting=accounting(run), bootstrap=0))
     values = {"": results["wer_macro"]} | {name: task["wer"] for name, task in results["tasks"].items()}
     for name, wer in values.items():
         found = best.setdefault("tasks", {}).get(name) if name else best.get("macro")
@@ -319,7 +322,7 @@ def _validate(
     suite = select.suite.name
     scalars = {f"{suite}/wer_macro": values.pop(""), f"{suite}/loss": loss}
     scalars |= {f"{suite}/wer/{name}": wer for name, wer in values.items()}
-    processes.agreed(lambda: writer.write(step, scalars))
+    agreement.agreed(lambda: writer.write(step, scalars))
     return {METRIC: results["wer_macro"]}
 
 
@@ -371,6 +374,9 @@ def finish(
         task_steps |= {name: entry["step"] for name, entry in run.best.get("rows", {}).items()}
     export(run, config=config, dtype=exported.dtype, step=step, task_steps=task_steps)
     _tell_untrained(run)
+    if run.layout.select is not None:
+        chosen = run.layout.select.suite
+        attempt(run, f"the look at suite {chosen.name!r}", lambda: check_leaks(run, chosen), comes_again=True)
     if test is None:
         return None
 
@@ -407,7 +413,7 @@ def _take_exported(run: Run, checkpoints: Checkpoints, which: str) -> int:
         restore(run, checkpoints, step)
     except DamagedError as error:
         checkpoints.pass_over(step)
-        newest, _ = restore_newest(run, checkpoints)
+        newest, _ = restore_step(run, checkpoints)
         run.failures.append(f"the {which} checkpoint, {step}, is damaged, so {newest} is exported in its place")
         if jax.process_index() == 0:
             error_line(f"{error}; checkpoint {newest} is exported in its place")

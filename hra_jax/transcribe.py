@@ -14,7 +14,7 @@ from hra_jax import cli
 from hra_jax.adapters import adapter_folder
 from hra_jax.api import load_adapter, load_backbone
 from hra_jax.console import error_line, listed, printable, tell
-from hra_jax.data import audio
+from hra_jax.data import audio, pauses
 from hra_jax.errors import UserError
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.tasks.descriptions import is_untrained
@@ -55,7 +55,7 @@ def choose_task(adapter: str | None, task: str | None) -> tuple[str, str]:
 
 
 def transcribe(
-    files: Sequence[str], *, adapter: str | None, backbone: str, task: str
+    files: Sequence[str], *, adapter: str | None, backbone: str, task: str, chunk_seconds: float | None = None
 ) -> Iterator[tuple[str, str | None, str | None]]:
     """Yields (file, text, error) for each audio file; of text and error one is None.
 
@@ -64,6 +64,7 @@ def transcribe(
       adapter: folder of an exported adapter; None for the backbone alone.
       backbone: folder of the backbone, or `builtin:NAME`.
       task: a task of the adapter, `__mean__` for the mean of all, or `__base__` for none.
+      chunk_seconds: the longest that is recognised at once; None for as long as what was trained on.
 
     Raises:
       UserError: an unknown task, or an adapter of another backbone, before any file is read; or an adapter that gives
@@ -79,8 +80,9 @@ def transcribe(
 
     def recognised(waveforms: list[np.ndarray]) -> list[str]:
         if model is None:
-            return base.transcribe(waveforms, sample_rate=base.sample_rate)
-        return model.transcribe(waveforms, sample_rate=base.sample_rate, tasks=[task] * len(waveforms))
+            return base.transcribe(waveforms, sample_rate=base.sample_rate, chunk_seconds=chunk_seconds)
+        tasks = [task] * len(waveforms)
+        return model.transcribe(waveforms, sample_rate=base.sample_rate, tasks=tasks, chunk_seconds=chunk_seconds)
 
     for start in range(0, len(files), _TOGETHER):
         part = files[start : start + _TOGETHER]
@@ -122,6 +124,11 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "task", None, "Task of the adapter, __mean__ or __base__; may be left out where the adapter has one task."
     )
+    flags.DEFINE_float(
+        "chunk_seconds",
+        None,
+        "Longer audio is cut at pauses into chunks of at most this; default: as long as what was trained on.",
+    )
     flags.DEFINE_bool("json", False, "JSON Lines on stdout: audio_filepath, text, task; or error.")
 
 
@@ -130,12 +137,17 @@ def main(argv: Sequence[str]) -> int:
     files = argv[1:]
     if not files:
         raise UserError("no audio file given; usage: --adapter DIR --task NAME a.wav b.flac ...")
+    if FLAGS.chunk_seconds is not None:
+        pauses.check_seconds(FLAGS.chunk_seconds)
     setup_jax()
     task, notice = choose_task(FLAGS.adapter, FLAGS.task)
     if notice:
         tell(notice, to=sys.stderr)
     failed = 0
-    for file, text, error in transcribe(files, adapter=FLAGS.adapter, backbone=FLAGS.backbone, task=task):
+    recognised = transcribe(
+        files, adapter=FLAGS.adapter, backbone=FLAGS.backbone, task=task, chunk_seconds=FLAGS.chunk_seconds
+    )
+    for file, text, error in recognised:
         failed += error is not None
         if FLAGS.json:
             found = {"text": text, "task": task} if error is None else {"error": error}

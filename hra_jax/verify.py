@@ -5,10 +5,11 @@
     python -m hra_jax.verify my_backbone
     python -m hra_jax.verify data/quickstart
     python -m hra_jax.verify data/own/train.jsonl
+    python -m hra_jax.verify gs://bucket/runs/own
 
 One flipped byte in any file is found where its checksum was written down: runs, adapters and backbones of this version,
-and rendered speech. Of recordings that have none, those are named that cannot be decoded. The exit status is 2 where
-anything is damaged.
+and rendered speech. Of recordings that have none, those are named that cannot be decoded. In a bucket checkpoints have
+no list of files: their arrays and values are compared. The exit status is 2 where anything is damaged.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +29,9 @@ from hra_jax.run import workdirs
 from hra_jax.storage import checksums, folders, safetensors
 from hra_jax.storage.files import check_regular, is_remote, write_file
 from hra_jax.storage.json_files import MOST_BYTES, json_text, read_object
+from hra_jax.storage.remote import unavailable
 from hra_jax.storage.row_log import RowLog
-from hra_jax.training.stored_checkpoint import StoredCheckpoint
+from hra_jax.training.stored_checkpoint import COMPLETE, StoredCheckpoint
 
 _MOST_SHOWN = 20  # damaged files of one part
 _RENDERED = "synthesis.json"
@@ -60,7 +62,7 @@ def verify(path: epath.PathLike, *, told: Told = lambda count: None) -> list[Par
 
     Args:
       path: a work directory, an adapter folder, a backbone folder, a rendered data set, a folder of manifests, or a
-        manifest; on a local disk.
+        manifest.
       told: called with the bytes of each piece that has been read.
 
     Returns:
@@ -68,10 +70,9 @@ def verify(path: epath.PathLike, *, told: Told = lambda count: None) -> list[Par
 
     Raises:
       UserError: nothing of these kinds is there.
+      StorageUnavailable: a bucket does not answer.
     """
     path = epath.Path(path)
-    if is_remote(path):
-        raise UserError(f"{path}: only local folders are checked; copy it first")
     for folder in (path, path / workdirs.ADAPTER):
         folders.put_back(folder)
     if path.is_file():
@@ -99,7 +100,8 @@ def _listed(folder: epath.Path, name: str, *, told: Told, without: str) -> Part:
 
 
 def _run(workdir: epath.Path, *, told: Told) -> Iterator[Part]:
-    yield _listed(workdir, "results and settings", told=told, without="the run is not finished, or of 0.1.0")
+    without = "in a bucket they have none" if is_remote(workdir) else "the run is not finished, or of 0.1.0"
+    yield _listed(workdir, "results and settings", told=told, without=without)
     folder = workdir / workdirs.CHECKPOINTS
     for step in sorted(workdirs.checkpoint_steps(workdir)):
         part = _checkpoint(folder, step, told=told)
@@ -114,6 +116,8 @@ def _run(workdir: epath.Path, *, told: Told) -> Iterator[Part]:
 def _checkpoint(folder: epath.Path, step: int, *, told: Told) -> Part:
     """A checkpoint: by the listing of its files, or else by the checksums that it holds."""
     name = f"{workdirs.CHECKPOINTS}/{step}"
+    if is_remote(folder) and not (folder / str(step) / COMPLETE).exists():
+        return Part(name, 0, [], "it is not complete: a run removes it when it starts again")
     part = _listed(folder / str(step), name, told=told, without="")
     if part.note:
         part = _unlisted(folder, step, name)
@@ -124,7 +128,8 @@ def _unlisted(folder: epath.Path, step: int, name: str) -> Part:
     """A checkpoint that has no listing: all that a run would take from it."""
     from hra_jax.training.checkpoints import Checkpoints  # slow to import
 
-    count = len(checksums.files_of(folder / str(step)))
+    walk = (folder / str(step)).walk() if is_remote(folder) else []
+    count = sum(len(names) for _, _, names in walk) or len(checksums.files_of(folder / str(step)))
     odd = checksums.endless_files(folder / str(step))
     if odd:  # Orbax would wait for them
         return Part(name, count, [(file, "is not a regular file") for file in odd], _UNLISTED)
@@ -132,7 +137,7 @@ def _unlisted(folder: epath.Path, step: int, name: str) -> Part:
         with Checkpoints(folder, keep_latest=1, keep_best=0, every_steps=1, read_only=True) as checkpoints:
             compared = checkpoints.check(step)
     except UserError as error:
-        return Part(name, count, [(str(step), str(error).removeprefix(f"{folder}: "))], _UNLISTED)
+        return Part(name, count, [(str(step), _fault(error).removeprefix(f"{folder}: "))], _UNLISTED)
     return Part(name, count, [], _UNLISTED if compared else _UNCOMPARED)
 
 
@@ -142,7 +147,7 @@ def _rows(folder: epath.Path, step: int) -> list[tuple[str, str]]:
     try:
         logs = StoredCheckpoint(folder / str(step)).segments()
     except UserError as error:
-        return [("rows/metadata", str(error))]
+        return [("rows/metadata", _fault(error))]
     for log, segments in logs.items():
         for segment in segments:
             file = folder / "rows" / log / f"{segment}.safetensors"
@@ -151,10 +156,19 @@ def _rows(folder: epath.Path, step: int) -> list[tuple[str, str]]:
                     pass
                 fault = _header_fault(file)
             except UserError as error:
-                fault = str(error).removeprefix(f"{file}: ")
+                fault = _fault(error).removeprefix(f"{file}: ")
             if fault:
                 faults.append((f"rows/{log}/{file.name}", fault))
     return faults
+
+
+def _fault(error: Exception) -> str:
+    """What an error says of a file; of storage that does not answer now it says nothing, and is raised."""
+    # TensorStore says DATA_LOSS of damage; who found damage has told it from what may answer later.
+    away = None if isinstance(error, DamagedError) else unavailable(error)
+    if away is not None:
+        raise away from error
+    return str(error)
 
 
 def _header_fault(file: epath.Path) -> str:
@@ -167,7 +181,7 @@ def _header_fault(file: epath.Path) -> str:
             stream.seek(0)
             content = stream.read(length)
     except (OSError, ValueError) as error:
-        return str(error)
+        return _fault(error)
     entries = sorted(header.tensors.items(), key=lambda pair: (pair[1].start, pair[1].stop))
     kinds = {name: (safetensors.DTYPES[entry.dtype], entry.shape) for name, entry in entries}
     return "" if safetensors.header_bytes(kinds, header.metadata) == content else "its header is not what was written"
@@ -182,7 +196,7 @@ def _adapter(folder: epath.Path, *, told: Told) -> Part:
         pass  # each file is compared below
     except UserError as error:
         own = (file for file in adapter_folder.OWN_FILES if str(error).startswith(f"{folder / file}"))
-        return Part(name, 0, [(next(own, path.name), str(error))])
+        return Part(name, 0, [(next(own, path.name), _fault(error))])
     config = read_object(path)
     hashes = {"sha256": {}, **config}["sha256"]
     note = "" if hashes else "it has no hashes: exported by 0.1.0, or they were removed"
@@ -203,7 +217,7 @@ def _unlike(folder: epath.Path, file: str, config: dict[str, Any], *, told: Told
         else:
             same = config["sha256"][file] == checksums.sha256(path, told=told)
     except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
+        return f"cannot be read ({error.strerror or _fault(error)})"
     return "" if same else "is not what was exported"
 
 
@@ -222,10 +236,10 @@ def _backbone(folder: epath.Path) -> Part:
         ):
             faults.append((path.name, "is not what was written"))
         files = backbone_folder.load(str(folder), verify=True)
-        count += len(files.tensors.paths)
+        count += len(files.tensors.paths) + bool(files.records)
         faults += [(file.name, fault) for file in files.tensors.paths if (fault := _header_fault(file))]
     except (UserError, OSError) as error:
-        faults.append((path.name, str(error)))
+        faults.append((path.name, _fault(error)))
     return Part(f"backbone {folder.name}", count, faults, note)
 
 

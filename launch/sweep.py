@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 from hra_jax.errors import UserError  # noqa: E402
 from hra_jax.storage import locks  # noqa: E402
-from hra_jax.storage.files import make_folder, open_to_grow, write_file  # noqa: E402
+from hra_jax.storage.files import check_no_link, check_output, make_folder, open_to_grow, write_file  # noqa: E402
 from hra_jax.storage.json_files import read_object  # noqa: E402
 
 USER_ERROR = 2
@@ -205,6 +205,15 @@ def _start(run: Combination) -> subprocess.Popen:
         )
 
 
+def check_paths(runs: list[Combination], table_file: Path | None) -> None:
+    """Refuses what cannot be written, before anything runs. Raises UserError."""
+    if table_file is not None:
+        check_output(table_file, name="--json")
+    for run in runs:
+        for path in (run.workdir, run.workdir / _OUTPUT):
+            check_no_link(path)
+
+
 def run_all(runs: list[Combination], *, jobs: int) -> int:
     """Runs what is not finished, `jobs` at a time, and fills in how each ended; 0, STOPPED or INTERRUPTED."""
     waiting = []
@@ -303,6 +312,7 @@ def main(words: list[str]) -> int:
             print(f"{'# finished: ' if run.finished() else ''}{shlex.join(run.command)}")
         return 0
     try:
+        check_paths(runs, arguments.json)
         with locks.hold(arguments.workdir, "sweep"):
             stopped = run_all(runs, jobs=arguments.jobs)
             rows = table(runs)

@@ -1,6 +1,8 @@
 """Recognition from Python: lists of waveforms of any length, each through the adapter of its task."""
 
+import dataclasses
 import functools
+import os
 import re
 
 import jax
@@ -15,8 +17,10 @@ from hra_jax import api
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.adapters.base import no_parameters
 from hra_jax.adapters.output import OutputAdapter
+from hra_jax.data import pauses
 from hra_jax.errors import UserError
 from hra_jax.models.asr import AsrModel
+from hra_jax.storage.json_files import read_object
 from hra_jax.storage.trees import flatten
 from hra_jax.tasks import library
 from hra_jax.text.task_vocabularies import OwnVocabularies
@@ -295,8 +299,10 @@ def test_a_waveform_that_is_none_is_one_line(model, waveform, told):
 def test_what_overflows_is_one_line_that_names_the_task_and_no_empty_text(roomy, waveforms):
     loud = roomy.with_task("dee", jax.tree.map(lambda leaf: np.full_like(leaf, 3e38), roomy.row("ann")))
     for call in (loud.log_probs, loud.transcribe):
-        with pytest.raises(UserError, match=r"^task 'dee': the log-probabilities are not finite; the weights or sett"):
+        with pytest.raises(UserError, match=r"^task 'dee': the log-probabilities are not finite; the w") as told:
             call(waveforms, sample_rate=8000, tasks=["ann", "__base__", "dee", "dee"])
+        for place in (loud.folder, loud.backbone.files.folder):
+            assert os.path.isdir(place) and f"'{place}'" in str(told.value)
     assert loud.transcribe(waveforms[:1], sample_rate=8000, tasks=["ann"])
 
 
@@ -350,63 +356,32 @@ def test_the_text_is_the_best_path_of_the_log_probabilities(model, waveforms):
         collapsed(log_probs[row, :length].argmax(axis=-1), model.vocabulary(task))
         for row, (length, task) in enumerate(zip(frames, TASKS, strict=True))
     ]
-    assert model.transcribe(waveforms, sample_rate=8000, tasks=TASKS) == expected
+    assert model.transcribe(waveforms, sample_rate=8000, tasks=TASKS, chunk_seconds=2) == expected
     assert len(set(expected)) > 1
 
 
-SECOND = 8000
-CHUNK, STEP = 20 * SECOND, 16 * SECOND
-
-
-@pytest.mark.parametrize(
-    "samples",
-    [
-        CHUNK + 1,
-        CHUNK + 79,
-        CHUNK + 80,
-        CHUNK + 161,
-        CHUNK + STEP - 1,
-        CHUNK + STEP,
-        CHUNK + STEP + 1,
-        4 * CHUNK + 12345,
-    ],
-)
-def test_chunks_of_long_audio_lose_and_repeat_no_frame(model, backbone, monkeypatch, samples):
-    """Each sample holds its own number, so each chunk can say which frames of the whole it saw."""
-    total = int(backbone.files.encoder.output_length(backbone.files.features, samples))
-    longest = []
-
-    def frames_of_the_whole(self, chunks, ids):
-        (chunk,) = chunks
-        longest.append(len(chunk))
-        frames = int(backbone.files.encoder.output_length(backbone.files.features, len(chunk)))
-        first, rest = divmod(int(chunk[0]), 160)  # samples of an encoder frame
-        assert rest == 0
-        path = np.arange(first, first + frames)
-        return np.eye(total + 2 * frames, dtype=np.float32)[path][None], np.array([frames])
-
-    monkeypatch.setattr(api.Model, "_run", frames_of_the_whole)
-    path = model._long_path(np.arange(samples, dtype=np.float32), 0)
-    assert path.tolist() == list(range(total))
-    assert max(longest) == CHUNK and len(longest) >= 2
-
-
-def test_long_and_short_audio_of_several_tasks_come_back_in_order(model, waveforms, monkeypatch):
-    monkeypatch.setattr(api, "CHUNK_SECONDS", 0.8)
-    monkeypatch.setattr(api, "OVERLAP_SECONDS", 0.32)
-    together = model.transcribe(waveforms, sample_rate=8000, tasks=TASKS)
+def test_long_audio_says_what_its_chunks_say_and_comes_back_in_order(model, waveforms):
+    together = model.transcribe(waveforms, sample_rate=8000, tasks=TASKS, chunk_seconds=0.8)
     alone = [
-        model.transcribe([waveform], sample_rate=8000, tasks=[task])[0]
+        model.transcribe([waveform], sample_rate=8000, tasks=[task], chunk_seconds=0.8)[0]
         for waveform, task in zip(waveforms, TASKS, strict=True)
     ]
     assert together == alone
-    log_probs = [
-        model.log_probs([part], sample_rate=8000, tasks=["cy"])[0][0]
-        for part in (waveforms[3][:6400], waveforms[3][3840:])
-    ]
-    # 40 and 30 frames, 16 in common: of those each keeps 8.
-    path = [*log_probs[0][:32].argmax(axis=-1), *log_probs[1][8:].argmax(axis=-1)]
-    assert together[3] == collapsed(path, model.vocabulary("cy"))
+    chunks = pauses.chunks(waveforms[3], 160, sample_rate=8000, longest_seconds=0.8)
+    heard = [waveforms[3][chunk.start * 160 : chunk.stop * 160] for chunk in chunks]
+    assert len(chunks) == 2 and max(map(len, heard)) <= 6400
+    paths = [model.log_probs([part], sample_rate=8000, tasks=["cy"])[0][0].argmax(axis=-1) for part in heard]
+    assert together[3] == pauses.text(chunks, paths, model.vocabulary("cy"))
+
+
+def test_chunks_are_as_long_as_what_was_trained_on(model, backbone, trained):
+    seconds = read_object(trained.workdir / "adapter/adapter_config.json")["trained_seconds"]
+    assert 0 < seconds == model.chunk_seconds
+    assert model.mean().chunk_seconds == seconds
+    assert dataclasses.replace(model, trained_seconds=0.0).chunk_seconds == backbone.chunk_seconds
+    assert hra_jax.load_backbone("builtin:tiny").chunk_seconds == 5.0
+    with pytest.raises(UserError, match="chunk_seconds = 0: allowed are numbers of seconds above 0"):
+        model.transcribe([], sample_rate=8000, chunk_seconds=0)
 
 
 # --- Shapes -----------------------------------------------------------------------------------------------------------

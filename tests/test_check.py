@@ -132,7 +132,7 @@ def test_processes_that_look_together_leave_no_folder_that_was_not_there(tmp_pat
         here.number = number
         return check.check_workdir(config, folder)[0]
 
-    monkeypatch.setattr(check.processes, "gather", gather)
+    monkeypatch.setattr(check.agreement, "gather", gather)
     monkeypatch.setattr(check.jax, "process_index", lambda: here.number)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for turn in range(20):

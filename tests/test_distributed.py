@@ -51,9 +51,13 @@ def same_adapter(found: Path, expected: Path) -> None:
 def scores(workdir: Path, suite: str = "test") -> tuple[dict, dict]:
     """results.json, and {file: lines} of the predictions, in the order in which they were written."""
     folder = workdir / "eval" / suite
-    predictions = {path.name: path.read_text().splitlines() for path in sorted(folder.glob("predictions_*.jsonl"))}
+    predictions = {
+        path.name: [json.dumps(json.loads(line) | {"time": None}) for line in path.read_text().splitlines()]
+        for path in sorted(folder.glob("predictions_*.jsonl"))
+    }
     assert predictions
-    return json.loads((folder / "results.json").read_text()), predictions
+    results = json.loads((folder / "results.json").read_text())
+    return {name: value for name, value in results.items() if name != "speed"}, predictions
 
 
 # --- Who is there -----------------------------------------------------------------------------------------------------
@@ -124,7 +128,8 @@ sys.argv = sys.argv[:1]
 from absl import flags
 from hra_jax.run import processes
 from hra_jax.errors import FAILURES, UserError
-from hra_jax.storage.remote import StorageUnavailable
+from hra_jax.storage.remote import StorageUnavailable, unavailable
+from hra_jax.training import agreement
 processes.define_flags()
 flags.FLAGS(sys.argv)
 if "ALONE" not in os.environ:
@@ -133,7 +138,7 @@ processes.initialize(heartbeat_seconds=10)
 import jax
 jax.config.update("jax_platforms", "cpu")
 me = jax.process_index()
-parts = processes.gather({"me": me, "long": "é" * 1000 * me})
+parts = agreement.gather({"me": me, "long": "é" * 1000 * me})
 assert [part["me"] for part in parts] == list(range(jax.process_count()))
 assert [len(part["long"]) for part in parts] == [1000 * i for i in range(jax.process_count())]
 def done_by(failing, error=None):
@@ -142,19 +147,20 @@ def done_by(failing, error=None):
             raise error
         return me
     try:
-        assert processes.agreed(act) == me and failing is None
+        assert agreement.agreed(act) == me and failing is None
     except FAILURES as found:
-        assert processes.is_agreed(found) and str(error) in str(found), found
+        assert agreement.is_agreed(found) and str(error) in str(found), found
+        assert (unavailable(found) is None) != isinstance(error, StorageUnavailable)
         return type(found).__name__
 assert done_by(None) is None
 if jax.process_count() == 3:
     assert done_by(1, struct.error("odd")) == ("error" if me == 1 else "RuntimeError")
     assert done_by(2, UserError("yours")) == "UserError"
-    assert done_by(0, StorageUnavailable(11, "away")) == "StorageUnavailable"
-assert not processes.is_agreed(UserError("yours"))
-processes.check_agreement({"seed": "1", "data": "x"})
+    assert done_by(0, StorageUnavailable(11, "away")) == "UserError"
+assert not agreement.is_agreed(UserError("yours"))
+agreement.check_agreement({"seed": "1", "data": "x"})
 try:
-    processes.check_agreement({"seed": "1", "data": f"x{me // 2}"})
+    agreement.check_agreement({"seed": "1", "data": f"x{me // 2}"})
     print("agreed", jax.process_count(), flush=True)
 except UserError as error:
     print(error, flush=True)
@@ -386,7 +392,7 @@ def test_evaluation_counts_the_same_on_one_two_and_four_processes(micro, uneven,
     assert found[2] == found[1] and found[4] == found[1]
     assert results["utterances_not_scored"] == 2 and len(names) == 2
     assert sum(task["utterances"] for task in results["tasks"].values()) == sum(map(len, predictions.values())) == 5
-    assert any(json.loads(line)["hypothesis"] for lines in predictions.values() for line in lines)
+    assert any(json.loads(line)["pred_text"] for lines in predictions.values() for line in lines)
 
 
 @pytest.mark.slow

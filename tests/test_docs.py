@@ -84,6 +84,8 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.transcribe --adapter DIR --task NAME a.wav": [],
     "python -m hra_jax.evaluate --workdir W --suite NAME --step best": [],
     "python -m hra_jax.evaluate --workdir W --suite speakers --step best": [],
+    "python -m hra_jax.evaluate --adapter runs/own/adapter --suite speakers,speakers_validation --output R "
+    "--data_dir FOLDER": [],
     "python -m hra_jax.compare W1 W2": [],
     "python -m hra_jax.verify PATH": [],
     "python -m hra_jax.verify runs/own": [],
@@ -314,6 +316,19 @@ def test_the_pytorch_of_the_pages_runs_after_its_commands(place, run, command_en
     executed(["-c", before + python_of("docs/encoders.md") + after], place, command_env, what="docs/encoders.md")
 
 
+@pytest.mark.slow(minutes=0.3)
+def test_the_training_from_python_of_the_pages_runs(place, command_env):
+    before = (
+        "import hra_jax, numpy\nbackbone = hra_jax.load_backbone('builtin:tiny')\n"
+        "waveform, another = (numpy.random.default_rng(0).normal(size=n) for n in (16000, 24000))\n"
+        "pairs = [(waveform, 'hello')]\n"
+    )
+    code = re.sub(r"steps=\d+", "steps=1", python_of("docs/tasks.md"))
+    executed(
+        ["-c", before + code + "\nassert more.tasks == ('ann', 'bob')\n"], place, command_env, what="docs/tasks.md"
+    )
+
+
 def test_the_suite_that_the_pages_show_is_the_ready_made_one():
     def suite(code: str) -> ConfigDict:
         space: dict = {}
@@ -325,7 +340,7 @@ def test_the_suite_that_the_pages_show_is_the_ready_made_one():
 
 
 def test_no_python_of_the_pages_is_left_out():
-    run_above = {"README.md", "docs/configuration.md", "docs/encoders.md", "docs/evaluation.md"}
+    run_above = {"README.md", "docs/configuration.md", "docs/encoders.md", "docs/evaluation.md", "docs/tasks.md"}
     assert {page for page, text in PAGES.items() if fences(text, "python")} == run_above
 
 

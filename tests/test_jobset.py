@@ -184,7 +184,7 @@ def test_apply_hands_the_manifest_to_kubectl_and_returns_its_status(jobset, tmp_
         ([*FLAGS, "--name", "Run"], ["'Run'"]),
         ([*FLAGS, "--slices", "none"], ["'none'", "at least 1"]),
         ([*FLAGS, "--nmae", "x"], ["--nmae"]),
-        ([*FLAGS, "--output", "no/folder.yaml"], ["no/folder.yaml"]),
+        ([*FLAGS, "--output", "/dev/null"], ["/dev/null"]),
         (FLAGS[2:], ["--name"]),
     ],
 )

@@ -1,13 +1,21 @@
 """A stranger's folder may hold links: no command writes through one, whatever name it has."""
 
 import contextlib
+import importlib.util
+import json
+import re
 import shutil
+import signal
+import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from etils import epath
 from reference import micro as world
 from reference import published
+from reference.commands import Commands, modules
 
 from hra_jax import evaluate, train
 from hra_jax.adapters.adapter_folder import read_adapter
@@ -19,7 +27,7 @@ from hra_jax.errors import UserError
 from hra_jax.run import own_exports, workdirs
 from hra_jax.run.scoring import data_report
 from hra_jax.storage.files import write_file
-from hra_jax.tasks import commands
+from hra_jax.tasks import adding, commands
 from hra_jax.training.metrics import MetricWriter
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
@@ -130,6 +138,46 @@ def test_looking_at_an_adapter_and_taking_tasks_out_write_through_no_link(tmp_pa
     assert {"list.json", "show.json", "out/C/tasks.json"} <= tried
 
 
+@pytest.mark.parametrize("name", ["hra", "lora"])
+def test_a_specialized_task_is_written_through_no_link(tmp_path, capsys, name):
+    def prepare(folder: Path) -> None:
+        shutil.copytree(FIXTURES / "adapters" / name, folder / "A")
+
+    def act(folder: Path) -> None:
+        adapter, backbone = str(folder / "A"), str(FIXTURES / "backbone")
+        commands.specialize(adapter, first_task(folder / "A"), output=str(folder / "out" / "C"), backbone=backbone)
+
+    given = ("out", "out/C")
+    tried = {found for found, _ in links(tmp_path, prepare, act, more=("out/.C.lock",), given=given)}
+    # What is linear is merged into a backbone, all else is an adapter of one task.
+    assert {"out/.C.lock", "out/C/tasks.json" if name == "hra" else "out/C/backbone.json"} <= tried
+
+
+def test_an_exported_checkpoint_is_written_through_no_link(trained, tmp_path, capsys):
+    def prepare(folder: Path) -> None:
+        shutil.copytree(trained.workdir, folder / "W", ignore=shutil.ignore_patterns("adapter", "eval", "1", "2"))
+
+    def act(folder: Path) -> None:
+        commands.export_checkpoint(workdir=str(folder / "W"), output=str(folder / "out" / "C"))
+
+    given = ("out", "out/C")
+    tried = {found for found, _ in links(tmp_path, prepare, act, more=("out/.C.lock",), given=given)}
+    assert {"out/.C.lock", "out/C/tasks.json", "out/C/adapter_model.safetensors"} <= tried
+
+
+def test_the_recordings_of_a_new_task_are_written_through_no_link(tmp_path):
+    line = json.dumps({"audio_filepath": "a.wav", "duration": 1.0, "text": "one"})
+
+    def prepare(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "M.jsonl").write_text(line, encoding="utf-8")
+
+    def act(folder: Path) -> None:
+        adding.copy_manifest(str(folder / "M.jsonl"), epath.Path(folder / "W" / "manifest.jsonl"), "new")
+
+    assert {"W/manifest.jsonl"} == {found for found, _ in links(tmp_path, prepare, act, given=("W",))}
+
+
 def test_manifests_are_written_through_no_link(tmp_path):
     def prepare(folder: Path) -> None:
         for number in range(4):
@@ -180,6 +228,47 @@ def test_a_work_directory_s_own_files_are_written_through_no_link(tmp_path):
         assert len(list(links(folder, prepare, act, more=(*more, "W/.lock"), given=("W",)))) > 3
 
 
+def test_a_sweep_writes_through_no_link(tmp_path, monkeypatch, capsys):
+    sweep = launcher("sweep.py")
+
+    def act(folder: Path) -> None:
+        run = sweep.Combination({"seed": "0"}, folder / "S" / "seed=0", [shutil.which("echo"), "trained"])
+        monkeypatch.setattr(sweep, "combinations", lambda arguments: [run])
+        words = ["--workdir", f"{folder / 'S'}", "--set", "seed=0", "--json", f"{folder / 'table.json'}"]
+        status = sweep.main([*words, "--", "--config", "fsdd"])
+        told = capsys.readouterr()
+        assert (status, told.err) == (0, "") or (status == 2 and told.err.count("\n") == 1)
+
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    try:
+        tried = {found for found, _ in links(tmp_path, Path.mkdir, act, more=("S/.lock",), given=("S",))}
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+    assert tried == {"S/.lock", "S/seed=0", "S/seed=0/output.txt", "S/seed=0/sweep.json", "table.json"}
+
+
+def test_the_description_of_pods_is_written_through_no_link(tmp_path, monkeypatch, capsys):
+    jobset = launcher("gke/jobset.py")
+    monkeypatch.setattr(jobset, "_check_plan", lambda arguments: [])
+    words = ["--name", "run", "--topology", "v5e:4x4", "--config", "fsdd", "--workdir", "gs://bucket/W", "--image", "x"]
+
+    def act(folder: Path) -> None:
+        status = jobset.main([*words, "--output", str(folder / "jobset.yaml")])
+        assert (status, capsys.readouterr().err.count("\n")) in ((0, 0), (2, 1))
+
+    assert {"jobset.yaml"} == {found for found, _ in links(tmp_path, Path.mkdir, act)}
+
+
+def launcher(name: str) -> types.ModuleType:
+    path = FIXTURES.parent.parent / "launch" / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
 def _claimed(config) -> Callable[[Path], None]:
     def prepare(folder: Path) -> None:
         with workdirs.claim(config, folder / "W"):
@@ -225,3 +314,60 @@ def test_training_and_evaluation_write_through_no_link(micro, tmp_path, monkeypa
     scored = list(links(tmp_path / "scored", prepare, score, more=("W/eval/.mixed.lock",), given=("W",)))
     assert {"W/eval/mixed/results.json"} <= {name for name, _ in scored}
     print(f"{len(begun) + len(scored)} links tried")
+
+
+@pytest.mark.slow(minutes=0.3)
+def test_a_trained_backbone_is_written_through_no_link(micro, tmp_path, monkeypatch, capsys):
+    world.use_devices(monkeypatch, 1)
+    config = micro.config(steps=1, method="full", optimizer__learning_rate=1e-4)
+    train.train(config, tmp_path / "done" / "W")
+
+    def again(folder: Path) -> None:
+        assert train.train(config, folder / "W") == 0
+
+    names = ("W/backbone", "W/backbone/backbone.json", "W/backbone/model.safetensors")
+    tried = links(tmp_path / "again", lambda folder: shutil.copytree(tmp_path / "done", folder), again, more=names)
+    assert set(names) <= {name for name, _ in tried}
+
+
+# The command, and the flags that name a file of its output.
+OUTPUTS = {
+    "hra_jax.aot": (["--config", "fsdd", "--topology", "cpu-8"], {"json"}),
+    "hra_jax.compare": (["run/eval/test", "run/eval/test"], {"json"}),
+    "hra_jax.data.manifest": (["check", "m.jsonl"], {"report"}),
+    "hra_jax.data.manifest make": (["make", "recordings"], {"output"}),
+    "hra_jax.params": (["--config", "fsdd"], {"json", "plot"}),
+    "hra_jax.tasks": (["list", "run/adapter"], {"json"}),
+    "hra_jax.verify": (["run/adapter"], {"json"}),
+}
+
+
+@pytest.mark.slow(minutes=0.3)
+def test_no_file_that_a_flag_names_is_written_through_a_link(trained, tmp_path, monkeypatch, command_env):
+    """It is refused before anything is done, as all is that `check_output` refuses."""
+    package = Path(train.__file__).parent
+    checked = {path.relative_to(package.parent): path.read_text("utf-8") for path in package.rglob("*.py")}
+    found = {(file.stem, flag) for file, text in checked.items() for flag in re.findall(r'check_output\("(\w+)"', text)}
+    known = {(name.partition(" ")[0].rpartition(".")[2], flag) for name, (_, all) in OUTPUTS.items() for flag in all}
+    assert {("commands" if name == "tasks" else name, flag) for name, flag in known} == found
+    assert {name.partition(" ")[0] for name in OUTPUTS} <= {*modules()} | {"hra_jax.tasks"}
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.workdir, "run")
+    Path("recordings").mkdir()
+    Path("m.jsonl").write_text("")
+    targets = victims(Path("outside"))
+    before = entries(tmp_path)
+    server = Commands(tmp_path.parent, command_env)
+    try:
+        for name, (words, flags) in OUTPUTS.items():
+            for flag in sorted(flags):
+                path = Path(f"out.{'png' if flag == 'plot' else 'json'}")
+                path.symlink_to(targets["file"])
+                status, _, printed = server.run([name.partition(" ")[0], *words, f"--{flag}", str(path)])
+                path.unlink()
+                lines = [line for line in printed.splitlines() if line.startswith("error: ")]
+                assert status == 2 and len(lines) == 1 and lines[0].startswith(f"error: --{flag}='{path}' is a link")
+                assert entries(tmp_path) == before, (name, flag)
+    finally:
+        server.close()

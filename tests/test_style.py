@@ -106,7 +106,7 @@ def test_json_has_one_reader():
         "hra_jax/data/synthetic/grammar.py",  # a file of the package
         "hra_jax/data/synthetic/rendering.py",  # answers of a process of its own
         "hra_jax/data/synthetic/voice_worker.py",  # jobs of the process that started it
-        "hra_jax/run/processes.py",  # between the processes of a run
+        "hra_jax/training/agreement.py",  # between the processes of a run
     }
     own = ("json.loads(json.dumps(", "json.loads(config_to_json(")
     found = [
@@ -176,8 +176,6 @@ def test_only_storage_writes_files():
         "hra_jax/data/synthetic/espeak.py: os.fdopen(write_end, 'wb')",  # a pipe
         "hra_jax/run/children.py: os.open(os.devnull, os.O_WRONLY)",
         "hra_jax/run/place.py: bank.touch(started)",  # rows in memory
-        # Must run where the package is not installed.
-        "launch/gke/jobset.py: arguments.output.write_text(text, encoding='utf-8')",
     }
     launchers = {
         path.relative_to(REPOSITORY): ast.parse(path.read_text(encoding="utf-8"))

@@ -67,7 +67,8 @@ def test_the_work_directory_holds_what_the_contract_promises(trained):
     assert list((workdir / "metrics").glob("events.out.tfevents.*"))
     assert json.loads((workdir / "data_report.json").read_text()) == {"counts": {}, "utterances": {}}
     exported = {path.name for path in (workdir / "adapter").iterdir()}
-    assert exported == {"adapter_config.json", "adapter_model.safetensors", "tasks.json", "README.md"}
+    own = {"adapter_config.json", "adapter_model.safetensors", "tasks.json", "README.md"}
+    assert exported == own | {"task_records.safetensors"}
     assert not any(str(workdir.parent) in path.read_text() for path in (workdir / "adapter").glob("*.*[nd]"))
     check_results(results_of(workdir, "test"))
     assert results_of(workdir, "test")["backbone_fingerprint"] == trained.run.material.base.fingerprint
@@ -238,8 +239,8 @@ def test_beside_full_fine_tuning_stands_the_error_of_the_original_backbone(tuned
     waveforms = [decode(audio[row["key"]], world.RATE) for row in rows]
     original = hra_jax.load_backbone(micro.backbone).transcribe(waveforms, sample_rate=world.RATE)
     adapted = hra_jax.load_backbone(str(tuned.workdir / "backbone")).transcribe(waveforms, sample_rate=world.RATE)
-    assert [row["base_hypothesis"] for row in rows] == original
-    assert [row["hypothesis"] for row in rows] == adapted
+    assert [row["base_pred_text"] for row in rows] == original
+    assert [row["pred_text"] for row in rows] == adapted
     assert original != adapted
 
 

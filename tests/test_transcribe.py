@@ -149,7 +149,7 @@ def test_what_was_not_asked_for_is_said_on_stderr_and_the_text_alone_on_stdout(
     cases = [(None, f"task 'bob', the only one of {one}; {never}"), ("bob", never), ("__base__", "")]
     printed = []
     for task, notice in cases:
-        settings = dict(adapter=one, backbone=micro.backbone, task=task, json=False)
+        settings = dict(adapter=one, backbone=micro.backbone, task=task, json=False, chunk_seconds=None)
         monkeypatch.setattr(command_of, "FLAGS", types.SimpleNamespace(**settings))
         assert command_of.main(["transcribe", files[0][0]]) == 0
         out, err = capsys.readouterr()

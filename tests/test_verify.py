@@ -12,7 +12,7 @@ from reference import endless
 import hra_jax
 from hra_jax.adapters.initial import read_start
 from hra_jax.errors import UserError
-from hra_jax.storage import checksums
+from hra_jax.storage import checksums, remote
 from hra_jax.transcribe import choose_task
 from hra_jax.verify import print_parts, verify
 
@@ -110,8 +110,39 @@ def test_a_data_set_is_checked_by_its_listing_or_else_by_its_recordings(micro, t
 def test_what_is_nothing_of_these_is_refused(tmp_path):
     with pytest.raises(UserError, match="is no run, adapter, backbone, data set or manifest"):
         verify(tmp_path)
-    with pytest.raises(UserError, match="only local folders"):
-        verify("gs://bucket/run")
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_what_lies_in_a_bucket_is_checked_there(trained, micro, gcs_storage, monkeypatch):
+    generator, bucket = random.Random(SEED), "gs://bucket/W"
+    gcs_storage.upload_folder(micro.folder / "backbone", "gs://bucket/backbone")
+    for path in files(trained.workdir):
+        if path.name not in ("files.json", "commit_success.txt"):  # the first no run writes in a bucket
+            gcs_storage.write(f"{bucket}/{path.relative_to(trained.workdir)}", path.read_bytes())
+    for step in (1, 2):  # of 4 the process was killed before it was complete
+        gcs_storage.write(f"{bucket}/checkpoints/{step}/commit_success.txt", b"complete")
+    parts = {part.name: part for place in (bucket, "gs://bucket/backbone") for part in verify(place)}
+    assert [name for name, part in parts.items() if part.faults] == []
+    assert "not complete" in parts["checkpoints/4"].note and parts["checkpoints/2"].files > 5
+    assert parts["adapter"].files == 4 and parts["backbone backbone"].files == 2
+    names = gcs_storage.names("gs://bucket/")
+    arrays = [name for name in names if name.startswith("W/checkpoints/2/state/d/")]  # nothing else of them is read
+    chosen = generator.sample(arrays, min(2, len(arrays)))
+    chosen += ["W/checkpoints/2/position/metadata", "W/adapter/adapter_model.safetensors", "backbone/model.safetensors"]
+    chosen += [next(name for name in names if name.startswith("W/checkpoints/rows/"))]
+    for name in chosen:
+        before = gcs_storage.read(f"gs://bucket/{name}")
+        place = generator.randrange(len(before))
+        damaged = before[:place] + bytes([before[place] ^ 1 << generator.randrange(8)]) + before[place + 1 :]
+        gcs_storage.write(f"gs://bucket/{name}", damaged)
+        assert faults(f"gs://bucket/{name.partition('/')[0]}"), f"{name}: a flip at {place} was not found"
+        gcs_storage.write(f"gs://bucket/{name}", before)
+    # Storage that is away is no damage.
+    monkeypatch.setenv(remote.SECONDS_VARIABLE, "0")
+    for name in ("adapter/adapter_model", "checkpoints/2/position", "checkpoints/2/.*/d/", "checkpoints/rows"):
+        gcs_storage.fail(name)
+        with pytest.raises(remote.StorageUnavailable):
+            verify(bucket)
 
 
 # --- What strangers send ----------------------------------------------------------------------------------------------
@@ -212,5 +243,5 @@ def test_an_adapter_that_a_kill_left_between_two_renames_is_found(trained, backb
         shutil.copytree(trained.workdir / "adapter", tmp_path / f".adapter.{kind}-{'0' * 16}")
     found = READERS[reader](tmp_path / "adapter", backbone)
     if reader.startswith("verify"):
-        assert found[-1].name.startswith("adapter") and found[-1].files == 4 and not found[-1].faults
+        assert found[-1].name.startswith("adapter") and found[-1].files == 5 and not found[-1].faults
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "config.json"]

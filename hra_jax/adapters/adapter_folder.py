@@ -4,6 +4,7 @@
                               shape and dtype of every tensor, and the SHA-256 of every file
   adapter_model.safetensors   `shared.<path>` for what all tasks share, `tasks.<quoted task>.<path>` for each task's own
   tasks.json                  the tasks in the order of their rows
+  task_records.safetensors    what else is held for each task, see adapters/task_records.py; absent where nothing is
   README.md                   the model card
 
 Folders that hra_jax 0.1.0 wrote may hold each task's own tensors in `tasks/<quoted task>.safetensors` instead; they are
@@ -21,7 +22,6 @@ import dataclasses
 import hashlib
 import math
 import re
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,12 +29,13 @@ import numpy as np
 from etils import epath
 
 from hra_jax import __version__
+from hra_jax.adapters import task_records
 from hra_jax.adapters.declared import check_declared
 from hra_jax.adapters.methods import from_folder, peft_types
 from hra_jax.adapters.model_card import model_card
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.models.encoder_config import EncoderConfig
-from hra_jax.storage import checksums, folders, locks, safetensors
+from hra_jax.models.encoder_config import MOST_TRAINED_SECONDS, EncoderConfig
+from hra_jax.storage import checksums, folders, safetensors
 from hra_jax.storage.files import (
     check_no_link,
     check_regular,
@@ -55,7 +56,6 @@ from hra_jax.storage.json_files import (
     json_text,
     read_json,
     read_object,
-    read_text,
 )
 from hra_jax.storage.remote import StorageUnavailable
 from hra_jax.storage.trees import flatten, unflatten
@@ -67,12 +67,11 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 TASKS_FILE = "tasks.json"
 CARD_FILE = "README.md"
 TASK_FOLDER = "tasks"
-OWN_FILES = (WEIGHTS_FILE, TASKS_FILE, CARD_FILE, CONFIG_FILE)
+OWN_FILES = (WEIGHTS_FILE, TASKS_FILE, CARD_FILE, CONFIG_FILE, task_records.RECORDS_FILE)
 
 _FLOATS = tuple(safetensors.DTYPES[name].name for name in safetensors.FLOATS)
 _MOST_BYTES_OF_TASKS = 2**30  # of tasks.json, which may hold a vocabulary for each task
 _MOST_VALUES_OF_TASKS = 2**25
-_REPLACED_SECONDS = 60.0  # for which a reader waits at most for who replaces the files of an adapter one by one
 _WIDEST: int = max(safetensors.DTYPES[name].itemsize for name in safetensors.FLOATS)  # bytes of a number
 _TASK_FILE = re.compile(rf"{TASK_FOLDER}/[A-Za-z0-9_%~-]+\.safetensors")
 _NEEDED = f"an adapter folder, which has {CONFIG_FILE}, {WEIGHTS_FILE} and {TASKS_FILE}"
@@ -87,16 +86,16 @@ _FIELDS: dict[int, dict[str, Kind]] = {
         "one_file_per_task": bool,
         "accounting": dict,
         "sha256": dict,
+        "trained_seconds": float,
     }
 }
-_TASK_FIELDS: dict[str, Kind] = {"step": COUNT, "wer": float, "init": str, "vocabulary": dict}  # where they are said
 _ACCOUNTING: dict[str, Kind] = {
     "shared_parameters": COUNT,
     "parameters_per_task": COUNT,
     "backbone_parameters": AtLeast(1),  # shares of it are printed
 }
 # The release that did not write its version, and no hashes either.
-_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "sha256": {}}}
+_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "sha256": {}, "trained_seconds": 0.0}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +107,14 @@ class ExportedAdapter:
       shared: tree of what all tasks share.
       tasks: tree of each task's own arrays by task name, in the order of their rows, without a row axis.
       tasks_json: the entries of tasks.json: a dict for each task, with at least "name" and "row".
+      records: what else is held for each task.
     """
 
     config: dict[str, Any]
     shared: dict[str, Any]
     tasks: dict[str, dict[str, Any]]
     tasks_json: list[dict[str, Any]]
+    records: task_records.Records = dataclasses.field(default_factory=dict)
 
 
 def write_adapter(
@@ -126,6 +127,8 @@ def write_adapter(
     vocabulary: Mapping[str, Any],
     accounting: Mapping[str, Any],
     results: Mapping[str, Any] | None = None,
+    records: task_records.Records | None = None,
+    trained_seconds: float = 0.0,
     durable: bool = True,
 ) -> None:
     """Writes an adapter folder; one that is there already is replaced file by file.
@@ -138,8 +141,11 @@ def write_adapter(
         no task names are not written.
       backbone: "name" and "fingerprint". Of a name that is a path only the last part is kept.
       vocabulary: `Vocabulary.to_json()`.
-      accounting: parameter counts, see `hra_jax.evaluation.report.evaluate_results`.
+      accounting: parameter counts, see `hra_jax.evaluation.results.evaluate_results`.
       results: what `evaluate_results` returned, for the model card; None leaves the error rates out.
+      records: what else is held for each task.
+      trained_seconds: of the longest utterances that were trained on, but for a few; 0 where that is not known. Longer
+        audio is recognised in chunks of this length.
       durable: as for `files.Replacement`; `folders.replace_folder` puts its files on the disk itself.
 
     Raises:
@@ -168,13 +174,16 @@ def write_adapter(
         },
         "one_file_per_task": False,
         "accounting": dict(accounting),
-    }
+    } | ({"trained_seconds": float(trained_seconds)} if trained_seconds else {})
     tensors = _named_tensors(shared, bank, entries)
     files = {
         WEIGHTS_FILE: safetensors.to_bytes(tensors),
         TASKS_FILE: _tasks_text(entries).encode(),
-        CARD_FILE: model_card(config, [entry["name"] for entry in entries], results).encode(),
+        CARD_FILE: model_card(config, [entry["name"] for entry in entries], results, records).encode(),
     }
+    content = task_records.to_bytes(records or {})
+    if content is not None:
+        files[task_records.RECORDS_FILE] = content
     hashes = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
     config["sha256"] = hashes
     hashes[CONFIG_FILE] = own_sha256(config)
@@ -182,6 +191,8 @@ def write_adapter(
     for file, content in files.items():
         if not _is_stored(folder / file, hashes[file]):
             write_file(folder / file, content, durable=durable)
+    if task_records.RECORDS_FILE not in files:
+        remove_file(folder / task_records.RECORDS_FILE)
     write_file(folder / CONFIG_FILE, json_text(config), durable=durable)
     remove_leftovers(folder, OWN_FILES)
     _remove_task_files(folder)
@@ -219,6 +230,23 @@ def _check_hash(file: str, found: str, hashes: Mapping[str, Any], *, folder: epa
         raise DamagedError(
             f"{folder / file}: is not what was exported, its SHA-256 differs; if that is meant, remove 'sha256' from "
             f"{CONFIG_FILE}"
+        )
+
+
+def check_known_files(exported: ExportedAdapter) -> None:
+    """Refuses to write an adapter again that a later version wrote, with files that would be lost.
+
+    Files that adapter_config.json does not name are whoever put them there's, and stay.
+
+    Raises:
+      UserError: it names a file that this version does not know.
+    """
+    unknown = sorted(exported.config["sha256"].keys() - set(OWN_FILES))
+    unknown = [file for file in unknown if not _TASK_FILE.fullmatch(file)]
+    if unknown:
+        raise UserError(
+            f"{CONFIG_FILE} names the file {unknown[0]!r:.80}, which this version of hra_jax does not know and would "
+            f"lose; the adapter was written by {exported.config['hra_jax']!r:.40}: use that version to change it"
         )
 
 
@@ -282,9 +310,9 @@ def _check_tasks(tasks: list[Any], *, where: str) -> None:
     for entry in tasks:
         check_fields(entry, {"name": str, "row": COUNT}, where=f"{where}: a task")
         check_name(entry["name"], where=where)
-        for field, kind in _TASK_FIELDS.items():
+        for field, record in task_records.FIELDS.items():
             if entry.get(field) is not None:
-                check_fields(entry, {field: kind}, where=f"{where}: task {entry['name']!r}")
+                check_fields(entry, {field: record.kind}, where=f"{where}: task {entry['name']!r}")
     for key in ("name", "row"):
         value, times = next(iter(collections.Counter(entry[key] for entry in tasks).most_common(1)), (None, 0))
         if times > 1:
@@ -355,32 +383,7 @@ def read_adapter(folder: epath.PathLike, *, shapes: bool = True) -> ExportedAdap
         for, or not finite; a task file that is not in the folder.
       DamagedError: a file is not what was exported.
     """
-    folders.put_back(folder)
-    folder = epath.Path(folder)
-    before = _config_text(folder)
-    try:
-        return _read_once(folder, shapes=shapes)
-    except UserError:
-        if not _is_replaced(folder, before):
-            raise
-    return _read_once(folder, shapes=shapes)
-
-
-def _config_text(folder: epath.Path) -> str | None:
-    try:
-        return read_text(folder / CONFIG_FILE)
-    except UserError:
-        return None
-
-
-def _is_replaced(folder: epath.Path, before: str | None) -> bool:
-    """Whether the configuration, the last file, is another one than before; waits for who writes in a bucket."""
-    end = time.monotonic() + _REPLACED_SECONDS
-    while is_remote(folder) and locks.is_held_beside(folder) and time.monotonic() < end:
-        if _config_text(folder) != before:
-            return True
-        time.sleep(1.0)
-    return _config_text(folder) != before
+    return folders.read_whole(folder, CONFIG_FILE, lambda: _read_once(epath.Path(folder), shapes=shapes))
 
 
 def _read_once(folder: epath.Path, *, shapes: bool) -> ExportedAdapter:
@@ -410,6 +413,7 @@ def _read_once(folder: epath.Path, *, shapes: bool) -> ExportedAdapter:
         shared=_subtree(tensors, config["tensors"]["shared"], "shared."),
         tasks={e["name"]: _subtree(tensors, config["tensors"]["task"], _prefix(e["name"])) for e in entries},
         tasks_json=entries,
+        records=task_records.read(folder, config["sha256"], tasks=[entry["name"] for entry in entries]),
     )
 
 
@@ -468,6 +472,10 @@ def _checked_config(content: object, *, where: str) -> dict[str, Any]:
     if "://" in config["backbone"]["name"]:
         raise UserError(f"{where}: backbone.name is {config['backbone']['name']!r:.80}; allowed: a name, no address")
     check_fields(config["accounting"], _ACCOUNTING, where=f"{where}: accounting")
+    if not 0 <= config["trained_seconds"] <= MOST_TRAINED_SECONDS:
+        raise UserError(
+            f"{where}: trained_seconds is {config['trained_seconds']!r}; allowed: 0 to {MOST_TRAINED_SECONDS}"
+        )
     method = check_fields(config["method"], {"name": str}, where=f"{where}: method")["name"]
     if types.get(method) != config["peft_type"]:
         raise UserError(f"{where}: method {method!r} and peft_type {config['peft_type']!r} do not go together")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from hra_jax.adapters import adapter_folder, methods, task_rows
+from hra_jax.adapters import adapter_folder, methods, task_records, task_rows
 from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.console import near_matches
 from hra_jax.errors import UserError
@@ -97,7 +97,8 @@ def content_hash(folder: str) -> str:
       UserError: one of its files of weights cannot be read, or is none.
     """
     root, digest = epath.Path(folder), hashlib.sha256()
-    for path in sorted([*root.glob("*.safetensors"), *root.glob("*/*.safetensors")]):
+    found = [*root.glob("*.safetensors"), *root.glob("*/*.safetensors")]
+    for path in sorted(path for path in found if path.name != task_records.RECORDS_FILE):
         digest.update(path.name.encode())
         try:
             check_regular(path)
@@ -145,3 +146,9 @@ def started_rows(
             jax.tree.map(lambda leaf, value, n=number: leaf.__setitem__(n, value), rows, source)
             filled.append(number)
     return filled
+
+
+def started_records(start: adapter_folder.ExportedAdapter, name: str, new_task: str) -> task_records.Records:
+    """What is held for a task that starts as `new_task` says, for it has what its sources were trained on."""
+    sources = {"zero": (), "mean": tuple(start.tasks)}.get(new_task, (new_task,))
+    return task_records.of_copy(start.records, sources, name)

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from hra_jax.adapters import task_records
 from hra_jax.adapters.methods import METHODS
 from hra_jax.console import bounds, listed, markdown_cell, markdown_code, percent, printable
 from hra_jax.tasks.names import BASE_TASK
@@ -14,13 +15,19 @@ from hra_jax.tasks.names import BASE_TASK
 _MOST_LISTED = 50  # task names
 
 
-def model_card(config: Mapping[str, Any], names: list[str], results: Mapping[str, Any] | None) -> str:
+def model_card(
+    config: Mapping[str, Any],
+    names: list[str],
+    results: Mapping[str, Any] | None,
+    records: task_records.Records | None = None,
+) -> str:
     """The README.md of an adapter folder.
 
     Args:
       config: the content of adapter_config.json.
       names: the tasks in the order of their rows.
-      results: what `hra_jax.evaluation.report.evaluate_results` returned, or None.
+      results: what `hra_jax.evaluation.results.evaluate_results` returned, or None.
+      records: what else is held for each task.
 
     Returns:
       Markdown.
@@ -45,6 +52,7 @@ def model_card(config: Mapping[str, Any], names: list[str], results: Mapping[str
         f"the backbone's {whole:,}",
         "",
         *(_error_rate_lines(results) if results else ()),
+        *_hash_lines(records or {}),
         "## Use",
         "",
         f"Give the backbone's own folder in place of {markdown_code(backbone)} where it is not a built-in one.",
@@ -71,6 +79,21 @@ def _location(backbone: str) -> str:
     """What a built-in backbone is loaded by; the name of another one."""
     folder = epath.Path(__file__).parent.parent / "builtin" / backbone
     return f"builtin:{backbone}" if (folder / "backbone.json").exists() else backbone
+
+
+def _hash_lines(records: task_records.Records) -> list[str]:
+    """The part of a model card that says what is told of the training data; nothing where nothing is."""
+    count = len(task_records.all_hashes(records))
+    if not count:
+        return []
+    return [
+        "## Training data",
+        "",
+        f"`{task_records.RECORDS_FILE}` holds 64 bits of a hash of each of {count:,} utterances that were trained on, "
+        "so that evaluation refuses test data that has one of them. No audio or text can be had from it, but whoever "
+        "has a recording can tell that it was used; `export.hashes=False` leaves it out.",
+        "",
+    ]
 
 
 def _error_rate_lines(results: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,16 @@ _FOLDERS = {"configs": ".", "suites": "suites"}
 FORMAT = 2  # of config.json; 1 has no number, and keys that `renamed` knows
 
 # A run may be continued with other values of these groups and keys: the weights and the data order stay what they are.
-RESUMABLE = ("steps", "eval", "checkpoint", "profile", "mesh", "distributed", "optimizer.max_skipped_steps")
+RESUMABLE = (
+    "steps",
+    "eval",
+    "checkpoint",
+    "profile",
+    "mesh",
+    "distributed",
+    "optimizer.max_skipped_steps",
+    "export.hashes",
+)
 
 
 def _root() -> epath.Path:
@@ -104,7 +113,8 @@ def load_config(name_or_path: str, *, kind: str = "configs", unfinished: bool = 
     inside = _loading.get()
     token = _loading.set(True)
     try:
-        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
+        # As bytes: Python then knows a byte order mark, and the encoding that a file names in its first lines.
+        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
         config = namespace["get_config"]()
     except UserError:
         raise
@@ -131,6 +141,26 @@ def _reason(error: Exception) -> str:
     if unknown and isinstance(error, (KeyError, AttributeError)):
         return f"unknown key {unknown[1]!r}; {near_key(unknown[1])}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def config_of(values: Mapping[str, Any], *, where: str) -> ConfigDict:
+    """The configuration whose keys have these values, and all others their defaults; locked and checked.
+
+    Args:
+      values: {dotted key: value}; a list stands for a tuple.
+      where: what an error calls `values`.
+
+    Raises:
+      UserError: an unknown key, or a value that is not allowed.
+    """
+    known = keys.rules()
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where}[{key!r}]: unknown config key; {near_key(key)}")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    config = keys.nest_config({**keys.defaults(), **given})
+    validate_config(config)
+    return config
 
 
 # --- What is allowed --------------------------------------------------------------------------------------------------
@@ -201,6 +231,15 @@ def _check_read(flat: Mapping[str, Any]) -> None:
     if flat["adapter.dropout"] and flat["method"] == "adapter" and not METHODS[flat["adapter.name"]].uses_dropout:
         value, name = flat["adapter.dropout"], flat["adapter.name"]
         raise UserError(f"config.adapter.dropout is {value}; allowed: 0.0 with config.adapter.name {name!r}")
+    if flat["data.draw"] == "tasks" and flat["method"] != "adapter":
+        raise UserError(f"config.data.draw is 'tasks'; allowed: 'utterances' with config.method {flat['method']!r}")
+    if flat["data.draw"] == "tasks" and len(flat["data.sources"]) > 1:
+        for name, _, rate in flat["data.sources"]:
+            if rate != "proportional":
+                raise UserError(
+                    f"config.data.sources: the rate of {name!r} is {rate!r}; allowed: 'proportional' where "
+                    "config.data.draw is 'tasks', as every task then has equally many updates"
+                )
     if flat["adapter.start"] and flat["method"] != "adapter":
         value, method = flat["adapter.start"], flat["method"]
         raise UserError(f"config.adapter.start is {value!r}; allowed: '' with config.method {method!r}")

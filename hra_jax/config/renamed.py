@@ -75,6 +75,8 @@ MEANT_BEFORE: dict[str, Any] = {
     "export.step": "last",
     "optimizer.max_skipped_steps": 10,  # as it has been since
     "data.format_characters": "kept",
+    "export.hashes": False,
+    "data.draw": "utterances",
 }
 
 

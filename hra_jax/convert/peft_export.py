@@ -2,6 +2,8 @@
 
     adapter_config.json          what PEFT's configuration is made of; every adapted module by its whole name
     adapter_model.safetensors    `base_model.model.<module>.<factor>.weight` [out, in]: lora_A, lora_B of a LoRA
+    tasks.json                   what the adapter says of the task; PEFT does not read it
+    task_records.safetensors     what else it holds for the task, where there is anything; PEFT does not read it
 
 Methods that PEFT knows say so in their own files: `Adapter.peft_config` and `Adapter.peft_factors`.
 """
@@ -11,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from etils import epath
 
-from hra_jax.adapters import adapter_folder
+from hra_jax.adapters import adapter_folder, task_records
 from hra_jax.adapters.adapter_folder import ExportedAdapter
 from hra_jax.adapters.base import Adapter
 from hra_jax.adapters.methods import METHODS
@@ -106,6 +108,9 @@ def write(folder: epath.PathLike, exported: ExportedAdapter, task: str, method: 
     }
     write_file(epath.Path(folder) / adapter_folder.WEIGHTS_FILE, safetensors.to_bytes(tensors))
     write_file(epath.Path(folder) / adapter_folder.CONFIG_FILE, json_text(config))
+    (entry,) = (entry for entry in exported.tasks_json if entry["name"] == task)
+    write_file(epath.Path(folder) / adapter_folder.TASKS_FILE, json_text({"tasks": [entry | {"row": 0}]}))
+    task_records.put(epath.Path(folder), task_records.to_bytes(task_records.kept(exported.records, [task])))
     return len(targets)
 
 

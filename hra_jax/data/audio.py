@@ -6,10 +6,11 @@ from typing import Final
 import numpy as np
 import soxr
 
+from hra_jax.data.sample_hashes import SampleHash
 from hra_jax.data.sound_files import AudioError, Sound
-from hra_jax.data.utterance import Utterance
+from hra_jax.data.utterance import Recording, Utterance
 
-__all__ = ["AudioError", "decode", "decode_file", "resample"]
+__all__ = ["AudioError", "decode", "decode_file", "decode_hashed", "resample", "sample_hash"]
 
 MOST_SAMPLES = 2**28  # of one decoded utterance or file: 4 h 39 min at 16 kHz
 
@@ -57,7 +58,7 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
     """Reads an utterance, and nothing of its file beyond it.
 
     Args:
-      utterance: `audio_filepath`, `offset` and `duration` (seconds) are used.
+      utterance: `audio_filepath`, `offset` and `duration` (seconds) are used; of a `Recording`, its samples.
       sample_rate: Hz of the result.
 
     Returns:
@@ -68,16 +69,44 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
       AudioError: missing_file, unreachable_audio, empty_audio, undecodable_audio, nan_samples, silent_audio (channels
         that cancel each other) or too_long (more than `MOST_SAMPLES`).
     """
+    if isinstance(utterance, Recording):
+        return resample(utterance.samples, utterance.sample_rate, sample_rate)
     with Sound(utterance.audio_filepath) as sound:
         start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)
         return _read(sound, start=start, count=count, sample_rate=sample_rate)
 
 
-def _read(sound: Sound, *, start: int, count: int | None, sample_rate: int) -> np.ndarray:
-    """Samples [start, start + count) of an open file as `decode` gives them."""
+def decode_hashed(utterance: Utterance, sample_rate: int) -> tuple[np.ndarray, int]:
+    """What `decode` gives, and the `sample_hash` of the utterance: it is read once for both."""
+    found = SampleHash()
+    with Sound(utterance.audio_filepath) as sound:
+        start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)
+        samples = _read(sound, start=start, count=count, sample_rate=sample_rate, found=found)
+        return samples, found.finish(sound, start + count)
+
+
+def sample_hash(utterance: Utterance) -> int:
+    """64 bits that name the samples of an utterance as they lie in its file, above 0; see `sample_hashes`.
+
+    Raises:
+      AudioError: it cannot be read.
+    """
+    found = SampleHash()
+    with Sound(utterance.audio_filepath) as sound:
+        start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)
+        for _ in found.of(sound.blocks(start, count)):
+            pass
+        return found.finish(sound, start + count)
+
+
+def _read(
+    sound: Sound, *, start: int, count: int | None, sample_rate: int, found: SampleHash | None = None
+) -> np.ndarray:
+    """Samples [start, start + count) of an open file as `decode` gives them; `found` gets them as they lie there."""
     if count == 0:
         raise AudioError("empty_audio", "the file has no samples")
-    mean = _Mean(sound.blocks(start, count))
+    blocks = sound.blocks(start, count)
+    mean = _Mean(blocks if found is None else found.of(blocks))
     samples = _gathered(_resampled(mean, sound.rate, sample_rate))
     if count is not None and mean.read < count:
         if sound.frames is not None:  # libsndfile stops at a broken frame without an error

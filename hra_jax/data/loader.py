@@ -18,7 +18,7 @@ A row of weight 0 has task -1, no samples and no labels; where audio failed, `ut
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -26,6 +26,8 @@ import numpy as np
 
 from hra_jax.data import audio, batching, mixtures
 from hra_jax.data.report import DataReport
+from hra_jax.data.sample_hashes import UtteranceHashes
+from hra_jax.data.turns import Turns
 from hra_jax.data.utterance_table import BASE_ID, UtteranceTable
 from hra_jax.errors import UserError
 
@@ -46,6 +48,7 @@ class _Job(NamedTuple):
     position: dict | None
     tasks: tuple[int, ...]  # of the global batch, ascending, `__base__` left out
     seconds: float  # of audio in the global batch, as the manifests say
+    hashes: np.ndarray  # uint64 [B], of the rows that were decoded for the first time; 0 for all others
 
     def result(self) -> Batch:
         for future in self.futures:
@@ -66,13 +69,15 @@ class _Assembler:
         threads: int,
         report: DataReport,
         local_rows: Callable[[int], np.ndarray],
+        known: np.ndarray | None = None,
     ):
+        """As `TrainLoader` and `eval_batches`; `known`: uint64 [N], 0 for utterances whose samples are to be hashed."""
         if threads < 1:
             raise UserError(f"data threads {threads} must be at least 1")
         if table.duration.max() > buckets[-1]:
             longest = f"{table.duration.max():g} s"
             raise UserError(f"the longest utterance allowed has {longest}, the last bucket ends at {buckets[-1]:g} s")
-        self._table, self._report, self._capacities = table, report, capacities
+        self._table, self._report, self._capacities, self._known = table, report, capacities, known
         self._samples = [round(seconds * table.sample_rate) for seconds in buckets]
         self._slack = round(_SLACK_SECONDS * table.sample_rate)
         self._rows, self._local = rows, [local_rows(number) for number in rows]
@@ -95,17 +100,19 @@ class _Assembler:
         }
         if self._table.symbols is not None:
             batch["symbols"] = np.repeat(self._table.symbols[-1:], share, axis=0)
-        futures = [self._pool.submit(self._fill, batch, row) for row in np.flatnonzero(mine != PADDING).tolist()]
+        hashes = np.zeros(share, np.uint64)
+        filled = np.flatnonzero(mine != PADDING).tolist()
+        futures = [self._pool.submit(self._fill, batch, row, hashes) for row in filled]
         numbers = np.asarray(indices, np.int64)
         tasks = np.unique(self._table.task[numbers])
         seconds = float(self._table.duration[numbers].sum())
-        return _Job(batch, futures, position, tuple(tasks[tasks != BASE_ID].tolist()), seconds)
+        return _Job(batch, futures, position, tuple(tasks[tasks != BASE_ID].tolist()), seconds, hashes)
 
-    def _fill(self, batch: Batch, row: int) -> None:
+    def _fill(self, batch: Batch, row: int, hashes: np.ndarray) -> None:
         """Decodes one row in place; audio that fails leaves it as padding is, and is reported."""
         index = int(batch["utterance"][row])
         try:
-            samples = self._samples_of(index, limit=batch["waveform"].shape[1])
+            samples, found = self._samples_of(index, limit=batch["waveform"].shape[1])
         except audio.AudioError as error:
             self._report.add(error.kind, self._table.name(index), error.detail)
             return
@@ -118,11 +125,19 @@ class _Assembler:
         if self._table.symbols is not None:
             batch["symbols"][row] = self._table.symbols[self._table.task[index]]
         batch["weight"][row] = 1.0
+        hashes[row] = found
 
-    def _samples_of(self, index: int, *, limit: int) -> np.ndarray:
-        """float32 [S], S at most `limit`; AudioError if the audio is bad or not as long as its manifest promised."""
-        table = self._table
-        samples = audio.decode(table.utterances[index], table.sample_rate)
+    def _samples_of(self, index: int, *, limit: int) -> tuple[np.ndarray, int]:
+        """(float32 [S], S at most `limit`; their hash, 0 where it is known or nobody asks).
+
+        Raises:
+          AudioError: the audio is bad, or not as long as its manifest promised.
+        """
+        table, found = self._table, 0
+        if self._known is None or self._known[index]:
+            samples = audio.decode(table.utterances[index], table.sample_rate)
+        else:
+            samples, found = audio.decode_hashed(table.utterances[index], table.sample_rate)
         if samples.size > limit + self._slack:
             seconds, allowed = samples.size / table.sample_rate, limit / table.sample_rate
             raise audio.AudioError("too_long", f"{seconds:g} s of audio; its bucket ends at {allowed:g} s")
@@ -130,7 +145,7 @@ class _Assembler:
         frames, needed = int(table.output_length(np.asarray(samples.size))), int(table.frames_needed[index])
         if table.for_training and frames < needed:
             raise audio.AudioError("too_short", f"{frames} frames of audio; its labels need {needed}")
-        return samples
+        return samples, found
 
     @property
     def share(self) -> float:
@@ -148,10 +163,64 @@ def _capacities(table: UtteranceTable, buckets: Sequence[float]) -> tuple[int, .
     return batching.label_capacities(inside[kept], table.label_lengths[kept], buckets=len(buckets))
 
 
+_Plans = Iterator[tuple[int, Sequence[int], dict]]  # of each batch: its bucket, its utterances, the position after it
+
+
+def _utterances_in_turn(
+    table: UtteranceTable,
+    *,
+    seed: int,
+    buckets: Sequence[float],
+    rows: Sequence[int],
+    max_tasks: int,
+    position: Mapping,
+) -> _Plans:
+    """Batches of a mixture of the sources, each of whose epochs covers each of its utterances once."""
+    batcher = batching.Batcher(buckets, rows=rows, max_tasks=max_tasks, lookup=table.lookup)
+    batcher.restore(position["waiting"])
+    stream = mixtures.ReferenceStream(table.specs(), seed=seed, start=position["consumed"])
+
+    def plans() -> _Plans:
+        while True:
+            plan = batcher.pop()
+            while plan is None:
+                reference = next(stream)
+                batcher.add(reference.source, reference.row)
+                plan = batcher.pop()
+            indices = [table.index(source, row) for source, row in plan.rows]
+            yield plan.bucket, indices, {"consumed": stream.consumed, "waiting": batcher.waiting()}
+
+    return plans()
+
+
+def _tasks_in_turn(
+    table: UtteranceTable,
+    *,
+    seed: int,
+    buckets: Sequence[float],
+    rows: Sequence[int],
+    max_tasks: int,
+    position: Mapping,
+) -> _Plans:
+    """Batches in which every task has its turn equally often."""
+    turns = Turns(
+        table.duration,
+        table.task,
+        names=table.task_names,
+        buckets=buckets,
+        rows=rows,
+        max_tasks=max_tasks,
+        seed=seed,
+        start=position["consumed"],
+    )
+    return ((turn.bucket, turn.utterances, {"consumed": turns.consumed, "waiting": {}}) for turn in turns)
+
+
 class TrainLoader(Iterator[Batch]):
     """Endless training batches, per host; the global batches are the same for any number of hosts and threads.
 
-    Every epoch of a source covers each of its usable utterances once. Use it as a context manager, or call `close`.
+    Every epoch of a source, or of a task where tasks are drawn in turn, covers each of its usable utterances once. Use
+    it as a context manager, or call `close`.
 
     Attributes:
       wait_seconds: time spent inside `next` so far: what training waited for its input.
@@ -169,10 +238,12 @@ class TrainLoader(Iterator[Batch]):
         multiple: int,
         max_tasks: int,
         threads: int,
+        draw: str = "utterances",
         prefetch: int = PREFETCH,
         report: DataReport,
         position: Mapping | None = None,
         local_rows: Callable[[int], np.ndarray] = np.arange,
+        hashes: UtteranceHashes | None = None,
     ):
         """Starts at the beginning, or at a position.
 
@@ -184,11 +255,13 @@ class TrainLoader(Iterator[Batch]):
           multiple: the rows of every global batch divide by it.
           max_tasks: most distinct tasks in a global batch.
           threads: decoding threads.
+          draw: a value of `data.sources.DRAWS`: what is drawn in turn.
           prefetch: batches decoded ahead of the one handed out.
           report: names audio that fails.
           position: what `position()` of an earlier loader gave, from any number of hosts.
           local_rows: gives the rows of a global batch that one host decodes, ascending, from the number of its rows
             (`training.sharding.local_rows`); all of them if not given.
+          hashes: gets the hash of every utterance that this host hands out for the first time; None computes none.
 
         Raises:
           UserError: settings that do not fit together or with the table, a source without a usable utterance, or a
@@ -198,12 +271,10 @@ class TrainLoader(Iterator[Batch]):
             raise UserError(f"data prefetch {prefetch} must be at least 0")
         rows = batching.bucket_rows(buckets, batch_seconds=batch_seconds, multiple=multiple)
         self._table, self._report, self._prefetch = table, report, prefetch
-        specs = table.specs()
-        self._usable_rows = {spec.name: spec.rows for spec in specs}
+        self._usable_rows = {spec.name: spec.rows for spec in table.specs()}
         self._position = self._checked(position)
-        self._batcher = batching.Batcher(buckets, rows=rows, max_tasks=max_tasks, lookup=table.lookup)
-        self._batcher.restore(self._position["waiting"])
-        self._stream = mixtures.ReferenceStream(specs, seed=seed, start=self._position["consumed"])
+        plans = _tasks_in_turn if draw == "tasks" else _utterances_in_turn
+        self._plans = plans(table, seed=seed, buckets=buckets, rows=rows, max_tasks=max_tasks, position=self._position)
         self._assembler = _Assembler(
             table,
             buckets=buckets,
@@ -212,7 +283,9 @@ class TrainLoader(Iterator[Batch]):
             threads=threads,
             report=report,
             local_rows=local_rows,
+            known=None if hashes is None else hashes.values,
         )
+        self._hashes = hashes
         self._jobs: deque[_Job] = deque()
         self._failed: set[int] = set()  # utterances that failed since one last succeeded
         self._hopeless = min(_HOPELESS, math.ceil(len(table) * self._assembler.share))
@@ -233,16 +306,6 @@ class TrainLoader(Iterator[Batch]):
             )
         return dict(position)
 
-    def _plan(self) -> tuple[batching.BatchPlan, dict]:
-        """The next global batch, and the position after it."""
-        plan = self._batcher.pop()
-        while plan is None:
-            reference = next(self._stream)
-            self._batcher.add(reference.source, reference.row)
-            plan = self._batcher.pop()
-        waiting = self._batcher.waiting()
-        return plan, {"consumed": self._stream.consumed, "waiting": waiting, "rows": self._usable_rows}
-
     def __next__(self) -> Batch:
         """The host's rows of the next global batch.
 
@@ -255,12 +318,15 @@ class TrainLoader(Iterator[Batch]):
             raise ValueError("the loader is closed")
         started = time.perf_counter()
         while len(self._jobs) <= self._prefetch:
-            plan, position = self._plan()
-            indices = [self._table.index(source, row) for source, row in plan.rows]
-            self._jobs.append(self._assembler.submit(plan.bucket, indices, position=position))
+            bucket, indices, position = next(self._plans)
+            self._jobs.append(self._assembler.submit(bucket, indices, position=position | {"rows": self._usable_rows}))
         job = self._jobs.popleft()
         batch = job.result()
         self._watch(batch)
+        if self._hashes is not None:
+            # Only now: what is decoded ahead has trained nothing yet, and how far ahead depends on the machine.
+            new = job.hashes != 0
+            self._hashes.put(batch["utterance"][new], job.hashes[new])
         assert job.position is not None  # `_plan` gives every training batch one
         self._position, self.tasks, self.audio_seconds = job.position, job.tasks, job.seconds
         self.wait_seconds += time.perf_counter() - started
@@ -282,7 +348,8 @@ class TrainLoader(Iterator[Batch]):
         """Where to go on after the batch last handed out: small, JSON-able, valid for any number of hosts.
 
         Returns:
-          {"consumed": references read, "waiting": {bucket: [[source, row], ...]}, "rows": {source: usable utterances}}.
+          {"consumed": references read, "waiting": {bucket: [[source, row], ...]}, "rows": {source: usable utterances}};
+          where tasks are drawn in turn, "consumed" counts batches, and nothing waits.
         """
         return self._position
 
@@ -301,8 +368,15 @@ class TrainLoader(Iterator[Batch]):
         self.close()
 
 
-def _eval_plans(table: UtteranceTable, buckets: Sequence[float], rows: Sequence[int]) -> list[tuple[int, np.ndarray]]:
-    """Every utterance once: (bucket, indices), by bucket, then by length, then as in the table."""
+def eval_plans(
+    table: UtteranceTable, *, batch_seconds: float, buckets: Sequence[float], multiple: int
+) -> list[tuple[int, np.ndarray]]:
+    """The batches of `eval_batches`, which has the same arguments: every utterance of the table once.
+
+    Returns:
+      (bucket, indices) of each global batch, by bucket, then by length, then as in the table.
+    """
+    rows = batching.bucket_rows(buckets, batch_seconds=batch_seconds, multiple=multiple)
     bucket_ids = batching.bucket_of(table.duration, buckets)
     order = np.lexsort((np.arange(len(table)), table.duration, bucket_ids))
     plans = []
@@ -323,7 +397,8 @@ def eval_batches(
     prefetch: int = 2,
     label_capacities: Sequence[int] | None = None,
     local_rows: Callable[[int], np.ndarray] = np.arange,
-) -> Iterator[Batch]:
+    plans: Sequence[tuple[int, np.ndarray]] | None = None,
+) -> Generator[Batch, None, None]:
     """Batches that hold every utterance of the table exactly once over all hosts, short and similar ones together.
 
     The last batch of a bucket is padded with rows of weight 0 and utterance -1, so all batches of a bucket have one
@@ -340,6 +415,7 @@ def eval_batches(
       label_capacities: U of each bucket; None takes the longest of the table. Give the same to several tables, and
         they have the same shapes.
       local_rows: as for TrainLoader.
+      plans: some of `eval_plans` of the same table and settings, where not all batches are wanted.
 
     Raises:
       UserError: settings that do not fit together or with the table; while iterating, anything bad if the report is
@@ -359,10 +435,14 @@ def eval_batches(
         report=report,
         local_rows=local_rows,
     )
-    return _run(assembler, _eval_plans(table, buckets, rows), prefetch=prefetch)
+    if plans is None:
+        plans = eval_plans(table, batch_seconds=batch_seconds, buckets=buckets, multiple=multiple)
+    return _run(assembler, plans, prefetch=prefetch)
 
 
-def _run(assembler: _Assembler, plans: Sequence[tuple[int, np.ndarray]], *, prefetch: int) -> Iterator[Batch]:
+def _run(
+    assembler: _Assembler, plans: Sequence[tuple[int, np.ndarray]], *, prefetch: int
+) -> Generator[Batch, None, None]:
     jobs: deque[_Job] = deque()
     try:
         for bucket, indices in plans:

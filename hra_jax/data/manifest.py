@@ -111,7 +111,7 @@ def read_manifest(path: epath.PathLike, *, report: DataReport) -> tuple[list[Utt
       The usable utterances, and the other lines, both in the order of the lines. Empty lines are passed over.
 
     Raises:
-      UserError: the manifest does not exist or cannot be read; a line is bad and the report strict.
+      UserError: the manifest does not exist, cannot be read or is UTF-16; a line is bad and the report strict.
     """
     file = epath.Path(path)
     try:
@@ -121,6 +121,8 @@ def read_manifest(path: epath.PathLike, *, report: DataReport) -> tuple[list[Utt
         raise UserError(f"no manifest at {path}") from error
     except OSError as error:
         raise UserError(f"the manifest {path} cannot be read: {error.strerror or error}") from error
+    if content[:8].count(0) > 2:  # each of its letters is two bytes, or four
+        raise UserError(f"the manifest {path} is UTF-16 or UTF-32; needed: UTF-8")
     folder, source = file.parent if is_remote(file) else file.absolute().parent, os.fspath(path)
     utterances, refused = [], []
     for number, line in enumerate(content.splitlines(), start=1):

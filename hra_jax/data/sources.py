@@ -23,7 +23,7 @@ from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.tasks.names import BASE_TASK
-from hra_jax.text.normalization import FORMAT_KEPT, NORMALIZERS
+from hra_jax.text.normalization import NORMALIZERS
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,9 @@ def _synthetic_sets() -> tuple[str, ...]:
     return ("", *SETS)
 
 
+DRAWS = ("utterances", "tasks")
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """The keys `data.*`: what is trained on, and how it is read."""
@@ -105,6 +108,12 @@ class DataSettings:
     strict: bool = setting(
         False, boolean(), "True: the first unusable utterance is an error; False: it is skipped and reported"
     )
+    draw: str = setting(
+        "utterances",
+        one_of(lambda: DRAWS),
+        "what has its turn: utterances (a task has as many updates as its share of the data gives), or tasks (all have "
+        "equally many, whatever their data; rates of sources must then be 'proportional')",
+    )
     max_seconds: float = setting(
         0.0,
         number(0, unit=" (seconds; 0: the last of batch.buckets)"),
@@ -118,7 +127,7 @@ class DataSettings:
     @property
     def text_normalizer(self) -> str:
         """What `text.normalization.normalize_text` takes for transcripts."""
-        return self.normalizer if self.format_characters == "removed" else FORMAT_KEPT + self.normalizer
+        return f"{self.normalizer}@{2 if self.format_characters == 'removed' else 1}"
 
 
 def read_sources(

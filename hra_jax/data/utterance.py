@@ -1,7 +1,10 @@
-"""One line of a manifest: an utterance, or what is known of one that cannot be used."""
+"""One line of a manifest: an utterance, or what is known of one that cannot be used; and an utterance in memory."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,7 +34,20 @@ class Utterance:
 
     def tag(self, name: str) -> str | None:
         """The value of a tag as text; None where there is no such tag, or no value: null, white space, a container."""
-        return _tag(self.tags, name)
+        return tag_value(self.tags, name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Recording(Utterance):
+    """An utterance whose sound is in memory, and in no file.
+
+    Attributes:
+      samples: float32 [S], mono, full scale 1, all finite.
+      sample_rate: Hz, of the samples.
+    """
+
+    samples: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32), repr=False)
+    sample_rate: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,10 +66,11 @@ class Refused:
 
     def tag(self, name: str) -> str | None:
         """As `Utterance.tag`."""
-        return _tag(self.tags, name)
+        return tag_value(self.tags, name)
 
 
-def _tag(tags: dict[str, Any], name: str) -> str | None:
+def tag_value(tags: Mapping[str, Any], name: str) -> str | None:
+    """As `Utterance.tag`, of the tags of one."""
     value = tags.get(name)
     text = "" if value is None or isinstance(value, list | dict) else str(value)
     return text if text.strip() else None

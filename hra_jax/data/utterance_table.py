@@ -313,6 +313,11 @@ class UtteranceTable:
         busy = set(self.learning.tolist())
         return tuple(name for i, name in enumerate(self.task_names) if name in self._chosen and i not in busy)
 
+    @property
+    def usual_seconds(self) -> float:
+        """The length that 95 of 100 utterances do not exceed."""
+        return round(float(np.quantile(self.duration, 0.95)), 2)
+
     def __len__(self) -> int:
         """N."""
         return len(self.utterances)

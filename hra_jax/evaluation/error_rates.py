@@ -4,6 +4,7 @@ Rates are fractions, not percent: 0.05 is five errors in a hundred reference wor
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import kaldialign
@@ -82,7 +83,7 @@ def word_errors(reference: str, hypothesis: str, *, normalizer: str) -> ErrorCou
     Args:
       reference: what was said.
       hypothesis: what was recognised.
-      normalizer: a name of `hra_jax.text.vocabularies.NORMALIZERS`, applied to both texts.
+      normalizer: a name as `hra_jax.text.normalization.versioned` takes it, applied to both texts.
 
     Raises:
       UserError: an unknown normalizer.
@@ -93,6 +94,15 @@ def word_errors(reference: str, hypothesis: str, *, normalizer: str) -> ErrorCou
 def character_errors(reference: str, hypothesis: str, *, normalizer: str) -> ErrorCounts:
     """As `word_errors`, over characters; one space stands between two words and counts as a character."""
     return _count(list(" ".join(words(reference, normalizer))), list(" ".join(words(hypothesis, normalizer))))
+
+
+@functools.lru_cache(maxsize=2**15)
+def errors_by_metric(reference: str, hypothesis: str, normalizer: str) -> dict[str, ErrorCounts]:
+    """{"wer": `word_errors`, "cer": `character_errors`} of one utterance; results and reports ask for it in turn."""
+    return {
+        "wer": word_errors(reference, hypothesis, normalizer=normalizer),
+        "cer": character_errors(reference, hypothesis, normalizer=normalizer),
+    }
 
 
 def macro_rate(tasks: Iterable[ErrorCounts]) -> float:

@@ -1,15 +1,13 @@
-"""Results of an evaluation: the numbers, and what people read of them (table, Markdown, HTML, plot).
+"""What people read of the results of an evaluation: table, Markdown, HTML, plot; and the files they are in.
 
-`evaluate_results` counts errors and is pure; `write_report` and `print_table` present what it returned.
+`write_report` and `print_table` present what `hra_jax.evaluation.results.evaluate_results` returned.
 """
 
 import base64
+import collections
 import dataclasses
 import fnmatch
-import importlib.metadata
 import io
-import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,230 +16,97 @@ import rich.console
 from etils import epath
 from matplotlib.figure import Figure
 
-import hra_jax
-from hra_jax.console import bounds, html_text, markdown_cell, percent, say, stdout, table
-from hra_jax.errors import UserError
-from hra_jax.evaluation import error_rates
-from hra_jax.evaluation.bootstrap import CONFIDENCE, bootstrap_interval
-from hra_jax.evaluation.error_rates import ErrorCounts
-from hra_jax.evaluation.suites import Suite
+from hra_jax.console import bounds, html_text, markdown_cell, percent, points, say, stdout, table
+from hra_jax.evaluation import error_rates, shots
+from hra_jax.evaluation.predictions import Unscored, UtteranceResult, prediction_line
 from hra_jax.storage.files import make_folder, remove_file, replaced_name, write_file
 from hra_jax.storage.json_files import json_text
-from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, task_file_names
+from hra_jax.tasks.names import task_file_names
 
-ACCOUNTING = (
-    "trainable_parameters",
-    "shared_parameters",
-    "parameters_per_task",
-    "backbone_parameters",
-    "backbone_fingerprint",
-)
 _FILES = ("wer.png", "report.md", "report.html", "results.json")  # beside predictions_<task>.jsonl
 _MOST_PLOTTED = 30  # tasks; the bars of more would be too thin to read
 _MOST_WORST = 30  # utterances listed in a report
 
 
-@dataclasses.dataclass(frozen=True)
-class UtteranceResult:
-    """What was recognised in one utterance of one evaluation task.
-
-    Attributes:
-      task: the evaluation task.
-      key: the key of the utterance.
-      reference: its transcript, not normalised.
-      hypothesis: what the model recognised with the adapter of the task.
-      base_hypothesis: what the backbone recognised without an adapter; None where it was not run.
-      duration: seconds of audio.
-    """
-
-    task: str
-    key: str
-    reference: str
-    hypothesis: str
-    base_hypothesis: str | None
-    duration: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Unscored:
-    """An utterance of a suite that was not scored.
-
-    Attributes:
-      task: the evaluation task.
-      key: the key of the utterance.
-      reason: why, in one line.
-    """
-
-    task: str
-    key: str
-    reason: str
-
-
-def evaluate_results(
-    rows: Sequence[UtteranceResult],
-    suite: Suite,
-    *,
-    accounting: Mapping[str, Any],
-    bootstrap: int = 1000,
-    seed: int = 0,
-    run: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The content of results.json.
-
-    Args:
-      rows: the scored utterances of all tasks of the suite, in any order.
-      suite: its tasks give the order of the results.
-      accounting: the fields of `ACCOUNTING`: parameters that are trained, shared by all tasks, of one task, and of the
-        whole backbone (integers), and the backbone's fingerprint. More fields are kept.
-      bootstrap: resamples of the 95% intervals; 0 for none (the bounds are None then).
-      seed: of the resamples.
-      run: further top-level fields, such as the step and the seed of the run.
-
-    Returns:
-      A dict of JSON values, rates as fractions. What depends on the base is None where a row has no `base_hypothesis`.
-      "tasks_not_scored" names the tasks that have no rate, and says why: they are in no other number. "versions" has
-      what `software_versions` returns. Results of hra_jax before 0.2 lack both.
-
-    Raises:
-      UserError: no task has scored utterances with reference words.
-      ValueError: a row of a task that the suite does not have, or a missing or clashing field.
-    """
-    by_task: dict[str, list[UtteranceResult]] = {task.name: [] for task in (*suite.tasks, *suite.lost)}
-    for row in rows:
-        if row.task not in by_task:
-            raise ValueError(f"utterance {row.key!r} belongs to {row.task!r}, no task of the suite {suite.name!r}")
-        by_task[row.task].append(row)
-    left_out = _without_rate(by_task, suite)
-    if len(left_out) == len(by_task):
-        name, reason = next(iter(left_out.items()))
-        more = f", and {len(left_out) - 1} more tasks" if len(left_out) > 1 else ""
-        raise UserError(f"suite {suite.name!r}: no task could be scored; task {name!r}: {reason}{more}")
-    rows = [row for row in rows if row.task not in left_out]
-    missing = [field for field in ACCOUNTING if field not in accounting]
-    if missing:
-        raise ValueError(f"the accounting lacks {missing[0]!r}; needed: {', '.join(ACCOUNTING)}")
-    tasks = {}
-    for task in suite.tasks:
-        if task.name in left_out:
-            continue
-        scores = _scores(by_task[task.name], suite.normalizer, bootstrap=bootstrap, seed=seed)
-        no_own_parameters = task.adapter_task in (BASE_TASK, MEAN_TASK)
-        tasks[task.name] = {
-            "adapter_task": task.adapter_task,
-            "parameters": 0 if no_own_parameters else accounting["parameters_per_task"],
-            **scores,
-        }
-    macro = {f"{field}_macro": _mean([task[field] for task in tasks.values()]) for field in ("wer", "base_wer", "cer")}
-    results = {
-        "suite": suite.name,
-        "normalizer": suite.normalizer,
-        "tasks": tasks,
-        "tasks_not_scored": left_out,
-        **_scores(rows, suite.normalizer, bootstrap=bootstrap, seed=seed),
-        **macro,
-        "bootstrap": {"samples": bootstrap, "confidence": CONFIDENCE, "seed": seed},
-        "versions": software_versions(),
-    }
-    for name, value in {**accounting, **(run or {})}.items():
-        if name in results:
-            raise ValueError(f"the field {name!r} is already one of the results")
-        results[name] = value
-    return results
-
-
-def _without_rate(by_task: Mapping[str, Sequence[UtteranceResult]], suite: Suite) -> dict[str, str]:
-    """The tasks that have no error rate, each with the reason."""
-    found = {}
-    for task in (*suite.tasks, *suite.lost):
-        rows = by_task[task.name]
-        if not rows:
-            found[task.name] = f"none of its {task.size} utterances could be read"
-        elif not any(error_rates.words(row.reference, suite.normalizer) for row in rows):
-            found[task.name] = f"the references of its {len(rows)} utterances hold 0 words"
-    return found
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
-
-
-def _scores(rows: Sequence[UtteranceResult], normalizer: str, *, bootstrap: int, seed: int) -> dict[str, Any]:
-    """Counts, rates and intervals of some utterances together, of the hypotheses and of the base's."""
-    counts = [error_rates.word_errors(row.reference, row.hypothesis, normalizer=normalizer) for row in rows]
-    characters = error_rates.total(
-        error_rates.character_errors(row.reference, row.hypothesis, normalizer=normalizer) for row in rows
-    )
-    total = error_rates.total(counts)
-    scores = {
-        "wer": total.rate,
-        "cer": characters.rate,
-        "substitutions": total.substitutions,
-        "deletions": total.deletions,
-        "insertions": total.insertions,
-        "words": total.words,
-        "utterances": total.utterances,
-        **_interval("wer", counts, bootstrap=bootstrap, seed=seed),
-    }
-    base = [found for row in rows if (found := _base_errors(row, normalizer)) is not None]
-    if len(base) < len(rows):
-        return {**scores, "base_wer": None, "base_wer_low": None, "base_wer_high": None}
-    base_interval = _interval("base_wer", base, bootstrap=bootstrap, seed=seed)
-    return {**scores, "base_wer": error_rates.total(base).rate, **base_interval}
-
-
-def _interval(field: str, counts: Sequence[ErrorCounts], *, bootstrap: int, seed: int) -> dict[str, Any]:
-    low, high = bootstrap_interval(counts, samples=bootstrap, seed=seed) if bootstrap else (None, None)
-    return {f"{field}_low": low, f"{field}_high": high}
-
-
-def _base_errors(row: UtteranceResult, normalizer: str) -> ErrorCounts | None:
-    if row.base_hypothesis is None:
-        return None
-    return error_rates.word_errors(row.reference, row.base_hypothesis, normalizer=normalizer)
-
-
-def software_versions() -> dict[str, str]:
-    """The versions that results depend on: of Python, of hra_jax, and of the packages that compute."""
-    packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy", "kaldialign")}
-    return {"python": platform.python_version(), "hra_jax": hra_jax.__version__, **packages}
-
-
 # --- For the terminal -------------------------------------------------------------------------------------------------
 
 _NOT_SCORED = "not scored"
-_HEADER = ("task", "base WER", "adapted WER", "95% interval", "CER", "words", "parameters")
+_COLUMNS = ("task", "base", "adapted", "95% interval", "change", "verdict", "words")
+_MOST_SLICES = 30  # rows of slices in a table
+
+
+def _header(results: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the columns: with what decides, where it is the same everywhere."""
+    kinds = {task["metric"] for task in results["tasks"].values()} | {results["metric"]}
+    kind = f" {kinds.pop().upper()}" if len(kinds) == 1 else ""
+    return tuple(f"{name}{kind}" if name in ("base", "adapted") else name for name in _COLUMNS)
+
+
+def _row(name: str, scores: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of a task, of a slice or of all utterances."""
+    metric, change = scores["metric"], scores["difference"]
+    return (
+        name,
+        percent(scores[f"base_{metric}"]),
+        percent(scores[metric]),
+        bounds(scores, metric),
+        "-" if change is None else points(change["difference"]),
+        "-" if change is None else change["verdict"] or "-",
+        f"{scores['words']:,}",
+    )
 
 
 def _table_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The cells of every task, then of the mean over tasks and of all utterances, as text."""
-    rows: list[tuple[str, ...]] = [
-        (
-            name,
-            percent(task["base_wer"]),
-            percent(task["wer"]),
-            bounds(task),
-            percent(task["cer"]),
-            f"{task['words']:,}",
-            f"{task['parameters']:,}",
-        )
-        for name, task in results["tasks"].items()
+    rows = [_row(name, task) for name, task in results["tasks"].items()]
+    rows += [(name, "-", _NOT_SCORED, *("-",) * 4) for name in results["tasks_not_scored"]]
+    mean = results["over_tasks"]
+    names = {"wer": "rate", "base_wer": "base_rate", "wer_low": "low", "wer_high": "high", "difference": "difference"}
+    as_scores = {name: mean[field] for name, field in names.items()} | {"metric": "wer", "words": results["words"]}
+    return [*rows, _row("mean of the tasks", as_scores), _row("all utterances", results)]
+
+
+def _slice_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of the first slices."""
+    rows = [
+        _row(f"{item.partition(':')[0]}: {scores['value']}", scores)
+        for item, slices in results["slices"].items()
+        for scores in slices
     ]
-    rows += [(name, "-", _NOT_SCORED, "", "-", "-", "") for name in results.get("tasks_not_scored", ())]
-    means = (percent(results[f"{field}_macro"]) for field in ("base_wer", "wer", "cer"))
-    base, adapted, characters = means
-    rows.append(("mean of the tasks", base, adapted, "", characters, f"{results['words']:,}", ""))
-    corpus = (percent(results["base_wer"]), percent(results["wer"]), bounds(results), percent(results["cer"]))
-    rows.append(("all utterances", *corpus, f"{results['words']:,}", ""))
-    return rows
+    return rows[:_MOST_SLICES]
 
 
-def _parameter_line(results: Mapping[str, Any]) -> str:
+def _summary_lines(results: Mapping[str, Any]) -> list[str]:
+    """What the table says, in sentences: the worst task, the spread, who got worse, what was resampled, how fast."""
+    over, lines = results["over_tasks"], []
+    if over["tasks"] > 1:
+        worst = over["worst"]
+        lines.append(
+            f"worst task: {worst['task']}, {percent(worst['rate'])}; spread over tasks (standard deviation): "
+            f"{100 * over['spread']:.1f} points"
+        )
+    if over["got_worse"] is not None:
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in over["verdicts"].items())
+        beside = f"; by the intervals: {verdicts}" if results["bootstrap"]["samples"] else ""
+        lines.append(f"{over['got_worse']} of {over['tasks']} tasks have more errors than without the adapter{beside}")
+    if results["speed"] is not None:
+        speed = results["speed"]
+        lines.append(
+            f"recognised {speed['audio_seconds']:,.0f} s of audio in {speed['seconds']:,.1f} s: real-time factor "
+            f"{speed['real_time_factor']:.3g}"
+        )
+    return lines
+
+
+def _parameter_lines(results: Mapping[str, Any]) -> list[str]:
+    """What is trained, where that is known."""
     total, whole = results["trainable_parameters"], results["backbone_parameters"]
-    return (
+    if total is None or not whole:
+        return []
+    return [
         f"trained parameters: {results['shared_parameters']:,} shared, {results['parameters_per_task']:,} per task, "
         f"{total:,} in total: {total / whole:.2%} of the backbone's {whole:,}"
-    )
+    ]
 
 
 def _left_out_lines(results: Mapping[str, Any]) -> list[str]:
@@ -252,10 +117,14 @@ def _left_out_lines(results: Mapping[str, Any]) -> list[str]:
 def print_table(results: Mapping[str, Any], *, console: rich.console.Console | None = None) -> None:
     """Prints the results: a line for every task, the means, and what is trained; to standard output by default."""
     console, rows = console or stdout(), _table_rows(results)
-    console.print(table(_HEADER, rows[:-2], rows[-2:], title=f"suite {results['suite']}"))
-    for line in _left_out_lines(results):
+    left = ("verdict",)
+    console.print(table(_header(results), rows[:-2], rows[-2:], title=f"suite {results['suite']}", left=left))
+    if slices := _slice_rows(results):
+        console.print(table(("slice", *_header(results)[1:]), slices, left=left))
+    for header, rows in _few_tables(results):
+        console.print(table(header, rows, title="heads of held-out tasks"))
+    for line in (*_left_out_lines(results), *_summary_lines(results), *_parameter_lines(results), *_footnotes(results)):
         say(console, line)
-    say(console, _parameter_line(results))
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -307,22 +176,29 @@ def _predictions(results: Mapping[str, Any], rows: Sequence[UtteranceResult]) ->
     names = task_file_names(results["tasks"])
     lines: dict[str, list[str]] = {name: [] for name in results["tasks"]}
     for row in rows:
-        counts = error_rates.word_errors(row.reference, row.hypothesis, normalizer=results["normalizer"])
-        base = _base_errors(row, results["normalizer"])
-        line = dataclasses.asdict(row) | {
-            "words": counts.words,
-            "errors": counts.errors,
-            "base_errors": None if base is None else base.errors,
-        }
-        lines[row.task].append(json.dumps(line, ensure_ascii=False) + "\n")
+        counted = _counted(row, row.pred_text, results["normalizer"])
+        if row.base_pred_text is not None:
+            base = _counted(row, row.base_pred_text, results["normalizer"])
+            counted |= {"base_errors": base["errors"], "base_character_errors": base["character_errors"]}
+        lines[row.task].append(prediction_line(row, counted))
     return {f"predictions_{names[task]}.jsonl": "".join(text) for task, text in lines.items()}
+
+
+def _counted(row: UtteranceResult, text: str, normalizer: str) -> dict[str, int]:
+    counts = error_rates.errors_by_metric(row.text, text, normalizer)
+    return {
+        "words": counts["wer"].words,
+        "errors": counts["wer"].errors,
+        "characters": counts["cer"].words,
+        "character_errors": counts["cer"].errors,
+    }
 
 
 def _worst(rows: Sequence[UtteranceResult], normalizer: str) -> list[UtteranceResult]:
     """The utterances with the most word errors; of as many errors, the higher rate first."""
 
     def order(row: UtteranceResult) -> tuple[int, int, str, str]:
-        counts = error_rates.word_errors(row.reference, row.hypothesis, normalizer=normalizer)
+        counts = error_rates.errors_by_metric(row.text, row.pred_text, normalizer)["wer"]
         return -counts.errors, counts.words, row.task, row.key
 
     wrong = [row for row in rows if order(row)[0]]
@@ -362,22 +238,37 @@ def _shortened(name: str, most: int = 24) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
+def _tables(results: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """Headers and rows of the tables: of heads of held-out tasks and of slices where there are any, and of tasks."""
+    slices, header = _slice_rows(results), _header(results)
+    some = [(("slice", *header[1:]), slices)] if slices else []
+    return [*_few_tables(results), (header, _table_rows(results)), *some]
+
+
+def _few_tables(results: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """Error rates against the number of utterances that heads were trained on, where there are any."""
+    return [shots.table_of(results["few_shot"])] if "few_shot" in results else []
+
+
 def _markdown(results: Mapping[str, Any], worst: Sequence[UtteranceResult], unscored: Sequence[Unscored]) -> str:
     """The content of report.md."""
-    lines = [f"# Suite {markdown_cell(results['suite'])}", "", f"| {' | '.join(_HEADER)} |", "|---" + "|---:" * 6 + "|"]
-    lines += [f"| {' | '.join(map(markdown_cell, row))} |" for row in _table_rows(results)]
-    for line in _left_out_lines(results):
-        lines += ["", markdown_cell(line)]
-    lines += ["", _parameter_line(results), "", "![Word error rates by task](wer.png)", "", "## Worst utterances", ""]
+    lines = [f"# Suite {markdown_cell(results['suite'])}", ""]
+    for header, rows in _tables(results):
+        lines += [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|"]
+        lines += [f"| {' | '.join(map(markdown_cell, row))} |" for row in rows]
+        lines.append("")
+    for line in (*_left_out_lines(results), *_summary_lines(results), *_parameter_lines(results)):
+        lines += [markdown_cell(line), ""]
+    lines += ["![Word error rates by task](wer.png)", "", "## Worst utterances", ""]
     lines += ["| task | utterance | reference | adapted | base |", "|---|---|---|---|---|"]
     for row in worst:
-        cells = (row.task, row.key, row.reference, row.hypothesis, row.base_hypothesis or "")
+        cells = (row.task, row.key, row.text, row.pred_text, row.base_pred_text or "")
         lines.append(f"| {' | '.join(map(markdown_cell, cells))} |")
     if unscored:
         lines += ["", "## Utterances that were not scored", "", _unscored_line(unscored), ""]
         lines += ["| task | utterance | why |", "|---|---|---|"]
         lines += [f"| {' | '.join(map(markdown_cell, dataclasses.astuple(row)))} |" for row in unscored[:_MOST_WORST]]
-    return "\n".join([*lines, "", _footnote(results), ""])
+    return "\n".join([*lines, "", " ".join(_footnotes(results)), ""])
 
 
 def _unscored_line(unscored: Sequence[Unscored]) -> str:
@@ -385,10 +276,26 @@ def _unscored_line(unscored: Sequence[Unscored]) -> str:
     return f"The rates leave out {len(unscored):,} utterances{shown}."
 
 
-def _footnote(results: Mapping[str, Any]) -> str:
+def _footnotes(results: Mapping[str, Any]) -> list[str]:
+    """How texts were compared, and what the intervals hold for."""
+    compared = f"Texts were compared after the normalizer {results['normalizer']}"
     samples = results["bootstrap"]["samples"]
-    intervals = f"intervals hold 95% of {samples:,} resamples of the utterances" if samples else "no intervals"
-    return f"Texts were compared after the normalizer {results['normalizer']}; {intervals}."
+    if not samples:
+        return [f"{compared}; no intervals."]
+    of_slices = [scores for slices in results["slices"].values() for scores in slices]
+    kinds = collections.Counter(scores["resampled"] for scores in (*results["tasks"].values(), *of_slices))
+    alone = kinds.pop("utterances", 0)
+    shown = [f"by {kind} in {count} tasks and slices" for kind, count in sorted(kinds.items())]
+    if alone:
+        least = results["bootstrap"]["least_blocks"]
+        shown.append(f"by utterance in {alone} with fewer than {least} values of {results['block']}")
+    pooled = "utterance" if results["resampled"] == "utterances" else results["resampled"]
+    return [
+        f"{compared}.",
+        "The change is in percentage points, below 0 where the adapter makes fewer errors.",
+        f"Intervals hold 95% of {samples:,} resamples, {', '.join(shown)}.",
+        f"All utterances are resampled by {pooled}; for the mean of the tasks, tasks are resampled as well.",
+    ]
 
 
 _STYLE = """
@@ -407,21 +314,18 @@ def _html(
 ) -> str:
     """The content of report.html: one file that needs no other."""
     title = f"suite {html_text(results['suite'])}"
-    numbers = "\n".join(_html_row(map(html_text, row)) for row in _table_rows(results))
+    numbers = "\n".join(_html_numbers(header, rows) for header, rows in _tables(results))
     utterances = "\n".join(_html_utterance(row, results["normalizer"]) for row in worst)
-    left_out = "\n".join(f"<p>{html_text(line)}</p>" for line in _left_out_lines(results))
+    lines = (*_left_out_lines(results), *_summary_lines(results), *_parameter_lines(results))
+    said = "\n".join(f"<p>{html_text(line)}</p>" for line in lines)
     image = base64.b64encode(plot).decode("ascii")
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>
 <body>
 <h1>{title}</h1>
-<table class="numbers">
-{_html_row(_HEADER, tag="th")}
 {numbers}
-</table>
-{left_out}
-<p>{html_text(_parameter_line(results))}</p>
+{said}
 <p><img alt="Word error rates by task" src="data:image/png;base64,{image}"></p>
 <h2>Worst utterances</h2>
 <p><del>Struck out</del>: said but not recognised. <ins>Green</ins>: recognised but not said.</p>
@@ -430,7 +334,7 @@ def _html(
 {utterances}
 </table>
 {_html_unscored(unscored)}
-<footer>{html_text(_footnote(results))}</footer>
+<footer>{html_text(" ".join(_footnotes(results)))}</footer>
 </body>
 </html>
 """
@@ -449,14 +353,19 @@ def _html_unscored(unscored: Sequence[Unscored]) -> str:
     )
 
 
+def _html_numbers(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    cells = "\n".join(_html_row(map(html_text, row)) for row in rows)
+    return f'<table class="numbers">\n{_html_row(header, tag="th")}\n{cells}\n</table>'
+
+
 def _html_row(cells: Iterable[str], *, tag: str = "td") -> str:
     return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
 
 
 def _html_utterance(row: UtteranceResult, normalizer: str) -> str:
     task = f'{html_text(row.task)}<br><span class="key">{html_text(row.key)}</span>'
-    reference = error_rates.words(row.reference, normalizer)
-    hypotheses = [text for text in (row.hypothesis, row.base_hypothesis) if text is not None]
+    reference = error_rates.words(row.text, normalizer)
+    hypotheses = [text for text in (row.pred_text, row.base_pred_text) if text is not None]
     marked = [_marked(reference, error_rates.words(text, normalizer)) for text in hypotheses]
     return _html_row([task, *marked])
 

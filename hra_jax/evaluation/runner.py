@@ -1,12 +1,14 @@
-"""Runs a suite: every utterance once, through the adapter of its task and through the base beside it.
+"""Runs a suite: every utterance once, through the adapter of its task and, the first time, through the base beside it.
 
 Each process decodes its own rows; the outputs are replicated, so every process sees every row and counts the same.
 """
 
+import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -16,12 +18,12 @@ from tqdm import tqdm
 from hra_jax.config.settings import Rule, check_settings, integer, number, setting
 from hra_jax.data import batching
 from hra_jax.data.batching import BatchSettings
-from hra_jax.data.loader import eval_batches
+from hra_jax.data.loader import eval_batches, eval_plans
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings, TableSource
 from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
-from hra_jax.evaluation.report import UtteranceResult
+from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models import ctc
 from hra_jax.models.features import FeatureConfig
@@ -29,6 +31,7 @@ from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary
 from hra_jax.training import sharding
+from hra_jax.training.agreement import agreed
 
 
 class Base(Protocol):
@@ -44,6 +47,27 @@ class Base(Protocol):
 
     def output_length(self, num_samples: np.ndarray) -> np.ndarray:
         """Encoder frames of `num_samples` samples, elementwise."""
+
+
+_Plan = tuple[int, np.ndarray]  # of a batch: its bucket, and the numbers of its utterances
+
+
+class Recognised(NamedTuple):
+    """What came of one utterance.
+
+    Attributes:
+      text: what was recognised with the adapter of its task.
+      loss: its CTC loss.
+      difference: the largest difference of its log-probabilities from those without what the adapter's row adds; None
+        where the base did not run beside it.
+      time: seconds that recognising it took, its share of its batch; None where its batch was the first of its shape,
+        which is compiled.
+    """
+
+    text: str
+    loss: float
+    difference: float | None
+    time: float | None
 
 
 def _suite() -> Rule:
@@ -87,6 +111,7 @@ class SuiteRunner:
       needs_mean: whether it also uses the mean of all rows.
       table: the usable utterances; source s holds those of task s of the suite.
       digest: a hash of what is scored, `UtteranceTable.digest`.
+      kept: what the base recognises, as far as it is known, by task and key of the utterance.
     """
 
     def __init__(
@@ -126,6 +151,7 @@ class SuiteRunner:
         )
         self._has_outputs = not isinstance(base.vocabulary, BlankVocabulary)
         self.digest = self.table.digest()
+        self.kept: dict[tuple[str, str], str] = {}
         lengths = batching.label_capacities(
             batching.bucket_of(self.table.duration, batch.buckets),
             self.table.label_lengths,
@@ -139,81 +165,172 @@ class SuiteRunner:
         weights: dict[str, Any],
         frozen: dict[str, Any],
         *,
+        alone: Callable[..., dict[str, jax.Array]] | None = None,
+        done: Mapping[int, Recognised] | None = None,
+        after: Callable[[dict[int, Recognised]], None] = lambda found: None,
         progress: bool = False,
-        agreed: Callable[[Callable[[], Any]], Any] = lambda action: action(),
     ) -> tuple[list[UtteranceResult], float, dict[str, float]]:
         """Scores the suite.
+
+        With `alone`, the base runs beside the adapters only where something of it is not known yet: what it recognises
+        in an utterance (it is kept in `kept`), or that the adapter of a task acts, for which one batch is enough.
 
         Args:
           evaluation_step: the compiled step of `training.step.make_evaluation_step`.
           weights: {'backbone'}, or {'shared', 'tasks'} whose bank holds the rows `rows` and, with `needs_mean`, the
             mean of all tasks after them.
           frozen: the backbone's weights; the base that results are compared with.
+          alone: the step without the base beside it; None runs the base beside every batch.
+          done: what was recognised before, by number of the utterance. Batches that hold nothing else are left out.
+          after: called after each batch with what was recognised in it.
           progress: whether to show a bar.
-          agreed: does what each process does by itself, as `run.processes.agreed`.
 
         Returns:
-          A list of `UtteranceResult`, the mean loss, and {task: largest difference of its log-probabilities from those
-          without what the adapter's row adds: the base's, or those of an output layer that all tasks share}.
+          A list of `UtteranceResult` in the order of the table, the mean loss, and {task: largest difference of its
+          log-probabilities from those without what the adapter's row adds: the base's, or those of an output layer that
+          all tasks share}, from the batches beside which the base ran.
 
         Raises:
           UserError: no utterance of the suite could be read.
         """
+        found = dict(done or {})
+        sizes: dict[str, Any] = {
+            "batch_seconds": self._evaluation.batch_seconds,
+            "buckets": self._batch.buckets,
+            "multiple": self._batch.multiple,
+        }
+        plans = eval_plans(self.table, **sizes)
+        plans = [plan for plan in plans if not all(number in found for number in plan[1].tolist())]
+        acting = {int(self.table.source[number]) for number, row in found.items() if row.difference}
+        if alone is not None:
+            plans = self._fewest_first(plans, acting)
         batches = eval_batches(
             self.table,
-            batch_seconds=self._evaluation.batch_seconds,
-            buckets=self._batch.buckets,
-            multiple=self._batch.multiple,
+            **sizes,
             threads=self._data.threads,
             report=self._report,
             label_capacities=self.label_capacities,
             local_rows=functools.partial(sharding.local_rows, self._mesh),
+            plans=plans,
         )
-        results: list[UtteranceResult] = []
-        losses: list[float] = []
-        differences = {task.name: 0.0 for task in self.suite.tasks}
         shown = progress and jax.process_index() == 0
-        bar = tqdm(total=len(self.table), desc=f"evaluating {self.suite.name}", unit="utterance", disable=not shown)
-        with bar:
-            # One process may fail to decode its part, and the others would wait for it in the step.
-            while (batch := agreed(lambda: next(batches, None))) is not None:
-                step_outputs = evaluation_step(weights, frozen, sharding.shard_batch(batch, self._mesh))
+        bar = tqdm(
+            total=len(self.table),
+            initial=len(found),
+            desc=f"evaluating {self.suite.name}",
+            unit="utterance",
+            disable=not shown,
+        )
+        compiled: set[tuple[Any, int]] = set()
+        with bar, contextlib.closing(batches):
+            for bucket, numbers in plans:
+                # One process may fail to decode its part, and the others would wait for it in the step.
+                batch = agreed(lambda: next(batches))
+                step = evaluation_step if alone is None or self._needs_base(numbers, acting) else alone
+                started = time.perf_counter()
+                step_outputs = step(weights, frozen, sharding.shard_batch(batch, self._mesh))
                 outputs = {name: np.asarray(value) for name, value in step_outputs.items()}
-                found = self._results(outputs)
-                for row, result in found.items():
-                    # Unlike max, this does not lose a NaN.
-                    largest = np.maximum(differences[result.task], outputs["difference"][row])
-                    differences[result.task] = float(largest)
-                    losses.append(float(outputs["loss"][row]))
-                results += found.values()
-                bar.update(len(found))
-        if not results:
+                seconds = time.perf_counter() - started if (step, bucket) in compiled else None
+                compiled.add((step, bucket))
+                fresh = self._recognised(outputs, seconds=seconds)
+                acting |= {int(self.table.source[number]) for number, row in fresh.items() if row.difference}
+                found |= fresh
+                after(fresh)
+                bar.update(len(fresh))
+        if not found:
             raise UserError(
                 f"suite {self.suite.name!r}: none of its utterances could be read; {self._report.summary()}"
             )
-        return results, float(np.mean(losses)), differences
+        order = sorted(found)
+        results = [self._result(at, found[at]) for at in order]
+        return results, float(np.mean([found[at].loss for at in order])), self._differences(found)
 
-    def _results(self, outputs: Mapping[str, np.ndarray]) -> dict[int, UtteranceResult]:
-        """What was recognised in the rows of a batch that hold an utterance, by the number of the row."""
+    def base_text(self, number: int) -> str | None:
+        """What the base recognises in an utterance, by its number in `table`; None where that is not known."""
+        return self.kept.get(self._name(number))
+
+    def keep(self, number: int, text: str) -> None:
+        """Notes what the base recognises in an utterance."""
+        self.kept[self._name(number)] = text
+
+    def _fewest_first(self, plans: list[_Plan], acting: Collection[int]) -> list[_Plan]:
+        """The batches with few that hold an utterance of every adapter first: beside these the base runs."""
+        adapters = [source for source, task in enumerate(self.suite.tasks) if task.adapter_task != BASE_TASK]
+        missing = set(adapters) - set(acting)
+        sources = [set(self.table.source[numbers].tolist()) & missing for _, numbers in plans]
+        first = []
+        for at in sorted(range(len(plans)), key=lambda at: -len(sources[at])):
+            if missing & sources[at]:
+                missing -= sources[at]
+                first.append(at)
+        chosen = set(first)
+        return [plans[at] for at in (*first, *(at for at in range(len(plans)) if at not in chosen))]
+
+    def _needs_base(self, numbers: np.ndarray, acting: Collection[int]) -> bool:
+        """Whether the base runs beside a batch: not all is known of it that is needed."""
+        for at in numbers.tolist():
+            source = int(self.table.source[at])
+            if self._has_outputs and self._name(at) not in self.kept:
+                return True
+            if source not in acting and self.suite.tasks[source].adapter_task != BASE_TASK:
+                return True
+        return False
+
+    def _name(self, at: int) -> tuple[str, str]:
+        """The task and the key of an utterance, which name it in every table of the suite."""
+        return self.suite.tasks[self.table.source[at]].name, self.table.utterances[at].key
+
+    def _differences(self, found: Mapping[int, Recognised]) -> dict[str, float]:
+        differences = {task.name: 0.0 for task in self.suite.tasks}
+        for at, row in found.items():
+            if row.difference is not None:
+                name = self._name(at)[0]
+                # Unlike max, this does not lose a NaN.
+                differences[name] = float(np.maximum(differences[name], row.difference))
+        return differences
+
+    def _recognised(self, outputs: Mapping[str, np.ndarray], *, seconds: float | None) -> dict[int, Recognised]:
+        """What was recognised in a batch in some seconds, by number of the utterance; what the base did is kept."""
         paths = ctc.greedy_decode(outputs["paths"], outputs["lengths"], self.table.blank_id)
-        base_paths = ctc.greedy_decode(outputs["base_paths"], outputs["lengths"], self._base.vocabulary.blank_id)
+        base_paths = None
+        # A backbone without an output layer of its own recognises nothing that could be compared.
+        if "base_paths" in outputs and self._has_outputs:
+            base_paths = ctc.greedy_decode(outputs["base_paths"], outputs["lengths"], self._base.vocabulary.blank_id)
+        rows = np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0))
+        if seconds is not None:
+            # The base beside it takes as long; where tasks have vocabularies of their own, it runs once more.
+            passes = 1 if "difference" not in outputs else 2 if self.table.symbols is None else 3
+            seconds /= passes * max(float(self.table.duration[outputs["utterance"][rows]].sum()), 1e-9)
         found = {}
-        for row in np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0)):
+        for row in rows:
             number = int(outputs["utterance"][row])
-            task, utterance = self.suite.tasks[self.table.source[number]], self.table.utterances[number]
-            text = self.table.vocabulary_of(task.adapter_task).decode(paths[row])
-            # A backbone without an output layer of its own recognises nothing that could be compared.
-            base_text = self._base.vocabulary.decode(base_paths[row]) if self._has_outputs else None
-            found[int(row)] = UtteranceResult(
-                task=task.name,
-                key=utterance.key,
-                reference=utterance.text,
-                # `__base__` is the backbone, also beside a fine-tuned one.
-                hypothesis=text if base_text is None or task.adapter_task != BASE_TASK else base_text,
-                base_hypothesis=base_text,
-                duration=utterance.duration,
+            task = self.suite.tasks[self.table.source[number]]
+            if base_paths is not None:
+                self.kept.setdefault(self._name(number), self._base.vocabulary.decode(base_paths[row]))
+            found[number] = Recognised(
+                self.table.vocabulary_of(task.adapter_task).decode(paths[row]),
+                float(outputs["loss"][row]),
+                float(outputs["difference"][row]) if "difference" in outputs else None,
+                None if seconds is None else seconds * float(self.table.duration[number]),
             )
         return found
+
+    def _result(self, number: int, found: Recognised) -> UtteranceResult:
+        task, utterance = self.suite.tasks[self.table.source[number]], self.table.utterances[number]
+        base_text = self.base_text(number)
+        return UtteranceResult(
+            task=task.name,
+            key=utterance.key,
+            text=utterance.text,
+            # `__base__` is the backbone, also beside a fine-tuned one.
+            pred_text=found.text if base_text is None or task.adapter_task != BASE_TASK else base_text,
+            base_pred_text=base_text,
+            duration=utterance.duration,
+            audio_filepath=utterance.audio_filepath,
+            offset=utterance.offset,
+            time=found.time,
+            tags=utterance.tags,
+        )
 
 
 def share_shapes(*runners: SuiteRunner) -> None:

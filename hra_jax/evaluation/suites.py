@@ -1,24 +1,44 @@
 """Task suites: which utterances are scored as which task, and with which adapter.
 
-A suite file (`configs/suites/x.py`) has a `get_config()` that returns a ConfigDict with three keys:
+A suite file (`configs/suites/x.py`) has a `get_config()` that returns a ConfigDict with three keys that it needs:
 
   name: the name of the suite, which is also the folder of its results, `W/eval/<name>/`.
-  normalizer: a name of `hra_jax.text.vocabularies.NORMALIZERS`, applied to references and hypotheses alike.
+  normalizer: a name as `hra_jax.text.normalization.versioned` takes it, applied to references and hypotheses alike.
   tasks: rows (task, manifest, tag filter, adapter task), each a tuple of four strings:
     task: the name of the evaluation task.
     manifest: its path; `{dir}` stands for `data.dir`.
     tag filter: '' for the whole manifest, 'tag=value' for the utterances with that tag, or 'tag=*' for a task for every
       value of the tag; `*` in the task and in the adapter task then stands for the value.
-    adapter task: the adapter that the utterances are recognised with: the name of a task, `__base__` (no adapter), or
-      `__mean__` (the mean of all heads).
+    adapter task: the adapter that the utterances are recognised with: the name of a task, `__base__` (no adapter),
+      `__mean__` (the mean of all heads), or `__few__` (heads that are trained on a few utterances of the task).
+    A fifth string, 'wer' or 'cer', is what decides in these tasks, in place of `metric`.
+
+with keys that it may have:
+
+  metric: 'wer' (word error rate, the default) or 'cer' (character error rate): what decides.
+  block: the tag of utterances that belong together, by default 'speaker': intervals resample its values.
+  slices: tags by whose values results are given as well, and 'seconds:2,5,10', which slices by duration.
+
+and, where a row has the adapter task `__few__`, with three more:
+
+  support: the manifest, with the same tags, of the utterances to train on; `{dir}` stands for `data.dir`.
+  shots: numbers of utterances, ascending, such as (0, 1, 10, 100).
+  draws: how often as many utterances are drawn.
+  few: may be left out; how the heads are trained: pairs (configuration key, value), of which ('steps', N) is the number
+    of updates of every head.
 
 So `('*', '{dir}/test.jsonl', 'speaker=*', '*')` scores every speaker of a manifest with the adapter of that speaker.
 """
 
 import collections
 import dataclasses
+import hashlib
+import itertools
+import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import ml_collections
 
@@ -29,11 +49,16 @@ from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
-from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, RESERVED_NAMES
-from hra_jax.text.normalization import NORMALIZERS
+from hra_jax.tasks.names import BASE_TASK, FEW_TASK, MEAN_TASK, RESERVED_NAMES
+from hra_jax.text.normalization import versioned
 
 WILDCARD = "*"
+METRICS = ("wer", "cer")
+SECONDS = "seconds"  # the slice by duration
 _KEYS = ("name", "normalizer", "tasks")
+_FEW_KEYS = ("support", "shots", "draws")  # needed where a row has the adapter task `__few__`
+_TRAINING = "few"  # may stand beside them
+_DEFAULTS: dict[str, Any] = {"metric": "wer", "block": "speaker", "slices": ()}  # may be left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +73,7 @@ class SuiteTask:
       adapter_task: the adapter to recognise with: a task, `__base__` or `__mean__`.
       utterances: what is scored, in the order of the manifest.
       refused: its other lines in the manifest, which cannot be.
+      metric: what decides in it, 'wer' or 'cer'.
     """
 
     name: str
@@ -57,6 +83,7 @@ class SuiteTask:
     adapter_task: str
     utterances: tuple[Utterance, ...] = dataclasses.field(repr=False)
     refused: tuple[Refused, ...] = dataclasses.field(default=(), repr=False)
+    metric: str = "wer"
 
     @property
     def lines(self) -> list[Utterance | Refused]:
@@ -74,15 +101,33 @@ class Suite:
     """Evaluation tasks that are reported together, and the normalizer of their texts.
 
     Attributes:
-      name, normalizer: of the suite file.
+      name: of the suite file.
+      normalizer: of the suite file, with its version.
       tasks: those with utterances.
       lost: those without: no line of theirs can be used. They have no score, and are named in every report.
+      metric: what decides over all utterances, 'wer' or 'cer'.
+      block: the tag whose values the bootstrap resamples.
+      slices: what results are sliced by: tags, or 'seconds:' and edges.
+      support: the manifest of what `__few__` trains on, `{dir}` filled in; '' where no task has that adapter.
+      shots: numbers of utterances that it trains on, ascending.
+      draws: how often as many are drawn.
+      few: configuration keys of that training.
+      heads: of a suite as it is run, from `shots.scored_suite`: of the tasks that are held out in it the task of the
+        suite, the shots and the draw.
     """
 
     name: str
     normalizer: str
     tasks: tuple[SuiteTask, ...]
     lost: tuple[SuiteTask, ...] = ()
+    metric: str = "wer"
+    block: str = "speaker"
+    slices: tuple[str, ...] = ()
+    support: str = ""
+    shots: tuple[int, ...] = ()
+    draws: int = 0
+    few: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    heads: Mapping[str, tuple[str, int, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def utterances(self) -> tuple[Utterance, ...]:
@@ -107,16 +152,18 @@ def load_suite(suite: str, *, data_dir: str, report: DataReport) -> Suite:
 
 def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: DataReport) -> Suite:
     """As `load_suite`, from the config that a suite file returns (keys: see the top of this module)."""
-    _check_config(config)
+    settings = _checked_settings(config)
     manifests: dict[str, list[Utterance | Refused]] = {}
     tasks: list[SuiteTask] = []
     for row in config.tasks:
         _check_row(row, config.name)
+        metric = row[4] if len(row) > 4 else settings["metric"]
         path = _manifest_path(row[1], data_dir, config.name)
         if path not in manifests:
             utterances, refused = read_manifest(path, report=report)
             manifests[path] = [*utterances, *refused]
-        tasks += _row_tasks((row[0], path, *row[2:]), manifests[path], suite=config.name, report=report)
+        found = _row_tasks((row[0], path, row[2], row[3]), manifests[path], suite=config.name, report=report)
+        tasks += [dataclasses.replace(task, metric=metric) for task in found]
     _check_task_names([task.name for task in tasks], config.name)
     lost = tuple(task for task in tasks if not task.utterances)
     if len(lost) == len(tasks):
@@ -125,32 +172,130 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
             f"suite {config.name!r}, task {lost[0].name!r}: none of its {lost[0].size} utterances is usable, such as "
             f"{row.key} ({row.why}), nor is one of any other task; mend the manifest {lost[0].manifest}"
         )
-    return Suite(config.name, config.normalizer, tuple(task for task in tasks if task.utterances), lost)
+    return Suite(
+        config.name,
+        _versioned(config.normalizer, config.name),
+        tuple(task for task in tasks if task.utterances),
+        lost,
+        **settings,
+        **_few_settings(config, data_dir),
+    )
 
 
-def _check_config(config: ml_collections.ConfigDict) -> None:
+def suite_digest(suite: Suite) -> str:
+    """A hash of what a suite asks for: normalizer, what decides, what is resampled and sliced, and its tasks.
+
+    It is the same wherever the manifests lie; `data_digest` has what they hold.
+    """
+    tasks = [(task.name, task.tag, task.tag_value, task.adapter_task, task.metric) for task in suite.tasks]
+    asked = (suite.name, suite.normalizer, suite.metric, suite.block, suite.slices, suite.shots, suite.draws)
+    return _digest([asked, tasks])
+
+
+def data_digest(suite: Suite) -> str:
+    """A hash of the utterances of a suite, as the manifests have them: keys, texts, durations, tags; not of audio."""
+    return _digest(
+        [
+            [task.name, [(row.key, row.text, row.duration, row.tags) for row in task.utterances]]
+            for task in sorted(suite.tasks, key=lambda task: task.name)
+        ]
+    )
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _few_settings(config: ml_collections.ConfigDict, data_dir: str) -> dict[str, Any]:
+    """The settings of the adapter task `__few__`, checked; {} where no row has it."""
+    wanted = any(row[3] == FEW_TASK for row in config.tasks)
+    given = [key for key in (*_FEW_KEYS, _TRAINING) if key in config]
+    if not wanted:
+        if given:
+            raise UserError(f"suite {config.name!r}: {given[0]} needs a row with the adapter task {FEW_TASK!r}")
+        return {}
+    for key in _FEW_KEYS:
+        if key not in config:
+            raise UserError(f"suite {config.name!r}: the adapter task {FEW_TASK!r} needs the key {key!r}")
+    support, shots, draws = (config[key] for key in _FEW_KEYS)
+    if not isinstance(support, str) or not support:
+        raise UserError(f"suite {config.name!r}: support = {support!r}; allowed: the path of a manifest")
+    numbers = isinstance(shots, tuple | list) and all(type(k) is int and k >= 0 for k in shots)
+    if not numbers or not shots or any(low >= high for low, high in itertools.pairwise(shots)):
+        raise UserError(f"suite {config.name!r}: shots = {shots!r}; allowed: ascending integers from 0, at least one")
+    if type(draws) is not int or draws < 1:
+        raise UserError(f"suite {config.name!r}: draws = {draws!r}; allowed: an integer of at least 1")
+    few = {**config}.get(_TRAINING, ())
+    pairs = isinstance(few, tuple | list) and all(isinstance(row, tuple | list) and len(row) == 2 for row in few)
+    if not pairs or not all(isinstance(key, str) for key, _ in few):
+        raise UserError(f"suite {config.name!r}: few = {few!r}; allowed: a tuple of pairs (configuration key, value)")
+    path = _manifest_path(support, data_dir, config.name)
+    return {"support": path, "shots": tuple(shots), "draws": draws, "few": dict(few)}
+
+
+def _checked_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The keys that a suite may leave out; all keys are checked."""
     for key in config:
-        if key not in _KEYS:
-            raise UserError(f"a suite has no key {key!r}; allowed: {', '.join(_KEYS)}")
+        if key not in (known := (*_KEYS, *_DEFAULTS, *_FEW_KEYS, _TRAINING)):
+            raise UserError(f"a suite has no key {key!r}; allowed: {', '.join(known)}")
     for key in _KEYS:
         if key not in config:
             raise UserError(f"a suite needs the key {key!r}; this one has: {', '.join(config) or 'none'}")
     if not isinstance(config.name, str) or not re.fullmatch(r"[\w-]+", config.name):
         raise UserError(f"the name of a suite is {config.name!r}; allowed: letters, digits, '_' and '-'")
-    if config.normalizer not in NORMALIZERS:
-        raise UserError(
-            f"suite {config.name!r}: normalizer {config.normalizer!r} is unknown; allowed: {', '.join(NORMALIZERS)}"
-        )
+    _versioned(config.normalizer, config.name)
     if not isinstance(config.tasks, tuple | list) or not config.tasks:
         raise UserError(f"suite {config.name!r}: tasks must be a tuple of rows; got {config.tasks!r}")
+    settings = _DEFAULTS | {key: config[key] for key in config if key in _DEFAULTS}
+    metric, block, slices = (settings[key] for key in _DEFAULTS)
+    _check_metric(metric, config.name)
+    if not isinstance(block, str) or not block:
+        raise UserError(f"suite {config.name!r}: block must be the name of a tag, such as 'speaker'; got {block!r}")
+    if not isinstance(slices, tuple | list) or not all(isinstance(item, str) and item for item in slices):
+        raise UserError(f"suite {config.name!r}: slices must be a tuple of tags or '{SECONDS}:2,5'; got {slices!r}")
+    for item in slices:
+        duration_edges(item, suite=config.name)
+    return settings | {"slices": tuple(slices)}
+
+
+def _versioned(normalizer: object, suite: str) -> str:
+    try:
+        return versioned(str(normalizer))
+    except UserError as error:
+        raise UserError(f"suite {suite!r}: {error}") from error
+
+
+def _check_metric(metric: object, suite: str) -> None:
+    if metric not in METRICS:
+        raise UserError(f"suite {suite!r}: metric {metric!r} is unknown; allowed: {', '.join(METRICS)}")
+
+
+def duration_edges(item: str, *, suite: str) -> tuple[float, ...]:
+    """The edges of a slice by duration, 'seconds:2,5,10', ascending; () for a slice by a tag.
+
+    Raises:
+      UserError: edges that are not ascending numbers above 0.
+    """
+    kind, colon, text = item.partition(":")
+    if kind != SECONDS or not colon:
+        return ()
+    try:
+        edges = [float(edge) for edge in text.split(",")]
+    except ValueError:
+        edges = []
+    if not edges or edges != sorted(set(edges)) or not 0 < edges[0] <= edges[-1] < math.inf:
+        raise UserError(f"suite {suite!r}: slice {item!r}; allowed are ascending seconds above 0: '{SECONDS}:2,5,10'")
+    return tuple(edges)
 
 
 def _check_row(row: object, suite: str) -> None:
-    if not isinstance(row, tuple | list) or len(row) != 4 or not all(isinstance(item, str) for item in row):
+    if not isinstance(row, tuple | list) or len(row) not in (4, 5) or not all(isinstance(item, str) for item in row):
         raise UserError(
             f"suite {suite!r}: a row of tasks is (task, manifest, tag filter, adapter task), four strings; got {row!r}"
         )
-    name, _, tag_filter, adapter_task = row
+    name, _, tag_filter, adapter_task, *metric = row
+    for one in metric:
+        _check_metric(one, suite)
     tag, equals, value = tag_filter.partition("=")
     if tag_filter and not (tag and equals and value):
         raise UserError(f"suite {suite!r}: tag filter {tag_filter!r} must be '', 'tag=value' or 'tag={WILDCARD}'")

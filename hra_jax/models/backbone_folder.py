@@ -4,6 +4,7 @@
                         of every tensor, where it came from
     model.safetensors   weights by dotted name, in the storage dtype; per-layer tensors stacked on a leading axis.
                         Large ones lie in several files beside model.safetensors.index.json
+    task_records.safetensors  hashes of what it was trained on, see adapters/task_records.py; absent where none are held
 
 Weights are read and written in pieces: a process holds its part of them, and while it writes, a layer of a tensor.
 
@@ -20,8 +21,9 @@ import hashlib
 import json
 import math
 import os
+import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -30,19 +32,22 @@ import numpy as np
 from etils import epath
 
 from hra_jax import __version__
+from hra_jax.adapters import task_records
 from hra_jax.adapters.base import unbound
 from hra_jax.errors import DamagedError, UserError, one_line
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.dtypes import STORAGE_DTYPES, all_finite
-from hra_jax.models.encoder_config import EncoderConfig
+from hra_jax.models.encoder_config import MOST_TRAINED_SECONDS, EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
+from hra_jax.storage import folders
 from hra_jax.storage.files import is_remote, remove_file, remove_leftovers, replaced_name, write_file
 from hra_jax.storage.json_files import Kind, check_fields, check_shown, json_text, read_object
 from hra_jax.storage.safetensors_reader import TensorFiles
 from hra_jax.storage.safetensors_writer import SHARD_BYTES, TensorWriter, is_written
 from hra_jax.storage.trees import flatten, unflatten
 
+_Result = TypeVar("_Result")
 FORMAT = 1
 # The fields of backbone.json by format version, and what a folder that lacks one of them means: values of the stored
 # format, which never change. Those of 'features' and 'encoder' stand in `models.stored_settings`.
@@ -54,10 +59,12 @@ _FIELDS: dict[int, dict[str, Kind]] = {
         "storage_dtype": str,
         "source_sha256": dict,
         "stored_sha256": dict,
+        "sha256": dict,
         "info": dict,
     }
 }
-_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0"}}  # the release that did not write its version
+# The release that did not write its version, and a folder without records.
+_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "sha256": {}}}
 BUILTIN = "builtin:"
 SETTINGS = "backbone.json"
 _VERIFIED_BYTES = 2**26  # that are read at a time
@@ -72,6 +79,7 @@ class BackboneFiles:
     Attributes:
       tensors: the weights by dotted name; `load_params` reads them onto a mesh.
       hashes: SHA-256 of each weight as it was stored, where those that `reading` gives are compared with it.
+      records: what is held of its training data.
     """
 
     folder: epath.Path
@@ -82,6 +90,18 @@ class BackboneFiles:
     info: dict  # 'name', 'source', 'license' and what else its maker recorded
     tensors: TensorFiles
     hashes: dict[str, str] | None = None
+    records: task_records.Records = dataclasses.field(default_factory=dict)
+
+    @property
+    def trained_seconds(self) -> float:
+        """Seconds of the longest utterances that it was trained on here, its last length bucket; 0: not known."""
+        bucket = self.info
+        for key in ("source", "config", "batch", "buckets", -1):
+            try:
+                bucket = bucket[key]
+            except (KeyError, IndexError, TypeError):
+                return 0.0
+        return float(bucket) if isinstance(bucket, int | float) and 0 < bucket <= MOST_TRAINED_SECONDS else 0.0
 
     @property
     def abstract(self) -> dict:
@@ -94,38 +114,48 @@ class BackboneFiles:
         with self.reading() as read:
             return self._tree(read)
 
-    def read(self, name: str, index: Any = ()) -> np.ndarray:
-        """A weight, or a part of it as `TensorFiles.read_slice` takes it, in the storage dtype.
+    def read(
+        self, name: str, index: Any = (), *, told: Callable[[memoryview], object] = lambda piece: None
+    ) -> np.ndarray:
+        """A weight, or a part of it, in the storage dtype; `index` and `told` are those of `TensorFiles.read_slice`.
 
         Raises:
           UserError: a file that has changed or cannot be read, or weights that are not finite.
         """
-        found = self.tensors.read_slice(name, index)
+        found = self.tensors.read_slice(name, index, told=told)
         if not all_finite(found):
             raise UserError(f"{self.tensors.path(name)}: {name!r} holds NaN or infinity; allowed: finite weights")
         return found
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Callable[..., np.ndarray]]:
-        """Gives a `read` that has the hashes of whole weights computed beside further reading; errors as `read`.
+        """Gives a `read` that has whole weights hashed by other threads while it reads them; errors as `read`.
 
         Raises:
-          DamagedError: at the end of the block, where a weight is not what was stored.
+          DamagedError: here or at the end of the block, where a weight is not what was stored.
         """
         if self.hashes is None:
             yield self.read
             return
         hashes, waiting = self.hashes, collections.deque[concurrent.futures.Future]()
 
-        def check(name: str, found: np.ndarray) -> None:
-            _check_hash(self.tensors, name, hashlib.sha256(_bytes(found)).hexdigest(), hashes)
+        def check(name: str, pieces: queue.SimpleQueue[memoryview | None]) -> None:
+            digest = hashlib.sha256()
+            for piece in iter(pieces.get, None):
+                digest.update(piece)
+            _check_hash(self.tensors, name, digest.hexdigest(), hashes)
 
         def read(name: str, index: Any = ()) -> np.ndarray:
-            found = self.read(name, index)
-            if found.shape == self.tensors.shape(name):
-                waiting.append(pool.submit(check, name, found))
-                if len(waiting) > _HASHED_AT_ONCE:  # what waits is in memory
-                    waiting.popleft().result()
+            if index != ():
+                return self.read(name, index)
+            pieces: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+            waiting.append(pool.submit(check, name, pieces))
+            try:
+                found = self.read(name, told=pieces.put)
+            finally:
+                pieces.put(None)
+            if len(waiting) > _HASHED_AT_ONCE:  # what waits is in memory
+                waiting.popleft().result()
             return found
 
         with concurrent.futures.ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
@@ -157,6 +187,7 @@ def resolve(location: epath.PathLike) -> epath.Path:
             raise UserError(f"backbone = {location!r}: the built-in ones are {', '.join(names) or 'none'}")
         return folder
     folder = epath.Path(location)
+    folders.put_back(folder)
     if not (folder / SETTINGS).exists():
         raise UserError(f"backbone = {location!r}: must be {BUILTIN}NAME or a folder that holds {SETTINGS}")
     return folder
@@ -193,13 +224,22 @@ def _fingerprint(hashes: dict, features: FeatureConfig, encoder: EncoderConfig, 
 
 
 def save(
-    folder, params: dict, *, features, encoder, vocabulary: dict, dtype: str, info: dict, max_bytes: int = SHARD_BYTES
+    folder,
+    params: dict,
+    *,
+    features,
+    encoder,
+    vocabulary: dict,
+    dtype: str,
+    info: dict,
+    max_bytes: int = SHARD_BYTES,
+    records: task_records.Records | None = None,
 ) -> str:
     """Writes a backbone folder from arrays, one after the other.
 
     Args:
       params: nested dict of float arrays.
-      folder, features, encoder, vocabulary, dtype, info, max_bytes: as for `write`.
+      folder, features, encoder, vocabulary, dtype, info, max_bytes, records: as for `write`.
 
     Returns:
       The fingerprint.
@@ -221,6 +261,7 @@ def save(
         dtype=dtype,
         info=info,
         max_bytes=max_bytes,
+        records=records,
     )
 
 
@@ -234,6 +275,7 @@ def write(
     dtype: str,
     info: dict,
     max_bytes: int = SHARD_BYTES,
+    records: task_records.Records | None = None,
 ) -> str:
     """Writes a backbone folder from weights that come one after the other; a folder that is there is replaced.
 
@@ -247,6 +289,7 @@ def write(
       dtype: storage dtype, 'bfloat16' or 'float32'.
       info: 'name', 'source', 'license', and anything else worth keeping (plain JSON values).
       max_bytes: of the weights in one file; a weight that is larger has a file of its own.
+      records: what is held of its training data, see `adapters.task_records`.
 
     Returns:
       The fingerprint.
@@ -280,13 +323,17 @@ def write(
             "stored_sha256": stored,
             "info": info,
         }
+        content = task_records.to_bytes(records or {})
+        if content is not None:
+            settings["sha256"] = {task_records.RECORDS_FILE: hashlib.sha256(content).hexdigest()}
         settings["settings_sha256"] = settings_sha256(settings)
         text = json_text(settings)
         # A folder that has settings is complete: the old ones go before the weights change, the new ones come last.
         remove_file(folder / SETTINGS)
         writer.finish()
+        task_records.put(folder, content)
         write_file(folder / SETTINGS, text)
-        remove_leftovers(folder, (SETTINGS,))
+        remove_leftovers(folder, (SETTINGS, task_records.RECORDS_FILE))
     return fingerprint
 
 
@@ -298,7 +345,7 @@ def is_unfinished(folder: epath.PathLike) -> bool:
 
 def is_own_file(name: str) -> bool:
     """Whether `write` takes care of a file of the folder, by its name: it writes or removes it."""
-    return is_written(name) or (replaced_name(name) or name) == SETTINGS
+    return is_written(name) or (replaced_name(name) or name) in (SETTINGS, task_records.RECORDS_FILE)
 
 
 def add_info(folder: epath.PathLike, info: Mapping[str, Any]) -> None:
@@ -448,6 +495,9 @@ def _check_hash(tensors: TensorFiles, name: str, found: str, hashes: dict) -> No
 def load(location: epath.PathLike, *, verify: bool | None = None) -> BackboneFiles:
     """Reads the settings of a backbone folder and the headers of its weights; the weights are read when they are used.
 
+    A folder that is replaced meanwhile is read again. One that is replaced later gives an error where `hashes` are
+    compared; `read_whole` reads the weights with it.
+
     Args:
       location: a folder, or `builtin:NAME`.
       verify: whether the weights are compared with the hashes that the folder records: True, now; None, as they are
@@ -456,7 +506,16 @@ def load(location: epath.PathLike, *, verify: bool | None = None) -> BackboneFil
     Raises:
       UserError: nothing there, or the folder contradicts itself; the line names the file and the value.
     """
-    folder = resolve(location)
+    return read_whole(location, lambda: _load_once(resolve(location), verify=verify))
+
+
+def read_whole(location: epath.PathLike, read: Callable[[], _Result]) -> _Result:
+    """`folders.read_whole` for a backbone folder, or for `builtin:NAME`, which nobody replaces."""
+    builtin = os.fspath(location).startswith(BUILTIN)
+    return read() if builtin else folders.read_whole(location, SETTINGS, read)
+
+
+def _load_once(folder: epath.Path, *, verify: bool | None) -> BackboneFiles:
     settings = _read_settings(folder)
     features, encoder = _geometry(folder, settings)
     tensors = TensorFiles(folder)
@@ -479,6 +538,7 @@ def load(location: epath.PathLike, *, verify: bool | None = None) -> BackboneFil
         info=settings["info"],
         tensors=tensors,
         hashes=settings["stored_sha256"] if beside else None,
+        records=task_records.read(folder, settings["sha256"]),
     )
 
 

@@ -69,7 +69,11 @@ def greedy_decode(log_probs: ArrayLike, lengths: ArrayLike, blank_id: ArrayLike)
     decoded = []
     blanks = np.broadcast_to(blank_id, len(paths))
     for path, length, blank in zip(paths, np.asarray(lengths), blanks, strict=True):
-        path = path[:length]
-        starts = np.concatenate([[True], path[1:] != path[:-1]])[: path.size]
-        decoded.append([int(label) for label in path[starts] if label != blank])
+        decoded.append(labels_of_path(path[:length], int(blank)))
     return decoded
+
+
+def labels_of_path(path: np.ndarray, blank_id: int) -> list[int]:
+    """The labels that a path says, int `[T]`: repeats merged, blanks dropped."""
+    starts = np.concatenate([[True], path[1:] != path[:-1]])[: path.size]
+    return [int(label) for label in path[starts] if label != blank_id]

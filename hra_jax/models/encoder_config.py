@@ -13,6 +13,7 @@ from hra_jax.models.setting_checks import at_least, one_of, within
 
 BATCH_NORM_EPS = 1e-5  # in all published encoders, whatever the epsilon of their LayerNorms
 POSITIONS = ("none", "xl", "shaw", "rope_in", "rope_qk")
+MOST_TRAINED_SECONDS = 3600  # no encoder is trained on utterances that are longer
 CONTEXTS = ("full", "window", "chunk")
 CONV_PADDINGS = ("same", "causal")
 CONV_NORMS = ("layer", "batch", "none")

@@ -10,14 +10,15 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from hra_jax.adapters import adapter_folder, methods
+from hra_jax.adapters import adapter_folder, initial, methods, task_records
+from hra_jax.adapters.adapter_folder import ExportedAdapter
 from hra_jax.config.files import config_to_json
-from hra_jax.config.settings import check_settings, one_of, setting
+from hra_jax.config.settings import boolean, check_settings, one_of, setting
 from hra_jax.console import tell
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.dtypes import STORAGE_DTYPES
-from hra_jax.run import own_exports, processes, workdirs
+from hra_jax.run import own_exports, workdirs
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.place import Run
 from hra_jax.run.scoring import accounting
@@ -25,7 +26,7 @@ from hra_jax.storage import folders
 from hra_jax.storage.files import check_no_link
 from hra_jax.storage.trees import flatten
 from hra_jax.tasks.names import check_name
-from hra_jax.training import sharding
+from hra_jax.training import agreement, sharding
 
 BEST_PER_TASK = "best_per_task"  # the row of each task as it was when that task was at its best
 STEPS = ("last", "best", BEST_PER_TASK)
@@ -43,6 +44,12 @@ class ExportSettings:
     )
     dtype: str = setting(
         "float32", one_of(lambda: STORAGE_DTYPES), "of an exported backbone (methods full and pretrain)"
+    )
+    hashes: bool = setting(
+        True,
+        boolean(),
+        "whether exports hold 64 bits of a hash of every utterance that was trained on, by which evaluation refuses a "
+        "suite that has it; whoever has a recording can then tell that it was used",
     )
 
     def __post_init__(self) -> None:
@@ -87,7 +94,7 @@ def export(
             else f"{folder} is not what this run exported there: it was changed since, and is left as it is; to export "
             f"step {step}, move it away and give the same command again"
         )
-    processes.barrier("exported")
+    agreement.barrier("exported")
 
 
 def add_results(run: Run, results: dict[str, Any], *, task_steps: Mapping[str, int]) -> None:
@@ -96,7 +103,7 @@ def add_results(run: Run, results: dict[str, Any], *, task_steps: Mapping[str, i
         _export_adapter(run, task_steps=task_steps, results=results)
     elif jax.process_index() == 0:
         backbone_folder.add_info(_folder(run), {"wer": {results["suite"]: results["wer"]}})
-    processes.barrier("results exported")
+    agreement.barrier("results exported")
 
 
 def _check_names(tasks: Sequence[str], workdir: epath.Path) -> None:
@@ -146,10 +153,49 @@ def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[st
             vocabulary=vocabulary.to_json(),
             accounting=accounting(run),
             results=results,
+            records=_records(run, shared=bool(jax.tree.leaves(shared)) and not run.state.fixed),
+            trained_seconds=run.layout.table.usual_seconds,
             durable=False,  # whoever replaces the folder puts it on the disk
         )
 
     return own_exports.replace_adapter(run.workdir, write, tasks=run.layout.tasks)
+
+
+def _records(run: Run, *, shared: bool) -> task_records.Records:
+    """What is held for each task: what the adapter that the run started from held, and what the run has seen of it.
+
+    Args:
+      run: the run.
+      shared: whether it trained what all tasks share.
+    """
+    start, tasks = run.material.start, run.layout.tasks
+    if run.hashes is None:
+        return {} if start is None else task_records.without_hashes(start.records)
+    return started_from(start, tasks, run.material.new_task, trained=_trained(run, tasks, shared=shared))
+
+
+def _trained(run: Run, tasks: Sequence[str], *, shared: bool) -> task_records.Records:
+    """The hashes of what the run was given up to its step; `saving.gather_hashes` has brought them here."""
+    assert run.hashes is not None, "the caller has looked"
+    known = np.flatnonzero(run.hashes.values)
+    return task_records.hashes_by_task(run.hashes.values[known], run.layout.table.task[known], tasks, shared=shared)
+
+
+def started_from(
+    start: ExportedAdapter | None, tasks: Sequence[str], new_task: str, *, trained: task_records.Records
+) -> task_records.Records:
+    """What is held for tasks that were trained, beside what the adapter that they started from held for them.
+
+    Args:
+      start: that adapter; None for none.
+      tasks: their names.
+      new_task: what those started as that it lacks.
+      trained: what is held of the training.
+    """
+    if start is None:
+        return trained
+    new = [initial.started_records(start, name, new_task) for name in tasks if name not in start.tasks]
+    return task_records.joined(start.records, *new, trained)
 
 
 def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int) -> None:
@@ -166,7 +212,8 @@ def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int) -> 
             read(name)
         return
     check_no_link(_folder(run))
-    write_backbone(_folder(run), read, base=run.material.base, config=config, dtype=dtype, step=step)
+    trained = {} if run.hashes is None else _trained(run, (), shared=True)
+    write_backbone(_folder(run), read, base=run.material.base, config=config, dtype=dtype, step=step, trained=trained)
 
 
 def write_backbone(
@@ -177,6 +224,7 @@ def write_backbone(
     config: ConfigDict,
     dtype: str,
     step: int,
+    trained: task_records.Records,
 ) -> None:
     """Writes the backbone folder of a run of method 'full' or 'pretrain', or replaces it.
 
@@ -187,7 +235,9 @@ def write_backbone(
       config: its configuration.
       dtype: to store the weights with.
       step: of the weights.
+      trained: what is held of the training; what the backbone held that it started from comes to it.
     """
+    earlier = {} if base.files is None else base.files.records
     source_license = "" if base.files is None else base.files.info.get("license", "")
     made_by = {"method": config.method, "config": json.loads(config_to_json(config)), "step": step}
     folders.replace_folder(
@@ -200,6 +250,7 @@ def write_backbone(
             vocabulary=base.vocabulary.to_json(),
             dtype=dtype,
             info={"name": base.name, "source": made_by, "license": source_license, "wer": None},
+            records=task_records.joined(earlier, trained),
         ),
         rewritten=backbone_folder.is_own_file,
     )

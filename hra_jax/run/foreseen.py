@@ -18,10 +18,10 @@ from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.runner import SuiteRunner
-from hra_jax.run import processes
 from hra_jax.run.layout import Layout
 from hra_jax.storage.remote import is_remote, local_path
 from hra_jax.tasks.names import check_name
+from hra_jax.training import agreement
 
 _THREADS = 16  # storage answers many questions at a time
 _REMOTE_SECONDS = 20.0  # after which remote files are no longer asked for
@@ -108,7 +108,7 @@ def _gone(utterances: Sequence[Utterance]) -> Iterable[tuple[int, Utterance]]:
     """The utterances whose audio file is not there, with their numbers; a collective, in which each asks for a part."""
     paths = sorted({row.audio_filepath for row in utterances})
     mine = paths[jax.process_index() :: jax.process_count()]
-    missing = {path for part in processes.gather(missing_files(mine)) for path in part}
+    missing = {path for part in agreement.gather(missing_files(mine)) for path in part}
     return [(number, row) for number, row in enumerate(utterances) if row.audio_filepath in missing]
 
 

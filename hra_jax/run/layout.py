@@ -20,13 +20,14 @@ from hra_jax.evaluation import suites
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner, share_shapes
 from hra_jax.models import augmentation
 from hra_jax.models.augmentation import AugmentConfig
-from hra_jax.run import processes, programs
+from hra_jax.run import programs
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.read import Material
 from hra_jax.run.settings import RunSettings
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
+from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import BlankVocabulary
-from hra_jax.training import sharding, train_state
+from hra_jax.training import agreement, sharding, train_state
 from hra_jax.training.optimizer import OptimizerConfig
 from hra_jax.training.sharding import MeshSettings
 
@@ -152,7 +153,7 @@ def lay_out(
     table = _table(material, adapted=settings.method == "adapter", data=data, batch=batch, report=report)
     test, select = _runners(material, table, mesh=mesh, data=data, batch=batch, evaluation=evaluation, report=report)
     scored = {f"suite {runner.suite.name!r}": runner.digest for runner in (test, select) if runner}
-    processes.check_agreement({"backbone": base.fingerprint, "training data": table.digest()} | scored)
+    agreement.check_agreement({"backbone": base.fingerprint, "training data": table.digest()} | scored)
     laid_out = programs.lay_out_programs(
         base,
         method,
@@ -248,6 +249,30 @@ def _runner(
             if task.adapter_task in table.lost and task.adapter_task not in tasks:
                 told = lost_line(task.adapter_task, table.lost[task.adapter_task])
                 raise UserError(f"{told}; mend the manifest: suite {suite.name!r} needs the adapter")
+    check_fits(suite, base, tasks or None, own)
+    suites.check_disjoint(suite.utterances, table.utterances, suite=suite.name)
+    settings: dict[str, Any] = {"mesh": mesh, "data": data, "batch": batch, "evaluation": evaluation, "own": own}
+    try:
+        return SuiteRunner(suite, base=base, tasks=tasks, report=report, **settings)
+    except NothingUsable as error:
+        raise UserError(
+            f"suite {suite.name!r}: {error}; mend the manifest, or train without the suite: --config.{key}="
+        ) from error
+
+
+def check_fits(suite: suites.Suite, base: Foundation, tasks: Sequence[str] | None, own: OwnVocabularies | None) -> None:
+    """Checks that a suite can be recognised.
+
+    Args:
+      suite: what is to be scored.
+      base: what the encoder is built on.
+      tasks: of the adapter; None where there is no adapter, and every task of the suite is one of the backbone.
+      own: the vocabularies of tasks that have their own, or None.
+
+    Raises:
+      UserError: an adapter task that does not exist, or one that has no outputs.
+    """
+    if tasks is not None:
         suites.check_adapter_tasks(suite, tasks)
     if own and own.shared is None and any(task.adapter_task == MEAN_TASK for task in suite.tasks):
         raise UserError(
@@ -258,11 +283,3 @@ def _runner(
             f"suite {suite.name!r} has a task {BASE_TASK!r}, but the backbone {base.name!r} has no output layer of its "
             "own; allowed: tasks of the adapter"
         )
-    suites.check_disjoint(suite.utterances, table.utterances, suite=suite.name)
-    settings: dict[str, Any] = {"mesh": mesh, "data": data, "batch": batch, "evaluation": evaluation, "own": own}
-    try:
-        return SuiteRunner(suite, base=base, tasks=tasks, report=report, **settings)
-    except NothingUsable as error:
-        raise UserError(
-            f"suite {suite.name!r}: {error}; mend the manifest, or train without the suite: --config.{key}="
-        ) from error

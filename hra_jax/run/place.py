@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from hra_jax.adapters import initial
 from hra_jax.adapters.base import no_parameters
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data.report import DataReport
+from hra_jax.data.sample_hashes import UtteranceHashes
 from hra_jax.models import backbone_folder
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import foundation, programs
@@ -36,6 +38,7 @@ class Run:
       frozen: the backbone's weights on the devices; None where the backbone itself is trained.
       best: best so far on the selection suite, JSON: macro, by task, by row.
       best_rows: the rows of those steps, where each task is exported at its own best.
+      hashes: of the utterances that were trained on; None where nobody is to know them.
       failures: validations and reports that failed; the run goes on without them.
     """
 
@@ -49,6 +52,7 @@ class Run:
     frozen: dict[str, Any] | None
     best: dict[str, Any] = dataclasses.field(default_factory=dict)
     best_rows: BestRows = dataclasses.field(default_factory=BestRows)
+    hashes: UtteranceHashes | None = None
     failures: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -60,6 +64,7 @@ def place(
     adapter: AdapterSettings,
     workdir: epath.Path,
     report: DataReport,
+    hashes: bool = False,
 ) -> Run:
     """Makes or reads the weights, and puts them on the mesh with what training keeps beside them.
 
@@ -68,9 +73,34 @@ def place(
       layout: from `layout.lay_out`.
       settings, adapter: top-level keys and group `adapter` of a validated configuration.
       workdir, report: of the run.
+      hashes: whether the samples that it trains on are to be hashed.
 
     Raises:
       UserError: `adapter.new_task` is no task of the adapter to start from, or a weight cannot be read.
+    """
+    state, bank = start_weights(material, layout, settings=settings, adapter=adapter)
+    frozen = None
+    if settings.method == "adapter":
+        frozen = backbone_weights(material.base, layout.mesh, dtype=compute_dtype(settings.backbone_dtype))
+    return Run(
+        settings=settings,
+        workdir=workdir,
+        report=report,
+        material=material,
+        layout=layout,
+        state=state,
+        bank=bank,
+        frozen=frozen,
+        hashes=UtteranceHashes(len(layout.table)) if hashes else None,
+    )
+
+
+def start_weights(
+    material: Material, layout: Layout, *, settings: RunSettings, adapter: AdapterSettings
+) -> tuple[train_state.TrainState, task_bank.TaskBank]:
+    """Makes or reads the weights that are trained, and puts them on the mesh: state and bank before the first step.
+
+    Arguments and errors are those of `place`.
     """
     laid_out, base = layout.programs, material.base
     weights, started = _initial_weights(material, layout, settings=settings, adapter=adapter)
@@ -94,27 +124,13 @@ def place(
         )
     )
     bank.touch(started)
-    return Run(
-        settings=settings,
-        workdir=workdir,
-        report=report,
-        material=material,
-        layout=layout,
-        state=sharding.place(state, laid_out.shardings),
-        bank=bank,
-        frozen=frozen_weights(base, layout, settings.backbone_dtype) if settings.method == "adapter" else None,
-    )
+    return sharding.place(state, laid_out.shardings), bank
 
 
-def frozen_weights(base: foundation.Foundation, layout: Layout, dtype: str) -> dict[str, Any]:
-    """The backbone's weights on the mesh, read from its folder; `dtype` is `backbone_dtype`."""
-    return _read(base, layout, compute_dtype(dtype))
-
-
-def _read(base: foundation.Foundation, layout: Layout, dtype: Any) -> dict[str, Any]:
-    """The backbone's weights on the mesh, of which every process reads its part."""
+def backbone_weights(base: foundation.Foundation, mesh: Mesh, *, dtype: Any) -> dict[str, Any]:
+    """The weights of a backbone on the mesh, read from its folder, of which every process reads its part."""
     assert base.files is not None, "only pre-training has no files, and reads none"
-    shardings = placement.backbone_shardings(layout.mesh, base.features, base.encoder)
+    shardings = placement.backbone_shardings(mesh, base.features, base.encoder)
     weights: dict[str, Any] = backbone_folder.load_params(base.files, shardings, dtype=dtype)
     return weights
 
@@ -128,7 +144,7 @@ def _initial_weights(
     """
     base, start = material.base, material.start
     if settings.method == "full":
-        return {"backbone": _read(base, layout, np.float32)}, []
+        return {"backbone": backbone_weights(base, layout.mesh, dtype=np.float32)}, []
     if settings.method == "pretrain":
         return {"backbone": jax.tree.map(np.asarray, foundation.random_weights(base, settings.seed))}, []
     weights, started = _new_adapter(layout, base, seed=settings.seed), []

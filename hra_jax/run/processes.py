@@ -1,4 +1,4 @@
-"""Several processes, one run: how they find each other, agree, and end.
+"""Several processes, one run: how they find each other, and end.
 
 On TPU pods, on GKE and with several slices jax finds the processes by itself. Elsewhere three flags say who is there;
 the environment variables are their defaults:
@@ -17,30 +17,24 @@ not tell, as after kill -9, the heartbeat of jax ends them.
 import atexit
 import contextlib
 import dataclasses
-import errno
 import hashlib
-import json
 import os
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, NamedTuple, NoReturn
 
 import jax
-import numpy as np
 from absl import flags
 from etils import epath
-from jax.experimental import multihost_utils
 
 from hra_jax import cli
 from hra_jax.config.settings import check_settings, integer, setting
-from hra_jax.errors import FAILURES, UserError
+from hra_jax.errors import UserError
 from hra_jax.run import signals
-from hra_jax.storage import remote
-
-Result = TypeVar("Result")
+from hra_jax.training.agreement import check_agreement
 
 _VARIABLES = {
     "coordinator_address": "HRA_COORDINATOR_ADDRESS",
@@ -52,7 +46,6 @@ _FAREWELL_SECONDS = 4.0  # that process 0 waits for the others to end
 _ENDED = "hra_jax/ended"  # the key under which a process that fails says its number and its status
 _LOOK_SECONDS = 0.2  # between two looks at it
 _LEFT = "hra_jax/left/"  # and the number of each process that has heard of it, or has failed itself
-_AGREED = "every process of the run knows of this error"  # a note of exceptions
 _OWN_WORDS_SECONDS = 0.8  # for a process to fail by itself, and say why, where another has failed already
 
 
@@ -313,97 +306,6 @@ def _then_leave(hook: Callable) -> Callable:
     return ended
 
 
-# --- Agreement --------------------------------------------------------------------------------------------------------
-
-
-def barrier(name: str) -> None:
-    """Waits until every process is here; all pass the same name."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def gather(value) -> list:
-    """What every process passes, in the order of the processes; a collective.
-
-    Args:
-      value: JSON, of any size.
-    """
-    if jax.process_count() == 1:
-        return [value]
-    content = json.dumps(value).encode()
-    lengths = multihost_utils.process_allgather(np.array([len(content)], np.int32)).reshape(-1)
-    # Few sizes, and so few compiled programs.
-    padded = np.zeros(1 << int(lengths.max() - 1).bit_length(), np.uint8)
-    padded[: len(content)] = np.frombuffer(content, np.uint8)
-    parts = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
-    return [json.loads(part[:length].tobytes()) for part, length in zip(parts, lengths, strict=True)]
-
-
-def agreed(action: Callable[[], Result]) -> Result:
-    """What an action returns that each process does by itself; where it fails in one, it fails in all. A collective.
-
-    Args:
-      action: no collective is in it. Of its exceptions those of `errors.FAILURES` are told to the others.
-
-    Raises:
-      Exception: what the action raised here; in a process where it did not, a UserError, StorageUnavailable or
-        RuntimeError with the words of the one where it did. `is_agreed` knows them.
-    """
-    if jax.process_count() == 1:
-        return action()
-    failure: Exception | None = None
-    found: Result | None = None
-    try:
-        found = action()
-    except FAILURES as error:
-        failure = error
-    told = gather(None if failure is None else [_kind_of(failure), str(failure)])
-    agreed_on = failure or next((_failure_of(number, *words) for number, words in enumerate(told) if words), None)
-    if agreed_on is None:
-        return cast("Result", found)
-    agreed_on.add_note(_AGREED)
-    raise agreed_on
-
-
-def _kind_of(error: Exception) -> str:
-    return "away" if remote.unavailable(error) else "user" if isinstance(error, UserError) else "other"
-
-
-def _failure_of(number: int, kind: str, text: str) -> Exception:
-    """The error of another process."""
-    text = f"process {number}: {text}"
-    if kind == "away":
-        return remote.StorageUnavailable(errno.EAGAIN, text)
-    return UserError(text) if kind == "user" else RuntimeError(text)
-
-
-def is_agreed(error: BaseException) -> bool:
-    """Whether every process has had this error, or its like, at the same place."""
-    return _AGREED in getattr(error, "__notes__", ())
-
-
-def first_alone(action: Callable[[], object]) -> None:
-    """Has process 0 do something for all; a collective.
-
-    Args:
-      action: what is done.
-
-    Raises:
-      UserError: in every process, where the action raises one: nobody waits for a process that was refused.
-    """
-    refusal = None
-    if jax.process_index() == 0:
-        try:
-            action()
-        except UserError as error:
-            if jax.process_count() == 1:
-                raise
-            refusal = str(error)
-    refusal = gather(refusal)[0]
-    if refusal is not None:
-        raise UserError(refusal)
-
-
 def check_same_command(workdir: epath.Path, config_json: str) -> None:
     """`check_agreement` on what a run is started with: the version of jax, the work directory, the configuration."""
     check_agreement(
@@ -413,22 +315,3 @@ def check_same_command(workdir: epath.Path, config_json: str) -> None:
             "configuration": hashlib.sha256(config_json.encode()).hexdigest(),
         }
     )
-
-
-def check_agreement(facts: dict[str, str]) -> None:
-    """Checks that all processes say the same; a collective.
-
-    Args:
-      facts: {what it is: its value or a hash of it}, the same names in every process.
-
-    Raises:
-      UserError: in every process, if they do not.
-    """
-    first, *others = gather(facts)
-    for number, other in enumerate(others, start=1):
-        for name, value in first.items():
-            if other[name] != value:
-                raise UserError(
-                    f"process {number} has another {name} than process 0 ({other[name]:.80}, not {value:.80}); all "
-                    "processes of a run need the same command, program and files"
-                )

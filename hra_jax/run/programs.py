@@ -45,6 +45,7 @@ class Programs:
         memory the step of `make_host_rows_step`; its state is donated.
       counted: the train step without rematerialisation, not jitted: the model FLOPs of a step, whatever `remat` says.
       evaluation: jitted step of `training.step.make_evaluation_step`.
+      recognition: the same without the base beside it, for utterances of which that is known.
       bank: the kind of task bank.
       weights: shapes of all weights that the run owns: {'backbone'}, or {'shared', 'tasks'} of an adapter.
       state: shapes of the state that `train` starts from, without a bank in host memory.
@@ -57,6 +58,7 @@ class Programs:
     train: Callable[..., Any]
     counted: Callable[..., Any]
     evaluation: Callable[..., Any]
+    recognition: Callable[..., Any]
     bank: type[task_bank.TaskBank]
     weights: dict[str, Any]
     state: train_state.TrainState
@@ -153,6 +155,7 @@ def lay_out_programs(
     most = min(max_tasks, rows) if has_rows else 1
     model = model_on(mesh, base, method, settings=settings, augment=augment)
     blank_id, replicated = blank_of(base, method), sharding.replicated(mesh)
+    evaluation, recognition = evaluation_steps(model, mesh, blank_id=blank_id)
     train_step, counted = (
         make_train_step(
             form,
@@ -172,7 +175,8 @@ def lay_out_programs(
     return Programs(
         train=kind.compiled(train_step, shardings, replicated),
         counted=counted,
-        evaluation=jax.jit(make_evaluation_step(model, blank_id=blank_id), out_shardings=replicated),
+        evaluation=evaluation,
+        recognition=recognition,
         bank=kind,
         weights=weights,
         state=state,
@@ -181,6 +185,16 @@ def lay_out_programs(
         max_tasks=most,
         optimizer=optimizer,
     )
+
+
+def evaluation_steps(model: AsrModel, mesh: Mesh, *, blank_id: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The evaluation steps of a model from `model_on`, jitted: with the base beside it, and without."""
+    out = sharding.replicated(mesh)
+    both, alone = (
+        jax.jit(make_evaluation_step(model, blank_id=blank_id, beside=beside), out_shardings=out)
+        for beside in (True, False)
+    )
+    return both, alone
 
 
 def on_devices(weights: dict[str, Any], kind: type[task_bank.TaskBank]) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from hra_jax.data.utterance_table import own_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import EvaluationSettings
 from hra_jax.evaluation.suites import Suite, load_suite
-from hra_jax.run import foundation, processes
+from hra_jax.run import foundation
 from hra_jax.run.settings import PretrainSettings, RunSettings
 from hra_jax.text.normalization import normalize_text
 from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.text.vocabularies import Vocabulary
+from hra_jax.training import agreement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Material:
       base: the backbone: geometry, vocabulary, and the files of its weights.
       start: the exported adapter that the run starts from, if any.
       start_folder: where that is; '' for none.
+      new_task: what a task starts as that `start` lacks.
       own: the vocabularies of tasks that do not write in the backbone's, if any.
       test, select: the suites `eval.suite` and `eval.select_suite`, with their utterances.
     """
@@ -37,6 +39,7 @@ class Material:
     base: foundation.Foundation
     start: adapter_folder.ExportedAdapter | None
     start_folder: str
+    new_task: str
     own: OwnVocabularies | None
     test: Suite | None
     select: Suite | None
@@ -87,12 +90,12 @@ def read_material(
         load_suite(name, data_dir=data.dir if suite_dir is None else suite_dir, report=report) if name else None
         for name in (evaluation.suite, evaluation.select_suite)
     )
-    return Material(sources, base, start, adapter.start if start else "", own, test, select)
+    return Material(sources, base, start, adapter.start if start else "", adapter.new_task, own, test, select)
 
 
 def _render(name: str, folder: str) -> None:
     """Renders the synthetic set, once: process 0 does, and the others wait. Where they see other disks, each does."""
-    processes.first_alone(lambda: synthesize.render(name, folder))
+    agreement.first_alone(lambda: synthesize.render(name, folder))
     synthesize.render(name, folder, progress=False)
 
 

@@ -1,21 +1,25 @@
 """Which parts of a run a checkpoint gets, and how a run takes them back; training/checkpoints.py stores them."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from hra_jax.adapters import initial
 from hra_jax.adapters.base import no_parameters
 from hra_jax.console import tell
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.run import processes
 from hra_jax.run.place import Run
 from hra_jax.run.workdirs import CHECKPOINTS
 from hra_jax.storage import locks
 from hra_jax.training import checksums, train_state
-from hra_jax.training.agreement import together
+from hra_jax.training.agreement import agreed, check_agreement, gather
 from hra_jax.training.checkpoints import Checkpoints, CheckpointSettings, Rows
+
+_T = TypeVar("_T")
+
+_MOST_TRIED = 20  # checkpoints: a run may delete them faster than they are read
 
 
 def fingerprint(run: Run) -> dict[str, Any]:
@@ -61,36 +65,69 @@ def save(
         return False
     locks.check_held(run.workdir)
     rows = {}
-    for name, ids, tree in (("bank", *run.bank.changed(run.state)), ("best", *run.best_rows.changed())):
+    gather_hashes(run)
+    new = (("bank", *run.bank.changed(run.state)), ("best", *run.best_rows.changed()), ("hashes", *_new_hashes(run)))
+    for name, ids, tree in new:
         if len(ids):
             rows[name] = (ids, tree)
     state = train_state.without_bank(run.state)
     saved = checkpoints.save(step, state, position=position, best=run.best, rows=rows, metrics=metrics, force=True)
-    run.bank.saved()
-    run.best_rows.saved()
+    _all_saved(run)
     return saved
 
 
-def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only: bool = False) -> dict[str, Any]:
-    """Puts a checkpoint into the run: `state`, `bank`, `best` and `best_rows`.
+def gather_hashes(run: Run) -> None:
+    """Brings the hashes of the utterances that any process was given to all of them; a collective."""
+    if run.hashes is not None:
+        for ids, values in gather([part.tolist() for part in run.hashes.unsaved()]):
+            run.hashes.put(np.array(ids, np.int64), np.array(values, np.uint64))
+
+
+def _new_hashes(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The hashes since the save before, as rows: with their tasks, which nobody could tell without the manifests."""
+    if run.hashes is None:
+        return np.zeros(0, np.int64), {}
+    ids, values = run.hashes.unsaved()
+    return ids, {"hash": values, "task": run.layout.table.task[ids]}
+
+
+def _restore_hashes(run: Run, checkpoints: Checkpoints, step: int) -> None:
+    if run.hashes is None:
+        return
+    run.hashes.clear()
+    for ids, rows in agreed(lambda: list(checkpoints.rows(step, "hashes"))):
+        run.hashes.grow(int(ids[-1]) + 1)  # manifests that have lost lines are evaluated all the same
+        run.hashes.put(ids, rows["hash"])
+    if step and not run.hashes.values.any():
+        _say(f"checkpoint {step} does not say what it was trained on: only what follows can be found in evaluations")
+
+
+def _all_saved(run: Run) -> None:
+    run.bank.saved()
+    run.best_rows.saved()
+    if run.hashes is not None:
+        run.hashes.saved()
+
+
+def restore(run: Run, checkpoints: Checkpoints, number: int, *, weights_only: bool = False) -> dict[str, Any]:
+    """Puts a checkpoint into the run: `state`, `bank`, `best`, `best_rows` and `hashes`.
 
     Args:
       run: the run.
       checkpoints: its checkpoints.
-      step: a number, 'last' or 'best'.
+      number: of one of them, the same in every process.
       weights_only: leaves the optimizer's moments of what tasks share, and `best`, as they are.
 
     Returns:
       The data position; {} with `weights_only`.
 
     Raises:
-      UserError: there is no such checkpoint, or it is of another run.
-      DamagedError: it is damaged, or holds what is not finite; the run must then take another one or be given up.
-        Every process raises what one of them does: they never go on from different checkpoints.
+      UserError: it is of another run.
+      DamagedError: it is damaged or gone, or holds what is not finite; the run must then take another one or be given
+        up. Every process raises what one of them does: they never go on from different checkpoints.
     """
-    number = together(lambda: checkpoints.resolve(step))
-    checksum = together(lambda: checkpoints.checksum(number))
-    processes.check_agreement({"checkpoint": str(number), "content of the checkpoint": str(checksum)})
+    checksum = agreed(lambda: checkpoints.checksum(number))
+    check_agreement({"checkpoint": str(number), "content of the checkpoint": str(checksum)})
     if checksum is None:
         _say(f"checkpoint {number} has no checksums, as it is of an earlier version: it is used as it is")
     position: dict[str, Any] = {}
@@ -101,57 +138,68 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     else:
         state, position, run.best = checkpoints.restore(number, state)
     run.state = run.bank.restart(state, run.state)
-    bank = run.layout.programs.bank_rows
-    for ids, rows in _finite_rows(checkpoints, number, "bank", below=bank):
+    bank, tasks = run.layout.programs.bank_rows, run.layout.programs.weights.get("tasks", {})
+    for ids, rows in _finite_rows(checkpoints, number, "bank", below=bank, like=train_state.bank_like(tasks)):
         whole = {name: no_parameters() | rows[name] for name in ("tasks", "mu", "nu")}
         run.state = run.bank.put(run.state, ids, whole | {"count": rows["count"]})
     run.best_rows.clear()
-    for ids, rows in _finite_rows(checkpoints, number, "best", below=bank):
+    for ids, rows in _finite_rows(checkpoints, number, "best", below=bank, like=tasks):
         run.best_rows.put(ids, no_parameters() | rows)
-    run.bank.saved()
-    run.best_rows.saved()
+    _restore_hashes(run, checkpoints, number)
+    _all_saved(run)
     return position
 
 
 def restore_step(
-    run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only: bool = False
+    run: Run, checkpoints: Checkpoints, step: int | str = "last", *, weights_only: bool = False
 ) -> tuple[int, dict[str, Any]]:
-    """`restore_newest` for the step 'last', and `restore` for all others; returns what `restore_newest` does."""
-    if step == "last":
-        return restore_newest(run, checkpoints, weights_only=weights_only)
-    number = together(lambda: checkpoints.resolve(step))
-    return number, restore(run, checkpoints, number, weights_only=weights_only)
-
-
-def restore_newest(run: Run, checkpoints: Checkpoints, *, weights_only: bool = False) -> tuple[int, dict[str, Any]]:
-    """Puts the newest checkpoint that is whole into the run; those that are damaged are told of and passed over.
-
-    Args:
-      run: the run.
-      checkpoints: its checkpoints; the next save renames those that were passed over.
-      weights_only: as for `restore`.
+    """Puts a checkpoint into the run, of the last ones the newest that is whole: `take` of `restore`.
 
     Returns:
       (its step, its data position).
+    """
+    return take(checkpoints, step, lambda number: restore(run, checkpoints, number, weights_only=weights_only))
+
+
+def take(checkpoints: Checkpoints, step: int | str, act: Callable[[int], _T]) -> tuple[int, _T]:
+    """Does something with a checkpoint; a collective.
+
+    Args:
+      checkpoints: those of the run.
+      step: a number, 'best' or 'last'. Of the last ones each that is damaged, or that a run deletes while it is read,
+        is told of and passed over, and the newest that there is then is taken; the next save renames the damaged ones.
+      act: is given the number of the checkpoint; where it raises DamagedError, it does so in every process.
+
+    Returns:
+      The number of the checkpoint, and what `act` gives.
 
     Raises:
-      UserError: there is no checkpoint, all of them are damaged, or it is of another run.
+      UserError: there is no such checkpoint, or none of the last ones could be read.
+      DamagedError: the checkpoint that `step` names is damaged.
     """
-    while True:
-        number = together(lambda: checkpoints.resolve("last"))
+    # What process 0 sees counts: another one may look when a run has saved again.
+    number = gather(agreed(lambda: checkpoints.resolve(step)))[0]
+    for left in reversed(range(_MOST_TRIED)):
         try:
-            return number, restore(run, checkpoints, number, weights_only=weights_only)
+            return number, act(number)
         except DamagedError as error:
-            older = [step for step in checkpoints.all_steps() if step < number]
-            if not older:
-                raise UserError(f"{error}; there is no other checkpoint") from error
+            if step != "last":
+                raise
             checkpoints.pass_over(number)
-            _say(f"{error}; going on from checkpoint {older[-1]}")
+            steps = gather(agreed(checkpoints.refresh))[0]
+            if not (steps and left):
+                others = f"{_MOST_TRIED} checkpoints were tried" if steps else "there is no other checkpoint"
+                raise UserError(f"{error}; {others}") from error
+            number = steps[-1]
+            _say(f"{error}; taking checkpoint {number}")
+    raise AssertionError("the last try returns or raises")
 
 
-def _finite_rows(checkpoints: Checkpoints, step: int, log: str, *, below: int | None = None) -> Iterator[Rows]:
+def _finite_rows(
+    checkpoints: Checkpoints, step: int, log: str, *, below: int, like: Mapping[str, Any]
+) -> Iterator[Rows]:
     """The rows of a log, part by part; a collective, as what is done with each part may be one."""
-    parts = together(lambda: checkpoints.rows(step, log, below=below))
+    parts = agreed(lambda: checkpoints.rows(step, log, below=below, like=like))
 
     def following() -> Rows | None:
         part = next(parts, None)
@@ -160,7 +208,7 @@ def _finite_rows(checkpoints: Checkpoints, step: int, log: str, *, below: int | 
             raise DamagedError(f"{checkpoints.directory}: checkpoint {step}: {log}/{name} holds NaN or infinite values")
         return part
 
-    while (part := together(following)) is not None:
+    while (part := agreed(following)) is not None:
         yield part
 
 

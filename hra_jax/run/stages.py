@@ -98,4 +98,5 @@ def prepare(
         adapter=group(config, "adapter"),
         workdir=epath.Path(workdir),
         report=report,
+        hashes=group(config, "export").hashes,
     )

@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 
 from hra_jax.config.files import config_from_json, config_to_json, stored_difference, validate_config
 from hra_jax.errors import UserError
-from hra_jax.run import processes
 from hra_jax.storage import checksums, locks
 from hra_jax.storage.files import check_no_link, check_no_links, is_remote, remove_file, write_file
 from hra_jax.storage.json_files import read_json, read_text
 from hra_jax.storage.remote import StorageUnavailable
+from hra_jax.training import agreement
 
 # Imported at the first use, as it draws.
 with epy.lazy_imports():
@@ -100,13 +100,13 @@ def claim(config: ConfigDict, workdir: epath.PathLike) -> Iterator[Claimed]:
                 resumed.append(_checked_resume(config, path))
                 write_file(path / CONFIG, config_to_json(config))
 
-        processes.first_alone(take)
+        agreement.first_alone(take)
         if not (path / CONFIG).exists():
             raise UserError(
                 f"workdir = {str(path)!r}: process {jax.process_index()} does not see what process 0 wrote there; "
                 f"{SHARED}"
             )
-        continued, steps = processes.gather(resumed)[0][0]
+        continued, steps = agreement.gather(resumed)[0][0]
         if continued:
             as_begun(config, path)  # in every process
         yield Claimed(path, continued, steps)

@@ -19,6 +19,7 @@ from etils import epath
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.storage.files import check_regular, write_file
 from hra_jax.storage.json_files import check_fields, read_json
+from hra_jax.storage.remote import StorageUnavailable
 
 LISTING = "files.json"
 _PIECE = 1 << 20  # bytes that are read at a time
@@ -113,7 +114,7 @@ def check_listing(
     """Compares a folder with its `files.json`; files that were added later are no fault.
 
     Args:
-      folder: a local folder.
+      folder: a folder, local or in a bucket.
       told: called with the bytes of each piece that has been read.
 
     Returns:
@@ -137,6 +138,8 @@ def _fault(file: epath.Path, count: int, crc: int, *, told: Callable[[int], obje
         found = of_file(file, told=told) if size == count else (size, crc)
     except FileNotFoundError:
         return "is missing"
+    except StorageUnavailable:
+        raise  # which says nothing of the file
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     if found[0] != count:

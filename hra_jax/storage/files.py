@@ -56,6 +56,30 @@ def check_no_links(folder: epath.PathLike) -> None:
             check_no_link(os.path.join(place, name))
 
 
+def check_output(path: epath.PathLike, *, name: str) -> None:
+    """Refuses the path of a file to write that would not be one, before any work is done for it.
+
+    Args:
+      path: what the user has given; the folders that it lies in may be links.
+      name: what it was given as, for the error, such as `--json`.
+
+    Raises:
+      UserError: there is a folder, a link, or another thing that is no file, such as /dev/stdout.
+    """
+    text = os.fspath(path)
+    if not text or epath.Path(text).is_dir():
+        what = "a folder"
+    elif is_remote(text) or not os.path.lexists(epath.Path(text)):
+        return
+    elif os.path.islink(epath.Path(text)):
+        what = "a link, and nothing is written through links"
+    elif os.path.isfile(epath.Path(text)):
+        return
+    else:
+        what = "no file"
+    raise UserError(f"{name}={text!r} is {what}; allowed: the path of a file to write")
+
+
 class Replacement:
     """A file that is written under a temporary name beside its destination, and takes its place when it is complete.
 

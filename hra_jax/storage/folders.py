@@ -2,7 +2,7 @@
 
 The new folder is written beside the old one, under a hidden random name, and is on the disk before the two change
 places in one act of the file system. Where it has no such act, two renames do it, and `recover` completes them when the
-process was killed between. Object stores have no folders: there files are replaced one by one.
+process was killed between. Object stores have no folders: there files are replaced one by one, see `staging`.
 """
 
 import contextlib
@@ -13,16 +13,22 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from etils import epath
 
 from hra_jax.errors import UserError
-from hra_jax.storage import locks, writing
+from hra_jax.storage import locks, staging, writing
 from hra_jax.storage.files import check_no_links, is_remote, real_path, remove_folder, rename_folder, sync_folder
+from hra_jax.storage.json_files import read_text
 
-_Written = TypeVar("_Written")
+_Result = TypeVar("_Result")
+_RENAMES_SECONDS = 2.0  # for which a reader waits at most for a second rename
+_LOOK_SECONDS = 0.05
+_REPLACED_SECONDS = 60.0  # and for who replaces files one by one
+_READINGS = 5  # of a folder that is replaced again and again
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 # What says that this system or this file system cannot exchange two names.
@@ -31,16 +37,24 @@ _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 @writing.going_on()
 def replace_folder(
-    folder: epath.PathLike, write: Callable[[epath.Path], _Written], *, rewritten: Callable[[str], bool] | None = None
-) -> _Written:
+    folder: epath.PathLike,
+    write: Callable[[epath.Path], _Result],
+    *,
+    rewritten: Callable[[str], bool] | None = None,
+    last: str | None = None,
+) -> _Result:
     """Writes a folder, in place of one that is there already.
 
-    Only one process may do so at a time, see `locks.hold_beside`. A link to a folder stays one: its target is replaced.
+    It holds the lock beside the folder meanwhile, as whoever decides by what is there does already: readers that find
+    nothing between two renames must not think that a killed process left it so. A link to a folder stays one: its
+    target is replaced.
 
     Args:
       folder: the folder; those that it lies in are made.
-      write: writes all files of the new folder into the folder that it is given. On object storage that is `folder`
-        itself, so it must write the file that makes the others count last.
+      write: writes all files of the new folder into the folder that it is given. On object storage that may be
+        `folder` itself, so it must write the file that makes the others count last.
+      last: the name of that file, where what a process leaves half done on object storage must be completed by
+        `recover`: everything is then written twice there.
       rewritten: takes the path of an old file, relative to the folder and with "/"; whether `write` takes care of it.
         All others are in the new folder too. None: the new folder holds what `write` writes and nothing else.
 
@@ -53,10 +67,19 @@ def replace_folder(
       OSError: it cannot be written; the folder is then what it was. So it is whatever else `write` raises.
     """
     if is_remote(folder):
+        if last is not None:
+            return staging.replace(folder, write, last=last, rewritten=rewritten)
         return write(epath.Path(folder))
     place = real_path(folder)
     if os.path.lexists(place) and not place.is_dir():
         raise UserError(f"{os.fspath(folder)!r} is there and is no folder; allowed: a folder, or nothing")
+    with locks.hold_beside(place, "replace", patient=True):
+        return _replaced(place, write, rewritten, named=os.fspath(folder))
+
+
+def _replaced(
+    place: epath.Path, write: Callable[[epath.Path], _Result], rewritten: Callable[[str], bool] | None, *, named: str
+) -> _Result:
     place.parent.mkdir(parents=True, exist_ok=True)
     recover(place)
     token = secrets.token_hex(8)
@@ -71,7 +94,7 @@ def replace_folder(
                 _take_over(place, fresh, rewritten)
         written = write(fresh)
         sync_tree(fresh)
-        _check_same(fresh, made, folder)
+        _check_same(fresh, made, named)
         if place.exists():
             _keep_modes(place, fresh)
             _exchange(fresh, place, old)
@@ -89,15 +112,18 @@ def replace_folder(
     return written
 
 
-def recover(folder: epath.PathLike) -> None:
+def recover(folder: epath.PathLike, *, last: str | None = None) -> None:
     """Mends what a process left that was killed in `replace_folder`; for who holds the lock of the folder.
 
     Where the folder is gone, the new one is put there if it was complete, else the old one. Hidden copies are removed.
+    On object storage this is done where `last` is given, as it was to `replace_folder`.
 
     Raises:
       OSError: it cannot be written.
     """
     if is_remote(folder):
+        if last is not None:
+            staging.complete(folder, last=last)
         return
     place = real_path(folder)
     if not place.parent.is_dir():
@@ -121,27 +147,84 @@ def recover(folder: epath.PathLike) -> None:
 
 def is_to_be_mended(folder: epath.PathLike) -> bool:
     """Whether `recover` would find anything to do; false alarms while another process is in `replace_folder`."""
+    if is_remote(folder):
+        return staging.is_left(folder)
     place = real_path(folder)
-    return not is_remote(folder) and place.parent.is_dir() and any(_leftovers(place).values())
+    return place.parent.is_dir() and any(_leftovers(place).values())
 
 
 def put_back(folder: epath.PathLike) -> None:
-    """`recover` for who only reads, where a process was killed between two renames and the folder is gone.
+    """`recover` for who only reads, where the folder is gone: who replaces it is waited for, who was killed is not.
 
     Raises:
       UserError: it is gone so, and cannot be put back: another process is at it, or nothing may be written there.
     """
-    if not _is_between_renames(folder):
-        return
-    with contextlib.suppress(UserError, OSError), locks.hold_beside(folder, "recovery"):
-        recover(folder)
-    if _is_between_renames(folder):
-        place = real_path(folder)
-        (token, *_) = sorted(_leftovers(place)["old"]) or [""]
-        raise UserError(
-            f"{os.fspath(folder)!r} is gone: a process replaces it, or was killed while it did, and it cannot be put "
-            f"back here; {os.fspath(_beside(place, 'old', token))!r} is what it was"
-        )
+    end = time.monotonic() + _RENAMES_SECONDS
+    while _is_between_renames(folder):
+        with contextlib.suppress(UserError, OSError), locks.hold_beside(folder, "recovery"):
+            recover(folder)
+        if not _is_between_renames(folder):
+            return
+        if time.monotonic() > end:
+            (token, *_) = sorted(_leftovers(real_path(folder))["old"]) or [""]
+            raise UserError(
+                f"{os.fspath(folder)!r} is gone: a process replaces it, or was killed while it did, and it cannot be "
+                f"put back here; {os.fspath(_beside(real_path(folder), 'old', token))!r} is what it was"
+            )
+        time.sleep(_LOOK_SECONDS)
+
+
+def read_whole(folder: epath.PathLike, last: str, read: Callable[[], _Result]) -> _Result:
+    """Reads a folder whose files belong together; one that is replaced meanwhile is read again.
+
+    Args:
+      folder: the folder; `put_back` looks after it first.
+      last: its file that is written last, and is another one whenever any of them is.
+      read: reads what is wanted.
+
+    Returns:
+      What `read` returned.
+
+    Raises:
+      UserError: from `read` or `put_back`.
+    """
+    path = epath.Path(folder) / last
+    for _ in range(_READINGS - 1):
+        put_back(folder)
+        before = _version(path)
+        try:
+            found = read()
+        except UserError:
+            if not _is_replaced(folder, path, before):
+                raise
+        else:
+            if _version(path) == before:
+                return found
+    return read()
+
+
+def _version(path: epath.Path) -> object:
+    """Something that is another one whenever a file is: by its text, and on a disk if the same text came back."""
+    try:
+        found = None if is_remote(path) else os.stat(path)
+        return read_text(path), found and (found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+    except (UserError, FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+
+
+def _is_replaced(folder: epath.PathLike, path: epath.Path, before: object) -> bool:
+    """Whether the last file is another one than before; waits for who writes in a bucket."""
+    put_back(folder)
+    end = time.monotonic() + _REPLACED_SECONDS
+    while is_remote(folder) and locks.is_held_beside(folder) and time.monotonic() < end:
+        if _version(path) != before:
+            return True
+        time.sleep(1.0)
+    if is_remote(folder) and staging.is_left(folder):
+        with contextlib.suppress(UserError, OSError), locks.hold_beside(folder, "recovery"):
+            recover(folder, last=path.name)
+            return True
+    return _version(path) != before
 
 
 def _is_between_renames(folder: epath.PathLike) -> bool:

@@ -39,6 +39,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # TensorFlow's client asks again by itself, first for minutes and in silence; here all clients wait alike.
 os.environ.setdefault("GCS_RETRY_CONFIG_MAX_RETRIES", "2")
 os.environ.setdefault("GCS_REQUEST_CONNECTION_TIMEOUT_SECS", "20")
+os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", "20")
 
 _T = TypeVar("_T")
 
@@ -174,6 +175,16 @@ def seconds_to_wait() -> float:
         return max(0.0, float(os.environ.get(SECONDS_VARIABLE) or _SECONDS))
     except ValueError:
         return _SECONDS
+
+
+def pauses() -> list[float]:
+    """Seconds between the tries for a client that is to ask again by itself for `seconds_to_wait`."""
+    found: list[float] = []
+    pause = _FIRST_PAUSE
+    while sum(found) + pause <= seconds_to_wait():
+        found.append(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+    return found
 
 
 def retried(act: Callable[[], _T], path: epath.PathLike) -> _T:

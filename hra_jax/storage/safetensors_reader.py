@@ -9,7 +9,7 @@ tensors only the bytes that a slice asks for are read, from local and remote (`g
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -27,6 +27,7 @@ _CHUNK = 16 << 20  # bytes read at a time
 _REMOTE_GAP = 1 << 20  # bytes
 
 Index = SupportsIndex | slice
+Told = Callable[[memoryview], object]
 
 
 class _Location(NamedTuple):
@@ -94,13 +95,14 @@ class TensorFiles:
         """
         return self.read_slice(name, ())
 
-    def read_slice(self, name: str, index: Index | tuple[Index, ...]) -> np.ndarray:
+    def read_slice(self, name: str, index: Index | tuple[Index, ...], *, told: Told = lambda piece: None) -> np.ndarray:
         """A part of a tensor, in its dtype. Nothing else of it is held, and on local paths nothing else is read.
 
         Args:
           name: the tensor.
           index: an int, a slice without a step, or a tuple of them with one for each of the first dimensions, with the
             meaning that they have for numpy; () is all of it.
+          told: called with the bytes of each piece, in order, as soon as they are in the array that is returned.
 
         Raises:
           UserError: as `read`.
@@ -113,7 +115,9 @@ class TensorFiles:
         if found.size:
             offsets, length = _runs(location.entry.shape, bounds, dtype.itemsize)
             # A view of the bytes: a memoryview does not know bfloat16.
-            self._read_runs(location, offsets + location.entry.start, length, found.reshape(-1).view(np.uint8).data)
+            into = found.reshape(-1).view(np.uint8).data
+            for start, stop in self._read_runs(location, offsets + location.entry.start, length, into):
+                told(into[start:stop])
         return found.reshape(shape)
 
     def _location(self, name: str) -> _Location:
@@ -122,8 +126,10 @@ class TensorFiles:
             raise UserError(f"{self.listing}: lacks a floating-point tensor {name!r}{kind}")
         return self._locations[name]
 
-    def _read_runs(self, location: _Location, offsets: np.ndarray, length: int, into: memoryview) -> None:
-        """Reads runs of `length` bytes at ascending `offsets` of a file, one after the other into `into`."""
+    def _read_runs(
+        self, location: _Location, offsets: np.ndarray, length: int, into: memoryview
+    ) -> Iterator[tuple[int, int]]:
+        """Reads runs of `length` bytes at ascending `offsets` of a file; yields where in `into` each piece lies."""
         gap = _REMOTE_GAP if is_remote(location.path) else 0
         done = 0
         try:
@@ -135,12 +141,14 @@ class TensorFiles:
                         for start in range(0, span, _CHUNK):
                             part = self._take(location.path, file, min(_CHUNK, span - start))
                             into[done : done + len(part)] = part
+                            yield done, done + len(part)
                             done += len(part)
                         continue
-                    with_gaps = memoryview(self._take(location.path, file, span))
+                    with_gaps, begun = memoryview(self._take(location.path, file, span)), done
                     for offset in (offsets[first : first + count] - offsets[first]).tolist():
                         into[done : done + length] = with_gaps[offset : offset + length]
                         done += length
+                    yield begun, done
         except OSError as error:
             raise UserError(f"{location.path}: cannot be read ({error.strerror or error})") from error
 

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from hra_jax.adapters import initial, methods
+from hra_jax.adapters import initial, methods, task_records
 from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
 from hra_jax.adapters.base import no_parameters
 from hra_jax.config.files import load_config, validate_config
@@ -92,9 +92,10 @@ def started_task(exported: ExportedAdapter, task: str, *, init: str, backbone: s
       UserError: as `started`; a name that is not allowed or in use; another backbone.
     """
     encoder = load_backbone(exported, backbone).encoder if init == "zero" else None
-    copied = library.extras(exported, init, "vocabulary") if init in exported.tasks else {}
+    copied = task_records.copied_fields(library.extras(exported, init)) if init in exported.tasks else {}
     entry = {"step": 0, **copied, "init": init}
-    return library.added(exported, task, started(exported, init, encoder), entry=entry)
+    records = initial.started_records(exported, task, init)
+    return library.added(exported, task, started(exported, init, encoder), entry=entry, records=records)
 
 
 # --- Trained ----------------------------------------------------------------------------------------------------------
@@ -127,7 +128,8 @@ def trained_task(
     fresh = read_adapter(adapter)
     library.check_same_base(exported, fresh)
     entry = {**library.extras(trained, task), "init": init}
-    return status, library.added(fresh, task, trained.tasks[task], entry=entry)
+    records = task_records.of_task(trained.records, task)
+    return status, library.added(fresh, task, trained.tasks[task], entry=entry, records=records)
 
 
 def train_task(

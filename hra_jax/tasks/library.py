@@ -1,8 +1,8 @@
 """An exported adapter as a library of tasks: tasks come, go, change their names, and move between adapters.
 
 Every function takes an `ExportedAdapter` and gives a new one. The tensors of tasks that a change is not about stay the
-same bytes, entries of tasks.json keep all their fields, rows are renumbered without gaps, in their order, and the
-accounting follows. `write` puts an adapter in the place of the folder that it came from.
+same bytes, what else is held for them follows them (`adapters.task_records`), rows are renumbered without gaps, in
+their order, and the accounting follows. `write` puts an adapter in the place of the folder that it came from.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from hra_jax.adapters import adapter_folder, methods
+from hra_jax.adapters import adapter_folder, methods, task_records
 from hra_jax.adapters.adapter_folder import ExportedAdapter
 from hra_jax.errors import UserError
 from hra_jax.storage.folders import replace_folder
@@ -52,10 +52,10 @@ def accounting(exported: ExportedAdapter, tasks: int) -> dict[str, Any]:
 # --- Tasks come and go ------------------------------------------------------------------------------------------------
 
 
-def extras(exported: ExportedAdapter, task: str, *only: str) -> dict[str, Any]:
-    """What tasks.json says of a task beyond its name and row; with `only` no other fields than these."""
+def extras(exported: ExportedAdapter, task: str) -> dict[str, Any]:
+    """What tasks.json says of a task beyond its name and row."""
     (entry,) = (entry for entry in exported.tasks_json if entry["name"] == task)
-    return {k: v for k, v in entry.items() if k not in ("name", "row", "file") and (not only or k in only)}
+    return {k: v for k, v in entry.items() if k not in ("name", "row", "file")}
 
 
 def check_parameters(name: str, given: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -79,17 +79,31 @@ def check_parameters(name: str, given: Mapping[str, np.ndarray], shapes: Mapping
 
 
 def _with_tasks(
-    exported: ExportedAdapter, entries: Iterable[Mapping[str, Any]], tasks: Mapping[str, dict[str, Any]]
+    exported: ExportedAdapter,
+    entries: Iterable[Mapping[str, Any]],
+    tasks: Mapping[str, dict[str, Any]],
+    *,
+    records: task_records.Records,
 ) -> ExportedAdapter:
-    """The adapter with these tasks in this order; of an entry only the row changes."""
+    """The adapter with these tasks in this order; of an entry only the row changes.
+
+    Every change of an adapter goes through here; `records` may be of more tasks than there are.
+    """
+    adapter_folder.check_known_files(exported)
     kept = ({key: value for key, value in entry.items() if key != "file"} for entry in entries)  # the writer names it
     numbered: list[dict[str, Any]] = [{**entry, "row": row} for row, entry in enumerate(kept)]
     config = exported.config | {"accounting": accounting(exported, len(numbered))}
-    return ExportedAdapter(config, exported.shared, {e["name"]: tasks[e["name"]] for e in numbered}, numbered)
+    trees = {entry["name"]: tasks[entry["name"]] for entry in numbered}
+    return ExportedAdapter(config, exported.shared, trees, numbered, task_records.kept(records, trees))
 
 
 def added(
-    exported: ExportedAdapter, name: str, tree: Mapping[str, Any], *, entry: Mapping[str, Any]
+    exported: ExportedAdapter,
+    name: str,
+    tree: Mapping[str, Any],
+    *,
+    entry: Mapping[str, Any],
+    records: task_records.Records | None = None,
 ) -> ExportedAdapter:
     """The adapter with one task more, in the last row.
 
@@ -98,15 +112,18 @@ def added(
       name: of the new task.
       tree: its parameters; they are stored in the dtypes of the adapter.
       entry: what else tasks.json says of it.
+      records: what else is held for it.
 
     Raises:
       UserError: a name that is not allowed or in use; parameters that a task of this adapter cannot have.
     """
-    return _with_more(exported, {name: (tree, entry)})
+    return _with_more(exported, {name: (tree, entry)}, records or {})
 
 
 def _with_more(
-    exported: ExportedAdapter, more: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
+    exported: ExportedAdapter,
+    more: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]],
+    records: task_records.Records,
 ) -> ExportedAdapter:
     """As `added`, for any number of tasks: {name: (its parameters, what else tasks.json says of it)}."""
     declared = exported.config["tensors"]["task"]
@@ -119,7 +136,7 @@ def _with_more(
         own = {path: leaf.astype(jnp.dtype(declared[path]["dtype"])) for path, leaf in flat.items()}
         tasks[name] = unflatten(own, separator=".")
         entries.append({**entry, "name": name})
-    return _with_tasks(exported, entries, tasks)
+    return _with_tasks(exported, entries, tasks, records=task_records.joined(exported.records, records))
 
 
 def removed(exported: ExportedAdapter, names: Sequence[str]) -> ExportedAdapter:
@@ -130,7 +147,8 @@ def removed(exported: ExportedAdapter, names: Sequence[str]) -> ExportedAdapter:
     """
     check_tasks(names, exported.tasks)
     gone = set(names)
-    return _with_tasks(exported, [e for e in exported.tasks_json if e["name"] not in gone], exported.tasks)
+    entries = [e for e in exported.tasks_json if e["name"] not in gone]
+    return _with_tasks(exported, entries, exported.tasks, records=exported.records)
 
 
 def picked(exported: ExportedAdapter, names: Sequence[str]) -> ExportedAdapter:
@@ -141,7 +159,8 @@ def picked(exported: ExportedAdapter, names: Sequence[str]) -> ExportedAdapter:
     """
     check_tasks(names, exported.tasks)
     kept = set(names)
-    return _with_tasks(exported, [e for e in exported.tasks_json if e["name"] in kept], exported.tasks)
+    entries = [e for e in exported.tasks_json if e["name"] in kept]
+    return _with_tasks(exported, entries, exported.tasks, records=exported.records)
 
 
 def renamed(exported: ExportedAdapter, old: str, new: str) -> ExportedAdapter:
@@ -153,7 +172,8 @@ def renamed(exported: ExportedAdapter, old: str, new: str) -> ExportedAdapter:
     check_tasks([old], exported.tasks)
     check_name(new, exported.tasks)
     entries = [entry | {"name": new} if entry["name"] == old else entry for entry in exported.tasks_json]
-    return _with_tasks(exported, entries, exported.tasks | {new: exported.tasks[old]})
+    records = task_records.renamed(exported.records, {old: new})
+    return _with_tasks(exported, entries, exported.tasks | {new: exported.tasks[old]}, records=records)
 
 
 # --- Tasks of another adapter -----------------------------------------------------------------------------------------
@@ -218,11 +238,13 @@ def merged_in(
     check_tasks(names, other.tasks)
     if new_name is not None and len(names) != 1:
         raise UserError(f"{len(names)} tasks cannot all have the name {new_name!r}; allowed: one task")
+    found = picked(other, names)
     more = {
         entry["name"] if new_name is None else new_name: (other.tasks[entry["name"]], entry)
-        for entry in picked(other, names).tasks_json
+        for entry in found.tasks_json
     }
-    return _with_more(exported, more)
+    records = found.records if new_name is None else task_records.renamed(found.records, {names[0]: new_name})
+    return _with_more(exported, more, records)
 
 
 # --- Storage ----------------------------------------------------------------------------------------------------------
@@ -246,6 +268,8 @@ def _write_files(folder: epath.Path, exported: ExportedAdapter) -> None:
         backbone=config["backbone"],
         vocabulary=config["vocabulary"],
         accounting=config["accounting"],
+        records=exported.records,
+        trained_seconds=config["trained_seconds"],
         durable=False,
     )
 
@@ -254,11 +278,17 @@ def write(folder: epath.PathLike, exported: ExportedAdapter) -> None:
     """Writes an adapter folder, in place of one that is there already; see `folders.replace_folder`.
 
     A reader finds the old folder or the new one. On object storage files are replaced one by one, the configuration
-    last: `adapter_folder.read_adapter` waits a while for it, and refuses what a writer that died left. Other files that
-    lie in the folder stay. A folder of 0.1.0 with a file for each task becomes one with a single file.
+    last: `adapter_folder.read_adapter` waits a while for it, and completes what a writer that died left. Files that are
+    no part of the adapter stay where they lie; `adapter_folder.check_known_files` says which those are. A folder of
+    0.1.0 with a file for each task becomes one with a single file.
 
     Raises:
       UserError: as `adapter_folder.write_adapter`, or a link lies in the folder.
       OSError: it cannot be written; the folder is then what it was.
     """
-    replace_folder(folder, lambda fresh: _write_files(fresh, exported), rewritten=adapter_folder.is_written)
+    replace_folder(
+        folder,
+        lambda fresh: _write_files(fresh, exported),
+        rewritten=adapter_folder.is_written,
+        last=adapter_folder.CONFIG_FILE,
+    )

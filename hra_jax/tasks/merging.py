@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from hra_jax.adapters import methods
+from hra_jax.adapters import methods, task_records
 from hra_jax.adapters.adapter_folder import ExportedAdapter
 from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.models import backbone_folder
@@ -92,5 +92,6 @@ def write_merged(
         vocabulary=files.vocabulary,
         dtype="float32",
         info={"name": name, "source": source, "license": files.info.get("license")},
+        records=task_records.joined(task_records.merged(exported.records, task), files.records),
     )
     return name, fingerprint

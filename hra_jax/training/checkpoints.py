@@ -1,4 +1,4 @@
-"""Checkpoints of a run. The only module that knows Orbax.
+"""Checkpoints of a run, by Orbax.
 
     DIRECTORY/<step>/state     the state tree: trainable, optimizer state, step
                      position  JSON: where the data stream stands
@@ -35,7 +35,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers as policies
 
 from hra_jax.config.settings import check_settings, integer, setting
 from hra_jax.console import error_line, tell
@@ -46,11 +45,13 @@ from hra_jax.storage.files import is_remote, remove_folder, rename_folder, write
 from hra_jax.storage.json_files import check_fields
 from hra_jax.storage.row_log import RowLog
 from hra_jax.training import checksums
-from hra_jax.training.agreement import together
+from hra_jax.training.agreement import agreed, first_alone
 from hra_jax.training.listings import Listing
-from hra_jax.training.orbax_errors import STORAGE_ERRORS, attempt, half_read, log_less
+from hra_jax.training.orbax_errors import STORAGE_ERRORS, attempt, bound_retries, half_read, log_less
+from hra_jax.training.orbax_manager import Manager, handlers, options, restore_args
 from hra_jax.training.stored_checkpoint import (
     CHECKSUMS,
+    COMPLETE,
     ITEMS,
     METRIC,
     StoredCheckpoint,
@@ -58,15 +59,13 @@ from hra_jax.training.stored_checkpoint import (
     leaf_kinds,
     plain,
     reason,
+    unlike_rows,
 )
 
 Rows = tuple[np.ndarray, dict[str, Any]]  # numbers of rows [n], and a tree of numpy rows [n, ...]
 
-# How long a write may take: Orbax goes by the clock of the day, which may be set by hours or days meanwhile.
-_WRITE_SECONDS = 14 * 24 * 3600
-LOGS = ("bank", "best")  # rows of the task bank as they train, and those of each task's best step
-
-_WHOLE = "commit_success.txt"  # Orbax's mark, in buckets, of a folder that is complete
+# Rows of the task bank as they train, those of each task's best step, and the hashes of what was trained on.
+LOGS = ("bank", "best", "hashes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,24 +82,6 @@ class CheckpointSettings:
 
     def __post_init__(self) -> None:
         check_settings(self, "checkpoint")
-
-
-class _Manager(ocp.CheckpointManager):  # type: ignore[misc]  # Orbax has no types
-    def reached_preemption(self, step: int) -> bool:
-        # Orbax also asks from its background thread, with the older step that it is writing. That would turn back the
-        # step counter on which the processes agree where to stop (training/preemption.py). Here only the guard asks.
-        return False
-
-    def metrics(self, step: int) -> dict[str, float] | None:
-        # Orbax reads the metrics of all checkpoints when it opens their directory: one that is damaged would be the end
-        # of every start.
-        return StoredCheckpoint(epath.Path(self.directory) / str(step)).metrics()
-
-    _get_metrics = metrics
-
-    def forget(self, step: int) -> None:
-        """Takes a step for one that there is not."""
-        self._checkpoints.delete_if(lambda info: info.step == step)
 
 
 class Checkpoints:
@@ -157,12 +138,13 @@ class Checkpoints:
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory}: checkpoints cannot be kept here, it is a file")
         log_less()
+        bound_retries()
         try:
             self._keep_rows()
-            self._manager = _Manager(
+            self._manager = Manager(
                 self.directory,
-                options=_options(keep_latest, keep_best, read_only=read_only),
-                handler_registry=_handlers(),
+                options=options(keep_latest, keep_best, read_only=read_only),
+                handler_registry=handlers(),
             )
         except OSError as error:
             raise UserError(f"{self.directory}: checkpoints cannot be kept here: {reason(error)}") from error
@@ -170,7 +152,7 @@ class Checkpoints:
     def _keep_rows(self) -> None:
         """Tells Orbax that the folder of the logs is whole: in buckets it removes, at the start, what has no mark."""
         if is_remote(self.directory) and not self._read_only and jax.process_index() == 0:
-            write_file(self.directory / "rows" / _WHOLE, "")
+            write_file(self.directory / "rows" / COMPLETE, "")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -267,9 +249,9 @@ class Checkpoints:
           UserError: there is no such checkpoint, its fingerprint or a leaf's shape or dtype differs.
           DamagedError: it is damaged; every process raises it.
         """
-        number = together(lambda: self.resolve(step))
-        position, best = together(lambda: self._look(number, abstract_state, whole=True))
-        return self._read_state(number, _restore_args(abstract_state)), position, best
+        number = agreed(lambda: self.resolve(step))
+        position, best = agreed(lambda: self._look(number, abstract_state, whole=True))
+        return self._read_state(number, restore_args(abstract_state)), position, best
 
     def restore_part(self, step: int | str, abstract_part: dict[str, Any]) -> dict[str, Any]:
         """Restores some leaves only, such as `{'trainable': ...}` for an evaluation without the optimizer state.
@@ -277,9 +259,9 @@ class Checkpoints:
         `abstract_part` is a tree of dicts with leaves as for `restore`; the result has its structure. Raises UserError
         like `restore`.
         """
-        number = together(lambda: self.resolve(step))
-        together(lambda: self._look(number, abstract_part, whole=False))
-        return cast("dict[str, Any]", self._read_state(number, _restore_args(abstract_part, partial=True)))
+        number = agreed(lambda: self.resolve(step))
+        agreed(lambda: self._look(number, abstract_part, whole=False))
+        return cast("dict[str, Any]", self._read_state(number, restore_args(abstract_part, partial=True)))
 
     def pass_over(self, step: int) -> None:
         """Takes a checkpoint for damaged: it is none of those that there are, and the next save renames it."""
@@ -294,7 +276,7 @@ class Checkpoints:
         """Renames the checkpoints that were passed over, now that there are newer ones to come; a collective."""
         if not self._damaged:
             return
-        together(self._rename_damaged)
+        first_alone(self._rename_damaged)
         for step in self._damaged:
             self._manager.forget(step)
             self._segments.pop(step, None)
@@ -302,8 +284,8 @@ class Checkpoints:
         self._damaged.clear()
 
     def _rename_damaged(self) -> None:
-        """In process 0: what was taken for damaged may yet be worth something to who looks into it."""
-        for step in sorted(self._damaged) if jax.process_index() == 0 else ():
+        """Keeps them: what was taken for damaged may yet be worth something to who looks into it."""
+        for step in sorted(self._damaged):
             folder, aside = self.directory / str(step), self.directory / f"{step}.damaged"
             try:
                 if folder.exists():
@@ -340,7 +322,8 @@ class Checkpoints:
     def _segments_of(self, step: int) -> dict[str, list[str]]:
         if step not in self._segments:
             where = f"{self.directory / str(step) / 'rows' / 'metadata'}"
-            self._segments[step] = check_fields(self._of(step).segments(), dict.fromkeys(LOGS, list), where=where)
+            found: dict[str, list[str]] = {"hashes": []} | self._of(step).segments()  # older ones have no hashes
+            self._segments[step] = check_fields(found, dict.fromkeys(LOGS, list), where=where)
         return self._segments[step]
 
     def _of(self, step: int) -> StoredCheckpoint:
@@ -348,7 +331,9 @@ class Checkpoints:
             self._stored[step] = StoredCheckpoint(self.directory / str(step))
         return self._stored[step]
 
-    def rows(self, step: int | str, log: str, *, below: int | None = None) -> Iterator[Rows]:
+    def rows(
+        self, step: int | str, log: str, *, below: int | None = None, like: Mapping[str, Any] | None = None
+    ) -> Iterator[Rows]:
         """The rows of a log as they were at a step, each once: (ids [n], tree of numpy rows [n, ...]), part by part.
 
         Rows that have never changed are in no log.
@@ -357,18 +342,27 @@ class Checkpoints:
           step: a number, 'last' or 'best'.
           log: one of LOGS.
           below: how many rows there are; None takes all ids.
+          like: the tree of all rows, arrays or shapes with leaves [A, ...]; None takes all trees.
 
         Raises:
+          UserError: leaves of other names, shapes or dtypes than those of `like`.
           DamagedError: a file of the log is missing or damaged, or holds a row that there is none of.
         """
         number = self.resolve(step)
         found = self._logs[log].read(self._segments_of(number)[log])
-        return found if below is None else self._below(below, found, number, log)
+        return self._checked(found, number, log, below=below, like=like)
 
-    def _below(self, bank: int, found: Iterator[Rows], step: int, log: str) -> Iterator[Rows]:
+    def _checked(
+        self, found: Iterator[Rows], step: int, log: str, *, below: int | None, like: Mapping[str, Any] | None
+    ) -> Iterator[Rows]:
         for ids, rows in found:
-            if ids[-1] >= bank:
-                raise self._of(step).damage(f"rows/{log} holds the row {ids[-1]}; there are {bank}")
+            if below is not None and ids[-1] >= below:
+                raise self._of(step).damage(f"rows/{log} holds the row {ids[-1]}; there are {below}")
+            for path, there, here in unlike_rows(rows, rows if like is None else like):
+                raise UserError(
+                    f"{self.directory}: checkpoint {step} is of another run: rows/{log}: {path} is {there} there, but "
+                    f"{here} here"
+                )
             yield ids, rows
 
     def fingerprint(self, step: int | str) -> dict[str, Any]:
@@ -381,14 +375,10 @@ class Checkpoints:
         Raises:
           UserError: there is none; the message lists those that there are.
         """
-        if self._read_only:
-            # The run may have gone on, or back.
-            self._manager.reload()
-            self._stored.clear()
-            self._segments.clear()
-        else:
-            self.wait()
-        steps = self.all_steps()
+        # While a run goes on, a checkpoint that is being read is not looked for again.
+        steps = self.all_steps() if self._read_only else []
+        if step not in steps:
+            steps = self.refresh()
         if not steps:
             raise UserError(f"{self.directory}: there is no checkpoint")
         if step == "last":
@@ -402,6 +392,17 @@ class Checkpoints:
             known = ", ".join(map(str, steps))
             raise UserError(f"{self.directory}: there is no checkpoint {step!r}; allowed are last, best, {known}")
         return int(step)
+
+    def refresh(self) -> list[int]:
+        """Looks again which checkpoints there are, and completes the save in flight; returns `all_steps`."""
+        if self._read_only:
+            # The run may have gone on, or back.
+            self._manager.reload()
+            self._stored.clear()
+            self._segments.clear()
+        else:
+            self.wait()
+        return self.all_steps()
 
     def latest_step(self) -> int | None:
         """The newest checkpoint, one being written included; None if there is none."""
@@ -473,9 +474,9 @@ class Checkpoints:
 
     def _read_state(self, step: int, args: ocp.args.PyTreeRestore) -> Any:
         """Arrays of the state, compared with their checksums; a collective."""
-        state = together(lambda: self._arrays(step, args))
+        state = agreed(lambda: self._arrays(step, args))
         found = checksums.of_tree(state)
-        together(lambda: self._compare(step, found))
+        agreed(lambda: self._compare(step, found))
         return state
 
     def _arrays(self, step: int, args: ocp.args.PyTreeRestore) -> Any:
@@ -511,6 +512,7 @@ class Checkpoints:
         tree = self._kinds(step)
         if sums is not None and leaf_kinds(tree) != {name: kind for name, (kind, _) in sums["state"].items()}:
             raise self._of(step).damage("state/_METADATA names other arrays than were saved")
+        self._of(step).check_sizes(tree)
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         self._compare(step, checksums.of_tree(self._arrays(step, ocp.args.PyTreeRestore(restore_args=args))))
         return sums is not None
@@ -554,44 +556,3 @@ class Checkpoints:
                 raise UserError(
                     f"{self.directory}: checkpoint {step} is of another run: {name} is {there} there, but {here} here"
                 )
-
-
-def _options(keep_latest: int, keep_best: int, *, read_only: bool) -> ocp.CheckpointManagerOptions:
-    # Orbax's own best_fn with max_to_keep deletes the newest checkpoints when the metric worsens, and keeps checkpoints
-    # without a metric for ever unless told otherwise. best_fn is set all the same: without it no metric is written.
-    def score(metrics: Mapping[str, float]) -> float:
-        return metrics[METRIC]
-
-    best = policies.BestN(get_metric_fn=score, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
-    return ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_latest), best]),
-        best_fn=score,
-        best_mode="min",
-        cleanup_tmp_directories=not read_only,
-        create=not read_only,
-        read_only=read_only,
-        save_interval_steps=0 if read_only else 1,
-        enable_async_checkpointing=True,
-        async_options=ocp.options.AsyncOptions(timeout_secs=_WRITE_SECONDS),
-    )
-
-
-def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    tree, text = ocp.PyTreeCheckpointHandler(), ocp.JsonCheckpointHandler()
-    for args in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
-        registry.add("state", args, tree)
-    for name in (*ITEMS, CHECKSUMS):
-        for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
-            registry.add(name, args, text)
-    return registry
-
-
-def _restore_args(abstract: Any, *, partial: bool = False) -> ocp.args.PyTreeRestore:
-    def struct(leaf: Any) -> jax.ShapeDtypeStruct:
-        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    item = jax.tree.map(struct, abstract)
-    args = ocp.checkpoint_utils.construct_restore_args(item)
-    return ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=partial)

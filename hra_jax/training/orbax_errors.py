@@ -1,4 +1,4 @@
-"""What Orbax and TensorStore log and raise, as far as anybody needs to hear of it."""
+"""What Orbax and TensorStore log and raise, as far as anybody needs to hear of it, and how long they ask a bucket."""
 
 import concurrent.futures
 import contextlib
@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import logging as absl_logging
+from orbax.checkpoint._src.serialization import tensorstore_utils
+
+from hra_jax.storage import remote
 
 # What they raise when storage fails; TensorStore reports I/O errors as ValueError.
 STORAGE_ERRORS = (OSError, ValueError, RuntimeError)
@@ -40,6 +43,19 @@ def _tell(hook: Callable[..., Any], kind: type[BaseException], error: BaseExcept
     closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
     if not closed or threading.current_thread() is threading.main_thread():
         hook(kind, error, trace)
+
+
+def bound_retries() -> None:
+    """Has TensorStore ask a bucket again for as long as all other clients do; by itself it does so for 15 minutes."""
+    pauses = remote.pauses()
+    retries = {
+        "max_retries": max(1, len(pauses)),
+        "initial_delay": f"{int(1000 * pauses[0]) if pauses else 1}ms",
+        "max_delay": f"{int(1000 * max(pauses, default=0.001))}ms",
+    }
+    # Orbax passes no context of ours on: it makes its own, for each act, from one of these.
+    for name in ("_BASE_TS_CONTEXT", "_DEFAULT_OCDBT_TS_CONTEXT"):
+        getattr(tensorstore_utils, name, {}).update(gcs_request_retries=retries, s3_request_retries=retries)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ weight `[B]` float32 (0 for a row that does not count), and `symbols` `[B, O]` i
 their own (`Adapter.after_output`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -291,49 +292,55 @@ def make_host_rows_step(train_step: Callable[..., Any]) -> Callable[..., tuple[T
     return step
 
 
-def make_evaluation_step(model: AsrModel, *, blank_id: int) -> Callable[[Tree, Tree, Tree], Metrics]:
+def make_evaluation_step(
+    model: AsrModel, *, blank_id: int, beside: bool = True
+) -> Callable[[Tree, Tree, Tree], Metrics]:
     """Builds `evaluation_step(trainable, frozen, batch)`.
 
-    The batch's tasks are looked up in the bank of `trainable`, and the same utterances also run without any adapter
-    (for `full`: through `frozen`, which is then the untouched backbone).
+    The batch's tasks are looked up in the bank of `trainable`.
 
-    It returns a dict: 'paths' and 'base_paths' int32 `[B, T]` (best label per frame), 'lengths' int32 `[B]`, 'loss'
-    float32 `[B]`, 'difference' float32 `[B]`: the largest absolute difference, in valid frames, of the
-    log-probabilities from those without what the task owns; 'utterance' and 'weight' as in the batch.
+    It returns a dict: 'paths' int32 `[B, T]` (best label per frame), 'lengths' int32 `[B]`, 'loss' float32 `[B]`;
+    'utterance' and 'weight' as in the batch. With `beside` the same utterances also run without any adapter (for
+    `full`: through `frozen`, which is then the untouched backbone), and there are 'base_paths' int32 `[B, T]` and
+    'difference' float32 `[B]`: the largest absolute difference, in valid frames, of the log-probabilities from those
+    without what the task owns.
     """
 
     def evaluation_step(trainable: Tree, frozen: Tree, batch: Tree) -> Metrics:
-        none = jnp.zeros_like(batch["task"])
         if "backbone" in trainable:
-            log_probs, lengths = forward(model, trainable["backbone"], None, None, none, batch)
-            base, _ = forward(model, frozen, None, None, none, batch)
+            slots, index = 0, jnp.zeros_like(batch["task"])
+            adapted, plain = (
+                functools.partial(forward, model, part, None, None) for part in (trainable["backbone"], frozen)
+            )
         else:
             size = jax.tree.leaves(trainable["tasks"])[0].shape[0]
             # One slot more than there can be tasks: nothing fills the last, so its row is zero.
             slots = batch["task"].shape[0] + 1
             ids, index = task_rows.active_rows(batch["task"], slots, size)
             rows = task_rows.gather(trainable["tasks"], ids)
-            log_probs, lengths = forward(model, frozen, trainable["shared"], rows, index, batch)
-            # The base writes in its own vocabulary.
-            plain = {name: value for name, value in batch.items() if name != "symbols"}
-            base, _ = forward(model, frozen, trainable["shared"], rows, jnp.full_like(index, slots), plain)
+            adapted = plain = functools.partial(forward, model, frozen, trainable["shared"], rows)
+        log_probs, lengths = adapted(index, batch)
         loss, _ = ctc.ctc_loss(log_probs, lengths, batch["labels"], batch["label_lengths"], blank_id)
-        valid = jnp.arange(log_probs.shape[1])[None, :] < lengths[:, None]
-        beside = base
-        if "symbols" in batch:
-            # In the task's own vocabulary and, where all tasks share an output layer, after that: a row that does
-            # nothing makes no difference there either. A row of zeros does nothing, whatever the method.
-            zero_row = jnp.where(index < slots, slots - 1, index)
-            beside, _ = forward(model, frozen, trainable["shared"], rows, zero_row, batch)
-        difference = jnp.where(valid, jnp.abs(log_probs - beside).max(axis=-1), 0.0).max(axis=1)
-        return {
+        outputs = {
             "paths": log_probs.argmax(axis=-1).astype(jnp.int32),
-            "base_paths": base.argmax(axis=-1).astype(jnp.int32),
             "lengths": lengths,
             "loss": loss,
-            "difference": difference,
             "utterance": batch["utterance"],
             "weight": batch["weight"],
         }
+        if not beside:
+            return outputs
+        # The base writes in its own vocabulary.
+        base, _ = plain(
+            jnp.full_like(index, slots), {name: value for name, value in batch.items() if name != "symbols"}
+        )
+        without = base
+        if "symbols" in batch:
+            # In the task's own vocabulary and, where all tasks share an output layer, after that: a row that does
+            # nothing makes no difference there either. A row of zeros does nothing, whatever the method.
+            without, _ = plain(jnp.where(index < slots, slots - 1, index), batch)
+        valid = jnp.arange(log_probs.shape[1])[None, :] < lengths[:, None]
+        difference = jnp.where(valid, jnp.abs(log_probs - without).max(axis=-1), 0.0).max(axis=1)
+        return outputs | {"base_paths": base.argmax(axis=-1).astype(jnp.int32), "difference": difference}
 
     return evaluation_step

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -13,16 +14,19 @@ from etils import epath
 
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.storage import remote
-from hra_jax.storage.checksums import of_json
+from hra_jax.storage.checksums import files_of, of_json
 from hra_jax.storage.files import is_remote
 from hra_jax.storage.json_files import MOST_BYTES, check_fields, parse_json
+from hra_jax.storage.trees import flatten
 from hra_jax.training.checksums import Checksum
 from hra_jax.training.sharding import leaf_name
 
 METRIC = "wer_macro"  # the lower the better
 ITEMS = ("position", "best", "run", "rows")  # each of them one JSON object
 CHECKSUMS = "checksums"
+COMPLETE = "commit_success.txt"  # Orbax's mark, in buckets, of a folder that is complete
 
+_ROOM, _MOST_PACKED = 1 << 28, 100  # bytes of arrays: so many in any file, and so many for each that is stored
 _LOG = re.compile(r"[a-z]+")
 # What storage says, here or in the network, of what is not what was written. With all other codes it has not read it.
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -136,6 +140,23 @@ class StoredCheckpoint:
                 continue
         return None
 
+    def check_sizes(self, tree: Any) -> None:
+        """Refuses arrays that its files cannot hold, before room is made for them: what no file has counts as zeros.
+
+        Args:
+          tree: arrays of the state as they are stored, with shapes and dtypes.
+
+        Raises:
+          DamagedError: they are larger than any that were ever packed so; nothing is known of those in a bucket.
+        """
+        if is_remote(self.folder):
+            return
+        state = self.folder / "state"
+        stored = sum(os.path.getsize(state / name) for name in files_of(state))
+        needed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+        if needed > _ROOM + _MOST_PACKED * stored:
+            raise self.damage(f"state: arrays of {needed:,} bytes in files of {stored:,}")
+
     def damage(self, what: str, *, error: BaseException | None = None) -> UserError:
         """The error for one that cannot be used: a DamagedError, unless storage may still give what it holds."""
         text = f"{self.folder.parent}: checkpoint {self.step} cannot be read: {what}"
@@ -233,6 +254,16 @@ def leaf_kinds(tree: Any) -> dict[str, str]:
     # Orbax gives dicts and lists for whatever containers were saved; the names along the path stay the same.
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {leaf_name(path): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def unlike_rows(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Leaves in which two trees of rows, [n, ...] and [A, ...], differ: (path, what it is there, what it is here)."""
+    old, new = (
+        {path: f"{leaf.dtype.name}{list(leaf.shape[1:])}" for path, leaf in flatten(side).items()}
+        for side in (there, here)
+    )
+    found = [(path, old.get(path, "absent"), new.get(path, "absent")) for path in sorted(old.keys() | new.keys())]
+    return [entry for entry in found if entry[1] != entry[2]]
 
 
 def plain(value: Mapping[str, Any], name: str) -> dict[str, Any]:

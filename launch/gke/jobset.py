@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from hra_jax.errors import UserError
+from hra_jax.storage.files import check_output, write_file
 from hra_jax.tpu import topologies
 
 USER_ERROR = 2
@@ -250,6 +251,12 @@ def _check_plan(arguments: argparse.Namespace) -> list[str]:
 def main(words: list[str]) -> int:
     """Entry point; returns the exit status."""
     arguments = parse(words)
+    try:
+        if arguments.output:
+            check_output(arguments.output, name="--output")
+    except UserError as error:
+        print(f"{_NAME}: error: {error}", file=sys.stderr)
+        return USER_ERROR
     plan = _check_plan(arguments)
     text = "\n".join(to_yaml(manifest(arguments))) + "\n"
     apply = ["kubectl", "apply", "-f", str(arguments.output or "-")]
@@ -262,7 +269,7 @@ def main(words: list[str]) -> int:
         return 0
     if arguments.output:
         try:
-            arguments.output.write_text(text, encoding="utf-8")
+            write_file(arguments.output, text)
         except OSError as error:
             print(f"{_NAME}: error: --output {str(arguments.output)!r}: {error.strerror}", file=sys.stderr)
             return USER_ERROR

@@ -18,7 +18,7 @@ from reference.task_files import split_into_task_files
 import hra_jax
 from hra_jax.adapters import adapter_folder, initial
 from hra_jax.errors import DamagedError, UserError
-from hra_jax.storage import json_files, locks, safetensors
+from hra_jax.storage import folders, json_files, locks, safetensors
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks.names import task_file_names
 
@@ -433,11 +433,11 @@ def test_who_reads_a_half_replaced_adapter_in_a_bucket_waits_for_its_configurati
     shutil.copy(tmp_path / "b" / "adapter_model.safetensors", tmp_path / "a")
     with pytest.raises(DamagedError, match="is not what was exported"):
         adapter_folder.read_adapter(tmp_path / "a")
-    monkeypatch.setattr(adapter_folder, "is_remote", lambda path: str(path).endswith("/a"))  # its acts, on a disk
+    monkeypatch.setattr(folders, "is_remote", lambda path: str(path).endswith("/a"))  # its acts, on a disk
     with pytest.raises(DamagedError, match="is not what was exported"):
         adapter_folder.read_adapter(tmp_path / "a")  # nobody is at it
     monkeypatch.setattr(
-        adapter_folder.time, "sleep", lambda _: shutil.copy(tmp_path / "b" / "adapter_config.json", tmp_path / "a")
+        folders.time, "sleep", lambda _: shutil.copy(tmp_path / "b" / "adapter_config.json", tmp_path / "a")
     )
     with locks.hold_beside(tmp_path / "a", "tasks add"):
         found = adapter_folder.read_adapter(tmp_path / "a")

@@ -163,7 +163,7 @@ def check_recognises_as_it_was_scored(done: world.Trained, trained: Model, data:
         scored = world.read_manifest(done.workdir / "eval" / "suite" / f"predictions_{name}.jsonl")
         files = [str(data / row["key"]) for row in scored]
         texts = list(transcribe(files, adapter=str(adapter), backbone=str(trained.backbone.files.folder), task=name))
-        assert texts == [(file, row["hypothesis"], None) for file, row in zip(files, scored, strict=True)]
+        assert texts == [(file, row["pred_text"], None) for file, row in zip(files, scored, strict=True)]
         found |= {text for _, text, _ in texts}
     return found
 

@@ -181,6 +181,25 @@ def test_every_epoch_of_every_source_covers_every_usable_utterance_once(corpus):
         assert max(times) - min(times) <= 1 and min(times) >= 2
 
 
+def test_tasks_in_turn_are_equally_often_in_the_batches_and_go_on_from_a_position_on_1_2_and_4_hosts(corpus):
+    table = _table(_sources(corpus))
+    with _train(table, draw="tasks", max_tasks=3) as batches:
+        expected = _take(batches, 40)
+    updates = collections.Counter(task for batch in expected for task in set(batch["task"].tolist()) - {-1})
+    assert sorted(updates) == [0, 1, 2, 3] and max(updates.values()) - min(updates.values()) <= 1
+    with _train(table, draw="tasks", max_tasks=3) as batches:
+        _take(batches, 15)
+        position = json.loads(json.dumps(batches.position()))
+    assert position == {"consumed": 15, "waiting": {}, "rows": COUNTS}
+    for hosts in (1, 2, 4):
+        parts = []
+        for host in range(hosts):
+            local = _of_host(host, hosts)
+            with _train(table, draw="tasks", max_tasks=3, position=position, local_rows=local) as batches:
+                parts.append(_take(batches, 25))
+        _assert_same(_joined(parts), expected[15:])
+
+
 def test_a_batch_keeps_to_its_tasks_and_threads_change_nothing(corpus, monkeypatch):
     table = _table(_sources(corpus))
     with _train(table, threads=1, prefetch=0, max_tasks=2) as batches:

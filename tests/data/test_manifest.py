@@ -138,6 +138,27 @@ def test_keys_of_near_offsets_differ(tmp_path):
     assert keys == ["a.wav@12345.678+1", "a.wav@12345.679+1", "a.wav@1234567+1", "a.wav@1234568+1"]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_line_ends_and_byte_order_marks_of_any_editor_change_nothing(tmp_path, end, mark):
+    rows = [{**GOOD, "text": "één\u2028twee\x85", "speaker": "zoë"}, {**GOOD, "offset": 1.5}]
+    text = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+    (tmp_path / "m.jsonl").write_bytes(mark + end.join([text[0], b"", text[1], b"[", b""]) + mark + text[1])
+    report = DataReport()
+    first, second, third = manifest.load_manifest(tmp_path / "m.jsonl", report=report)
+    assert (first.text, first.tags, first.line) == ("één\u2028twee\x85", {"speaker": "zoë"}, 1)
+    assert (second.offset, second.line) == (1.5, 3)
+    assert (third.offset, third.line) == (1.5, 5)  # a file with a mark of its own that was put behind another
+    assert [row["name"] for row in report.to_json()["utterances"]["bad_json"]] == [f"{tmp_path / 'm.jsonl'}:4"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_a_manifest_in_another_encoding_is_refused_in_one_line(tmp_path, encoding):
+    (tmp_path / "m.jsonl").write_text(f"{json.dumps(GOOD)}\r\n" * 3, encoding=encoding)
+    with pytest.raises(UserError, match=r"m\.jsonl is UTF-16 or UTF-32; needed: UTF-8$"):
+        manifest.load_manifest(tmp_path / "m.jsonl", report=DataReport())
+
+
 def test_checking_an_empty_manifest_is_an_error(tmp_path):
     for content in (b"", b"\n\n"):
         (tmp_path / "m.jsonl").write_bytes(content)

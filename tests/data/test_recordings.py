@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import unicodedata
 
 import numpy as np
@@ -106,6 +107,28 @@ def test_byte_order_marks_are_no_text(tmp_path):
     assert rows(tmp_path / "table")[0] == {"a.wav": "one"}
     (tmp_path / "table" / "transcripts.tsv").write_text("\ufefffile\ttext\na.wav\tone\n", encoding="utf-8")
     assert rows(tmp_path / "table")[0] == {"a.wav": "one"}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_ends_and_byte_order_marks_of_any_editor_change_no_transcript(tmp_path, end, mark):
+    for name in ("a", "b"):
+        record(tmp_path / "beside", f"{name}.wav")
+        (tmp_path / "beside" / f"{name}.txt").write_text(f"{mark}één{end}twee{end}", encoding="utf-8", newline="")
+    assert rows(tmp_path / "beside")[0] == {"a.wav": "één twee", "b.wav": "één twee"}
+    for name, separator in TABLES.items():
+        for header in ("", f"file{separator}text{end}"):
+            folder = tmp_path / name / (header and "header")
+            record(folder, "a.wav")
+            record(folder, "b.wav")
+            lines = [f"a.wav{separator}één\u2028twee", "", f"b.wav{separator}drie"]
+            (folder / name).write_text(mark + header + end.join([*lines, ""]), encoding="utf-8", newline="")
+            assert rows(folder)[0] == {"a.wav": "één twee", "b.wav": "drie"}
+            (folder / name).write_text(mark + header + end.join(lines), encoding="utf-16")
+            with pytest.raises(UserError, match=rf"{name}: line 1 is not UTF-8 .*save it as UTF-8"):
+                rows(folder)
+            (folder / name).unlink()
+            shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
-"""Paired bootstrap of the difference of two systems' error rates."""
+"""Differences of two systems' error rates, and their verdicts."""
 
 import numpy as np
 import pytest
 
 from hra_jax.errors import UserError
-from hra_jax.evaluation import bootstrap, paired
-from hra_jax.evaluation.error_rates import ErrorCounts
-from hra_jax.evaluation.paired import PairedDifference, paired_bootstrap
+from hra_jax.evaluation.bootstrap import interval, make_sample
+from hra_jax.evaluation.paired import BETTER, UNDECIDED, WORSE, rate_suite
 
 CONFIDENCE = [0.025, 0.975]
 
@@ -18,6 +17,17 @@ def counts(number, *, seed=0, better=0.1):
     difficulty = rng.beta(1, 3, size=number)
     errors_a = rng.binomial(words, difficulty)
     return np.stack([errors_a, rng.binomial(errors_a, 1 - better), words], axis=1)
+
+
+def rated(tasks, *, samples=1000, seed=0):
+    """{name: difference of B from A}, with 'macro' and 'pooled'."""
+    made = {
+        name: make_sample([(f"{at:04}", None) for at in range(len(some))], some[:, :2], some[:, 2])
+        for name, some in ((name, np.asarray(some).reshape(-1, 3)) for name, some in tasks.items())
+    }
+    found = rate_suite(made, samples=samples, seed=seed)
+    parts = found.tasks | {"macro": found.macro, "pooled": found.pooled}
+    return {name: part.difference(1, 0) for name, part in parts.items()}
 
 
 def swapped(tasks):
@@ -37,125 +47,103 @@ def brute_force(utterances, *, samples, seed):
 
 
 def bounds(found):
-    return [found.low, found.high]
+    return [found["low"], found["high"]]
 
 
 TASKS = {"a": counts(60), "b": counts(25, seed=1, better=0.4), "c": counts(120, seed=2, better=0.02)}
 
 
 def test_differences_are_those_of_the_utterances_as_they_are():
-    found = paired_bootstrap(TASKS, samples=10)
+    found = rated(TASKS, samples=10)
     for name, utterances in TASKS.items():
-        assert found.tasks[name].difference == pytest.approx(rates_difference(utterances), abs=1e-12)
+        assert found[name]["difference"] == pytest.approx(rates_difference(utterances), abs=1e-12)
     mean = np.mean([rates_difference(utterances) for utterances in TASKS.values()])
-    assert found.macro.difference == pytest.approx(mean, abs=1e-12)
+    assert found["macro"]["difference"] == pytest.approx(mean, abs=1e-12)
     whole = rates_difference(np.concatenate(list(TASKS.values())))
-    assert found.pooled.difference == pytest.approx(whole, abs=1e-12) and abs(whole - mean) > 0.01
+    assert found["pooled"]["difference"] == pytest.approx(whole, abs=1e-12) and abs(whole - mean) > 0.01
 
 
-def test_intervals_are_those_of_resampled_lists_of_utterances():
+def test_intervals_are_those_of_resampled_lists_of_utterances_and_of_tasks():
     samples = 20_000
-    found = paired_bootstrap(TASKS, samples=samples, seed=3)
+    found = rated(TASKS, samples=samples, seed=3)
     drawn = {name: brute_force(TASKS[name], samples=samples, seed=index) for index, name in enumerate(TASKS)}
+    rng, columns = np.random.default_rng(8), np.stack(list(drawn.values()))
+    chosen = rng.integers(0, 3, size=(samples, 3)), rng.integers(0, samples, size=(samples, 3))
     expected = drawn | {
-        "macro": np.mean(list(drawn.values()), axis=0),
+        "macro": columns[chosen].mean(axis=1),
         "pooled": brute_force(np.concatenate(list(TASKS.values())), samples=samples, seed=9),
     }
     # The standard error of such a percentile of 20,000 resamples is about 2% of their standard deviation.
     for name, differences in expected.items():
-        part = found.tasks[name] if name in TASKS else getattr(found, name)
         tolerance = 0.1 * np.std(differences)
-        np.testing.assert_allclose(bounds(part), np.quantile(differences, CONFIDENCE), atol=tolerance, err_msg=name)
-
-
-def test_the_mean_and_spread_of_the_draws_are_those_of_resampled_lists(monkeypatch):
-    seen = []
-    monkeypatch.setattr(paired, "interval", lambda drawn: seen.append(drawn) or (0.0, 0.0))
-    paired_bootstrap({"a": TASKS["a"]}, samples=20_000)
-    expected = brute_force(TASKS["a"], samples=20_000, seed=5)
-    assert np.mean(seen[0]) == pytest.approx(np.mean(expected), abs=5 * np.std(expected) / 100)
-    assert np.std(seen[0]) == pytest.approx(np.std(expected), rel=0.05)
+        np.testing.assert_allclose(bounds(found[name]), np.quantile(differences, CONFIDENCE), atol=tolerance)
 
 
 def test_tasks_are_resampled_independently():
-    # Were the same draws made in both, the interval of the mean would be as wide as that of each.
-    alone = paired_bootstrap({"a": TASKS["a"]}, samples=5000).macro
-    both = paired_bootstrap({"a": TASKS["a"], "b": TASKS["a"]}, samples=5000).macro
-    assert (both.high - both.low) / (alone.high - alone.low) == pytest.approx(0.5**0.5, rel=0.1)
+    # Were the same draws made in all, the interval of the mean would be as wide as that of each.
+    alone = rated({"a": TASKS["a"]}, samples=5000)["macro"]
+    many = rated({str(index): TASKS["a"] for index in range(16)}, samples=5000)["macro"]
+    assert (many["high"] - many["low"]) / (alone["high"] - alone["low"]) == pytest.approx(0.25, rel=0.15)
 
 
 def test_pairing_sees_a_difference_that_separate_intervals_hide():
     utterances = counts(300, seed=4, better=0.15)
-    intervals = []
-    for column in (0, 1):
-        side = [ErrorCounts(deletions=int(row[column]), words=int(row[2]), utterances=1) for row in utterances]
-        intervals.append(bootstrap.bootstrap_interval(side))
-    assert intervals[1][1] > intervals[0][0]
-    assert paired_bootstrap({"a": utterances}).tasks["a"].significant
+    sample = make_sample([(f"{at:04}", None) for at in range(300)], utterances[:, :2], utterances[:, 2])
+    found = rate_suite({"a": sample}, samples=1000, seed=0).tasks["a"]
+    assert found.interval(1)[1] > found.interval(0)[0]
+    assert found.difference(1, 0)["verdict"] == BETTER
+    assert found.interval(0) == interval(found.drawn[:, 0])
 
 
 def test_identical_systems_differ_by_exactly_0():
     same = {name: utterances[:, [0, 0, 2]] for name, utterances in TASKS.items()}
-    found = paired_bootstrap(same, samples=1000)
-    for part in (*found.tasks.values(), found.macro, found.pooled):
-        assert part == PairedDifference(0.0, 0.0, 0.0) and not part.significant
+    for part in rated(same).values():
+        assert part == {"difference": 0, "low": 0, "high": 0, "verdict": UNDECIDED}
 
 
-def test_one_error_less_in_every_utterance_is_significant_and_one_more_as_well():
+def test_one_error_less_in_every_utterance_is_better_and_one_more_worse():
     words = np.arange(3, 23)
-    better = np.stack([np.full(20, 2), np.full(20, 1), words], axis=1)
-    found = paired_bootstrap({"a": better}).tasks["a"]
-    assert found.significant and found.low <= found.difference <= found.high < 0
-    worse = paired_bootstrap(swapped({"a": better})).tasks["a"]
-    assert worse.significant and 0 < worse.low <= worse.difference <= worse.high
+    less = np.stack([np.full(20, 2), np.full(20, 1), words], axis=1)
+    found = rated({"a": less})["a"]
+    assert found["verdict"] == BETTER and found["low"] <= found["difference"] <= found["high"] < 0
+    found = rated(swapped({"a": less}))["a"]
+    assert found["verdict"] == WORSE and 0 < found["low"] <= found["difference"] <= found["high"]
 
 
-def test_systems_that_differ_by_chance_are_called_significant_about_as_often_as_promised():
+def test_systems_that_differ_by_chance_are_told_apart_about_as_often_as_promised():
     called = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
         words = rng.integers(3, 12, size=80)
         errors = rng.binomial(words[:, None], 0.2, size=(80, 2))
-        found = paired_bootstrap({"a": np.column_stack([errors, words])}, samples=500, seed=seed)
-        called += found.macro.significant
+        found = rated({"a": np.column_stack([errors, words])}, samples=500, seed=seed)
+        called += found["macro"]["verdict"] != UNDECIDED
     assert 2 <= called <= 22  # 5% of 200 is 10
 
 
-def test_neither_the_order_of_utterances_nor_of_tasks_matters():
-    rng = np.random.default_rng(0)
-    shuffled = {name: rng.permutation(TASKS[name]) for name in reversed(TASKS)}
-    assert paired_bootstrap(shuffled, samples=500) == paired_bootstrap(TASKS, samples=500)
+def test_the_order_of_tasks_does_not_matter_and_the_seed_does():
+    here, there = (rated(tasks, samples=500, seed=5) for tasks in (TASKS, dict(reversed(TASKS.items()))))
+    assert here == there
+    other = rated(TASKS, samples=500, seed=6)["macro"]
+    assert here["macro"]["low"] != other["low"] and here["macro"]["difference"] == other["difference"]
 
 
-def test_the_same_seed_gives_the_same_intervals_and_another_seed_others():
-    first, again, other = (paired_bootstrap(TASKS, samples=500, seed=seed) for seed in (5, 5, 6))
-    assert first == again and first.macro.low != other.macro.low and first.macro.difference == other.macro.difference
-
-
-def test_swapping_the_systems_mirrors_every_difference():
-    found, mirrored = (paired_bootstrap(tasks, samples=20_000) for tasks in (TASKS, swapped(TASKS)))
-    parts = [(found.tasks[name], mirrored.tasks[name]) for name in TASKS]
-    for part, other in (*parts, (found.macro, mirrored.macro), (found.pooled, mirrored.pooled)):
-        assert other.difference == -part.difference and part.significant == other.significant
-        np.testing.assert_allclose([-other.high, -other.low], bounds(part), atol=0.03 * (part.high - part.low))
-
-
-def test_draws_in_parts_are_the_draws_in_one_piece(monkeypatch):
-    whole = paired_bootstrap(TASKS, samples=1001)
-    monkeypatch.setattr(bootstrap, "_CELLS", 700)
-    assert paired_bootstrap(TASKS, samples=1001) == whole
+def test_swapping_the_systems_mirrors_every_difference_exactly():
+    found, mirrored = (rated(tasks) for tasks in (TASKS, swapped(TASKS)))
+    for name, part in found.items():
+        other = mirrored[name]
+        assert other["difference"] == -part["difference"]
+        np.testing.assert_allclose([-other["high"], -other["low"]], bounds(part), rtol=1e-12)
 
 
 def test_a_suite_of_one_task_has_one_interval():
-    found = paired_bootstrap({"a": TASKS["a"]}, samples=500)
-    assert found.tasks["a"] == found.macro == found.pooled
+    found = rated({"a": TASKS["a"]}, samples=500)
+    assert found["a"] == found["macro"] == found["pooled"]
 
 
-def test_empty_references_among_others_leave_the_difference_defined():
-    found = paired_bootstrap({"a": [(1, 0, 0), (1, 2, 4)]}, samples=100).tasks["a"]
-    assert np.isfinite([found.difference, *bounds(found)]).all() and found.difference == 0
-    with pytest.raises(UserError, match="none of 1 bootstrap samples holds a reference word"):
-        paired_bootstrap({str(i): [(1, 0, 0), (1, 2, 4)] for i in range(30)}, samples=1)
+def test_without_resamples_there_are_no_bounds_and_no_verdict():
+    part = rated(TASKS, samples=0)["macro"]
+    assert part["difference"] < 0 and (part["low"], part["high"], part["verdict"]) == (None, None, None)
 
 
 def test_what_has_no_rate_and_what_is_not_allowed_is_one_line_that_says_so():
@@ -163,11 +151,7 @@ def test_what_has_no_rate_and_what_is_not_allowed_is_one_line_that_says_so():
         ("0 tasks", {}, {}),
         ("task 'a': .* 0 utterances hold 0 words", {"a": []}, {}),
         ("task 'a': .* 2 utterances hold 0 words", {"a": [(1, 0, 0), (0, 0, 0)]}, {}),
-        ("must be 1 or more; got 0", TASKS, {"samples": 0}),
         ("must be 0 or more; got -1", TASKS, {"seed": -1}),
     ):
         with pytest.raises(UserError, match=match):
-            paired_bootstrap(tasks, **changes)
-    for wrong in ([(1, 2)], [(1, 2, -3)], [(0.5, 1.0, 2.0)]):
-        with pytest.raises(ValueError, match="allowed: integers"):
-            paired_bootstrap({"a": wrong})
+            rated(tasks, **changes)

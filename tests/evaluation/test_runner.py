@@ -43,7 +43,7 @@ def test_every_utterance_is_scored_once_and_padding_rows_never(trained, micro):
     rows, loss, _, count = scores(trained.run, runner)
     expected = [(task.name, utterance.key) for task in runner.suite.tasks for utterance in task.utterances]
     assert count == len(expected) == 6 and set(rows) == set(expected)
-    assert {row.reference for row in rows.values()} == set(world.TEXTS["test"])
+    assert {row.text for row in rows.values()} == set(world.TEXTS["test"])
     assert np.isfinite(loss)
 
 
@@ -77,7 +77,7 @@ def test_the_mean_row_gives_what_a_bank_of_means_would_give(trained, micro):
     averaged = dataclasses.replace(run, state=run.state.replace(trainable={**run.state.trainable, "tasks": means}))
     others, _, other_differences, _ = scores(averaged, make(trained, micro, "mixed"))
     keys = [key for task, key in rows if task == "ann"]
-    assert [rows["ann mean", key].hypothesis for key in keys] == [others["ann", key].hypothesis for key in keys]
+    assert [rows["ann mean", key].pred_text for key in keys] == [others["ann", key].pred_text for key in keys]
     np.testing.assert_allclose(differences["ann mean"], other_differences["ann"], rtol=1e-4)
 
 
@@ -114,9 +114,66 @@ def test_a_new_adapter_is_found_out_as_doing_nothing(trained, micro):
     runner = make(trained, micro, "test")
     rows, _, differences, _ = scores(run, runner)
     assert set(differences.values()) == {0.0}
-    assert all(row.hypothesis == row.base_hypothesis for row in rows.values())
+    assert all(row.pred_text == row.base_pred_text for row in rows.values())
     with pytest.raises(UserError, match="task 'ann'"):
         check_adapter_acts(runner.suite, differences)
+
+
+def counted(run, runner: SuiteRunner):
+    """Scores of a run with `kept`, and how many batches ran with the base beside them and how many alone."""
+    batches = {"both": 0, "alone": 0}
+
+    def both(*arguments):
+        batches["both"] += 1
+        return run.layout.programs.evaluation(*arguments)
+
+    def alone(*arguments):
+        batches["alone"] += 1
+        outputs = run.layout.programs.evaluation(*arguments)
+        return {name: value for name, value in outputs.items() if name not in ("base_paths", "difference")}
+
+    rows, _, differences = runner.run(both, suite_weights(run, runner), run.frozen, alone=alone)
+    return rows, differences, batches
+
+
+def test_the_base_is_recognised_once_and_each_adapter_is_checked_beside_it_in_one_batch(trained, micro):
+    runner = make(trained, micro, "test", eval__batch_seconds=2.0)  # 3 batches of 2
+    first, whole, batches = counted(trained.run, runner)
+    assert batches == {"both": 3, "alone": 0} and len(runner.kept) == 6
+    again, differences, batches = counted(trained.run, runner)
+    assert again == first
+    seen = {row.task for row in first}
+    assert seen == set(world.SPEAKERS)
+    # Sorted by length: the first two batches hold an utterance of every speaker.
+    assert batches == {"both": 2, "alone": 1}
+    assert all(0.0 < differences[task] <= whole[task] for task in seen)
+
+
+def test_an_adapter_that_does_nothing_is_found_with_the_base_kept_too(trained, micro):
+    run = trained.run
+    rows = jax.tree.map(lambda leaf: np.array(leaf), jax.device_get(run.state.trainable["tasks"]))
+    for leaf in jax.tree.leaves(rows):
+        leaf[run.layout.tasks.index("bob")] = 0.0
+    silent = dataclasses.replace(run, state=run.state.replace(trainable={**run.state.trainable, "tasks": rows}))
+    runner = make(trained, micro, "test", eval__batch_seconds=2.0)
+    counted(run, runner)
+    found, differences, _ = counted(silent, runner)
+    assert [name for name, difference in differences.items() if difference == 0.0] == ["bob"]
+    assert all(row.pred_text == row.base_pred_text for row in found if row.task == "bob")
+
+
+def test_what_was_recognised_before_is_not_recognised_again(trained, micro):
+    runner = make(trained, micro, "test", eval__batch_seconds=2.0)
+    parts, run = [], trained.run
+    weights = suite_weights(run, runner)
+    whole = runner.run(run.layout.programs.evaluation, weights, run.frozen, after=parts.append)
+    assert [len(part) for part in parts] == [2, 2, 2]
+    kept = make(trained, micro, "test", eval__batch_seconds=2.0)
+    kept.kept |= runner.kept
+    later: list = []
+    rest = kept.run(run.layout.programs.evaluation, weights, run.frozen, done=parts[0] | parts[2], after=later.append)
+    texts = [{number: row.text for number, row in part.items()} for part in (parts[1], *later)]
+    assert len(later) == 1 and texts[0] == texts[1] and rest == whole
 
 
 def test_unreadable_audio_is_left_out_and_named_and_all_unreadable_is_an_error(trained, micro, tmp_path):

@@ -76,7 +76,35 @@ def test_ready_made_suites_load_and_have_the_name_of_their_file(tmp_path):
             "validation.jsonl" if name.endswith("_validation") else "test.jsonl"
         }
         adapters = ["__base__"] if name.startswith("plain") else sorted(set(SPEAKERS))
+        if name.endswith("heldout"):
+            adapters = ["__few__"] * len(set(SPEAKERS))
         assert [task.adapter_task for task in suite.tasks] == adapters
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_line_ends_and_a_byte_order_mark_of_any_editor_change_no_suite(tmp_path, end, encoding):
+    lines = [
+        "from ml_collections import ConfigDict",
+        "def get_config():",
+        "    rows = (('één', '{dir}/test.jsonl', '', '__base__'),)",
+        "    return ConfigDict({'name': 'mine', 'normalizer': 'basic', 'tasks': rows})",
+    ]
+    (tmp_path / "mine.py").write_text(end.join(lines), encoding=encoding, newline="")
+    with (tmp_path / "test.jsonl").open("w", encoding=encoding, newline="") as file:
+        for number in range(2):
+            row = {"audio_filepath": f"{number}.wav", "duration": 1.0, "text": "deux été"}
+            file.write(json.dumps(row, ensure_ascii=False) + end)
+    report = DataReport(strict=True)
+    (task,) = suites.load_suite(str(tmp_path / "mine.py"), data_dir=str(tmp_path), report=report).tasks
+    assert task.name == "één" and [found.text for found in task.utterances] == ["deux été"] * 2
+
+
+def test_a_suite_file_in_another_encoding_is_one_line(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return 1\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"mine\.py: ") as caught:
+        suites.load_suite(str(tmp_path / "mine.py"), data_dir=str(tmp_path), report=DataReport())
+    assert str(caught.value).isprintable()
 
 
 def test_a_suite_file_is_found_by_path(tmp_path):
@@ -87,7 +115,7 @@ def test_a_suite_file_is_found_by_path(tmp_path):
         f"from ml_collections import ConfigDict\n\ndef get_config():\n    return {config}\n"
     )
     suite = suites.load_suite(str(tmp_path / "mine.py"), data_dir=str(tmp_path), report=DataReport())
-    assert (suite.name, suite.normalizer, len(suite.utterances)) == ("mine", "none", 1)
+    assert (suite.name, suite.normalizer, len(suite.utterances)) == ("mine", "none@2", 1)
     with pytest.raises(UserError, match="'fsd'.*'fsdd'"):
         suites.load_suite("fsd", data_dir=str(tmp_path), report=DataReport())
 
@@ -108,6 +136,13 @@ def test_a_suite_file_is_found_by_path(tmp_path):
         ((("*", "{dir}/test.jsonl", "accent=*", "*"),), {}, "values of 'accent' there: none"),
         ((BY_SPEAKER, BY_SPEAKER), {}, "2 tasks named 'george'"),
         ((("__base__", "{dir}/test.jsonl", "", "__base__"),), {}, "'__base__', which cannot be the name"),
+        ((BY_SPEAKER,), {"normalizer": "basic@7"}, "suite 'digits': normalizer 'basic@7': no such version; allowed"),
+        ((BY_SPEAKER,), {"metric": "ser"}, "metric 'ser' is unknown; allowed: wer, cer"),
+        (((*BY_SPEAKER, "ser"),), {}, "metric 'ser' is unknown; allowed: wer, cer"),
+        ((BY_SPEAKER,), {"block": ""}, "block must be the name of a tag"),
+        ((BY_SPEAKER,), {"slices": "accent"}, "slices must be a tuple of tags"),
+        ((BY_SPEAKER,), {"slices": ("seconds:5,2",)}, "'seconds:5,2'; allowed are ascending seconds"),
+        ((BY_SPEAKER,), {"slices": ("seconds:",)}, "'seconds:'; allowed are ascending seconds"),
     ],
 )
 def test_a_wrong_suite_is_one_clear_line(tmp_path, tasks, changes, message):
@@ -115,6 +150,18 @@ def test_a_wrong_suite_is_one_clear_line(tmp_path, tasks, changes, message):
     with pytest.raises(UserError, match=message) as error:
         build(tmp_path, *tasks, **changes)
     assert "\n" not in str(error.value)
+
+
+def test_what_decides_is_given_for_a_suite_or_for_a_row(tmp_path):
+    write_manifest(tmp_path)
+    plain = build(tmp_path, BY_SPEAKER)
+    assert (plain.metric, plain.block, plain.slices) == ("wer", "speaker", ())
+    assert {task.metric for task in plain.tasks} == {"wer"}
+    rows = (("one", "{dir}/test.jsonl", "", "a"), ("two", "{dir}/test.jsonl", "", "a", "wer"))
+    suite = build(tmp_path, *rows, metric="cer", block="text", slices=("accent", "seconds:2,5.5"))
+    assert (suite.metric, suite.block, suite.slices) == ("cer", "text", ("accent", "seconds:2,5.5"))
+    assert [task.metric for task in suite.tasks] == ["cer", "wer"]
+    assert [suites.duration_edges(item, suite="s") for item in suite.slices] == [(), (2.0, 5.5)]
 
 
 def test_a_missing_key_a_missing_folder_and_an_empty_manifest_are_errors(tmp_path):
@@ -204,3 +251,35 @@ def test_a_recording_is_the_same_through_another_path(tmp_path):
     for path in (tmp_path / "link" / "1.wav", tmp_path / "real" / ".." / "link" / "1.wav"):
         with pytest.raises(UserError, match="shares 1 utterance"):
             suites.check_disjoint([utterance(str(path))], training, suite="digits")
+
+
+FEW = ("*", "{dir}/test.jsonl", "speaker=*", "__few__")
+SUPPORT = {"support": "{dir}/train.jsonl", "shots": (0, 1, 10), "draws": 5}
+
+
+def test_a_suite_says_what_heads_of_a_few_utterances_train_on(tmp_path):
+    write_manifest(tmp_path)
+    suite = build(tmp_path, FEW, ("* base", "{dir}/test.jsonl", "speaker=*", "__base__"), **SUPPORT)
+    assert (suite.support, suite.shots, suite.draws) == (f"{tmp_path}/train.jsonl", (0, 1, 10), 5)
+    assert [task.adapter_task for task in suite.tasks] == ["__few__"] * 3 + ["__base__"] * 3
+    plain = build(tmp_path, BY_SPEAKER)
+    assert (plain.support, plain.shots, plain.draws) == ("", (), 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "line"),
+    [
+        (BY_SPEAKER, SUPPORT, "suite 'digits': support needs a row with the adapter task '__few__'"),
+        (FEW, {}, "suite 'digits': the adapter task '__few__' needs the key 'support'"),
+        (FEW, SUPPORT | {"support": ""}, "suite 'digits': support = ''; allowed: the path of a manifest"),
+        (FEW, SUPPORT | {"shots": ()}, r"shots = \(\); allowed: ascending integers from 0, at least one"),
+        (FEW, SUPPORT | {"shots": (1, 1)}, r"shots = \(1, 1\); allowed: ascending integers"),
+        (FEW, SUPPORT | {"shots": (-1, 1)}, r"shots = \(-1, 1\); allowed: ascending integers"),
+        (FEW, SUPPORT | {"shots": (True,)}, r"shots = \(True,\); allowed: ascending integers"),
+        (FEW, SUPPORT | {"draws": 0}, "draws = 0; allowed: an integer of at least 1"),
+    ],
+)
+def test_wrong_settings_of_few_utterances_are_one_line_each(tmp_path, row, changes, line):
+    write_manifest(tmp_path)
+    with pytest.raises(UserError, match=line):
+        build(tmp_path, row, **changes)

@@ -3,8 +3,11 @@
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -435,6 +438,55 @@ def test_weights_that_were_replaced_under_the_same_fingerprint_are_found_as_they
         except DamagedError as error:
             messages.append(str(error))
     assert len(messages) == 1 and re.search(told, messages[0])
+
+
+_REPLACING = """
+import shutil, sys, time
+from hra_jax.storage import folders, locks
+rename = folders.rename_folder
+def slowly(old, new):
+    rename(old, new)
+    time.sleep(0.05)
+folders.rename_folder, folders.exchange_names = slowly, lambda first, second: False
+print("begun", flush=True)
+for number in range(1000):
+    source = sys.argv[2 + number % 2]
+    folders.replace_folder(sys.argv[1], lambda fresh: shutil.copytree(source, fresh, dirs_exist_ok=True))
+    time.sleep(0.4)
+"""
+
+
+def test_a_backbone_that_a_run_replaces_by_two_renames_is_read_whole(tmp_path, params):
+    folders = [tmp_path / name for name in ("backbone", "first", "second")]
+    vocabulary = CharacterVocabulary(" abcd").to_json()
+    weights = {
+        save(folder, jax.tree.map(lambda x, i=i: x + i, params), vocabulary=vocabulary): i
+        for i, folder in enumerate(folders[1:])
+    }
+    shutil.copytree(folders[1], folders[0])
+    replacing = subprocess.Popen([sys.executable, "-c", _REPLACING, *map(str, folders)], stdout=subprocess.PIPE)
+    try:
+        replacing.stdout.readline()
+        seen = set()
+        for verify in 15 * [None, False]:
+            found = api.load_backbone(folders[0], verify=verify)
+            seen.add(found.fingerprint)
+            expected = params["output"]["bias"] + weights[found.fingerprint]
+            np.testing.assert_array_equal(found.params["output"]["bias"], expected)
+        assert seen == set(weights) and replacing.poll() is None
+    finally:
+        replacing.kill()
+        replacing.communicate()
+
+
+@pytest.mark.parametrize("verify", [None, False])
+def test_a_file_that_is_cut_while_it_is_read_ends_the_reading(folder, verify):
+    files = backbone_folder.load(str(folder), verify=verify)
+    path = folder / "model.safetensors"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(UserError, match="ends within a tensor"), files.reading() as read:
+        for name in files.tensors.names():
+            read(name)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
-from hra_jax.evaluation.report import Unscored, UtteranceResult
+from hra_jax.evaluation.predictions import Unscored, UtteranceResult
 from hra_jax.evaluation.suites import Suite, SuiteTask
 from hra_jax.run import scoring
 from hra_jax.run.scoring import attempt, data_report
@@ -86,9 +86,7 @@ def test_lines_that_the_manifest_refused_are_among_the_utterances_that_were_not_
     bob = SuiteTask("bob", "m.jsonl", "speaker", "bob", "bob", (), (refused,))
     report = DataReport()
     report.add("too_long", "ann: b.wav", "9 s")
-    scored = [
-        UtteranceResult(task="ann", key="a.wav", reference="one", hypothesis="one", base_hypothesis="one", duration=1.0)
-    ]
+    scored = [UtteranceResult(task="ann", key="a.wav", text="one", pred_text="one", base_pred_text="one", duration=1.0)]
     assert scoring._unscored(Suite("s", "basic", (ann,), (bob,)), scored, report) == [
         Unscored("ann", "b.wav", "too_long: 9 s"),
         Unscored("ann", "c.wav", refused.why),

@@ -51,6 +51,25 @@ def test_links_are_replaced_and_never_written_through(tmp_path, monkeypatch):
     assert (tmp_path / "secret").read_text() == "kept" and (tmp_path / "file").read_text() == "new"
 
 
+@pytest.mark.parametrize("kind", ["folder", "link to a file", "link to a folder", "link to nothing", "pipe", "device"])
+def test_what_a_user_names_to_be_written_is_refused_where_it_is_no_file(tmp_path, kind):
+    path = tmp_path / "out.json"
+    (tmp_path / "file").write_text("kept")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = "/dev/null"
+    else:
+        path.symlink_to(tmp_path / {"file": "file", "folder": "", "nothing": "none"}[kind.rpartition(" ")[2]])
+    with pytest.raises(UserError, match=rf"^--json='{path}' is .*; allowed: the path of a file to write$"):
+        files.check_output(path, name="--json")
+    for good in (tmp_path / "file", tmp_path / "new" / "out.json", "gs://bucket/out.json"):
+        if not files.is_remote(good):
+            files.check_output(good, name="--json")
+
+
 def test_temporary_names_are_new_each_time(tmp_path):
     found = set()
     for _ in range(20):

@@ -168,7 +168,8 @@ def test_a_kill_at_any_act_leaves_the_old_or_the_new_folder_once_it_is_recovered
             fill(place / "folder", "old")
         command = [sys.executable, "-c", KILLED, str(place / "folder"), str(act), str(exchanged)]
         done = subprocess.run(command, env=command_env, capture_output=True, text=True, check=False)
-        recover(place / "folder")
+        with locks.hold_beside(place / "folder", "recovery"):
+            recover(place / "folder")
         names = [path.name for path in place.iterdir()]
         found = contents(place / "folder") if names else {}
         assert names in (["folder"], [] if not there else ["folder"]), names
@@ -225,9 +226,36 @@ def test_a_folder_that_a_kill_left_between_two_renames_is_put_back_for_readers(t
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_readers_take_nothing_from_who_is_at_it(tmp_path):
+def test_readers_take_nothing_from_who_is_at_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "_RENAMES_SECONDS", 0.2)
     fill(tmp_path / f".a.old-{'0' * 16}", "old")
     (tmp_path / ".a.lock").mkdir()  # no lock can be had
     with pytest.raises(UserError, match=r"/a' is gone: a process .* '.*/\.a\.old-0{16}' is what it was$"):
         folders.put_back(tmp_path / "a")
     assert contents(tmp_path) == {f".a.old-{'0' * 16}/{name}": "old" for name in "ab"}
+
+
+def test_readers_wait_for_a_second_rename(tmp_path):
+    fill(tmp_path / f".a.old-{'0' * 16}", "old")
+    fill(tmp_path / f".a.new-{'0' * 16}", "new")
+    (tmp_path / ".a.lock").mkdir()  # somebody has the lock
+    second = threading.Timer(0.3, lambda: (tmp_path / f".a.new-{'0' * 16}").rename(tmp_path / "a"))
+    second.start()
+    folders.put_back(tmp_path / "a")
+    second.join()
+    assert (tmp_path / "a" / "b").read_text() == "new"
+
+
+def test_a_folder_is_replaced_under_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "exchange_names", lambda first, second: False)
+    rename, held = folders.rename_folder, []
+
+    def looked_at(*names):
+        held.append((tmp_path / ".a.lock").exists())
+        rename(*names)
+
+    monkeypatch.setattr(folders, "rename_folder", looked_at)
+    for content in ("old", "new"):
+        fill(tmp_path / "a", content)
+    assert held == [True] * 3 and not (tmp_path / ".a.lock").exists()
+    assert contents(tmp_path) == {"a/a": "new", "a/b": "new"}

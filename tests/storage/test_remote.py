@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from array_record.python import array_record_module
 from etils import epath
 from google.api_core import exceptions
 from reference import gcs
@@ -276,6 +277,33 @@ def test_the_emulator_lists_by_pages_and_refuses_what_preconditions_refuse():
             storage.put("bucket", "a/0", b"y", parameters, {})
     storage.put("bucket", "a/0", b"y", {"ifGenerationMatch": generation}, {})
     assert storage.find("bucket", "a/0").content == b"y"
+
+
+def test_array_record_reads_the_records_that_it_is_asked_for_by_its_own_client(bucket, tmp_path):
+    """Where it opens a file it reads the end of it, which holds the places of all groups of records."""
+    records = [f"record {number} ".encode() * (1 + number % 7 * 500) for number in range(200)]
+    for size in (1, 8):
+        writer = array_record_module.ArrayRecordWriter(str(tmp_path / "records"), f"group_size:{size}")
+        for record in records:
+            writer.write(record)
+        writer.close()
+        bucket.write(f"gs://bucket/{size}.array_record", (tmp_path / "records").read_bytes())
+        asked = len(bucket.requests)
+
+        def count(asked=asked, size=size):
+            new = bucket.requests[asked:]
+            assert set(new) == {f"GET /storage/v1/b/bucket/o/{size}.array_record"}
+            return len(new)
+
+        reader = array_record_module.ArrayRecordReader(
+            f"gs://bucket/{size}.array_record", options="readahead_buffer_size:0"
+        )
+        assert reader.num_records() == len(records) and count() == 1
+        for wanted in ([7], [199, 0, 64], list(range(40, 48)), list(range(200))):
+            before = count()
+            assert reader.read(wanted) == [records[number] for number in wanted]
+            assert count() - before == len({number // size for number in wanted})
+        reader.close()
 
 
 # --- Locks ------------------------------------------------------------------------------------------------------------

@@ -102,6 +102,18 @@ def test_reading_on_over_gaps_as_on_remote_paths_gives_the_same(folder, monkeypa
     assert files.bytes_read > leaf[index].nbytes
 
 
+@pytest.mark.parametrize("gap", [0, 10**6])
+def test_who_reads_is_told_of_every_piece_once_it_is_there(folder, monkeypatch, gap):
+    monkeypatch.setattr(safetensors_reader, "is_remote", lambda path: bool(gap))
+    monkeypatch.setattr(safetensors_reader, "_REMOTE_GAP", gap)
+    monkeypatch.setattr(safetensors_reader, "_CHUNK", 64)
+    files = TensorFiles(folder)
+    for index in ((), slice(1, 3), (slice(None), slice(1, 2))):
+        pieces: list[bytes] = []
+        found = files.read_slice("d", index, told=lambda piece, pieces=pieces: pieces.append(bytes(piece)))
+        assert len(pieces) > 1 and b"".join(pieces) == found.tobytes()
+
+
 def test_an_index_that_does_not_fit_is_an_error(folder):
     files = TensorFiles(folder)
     with pytest.raises(IndexError):

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 from etils import epath
 from reference import endless
 from reference import micro as world
@@ -111,7 +112,7 @@ def test_every_damage_of_every_file_is_named_or_changes_nothing(copy):
     generator, expected = random.Random(SEED), content(copy)
     step = [f"2/{name}" for name in file_checksums.files_of(copy / "2")] + ["2/files.json"]
     files = step + [f"rows/bank/{name}" for name in file_checksums.files_of(copy / "rows" / "bank")]
-    found = 0
+    found, without_effect = 0, dict.fromkeys(files, 0)
     for name in files:
         before = (copy / name).read_bytes()
         for what, after in damages(copy / name, generator, -(-FLIPS // len(files)) or 1):
@@ -121,6 +122,7 @@ def test_every_damage_of_every_file_is_named_or_changes_nothing(copy):
             try:
                 same = content(copy) == expected
                 assert same, f"{name}, {what}: something else came back, without a word"
+                without_effect[name] += 1
                 harmless = any(part in name for part in HARMLESS)
                 assert harmless or what not in ("gone", "emptied", "cut"), f"{name}, {what}: was not noticed"
             except UserError as error:
@@ -132,7 +134,8 @@ def test_every_damage_of_every_file_is_named_or_changes_nothing(copy):
             with opened(copy, read_only=True) as checkpoints:
                 assert int(checkpoints.restore(1, state_of(0))[0]["step"]) == 1
             (copy / name).write_bytes(before)
-    print(f"{len(files)} files, {found} damages found")
+    print(f"{len(files)} files; damages that were found: {found}; without effect, all others:")
+    print("".join(f"  {count} of {name}\n" for name, count in without_effect.items() if count))
     assert found > len(files) // 2
 
 
@@ -440,7 +443,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_an
         path.write_bytes(bytes(found))
     again = world.train(finished.config, workdir)
     assert again.status == 0
-    assert "; going on from checkpoint 2" in again.printed and "resuming at step 2" in again.printed
+    assert "; taking checkpoint 2" in again.printed and "resuming at step 2" in again.printed
     for name in ("adapter_model.safetensors", "tasks.json"):
         assert (workdir / "adapter" / name).read_bytes() == (finished.workdir / "adapter" / name).read_bytes()
     assert world.losses(workdir) == world.losses(finished.workdir)
@@ -472,6 +475,45 @@ def test_lists_of_segments_that_are_none_are_refused(copy, rows):
     (copy / "2" / "checksums" / "metadata").write_text(json.dumps(sums | {"self": file_checksums.of_json(sums)}))
     with pytest.raises(DamagedError, match=r"checkpoint 2 cannot be read: rows/metadata: .* are no segments of a log"):
         StoredCheckpoint(epath.Path(copy / "2")).segments()
+
+
+@pytest.mark.parametrize(
+    "like, told",
+    [
+        ({"tasks": {"head": np.zeros((9, 6), np.float32)}}, r"tasks/head is float32\[5\] there, but float32\[6\] here"),
+        ({"tasks": {"head": np.zeros((9, 5), np.int32)}}, r"tasks/head is float32\[5\] there, but int32\[5\] here"),
+        ({"tasks": {"tail": np.zeros((9, 5), np.float32)}}, r"tasks/head is float32\[5\] there, but absent here"),
+        ({"tasks": {"head": jax.ShapeDtypeStruct((9, 5), np.float32)}, "count": np.zeros(9)}, "count is absent there"),
+    ],
+)
+def test_rows_of_other_names_shapes_or_dtypes_than_the_run_s_are_refused_in_one_line(copy, like, told):
+    with opened(copy, read_only=True) as checkpoints:
+        whole = {"tasks": {"head": jax.ShapeDtypeStruct((9, 5), np.float32)}}
+        assert list(checkpoints.rows(2, "bank", below=9, like=whole))
+        with pytest.raises(UserError, match=rf"checkpoint 2 is of another run: rows/bank: {told}") as error:
+            list(checkpoints.rows(2, "bank", below=9, like=like))
+        assert not isinstance(error.value, DamagedError)  # the one before is of the same run
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_no_room_is_made_for_arrays_that_the_files_cannot_hold(copy, signed):
+    # A header without values: each of them would be zero.
+    store = {"driver": "ocdbt", "base": f"file://{copy}/2/state/"}
+    spec = {"driver": "zarr", "kvstore": store, "path": "shared.kernel", "metadata": {"compressor": None}}
+    options = dict(create=True, delete_existing=True, shape=[2**21, 2**21], dtype=tensorstore.float32)
+    tensorstore.open(spec, **options, chunk_layout=tensorstore.ChunkLayout(chunk_shape=[64, 48])).result()
+    file = copy / "2" / "checksums" / "metadata"
+    found = json.loads(file.read_text())
+    del found["self"]
+    found["state"]["shared/kernel"][0] = "float32[2097152, 2097152]"
+    if signed:
+        file.write_text(json.dumps(found | {"self": file_checksums.of_json(found)}))
+    (copy / "2" / "files.json").unlink()
+    told = "state: arrays of 17,592,186,.* bytes in files of" if signed else "names other arrays than were saved"
+    with opened(copy, read_only=True) as checkpoints, endless.bounded(), pytest.raises(DamagedError, match=told):
+        checkpoints.check(2)
+    with opened(copy, read_only=True) as checkpoints, endless.bounded(), pytest.raises(UserError):
+        checkpoints.restore(2, state_of(0))
 
 
 @pytest.mark.parametrize("kind", endless.KINDS)

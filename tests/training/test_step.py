@@ -334,6 +334,16 @@ def test_evaluation_runs_the_adapter_and_the_base_and_tells_them_apart():
 
 
 @pytest.mark.optimised
+def test_without_the_base_beside_it_an_adapter_recognises_the_same():
+    trainable, batch = tiny.random_trainable(tiny.ADAPTERS["linear"], ENCODER), batch_of()
+    both = compiled_evaluation()(trainable, backbone(), batch)
+    alone = jax.jit(make_evaluation_step(model_of(), blank_id=0, beside=False))(trainable, backbone(), batch)
+    assert both.keys() - alone.keys() == {"base_paths", "difference"}
+    for name, value in alone.items():
+        np.testing.assert_allclose(value, both[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.optimised
 @pytest.mark.parametrize("method", ["hra", "residual", "lora", "bitfit"])
 def test_a_row_of_zeros_makes_no_difference_after_an_output_layer_of_all_tasks(method):
     """The layer has been trained, so what it writes is not what the base writes; every other row makes a difference."""
