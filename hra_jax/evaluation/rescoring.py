@@ -16,6 +16,8 @@ from hra_jax.evaluation.suites import load_suite
 from hra_jax.storage import folders, locks
 from hra_jax.text.normalization import versioned
 
+PREDICTIONS = "predictions"  # the method of results that no model of ours was run for
+
 
 def rescore(
     predictions: epath.PathLike,
@@ -59,7 +61,7 @@ def rescore(
         if (task.name, row.key) not in rows
     ]
     unscored += [Unscored(task.name, row.key, row.why) for task in (*found.tasks, *found.lost) for row in task.refused]
-    facts = {"method": "predictions", "utterances_not_scored": len(unscored)}
+    facts = {"method": PREDICTIONS, "utterances_not_scored": len(unscored)}
     results = evaluate_results(
         list(rows.values()), found, accounting=dict.fromkeys(ACCOUNTING), bootstrap=bootstrap, run=facts
     )

@@ -45,6 +45,7 @@ def evaluate_results(
     seed: int = 0,
     run: Mapping[str, Any] | None = None,
     hardware: Mapping[str, Any] | None = None,
+    not_scored: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -57,6 +58,7 @@ def evaluate_results(
       seed: of the resamples.
       run: further top-level fields, such as the step and the seed of the run.
       hardware: what the utterances were recognised on, beside the times.
+      not_scored: tasks that are to have no rate, each with the reason.
 
     Returns:
       A dict of JSON values, rates as fractions. What depends on the base is None where a row has no `base_pred_text`.
@@ -68,7 +70,7 @@ def evaluate_results(
       ValueError: a row of a task that the suite does not have, or a missing or clashing field.
     """
     by_task = _by_task(rows, suite)
-    left_out = _without_rate(by_task, suite)
+    left_out = _without_rate(by_task, suite) | dict(not_scored or {})
     if len(left_out) == len(by_task):
         name, reason = next(iter(left_out.items()))
         more = f", and {len(left_out) - 1} more tasks" if len(left_out) > 1 else ""
