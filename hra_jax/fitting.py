@@ -25,7 +25,7 @@ from hra_jax.adapters import adapter_folder, methods
 from hra_jax.adapters.base import no_parameters
 from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
 from hra_jax.api import Backbone, Model, padded_size
-from hra_jax.config.files import near_key, validate_config
+from hra_jax.config.files import config_of, near_key
 from hra_jax.config.keys import default_config, flatten_config, group, method_groups
 from hra_jax.console import listed, tell
 from hra_jax.data.loader import TrainLoader
@@ -182,7 +182,7 @@ def _recording(pair: tuple[ArrayLike, str], key: str, *, task: str, rate: int) -
 def _mesh_of(backbone: Backbone) -> Mesh:
     """The mesh that the weights of a backbone lie on; of one device where they lie on one."""
     placed = jax.tree.leaves(backbone.params)[0].sharding
-    if isinstance(placed, NamedSharding) and placed.mesh.axis_names == sharding.MESH_AXES:
+    if isinstance(placed, NamedSharding) and isinstance(placed.mesh, Mesh):
         return placed.mesh
     return sharding.make_mesh(devices=sorted(placed.device_set, key=lambda device: device.id)[:1])
 
@@ -211,38 +211,18 @@ def _configuration(
             known = key in flatten_config(default_config())
             also = f"allowed here: {', '.join([*_KEYS, *(f'{name}.*' for name in allowed)])}, but {_NOT[0]}"
             raise UserError(f"settings[{key!r}]: {also if known else f'unknown config key; {near_key(key)}'}")
-    given = {
+    multiple = sharding.batch_shards(mesh)
+    given: dict[str, Any] = {
         "steps": steps,
         "backbone_dtype": jnp.dtype(backbone.dtype).name,
         "data.draw": "tasks",
         "data.task_tag": "task",
-        "batch.multiple": sharding.batch_shards(mesh),
+        "batch.multiple": multiple,
     }
     if start is not None:
-        given |= _settings_of(start) | {"adapter.train": "tasks"}
-    given |= _batches(recordings, settings, multiple=given["batch.multiple"])
-    config = default_config().unlock()
-    for key, value in {**given, **settings}.items():
-        *groups, name = key.split(".")
-        node = config
-        for part in groups:
-            node = node[part]
-        if name not in node:
-            raise UserError(f"settings[{key!r}]: unknown config key; {near_key(key)}")
-        with node.ignore_type():
-            node[name] = tuple(value) if isinstance(value, list) else value
-    config.lock()
-    validate_config(config)
-    return config
-
-
-def _settings_of(start: Model) -> dict[str, Any]:
-    """The configuration keys of the method of an adapter."""
-    values = methods.settings(start.adapter)
-    name, common = values.pop("name"), ("layers", "output", "output_size", "dropout")
-    own = {f"{name}.{key}": value for key, value in values.items() if key not in common}
-    shared = {f"adapter.{key}": values[key] for key in common if key in values}
-    return {"adapter.name": name, **shared, **own}
+        given |= methods.config_keys(start.adapter) | {"adapter.train": "tasks"}
+    given |= _batches(recordings, settings, multiple=multiple)
+    return config_of({**given, **settings}, where="settings")
 
 
 def _batches(recordings: Sequence[Recording], settings: Mapping[str, Any], *, multiple: int) -> dict[str, Any]:

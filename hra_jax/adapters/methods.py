@@ -105,6 +105,9 @@ _UNSAID: dict[int, dict[str, dict[str, Any]]] = {
 }
 
 
+_COMMON = tuple(field.name for field in dataclasses.fields(Adapter))  # settings of every method: keys `adapter.*`
+
+
 def from_settings(settings: Mapping[str, Any]) -> Adapter:
     """A method from a mapping with its 'name' and hyper-parameters; lists become tuples, the rest are defaults.
 
@@ -173,6 +176,13 @@ def settings(adapter: Adapter) -> dict[str, Any]:
     """The inverse of `from_settings`, in JSON values: every setting, whatever its value."""
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(adapter).items()}
     return {"name": adapter.name, **values}
+
+
+def config_keys(adapter: Adapter) -> dict[str, Any]:
+    """The configuration keys, {dotted key: value}, that make a method of these settings."""
+    values = {key: value for key, value in vars(adapter).items() if key not in _COMMON}
+    common = {f"adapter.{key}": getattr(adapter, key) for key in _COMMON}
+    return {"adapter.name": adapter.name} | common | {f"{adapter.name}.{key}": value for key, value in values.items()}
 
 
 # --- Checked before the first step ------------------------------------------------------------------------------------

@@ -143,6 +143,26 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
+def config_of(values: Mapping[str, Any], *, where: str) -> ConfigDict:
+    """The configuration whose keys have these values, and all others their defaults; locked and checked.
+
+    Args:
+      values: {dotted key: value}; a list stands for a tuple.
+      where: what an error calls `values`.
+
+    Raises:
+      UserError: an unknown key, or a value that is not allowed.
+    """
+    known = keys.rules()
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where}[{key!r}]: unknown config key; {near_key(key)}")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    config = keys.nest_config({**keys.defaults(), **given})
+    validate_config(config)
+    return config
+
+
 # --- What is allowed --------------------------------------------------------------------------------------------------
 
 

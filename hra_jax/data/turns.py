@@ -122,7 +122,9 @@ class Turns(Iterator[Turn]):
             self._begun += 1
         first = self._of(self._left[0])
         bucket = first.first_bucket()
-        most, joined, later = min(self._max_tasks, self._rows[bucket]), [], []
+        most = min(self._max_tasks, self._rows[bucket])
+        joined: list[int] = []
+        later: list[int] = []
         for place, task in enumerate(self._left.tolist()):
             if len(joined) == most:
                 later += self._left[place:].tolist()
@@ -144,7 +146,8 @@ class Turns(Iterator[Turn]):
 
     def _filled(self, tasks: Sequence[int], bucket: int) -> tuple[int, ...]:
         """The utterances of a batch: each task gives one in turn, until the rows are full or nothing more fits."""
-        giving, taken = [self._epochs[task] for task in tasks], []
+        giving = [self._epochs[task] for task in tasks]
+        taken: list[int] = []
         while giving:
             for epochs in giving[: self._rows[bucket] - len(taken)]:
                 taken.append(epochs.take(bucket))

@@ -24,6 +24,8 @@ and, where a row has the adapter task `__few__`, with three more:
   support: the manifest, with the same tags, of the utterances to train on; `{dir}` stands for `data.dir`.
   shots: numbers of utterances, ascending, such as (0, 1, 10, 100).
   draws: how often as many utterances are drawn.
+  few: may be left out; how the heads are trained: pairs (configuration key, value), of which ('steps', N) is the number
+    of updates of every head.
 
 So `('*', '{dir}/test.jsonl', 'speaker=*', '*')` scores every speaker of a manifest with the adapter of that speaker.
 """
@@ -35,7 +37,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -54,7 +56,8 @@ WILDCARD = "*"
 METRICS = ("wer", "cer")
 SECONDS = "seconds"  # the slice by duration
 _KEYS = ("name", "normalizer", "tasks")
-_FEW_KEYS = ("support", "shots", "draws")
+_FEW_KEYS = ("support", "shots", "draws")  # needed where a row has the adapter task `__few__`
+_TRAINING = "few"  # may stand beside them
 _DEFAULTS: dict[str, Any] = {"metric": "wer", "block": "speaker", "slices": ()}  # may be left out
 
 
@@ -107,6 +110,7 @@ class Suite:
       support: the manifest of what `__few__` trains on, `{dir}` filled in; '' where no task has that adapter.
       shots: numbers of utterances that it trains on, ascending.
       draws: how often as many are drawn.
+      few: configuration keys of that training.
     """
 
     name: str
@@ -119,6 +123,7 @@ class Suite:
     support: str = ""
     shots: tuple[int, ...] = ()
     draws: int = 0
+    few: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def utterances(self) -> tuple[Utterance, ...]:
@@ -199,7 +204,8 @@ def _digest(content: object) -> str:
 
 def _few_settings(config: ml_collections.ConfigDict, data_dir: str) -> dict[str, Any]:
     """The settings of the adapter task `__few__`, checked; {} where no row has it."""
-    wanted, given = any(row[3] == FEW_TASK for row in config.tasks), [key for key in _FEW_KEYS if key in config]
+    wanted = any(row[3] == FEW_TASK for row in config.tasks)
+    given = [key for key in (*_FEW_KEYS, _TRAINING) if key in config]
     if not wanted:
         if given:
             raise UserError(f"suite {config.name!r}: {given[0]} needs a row with the adapter task {FEW_TASK!r}")
@@ -215,14 +221,19 @@ def _few_settings(config: ml_collections.ConfigDict, data_dir: str) -> dict[str,
         raise UserError(f"suite {config.name!r}: shots = {shots!r}; allowed: ascending integers from 0, at least one")
     if type(draws) is not int or draws < 1:
         raise UserError(f"suite {config.name!r}: draws = {draws!r}; allowed: an integer of at least 1")
-    return {"support": _manifest_path(support, data_dir, config.name), "shots": tuple(shots), "draws": draws}
+    few = {**config}.get(_TRAINING, ())
+    pairs = isinstance(few, tuple | list) and all(isinstance(row, tuple | list) and len(row) == 2 for row in few)
+    if not pairs or not all(isinstance(key, str) for key, _ in few):
+        raise UserError(f"suite {config.name!r}: few = {few!r}; allowed: a tuple of pairs (configuration key, value)")
+    path = _manifest_path(support, data_dir, config.name)
+    return {"support": path, "shots": tuple(shots), "draws": draws, "few": dict(few)}
 
 
 def _checked_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The keys that a suite may leave out; all keys are checked."""
     for key in config:
-        if key not in (*_KEYS, *_DEFAULTS, *_FEW_KEYS):
-            raise UserError(f"a suite has no key {key!r}; allowed: {', '.join((*_KEYS, *_DEFAULTS, *_FEW_KEYS))}")
+        if key not in (known := (*_KEYS, *_DEFAULTS, *_FEW_KEYS, _TRAINING)):
+            raise UserError(f"a suite has no key {key!r}; allowed: {', '.join(known)}")
     for key in _KEYS:
         if key not in config:
             raise UserError(f"a suite needs the key {key!r}; this one has: {', '.join(config) or 'none'}")

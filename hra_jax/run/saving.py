@@ -139,12 +139,12 @@ def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only
     else:
         state, position, run.best = checkpoints.restore(number, state)
     run.state = run.bank.restart(state, run.state)
-    bank = run.layout.programs.bank_rows
-    for ids, rows in _finite_rows(checkpoints, number, "bank", below=bank):
+    bank, tasks = run.layout.programs.bank_rows, run.layout.programs.weights.get("tasks", {})
+    for ids, rows in _finite_rows(checkpoints, number, "bank", below=bank, like=train_state.bank_like(tasks)):
         whole = {name: no_parameters() | rows[name] for name in ("tasks", "mu", "nu")}
         run.state = run.bank.put(run.state, ids, whole | {"count": rows["count"]})
     run.best_rows.clear()
-    for ids, rows in _finite_rows(checkpoints, number, "best", below=bank):
+    for ids, rows in _finite_rows(checkpoints, number, "best", below=bank, like=tasks):
         run.best_rows.put(ids, no_parameters() | rows)
     _restore_hashes(run, checkpoints, number)
     _all_saved(run)
@@ -196,9 +196,11 @@ def take(checkpoints: Checkpoints, step: int | str, act: Callable[[int], _T]) ->
     raise AssertionError("the last try returns or raises")
 
 
-def _finite_rows(checkpoints: Checkpoints, step: int, log: str, *, below: int | None = None) -> Iterator[Rows]:
+def _finite_rows(
+    checkpoints: Checkpoints, step: int, log: str, *, below: int, like: Mapping[str, Any]
+) -> Iterator[Rows]:
     """The rows of a log, part by part; a collective, as what is done with each part may be one."""
-    parts = agreed(lambda: checkpoints.rows(step, log, below=below))
+    parts = agreed(lambda: checkpoints.rows(step, log, below=below, like=like))
 
     def following() -> Rows | None:
         part = next(parts, None)

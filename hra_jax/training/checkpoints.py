@@ -59,6 +59,7 @@ from hra_jax.training.stored_checkpoint import (
     leaf_kinds,
     plain,
     reason,
+    unlike_rows,
 )
 
 Rows = tuple[np.ndarray, dict[str, Any]]  # numbers of rows [n], and a tree of numpy rows [n, ...]
@@ -330,7 +331,9 @@ class Checkpoints:
             self._stored[step] = StoredCheckpoint(self.directory / str(step))
         return self._stored[step]
 
-    def rows(self, step: int | str, log: str, *, below: int | None = None) -> Iterator[Rows]:
+    def rows(
+        self, step: int | str, log: str, *, below: int | None = None, like: Mapping[str, Any] | None = None
+    ) -> Iterator[Rows]:
         """The rows of a log as they were at a step, each once: (ids [n], tree of numpy rows [n, ...]), part by part.
 
         Rows that have never changed are in no log.
@@ -339,18 +342,27 @@ class Checkpoints:
           step: a number, 'last' or 'best'.
           log: one of LOGS.
           below: how many rows there are; None takes all ids.
+          like: the tree of all rows, arrays or shapes with leaves [A, ...]; None takes all trees.
 
         Raises:
+          UserError: leaves of other names, shapes or dtypes than those of `like`.
           DamagedError: a file of the log is missing or damaged, or holds a row that there is none of.
         """
         number = self.resolve(step)
         found = self._logs[log].read(self._segments_of(number)[log])
-        return found if below is None else self._below(below, found, number, log)
+        return self._checked(found, number, log, below=below, like=like)
 
-    def _below(self, bank: int, found: Iterator[Rows], step: int, log: str) -> Iterator[Rows]:
+    def _checked(
+        self, found: Iterator[Rows], step: int, log: str, *, below: int | None, like: Mapping[str, Any] | None
+    ) -> Iterator[Rows]:
         for ids, rows in found:
-            if ids[-1] >= bank:
-                raise self._of(step).damage(f"rows/{log} holds the row {ids[-1]}; there are {bank}")
+            if below is not None and ids[-1] >= below:
+                raise self._of(step).damage(f"rows/{log} holds the row {ids[-1]}; there are {below}")
+            for path, there, here in unlike_rows(rows, rows if like is None else like):
+                raise UserError(
+                    f"{self.directory}: checkpoint {step} is of another run: rows/{log}: {path} is {there} there, but "
+                    f"{here} here"
+                )
             yield ids, rows
 
     def fingerprint(self, step: int | str) -> dict[str, Any]:

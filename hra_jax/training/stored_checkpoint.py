@@ -16,6 +16,7 @@ from hra_jax.storage import remote
 from hra_jax.storage.checksums import of_json
 from hra_jax.storage.files import is_remote
 from hra_jax.storage.json_files import MOST_BYTES, check_fields, parse_json
+from hra_jax.storage.trees import flatten
 from hra_jax.training.checksums import Checksum
 from hra_jax.training.sharding import leaf_name
 
@@ -234,6 +235,18 @@ def leaf_kinds(tree: Any) -> dict[str, str]:
     # Orbax gives dicts and lists for whatever containers were saved; the names along the path stay the same.
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {leaf_name(path): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def unlike_rows(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Leaves in which two trees of rows, [n, ...] and [A, ...], differ: (path, what it is there, what it is here)."""
+    sides = [
+        {path: f"{leaf.dtype.name}{list(leaf.shape[1:])}" for path, leaf in flatten(side).items()}
+        for side in (there, here)
+    ]
+    found = [
+        (path, *(side.get(path, "absent") for side in sides)) for path in sorted(sides[0].keys() | sides[1].keys())
+    ]
+    return [entry for entry in found if entry[1] != entry[2]]
 
 
 def plain(value: Mapping[str, Any], name: str) -> dict[str, Any]:

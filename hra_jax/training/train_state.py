@@ -54,6 +54,11 @@ def bank_of(state: TrainState) -> dict[str, Any]:
     return {"tasks": state.trainable["tasks"], **state.optimizer["tasks"]}
 
 
+def bank_like(tasks: Any) -> dict[str, Any]:
+    """What `bank_of` gives where the parameters are `tasks`, arrays or shapes; the rest of it as shapes."""
+    return {"tasks": tasks, **jax.eval_shape(init_rows, tasks)}
+
+
 def create(weights: dict[str, Any], config: OptimizerConfig, *, train: str = "all") -> TrainState:
     """A state at step 0.
 

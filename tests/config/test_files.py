@@ -99,7 +99,7 @@ def test_names_and_paths_resolve_to_the_same_file(tmp_path, monkeypatch):
         ("configs/fsd.py", "configs", "'fsdd'"),
         ("../base", "configs", "'base'"),
         ("fsd", "suites", "'fsdd'"),
-        ("nothing-like-it", "suites", "fsdd, fsdd_validation"),
+        ("nothing-like-it", "suites", "fsdd, fsdd_heldout, fsdd_validation"),
     ],
 )
 def test_an_unknown_name_is_one_line_with_near_matches(tmp_path, monkeypatch, name, kind, told):

@@ -76,6 +76,8 @@ def test_ready_made_suites_load_and_have_the_name_of_their_file(tmp_path):
             "validation.jsonl" if name.endswith("_validation") else "test.jsonl"
         }
         adapters = ["__base__"] if name.startswith("plain") else sorted(set(SPEAKERS))
+        if name.endswith("heldout"):
+            adapters = ["__few__"] * len(set(SPEAKERS))
         assert [task.adapter_task for task in suite.tasks] == adapters
 
 

@@ -11,12 +11,13 @@ from reference import micro as world
 
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.errors import UserError
+from hra_jax.evaluate import evaluate
 from hra_jax.models.encoder_config import SIZES
 from hra_jax.run.checkpoint_export import _allowed_names, export_checkpoint
 from hra_jax.run.exporting import _check_names
 from hra_jax.storage.checksums import of_json
 from hra_jax.storage.row_log import RowLog
-from hra_jax.storage.trees import flatten
+from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.training.stored_checkpoint import StoredCheckpoint
 
 
@@ -88,9 +89,12 @@ def with_rows(workdir, change):
     ("change", "told"),
     [
         (lambda ids, rows: (ids + 1000, rows), "checkpoint 4 cannot be read: rows/bank holds the row 100"),
-        (lambda ids, rows: (ids, {"count": rows["count"]}), "rows are of another run: tasks/.* is absent there"),
-        (lambda ids, rows: (ids, {"tasks": rows["tasks"]}), "rows are of another run: count is absent there"),
-        (lambda ids, rows: (ids, rows | {"count": rows["count"].astype(np.int64)}), "count is int64.. there; .* int32"),
+        (lambda ids, rows: (ids, {"count": rows["count"]}), "is of another run: rows/bank: mu/.* is absent there"),
+        (lambda ids, rows: (ids, {"tasks": rows["tasks"]}), "is of another run: rows/bank: count is absent there"),
+        (
+            lambda ids, rows: (ids, rows | {"count": rows["count"].astype(np.int64)}),
+            "count is int64.. there, but int32",
+        ),
     ],
 )
 def test_rows_that_are_none_of_the_run_s_are_refused_in_one_line(workdir, tmp_path, change, told):
@@ -98,6 +102,21 @@ def test_rows_that_are_none_of_the_run_s_are_refused_in_one_line(workdir, tmp_pa
     with pytest.raises(UserError, match=told):
         export_checkpoint(workdir, tmp_path / "out", step=4)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow(minutes=0.2)
+def test_a_run_takes_no_rows_of_another_one_back(trained, micro, tmp_path, monkeypatch):
+    world.use_devices(monkeypatch, 1)
+    shutil.copytree(trained.workdir, tmp_path / "W")
+
+    def wider(ids, rows):
+        leaf = next(iter(flatten(rows["mu"])))
+        flat = flatten(rows)
+        return ids, unflatten(flat | {f"mu/{leaf}": np.repeat(flat[f"mu/{leaf}"], 2, axis=-1)})
+
+    with_rows(tmp_path / "W", wider)
+    with pytest.raises(UserError, match="checkpoint 4 is of another run: rows/bank: mu/.* there, but .* here"):
+        evaluate(tmp_path / "W", micro.suite("test"))
 
 
 def call_tasks(checkpoint, names):

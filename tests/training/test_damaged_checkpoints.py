@@ -476,6 +476,24 @@ def test_lists_of_segments_that_are_none_are_refused(copy, rows):
         StoredCheckpoint(epath.Path(copy / "2")).segments()
 
 
+@pytest.mark.parametrize(
+    "like, told",
+    [
+        ({"tasks": {"head": np.zeros((9, 6), np.float32)}}, r"tasks/head is float32\[5\] there, but float32\[6\] here"),
+        ({"tasks": {"head": np.zeros((9, 5), np.int32)}}, r"tasks/head is float32\[5\] there, but int32\[5\] here"),
+        ({"tasks": {"tail": np.zeros((9, 5), np.float32)}}, r"tasks/head is float32\[5\] there, but absent here"),
+        ({"tasks": {"head": jax.ShapeDtypeStruct((9, 5), np.float32)}, "count": np.zeros(9)}, "count is absent there"),
+    ],
+)
+def test_rows_of_other_names_shapes_or_dtypes_than_the_run_s_are_refused_in_one_line(copy, like, told):
+    with opened(copy, read_only=True) as checkpoints:
+        whole = {"tasks": {"head": jax.ShapeDtypeStruct((9, 5), np.float32)}}
+        assert list(checkpoints.rows(2, "bank", below=9, like=whole))
+        with pytest.raises(UserError, match=rf"checkpoint 2 is of another run: rows/bank: {told}") as error:
+            list(checkpoints.rows(2, "bank", below=9, like=like))
+        assert not isinstance(error.value, DamagedError)  # the one before is of the same run
+
+
 @pytest.mark.parametrize("kind", endless.KINDS)
 def test_nobody_waits_for_a_file_of_a_checkpoint_that_has_no_end(copy, kind):
     for name in ("position/metadata", "checksums/metadata", "metrics/metrics", "_CHECKPOINT_METADATA"):

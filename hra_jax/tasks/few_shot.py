@@ -1,0 +1,146 @@
+"""Heads of held-out tasks: all shots, draws and tasks are rows of one run, with equally many updates for each of them.
+
+What the tasks of the adapter share stays as it is, and so do their own rows.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
+from hra_jax.adapters.output_kinds import OWN_VOCABULARIES, SHARED_VOCABULARIES
+from hra_jax.config.files import near_key, validate_config
+from hra_jax.config.keys import flatten_config, group
+from hra_jax.data import batching
+from hra_jax.data.report import DataReport
+from hra_jax.data.turns import Turns, batches_of_rounds
+from hra_jax.data.utterance_table import UtteranceTable
+from hra_jax.errors import UserError
+from hra_jax.evaluation.shots import Head
+from hra_jax.run import stages, workdirs
+from hra_jax.storage import locks
+from hra_jax.storage.files import make_folder, write_file
+from hra_jax.tasks import library
+from hra_jax.tasks.adding import TASK_TAG, task_config
+from hra_jax.training.agreement import first_alone
+
+UPDATES = 300  # of every head, where a suite says nothing
+_SOURCE = "support"
+
+
+def has_mean(exported: ExportedAdapter) -> bool:
+    """Whether the tasks of an adapter have a mean: there are some, and they do not write in different vocabularies."""
+    output = exported.config["method"]["output"]
+    return bool(exported.tasks) and (output not in OWN_VOCABULARIES or output in SHARED_VOCABULARIES)
+
+
+def train_heads(
+    adapter: str, heads: Sequence[Head], workdir: epath.PathLike, *, backbone: str, settings: Mapping[str, Any]
+) -> int:
+    """Trains heads; the same call again goes on where it was stopped. A collective.
+
+    A head starts as the mean of the adapter's heads, where they have one. W/adapter then has the rows of the adapter,
+    bit for bit, and those of the heads.
+
+    Args:
+      adapter: the folder of an exported adapter.
+      heads: from `shots.draw_heads`.
+      workdir: W.
+      backbone: folder of the adapter's backbone, or builtin:NAME.
+      settings: configuration keys in place of those of `tasks add`; `steps` is the number of updates of every head.
+
+    Returns:
+      The exit status of the training: 0; 75 or 130 where it was stopped.
+
+    Raises:
+      UserError: as `hra_jax.train.train`.
+    """
+    from hra_jax import train  # late: it takes seconds
+
+    folder = workdirs.named(workdir)
+    config = _config(read_adapter(adapter), settings)
+    with config.unlocked():
+        config.backbone, config.adapter.start = backbone, adapter
+        config.data.sources = ((_SOURCE, str(folder / workdirs.MANIFEST), "proportional"),)
+    with contextlib.ExitStack() as stack:
+        first_alone(lambda: _begin(stack, folder, heads))
+        _, layout = stages.survey(config, folder, DataReport())
+        with config.unlocked():
+            config.steps = steps_of(layout.table, config)
+        return train.train(config, folder)
+
+
+def _begin(stack: contextlib.ExitStack, folder: epath.Path, heads: Iterable[Head]) -> None:
+    workdirs.check_ours(folder)
+    make_folder(folder)
+    stack.enter_context(locks.hold(folder, "few shots"))
+    write_file(folder / workdirs.MANIFEST, manifest_of(heads))
+
+
+def manifest_of(heads: Iterable[Head]) -> str:
+    """The support of all heads as a manifest: an utterance has a line for each head that is trained on it."""
+    lines = []
+    for head in heads:
+        for found in head.support:
+            row = {"audio_filepath": found.audio_filepath, "duration": found.duration, "text": found.text}
+            row |= {"offset": found.offset} if found.offset else {}
+            lines.append(json.dumps({**found.tags, **row, TASK_TAG: head.name}, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def _config(exported: ExportedAdapter, settings: Mapping[str, Any]) -> ConfigDict:
+    """The configuration of a run that trains heads, without its data; `steps` counts updates of every head."""
+    config = task_config(exported, steps=UPDATES, learning_rate=None)
+    devices = config.batch.multiple
+    given = {"batch.max_tasks": 32, "data.draw": "tasks", "adapter.new_task": "mean" if has_mean(exported) else "zero"}
+    known = flatten_config(config)
+    for key, value in {**given, **settings}.items():
+        if key not in known:
+            raise UserError(f"few: unknown config key {key!r}; {near_key(key)}")
+        *groups, name = key.split(".")
+        node = config
+        for part in groups:
+            node = node[part]
+        with node.unlocked(), node.ignore_type():
+            node[name] = tuple(value) if isinstance(value, list) else value
+    with config.unlocked():
+        config.batch.seconds = max(config.batch.seconds, devices * config.batch.buckets[-1])
+    validate_config(config)
+    return config
+
+
+def steps_of(table: UtteranceTable, config: ConfigDict) -> int:
+    """The steps in which every task of a table has exactly `config.steps` updates."""
+    batch = group(config, "batch")
+    turns = Turns(
+        table.duration,
+        table.task,
+        names=table.task_names,
+        buckets=batch.buckets,
+        rows=batching.bucket_rows(batch.buckets, batch_seconds=batch.seconds, multiple=batch.multiple),
+        max_tasks=batch.max_tasks,
+        seed=config.seed,
+    )
+    return batches_of_rounds(turns, config.steps)
+
+
+def keep_heads(workdir: epath.PathLike, heads: Iterable[Head], folder: epath.PathLike) -> None:
+    """Writes the trained heads of W as an adapter of their own; process 0 does it, and the others wait.
+
+    Args:
+      workdir: W of `train_heads`.
+      heads: which.
+      folder: of the adapter, new or an adapter folder.
+    """
+
+    def write() -> None:
+        trained = read_adapter(epath.Path(workdir) / workdirs.ADAPTER)
+        library.write(folder, library.picked(trained, [head.name for head in heads]))
+
+    if jax.process_index() == 0:
+        write()

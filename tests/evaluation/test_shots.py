@@ -1,0 +1,148 @@
+"""Held-out tasks: draws that are nested, apart from the test, and stay what they are; error rates against shots."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hra_jax.data.report import DataReport
+from hra_jax.errors import UserError
+from hra_jax.evaluation import shots
+from hra_jax.evaluation.suites import load_suite
+
+SUITE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    config = ConfigDict()
+    config.name, config.normalizer = "held", "basic"
+    config.tasks = (("*", "{dir}/test.jsonl", "speaker=*", "__few__"), ("plain", "{dir}/test.jsonl", "", "__base__"))
+    config.support, config.shots, config.draws = "{dir}/SUPPORT.jsonl", (0, 1, 3, 5), 4
+    return config
+"""
+
+
+def _write(folder, name, rows):
+    lines = [
+        {"audio_filepath": f"{name}-{speaker}-{number}.wav", "duration": 1.0, "text": "a", "speaker": speaker}
+        for speaker, count in rows.items()
+        for number in range(count)
+    ]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def suite(tmp_path):
+    _write(tmp_path, "test", {"ann": 3, "bob": 2, "cy": 2})
+    _write(tmp_path, "train", {"ann": 9, "bob": 5, "cy": 4})
+    (tmp_path / "held.py").write_text(SUITE.replace("SUPPORT", "train"))
+    (tmp_path / "leaky.py").write_text(SUITE.replace("SUPPORT", "test"))
+    return lambda name="held": load_suite(str(tmp_path / f"{name}.py"), data_dir=str(tmp_path), report=DataReport())
+
+
+def _heads(suite, *names, seed=0):
+    tasks = [task for task in shots.few_tasks(suite) if task.name in names]
+    return {head.name: head for head in shots.draw_heads(suite, tasks, seed=seed, report=DataReport())}
+
+
+def test_every_draw_of_every_number_of_shots_is_a_head_and_draws_are_nested(suite):
+    heads = _heads(suite(), "ann", "bob")
+    assert len(heads) == 2 * 3 * 4 and "ann@3#4" in heads and not any("@0" in name for name in heads)
+    for head in heads.values():
+        assert len({row.key for row in head.support}) == len(head.support) == head.shots
+        assert all(row.tag("speaker") == head.task and row.key.startswith("train") for row in head.support)
+    for task in ("ann", "bob"):
+        for draw in range(1, 5):
+            one, three, five = (heads[f"{task}@{k}#{draw}"].support for k in (1, 3, 5))
+            assert five[:3] == three and three[:1] == one
+    assert len({heads[f"ann@3#{draw}"].support[0].key for draw in range(1, 5)}) > 1
+
+
+def test_the_draws_of_a_task_depend_on_the_seed_and_on_no_other_task(suite):
+    both, alone = _heads(suite(), "ann", "bob"), _heads(suite(), "ann")
+    assert {name: both[name] for name in alone} == alone
+    assert _heads(suite(), "ann", seed=1) != alone
+
+
+def test_too_little_support_and_a_support_that_is_the_test_are_one_line_each(suite):
+    with pytest.raises(UserError, match="task 'cy': .*train.jsonl has 4 utterances of it; needed are 5, the greatest"):
+        _heads(suite(), "cy")
+    with pytest.raises(UserError, match="suite 'held' shares 7 utterances with support data"):
+        _heads(suite("leaky"), "ann")
+
+
+@pytest.mark.parametrize("has_mean, zero", [(True, "__mean__"), (False, "__base__")])
+def test_every_head_is_scored_on_all_utterances_of_its_task_and_none_is_no_shot(suite, has_mean, zero):
+    held = suite()
+    tasks = [task for task in shots.few_tasks(held) if task.name != "cy"]
+    heads = shots.draw_heads(held, tasks, seed=0, report=DataReport())
+    scored = shots.scored_suite(held, tasks, heads, has_mean=has_mean)
+    adapters = {task.name: task.adapter_task for task in scored.tasks}
+    assert adapters == {"plain": "__base__", "ann@0": zero, "bob@0": zero} | {head.name: head.name for head in heads}
+    assert len(adapters) == len(scored.tasks)
+    for task in scored.tasks:
+        if task.name.startswith("ann"):
+            assert [row.key for row in task.utterances] == [f"test-ann-{number}.wav" for number in range(3)]
+
+
+def test_how_heads_are_trained_is_a_tuple_of_pairs(suite, tmp_path):
+    assert suite().few == {}
+    path = tmp_path / "held.py"
+    text = path.read_text()
+    for few, found in ((("steps", 5),), {"steps": 5}), (("steps", 5), None), (((1, 5),), None):
+        path.write_text(text.replace("config.support,", f"config.few = {few!r}\n    config.support,"))
+        if found is None:
+            with pytest.raises(UserError, match="suite 'held': few = .*a tuple of pairs"):
+                suite()
+        else:
+            assert suite().few == found
+
+
+# --- Error rates against shots ----------------------------------------------------------------------------------------
+
+
+def _counts(draws, utterances, seed):
+    random = np.random.default_rng(seed)
+    words = np.broadcast_to(random.integers(1, 6, utterances), (draws, utterances))
+    return np.stack([random.binomial(words, 0.3), words], axis=-1).astype(np.int64)
+
+
+def _reference(tasks, samples, seed):
+    """The rates of the resamples in plain loops over tasks, draws and utterances."""
+    random, rates = np.random.default_rng(seed), []
+    for _ in range(samples):
+        chosen = random.integers(len(tasks), size=len(tasks)) if len(tasks) > 1 else [0]
+        of_tasks = []
+        for number in chosen:
+            table = tasks[number].tolist()
+            utterances = [int(at) for at in random.integers(len(table[0]), size=len(table[0]))]
+            of_draws = []
+            for draw in random.integers(len(table), size=len(table)):
+                errors = sum(table[draw][at][0] for at in utterances)
+                of_draws.append(errors / sum(table[draw][at][1] for at in utterances))
+            of_tasks.append(sum(of_draws) / len(of_draws))
+        rates.append(sum(of_tasks) / len(of_tasks))
+    return rates
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_interval_equals_a_plain_loop_over_tasks_utterances_and_draws(count):
+    tasks = {f"task {number}": _counts(5, 12 + number, number) for number in range(count)}
+    point = shots.curve_point(10, tasks, samples=200, seed=7)
+    rates = _reference(list(tasks.values()), 200, [7, 10])
+    np.testing.assert_allclose([point.low, point.high], np.quantile(rates, [0.025, 0.975]), rtol=1e-12)
+    by_draw = [np.mean([t[draw, :, 0].sum() / t[draw, :, 1].sum() for t in tasks.values()]) for draw in range(5)]
+    np.testing.assert_allclose(point.by_draw, by_draw)
+    assert point.rate == pytest.approx(np.mean(by_draw)) and point.low < point.rate < point.high
+    assert shots.curve_point(10, tasks, samples=0).low is None
+
+
+def test_draws_that_differ_widen_the_interval():
+    same = np.repeat(_counts(1, 40, 0), 5, axis=0)
+    other = same.copy()
+    other[:2, :, 0], other[2:4, :, 0] = 0, other[2:4, :, 1]
+    widths = []
+    for counts in (same, other):
+        point = shots.curve_point(1, {"ann": counts}, samples=300)
+        widths.append(point.high - point.low)
+    assert widths[1] > 2 * widths[0]
