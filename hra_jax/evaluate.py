@@ -183,6 +183,10 @@ def evaluate_systems(
         )
         if base.files is not None and not isinstance(base.vocabulary, BlankVocabulary):
             known.insert(0, systems.of_backbone(BASE, base, dtype=dtype))
+        for system in known if jax.process_index() == 0 else ():
+            if system.set_aside:
+                aside = listed(sorted(system.set_aside))
+                tell(f"system {system.name!r}: set aside, and recognised by the backbone alone: {aside}")
         jobs = agreed(lambda: _jobs(known, found, setup, output, base, report))
         check_agreement({f"{job.name}": job.digest for job in jobs})
 

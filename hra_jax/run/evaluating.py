@@ -98,6 +98,7 @@ def make_runner(system: System, suite: Suite, setup: Setup, report: DataReport) 
             evaluation=setup.evaluation,
             report=report,
             own=system.own,
+            set_aside=system.set_aside,
         )
     except NothingUsable as error:
         raise UserError(f"suite {suite.name!r}: {error}; mend the manifest") from error

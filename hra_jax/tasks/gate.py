@@ -72,7 +72,8 @@ def scored(
 
     setup_jax()
     location = resolve_backbone(exported, backbone)
-    with temporary_folder() as folder:
+    with temporary_folder() as place:
+        folder = epath.Path(place)
         library.write(folder / "adapter", in_use(exported))
         (found,) = evaluate_systems(
             [suite],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from hra_jax import api, transcribe
 from hra_jax.adapters import adapter_folder
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.errors import UserError
+from hra_jax.evaluate import evaluate_systems
 from hra_jax.evaluation.predictions import read_predictions
 from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.suites import Suite, SuiteTask
-from hra_jax.tasks import commands, gate
+from hra_jax.tasks import commands, gate, library
 
 WAVEFORMS = [world.tones(text, seed=seed) for seed, text in enumerate(("abc", "fade", "b"))]
 STORED = Path(os.environ.get("HRA_STORED_RESULTS") or Path(__file__).parents[3] / "shared/data/quickstart-2026-11-26")
@@ -142,6 +144,41 @@ def test_what_cannot_be_gated_is_one_line(call, adapter, results, micro, tmp_pat
     with pytest.raises(UserError, match=message) as caught:
         call("gate", *(names.get(word, word) for word in line))
     assert "\n" not in str(caught.value) and not aside(adapter)
+
+
+@pytest.mark.slow(minutes=0.5)
+@pytest.mark.optimised
+def test_the_suite_is_recognised_with_the_adapter_and_without_and_evaluation_obeys(
+    call, trained, micro, tmp_path, monkeypatch, capsys
+):
+    world.use_devices(monkeypatch, 1)
+    adapter = str(shutil.copytree(trained.workdir / "adapter", tmp_path / "adapter"))
+    exported = adapter_folder.read_adapter(adapter)
+    places = {"backbone": micro.backbone, "data_dir": str(micro.data)}
+    found = gate.scored(exported, micro.suite("validation"), **places)["tasks"]
+    flags_ = ("--backbone", micro.backbone, "--data_dir", micro.data)
+    call("gate", adapter, "--suite", micro.suite("validation"), *flags_)
+    assert aside(adapter).keys() == {name for name, task in found.items() if task["wer"] > task["base_wer"]}
+
+    worse = gate.Decision("ann", "wer", 0.3, 0.2, None, None, None, True)
+    library.write(adapter, gate.gated(exported, [worse], suite="v", tolerance=0.0))
+    capsys.readouterr()
+    (systems,) = evaluate_systems(
+        [micro.suite("validation")],
+        tmp_path / "R",
+        adapters=[f"own={adapter}"],
+        backbones=[micro.backbone],
+        data_dir=str(micro.data),
+    ).values()
+    assert "system 'own': set aside, and recognised by the backbone alone: 'ann'" in capsys.readouterr().out
+    own = systems["own"]
+    assert own["set_aside"] == ["ann"] and own["tasks"]["ann"]["wer"] == own["tasks"]["ann"]["base_wer"]
+    lines = (tmp_path / "R" / "validation" / "own" / "predictions_ann.jsonl").read_text().splitlines()
+    assert lines and all(json.loads(line)["pred_text"] == json.loads(line)["base_pred_text"] for line in lines)
+    assert {name: own["tasks"][name]["wer"] for name in ("bob", "cy")} == {n: found[n]["wer"] for n in ("bob", "cy")}
+    # The gate looks at the adapter itself, whatever is set aside.
+    again = gate.scored(adapter_folder.read_adapter(adapter), micro.suite("validation"), **places)["tasks"]
+    assert again["ann"]["wer"] == found["ann"]["wer"]
 
 
 # --- Stored predictions -----------------------------------------------------------------------------------------------
