@@ -17,7 +17,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from hra_jax.console import bounds, html_text, markdown_cell, percent, points, say, stdout, table
-from hra_jax.evaluation import error_rates
+from hra_jax.evaluation import error_rates, shots
 from hra_jax.evaluation.predictions import Unscored, UtteranceResult, prediction_line
 from hra_jax.storage.files import make_folder, remove_file, replaced_name, write_file
 from hra_jax.storage.json_files import json_text
@@ -121,6 +121,8 @@ def print_table(results: Mapping[str, Any], *, console: rich.console.Console | N
     console.print(table(_header(results), rows[:-2], rows[-2:], title=f"suite {results['suite']}", left=left))
     if slices := _slice_rows(results):
         console.print(table(("slice", *_header(results)[1:]), slices, left=left))
+    for header, rows in _few_tables(results):
+        console.print(table(header, rows, title="heads of held-out tasks"))
     for line in (*_left_out_lines(results), *_summary_lines(results), *_parameter_lines(results), *_footnotes(results)):
         say(console, line)
 
@@ -237,9 +239,15 @@ def _shortened(name: str, most: int = 24) -> str:
 
 
 def _tables(results: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
-    """Header and rows of the table of tasks, and of that of slices where there are any."""
+    """Headers and rows of the tables: of heads of held-out tasks and of slices where there are any, and of tasks."""
     slices, header = _slice_rows(results), _header(results)
-    return [(header, _table_rows(results)), *([(("slice", *header[1:]), slices)] if slices else [])]
+    some = [(("slice", *header[1:]), slices)] if slices else []
+    return [*_few_tables(results), (header, _table_rows(results)), *some]
+
+
+def _few_tables(results: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """Error rates against the number of utterances that heads were trained on, where there are any."""
+    return [shots.table_of(results["few_shot"])] if "few_shot" in results else []
 
 
 def _markdown(results: Mapping[str, Any], worst: Sequence[UtteranceResult], unscored: Sequence[Unscored]) -> str:

@@ -15,13 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hra_jax.console import percent
 from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.evaluation.bootstrap import interval
+from hra_jax.evaluation.error_rates import errors_by_metric
+from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.suites import Suite, SuiteTask, check_disjoint
 from hra_jax.tasks.names import BASE_TASK, FEW_TASK, MEAN_TASK
+
+Counts = NDArray[np.int64]  # [N, U, 2]: errors and reference words of each draw and utterance
 
 _SOME_WORDS = 1  # reference words that a resample needs to have a rate
 
@@ -98,6 +103,8 @@ def _order(utterances: Sequence[Utterance], name: str) -> list[Utterance]:
 def scored_suite(suite: Suite, held_out: Sequence[SuiteTask], heads: Sequence[Head], *, has_mean: bool) -> Suite:
     """The suite as it is run: every head is a task of its own; `has_mean`: whether the adapter's heads have a mean."""
     rows = [task for task in suite.tasks if task.adapter_task != FEW_TASK]
+    points = {head.name: (head.task, head.shots, head.draw) for head in heads}
+    points |= {head_name(task.name, 0): (task.name, 0, 0) for task in held_out if 0 in suite.shots}
     for task in held_out:
         if 0 in suite.shots:
             zero = MEAN_TASK if has_mean else BASE_TASK
@@ -107,7 +114,7 @@ def scored_suite(suite: Suite, held_out: Sequence[SuiteTask], heads: Sequence[He
             for head in heads
             if head.task == task.name
         ]
-    return dataclasses.replace(suite, tasks=tuple(rows))
+    return dataclasses.replace(suite, tasks=tuple(rows), heads=points)
 
 
 # --- Error rates against shots ----------------------------------------------------------------------------------------
@@ -135,7 +142,87 @@ class Point:
         return dataclasses.asdict(self) | {"by_draw": list(self.by_draw)}
 
 
-Counts = NDArray[np.int64]  # [N, U, 2]: errors and reference words of each draw and utterance
+def curves(
+    by_task: Mapping[str, Sequence[UtteranceResult]], suite: Suite, *, samples: int, seed: int
+) -> dict[str, Any]:
+    """The field "few_shot" of results.json.
+
+    Args:
+      by_task: the scored utterances of each task of `scored_suite`; tasks without a rate are left out.
+      suite: from `scored_suite`.
+      samples, seed: as for `curve_point`.
+
+    Returns:
+      {"shots", "draws", "tasks": {task: [point by shots]}, "all": [point by shots], "base": {task: rate}}: "all" is the
+      mean over the tasks, a point is `Point.to_json`, and "base" is the backbone without an adapter, or None.
+    """
+    counts: dict[int, dict[str, Counts]] = {}
+    base: dict[str, float | None] = {}
+    for task in dict.fromkeys(task for task, _, _ in suite.heads.values()):
+        names = {(k, draw): name for name, (of, k, draw) in suite.heads.items() if of == task and name in by_task}
+        kept = set.intersection(*({row.key for row in by_task[name]} for name in names.values())) if names else set()
+        for k in sorted({shots for shots, _ in names}):
+            tables = [
+                _counted([row for row in by_task[names[k, draw]] if row.key in kept], suite)
+                for draw in sorted(draw for shots, draw in names if shots == k)
+            ]
+            counts.setdefault(k, {})[task] = np.stack(tables)
+        if names:
+            rows = [row for row in by_task[next(iter(names.values()))] if row.key in kept]
+            base[task] = _base_rate(rows, suite)
+    return {
+        "shots": sorted(counts),
+        "draws": suite.draws,
+        "tasks": {
+            task: [
+                curve_point(k, {task: counts[k][task]}, samples=samples, seed=seed).to_json() for k in sorted(counts)
+            ]
+            for task in base
+        },
+        "all": [curve_point(k, counts[k], samples=samples, seed=seed).to_json() for k in sorted(counts)],
+        "base": base,
+    }
+
+
+def _metric(name: str, suite: Suite) -> str:
+    return next(task.metric for task in suite.tasks if task.name == name)
+
+
+def _counted(rows: Sequence[UtteranceResult], suite: Suite) -> Counts:
+    """[U, 2]: errors and reference words of utterances, by key."""
+    found = []
+    for row in sorted(rows, key=lambda row: row.key):
+        counts = errors_by_metric(row.text, row.pred_text, suite.normalizer)[_metric(row.task, suite)]
+        found.append((counts.errors, counts.words))
+    return np.array(found, np.int64)
+
+
+def _base_rate(rows: Sequence[UtteranceResult], suite: Suite) -> float | None:
+    """The error rate of the backbone; None where it was not run."""
+    if any(row.base_pred_text is None for row in rows):
+        return None
+    texts = [dataclasses.replace(row, pred_text=row.base_pred_text or "") for row in rows]
+    return float(_rates(_counted(texts, suite)[None])[0])
+
+
+def table_of(found: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of a table of "few_shot": the error rate of every task at every number of shots."""
+    header = ("task", "base", *(f"{k} utterances" if k != 1 else "1 utterance" for k in found["shots"]))
+    rows = [
+        (task, percent(found["base"][task]), *(_cell(point) for point in points))
+        for task, points in found["tasks"].items()
+    ]
+    if len(rows) > 1:
+        base = list(found["base"].values())
+        mean = None if None in base else sum(base) / len(base)
+        rows.append(("mean of the tasks", percent(mean), *(_cell(point) for point in found["all"])))
+    return header, rows
+
+
+def _cell(point: Mapping[str, Any]) -> str:
+    if point["low"] is None:
+        return percent(point["rate"])
+    return f"{percent(point['rate'])} ({percent(point['low'])} to {percent(point['high'])})"
 
 
 def curve_point(shots: int, tasks: Mapping[str, Counts], *, samples: int, seed: int = 0) -> Point:

@@ -109,24 +109,23 @@ def _all_saved(run: Run) -> None:
         run.hashes.saved()
 
 
-def restore(run: Run, checkpoints: Checkpoints, step: int | str, *, weights_only: bool = False) -> dict[str, Any]:
+def restore(run: Run, checkpoints: Checkpoints, number: int, *, weights_only: bool = False) -> dict[str, Any]:
     """Puts a checkpoint into the run: `state`, `bank`, `best`, `best_rows` and `hashes`.
 
     Args:
       run: the run.
       checkpoints: its checkpoints.
-      step: a number, 'last' or 'best'.
+      number: of one of them, the same in every process.
       weights_only: leaves the optimizer's moments of what tasks share, and `best`, as they are.
 
     Returns:
       The data position; {} with `weights_only`.
 
     Raises:
-      UserError: there is no such checkpoint, or it is of another run.
-      DamagedError: it is damaged, or holds what is not finite; the run must then take another one or be given up.
-        Every process raises what one of them does: they never go on from different checkpoints.
+      UserError: it is of another run.
+      DamagedError: it is damaged or gone, or holds what is not finite; the run must then take another one or be given
+        up. Every process raises what one of them does: they never go on from different checkpoints.
     """
-    number = agreed(lambda: checkpoints.resolve(step))
     checksum = agreed(lambda: checkpoints.checksum(number))
     check_agreement({"checkpoint": str(number), "content of the checkpoint": str(checksum)})
     if checksum is None:

@@ -1,13 +1,18 @@
 """Held-out tasks: draws that are nested, apart from the test, and stay what they are; error rates against shots."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+import rich.console
 
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.evaluation import shots
+from hra_jax.evaluation.predictions import UtteranceResult
+from hra_jax.evaluation.report import print_table
+from hra_jax.evaluation.results import ACCOUNTING, evaluate_results
 from hra_jax.evaluation.suites import load_suite
 
 SUITE = """
@@ -146,3 +151,42 @@ def test_draws_that_differ_widen_the_interval():
         point = shots.curve_point(1, {"ann": counts}, samples=300)
         widths.append(point.high - point.low)
     assert widths[1] > 2 * widths[0]
+
+
+def _results(suite):
+    """Rows in which every head makes as many word errors as its draw, and no shot three; the base makes four."""
+    rows = []
+    for name, (_, k, draw) in suite.heads.items():
+        task = next(task for task in suite.tasks if task.name == name)
+        for row in task.utterances:
+            words = ["wrong"] * (draw if k else 3) + ["a"] * 5
+            texts = (" ".join(words[:5]), "b b b b a")
+            rows.append(UtteranceResult(name, row.key, "a a a a a", *texts, duration=1.0))
+    return rows
+
+
+def test_the_curve_of_results_counts_every_draw_and_leaves_out_what_one_of_them_lacks(suite):
+    held = suite()
+    tasks = [task for task in shots.few_tasks(held) if task.name != "cy"]
+    heads = shots.draw_heads(held, tasks, seed=0, report=DataReport())
+    scored = shots.scored_suite(held, tasks, heads, has_mean=True)
+    assert scored.heads["ann@0"] == ("ann", 0, 0) and scored.heads["bob@3#2"] == ("bob", 3, 2)
+    rows = [row for row in _results(scored) if (row.task, row.key) != ("ann@3#2", "test-ann-0.wav")]
+    accounting = dict.fromkeys(ACCOUNTING, 1)
+    plain = [UtteranceResult("plain", row.key, "a", "a", "a", duration=1.0) for row in held.utterances[:7]]
+    results = evaluate_results([*rows, *plain], scored, accounting=accounting, bootstrap=50)
+    found = results["few_shot"]
+    assert found["shots"] == [0, 1, 3, 5] and found["draws"] == 4 and found["base"] == {"ann": 0.8, "bob": 0.8}
+    for points in (*found["tasks"].values(), found["all"]):
+        assert [point["rate"] for point in points] == pytest.approx([0.6, 0.5, 0.5, 0.5])
+        assert points[0]["by_draw"] == pytest.approx([0.6]) and points[0]["low"] == pytest.approx(0.6)
+        assert points[2]["by_draw"] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+        assert points[2]["low"] < 0.5 < points[2]["high"]
+    header, lines = shots.table_of(found)
+    assert header == ("task", "base", "0 utterances", "1 utterance", "3 utterances", "5 utterances")
+    assert [line[:3] for line in lines] == [
+        (name, "80.0%", "60.0% (60.0% to 60.0%)") for name in ("ann", "bob", "mean of the tasks")
+    ]
+    printed = io.StringIO()
+    print_table(results, console=rich.console.Console(file=printed, width=200))
+    assert "heads of held-out tasks" in printed.getvalue() and "ann@5#4" in printed.getvalue()
