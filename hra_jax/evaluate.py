@@ -30,7 +30,7 @@ from hra_jax.evaluation.outsiders import matched_rows
 from hra_jax.evaluation.runner import share_shapes
 from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite
 from hra_jax.models.dtypes import compute_dtype
-from hra_jax.run import evaluating, foundation, processes, systems
+from hra_jax.run import evaluating, foundation, matrices, processes, systems
 from hra_jax.run.evaluating import Job, Setup, setup_of
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.jax_setup import setup_jax
@@ -129,6 +129,7 @@ def evaluate_systems(
     backbones: Sequence[str] = (),
     predictions: Sequence[str] = (),
     data_dir: str | None = None,
+    matrix: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Scores any number of systems on any number of suites, side by side; what is finished is not run again.
 
@@ -144,6 +145,8 @@ def evaluate_systems(
         compared with; without any it is what the run or the first adapter names. Others are systems by themselves.
       predictions: NAME=FILE, the predictions of any other system as JSON Lines.
       data_dir: what `{dir}` in the manifests of the suites stands for; None means that of the run, if any.
+      matrix: whether every adapter is run with every task's row on every task's data as well, which goes to
+        R/<suite>_matrix/<system>/.
 
     Returns:
       {suite: {system: results, as in results.json}}.
@@ -188,7 +191,9 @@ def evaluate_systems(
                 aside = listed(sorted(system.set_aside))
                 tell(f"system {system.name!r}: set aside, and recognised by the backbone alone: {aside}")
         jobs = agreed(lambda: _jobs(known, found, setup, output, base, report))
-        check_agreement({f"{job.name}": job.digest for job in jobs})
+        crossed = agreed(lambda: matrices.jobs_of(known, found, setup, output, base, report)) if matrix else []
+        share_shapes(*(job.runner for job in (*jobs, *(other.job for other in crossed))))
+        check_agreement({f"{job.name}": job.digest for job in (*jobs, *(other.job for other in crossed))})
 
         for suite in found:
             # Who has been told once is not told again: what is finished was compared.
@@ -200,6 +205,12 @@ def evaluate_systems(
         for suite in found:
             mine = [job for job in jobs if job.runner.suite is suite]
             results[suite.name] = _run_suite(suite, mine, outsiders, setup, frozen, report, output)
+            texts = {}
+            if crossed and mine[0].system.name == BASE:
+                texts = evaluating.texts_of(mine[0], results[suite.name][BASE])
+            for other in crossed:
+                if other.suite is suite:
+                    matrices.run(other, setup, frozen=frozen, texts=texts, report=report)
     faults = [entry["error"] for entries in results.values() for entry in entries.values() if entry.get("error")]
     if faults:
         raise UserError(faults[0])
@@ -273,14 +284,13 @@ def _jobs(
     base: Foundation,
     report: DataReport,
 ) -> list[Job]:
-    """Every suite on every system, in batches of the same shapes."""
+    """Every suite on every system."""
     found = []
     for suite in suites:
         for system in known:
             runner = evaluating.make_runner(system, suite, setup, report)
             found.append(evaluating.job(system, runner, setup, output, base))
     check_links(output, [job.name for job in found])
-    share_shapes(*(job.runner for job in found))
     return found
 
 
@@ -402,6 +412,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "system", [], "NAME=FILE: the predictions of any other system as JSON Lines; may be given repeatedly."
     )
+    flags.DEFINE_bool("matrix", False, "Every task's adapter on every task's data too; of more than 32 a sample.")
     flags.DEFINE_string("output", None, "Folder of the results; default: W/eval, for one checkpoint of a run.")
     flags.DEFINE_string(
         "data_dir", None, "What {dir} in the suites' manifests stands for; default: the run's data.dir."
@@ -412,7 +423,9 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
-    if FLAGS.output is None and (FLAGS.workdir is None or len(FLAGS.step) > 1 or FLAGS.adapter or FLAGS.system):
+    if FLAGS.output is None and (
+        FLAGS.workdir is None or len(FLAGS.step) > 1 or FLAGS.adapter or FLAGS.system or FLAGS.matrix
+    ):
         raise UserError("--output is missing; it may be left out for one checkpoint of a run: --workdir W --step last")
     config = default_config() if FLAGS.workdir is None else stored_config(FLAGS.workdir, notify=False)
     processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=False)
@@ -430,6 +443,7 @@ def main(argv: Sequence[str]) -> None:
         backbones=FLAGS.backbone,
         predictions=FLAGS.system,
         data_dir=FLAGS.data_dir,
+        matrix=FLAGS.matrix,
     )
 
 

@@ -264,6 +264,7 @@ def run_job(
     frozen: Callable[[], dict[str, Any]],
     kept: Mapping[tuple[str, str], str],
     report: DataReport,
+    printed: bool = True,
 ) -> dict[str, Any]:
     """The results of a job; what is finished is not run again. A collective.
 
@@ -274,6 +275,7 @@ def run_job(
       frozen: gives those of the base.
       kept: what the base recognises, by task and key of the utterance; {} for the base itself.
       report: where unusable data goes.
+      printed: whether its table is printed.
 
     Returns:
       As in results.json. Its "error", where it has one, is for the end of the evaluation.
@@ -309,6 +311,7 @@ def run_job(
         bootstrap=setup.evaluation.bootstrap,
         untrained=job.system.untrained,
         rewritten=is_written,
+        printed=printed,
     )
 
 
