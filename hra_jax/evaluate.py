@@ -176,20 +176,11 @@ def evaluate_systems(
         base = agreed(lambda: _base(backbones, asked, config, workdir))
         known = agreed(lambda: [systems.of_adapter(name, path, base) for name, path in asked.items()])
         if workdir is not None:
-            checkpoints = stack.enter_context(_checkpoints(epath.Path(workdir)))
-            name = f"{_name_of(str(workdir))}@{{step}}"
-            taken = [systems.of_checkpoint(name, checkpoints, _step(step), config, base, setup.mesh) for step in steps]
-            known += {system.name: system for system in taken}.values()
-        dtype = setup.settings.backbone_dtype
-        known += agreed(
-            lambda: [systems.of_backbone(name, foundation.load(path), dtype=dtype) for name, path in others.items()]
-        )
+            known += _of_run(stack, epath.Path(workdir), steps, config, base, setup)
+        known += agreed(lambda: _backbones(others, setup))
         if base.files is not None and not isinstance(base.vocabulary, BlankVocabulary):
-            known.insert(0, systems.of_backbone(BASE, base, dtype=dtype))
-        for system in known if jax.process_index() == 0 else ():
-            if system.set_aside:
-                aside = listed(sorted(system.set_aside))
-                tell(f"system {system.name!r}: set aside, and recognised by the backbone alone: {aside}")
+            known.insert(0, systems.of_backbone(BASE, base, dtype=setup.settings.backbone_dtype))
+        _tell_set_aside(known)
         jobs = agreed(lambda: _jobs(known, found, setup, output, base, report))
         crossed = agreed(lambda: matrices.jobs_of(known, found, setup, output, base, report)) if matrix else []
         share_shapes(*(job.runner for job in (*jobs, *(other.job for other in crossed))))
@@ -274,6 +265,33 @@ def _base(
     if not adapters:
         raise UserError("nothing to evaluate; needed: --adapter DIR, --workdir W, or --backbone DIR")
     return foundation.load(resolve_backbone(adapter_folder.read_adapter(next(iter(adapters.values()))), None))
+
+
+def _of_run(
+    stack: contextlib.ExitStack,
+    workdir: epath.Path,
+    steps: Sequence[str],
+    config: ConfigDict,
+    base: Foundation,
+    setup: Setup,
+) -> list[System]:
+    """The checkpoints of a run that are asked for, each once; a collective."""
+    checkpoints = stack.enter_context(_checkpoints(workdir))
+    name = f"{_name_of(str(workdir))}@{{step}}"
+    taken = [systems.of_checkpoint(name, checkpoints, _step(step), config, base, setup.mesh) for step in steps]
+    return list({system.name: system for system in taken}.values())
+
+
+def _backbones(others: Mapping[str, str], setup: Setup) -> list[System]:
+    dtype = setup.settings.backbone_dtype
+    return [systems.of_backbone(name, foundation.load(path), dtype=dtype) for name, path in others.items()]
+
+
+def _tell_set_aside(known: Sequence[System]) -> None:
+    for system in known if jax.process_index() == 0 else ():
+        if system.set_aside:
+            aside = listed(sorted(system.set_aside))
+            tell(f"system {system.name!r}: set aside, and recognised by the backbone alone: {aside}")
 
 
 def _jobs(

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hra_jax.data.sound_files import AudioError, Sound
 
@@ -32,7 +33,7 @@ class SampleHash:
         """The same blocks, float32 `[S, channels]`, each of which counts once it is taken."""
         for block in blocks:
             words = np.ascontiguousarray(block, "<f4").reshape(-1).view("<u4")
-            self._crc = zlib.crc32(words.view(np.uint8), self._crc)
+            self._crc = zlib.crc32(words.view(np.uint8).data, self._crc)
             self._sum = (self._sum + int(words.sum(dtype=np.uint64))) % 2**64
             self._size += words.size
             yield block
@@ -65,13 +66,14 @@ class UtteranceHashes:
     """
 
     def __init__(self, size: int):
-        self.values = np.zeros(size, np.uint64)
-        self._saved = np.zeros(size, np.bool_)
+        self.values: NDArray[np.uint64] = np.zeros(size, np.uint64)
+        self._saved: NDArray[np.bool_] = np.zeros(size, np.bool_)
 
     def grow(self, size: int) -> None:
         """Makes room for utterances with numbers below `size`."""
         more = max(0, size - len(self.values))
-        self.values, self._saved = (np.pad(array, (0, more)) for array in (self.values, self._saved))
+        self.values = np.concatenate([self.values, np.zeros(more, np.uint64)])
+        self._saved = np.concatenate([self._saved, np.zeros(more, np.bool_)])
 
     def put(self, ids: np.ndarray, values: np.ndarray) -> None:
         """Notes the hashes `[n]` of the utterances `[n]`; those that are known stay."""

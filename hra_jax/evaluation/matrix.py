@@ -86,7 +86,9 @@ def matrix_of(crossed: Crossed, results: Mapping[str, Any], own: Mapping[str, st
     names = list(dict.fromkeys(task for task, _ in crossed.pairs.values()))
     adapters = list(dict.fromkeys(adapter for _, adapter in crossed.pairs.values()))
     found = {crossed.pairs[name]: entry for name, entry in results["tasks"].items()}
-    first = {name: next((entry for (task, _), entry in found.items() if task == name), {}) for name in names}
+    first: dict[str, Mapping[str, Any]] = {
+        name: next((entry for (task, _), entry in found.items() if task == name), {}) for name in names
+    }
     metrics = {name: first[name].get("metric", "wer") for name in names}
 
     def rate(name: str, adapter: str) -> float | None:

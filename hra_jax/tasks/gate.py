@@ -102,8 +102,10 @@ def stored_results(path: str, exported: ExportedAdapter) -> dict[str, Any]:
     for name, task in found["tasks"].items():
         where = f"{path}: task {name!r:.80}"
         task.setdefault("metric", "wer")  # before there was another one
-        rates = {} if task.get("base_wer") is None else {task["metric"]: float, f"base_{task['metric']}": float}
-        check_fields(task, {"adapter_task": str, "metric": str} | rates, where=where)
+        rates: dict[str, Kind] = (
+            {} if task.get("base_wer") is None else {task["metric"]: float, f"base_{task['metric']}": float}
+        )
+        check_fields(task, rates | {"adapter_task": str, "metric": str}, where=where)
     return found
 
 
