@@ -1,9 +1,13 @@
-"""Scores a checkpoint of a run on a task suite.
+"""Scores adapters, checkpoints, backbones and predictions on task suites, side by side.
 
 python -m hra_jax.evaluate --workdir runs/quickstart --suite hard --step best
+python -m hra_jax.evaluate --adapter DIR --suite A,B --output R
 """
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,17 +16,49 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from hra_jax import cli
-from hra_jax.config.files import validate_config
-from hra_jax.config.keys import group
+from hra_jax.adapters import adapter_folder
+from hra_jax.compare import compare
+from hra_jax.config.files import config_to_json
+from hra_jax.config.keys import default_config
 from hra_jax.console import listed, tell
-from hra_jax.run import processes
+from hra_jax.data.manifest import read_manifest
+from hra_jax.data.report import DataReport
+from hra_jax.data.utterance import Utterance
+from hra_jax.errors import UserError
+from hra_jax.evaluation import side_by_side
+from hra_jax.evaluation.outsiders import matched_rows
+from hra_jax.evaluation.runner import share_shapes
+from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite
+from hra_jax.models.dtypes import compute_dtype
+from hra_jax.run import evaluating, foundation, processes, systems
+from hra_jax.run.evaluating import Job, Setup, setup_of
+from hra_jax.run.foundation import Foundation
 from hra_jax.run.jax_setup import setup_jax
-from hra_jax.run.saving import open_checkpoints, restore_step
-from hra_jax.run.scoring import data_report, score, suite_weights
-from hra_jax.run.stages import prepare
-from hra_jax.run.workdirs import CONFIG, DATA_REPORT, EVALUATIONS, changing_files, check_links, named, stored_config
+from hra_jax.run.place import backbone_weights
+from hra_jax.run.scoring import check_not_trained_on, check_scored, data_report, write_scores
+from hra_jax.run.systems import BASE, System
+from hra_jax.run.workdirs import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA_REPORT,
+    EVALUATIONS,
+    changing_files,
+    check_links,
+    named,
+    stored_config,
+)
+from hra_jax.storage import locks
+from hra_jax.storage.files import make_folder, write_file
+from hra_jax.storage.json_files import json_text
+from hra_jax.tasks.backbone import resolve_backbone
+from hra_jax.text.vocabularies import BlankVocabulary
+from hra_jax.training.agreement import agreed, check_agreement, first_alone
+from hra_jax.training.checkpoints import Checkpoints
 
 FLAGS = flags.FLAGS
+REPORT = "report.md"  # of all systems, in R/<suite>
+COMPARED = "compared.json"
+_NAME = re.compile(r"(?!__)[\w][\w.@+-]*")
 
 
 def evaluate(
@@ -32,7 +68,7 @@ def evaluate(
 
     Args:
       workdir: the work directory of a run.
-      suite: name or path of a suite; it must share no utterance with the training data.
+      suite: name or path of a suite; it must share no utterance with the training data, where these are at hand.
       step: 'last', 'best', or the number of a checkpoint.
       data_dir: what `{dir}` in the suite's manifests stands for; None means the run's own `data.dir`.
 
@@ -42,27 +78,239 @@ def evaluate(
     Raises:
       UserError: no run there, an unknown suite or step, or an adapter that does nothing.
     """
-    workdir, config = named(workdir), _configuration(workdir, suite)
+    workdir, config = named(workdir), stored_config(workdir)
     check_links(workdir, [EVALUATIONS, DATA_REPORT])
+    processes.check_same_command(workdir, config_to_json(config))
     if jax.process_index() == 0:
         _tell_what_is_read(workdir, config)
-    with changing_files(workdir), data_report(workdir, strict=config.data.strict, keep=True) as report:
-        run = prepare(config, workdir, report, suite_dir=data_dir, render=False)
-        with open_checkpoints(run, group(config, "checkpoint"), read_only=True) as checkpoints:
-            wanted = int(step) if str(step).isdigit() else step
-            number, _ = restore_step(run, checkpoints, wanted, weights_only=True)
-        test = run.layout.test
-        assert test is not None, "the configuration names the suite"
-        return score(run, test, suite_weights(run, test), step=number, bootstrap=config.eval.bootstrap)
+    with (
+        changing_files(workdir),
+        data_report(workdir, strict=config.data.strict, keep=True) as report,
+        _checkpoints(workdir) as checkpoints,
+    ):
+        # ------------------------------------------------------------------------------------------------------- read
+        setup = setup_of(config, free=False)
+        place = config.data.dir if data_dir is None else data_dir
+        found = agreed(lambda: load_suite(suite, data_dir=place, report=report))
+        agreed(lambda: _check_apart([found], config))
+        base = agreed(lambda: systems.base_of_run(config, workdir))
+        system = systems.of_checkpoint("", checkpoints, _step(step), config, base, setup.mesh)
+        runner = agreed(lambda: evaluating.make_runner(system, found, setup, report))
+        check_agreement({"backbone": base.fingerprint, "checkpoint": system.digest, "suite": runner.digest})
+
+        check_not_trained_on(found, system.trained_on)
+
+        # -------------------------------------------------------------------------------------------------- recognise
+        frozen = _frozen(base, setup)() if system.beside else {}
+        rows, differences = evaluating.recognise(system, runner, system.weights(setup.mesh), frozen, setup)
+        results = write_scores(
+            rows,
+            found,
+            report,
+            root=workdir,
+            name=f"{EVALUATIONS}/{found.name}",
+            accounting=system.accounting,
+            facts=system.facts,
+            bootstrap=config.eval.bootstrap,
+            untrained=system.untrained,
+        )
+        if system.beside:
+            check_scored(found, results, differences, idle=evaluating.idle_of(system, runner))
+        return results
 
 
-def _configuration(workdir: epath.PathLike, suite: str, *, notify: bool = True) -> ConfigDict:
-    """The run's configuration with the suite in it, and no other: the selection suite may itself be scored."""
-    config = stored_config(workdir, notify=notify)
-    with config.unlocked():
-        config.eval.suite = suite
-    validate_config(config, stored=True)
-    return config
+def evaluate_systems(
+    suites: Sequence[str],
+    output: epath.PathLike,
+    *,
+    adapters: Sequence[str] = (),
+    workdir: epath.PathLike | None = None,
+    steps: Sequence[str] = (),
+    backbones: Sequence[str] = (),
+    predictions: Sequence[str] = (),
+    data_dir: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Scores any number of systems on any number of suites, side by side; what is finished is not run again.
+
+    Writes R/<suite>/<system>/ and, for all systems of a suite, R/<suite>/report.md and compared.json.
+
+    Args:
+      suites: names or paths of suites.
+      output: R, the folder of the results.
+      adapters: folders of exported adapters, or NAME=FOLDER.
+      workdir: the work directory of a run, if any.
+      steps: which of its checkpoints: 'last', 'best', or numbers.
+      backbones: folders or builtin:NAME. The first is the one that adapters were trained on, and what all systems are
+        compared with; without any it is what the run or the first adapter names. Others are systems by themselves.
+      predictions: NAME=FILE, the predictions of any other system as JSON Lines.
+      data_dir: what `{dir}` in the manifests of the suites stands for; None means that of the run, if any.
+
+    Returns:
+      {suite: {system: results, as in results.json}}.
+
+    Raises:
+      UserError: something is not there, does not go together, or is in use by another process; or an adapter does
+        nothing, which is told after everything is written.
+    """
+    output = epath.Path(output)
+    config = default_config() if workdir is None else stored_config(workdir)
+    asked = {name: path for name, path in map(_named, adapters)}
+    outsiders = {name: path for name, path in (_named(text, needs_name=True) for text in predictions)}
+    others = {name: path for name, path in map(_named, backbones[1:])}
+    _check_names([*map(_name_of, adapters), *outsiders, *others])
+    processes.check_same_command(output, config_to_json(config))
+    with contextlib.ExitStack() as stack:
+        first_alone(lambda: _take(stack, output))
+        report = stack.enter_context(data_report(output, strict=False, keep=False))
+
+        # ------------------------------------------------------------------------------------------------------- read
+        place = (config.data.dir if workdir is not None else "") if data_dir is None else data_dir
+        found = agreed(lambda: _load_suites(suites, place, report))
+        agreed(lambda: [matched_rows(path, suite) for path in outsiders.values() for suite in found])
+        if workdir is not None:
+            agreed(lambda: _check_apart(found, config))
+        setup = setup_of(config, free=workdir is None)
+        base = agreed(lambda: _base(backbones, asked, config, workdir))
+        known = agreed(lambda: [systems.of_adapter(name, path, base) for name, path in asked.items()])
+        if workdir is not None:
+            checkpoints = stack.enter_context(_checkpoints(epath.Path(workdir)))
+            name = f"{_name_of(str(workdir))}@{{step}}"
+            taken = [systems.of_checkpoint(name, checkpoints, _step(step), config, base, setup.mesh) for step in steps]
+            known += {system.name: system for system in taken}.values()
+        dtype = setup.settings.backbone_dtype
+        known += agreed(
+            lambda: [systems.of_backbone(name, foundation.load(path), dtype=dtype) for name, path in others.items()]
+        )
+        if base.files is not None and not isinstance(base.vocabulary, BlankVocabulary):
+            known.insert(0, systems.of_backbone(BASE, base, dtype=dtype))
+        jobs = agreed(lambda: _jobs(known, found, setup, output, base, report))
+        check_agreement({f"{job.name}": job.digest for job in jobs})
+
+        for suite in found:
+            # Who has been told once is not told again: what is finished was compared.
+            new = [job.system for job in jobs if job.runner.suite is suite and job.finished() is None]
+            check_not_trained_on(suite, {what: known for system in new for what, known in system.trained_on.items()})
+
+        # ------------------------------------------------------------------------------------------- recognise, report
+        frozen, results = _frozen(base, setup), {}
+        for suite in found:
+            mine = [job for job in jobs if job.runner.suite is suite]
+            results[suite.name] = _run_suite(suite, mine, outsiders, setup, frozen, report, output)
+    faults = [entry["error"] for entries in results.values() for entry in entries.values() if entry.get("error")]
+    if faults:
+        raise UserError(faults[0])
+    return results
+
+
+# ======================================================================================================================
+# What is read
+# ======================================================================================================================
+
+
+def _take(stack: contextlib.ExitStack, output: epath.Path) -> None:
+    """Takes the folder of the results, which one evaluation at a time may write."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output={str(output)!r} is no folder; allowed: a folder, or nothing")
+    make_folder(output)
+    check_links(output, [DATA_REPORT])
+    stack.enter_context(locks.hold(output, "evaluation"))
+
+
+def _named(text: str, *, needs_name: bool = False) -> tuple[str, str]:
+    """The name and the path of PATH or NAME=PATH."""
+    name, equals, path = text.partition("=")
+    if equals and path and _NAME.fullmatch(name):
+        return name, path
+    if needs_name:
+        raise UserError(f"{text!r}; allowed: NAME=FILE, a name of letters, digits, '_', '-', '.' and '@'")
+    last = [part for part in text.rstrip("/").split("/") if part not in ("", ".", "..")]
+    # Runs export to W/adapter and W/backbone.
+    names = [part for part in last if part not in ("adapter", "backbone")] or last or ["adapter"]
+    return re.sub(r"[^\w.@+-]|^(?=__)", "-", names[-1]).lstrip("-.@+") or "adapter", text
+
+
+def _name_of(text: str) -> str:
+    return _named(text)[0]
+
+
+def _check_names(names: Sequence[str]) -> None:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"two systems are named {twice[0]!r}; each needs its own: give NAME=PATH")
+
+
+def _load_suites(names: Sequence[str], data_dir: str, report: DataReport) -> list[Suite]:
+    found = [load_suite(name, data_dir=data_dir, report=report) for name in names]
+    for suite in found:
+        if [other.name for other in found].count(suite.name) > 1:
+            raise UserError(f"two suites are named {suite.name!r}; each needs a name of its own")
+    return found
+
+
+def _base(
+    backbones: Sequence[str], adapters: Mapping[str, str], config: ConfigDict, workdir: epath.PathLike | None
+) -> Foundation:
+    """The backbone that everything is compared with."""
+    given = backbones[0] if backbones else None
+    if workdir is not None:
+        return systems.base_of_run(config, epath.Path(workdir), given)
+    if given is not None:
+        return foundation.load(given)
+    if not adapters:
+        raise UserError("nothing to evaluate; needed: --adapter DIR, --workdir W, or --backbone DIR")
+    return foundation.load(resolve_backbone(adapter_folder.read_adapter(next(iter(adapters.values()))), None))
+
+
+def _jobs(
+    known: Sequence[System],
+    suites: Sequence[Suite],
+    setup: Setup,
+    output: epath.Path,
+    base: Foundation,
+    report: DataReport,
+) -> list[Job]:
+    """Every suite on every system, in batches of the same shapes."""
+    found = []
+    for suite in suites:
+        for system in known:
+            runner = evaluating.make_runner(system, suite, setup, report)
+            found.append(evaluating.job(system, runner, setup, output, base))
+    check_links(output, [job.name for job in found])
+    share_shapes(*(job.runner for job in found))
+    return found
+
+
+def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> None:
+    """Refuses suites that share utterances with the training data of a run, as far as its manifests are at hand."""
+    trained: list[Utterance] = []
+    gone = []
+    for _, manifest, _ in config.data.sources:
+        path = manifest.replace("{dir}", config.data.dir)
+        try:
+            trained += read_manifest(path, report=DataReport())[0]
+        except UserError:
+            gone.append(path)
+    for suite in suites:
+        check_disjoint(suite.utterances, trained, suite=suite.name)
+    if gone and jax.process_index() == 0:
+        tell(f"not compared with the training data, as the manifests are not here: {listed(gone)}")
+
+
+@contextlib.contextmanager
+def _checkpoints(workdir: epath.Path) -> Iterator[Checkpoints]:
+    folder = workdir / CHECKPOINTS
+    with Checkpoints(folder, keep_latest=1, keep_best=0, every_steps=1, finite=True, read_only=True) as found:
+        yield found
+
+
+def _step(step: str | int) -> int | str:
+    return int(step) if str(step).isdigit() else step
+
+
+def _frozen(base: Foundation, setup: Setup) -> Callable[[], dict[str, Any]]:
+    """Gives the weights of the base, read when they are first needed."""
+    dtype = compute_dtype(setup.settings.backbone_dtype)
+    return functools.cache(lambda: agreed(lambda: backbone_weights(base, setup.mesh, dtype=dtype)))
 
 
 def _tell_what_is_read(workdir: epath.Path, config: ConfigDict) -> None:
@@ -73,13 +321,86 @@ def _tell_what_is_read(workdir: epath.Path, config: ConfigDict) -> None:
     tell(f"{workdir / CONFIG} names, to be read: {', '.join(said)}")
 
 
+# ======================================================================================================================
+# What is run and written
+# ======================================================================================================================
+
+
+def _run_suite(
+    suite: Suite,
+    jobs: Sequence[Job],
+    outsiders: Mapping[str, str],
+    setup: Setup,
+    frozen: Callable[[], dict[str, Any]],
+    report: DataReport,
+    output: epath.Path,
+) -> dict[str, Any]:
+    """Runs what is not finished of a suite, and reports on all of its systems together."""
+    results: dict[str, Any] = {}
+    texts: dict[tuple[str, str], str] = {}
+    for job in jobs:
+        if job.system.name == BASE:
+            weights: Callable[[], dict[str, Any]] = lambda: {"backbone": frozen()}  # noqa: E731
+        else:
+            weights = functools.partial(job.system.weights, setup.mesh)
+        kept = texts if job.system.beside else {}
+        results[job.system.name] = evaluating.run_job(
+            job, setup, weights=weights, frozen=frozen, kept=kept, report=report
+        )
+        if job.system.name == BASE:
+            texts = evaluating.texts_of(job, results[BASE])
+    for name, path in outsiders.items():
+        results[name] = write_scores(
+            agreed(functools.partial(matched_rows, path, suite, only=texts or None, base=texts)),
+            suite,
+            report,
+            root=output,
+            name=f"{suite.name}/{name}",
+            accounting=jobs[0].system.accounting | dict.fromkeys(("trainable_parameters", "parameters_per_task"), 0),
+            facts={"method": "predictions", "error": None},
+            bootstrap=setup.evaluation.bootstrap,
+        )
+    first_alone(lambda: _report_all(suite, results, output, samples=max(setup.evaluation.bootstrap, 1)))
+    return results
+
+
+def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *, samples: int) -> None:
+    """Writes and prints how the systems of a suite compare."""
+    pairs: list[side_by_side.Pair] = []
+    names = list(results)
+    for at, first in enumerate(names):
+        for second in names[at + 1 :]:
+            try:
+                found = compare([output / suite.name / name for name in (first, second)], samples=samples)
+                pairs.append((first, second, found["comparisons"][0], ""))
+            except UserError as error:
+                pairs.append((first, second, None, str(error)))
+    compared = [{"a": a, "b": b, "differences": found, "error": why or None} for a, b, found, why in pairs]
+    check_links(output, [f"{suite.name}/{REPORT}", f"{suite.name}/{COMPARED}"])
+    write_file(output / suite.name / COMPARED, json_text(compared))
+    write_file(output / suite.name / REPORT, side_by_side.markdown(suite.name, results, pairs))
+    if len(results) > 1:
+        side_by_side.print_tables(suite.name, results, pairs)
+
+
 def define_flags() -> None:
     """The flags of this command."""
-    flags.DEFINE_string("workdir", None, "Work directory of the run.", required=True)
-    flags.DEFINE_string("suite", None, "Name or path of a suite.", required=True)
-    flags.DEFINE_string("step", "last", "Which checkpoint: last, best, or its number.")
+    flags.DEFINE_list("suite", None, "Names or paths of suites, with commas between them.", required=True)
+    flags.DEFINE_multi_string("adapter", [], "Folder of an exported adapter, or NAME=FOLDER; may be given repeatedly.")
+    flags.DEFINE_string("workdir", None, "Work directory of a run.")
+    flags.DEFINE_list("step", ["last"], "Which of its checkpoints: last, best, or numbers, with commas between them.")
+    flags.DEFINE_multi_string(
+        "backbone",
+        [],
+        "Folder of a backbone, or builtin:NAME. The first is what adapters were trained on; default: what the run or "
+        "the adapter names. Others are systems by themselves.",
+    )
+    flags.DEFINE_multi_string(
+        "system", [], "NAME=FILE: the predictions of any other system as JSON Lines; may be given repeatedly."
+    )
+    flags.DEFINE_string("output", None, "Folder of the results; default: W/eval, for one checkpoint of a run.")
     flags.DEFINE_string(
-        "data_dir", None, "What {dir} in the suite's manifests stands for; default: the run's data.dir."
+        "data_dir", None, "What {dir} in the suites' manifests stands for; default: the run's data.dir."
     )
     processes.define_flags()
 
@@ -87,10 +408,25 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
-    config = _configuration(FLAGS.workdir, FLAGS.suite, notify=False)  # `evaluate` tells of old keys
+    if FLAGS.output is None and (FLAGS.workdir is None or len(FLAGS.step) > 1 or FLAGS.adapter or FLAGS.system):
+        raise UserError("--output is missing; it may be left out for one checkpoint of a run: --workdir W --step last")
+    config = default_config() if FLAGS.workdir is None else stored_config(FLAGS.workdir, notify=False)
     processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=False)
     setup_jax()
-    evaluate(FLAGS.workdir, FLAGS.suite, step=FLAGS.step, data_dir=FLAGS.data_dir)
+    if FLAGS.output is None:
+        for suite in FLAGS.suite:
+            evaluate(FLAGS.workdir, suite, step=FLAGS.step[0], data_dir=FLAGS.data_dir)
+        return
+    evaluate_systems(
+        FLAGS.suite,
+        FLAGS.output,
+        adapters=FLAGS.adapter,
+        workdir=FLAGS.workdir,
+        steps=FLAGS.step,
+        backbones=FLAGS.backbone,
+        predictions=FLAGS.system,
+        data_dir=FLAGS.data_dir,
+    )
 
 
 if __name__ == "__main__":

@@ -84,6 +84,8 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.transcribe --adapter DIR --task NAME a.wav": [],
     "python -m hra_jax.evaluate --workdir W --suite NAME --step best": [],
     "python -m hra_jax.evaluate --workdir W --suite speakers --step best": [],
+    "python -m hra_jax.evaluate --adapter runs/own/adapter --suite speakers,speakers_validation --output R "
+    "--data_dir FOLDER": [],
     "python -m hra_jax.compare W1 W2": [],
     "python -m hra_jax.verify PATH": [],
     "python -m hra_jax.verify runs/own": [],

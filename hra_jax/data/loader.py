@@ -18,7 +18,7 @@ A row of weight 0 has task -1, no samples and no labels; where audio failed, `ut
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -398,7 +398,7 @@ def eval_batches(
     label_capacities: Sequence[int] | None = None,
     local_rows: Callable[[int], np.ndarray] = np.arange,
     plans: Sequence[tuple[int, np.ndarray]] | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches that hold every utterance of the table exactly once over all hosts, short and similar ones together.
 
     The last batch of a bucket is padded with rows of weight 0 and utterance -1, so all batches of a bucket have one
@@ -440,7 +440,9 @@ def eval_batches(
     return _run(assembler, plans, prefetch=prefetch)
 
 
-def _run(assembler: _Assembler, plans: Sequence[tuple[int, np.ndarray]], *, prefetch: int) -> Iterator[Batch]:
+def _run(
+    assembler: _Assembler, plans: Sequence[tuple[int, np.ndarray]], *, prefetch: int
+) -> Generator[Batch, None, None]:
     jobs: deque[_Job] = deque()
     try:
         for bucket, indices in plans:

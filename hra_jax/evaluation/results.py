@@ -43,6 +43,7 @@ def evaluate_results(
     bootstrap: int = 1000,
     seed: int = 0,
     run: Mapping[str, Any] | None = None,
+    not_scored: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -54,6 +55,7 @@ def evaluate_results(
       bootstrap: resamples of the 95% intervals; 0 for none (the bounds are None then).
       seed: of the resamples.
       run: further top-level fields, such as the step and the seed of the run.
+      not_scored: tasks that are to have no rate, each with the reason.
 
     Returns:
       A dict of JSON values, rates as fractions. What depends on the base is None where a row has no `base_pred_text`.
@@ -65,7 +67,7 @@ def evaluate_results(
       ValueError: a row of a task that the suite does not have, or a missing or clashing field.
     """
     by_task = _by_task(rows, suite)
-    left_out = _without_rate(by_task, suite)
+    left_out = _without_rate(by_task, suite) | dict(not_scored or {})
     if len(left_out) == len(by_task):
         name, reason = next(iter(left_out.items()))
         more = f", and {len(left_out) - 1} more tasks" if len(left_out) > 1 else ""

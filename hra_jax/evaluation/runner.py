@@ -240,6 +240,14 @@ class SuiteRunner:
         results = [self._result(at, found[at]) for at in order]
         return results, float(np.mean([found[at].loss for at in order])), self._differences(found)
 
+    def base_text(self, number: int) -> str | None:
+        """What the base recognises in an utterance, by its number in `table`; None where that is not known."""
+        return self.kept.get(self._name(number))
+
+    def keep(self, number: int, text: str) -> None:
+        """Notes what the base recognises in an utterance."""
+        self.kept[self._name(number)] = text
+
     def _needs_base(self, numbers: np.ndarray, acting: Collection[int]) -> bool:
         """Whether the base runs beside a batch: not all is known of it that is needed."""
         for at in numbers.tolist():
@@ -291,7 +299,7 @@ class SuiteRunner:
 
     def _result(self, number: int, found: Recognised) -> UtteranceResult:
         task, utterance = self.suite.tasks[self.table.source[number]], self.table.utterances[number]
-        base_text = self.kept.get(self._name(number))
+        base_text = self.base_text(number)
         return UtteranceResult(
             task=task.name,
             key=utterance.key,

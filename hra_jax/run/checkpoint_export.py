@@ -4,6 +4,7 @@ Everything comes from the work directory and the backbone: no recording is read.
 nothing yet the manifests are read too: the vocabulary is made of their texts.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ from hra_jax.storage import folders
 from hra_jax.storage.json_files import check_fields, read_text
 from hra_jax.storage.trees import flatten
 from hra_jax.tasks.names import check_name
+from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import vocabulary_from_json
 from hra_jax.training import train_state
 from hra_jax.training.checkpoints import Checkpoints
@@ -63,7 +65,7 @@ def export_checkpoint(
       UserError: no run there, no such checkpoint, a damaged one, another backbone, or a rename of no task.
     """
     config = stored_config(workdir)
-    settings, adapter = group(config, ""), group(config, "adapter")
+    settings = group(config, "")
     if settings.method != "adapter" and renames:
         raise UserError(f"--rename={renames[0]!r} has no use with method {settings.method!r}: a backbone has no tasks")
     folder = epath.Path(workdir) / CHECKPOINTS
@@ -71,7 +73,7 @@ def export_checkpoint(
 
         def write(number: int) -> list[str]:
             if settings.method == "adapter":
-                return _export(checkpoints, number, config, settings, adapter, epath.Path(output), backbone, renames)
+                return _export(checkpoints, number, config, settings, epath.Path(output), backbone, renames)
             _export_backbone(checkpoints, number, epath.Path(workdir), epath.Path(output), config, backbone)
             return []
 
@@ -83,45 +85,28 @@ def _export(
     step: int,
     config: ConfigDict,
     settings: RunSettings,
-    adapter: AdapterSettings,
     output: epath.Path,
     backbone: str | None,
     renames: Sequence[str],
 ) -> list[str]:
-    where = f"{checkpoints.directory}: {step}"
-    facts = {"vocabularies": {}} | _facts(checkpoints, step)
-    check_fields(facts, {"tasks": list, "vocabularies": dict}, where=where)
-    if any(type(name) is not str for name in facts["tasks"]):
-        raise UserError(f"{where}: needs 'tasks' (a list of names); got {facts['tasks']!r:.80}")
-    base = _base(backbone or settings.backbone, facts, step)
-    own = facts["vocabularies"]
-    size = max((vocabulary_from_json(content).size for content in own.values()), default=0)
-    method = layout.adapter_method(settings, adapter, own=methods.own_settings(config, adapter.name), output_size=size)
-    tasks = facts["tasks"]
-    if own and "shared" not in own and not own.keys() >= set(tasks):
-        raise UserError(f"{where}: vocabularies: {', '.join(own)!r:.80}; needed: one for each task, or 'shared'")
-    weights, counts = _weights(checkpoints, step, method, base, settings, adapter, len(tasks))
-    names = _renamed(tasks, renames)
-    entries = []
-    for row, (name, given) in enumerate(zip(names, tasks, strict=True)):
-        entry = {"name": name, "row": row, "step": step if counts[row] else 0}
+    base = foundation.load(backbone or settings.backbone)
+    stored = stored_adapter(checkpoints, step, config, base)
+    names, entries, own = _renamed(stored.tasks, renames), [], stored.vocabularies
+    for row, (name, given) in enumerate(zip(names, stored.tasks, strict=True)):
+        entry = {"name": name, "row": row, "step": step if stored.counts[row] else 0}
         entries.append(entry | ({"vocabulary": own[given]} if own and "shared" not in own else {}))
-    numbers = train_state.accounting(
-        weights, len(tasks), train_state.count(base.shapes()), train=programs.trained_part(settings, adapter)
-    )
-    accounting = {name: value for name, value in numbers.items() if name != "tasks"}
-    records = _records(checkpoints, step, config, facts, shared=bool(jax.tree.leaves(weights["shared"])))
-    records = task_records.renamed(records, dict(zip(tasks, names, strict=True)))
+    records = _records(checkpoints, step, config, stored.facts, shared=bool(jax.tree.leaves(stored.weights["shared"])))
+    records = task_records.renamed(records, dict(zip(stored.tasks, names, strict=True)))
 
     def write(fresh: epath.Path) -> None:
         adapter_folder.write_adapter(
             fresh,
-            method=methods.settings(method),
-            weights=weights,
+            method=methods.settings(stored.method),
+            weights=stored.weights,
             tasks=entries,
             backbone={"name": base.name, "fingerprint": base.fingerprint},
             vocabulary=own.get("shared", base.vocabulary.to_json()),
-            accounting=accounting | {"backbone_fingerprint": base.fingerprint},
+            accounting=stored.accounting | {"backbone_fingerprint": base.fingerprint},
             records=records,
             trained_seconds=config.batch.buckets[-1],
             durable=False,  # the folder is put on the disk as a whole
@@ -131,20 +116,80 @@ def _export(
     return names
 
 
-def _facts(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class StoredAdapter:
+    """The adapter of a checkpoint.
+
+    Attributes:
+      facts: what the checkpoint says of its run.
+      tasks: their names, as the run has them.
+      vocabularies: as JSON values, where tasks do not write in the backbone's: by task, or that of all as "shared".
+      method: the adaptation method.
+      weights: {'shared', 'tasks'}, the rows of all tasks in numpy.
+      counts: int32 [A], how many steps each of the tasks has had.
+      accounting: parameter counts.
+    """
+
+    facts: dict[str, Any]
+    tasks: list[str]
+    vocabularies: dict[str, Any]
+    method: Adapter
+    weights: dict[str, Any]
+    counts: np.ndarray
+    accounting: dict[str, int]
+
+    def own(self, base: foundation.Foundation) -> OwnVocabularies | None:
+        """The vocabularies, where tasks do not write in that of the backbone."""
+        if not self.method.own_vocabulary:
+            return None
+        found = {name: vocabulary_from_json(content) for name, content in self.vocabularies.items()}
+        shared = found.pop("shared") if found.keys() == {"shared"} else None
+        return OwnVocabularies(base.vocabulary, found, self.method.output_size, shared)
+
+
+def stored_adapter(
+    checkpoints: Checkpoints, step: int, config: ConfigDict, base: foundation.Foundation
+) -> StoredAdapter:
+    """Reads the adapter of a checkpoint; all processes must call it.
+
+    Args:
+      checkpoints: those of a run of method 'adapter'.
+      step: which one.
+      config: the configuration of the run.
+      base: the backbone that it was trained on.
+
+    Raises:
+      UserError: a damaged checkpoint, or another backbone.
+    """
     where = f"{checkpoints.directory}: {step}"
-    return check_fields(checkpoints.fingerprint(step), {"tasks": list, "backbone": str}, where=where)
+    facts = {"vocabularies": {}} | check_base(checkpoints, step, base)
+    check_fields(facts, {"tasks": list, "vocabularies": dict}, where=where)
+    tasks, own = facts["tasks"], facts["vocabularies"]
+    if any(type(name) is not str for name in tasks):
+        raise UserError(f"{where}: needs 'tasks' (a list of names); got {tasks!r:.80}")
+    if own and "shared" not in own and not own.keys() >= set(tasks):
+        raise UserError(f"{where}: vocabularies: {', '.join(own)!r:.80}; needed: one for each task, or 'shared'")
+    settings, adapter = group(config, ""), group(config, "adapter")
+    size = max((vocabulary_from_json(content).size for content in own.values()), default=0)
+    method = layout.adapter_method(settings, adapter, own=methods.own_settings(config, adapter.name), output_size=size)
+    weights, counts = _weights(checkpoints, step, method, base, settings, adapter, len(tasks))
+    numbers = train_state.accounting(
+        weights, len(tasks), train_state.count(base.shapes()), train=programs.trained_part(settings, adapter)
+    )
+    accounting = {name: value for name, value in numbers.items() if name != "tasks"}
+    return StoredAdapter(facts, tasks, own, method, weights, counts[: len(tasks)], accounting)
 
 
-def _base(backbone: str, facts: dict[str, Any], step: int) -> foundation.Foundation:
-    """The backbone, which must be the one that a checkpoint was trained on."""
-    base = foundation.load(backbone)
+def check_base(checkpoints: Checkpoints, step: int, base: foundation.Foundation) -> dict[str, Any]:
+    """What a checkpoint says of its run, which must be one on this backbone. Raises UserError."""
+    where = f"{checkpoints.directory}: {step}"
+    facts = check_fields(checkpoints.fingerprint(step), {"tasks": list, "backbone": str}, where=where)
     if base.fingerprint != facts["backbone"]:
         raise UserError(
             f"backbone {base.name!r} has the fingerprint {base.fingerprint[:12]}; checkpoint {step} was trained on "
             f"{facts['backbone'][:12]}"
         )
-    return base
+    return facts
 
 
 def _records(
@@ -172,11 +217,16 @@ def _start(folder: str, content_hash: object) -> adapter_folder.ExportedAdapter 
     return None
 
 
-def _hashes(checkpoints: Checkpoints, step: int, tasks: Sequence[str], *, shared: bool) -> task_records.Records:
-    """The hashes of what was trained on up to a checkpoint."""
+def stored_hashes(checkpoints: Checkpoints, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes (uint64) of what was trained on up to a checkpoint, and the tasks (int32) of each."""
     found = [rows for _, rows in checkpoints.rows(step, "hashes")]
     values = np.concatenate([rows["hash"] for rows in found] or [np.zeros(0, np.uint64)])
-    numbers = np.concatenate([rows["task"] for rows in found] or [np.zeros(0, np.int32)])
+    return values, np.concatenate([rows["task"] for rows in found] or [np.zeros(0, np.int32)])
+
+
+def _hashes(checkpoints: Checkpoints, step: int, tasks: Sequence[str], *, shared: bool) -> task_records.Records:
+    """The hashes of what was trained on up to a checkpoint."""
+    values, numbers = stored_hashes(checkpoints, step)
     return task_records.hashes_by_task(values, numbers, tasks, shared=shared)
 
 
@@ -189,11 +239,12 @@ def _export_backbone(
     backbone: str | None,
 ) -> None:
     if config.method == "full":
-        base = _base(backbone or config.backbone, _facts(checkpoints, step), step)
+        base = foundation.load(backbone or config.backbone)
+        check_base(checkpoints, step, base)
     elif backbone is not None:
         raise UserError(f"--backbone={backbone!r} has no use with method {config.method!r}, which starts from none")
     else:
-        base = _new_base(workdir, config)
+        base = new_base(workdir, config)
     part = checkpoints.restore_part(step, {"trainable": {"backbone": base.shapes()}})
     weights = flatten(part["trainable"]["backbone"], separator=".")
     begun = config_from_json(read_text(workdir / CONFIG), notify=False)
@@ -208,7 +259,7 @@ def _export_backbone(
     )
 
 
-def _new_base(workdir: epath.Path, config: ConfigDict) -> foundation.Foundation:
+def new_base(workdir: epath.Path, config: ConfigDict) -> foundation.Foundation:
     """What a run of method 'pretrain' has laid out: as it was exported already, or made of the texts again."""
     if (workdir / BACKBONE / backbone_folder.SETTINGS).exists():
         return foundation.load(str(workdir / BACKBONE))

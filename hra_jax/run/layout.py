@@ -25,6 +25,7 @@ from hra_jax.run.foundation import Foundation
 from hra_jax.run.read import Material
 from hra_jax.run.settings import RunSettings
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
+from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import BlankVocabulary
 from hra_jax.training import agreement, sharding, train_state
 from hra_jax.training.optimizer import OptimizerConfig
@@ -248,6 +249,30 @@ def _runner(
             if task.adapter_task in table.lost and task.adapter_task not in tasks:
                 told = lost_line(task.adapter_task, table.lost[task.adapter_task])
                 raise UserError(f"{told}; mend the manifest: suite {suite.name!r} needs the adapter")
+    check_fits(suite, base, tasks or None, own)
+    suites.check_disjoint(suite.utterances, table.utterances, suite=suite.name)
+    settings: dict[str, Any] = {"mesh": mesh, "data": data, "batch": batch, "evaluation": evaluation, "own": own}
+    try:
+        return SuiteRunner(suite, base=base, tasks=tasks, report=report, **settings)
+    except NothingUsable as error:
+        raise UserError(
+            f"suite {suite.name!r}: {error}; mend the manifest, or train without the suite: --config.{key}="
+        ) from error
+
+
+def check_fits(suite: suites.Suite, base: Foundation, tasks: Sequence[str] | None, own: OwnVocabularies | None) -> None:
+    """Checks that a suite can be recognised.
+
+    Args:
+      suite: what is to be scored.
+      base: what the encoder is built on.
+      tasks: of the adapter; None where there is no adapter, and every task of the suite is one of the backbone.
+      own: the vocabularies of tasks that have their own, or None.
+
+    Raises:
+      UserError: an adapter task that does not exist, or one that has no outputs.
+    """
+    if tasks is not None:
         suites.check_adapter_tasks(suite, tasks)
     if own and own.shared is None and any(task.adapter_task == MEAN_TASK for task in suite.tasks):
         raise UserError(
@@ -258,11 +283,3 @@ def _runner(
             f"suite {suite.name!r} has a task {BASE_TASK!r}, but the backbone {base.name!r} has no output layer of its "
             "own; allowed: tasks of the adapter"
         )
-    suites.check_disjoint(suite.utterances, table.utterances, suite=suite.name)
-    settings: dict[str, Any] = {"mesh": mesh, "data": data, "batch": batch, "evaluation": evaluation, "own": own}
-    try:
-        return SuiteRunner(suite, base=base, tasks=tasks, report=report, **settings)
-    except NothingUsable as error:
-        raise UserError(
-            f"suite {suite.name!r}: {error}; mend the manifest, or train without the suite: --config.{key}="
-        ) from error

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from hra_jax.adapters import initial
 from hra_jax.adapters.base import no_parameters
@@ -80,7 +81,7 @@ def place(
     state, bank = start_weights(material, layout, settings=settings, adapter=adapter)
     frozen = None
     if settings.method == "adapter":
-        frozen = frozen_weights(material.base, layout, settings.backbone_dtype)
+        frozen = backbone_weights(material.base, layout.mesh, dtype=compute_dtype(settings.backbone_dtype))
     return Run(
         settings=settings,
         workdir=workdir,
@@ -126,15 +127,10 @@ def start_weights(
     return sharding.place(state, laid_out.shardings), bank
 
 
-def frozen_weights(base: foundation.Foundation, layout: Layout, dtype: str) -> dict[str, Any]:
-    """The backbone's weights on the mesh, read from its folder; `dtype` is `backbone_dtype`."""
-    return _read(base, layout, compute_dtype(dtype))
-
-
-def _read(base: foundation.Foundation, layout: Layout, dtype: Any) -> dict[str, Any]:
-    """The backbone's weights on the mesh, of which every process reads its part."""
+def backbone_weights(base: foundation.Foundation, mesh: Mesh, *, dtype: Any) -> dict[str, Any]:
+    """The weights of a backbone on the mesh, read from its folder, of which every process reads its part."""
     assert base.files is not None, "only pre-training has no files, and reads none"
-    shardings = placement.backbone_shardings(layout.mesh, base.features, base.encoder)
+    shardings = placement.backbone_shardings(mesh, base.features, base.encoder)
     weights: dict[str, Any] = backbone_folder.load_params(base.files, shardings, dtype=dtype)
     return weights
 
@@ -148,7 +144,7 @@ def _initial_weights(
     """
     base, start = material.base, material.start
     if settings.method == "full":
-        return {"backbone": _read(base, layout, np.float32)}, []
+        return {"backbone": backbone_weights(base, layout.mesh, dtype=np.float32)}, []
     if settings.method == "pretrain":
         return {"backbone": jax.tree.map(np.asarray, foundation.random_weights(base, settings.seed))}, []
     weights, started = _new_adapter(layout, base, seed=settings.seed), []

@@ -1,7 +1,7 @@
 """Scores of a run: the test suite, the weights that it is run with, and the report of unusable data."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -19,8 +19,9 @@ from hra_jax.evaluation.report import is_report_file, print_table, write_report
 from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
 from hra_jax.evaluation.suites import Suite
+from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import saving, workdirs
-from hra_jax.run.place import Run, frozen_weights
+from hra_jax.run.place import Run, backbone_weights
 from hra_jax.run.workdirs import DATA_REPORT
 from hra_jax.storage import folders, locks, remote
 from hra_jax.tasks.names import MEAN_TASK
@@ -57,15 +58,15 @@ def data_report(workdir: epath.PathLike, *, strict: bool, keep: bool) -> Iterato
         raise
 
 
-def gather_data_report(run: Run) -> None:
+def gather_data_report(report: DataReport) -> None:
     """Brings what all processes have found into the report of each; a collective."""
-    for content in agreement.gather(run.report.news()):
-        run.report.merge(content)
+    for content in agreement.gather(report.news()):
+        report.merge(content)
 
 
 def write_data_report(run: Run) -> None:
     """Writes W/data_report.json with what all processes have found; all of them must call it, and process 0 writes."""
-    gather_data_report(run)
+    gather_data_report(run.report)
     if jax.process_index() == 0:
         run.report.write(run.workdir / DATA_REPORT)
 
@@ -107,7 +108,7 @@ def base_weights(run: Run) -> dict[str, Any]:
         return run.frozen
     if run.settings.method == "pretrain":
         return dict(run.state.trainable["backbone"])
-    return frozen_weights(run.material.base, run.layout, run.settings.backbone_dtype)
+    return backbone_weights(run.material.base, run.layout.mesh, dtype=compute_dtype(run.settings.backbone_dtype))
 
 
 def suite_weights(run: Run, runner: SuiteRunner) -> dict[str, Any]:
@@ -138,14 +139,6 @@ def accounting(run: Run) -> dict[str, Any]:
     return {**numbers, "backbone_fingerprint": run.material.base.fingerprint}
 
 
-def _put_report(workdir: epath.Path, suite: str, write: Callable[[epath.Path], None]) -> None:
-    """Puts the report of a suite in the place of an earlier one; two that score the same suite are not mixed."""
-    folder = workdir / workdirs.EVALUATIONS / suite
-    workdirs.check_links(workdir, [f"{workdirs.EVALUATIONS}/{suite}"])
-    with locks.hold_beside(folder, "report", patient=True):
-        folders.replace_folder(folder, write, rewritten=is_report_file)
-
-
 def check_leaks(run: Run, suite: Suite) -> None:
     """Refuses a suite of whose utterances some were trained on, by the hashes of their samples; a collective.
 
@@ -157,7 +150,19 @@ def check_leaks(run: Run, suite: Suite) -> None:
       UserError: there are such utterances.
     """
     saving.gather_hashes(run)
-    trained_on = _trained_on(run)
+    check_not_trained_on(suite, _trained_on(run))
+
+
+def check_not_trained_on(suite: Suite, trained_on: Mapping[str, np.ndarray]) -> None:
+    """Refuses a suite of whose utterances some were trained on; a collective.
+
+    Args:
+      suite: the suite, of which each process reads a share.
+      trained_on: hashes of samples, by what was trained on them, in words.
+
+    Raises:
+      UserError: there are such utterances.
+    """
     if not trained_on:
         return
     once = {(row.audio_filepath, row.offset, row.duration): row for row in suite.utterances}
@@ -203,32 +208,92 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
         nothing, which is told after the report is written.
         In every process, and so is what kept process 0 from writing.
     """
-    method, suite = run.settings.method, runner.suite
-    check_leaks(run, suite)
+    check_leaks(run, runner.suite)
     rows, _, differences = recognise(run, runner, weights, base_weights(run), progress=True)
+    results = write_scores(
+        rows,
+        runner.suite,
+        run.report,
+        root=run.workdir,
+        name=f"{workdirs.EVALUATIONS}/{runner.suite.name}",
+        accounting=accounting(run),
+        facts={"step": step, "seed": run.settings.seed, "method": run.settings.method},
+        bootstrap=bootstrap,
+        untrained=untrained(run),
+    )
+    if run.settings.method != "pretrain":
+        check_scored(runner.suite, results, differences, idle=_idle(run, runner))
+    return results
+
+
+def write_scores(
+    rows: Sequence[UtteranceResult],
+    suite: Suite,
+    report: DataReport,
+    *,
+    root: epath.Path,
+    name: str,
+    accounting: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    bootstrap: int,
+    untrained: Collection[str] = (),
+    rewritten: Callable[[str], bool] = is_report_file,
+) -> dict[str, Any]:
+    """Counts the results of a suite, writes its report in process 0, and prints the table; a collective.
+
+    Args:
+      rows: the scored utterances.
+      suite: what was scored.
+      report: has why the others were not.
+      root: the folder of data_report.json.
+      name: of the folder of the report in it, 'eval/<suite>'.
+      accounting, bootstrap: as for `evaluate_results`.
+      facts: further top-level fields of the results.
+      untrained: tasks of the adapter that no training step has reached: what is recognised with them has no rate.
+      rewritten: as for `folders.replace_folder`: which files of an earlier report are gone.
+
+    Returns:
+      The results, as in results.json.
+
+    Raises:
+      UserError: no task has a score. In every process, and so is what kept process 0 from writing.
+    """
     # Too long or unreadable ones are in the data report; here is which ones the rates leave out.
-    gather_data_report(run)
-    unscored = _unscored(suite, rows, run.report)
-    facts = {"step": step, "seed": run.settings.seed, "method": method, "utterances_not_scored": len(unscored)}
+    gather_data_report(report)
+    unscored = _unscored(suite, rows, report)
+    never = {
+        task.name: f"its adapter {task.adapter_task!r} had no training step"
+        for task in suite.tasks
+        if task.adapter_task in untrained
+    }
+    more = {**facts, "utterances_not_scored": len(unscored)}
 
     def reported() -> dict[str, Any]:
-        results = evaluate_results(rows, suite, accounting=accounting(run), bootstrap=bootstrap, run=facts)
+        results = evaluate_results(rows, suite, accounting=accounting, bootstrap=bootstrap, run=more, not_scored=never)
         if jax.process_index() == 0:
-            run.report.write(run.workdir / DATA_REPORT)
-            _put_report(
-                run.workdir, suite.name, lambda fresh: write_report(fresh, results, rows, unscored, durable=False)
-            )
+            report.write(root / DATA_REPORT)
+            workdirs.check_links(root, [name])
+            # Two that score the same suite are not mixed.
+            with locks.hold_beside(root / name, "report", patient=True):
+                folders.replace_folder(
+                    root / name,
+                    lambda fresh: write_report(fresh, results, rows, unscored, durable=False),
+                    rewritten=rewritten,
+                )
             print_table(results)
             if unscored:
                 of = sum(task.size for task in (*suite.tasks, *suite.lost))
                 tell(f"{len(unscored)} of {of} utterances were not scored; see {DATA_REPORT}")
         return results
 
-    results = agreement.agreed(reported)
-    if method != "pretrain":
-        scored = {name: differences[name] for name in results["tasks"]}
-        check_adapter_acts(suite, scored, idle=_idle(run, runner))
-    return results
+    return agreement.agreed(reported)
+
+
+def check_scored(
+    suite: Suite, results: Mapping[str, Any], differences: Mapping[str, float], *, idle: Collection[str]
+) -> None:
+    """`check_adapter_acts` for the tasks that have a score in the results."""
+    check_adapter_acts(suite, {name: differences[name] for name in results["tasks"]}, idle=idle)
 
 
 def _unscored(suite: Suite, rows: Iterable[UtteranceResult], report: DataReport) -> list[Unscored]:
