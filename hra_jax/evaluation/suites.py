@@ -361,6 +361,11 @@ def check_adapter_tasks(suite: Suite, adapter_tasks: Iterable[str]) -> None:
     """
     known = {*adapter_tasks, BASE_TASK, MEAN_TASK}
     for task in suite.tasks:
+        if task.adapter_task == FEW_TASK:
+            raise UserError(
+                f"suite {suite.name!r}: task {task.name!r} needs heads that are trained on a few utterances; allowed "
+                "with: python -m hra_jax.evaluate --output R"
+            )
         if task.adapter_task not in known:
             hint = near_matches(task.adapter_task, sorted(known))
             raise UserError(f"suite {suite.name!r}: task {task.name!r} needs the adapter {task.adapter_task!r}; {hint}")
