@@ -59,6 +59,8 @@ EXTRAS = {
     "torch": ["torch>=2.13"],
     # What slow tests and benchmarks compare published models with: exactly what was measured, whatever is newest.
     "parity": ["peft==0.21.2", "torch==2.13.0", "transformers==5.23.0"],
+    # The normalizers english and indic:LANGUAGE: exactly one version, whose rules are a part of their results.
+    "normalizers": ["whisper-normalizer==0.1.15"],
     "notebooks": ["ipykernel>=6.29", "ipython>=8.0", "nbclient>=0.10", "nbformat>=5.10"],
     # setuptools and wheel: a test builds the wheel with what is installed.
     "dev": [
@@ -75,6 +77,7 @@ EXTRAS = {
         "types-pyyaml>=6.0",
         "types-tqdm>=4.66",
         "wheel",
+        "whisper-normalizer==0.1.15",
     ],
 }
 

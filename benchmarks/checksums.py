@@ -25,7 +25,7 @@ from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import named_size
 from hra_jax.run import foundation
 from hra_jax.text.vocabularies import CharacterVocabulary
-from hra_jax.training import checkpoints, checksums
+from hra_jax.training import checkpoints, checksums, listings
 
 SAMPLES = 9
 ARRAYS, SIDE = 16, 1024  # 64 MiB of float32
@@ -42,7 +42,7 @@ def without() -> Iterator[None]:
 
     with (
         mock.patch.object(checkpoints.checksums, "of_tree", nothing),
-        mock.patch.object(checkpoints, "write_listing", lambda folder: None),
+        mock.patch.object(listings, "write_listing", lambda folder: None),
     ):
         yield
 

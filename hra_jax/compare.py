@@ -29,6 +29,7 @@ from hra_jax.evaluation.suites import METRICS
 from hra_jax.storage.files import write_file
 from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, read_object
 from hra_jax.tasks.names import task_file_names
+from hra_jax.text.normalization import versioned
 
 FLAGS = flags.FLAGS
 RESULTS_FILE = "results.json"
@@ -84,7 +85,7 @@ def compare(paths: Sequence[epath.PathLike], *, samples: int = SAMPLES, seed: in
         raise UserError(f"{len(paths)} evaluations to compare; needed are 2 or more {RESULTS_FILE}, or their folders")
     reference, *others = (_read_side(path) for path in paths)
     return {
-        "normalizer": reference.results["normalizer"],
+        "normalizer": _stored_normalizer(reference.results),
         "bootstrap": {"samples": samples, "confidence": bootstrap.CONFIDENCE, "seed": seed},
         "reference": _describe(reference),
         "comparisons": [
@@ -102,7 +103,7 @@ def _read_side(path: epath.PathLike) -> _Side:
     file = file / RESULTS_FILE if file.is_dir() else file
     results = read_object(file, _RESULT_FIELDS, what="a results.json or the folder that holds one, W/eval/<suite>")
     _check_metric(results, where=str(file))
-    error_rates.words("", results["normalizer"])
+    _stored_normalizer(results)
     if not results["tasks"]:
         raise UserError(f"{file}: has 0 tasks; needed are 1 or more")
     names = task_file_names(results["tasks"])
@@ -142,14 +143,19 @@ def _read_lines(file: epath.Path, task: str) -> list[Line]:
 # --- Checks of two sides ----------------------------------------------------------------------------------------------
 
 
+def _stored_normalizer(results: Mapping[str, Any]) -> str:
+    """The normalizer of an evaluation; without a version it is the first, beside `versions` the second."""
+    name = str(results["normalizer"])
+    found = versioned(name)
+    return found if "@" in name else f"{name}@{2 if 'versions' in results else 1}"
+
+
 def _normalizer_of(a: _Side, b: _Side) -> str:
-    """What the texts of both sides were compared after."""
-    normalizers = [side.results["normalizer"] for side in (a, b)]
-    if normalizers[0] != normalizers[1]:
-        raise UserError(
-            f"{a.path} has the normalizer {normalizers[0]!r}, {b.path} has {normalizers[1]!r}; they must be the same"
-        )
-    return str(normalizers[0])
+    """What texts are compared after: of two versions the newer one, in which all are counted again."""
+    names = [_stored_normalizer(side.results) for side in (a, b)]
+    if names[0].split("@")[0] != names[1].split("@")[0]:
+        raise UserError(f"{a.path} has the normalizer {names[0]!r}, {b.path} has {names[1]!r}; they must be the same")
+    return max(names, key=lambda name: int(name.split("@")[1]))
 
 
 def _check_same_tasks(a: _Side, b: _Side) -> None:
@@ -167,7 +173,7 @@ def _counted(side: _Side, task: str, *, normalizer: str, metric: str, block: str
     rows = []
     for line in side.lines[task]:
         row, words, errors = line.row, line.counts["words"], line.counts["errors"]
-        if metric != "wer" or normalizer != side.results["normalizer"]:
+        if metric != "wer" or normalizer != _stored_normalizer(side.results):
             counts = error_rates.errors_by_metric(row.text, row.pred_text, normalizer)[metric]
             words, errors = counts.words, counts.errors
         reference = " ".join(error_rates.words(row.text, normalizer))

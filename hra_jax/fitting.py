@@ -263,6 +263,7 @@ def _material(
         base,
         None if start is None else _exported(start, backbone),
         "" if start is None else "start",
+        config.adapter.new_task,
         _vocabularies(backbone, sources, config, start=start),
         None,
         None,

@@ -90,6 +90,7 @@ def _leftovers(gcs_storage) -> list[str]:
     return [name for name in gcs_storage.names("gs://bucket/") if name.endswith((".tmp", ".lock"))]
 
 
+@pytest.mark.slow(minutes=0.3)
 def test_an_adapter_in_a_bucket_is_changed_in_place_as_a_local_one_is(tmp_path, gcs_storage, monkeypatch, capsys):
     monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.05)
     for name in ("A", "B"):
@@ -114,3 +115,48 @@ def test_an_adapter_in_a_bucket_is_changed_in_place_as_a_local_one_is(tmp_path, 
     assert len(set(printed.values())) == 1
     local = {str(file.relative_to(tmp_path)): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     assert {name: gcs_storage.read(f"gs://bucket/{name}") for name in gcs_storage.names("gs://bucket/")} == local
+
+
+@pytest.mark.slow(minutes=0.4)
+def test_a_change_in_a_bucket_that_dies_is_completed_by_whoever_comes_next(tmp_path, gcs_storage, monkeypatch, capsys):
+    """At many of the acts that change anything: from then on the process does nothing any more."""
+    monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.02)
+    shutil.copytree(ADAPTER, tmp_path / "A")
+    old, *_ = read_adapter(ADAPTER).tasks
+    commands.rename(f"{tmp_path / 'A'}", old, "new")
+    whole = {file.name: file.read_bytes() for file in (tmp_path / "A").iterdir()}
+    acts = [(remote.BucketPath, name) for name in ("replace", "unlink", "rmtree", "mkdir")] + [(remote.Upload, "_copy")]
+    found = []
+    for most in range(1, 1000, 3):
+        gcs_storage.clear()
+        gcs_storage.upload_folder(ADAPTER, "gs://bucket/A")
+        count = [0]
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, name in acts:
+                patch.setattr(owner, name, _dying(getattr(owner, name), count, most))
+            try:
+                commands.rename("gs://bucket/A", old, "new")
+            except remote.StorageUnavailable:
+                pass
+            else:
+                break
+        found.append("new" if "new" in read_adapter("gs://bucket/A").tasks else old)
+        commands.list_tasks("gs://bucket/A")
+        if "new" not in read_adapter("gs://bucket/A").tasks:
+            commands.rename("gs://bucket/A", old, "new")
+        assert {name: gcs_storage.read(f"gs://bucket/{name}") for name in gcs_storage.names("gs://bucket/")} == {
+            f"A/{name}": content for name, content in whole.items()
+        }
+    # Until something has been moved readers find what was there, and from then on what was to be.
+    assert found == sorted(found, key=lambda name: name == "new") and {old, "new"} == {*found}
+    print(f"{len(found)} ends")
+
+
+def _dying(act, count, most):
+    def one_more(*arguments, **keywords):
+        count[0] += 1
+        if count[0] > most:
+            raise remote.StorageUnavailable(11, "the process is dead")
+        return act(*arguments, **keywords)
+
+    return one_more

@@ -242,7 +242,20 @@ def test_predictions_of_another_task_or_another_evaluation_are_refused(sides, tm
 
 def test_different_normalizers_are_refused(sides, tmp_path):
     line = refused(sides["a"], write(tmp_path / "b", ROWS["b"], normalizer="none"))
-    assert f"{sides['a']} has the normalizer 'basic', {tmp_path / 'b'} has 'none'" in line
+    assert f"{sides['a']} has the normalizer 'basic@2', {tmp_path / 'b'} has 'none@2'" in line
+
+
+def test_sides_of_two_versions_of_a_normalizer_are_counted_again_by_the_newer(tmp_path):
+    rows = [UtteranceResult("t", f"{at}.wav", "one two", "one tw\u200bo", None, 2.0) for at in range(4)]
+    old, new = (write(tmp_path / name, rows, normalizer=name) for name in ("basic@1", "basic"))
+    assert [json.loads((side / "results.json").read_text())["wer"] for side in (old, new)] == [0.5, 0]
+    (found,) = compare.compare([old, new], samples=10)["comparisons"]
+    assert (found["pooled"]["wer_a"], found["pooled"]["wer_b"]) == (0, 0)
+    edit_results(new, normalizer="basic")  # as it was written before results said a version
+    assert compare.compare([new, new], samples=10)["normalizer"] == "basic@2"
+    results = json.loads((new / "results.json").read_text())
+    (new / "results.json").write_text(json.dumps({name: results[name] for name in results if name != "versions"}))
+    assert compare.compare([new, new], samples=10)["normalizer"] == "basic@1"
 
 
 def test_tasks_that_a_side_lacks_are_named_with_the_side(sides, tmp_path):

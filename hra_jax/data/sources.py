@@ -23,7 +23,7 @@ from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.tasks.names import BASE_TASK
-from hra_jax.text.normalization import FORMAT_KEPT, NORMALIZERS
+from hra_jax.text.normalization import NORMALIZERS
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class DataSettings:
     @property
     def text_normalizer(self) -> str:
         """What `text.normalization.normalize_text` takes for transcripts."""
-        return self.normalizer if self.format_characters == "removed" else FORMAT_KEPT + self.normalizer
+        return f"{self.normalizer}@{2 if self.format_characters == 'removed' else 1}"
 
 
 def read_sources(

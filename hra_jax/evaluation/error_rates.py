@@ -83,7 +83,7 @@ def word_errors(reference: str, hypothesis: str, *, normalizer: str) -> ErrorCou
     Args:
       reference: what was said.
       hypothesis: what was recognised.
-      normalizer: a name of `hra_jax.text.vocabularies.NORMALIZERS`, applied to both texts.
+      normalizer: a name as `hra_jax.text.normalization.versioned` takes it, applied to both texts.
 
     Raises:
       UserError: an unknown normalizer.

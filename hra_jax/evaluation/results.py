@@ -23,6 +23,7 @@ from hra_jax.evaluation.paired import VERDICTS, Rates, rate, rate_suite
 from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.suites import METRICS, Suite, data_digest, duration_edges, suite_digest
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
+from hra_jax.text.normalization import versioned
 
 FORMAT = 2  # of results.json; 1, which does not say so, has the fields that 0.1 had
 ACCOUNTING = (
@@ -99,7 +100,7 @@ def evaluate_results(
     results = {
         "format": FORMAT,
         "suite": suite.name,
-        "normalizer": suite.normalizer,
+        "normalizer": versioned(suite.normalizer),
         "block": suite.block,
         "tasks": tasks,
         "tasks_not_scored": left_out,
@@ -265,12 +266,12 @@ def _seconds_slice(duration: float, edges: Sequence[float]) -> str:
 
 
 def _speed(rows: Sequence[UtteranceResult]) -> dict[str, float] | None:
-    """Seconds of audio and of recognising, and the second per the first; None where not all were measured."""
-    audio, times = sum(row.duration for row in rows), [row.time for row in rows if row.time is not None]
-    if len(times) < len(rows) or not audio:
+    """Seconds of audio, of recognising it, and the second per the first, where it was measured; None where nowhere."""
+    measured = [(row.duration, row.time) for row in rows if row.time is not None]
+    audio, seconds = (sum(values) for values in zip(*measured, strict=True)) if measured else (0, 0)
+    if not audio:
         return None
-    seconds = round(sum(times), 6)
-    return {"audio_seconds": round(audio, 6), "seconds": seconds, "real_time_factor": seconds / audio}
+    return {"audio_seconds": round(audio, 6), "seconds": round(seconds, 6), "real_time_factor": seconds / audio}
 
 
 def software_versions() -> dict[str, str]:

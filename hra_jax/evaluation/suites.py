@@ -3,7 +3,7 @@
 A suite file (`configs/suites/x.py`) has a `get_config()` that returns a ConfigDict with three keys that it needs:
 
   name: the name of the suite, which is also the folder of its results, `W/eval/<name>/`.
-  normalizer: a name of `hra_jax.text.vocabularies.NORMALIZERS`, applied to references and hypotheses alike.
+  normalizer: a name as `hra_jax.text.normalization.versioned` takes it, applied to references and hypotheses alike.
   tasks: rows (task, manifest, tag filter, adapter task), each a tuple of four strings:
     task: the name of the evaluation task.
     manifest: its path; `{dir}` stands for `data.dir`.
@@ -50,7 +50,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
 from hra_jax.tasks.names import BASE_TASK, FEW_TASK, MEAN_TASK, RESERVED_NAMES
-from hra_jax.text.normalization import NORMALIZERS
+from hra_jax.text.normalization import versioned
 
 WILDCARD = "*"
 METRICS = ("wer", "cer")
@@ -101,7 +101,8 @@ class Suite:
     """Evaluation tasks that are reported together, and the normalizer of their texts.
 
     Attributes:
-      name, normalizer: of the suite file.
+      name: of the suite file.
+      normalizer: of the suite file, with its version.
       tasks: those with utterances.
       lost: those without: no line of theirs can be used. They have no score, and are named in every report.
       metric: what decides over all utterances, 'wer' or 'cer'.
@@ -173,7 +174,7 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
         )
     return Suite(
         config.name,
-        config.normalizer,
+        _versioned(config.normalizer, config.name),
         tuple(task for task in tasks if task.utterances),
         lost,
         **settings,
@@ -242,10 +243,7 @@ def _checked_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
             raise UserError(f"a suite needs the key {key!r}; this one has: {', '.join(config) or 'none'}")
     if not isinstance(config.name, str) or not re.fullmatch(r"[\w-]+", config.name):
         raise UserError(f"the name of a suite is {config.name!r}; allowed: letters, digits, '_' and '-'")
-    if config.normalizer not in NORMALIZERS:
-        raise UserError(
-            f"suite {config.name!r}: normalizer {config.normalizer!r} is unknown; allowed: {', '.join(NORMALIZERS)}"
-        )
+    _versioned(config.normalizer, config.name)
     if not isinstance(config.tasks, tuple | list) or not config.tasks:
         raise UserError(f"suite {config.name!r}: tasks must be a tuple of rows; got {config.tasks!r}")
     settings = _DEFAULTS | {key: config[key] for key in config if key in _DEFAULTS}
@@ -258,6 +256,13 @@ def _checked_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     for item in slices:
         duration_edges(item, suite=config.name)
     return settings | {"slices": tuple(slices)}
+
+
+def _versioned(normalizer: object, suite: str) -> str:
+    try:
+        return versioned(str(normalizer))
+    except UserError as error:
+        raise UserError(f"suite {suite!r}: {error}") from error
 
 
 def _check_metric(metric: object, suite: str) -> None:

@@ -42,7 +42,7 @@ def replace_adapter(workdir: epath.PathLike, write: Callable[[epath.Path], None]
     check_no_link(folder)
     # Who changes the adapter at the moment has done so afterwards, and it is left alone.
     with locks.hold_beside(folder, "export", patient=True):
-        folders.recover(folder)
+        folders.recover(folder, last=adapter_folder.CONFIG_FILE)
         record = _record(workdir)
         if folder.exists() and any(folder.iterdir()) and not _is_own(folder, record, tasks):
             return False

@@ -2,7 +2,7 @@
 
 The new folder is written beside the old one, under a hidden random name, and is on the disk before the two change
 places in one act of the file system. Where it has no such act, two renames do it, and `recover` completes them when the
-process was killed between. Object stores have no folders: there files are replaced one by one.
+process was killed between. Object stores have no folders: there files are replaced one by one, see `staging`.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import TypeVar
 from etils import epath
 
 from hra_jax.errors import UserError
-from hra_jax.storage import locks, writing
+from hra_jax.storage import locks, staging, writing
 from hra_jax.storage.files import check_no_links, is_remote, real_path, remove_folder, rename_folder, sync_folder
 from hra_jax.storage.json_files import read_text
 
@@ -37,7 +37,11 @@ _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 @writing.going_on()
 def replace_folder(
-    folder: epath.PathLike, write: Callable[[epath.Path], _Result], *, rewritten: Callable[[str], bool] | None = None
+    folder: epath.PathLike,
+    write: Callable[[epath.Path], _Result],
+    *,
+    rewritten: Callable[[str], bool] | None = None,
+    last: str | None = None,
 ) -> _Result:
     """Writes a folder, in place of one that is there already.
 
@@ -47,8 +51,10 @@ def replace_folder(
 
     Args:
       folder: the folder; those that it lies in are made.
-      write: writes all files of the new folder into the folder that it is given. On object storage that is `folder`
-        itself, so it must write the file that makes the others count last.
+      write: writes all files of the new folder into the folder that it is given. On object storage that may be
+        `folder` itself, so it must write the file that makes the others count last.
+      last: the name of that file, where what a process leaves half done on object storage must be completed by
+        `recover`: everything is then written twice there.
       rewritten: takes the path of an old file, relative to the folder and with "/"; whether `write` takes care of it.
         All others are in the new folder too. None: the new folder holds what `write` writes and nothing else.
 
@@ -61,6 +67,8 @@ def replace_folder(
       OSError: it cannot be written; the folder is then what it was. So it is whatever else `write` raises.
     """
     if is_remote(folder):
+        if last is not None:
+            return staging.replace(folder, write, last=last, rewritten=rewritten)
         return write(epath.Path(folder))
     place = real_path(folder)
     if os.path.lexists(place) and not place.is_dir():
@@ -100,15 +108,18 @@ def _replaced(
     return written
 
 
-def recover(folder: epath.PathLike) -> None:
+def recover(folder: epath.PathLike, *, last: str | None = None) -> None:
     """Mends what a process left that was killed in `replace_folder`; for who holds the lock of the folder.
 
     Where the folder is gone, the new one is put there if it was complete, else the old one. Hidden copies are removed.
+    On object storage this is done where `last` is given, as it was to `replace_folder`.
 
     Raises:
       OSError: it cannot be written.
     """
     if is_remote(folder):
+        if last is not None:
+            staging.complete(folder, last=last)
         return
     place = real_path(folder)
     if not place.parent.is_dir():
@@ -132,8 +143,10 @@ def recover(folder: epath.PathLike) -> None:
 
 def is_to_be_mended(folder: epath.PathLike) -> bool:
     """Whether `recover` would find anything to do; false alarms while another process is in `replace_folder`."""
+    if is_remote(folder):
+        return staging.is_left(folder)
     place = real_path(folder)
-    return not is_remote(folder) and place.parent.is_dir() and any(_leftovers(place).values())
+    return place.parent.is_dir() and any(_leftovers(place).values())
 
 
 def put_back(folder: epath.PathLike) -> None:
@@ -201,6 +214,10 @@ def _is_replaced(folder: epath.PathLike, path: epath.Path, before: str | None) -
         if _text(path) != before:
             return True
         time.sleep(1.0)
+    if is_remote(folder) and staging.is_left(folder):
+        with contextlib.suppress(UserError, OSError), locks.hold_beside(folder, "recovery"):
+            recover(folder, last=path.name)
+            return True
     return _text(path) != before
 
 

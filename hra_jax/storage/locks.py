@@ -299,7 +299,8 @@ def _refusal(found: _Found, folder: epath.PathLike, path: epath.Path) -> UserErr
 def _say_waiting(found: _Found, folder: epath.PathLike, seconds: float) -> None:
     host = f"{found.owner.get('host', '?')}"[:80]
     tell(
-        f"{os.fspath(folder)!r} was in use by a process on {host!r}; waiting up to {seconds:.0f} s for a sign of life",
+        f"{os.fspath(folder)!r} was in use by a process on {host!r}; waiting up to {seconds:.0f} s for a sign of life, "
+        "as from here nobody sees whether it is alive; without one it counts as dead, and this command goes on",
         to=sys.stderr,
     )
 

@@ -25,7 +25,7 @@ from etils import epath
 
 from hra_jax import cli
 from hra_jax.adapters import methods
-from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
+from hra_jax.adapters.adapter_folder import CONFIG_FILE, ExportedAdapter, read_adapter
 from hra_jax.console import listed, near_matches, percent, say, stdout, table, tell
 from hra_jax.convert import peft_export
 from hra_jax.errors import UserError
@@ -64,9 +64,8 @@ def _writing(adapter: str, output: str | None, command: str, *, in_place: bool =
         raise UserError(f"{adapter!r} is not there; needed is a folder")  # the lock would make those that it lies in
     changed = adapter if output is None else output
     with locks.hold_beside(changed, f"tasks {command}"):
-        if output is None:
-            folders.recover(adapter)
-        else:
+        folders.recover(changed, last=CONFIG_FILE)
+        if output is not None:
             _mend(adapter)
         yield _destination(adapter, output, in_place=in_place)
 
@@ -78,7 +77,7 @@ def _mend(adapter: str) -> None:
     """
     if folders.is_to_be_mended(adapter):
         with contextlib.suppress(UserError, OSError), locks.hold_beside(adapter, "recovery"):
-            folders.recover(adapter)
+            folders.recover(adapter, last=CONFIG_FILE)
 
 
 def _read(adapter: str) -> ExportedAdapter:

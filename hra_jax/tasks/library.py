@@ -278,7 +278,7 @@ def write(folder: epath.PathLike, exported: ExportedAdapter) -> None:
     """Writes an adapter folder, in place of one that is there already; see `folders.replace_folder`.
 
     A reader finds the old folder or the new one. On object storage files are replaced one by one, the configuration
-    last: `adapter_folder.read_adapter` waits a while for it, and refuses what a writer that died left. Files that are
+    last: `adapter_folder.read_adapter` waits a while for it, and completes what a writer that died left. Files that are
     no part of the adapter stay where they lie; `adapter_folder.check_known_files` says which those are. A folder of
     0.1.0 with a file for each task becomes one with a single file.
 
@@ -286,4 +286,9 @@ def write(folder: epath.PathLike, exported: ExportedAdapter) -> None:
       UserError: as `adapter_folder.write_adapter`, or a link lies in the folder.
       OSError: it cannot be written; the folder is then what it was.
     """
-    replace_folder(folder, lambda fresh: _write_files(fresh, exported), rewritten=adapter_folder.is_written)
+    replace_folder(
+        folder,
+        lambda fresh: _write_files(fresh, exported),
+        rewritten=adapter_folder.is_written,
+        last=adapter_folder.CONFIG_FILE,
+    )

@@ -1,11 +1,17 @@
-"""Normalisation of transcripts, by name: what a word is, for training texts and for error rates alike."""
+"""Normalisation of transcripts, by name and version: what a word is, for training texts and for error rates alike.
 
+A name may say a version, `basic@1`; without one it is the newest. What is stored says one: a version never changes, so
+that old results can be repeated.
+"""
+
+import functools
 import itertools
 import re
 import unicodedata
 from collections.abc import Callable
 
 from hra_jax.errors import UserError
+from hra_jax.text import published_normalizers
 
 # Typographic apostrophes and the accents that keyboards offer in their place. U+00B4 must go before NFKC, which would
 # turn it into a space and a combining accent.
@@ -66,25 +72,52 @@ def _ordered(text: str) -> str:
 
 
 NORMALIZERS: dict[str, Callable[[str], str]] = {"none": lambda text: text, "lower": str.lower, "basic": _basic}
-FORMAT_KEPT = "format characters kept, "  # before the name of a normalizer: as it was before hra_jax 0.2
+_NEWEST = {**dict.fromkeys(NORMALIZERS, 2), "english": 1, "indic": 1}
+ALLOWED = f"{', '.join(NORMALIZERS)}, english, indic:LANGUAGE, and one with its version, such as basic@1"
+
+
+def versioned(normalizer: str) -> str:
+    """The name of a normalizer with its version, "basic@2", which is what results say.
+
+    Args:
+      normalizer: "none" (unchanged), "lower" (lower case), "basic" (NFKC, lower case, every punctuation mark is a space
+        except apostrophes inside words, white space collapsed), "english" (that of Whisper), or "indic:hi" and others
+        (one spelling where a script has several, numbers as words; then as basic). Version 2 of the first three takes
+        out invisible characters first, version 1 does not.
+
+    Raises:
+      UserError: no normalizer has that name, no such version, or a package is not installed that it needs.
+    """
+    name, _, version = normalizer.partition("@")
+    kind, colon, language = name.partition(":")
+    newest = _NEWEST.get(kind)
+    if newest is None or bool(colon) != (kind == "indic"):
+        raise UserError(f"normalizer {normalizer!r} is unknown; allowed: {ALLOWED}")
+    if version and version not in map(str, range(1, newest + 1)):
+        raise UserError(f"normalizer {normalizer!r}: no such version; allowed: {kind} with 1 to {newest}")
+    if kind not in NORMALIZERS:
+        published_normalizers.check(kind, language)
+    return f"{name}@{version or newest}"
+
+
+@functools.lru_cache
+def _function(normalizer: str) -> Callable[[str], str]:
+    name, version = versioned(normalizer).split("@")
+    if name == "english":
+        return published_normalizers.english(otherwise=_without_invisible(_basic))
+    if name.startswith("indic:"):
+        return published_normalizers.indic(name.removeprefix("indic:"), then=_without_invisible(_basic))
+    return NORMALIZERS[name] if version == "1" else _without_invisible(NORMALIZERS[name])
+
+
+def _without_invisible(function: Callable[[str], str]) -> Callable[[str], str]:
+    # Once more at the end: punctuation that was taken out may have left a joiner at the end of a word.
+    return lambda text: _without_format(function(_without_format(text)))
 
 
 def normalize_text(text: str, normalizer: str) -> str:
-    """Returns `text` as the named normalizer writes it.
+    """Returns `text`, a transcript, as a normalizer writes it; names and errors as `versioned`.
 
-    Args:
-      text: a transcript.
-      normalizer: "none" (unchanged), "lower" (lower case), or "basic" (NFKC, lower case, every punctuation mark is a
-        space except apostrophes inside words, white space collapsed). All of them take out invisible characters
-        first, unless the name begins with `FORMAT_KEPT`. Applying one twice changes nothing more.
-
-    Raises:
-      UserError: no normalizer has that name.
+    Applying none, lower or basic twice changes nothing more.
     """
-    name = normalizer.removeprefix(FORMAT_KEPT)
-    if name not in NORMALIZERS:
-        raise UserError(f"normalizer {normalizer!r} is unknown; allowed: {', '.join(NORMALIZERS)}")
-    if name != normalizer:
-        return NORMALIZERS[name](text)
-    # Once more at the end: punctuation that was taken out may have left a joiner at the end of a word.
-    return _without_format(NORMALIZERS[name](_without_format(text)))
+    return _function(normalizer)(text)

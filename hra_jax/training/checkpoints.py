@@ -512,6 +512,7 @@ class Checkpoints:
         tree = self._kinds(step)
         if sums is not None and leaf_kinds(tree) != {name: kind for name, (kind, _) in sums["state"].items()}:
             raise self._of(step).damage("state/_METADATA names other arrays than were saved")
+        self._of(step).check_sizes(tree)
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         self._compare(step, checksums.of_tree(self._arrays(step, ocp.args.PyTreeRestore(restore_args=args))))
         return sums is not None

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from etils import epath
 
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.storage import remote
-from hra_jax.storage.checksums import of_json
+from hra_jax.storage.checksums import files_of, of_json
 from hra_jax.storage.files import is_remote
 from hra_jax.storage.json_files import MOST_BYTES, check_fields, parse_json
 from hra_jax.storage.trees import flatten
@@ -25,6 +26,7 @@ ITEMS = ("position", "best", "run", "rows")  # each of them one JSON object
 CHECKSUMS = "checksums"
 COMPLETE = "commit_success.txt"  # Orbax's mark, in buckets, of a folder that is complete
 
+_ROOM, _MOST_PACKED = 1 << 28, 100  # bytes of arrays: so many in any file, and so many for each that is stored
 _LOG = re.compile(r"[a-z]+")
 # What storage says, here or in the network, of what is not what was written. With all other codes it has not read it.
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -138,6 +140,23 @@ class StoredCheckpoint:
                 continue
         return None
 
+    def check_sizes(self, tree: Any) -> None:
+        """Refuses arrays that its files cannot hold, before room is made for them: what no file has counts as zeros.
+
+        Args:
+          tree: arrays of the state as they are stored, with shapes and dtypes.
+
+        Raises:
+          DamagedError: they are larger than any that were ever packed so; nothing is known of those in a bucket.
+        """
+        if is_remote(self.folder):
+            return
+        state = self.folder / "state"
+        stored = sum(os.path.getsize(state / name) for name in files_of(state))
+        needed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+        if needed > _ROOM + _MOST_PACKED * stored:
+            raise self.damage(f"state: arrays of {needed:,} bytes in files of {stored:,}")
+
     def damage(self, what: str, *, error: BaseException | None = None) -> UserError:
         """The error for one that cannot be used: a DamagedError, unless storage may still give what it holds."""
         text = f"{self.folder.parent}: checkpoint {self.step} cannot be read: {what}"
@@ -239,13 +258,11 @@ def leaf_kinds(tree: Any) -> dict[str, str]:
 
 def unlike_rows(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Leaves in which two trees of rows, [n, ...] and [A, ...], differ: (path, what it is there, what it is here)."""
-    sides = [
+    old, new = (
         {path: f"{leaf.dtype.name}{list(leaf.shape[1:])}" for path, leaf in flatten(side).items()}
         for side in (there, here)
-    ]
-    found = [
-        (path, *(side.get(path, "absent") for side in sides)) for path in sorted(sides[0].keys() | sides[1].keys())
-    ]
+    )
+    found = [(path, old.get(path, "absent"), new.get(path, "absent")) for path in sorted(old.keys() | new.keys())]
     return [entry for entry in found if entry[1] != entry[2]]
 
 

@@ -1,5 +1,7 @@
 """Error counts and macro rates."""
 
+import jiwer
+import kaldialign
 import numpy as np
 import pytest
 
@@ -83,3 +85,29 @@ def test_macro_rate_weighs_tasks_equally():
     small = ErrorCounts(substitutions=1, words=1, utterances=1)
     large = ErrorCounts(deletions=10, words=1000, utterances=100)
     assert error_rates.macro_rate([small, large]) == pytest.approx((1 + 0.01) / 2)
+
+
+def test_ten_thousand_random_pairs_are_counted_as_kaldialign_and_jiwer_count_them():
+    pairs = random_texts(10_000, seed=7, least=1)
+    found = [error_rates.word_errors(*pair, normalizer="none") for pair in pairs]
+    for (reference, hypothesis), counts in zip(pairs, found, strict=True):
+        theirs = kaldialign.edit_distance(reference.split(), hypothesis.split())
+        assert (counts.substitutions, counts.deletions, counts.insertions) == (
+            theirs["sub"],
+            theirs["del"],
+            theirs["ins"],
+        )
+        assert counts.errors == theirs["total"]
+    # Where alignments tie, jiwer may take another one of as many errors.
+    theirs = jiwer.process_words(*map(list, zip(*pairs, strict=True)))
+    assert sum(counts.errors for counts in found) == theirs.substitutions + theirs.deletions + theirs.insertions
+    assert error_rates.total(found).rate == pytest.approx(theirs.wer, abs=1e-12)
+    for (reference, hypothesis), counts in list(zip(pairs, found, strict=True))[:500]:
+        one = jiwer.process_words(reference, hypothesis)
+        assert counts.errors == one.substitutions + one.deletions + one.insertions
+
+
+def test_ten_thousand_random_pairs_have_as_many_character_errors_as_kaldialign_counts():
+    for reference, hypothesis in random_texts(10_000, seed=8, least=1):
+        counts = error_rates.character_errors(reference, hypothesis, normalizer="none")
+        assert counts.errors == kaldialign.edit_distance(list(reference), list(hypothesis))["total"]

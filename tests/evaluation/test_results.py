@@ -68,6 +68,7 @@ def test_normalizer_of_the_suite_is_applied_to_both_sides():
     assert evaluate(rows, make_suite(a="a"))["base_wer"] == 0
     suite = Suite("digits", "none", make_suite(a="a").tasks)
     assert evaluate(rows, suite)["wer"] == 1
+    assert [evaluate(rows, some)["normalizer"] for some in (suite, make_suite(a="a"))] == ["none@2", "basic@2"]
 
 
 def test_a_task_without_adapter_has_no_parameters():
@@ -186,12 +187,13 @@ def test_over_tasks_are_the_worst_the_spread_and_who_got_worse():
     assert evaluate(swapped)["over_tasks"]["verdicts"]["worse"] == 2
 
 
-def test_the_real_time_factor_is_that_of_all_utterances_and_absent_where_one_was_not_measured():
+def test_the_real_time_factor_is_that_of_the_utterances_whose_time_was_measured():
     rows = [dataclasses.replace(row, time=0.25 + at / 100) for at, row in enumerate(ROWS)]
-    speed = evaluate(rows)["speed"]
-    seconds = sum(row.time for row in rows)
-    assert speed == pytest.approx({"audio_seconds": 90, "seconds": seconds, "real_time_factor": seconds / 90})
-    assert evaluate([*rows[1:], ROWS[0]])["speed"] is None
+    seconds = sum(row.time for row in rows[1:])
+    audio = 1.5 * (len(rows) - 1)
+    found = evaluate([*rows[1:], ROWS[0]])["speed"]
+    assert found == pytest.approx({"audio_seconds": audio, "seconds": seconds, "real_time_factor": seconds / audio})
+    assert evaluate(ROWS)["speed"] is None
 
 
 def test_digests_follow_what_is_asked_and_what_is_there_and_not_where_it_lies():

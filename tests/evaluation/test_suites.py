@@ -115,7 +115,7 @@ def test_a_suite_file_is_found_by_path(tmp_path):
         f"from ml_collections import ConfigDict\n\ndef get_config():\n    return {config}\n"
     )
     suite = suites.load_suite(str(tmp_path / "mine.py"), data_dir=str(tmp_path), report=DataReport())
-    assert (suite.name, suite.normalizer, len(suite.utterances)) == ("mine", "none", 1)
+    assert (suite.name, suite.normalizer, len(suite.utterances)) == ("mine", "none@2", 1)
     with pytest.raises(UserError, match="'fsd'.*'fsdd'"):
         suites.load_suite("fsd", data_dir=str(tmp_path), report=DataReport())
 
@@ -136,6 +136,7 @@ def test_a_suite_file_is_found_by_path(tmp_path):
         ((("*", "{dir}/test.jsonl", "accent=*", "*"),), {}, "values of 'accent' there: none"),
         ((BY_SPEAKER, BY_SPEAKER), {}, "2 tasks named 'george'"),
         ((("__base__", "{dir}/test.jsonl", "", "__base__"),), {}, "'__base__', which cannot be the name"),
+        ((BY_SPEAKER,), {"normalizer": "basic@7"}, "suite 'digits': normalizer 'basic@7': no such version; allowed"),
         ((BY_SPEAKER,), {"metric": "ser"}, "metric 'ser' is unknown; allowed: wer, cer"),
         (((*BY_SPEAKER, "ser"),), {}, "metric 'ser' is unknown; allowed: wer, cer"),
         ((BY_SPEAKER,), {"block": ""}, "block must be the name of a tag"),

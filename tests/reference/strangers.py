@@ -280,7 +280,7 @@ class Attempts:
                 self.refused += 1
                 line = str(error)
                 assert line.isprintable() and len(line) < 5000, f"{self.kind} {seed} {number}: {line!r}"
-                files = {file.name for file in (folder, *folder.rglob("*"))}
+                files = {file.name for file in Path(place).rglob("*")}  # what was made of the folder too
                 assert any(name in line for name in files), f"{self.kind} {seed} {number} names no file: {line}"
             except Exception as error:  # noqa: BLE001 - it is what must not happen, and is told with its number
                 raise AssertionError(f"{self.kind} {seed} {number}: {type(error).__name__}: {error}") from error

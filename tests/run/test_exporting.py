@@ -2,19 +2,22 @@
 
 import copy
 import dataclasses
+import json
 import os
 import shutil
 
 import pytest
 from etils import epath
+from reference import micro as world
 from reference.full_disk import no_file_larger_than
 
 from hra_jax import cli, train
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.config.keys import group
+from hra_jax.errors import UserError
 from hra_jax.run.exporting import ExportSettings
 from hra_jax.run.saving import open_checkpoints
-from hra_jax.tasks import library
+from hra_jax.tasks import commands, library
 from hra_jax.training.best_rows import BestRows
 from hra_jax.training.checkpoints import Checkpoints
 
@@ -54,6 +57,31 @@ def test_an_adapter_that_was_changed_since_its_export_is_left_alone_and_said_so(
     shutil.move(adapter, run.workdir / "mine")
     finish(run, trained.config)
     assert files_of(adapter) == whole and files_of(run.workdir / "mine") == changed
+
+
+@pytest.mark.slow(minutes=0.3)
+def test_a_task_that_was_added_in_place_outlives_the_same_training_command_and_more_steps(micro, trained, tmp_path):
+    workdir, adapter = tmp_path / "W", tmp_path / "W" / "adapter"
+    shutil.copytree(trained.workdir, workdir)
+    commands.add(str(adapter), "dee", init="mean")
+    changed = files_of(adapter)
+    for steps in (4, 6):
+        config = micro.validated_config().unlock()
+        config.steps = steps
+        done = world.train(config.lock(), workdir)
+        assert done.status == 0 and files_of(adapter) == changed
+        told = f"{adapter} is not what this run exported there: it was changed since, and is left as it is; to export"
+        assert f"{told} step {steps}, move it away and give the same command again" in done.printed
+        assert len(world.losses(workdir)) == steps
+        results = json.loads((workdir / "eval" / "test" / "results.json").read_text())
+        assert list(results["tasks"]) == list(world.SPEAKERS)
+    shutil.move(adapter, tmp_path / "mine")
+    done = world.train(config, workdir)
+    assert done.status == 0 and {entry["step"] for entry in read_adapter(adapter).tasks_json} == {6}
+    # What was added goes into the new one, where what tasks share has not changed; where it has, it is said.
+    with pytest.raises(UserError, match="shared"):
+        commands.import_tasks(str(adapter), str(tmp_path / "mine"), "dee")
+    assert files_of(tmp_path / "mine") == changed
 
 
 @pytest.mark.parametrize("earlier", [False, True])

@@ -111,7 +111,7 @@ def test_of_the_tasks_to_train_one_without_a_usable_line_is_told_from_one_that_i
 @pytest.mark.parametrize(
     ("split", "changes", "told"),
     [
-        ("test", {"text": "..."}, "the references of its 2 utterances hold 0 words after the normalizer 'basic'"),
+        ("test", {"text": "..."}, "the references of its 2 utterances hold 0 words after the normalizer 'basic@2'"),
         ("validation", {"text": " \u200b "}, "the references of its 2 utterances hold 0 words"),
         ("test", {"duration": 9.0}, "none of its 2 utterances is usable, such as bob: "),
         ("validation", {"audio_filepath": "gone.flac"}, "(missing_file: no file at "),

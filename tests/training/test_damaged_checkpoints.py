@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 from etils import epath
 from reference import endless
 from reference import micro as world
@@ -492,6 +493,27 @@ def test_rows_of_other_names_shapes_or_dtypes_than_the_run_s_are_refused_in_one_
         with pytest.raises(UserError, match=rf"checkpoint 2 is of another run: rows/bank: {told}") as error:
             list(checkpoints.rows(2, "bank", below=9, like=like))
         assert not isinstance(error.value, DamagedError)  # the one before is of the same run
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_no_room_is_made_for_arrays_that_the_files_cannot_hold(copy, signed):
+    # A header without values: each of them would be zero.
+    store = {"driver": "ocdbt", "base": f"file://{copy}/2/state/"}
+    spec = {"driver": "zarr", "kvstore": store, "path": "shared.kernel", "metadata": {"compressor": None}}
+    options = dict(create=True, delete_existing=True, shape=[2**21, 2**21], dtype=tensorstore.float32)
+    tensorstore.open(spec, **options, chunk_layout=tensorstore.ChunkLayout(chunk_shape=[64, 48])).result()
+    file = copy / "2" / "checksums" / "metadata"
+    found = json.loads(file.read_text())
+    del found["self"]
+    found["state"]["shared/kernel"][0] = "float32[2097152, 2097152]"
+    if signed:
+        file.write_text(json.dumps(found | {"self": file_checksums.of_json(found)}))
+    (copy / "2" / "files.json").unlink()
+    told = "state: arrays of 17,592,186,.* bytes in files of" if signed else "names other arrays than were saved"
+    with opened(copy, read_only=True) as checkpoints, endless.bounded(), pytest.raises(DamagedError, match=told):
+        checkpoints.check(2)
+    with opened(copy, read_only=True) as checkpoints, endless.bounded(), pytest.raises(UserError):
+        checkpoints.restore(2, state_of(0))
 
 
 @pytest.mark.parametrize("kind", endless.KINDS)
