@@ -28,8 +28,8 @@ from hra_jax.run import foundation, layout, programs
 from hra_jax.run.place import backbone_weights
 from hra_jax.training import sharding, train_state
 
-SAMPLES = 5
-TASKS, EACH = 8, 24  # tasks, and utterances of each
+SAMPLES = 3
+TASKS, EACH = 8, 50  # tasks, and utterances of each: as many as the quickstart validates on
 SECONDS = (1.2, 3.8)  # of the shortest and the longest
 BUCKETS, BATCH_SECONDS = (2.0, 4.0), 32.0
 WORDS = ("one", "two", "three", "four", "five", "six")

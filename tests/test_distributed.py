@@ -56,7 +56,8 @@ def scores(workdir: Path, suite: str = "test") -> tuple[dict, dict]:
         for path in sorted(folder.glob("predictions_*.jsonl"))
     }
     assert predictions
-    return json.loads((folder / "results.json").read_text()), predictions
+    results = json.loads((folder / "results.json").read_text())
+    return {name: value for name, value in results.items() if name != "speed"}, predictions
 
 
 # --- Who is there -----------------------------------------------------------------------------------------------------

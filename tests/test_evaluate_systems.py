@@ -1,12 +1,17 @@
-"""Any number of systems on any number of suites: adapters, checkpoints, backbones, predictions, side by side."""
+"""Any number of systems on any number of suites: adapters, checkpoints, backbones, predictions, side by side.
+
+HRA_PROCESSES says on how many processes the counts are compared, by default 1,2.
+"""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from reference import launching
 from reference import micro as world
 
 from hra_jax import compare
@@ -193,3 +198,23 @@ def test_killed_twice_and_continued_three_systems_on_two_suites_give_what_an_uni
     whole, killed = files(here / "whole"), files(here / "killed")
     assert killed.keys() == whole.keys() and len([name for name in whole if name.endswith("results.json")]) == 6
     assert killed == whole
+
+
+@pytest.mark.slow(minutes=0.7)
+def test_any_number_of_processes_counts_the_same(trained, micro, tmp_path, command_env):
+    here = place(trained, micro, tmp_path / "alone")
+    enlarge(here / "data", "test")
+    next(
+        (here / "data" / "audio").glob("test-7-again.*")
+    ).unlink()  # one utterance is told of and costs nobody else anything
+    found = {}
+    for count in map(int, os.environ.get("HRA_PROCESSES", "1,2").split(",")):
+        words = ["--suite", here / "test.py", "--backbone", here / "backbone", "--adapter", f"own={here}/adapter"]
+        words += ["--data_dir", here / "data", "--output", here / f"R{count}"]
+        settings = {"processes": count, "devices": 4 // count, "env": command_env}
+        launching.run([launching.EVALUATE, *words], folder=tmp_path / f"launched {count}", **settings)
+        found[count] = files(here / f"R{count}")
+    first, *others = found.values()
+    assert all(other == first for other in others)
+    results = json.loads((here / "R1" / "test" / "own" / "results.json").read_text())
+    assert results["utterances_not_scored"] == 1 and results["utterances"] == 239

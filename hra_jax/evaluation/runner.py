@@ -49,6 +49,9 @@ class Base(Protocol):
         """Encoder frames of `num_samples` samples, elementwise."""
 
 
+_Plan = tuple[int, np.ndarray]  # of a batch: its bucket, and the numbers of its utterances
+
+
 class Recognised(NamedTuple):
     """What came of one utterance.
 
@@ -198,6 +201,9 @@ class SuiteRunner:
         }
         plans = eval_plans(self.table, **sizes)
         plans = [plan for plan in plans if not all(number in found for number in plan[1].tolist())]
+        acting = {int(self.table.source[number]) for number, row in found.items() if row.difference}
+        if alone is not None:
+            plans = self._fewest_first(plans, acting)
         batches = eval_batches(
             self.table,
             **sizes,
@@ -215,7 +221,6 @@ class SuiteRunner:
             unit="utterance",
             disable=not shown,
         )
-        acting = {int(self.table.source[number]) for number, row in found.items() if row.difference}
         compiled: set[tuple[Any, int]] = set()
         with bar, contextlib.closing(batches):
             for bucket, numbers in plans:
@@ -247,6 +252,19 @@ class SuiteRunner:
     def keep(self, number: int, text: str) -> None:
         """Notes what the base recognises in an utterance."""
         self.kept[self._name(number)] = text
+
+    def _fewest_first(self, plans: list[_Plan], acting: Collection[int]) -> list[_Plan]:
+        """The batches with few that hold an utterance of every adapter first: beside these the base runs."""
+        adapters = [source for source, task in enumerate(self.suite.tasks) if task.adapter_task != BASE_TASK]
+        missing = set(adapters) - set(acting)
+        sources = [set(self.table.source[numbers].tolist()) & missing for _, numbers in plans]
+        first = []
+        for at in sorted(range(len(plans)), key=lambda at: -len(sources[at])):
+            if missing & sources[at]:
+                missing -= sources[at]
+                first.append(at)
+        chosen = set(first)
+        return [plans[at] for at in (*first, *(at for at in range(len(plans)) if at not in chosen))]
 
     def _needs_base(self, numbers: np.ndarray, acting: Collection[int]) -> bool:
         """Whether the base runs beside a batch: not all is known of it that is needed."""

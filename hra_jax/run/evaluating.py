@@ -6,6 +6,7 @@ recognised so far, with the digest in their names. The first system is the froze
 what every adapter does.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -210,7 +211,9 @@ class Unfinished:
                     remove_file(path)
                     continue
                 self._files = max(self._files, int(path.name[len(self._prefix) : -len(".jsonl")]) + 1)
-                lines += [row for _, row in read_lines(path, _ROW, what="what was recognised so far")]
+                # What is damaged is recognised again.
+                with contextlib.suppress(UserError):
+                    lines += [row for _, row in read_lines(path, _ROW, what="what was recognised so far")]
         found = {}
         for row in gather(lines)[0]:
             difference = row.get("difference")
