@@ -1,6 +1,10 @@
 """Suites with held-out tasks: heads are trained once, and kept; the mean is of the adapter's own heads."""
 
+import json
+
+import numpy as np
 import pytest
+from reference import launching
 from reference import micro as world
 
 import hra_jax
@@ -10,6 +14,7 @@ from hra_jax.data.sound_files import Sound
 from hra_jax.errors import UserError
 from hra_jax.evaluate import evaluate, evaluate_systems
 from hra_jax.evaluation.predictions import read_predictions
+from hra_jax.storage.trees import flatten
 from hra_jax.tasks import library
 from hra_jax.tasks.names import task_file_names
 
@@ -58,8 +63,8 @@ def test_an_adapter_that_knows_all_tasks_and_an_evaluation_without_a_folder_are_
         )
 
 
-@pytest.mark.slow(minutes=1)
-def test_heads_of_a_held_out_task_are_trained_once_scored_and_kept(micro, place, monkeypatch, capsys):
+@pytest.mark.slow(minutes=1.5)
+def test_heads_of_a_held_out_task_are_trained_once_scored_and_kept(micro, place, monkeypatch, capsys, command_env):
     trainings, train = [], training.train
     monkeypatch.setattr(training, "train", lambda *args: trainings.append(args) or train(*args))
     found = scored(place, micro)
@@ -86,3 +91,14 @@ def test_heads_of_a_held_out_task_are_trained_once_scored_and_kept(micro, place,
     scored(place, micro, keep=place / "kept")
     kept = read_adapter(place / "kept")
     assert list(kept.tasks) == heads
+
+    # Two processes train them as one does.
+    words = ["--adapter", f"own={place / 'adapter'}", "--backbone", micro.backbone, "--suite", str(place / "held.py")]
+    words += ["--data_dir", str(micro.data), "--output", str(place / "two")]
+    launching.run([launching.EVALUATE, *words], folder=place / "launched", processes=2, devices=1, env=command_env)
+    for name in heads:
+        sides = [flatten(read_adapter(place / R / "held.heads" / "own" / "adapter").tasks[name]) for R in ("R", "two")]
+        for path, leaf in sides[0].items():
+            np.testing.assert_allclose(sides[1][path], leaf, rtol=1e-3, atol=1e-5, err_msg=f"{name} {path}")
+    launched = json.loads((place / "two" / "held" / "own" / "results.json").read_text())
+    assert {name: task["words"] for name, task in launched["tasks"].items()} == dict.fromkeys(own["tasks"], 3)
