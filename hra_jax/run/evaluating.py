@@ -37,7 +37,7 @@ from hra_jax.run import layout, programs, scoring
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.settings import RunSettings
 from hra_jax.run.systems import System, suite_weights
-from hra_jax.storage.files import remove_file, write_file
+from hra_jax.storage.files import make_folder, remove_file, write_file
 from hra_jax.storage.json_files import COUNT, Kind, read_lines, read_object
 from hra_jax.tasks.names import MEAN_TASK, task_file_names
 from hra_jax.training import sharding
@@ -244,7 +244,7 @@ class Unfinished:
             for number, row in self._fresh.items()
         ]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         write_file(self._folder / f"{self._prefix}{self._files:06d}.jsonl", text)
         self._files, self._saved = self._files + 1, time.monotonic()
         self._fresh.clear()

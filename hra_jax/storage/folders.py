@@ -100,6 +100,10 @@ def _replaced(
             _exchange(fresh, place, old)
         else:
             rename_folder(fresh, place)
+    except OSError as error:
+        if str(error.filename).startswith(f"{fresh}{os.sep}"):
+            error.filename = str(error.filename).replace(str(fresh), str(place), 1)  # the name that people know
+        raise
     finally:
         os.close(made)
         # After an exchange it is the old one. Between two renames it is the only complete one.
@@ -187,38 +191,40 @@ def read_whole(folder: epath.PathLike, last: str, read: Callable[[], _Result]) -
     path = epath.Path(folder) / last
     for _ in range(_READINGS - 1):
         put_back(folder)
-        before = _text(path)
+        before = _version(path)
         try:
             found = read()
         except UserError:
             if not _is_replaced(folder, path, before):
                 raise
         else:
-            if _text(path) == before:
+            if _version(path) == before:
                 return found
     return read()
 
 
-def _text(path: epath.Path) -> str | None:
+def _version(path: epath.Path) -> object:
+    """Something that is another one whenever a file is: by its text, and on a disk if the same text came back."""
     try:
-        return read_text(path)
-    except UserError:
+        found = None if is_remote(path) else os.stat(path)
+        return read_text(path), found and (found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+    except (UserError, FileNotFoundError, NotADirectoryError, PermissionError):
         return None
 
 
-def _is_replaced(folder: epath.PathLike, path: epath.Path, before: str | None) -> bool:
+def _is_replaced(folder: epath.PathLike, path: epath.Path, before: object) -> bool:
     """Whether the last file is another one than before; waits for who writes in a bucket."""
     put_back(folder)
     end = time.monotonic() + _REPLACED_SECONDS
     while is_remote(folder) and locks.is_held_beside(folder) and time.monotonic() < end:
-        if _text(path) != before:
+        if _version(path) != before:
             return True
         time.sleep(1.0)
     if is_remote(folder) and staging.is_left(folder):
         with contextlib.suppress(UserError, OSError), locks.hold_beside(folder, "recovery"):
             recover(folder, last=path.name)
             return True
-    return _text(path) != before
+    return _version(path) != before
 
 
 def _is_between_renames(folder: epath.PathLike) -> bool:

@@ -179,7 +179,8 @@ def seconds_to_wait() -> float:
 
 def pauses() -> list[float]:
     """Seconds between the tries for a client that is to ask again by itself for `seconds_to_wait`."""
-    found, pause = [], _FIRST_PAUSE
+    found: list[float] = []
+    pause = _FIRST_PAUSE
     while sum(found) + pause <= seconds_to_wait():
         found.append(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
