@@ -28,7 +28,7 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation import side_by_side
 from hra_jax.evaluation.outsiders import matched_rows
 from hra_jax.evaluation.runner import share_shapes
-from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite
+from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite, trains_heads
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import evaluating, foundation, processes, systems
 from hra_jax.run import held_out as held_outs
@@ -442,7 +442,9 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.output is None and (FLAGS.workdir is None or len(FLAGS.step) > 1 or FLAGS.adapter or FLAGS.system):
         raise UserError("--output is missing; it may be left out for one checkpoint of a run: --workdir W --step last")
     config = default_config() if FLAGS.workdir is None else stored_config(FLAGS.workdir, notify=False)
-    processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=False)
+    # A signal while heads are trained saves them; the rest of an evaluation it ends.
+    trains = any(trains_heads(suite) for suite in FLAGS.suite)
+    processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=trains)
     setup_jax()
     if FLAGS.output is None:
         for suite in FLAGS.suite:
