@@ -195,10 +195,7 @@ def evaluate_systems(
         share_shapes(*(job.runner for job in every))
         check_agreement({f"{job.name}": job.digest for job in every})
 
-        for suite in found:
-            # Who has been told once is not told again: what is finished was compared.
-            new = [job.system for job in jobs if job.runner.suite.name == suite.name and job.finished() is None]
-            check_not_trained_on(suite, {what: known for system in new for what, known in system.trained_on.items()})
+        _check_samples(found, jobs)
 
         # ------------------------------------------------------------------------------------------- recognise, report
         frozen, results = _frozen(base, setup), {}
@@ -293,6 +290,14 @@ def _of_run(
 def _backbones(others: Mapping[str, str], setup: Setup) -> list[System]:
     dtype = setup.settings.backbone_dtype
     return [systems.of_backbone(name, foundation.load(path), dtype=dtype) for name, path in others.items()]
+
+
+def _check_samples(suites: Sequence[Suite], jobs: Sequence[Job]) -> None:
+    """Refuses suites that something was trained on which is still to be scored; a collective."""
+    for suite in suites:
+        # Who has been told once is not told again: what is finished was compared.
+        new = [job.system for job in jobs if job.runner.suite.name == suite.name and job.finished() is None]
+        check_not_trained_on(suite, {what: known for system in new for what, known in system.trained_on.items()})
 
 
 def _tell_set_aside(known: Sequence[System]) -> None:
