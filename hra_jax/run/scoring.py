@@ -243,6 +243,7 @@ def write_scores(
     untrained: Collection[str] = (),
     rewritten: Callable[[str], bool] = is_report_file,
     training_texts: Collection[str] | None = None,
+    printed: bool = True,
 ) -> dict[str, Any]:
     """Counts the results of a suite, writes its report in process 0, and prints the table; a collective.
 
@@ -257,6 +258,7 @@ def write_scores(
       untrained: tasks of the adapter that no training step has reached: what is recognised with them has no rate.
       rewritten: as for `folders.replace_folder`: which files of an earlier report are gone.
       training_texts: of what was trained on, where they are at hand.
+      printed: whether the table is printed.
 
     Returns:
       The results, as in results.json.
@@ -291,7 +293,8 @@ def write_scores(
                     lambda fresh: write_report(fresh, results, rows, unscored, durable=False),
                     rewritten=rewritten,
                 )
-            print_table(results)
+            if printed:
+                print_table(results)
             if unscored:
                 of = sum(task.size for task in (*suite.tasks, *suite.lost))
                 tell(f"{len(unscored)} of {of} utterances were not scored; see {DATA_REPORT}")
