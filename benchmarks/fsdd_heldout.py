@@ -135,7 +135,7 @@ def main(argv: list[str]) -> None:
     }
     if FLAGS.json:
         content = {**facts, **found, "environment": environment(), "counts": counted(suite, by_task)}
-        epath.Path(FLAGS.json).write_text(json.dumps(content, separators=(",", ":")) + "\n")
+        epath.Path(FLAGS.json).write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
     if FLAGS.plot:
         epath.Path(FLAGS.plot).write_bytes(plot(found))
 
