@@ -458,6 +458,9 @@ def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *,
     names = list(results)
     for at, first in enumerate(names):
         for second in names[at + 1 :]:
+            if any("few_shot" in results[name] for name in (first, second)) and not _same_tasks(results, first, second):
+                pairs.append((first, second, None, "they hold out different tasks"))
+                continue
             try:
                 found = compare([output / suite.name / name for name in (first, second)], samples=samples)
                 pairs.append((first, second, found["comparisons"][0], ""))
@@ -469,6 +472,10 @@ def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *,
     write_file(output / suite.name / REPORT, side_by_side.markdown(suite.name, results, pairs))
     if len(results) > 1:
         side_by_side.print_tables(suite.name, results, pairs)
+
+
+def _same_tasks(results: Mapping[str, Any], first: str, second: str) -> bool:
+    return results[first]["tasks"].keys() == results[second]["tasks"].keys()
 
 
 def define_flags() -> None:
