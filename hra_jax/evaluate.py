@@ -183,6 +183,8 @@ def evaluate_systems(
         )
         if base.files is not None and not isinstance(base.vocabulary, BlankVocabulary):
             known.insert(0, systems.of_backbone(BASE, base, dtype=dtype))
+        if not known:
+            raise UserError(f"the backbone {base.name!r} has no output layer of its own; needed: --adapter DIR")
         jobs = agreed(lambda: _jobs(known, found, setup, output, base, report))
         check_agreement({f"{job.name}": job.digest for job in jobs})
 
@@ -371,7 +373,7 @@ def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *,
     for at, first in enumerate(names):
         for second in names[at + 1 :]:
             try:
-                found = compare([output / suite.name / name for name in (first, second)], samples=samples)
+                found = compare([output / suite.name / name for name in (first, second)], samples=samples, common=True)
                 pairs.append((first, second, found["comparisons"][0], ""))
             except UserError as error:
                 pairs.append((first, second, None, str(error)))
