@@ -374,7 +374,8 @@ def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *,
         for second in names[at + 1 :]:
             try:
                 found = compare([output / suite.name / name for name in (first, second)], samples=samples, common=True)
-                pairs.append((first, second, found["comparisons"][0], ""))
+                # Where the folder lies has no part in it.
+                pairs.append((first, second, found["comparisons"][0] | {"path": f"{suite.name}/{second}"}, ""))
             except UserError as error:
                 pairs.append((first, second, None, str(error)))
     compared = [{"a": a, "b": b, "differences": found, "error": why or None} for a, b, found, why in pairs]
