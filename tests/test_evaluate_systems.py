@@ -88,7 +88,8 @@ def files(folder: Path) -> dict[str, object]:
         elif path.name == "results.json":
             found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "speed"}
         elif path.suffix == ".md":
-            found[name] = [line for line in path.read_text().splitlines() if "real-time factor" not in line]
+            lines = path.read_text().splitlines()
+            found[name] = [line for line in lines if line and "real-time factor" not in line]
         elif path.suffix != ".html":  # it tells times
             found[name] = path.read_bytes()
     return found
