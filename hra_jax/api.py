@@ -400,7 +400,7 @@ class Model:
         paths: dict[int, np.ndarray] = {}
         for start in range(0, len(order), 16):
             together = order[start : start + 16]
-            heard = [prepared[i][chunk.start * hop : chunk.stop * hop] for i, chunk in (parts[n] for n in together)]
+            heard = [prepared[i][chunk.start : chunk.stop] for i, chunk in (parts[n] for n in together)]
             log_probs, lengths = self._run(heard, [names[parts[n][0]] for n in together])
             for n, row, length in zip(together, log_probs.argmax(axis=-1), lengths, strict=True):
                 paths[n] = row[:length]

@@ -57,6 +57,7 @@ _CONFIG_HELP = (
 _STORAGE_ERRNOS = {
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,

@@ -138,9 +138,23 @@ def gcs_storage(gcs_server, monkeypatch):
 @pytest.fixture
 def command_env() -> dict[str, str]:
     """The environment of a command in its own process: one CPU device, as users have it; the tests' compile cache."""
+    return _command_env()
+
+
+def _command_env() -> dict[str, str]:
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     changed = {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "XLA_FLAGS": " ".join(_FLAGS)}
     return {name: value for name, value in os.environ.items() if name != "JAX_NUMPY_RANK_PROMOTION"} | changed
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """Runs commands in forks of a process that has imported everything; see reference/commands.py."""
+    from reference.commands import Commands
+
+    started = Commands(tmp_path_factory.mktemp("commands"), _command_env())
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

@@ -179,6 +179,7 @@ def test_a_start_that_changed_since_is_refused_at_resume(micro, two, tmp_path):
 # --- Each task's own best step ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_task_is_exported_as_it_was_at_its_own_best_step(micro, tmp_path, monkeypatch):
     rates = {1: (0.9, 0.5, 0.5), 2: (0.2, 0.6, 0.5), 3: (0.3, 0.4, 0.7), 4: (0.8, 0.8, 0.8)}
     evaluate, rows = train.evaluate_results, {}
@@ -219,6 +220,7 @@ def test_stitching_heads_of_a_controller_that_trains_is_refused(micro, tmp_path)
 # --- The bank in host memory, and its checkpoints ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_bank_in_host_memory_gives_the_same_adapter_and_resumes_exactly(micro, trained, tmp_path):
     settings = {"eval__suite": micro.suite("test"), "eval__select_suite": micro.suite("validation")}
     config = micro.config(adapter__bank="host", eval__every_steps=2, checkpoint__keep_latest=4, **settings)
@@ -266,7 +268,8 @@ def alphabets(micro, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", ["hra", pytest.param("output", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["hra", "output"])
 def test_a_task_may_write_in_letters_that_the_backbone_does_not_have(micro, alphabets, tmp_path, method):
     changes = {"adapter__output": "characters", "data__normalizer": "none", "data__dir": str(alphabets)}
     changes["adapter__output_size"] = 20  # more than the backbone has

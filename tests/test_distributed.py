@@ -217,7 +217,10 @@ def metadata_server(values: dict[str, str]):
         server.shutdown()
 
 
-@pytest.mark.parametrize("where", ["gke", "gke, two slices", "gce"])
+@pytest.mark.parametrize(
+    "where",
+    [pytest.param("gke", marks=pytest.mark.slow), "gke, two slices", pytest.param("gce", marks=pytest.mark.slow)],
+)
 def test_tpu_hosts_find_each_other_without_any_flag(where, command_env):
     # JAX_FORCE_TPU_INIT stands for the chips.
     tpu = {"JAX_FORCE_TPU_INIT": "1", "JAX_COORDINATOR_PORT": free_port(), "JAX_PLATFORMS": "tpu,cpu"}

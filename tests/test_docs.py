@@ -198,6 +198,7 @@ def test_every_make_target_of_the_pages_is_there():
             assert done.returncode == 0 and done.stdout, f"{command}\n{done.stderr}"
 
 
+@pytest.mark.slow
 def test_every_launch_command_of_the_pages_runs_dry(tmp_path, command_env):
     found = [command for command in typed() if is_launch(command) or "launch/sweep.py" in command]
     names = {Path(re.search(r"launch/\S+", command)[0]).name for command in found}

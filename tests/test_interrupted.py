@@ -107,6 +107,9 @@ COMMANDS: dict[str, Callable[[Place], list[str]]] = {
     "manifest check": lambda place: module("data.manifest", "check", place.micro.data / "train.jsonl"),
     "tasks add": add,
     "tasks remove": lambda place: module("tasks", "remove", place.adapter, "ann", "--output", place.folder / "less"),
+    "tasks export-checkpoint": lambda place: module(
+        "tasks", "export-checkpoint", "--workdir", place.own(place.trained.workdir), "--output", place.folder / "other"
+    ),
     "aot": lambda place: module("aot", "--config", place.config, "--topology", "cpu-1"),
     "synthesize": lambda place: module(
         "data.synthesize", "--set", "hard", "--scale", "0.3", "--output", place.folder / "spoken"

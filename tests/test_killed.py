@@ -4,12 +4,11 @@ finishes it, and it is then the bytes of a command that nobody killed.
 HRA_KILLS says how often, over all tests; HRA_SEED draws the moments.
 """
 
-import json
 import math
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,10 @@ import pytest
 from reference import micro as world
 from reference import published
 from reference.commands import Commands
+from reference.written import files_of, readable
 
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.adapters.lora import LowRankAdapter
-from hra_jax.models import backbone_folder
 
 KILLS = int(os.environ.get("HRA_KILLS", "12"))
 SEED = int(os.environ.get("HRA_SEED") or np.random.SeedSequence().entropy % 10**6)
@@ -38,42 +37,6 @@ SHARES = {  # of all kills
 }
 
 pytestmark = pytest.mark.slow(minutes=0.5)
-
-
-@pytest.fixture(scope="module")
-def commands(command_env_of_module, tmp_path_factory) -> Iterator[Commands]:
-    started = Commands(tmp_path_factory.mktemp("commands"), command_env_of_module)
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
-def command_env_of_module(tmp_path_factory) -> dict[str, str]:
-    repository = str(Path(__file__).resolve().parent.parent)
-    env = {name: value for name, value in os.environ.items() if name != "JAX_NUMPY_RANK_PROMOTION"}
-    return env | {"PYTHONPATH": repository, "XLA_FLAGS": ""}
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, but for those that are hidden."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    shown = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in shown}
-
-
-def readable(folder: Path) -> None:
-    """Whatever is there under its own name can be read."""
-    for name in files_of(folder):
-        file = folder / name
-        if file.suffix == ".json" or file.name == "metadata":
-            json.loads(file.read_bytes())
-        elif file.suffix == ".jsonl":
-            for line in file.read_text().splitlines():
-                json.loads(line)
-        if file.name == "adapter_config.json":
-            read_adapter(str(file.parent))
-        elif file.name == "backbone.json":
-            backbone_folder.load(str(file.parent), verify=True)
 
 
 def chain(

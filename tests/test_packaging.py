@@ -310,6 +310,7 @@ def test_ci_names_what_the_time_did_not_suffice_for_and_fails(tmp_path, workers,
     assert re.fullmatch(rf"=+ 1 passed, 1 skipped{deselected}.* in .*s.*=+", done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_ci_fails_where_a_test_failed_before_the_time_was_over(tmp_path):
     done = ci(tmp_path, SLOW_TESTS.format(first="False", seconds=60), limit="4s")
     assert done.returncode == 1
@@ -317,18 +318,21 @@ def test_ci_fails_where_a_test_failed_before_the_time_was_over(tmp_path):
     assert re.fullmatch(r"=+ 1 failed, .* in .*s.*=+", done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_ci_fails_where_a_slow_test_fails_in_time(tmp_path):
     done = ci(tmp_path, SLOW_TESTS.format(first="False", seconds=0), limit="60s")
     assert done.returncode != 0
     assert re.fullmatch(r"=+ 1 failed, 2 passed, .* in .*s.*=+", done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_ci_succeeds_where_no_test_is_slow(tmp_path):
     done = ci(tmp_path, "def test_fast(): pass\n", limit="60s")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.fullmatch(r"=+ 1 deselected in .*s.*=+", done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_ci_succeeds_where_all_slow_tests_pass_in_time(tmp_path):
     done = ci(tmp_path, SLOW_TESTS.format(first="True", seconds=0), limit="60s", workers=2)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -253,6 +253,7 @@ def test_a_fine_tuned_run_evaluated_again_gives_its_report(tuned, micro, tmp_pat
 # --- From random weights ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pretraining_exports_a_backbone_that_an_adapter_run_accepts(micro, tmp_path, monkeypatch):
     monkeypatch.setitem(SIZES, "micro", (world.FEATURES, world.GEOMETRY))
     config = micro.config(

@@ -1,9 +1,13 @@
 """Long audio in chunks that an encoder has learned to hear: where to cut it, and how the pieces are put together.
 
-An encoder that was trained on sentences recognises a minute badly, and a cut inside a word costs that word. So cuts lie
-where it is quietest, preferably in pauses. A cut in a pause divides the text. Where there is no pause for longer than a
-chunk may be, the chunks on both sides hear some of each other, and the labels of the frames that each keeps are
-decoded as one.
+An encoder that was trained on sentences recognises a minute badly, and hears letters in the noise of a room between
+two sentences. So what is longer than a chunk may be is parted at its pauses, which are left out, and each part has a
+text of its own. A part that is still too long is cut where it is quietest. The chunks on both sides of such a cut hear
+some of each other, so that a word there is lost to neither, and the labels of the frames that each keeps are decoded as
+one.
+
+A pause is a stretch of steady sound, well below the speech around it. Loudness alone would not do: the end of a word
+may be as soft as the room, but is not steady.
 """
 
 import dataclasses
@@ -18,24 +22,25 @@ from hra_jax.models import ctc
 from hra_jax.text.vocabularies import Vocabulary
 
 DEFAULT_SECONDS = 20.0  # of a chunk, where nothing says what was trained on
-_CONTEXT_SHARE = 0.1  # of a chunk, heard beyond a cut that lies in no pause
-_PAUSE_SECONDS = 0.25  # how long it must be quiet around a cut
-_PAUSE_DB = 13.0  # how far below the speech around it
-_LEVEL_SECONDS = 10.0  # over which the level of the speech is taken
+_FRAME_SECONDS = 0.02  # over which a level is taken
+_PAUSE_SECONDS = 0.3  # the shortest pause
+_STEADY_DB = 3.0  # how far a level in a pause may be from their median
+_BELOW_DB = 10.0  # how far a pause lies below the speech around it
+_AROUND_SECONDS = 5.0  # on both sides, over which the level of the speech is taken
 _RANGE_DB = 40.0  # what is quieter than this below the speech is no better a place to cut
-_SILENCE_DB = -100.0  # below the loudest sample; what is quieter is a pause, whatever is around it
-_IN_SPEECH = 1.0  # the price of a cut in no pause, and up to as much more for how loud it is there
-_IN_PAUSE = 0.05  # of one in a pause, and as much more: fewer chunks are better, as an encoder hears more at once
+_SHORTEST_SECONDS = 0.1  # of what may be a word
+_CONTEXT_SHARE = 0.1  # of a chunk, heard beyond a cut in no pause
+_CUT_COST = 0.05  # of any cut, where one in the loudest speech costs 1 more
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """A part of a waveform that is recognised at once, in encoder frames of it.
+    """A part of a waveform that is recognised at once.
 
     Attributes:
-      start, stop: the frames that are heard.
-      first, last: those of them whose labels count; the chunks of a waveform share no frame and leave none out.
-      after_pause: whether a text begins with it; the first one does.
+      start, stop: the samples that are heard.
+      first, last: of its encoder frames, those whose labels count.
+      after_pause: whether a text begins with it.
     """
 
     start: int
@@ -44,48 +49,47 @@ class Chunk:
     last: int
     after_pause: bool
 
-    def kept(self, path: np.ndarray) -> np.ndarray:
-        """The labels `[first .. last]` of the path `[start .. stop]` of the chunk, which may end early."""
-        kept: np.ndarray = path[self.first - self.start : self.last - self.start]
-        return kept
-
 
 def chunks(waveform: np.ndarray, hop: int, *, sample_rate: int, longest_seconds: float) -> list[Chunk]:
     """Cuts a waveform into chunks.
-
-    A cut has a price, low in a pause and else the higher the louder it is there. The cuts are the cheapest together: a
-    shortest path over the grid of encoder frames.
 
     Args:
       waveform: float32 `[S]`.
       hop: samples of an encoder frame.
       sample_rate: Hz.
-      longest_seconds: of a chunk, what it hears beyond its ends included; never less than four frames.
+      longest_seconds: of a chunk, what it hears beyond its cuts included; never less than four frames.
 
     Returns:
-      The chunks in their order. The last one reaches to the end of the waveform, also where that is no whole frame:
-      `stop * hop` may lie beyond it by less than a frame.
+      The chunks in their order; a waveform that is not too long is one, pauses and all.
     """
-    frames = -(-len(waveform) // hop)
     longest = max(int(longest_seconds * sample_rate / hop), 4)
-    if frames <= longest:
-        return [Chunk(0, frames, 0, frames, after_pause=True)]
-    context = max(int(longest * _CONTEXT_SHARE), 1)
-    prices, quiet = _prices(waveform, hop, sample_rate=sample_rate)
-    # The frames beyond a cut in no pause are within the longest, on both sides.
-    cuts = _cheapest_cuts(prices, quiet, longest=longest, context=context)
-    edges = [0, *cuts, frames]
-    inner = [True, *(bool(quiet[cut]) for cut in cuts), True]
-    return [
-        Chunk(
-            start=first if inner[n] else max(first - context, 0),
-            stop=last if inner[n + 1] else min(last + context, frames),
-            first=first,
-            last=last,
-            after_pause=inner[n],
-        )
-        for n, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True))
-    ]
+    if len(waveform) <= longest * hop:
+        return [Chunk(0, len(waveform), 0, -(-len(waveform) // hop), after_pause=True)]
+    level = _levels(waveform, round(_FRAME_SECONDS * sample_rate))
+    below = level - _speech_levels(level)
+    found = []
+    for start, stop in _parts(level, below, len(waveform), round(_FRAME_SECONDS * sample_rate)):
+        found += _chunks_of_part(below, start, stop, hop, sample_rate=sample_rate, longest=longest)
+    return found
+
+
+def _chunks_of_part(
+    below: np.ndarray, start: int, stop: int, hop: int, *, sample_rate: int, longest: int
+) -> list[Chunk]:
+    """The chunks of the samples [start, stop), which hold no pause; `below` and `longest` as elsewhere."""
+    frames, context = -(-(stop - start) // hop), max(int(longest * _CONTEXT_SHARE), 1)
+    # The price of a cut before each encoder frame is the level on its two sides.
+    times = (start + hop * np.arange(frames)) / sample_rate / _FRAME_SECONDS
+    after = np.minimum(times.astype(np.int64), len(below) - 1)
+    loudest = np.maximum(below[after], below[np.maximum(after - 1, 0)])
+    prices = _CUT_COST + np.clip(1 + loudest / _RANGE_DB, 0, 1)
+    edges = [0, *_cheapest_cuts(prices, longest=longest, context=context), frames]
+    found = []
+    for first, last in zip(edges[:-1], edges[1:], strict=True):
+        heard = max(first - context, 0) if first else 0
+        end = stop if last == frames else min(start + (last + context) * hop, stop)
+        found.append(Chunk(start + heard * hop, end, first - heard, last - heard, after_pause=first == 0))
+    return found
 
 
 def text(chunks: Sequence[Chunk], paths: Sequence[np.ndarray], vocabulary: Vocabulary) -> str:
@@ -100,7 +104,7 @@ def text(chunks: Sequence[Chunk], paths: Sequence[np.ndarray], vocabulary: Vocab
     for chunk, path in zip(chunks, paths, strict=True):
         if chunk.after_pause:
             stretches.append([])
-        stretches[-1].append(chunk.kept(path))
+        stretches[-1].append(path[chunk.first : chunk.last])
     decoded = [ctc.labels_of_path(np.concatenate(stretch), vocabulary.blank_id) for stretch in stretches]
     texts = [vocabulary.decode(labels) for labels in decoded]
     return " ".join(part for part in texts if part)  # nobody says a word with a pause in it
@@ -113,59 +117,70 @@ def check_seconds(value: object) -> float:
     return float(value)
 
 
-def _prices(waveform: np.ndarray, hop: int, *, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """The price of a cut before each frame, float32 `[F]`, and whether it lies in a pause, bool `[F]`.
+def _levels(waveform: np.ndarray, size: int) -> np.ndarray:
+    """The level of each frame of `size` samples in dB, of any reference, float32 `[F]`.
 
-    What counts is the loudest frame around it, in comparison with the speech of some seconds (their 90th percentile).
+    It is that of the differences of neighbouring samples: most noise of rooms is low, and unsteady where it is.
     """
-    frames = -(-len(waveform) // hop)
-    # Of any loudness, and without squares that overflow.
+    # Scaled, so that no square of a loud sample overflows.
     scaled = waveform / np.float32(max(np.abs(waveform).max(), 1e-30))
-    power = np.square(np.pad(scaled, (0, frames * hop - len(waveform))))
-    level = 10 * np.log10(power.reshape(frames, hop).mean(axis=1) + 1e-12)
-    speech = _speech_level(level, max(int(_LEVEL_SECONDS * sample_rate / hop), 1))
-    half = max(round(_PAUSE_SECONDS / 2 * sample_rate / hop), 1)
-    padded = np.pad(level - speech, half, constant_values=-np.inf)
-    around = np.lib.stride_tricks.sliding_window_view(padded, 2 * half)[:frames]
-    loudest = around.max(axis=1)
-    quiet = (loudest < -_PAUSE_DB) | (loudest + speech < _SILENCE_DB)
-    loudness = np.clip(1 + loudest / _RANGE_DB, 0, 1).astype(np.float32)
-    return np.where(quiet, _IN_PAUSE, _IN_SPEECH) * (1 + loudness), quiet
+    changes = np.diff(scaled, prepend=scaled[:1])
+    padded = np.pad(changes, (0, -len(changes) % size)).reshape(-1, size)
+    levels: np.ndarray = 10 * np.log10(np.square(padded).mean(axis=1) + 1e-12)
+    return levels
 
 
-def _speech_level(level: np.ndarray, window: int) -> np.ndarray:
-    """The 90th percentile of `level [F]` over the window around each frame, in steps of half a window, `[F]`."""
-    step = max(window // 2, 1)
+def _speech_levels(level: np.ndarray) -> np.ndarray:
+    """The level of the speech around each frame: the 90th percentile of `level [F]` over some seconds, `[F]`."""
+    step = round(_AROUND_SECONDS / _FRAME_SECONDS)
     centres = np.arange(0, len(level) + step, step)
     found = [np.percentile(level[max(centre - step, 0) : centre + step + 1], 90) for centre in centres]
     # A stretch of silence has no speech of its own: the level falls by no more than the range.
     floor = max(found) - _RANGE_DB
-    levels: np.ndarray = np.interp(np.arange(len(level)), centres, np.maximum(found, floor)).astype(np.float32)
-    return levels
+    return np.interp(np.arange(len(level)), centres, np.maximum(found, floor))
 
 
-def _cheapest_cuts(prices: np.ndarray, quiet: np.ndarray, *, longest: int, context: int) -> list[int]:
+def _parts(level: np.ndarray, below: np.ndarray, samples: int, size: int) -> list[tuple[int, int]]:
+    """What lies between the pauses, as (start, stop) in samples.
+
+    Args:
+      level: of each frame.
+      below: the same, the speech around it being 0 dB.
+      samples: of the waveform.
+      size: samples of a frame.
+    """
+    window = round(_PAUSE_SECONDS / _FRAME_SECONDS)
+    if len(level) < window:
+        return [(0, samples)]
+    windows = np.lib.stride_tricks.sliding_window_view(level, window)
+    steady = np.abs(windows - np.median(windows, axis=1, keepdims=True)).max(axis=1) <= _STEADY_DB
+    steady &= np.lib.stride_tricks.sliding_window_view(below, window).max(axis=1) < -_BELOW_DB
+    # A frame is in a pause where one of the windows that hold it is.
+    paused = np.convolve(steady, np.ones(window, np.int64)) > 0
+    edges = np.flatnonzero(np.diff(paused.astype(np.int8), prepend=1, append=1))
+    parts = [(int(start) * size, min(int(stop) * size, samples)) for start, stop in edges.reshape(-1, 2)]
+    return [(start, stop) for start, stop in parts if (stop - start) >= size * _SHORTEST_SECONDS / _FRAME_SECONDS]
+
+
+def _cheapest_cuts(prices: np.ndarray, *, longest: int, context: int) -> list[int]:
     """The frames to cut before: the least sum of prices, no chunk being too long.
 
     Args:
-      prices, quiet: of a cut before each frame, `[F]`.
+      prices: of a cut before each frame, `[F]`.
       longest: frames of a chunk.
-      context: those among them that are beyond a cut in no pause.
+      context: those among them that lie beyond each of its cuts.
     """
     frames = len(prices)
-    beyond = np.where(quiet, 0, context)
-    beyond = np.append(beyond, 0)
-    beyond[0] = 0
-    price = np.append(prices, 0)
     cost, before = np.full(frames + 1, np.inf), np.zeros(frames + 1, np.int64)
     cost[0] = 0
     for cut in range(1, frames + 1):
-        first = max(cut + beyond[cut] - longest, 0)
-        starts = np.arange(first, cut)
-        heard = cut + beyond[cut] - starts + beyond[starts]
-        reached = np.where(heard <= longest, cost[starts], np.inf)
+        inside = longest - (context if cut < frames else 0)  # the first chunk has no cut before it
+        starts = np.arange(max(cut - inside, 0), cut)
+        heard = cut - starts + np.where(starts > 0, context, 0)
+        reached = np.where(heard <= inside, cost[starts], np.inf)
         best = int(reached.argmin())
-        cost[cut], before[cut] = reached[best] + price[cut], starts[best]
+        cost[cut] = reached[best] + (prices[cut] if cut < frames else 0)
+        before[cut] = starts[best]
     cuts = [frames]
     while cuts[-1]:
         cuts.append(int(before[cuts[-1]]))

@@ -164,6 +164,7 @@ class UtteranceTable:
       source: int32 [N], index into `sources`.
       starts: int64 [sources + 1]; source s has the utterances starts[s] to starts[s + 1].
       duration: float64 [N], seconds.
+      max_seconds: the longest that an utterance may be.
       task: int32 [N], -1 for `__base__`.
       frames_needed: int32 [N], the fewest encoder frames that CTC can align the labels to.
       label_lengths: int32 [N].
@@ -219,7 +220,7 @@ class UtteranceTable:
         self.sample_rate, self.output_length, self.for_training = sample_rate, output_length, for_training
         self.task_tag = task_tag
         self._vocabulary, self._normalizer, self._report, self._own = vocabulary, normalizer, report, own
-        self._max_seconds = max_seconds
+        self.max_seconds = max_seconds
         _check_unique([source.name for source in self.sources], "source name")
         self.task_names, self._chosen = _task_names(
             self.sources, task_tag, tuple(tasks), first=tuple(first_tasks), for_training=for_training
@@ -270,8 +271,8 @@ class UtteranceTable:
 
     def _usable_labels(self, row: Utterance, name: str, *, task: str, words: str, frames: int) -> np.ndarray | None:
         """The labels of an utterance, int32 [U]; None (and an entry in the report) if it cannot be used."""
-        if row.duration > self._max_seconds:
-            self._report.add("too_long", name, f"{row.duration:g} s; the limit is {self._max_seconds:g} s")
+        if row.duration > self.max_seconds:
+            self._report.add("too_long", name, f"{row.duration:g} s; the limit is {self.max_seconds:g} s")
             return None
         vocabulary = self.vocabulary_of(task)
         labels = np.asarray(vocabulary.encode(words), np.int32)
@@ -312,11 +313,6 @@ class UtteranceTable:
         """The tasks that utterances are taken of and that have no usable one, in the order of their ids."""
         busy = set(self.learning.tolist())
         return tuple(name for i, name in enumerate(self.task_names) if name in self._chosen and i not in busy)
-
-    @property
-    def usual_seconds(self) -> float:
-        """The length that 95 of 100 utterances do not exceed."""
-        return round(float(np.quantile(self.duration, 0.95)), 2)
 
     def __len__(self) -> int:
         """N."""

@@ -154,7 +154,7 @@ def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[st
             accounting=accounting(run),
             results=results,
             records=_records(run, shared=bool(jax.tree.leaves(shared)) and not run.state.fixed),
-            trained_seconds=run.layout.table.usual_seconds,
+            trained_seconds=run.layout.table.max_seconds,
             durable=False,  # whoever replaces the folder puts it on the disk
         )
 

@@ -6,14 +6,15 @@ Beside them files that grow, and the other acts on names: folders made, files an
 
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Collection
-from typing import IO
+from collections.abc import Collection, Iterator
+from typing import IO, Any
 
 from etils import epath
 
@@ -129,7 +130,8 @@ class Replacement:
         if self._local and not self.stream.closed:
             if self._durable:
                 self.stream.flush()
-                os.fsync(self.stream.fileno())
+                with naming(self.path):
+                    os.fsync(self.stream.fileno())
             self.stream.close()
 
     def commit(self) -> None:
@@ -166,9 +168,32 @@ def _new_local_file(path: epath.Path, replaced: epath.Path) -> IO[bytes]:
             before = os.lstat(replaced)
             if stat.S_ISREG(before.st_mode):
                 os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
-        stream = os.fdopen(descriptor, "wb")
+        stream = io.BufferedWriter(_NamedFile(descriptor, replaced, "wb"))
         undo.pop_all()
     return stream
+
+
+@contextlib.contextmanager
+def naming(path: epath.PathLike) -> Iterator[None]:
+    """Has an error of the disk, such as a full one, name a file: where a write fails, the system names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+class _NamedFile(io.FileIO):
+    """A file that is written, and which errors name."""
+
+    def __init__(self, descriptor: int, path: epath.PathLike, mode: str):
+        super().__init__(descriptor, mode)
+        self._path = path
+
+    def write(self, data: Any, /) -> int:
+        with naming(self._path):
+            return super().write(data)
 
 
 def sync_folder(folder: epath.PathLike) -> None:
@@ -278,7 +303,7 @@ def open_to_grow(path: epath.PathLike) -> IO[bytes]:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EEXIST, "no regular file", os.fspath(path))
-    return os.fdopen(descriptor, "ab")
+    return io.BufferedWriter(_NamedFile(descriptor, path, "ab"))
 
 
 # --- Names ------------------------------------------------------------------------------------------------------------

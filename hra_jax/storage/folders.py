@@ -100,6 +100,10 @@ def _replaced(
             _exchange(fresh, place, old)
         else:
             rename_folder(fresh, place)
+    except OSError as error:
+        if str(error.filename).startswith(f"{fresh}{os.sep}"):
+            error.filename = str(error.filename).replace(str(fresh), str(place), 1)  # the name that people know
+        raise
     finally:
         os.close(made)
         # After an exchange it is the old one. Between two renames it is the only complete one.

@@ -31,7 +31,7 @@ from etils import epath
 from hra_jax.console import tell
 from hra_jax.errors import UserError
 from hra_jax.storage import writing
-from hra_jax.storage.files import is_remote, make_folder, real_path, remove_file
+from hra_jax.storage.files import is_remote, make_folder, naming, real_path, remove_file
 from hra_jax.storage.json_files import parse_json
 
 RENEW_SECONDS = {False: 5.0, True: 20.0}  # of a lock on a disk, and on an object store
@@ -480,8 +480,9 @@ def _made(path: epath.Path, content: bytes) -> bool:
     fresh = f"{os.fspath(path)}.{secrets.token_hex(8)}"
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        _write_all(descriptor, content)
-        os.fsync(descriptor)  # others may see it now
+        with naming(path):
+            _write_all(descriptor, content)
+            os.fsync(descriptor)  # others may see it now
         os.link(fresh, path)
     except FileNotFoundError:
         return False  # who has just taken the lock took this for a leftover
@@ -504,7 +505,8 @@ def _made_without_links(path: epath.Path, content: bytes) -> bool:
     except FileExistsError:
         return False
     try:
-        _write_all(descriptor, content)
+        with naming(path):
+            _write_all(descriptor, content)
     except OSError:
         remove_file(path)
         raise

@@ -2,9 +2,11 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,6 +35,14 @@ def log_less() -> None:
     logger = absl_logging.get_absl_logger()
     if not any(isinstance(known, _AlreadyRaised) for known in logger.filters):
         logger.addFilter(_AlreadyRaised())
+        sys.excepthook = functools.partial(_tell, sys.excepthook)
+
+
+def _tell(hook: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Where one array cannot be written, TensorStore's threads have nobody to tell of the others: no news of theirs."""
+    closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    if not closed or threading.current_thread() is threading.main_thread():
+        hook(kind, error, trace)
 
 
 def bound_retries() -> None:

@@ -10,6 +10,9 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from hra_jax.training.stored_checkpoint import CHECKSUMS, ITEMS, METRIC, StoredCheckpoint
 
+# How long a write may take: Orbax goes by the clock of the day, which may be set by hours or days meanwhile.
+_WRITE_SECONDS = 14 * 24 * 3600
+
 
 class Manager(ocp.CheckpointManager):  # type: ignore[misc]  # Orbax has no types
     """Orbax's manager of the folders of checkpoints, where it would do otherwise than a run needs."""
@@ -51,6 +54,7 @@ def options(keep_latest: int, keep_best: int, *, read_only: bool) -> ocp.Checkpo
         read_only=read_only,
         save_interval_steps=0 if read_only else 1,
         enable_async_checkpointing=True,
+        async_options=ocp.options.AsyncOptions(timeout_secs=_WRITE_SECONDS),
     )
 
 

@@ -57,8 +57,9 @@ class Progress:
         self._audio = 0.0
         self._last_line = clock()
         self._last_step = self._last_line_step = start_step
+        self._last_seen = (self._last_line, self._compiling())
         # (time without compilation, step, seconds of audio so far); the first entry is the start of the window.
-        self._marks = collections.deque([(clock() - self._compiling(), start_step, 0.0)])
+        self._marks = collections.deque([(0.0, start_step, 0.0)])
         self._first_step = True
         self._bar = None
         if self._shown and self._stream.isatty():
@@ -86,7 +87,7 @@ class Progress:
         if not self._shown:
             return
         now = self._clock()
-        worked = now - self._compiling()
+        worked = self._marks[-1][0] + self._work(now)
         self._loss = self._loss if loss is None else float(loss)
         self._audio += audio_seconds
         self._last_step = step
@@ -103,6 +104,13 @@ class Progress:
             self._last_line_step = step
         elif now - self._last_line >= self._every:
             self._line(now)
+
+    def _work(self, now: float) -> float:
+        """Seconds since the last call that no program was compiled in."""
+        (then, before), compiled = self._last_seen, self._compiling()
+        self._last_seen = (now, compiled)
+        # JAX reads the clock of the day, which may be set meanwhile: what cannot be says nothing of this step.
+        return now - then - (compiled - before) if 0.0 <= compiled - before <= now - then else 0.0
 
     def status(self) -> str:
         """The figures in one line, without the step."""

@@ -1,8 +1,12 @@
-"""A full disk, for this process."""
+"""A full disk: for this process, or a small one of its own where this process may have one."""
 
 import contextlib
+import os
 import resource
 import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -15,3 +19,40 @@ def no_file_larger_than(size: int):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+class Disk:
+    """A small disk, of which most may be taken."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._taken = folder / ".taken"
+
+    @property
+    def free(self) -> int:
+        """Bytes."""
+        found = os.statvfs(self.folder)
+        return found.f_bavail * found.f_frsize
+
+    def leave(self, size: int | None) -> None:
+        """Takes all but so many bytes; None gives everything back."""
+        self._taken.unlink(missing_ok=True)
+        if size is not None and size < self.free:
+            with self._taken.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, self.free - size)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, *, megabytes: int = 64) -> Iterator[Disk | None]:
+    """A disk at a folder, which is made; None where this process may not mount one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    try:
+        yield Disk(folder) if mounted else None
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from etils import epath
+from reference.full_disk import no_file_larger_than
 
 from hra_jax.errors import UserError
 from hra_jax.storage import files
@@ -87,7 +88,7 @@ def test_the_old_content_stays_where_writing_fails(tmp_path, monkeypatch, part):
         raise OSError(28, "No space left on device")
 
     if part == "write":
-        monkeypatch.setattr(files.os, "fdopen", fail)
+        monkeypatch.setattr(files, "_NamedFile", fail)
     elif part == "close":
         monkeypatch.setattr(files.os, "fsync", fail)
     else:
@@ -96,6 +97,20 @@ def test_the_old_content_stays_where_writing_fails(tmp_path, monkeypatch, part):
         write_file(tmp_path / "file", "new")
     monkeypatch.undo()
     assert names(tmp_path) == {"file"} and (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("content", [b"x" * 2000, b"x" * 200_000])  # one that waits in a buffer, one that does not
+def test_the_error_of_a_full_disk_names_the_file(tmp_path, content):
+    path = tmp_path / "a"
+    with no_file_larger_than(1000):
+        with pytest.raises(OSError, match="File too large") as replaced:
+            files.write_file(path, content)
+        growing = files.GrowingFile(tmp_path / "b")
+        with pytest.raises(OSError, match="File too large") as grown:
+            growing.write(content)
+            growing.flush()
+    assert (replaced.value.filename, grown.value.filename) == (str(path), str(tmp_path / "b"))
+    assert not path.exists()
 
 
 def test_the_content_is_on_the_disk_before_the_name_is_and_then_the_folder(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from reference.full_disk import no_file_larger_than
 
 from hra_jax.errors import UserError
 from hra_jax.storage import folders, locks
@@ -63,6 +64,13 @@ def test_a_new_folder_and_then_another_in_its_place_with_nothing_beside_it(tmp_p
         fill(tmp_path / "some" / "folder", content)
         assert contents(tmp_path / "some" / "folder") == {"a": content, "b": content}
         assert [path.name for path in (tmp_path / "some").iterdir()] == ["folder"]
+
+
+def test_the_error_of_a_full_disk_names_the_file_where_it_would_have_been(tmp_path):
+    with no_file_larger_than(1000), pytest.raises(OSError, match="File too large") as error:
+        replace_folder(tmp_path / "F", lambda fresh: write_file(fresh / "a" / "b", b"x" * 2000))
+    assert error.value.filename == str(tmp_path / "F" / "a" / "b")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_fails_leaves_the_folder_as_it_was(tmp_path, exchanges):

@@ -175,6 +175,7 @@ def test_files_arrive_whole_or_not_at_all_however_they_are_written(bucket):
     assert path.read_text() == "newer"
 
 
+@pytest.mark.slow
 def test_every_act_survives_storage_that_fails_now_and_then(bucket):
     bucket.fail(every=7)  # a second each, which the client sleeps
     root = epath.Path("gs://bucket/often")

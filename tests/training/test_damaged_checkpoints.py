@@ -108,6 +108,7 @@ def damages(path, generator, flips):
         yield f"bit {bit} of byte {place}", found[:place] + bytes([found[place] ^ 1 << bit]) + found[place + 1 :]
 
 
+@pytest.mark.slow
 def test_every_damage_of_every_file_is_named_or_changes_nothing(copy):
     generator, expected = random.Random(SEED), content(copy)
     step = [f"2/{name}" for name in file_checksums.files_of(copy / "2")] + ["2/files.json"]

@@ -11,6 +11,7 @@ import pytest
 PROGRAM = Path(__file__).with_name("tpu_program.py")
 
 
+@pytest.mark.slow
 def test_the_step_of_a_bank_in_host_memory_takes_the_same_tpu_memory_for_any_number_of_tasks(tpu_env):
     command = [sys.executable, str(PROGRAM), "10", "100000"]
     done = subprocess.run(command, env=tpu_env, capture_output=True, text=True, check=False)

@@ -1,0 +1,104 @@
+"""What long audio costs in errors: sentences one by one, and as one recording with pauses and without.
+
+python benchmarks/long_audio.py --adapter runs/quickstart/adapter --manifest runs/data/hard/test.jsonl \
+    --tasks croak,whisper,french,noisy --json benchmarks/results/long_audio.json
+
+A recording holds the sentences of one task in random order, again and again until it is long enough. In its pauses is
+pink noise, 20 dB under the speech.
+"""
+
+import json
+
+import harness
+import numpy as np
+from absl import flags
+from etils import epath
+
+from hra_jax import api, cli
+from hra_jax.console import percent, ratio, say, stdout, table
+from hra_jax.data import audio
+from hra_jax.data.manifest import read_manifest
+from hra_jax.data.report import DataReport
+from hra_jax.evaluation import error_rates
+
+FLAGS = flags.FLAGS
+NORMALIZER = "basic"
+PAUSE_SECONDS = 0.5
+
+
+def room_noise(samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Pink noise of power 1, float32 `[samples]`."""
+    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
+    spectrum[0] = 0
+    noise = np.fft.irfft(spectrum, samples)
+    return (noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
+
+
+def recording(sentences: list[np.ndarray], pause: float, *, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """The sentences one after the other, with room noise for `pause` seconds between them, float32 `[S]`."""
+    pieces = []
+    for sentence in sentences:
+        level = np.sqrt(np.mean(sentence**2)) * 10 ** (-20 / 20)
+        pieces += [sentence, level * room_noise(int(pause * rate), rng)] if pause else [sentence]
+    return np.concatenate(pieces)
+
+
+def measured(model: api.Model, task: str, texts: list[str], waveforms: list[np.ndarray], seconds: float) -> dict:
+    """The errors of the sentences of a task said one by one, and of recordings of them."""
+    rng, rate = np.random.default_rng(0), model.backbone.sample_rate
+    order: list[int] = []
+    while sum(len(waveforms[n]) / rate + PAUSE_SECONDS for n in order) < seconds:
+        order += rng.permutation(len(texts)).tolist()
+    said = " ".join(texts[n] for n in order)
+
+    def errors(waveform: np.ndarray) -> int:
+        (text,) = model.transcribe([waveform], sample_rate=rate, tasks=[task])
+        return error_rates.word_errors(said, text, normalizer=NORMALIZER).errors
+
+    alone = model.transcribe(waveforms, sample_rate=rate, tasks=[task] * len(texts))
+    counts = [error_rates.word_errors(*pair, normalizer=NORMALIZER) for pair in zip(texts, alone, strict=True)]
+    paused = recording([waveforms[n] for n in order], PAUSE_SECONDS, rate=rate, rng=rng)
+    return {
+        "seconds": len(paused) / rate,
+        "words": sum(counts[n].words for n in order),
+        "one by one": sum(counts[n].errors for n in order),
+        "pauses": errors(paused),
+        "no pauses": errors(recording([waveforms[n] for n in order], 0, rate=rate, rng=rng)),
+    }
+
+
+def define_flags() -> None:
+    """The flags of this benchmark."""
+    harness.define_flags()
+    flags.DEFINE_string("adapter", None, "Folder of an exported adapter.", required=True)
+    flags.DEFINE_string("manifest", None, "Sentences of its tasks.", required=True)
+    flags.DEFINE_list("tasks", None, "Tasks of the adapter; the tag `speaker` of the manifest.", required=True)
+    flags.DEFINE_string("backbone", "builtin:tiny", "Folder of the backbone, or builtin:NAME.")
+    flags.DEFINE_float("seconds", 600, "Of each recording.")
+
+
+def main(argv) -> None:
+    """Counts all, and prints the table."""
+    del argv
+    model = api.load_adapter(FLAGS.adapter, api.load_backbone(FLAGS.backbone))
+    utterances, _ = read_manifest(FLAGS.manifest, report=DataReport())
+    found = {}
+    for task in FLAGS.tasks:
+        mine = [utterance for utterance in utterances if utterance.tag("speaker") == task]
+        waveforms = [audio.decode(utterance, model.backbone.sample_rate) for utterance in mine]
+        found[task] = measured(model, task, [utterance.text for utterance in mine], waveforms, FLAGS.seconds)
+    sides = [name for name in next(iter(found.values())) if name not in ("seconds", "words")]
+    rows = [
+        [task, *(f"{percent(n[side] / n['words'])} ({ratio(n[side] / n[sides[0]])})" for side in sides)]
+        for task, n in found.items()
+    ]
+    say(stdout(), f"chunks of {model.chunk_seconds:g} s; word error rate, and times that of the sentences one by one")
+    stdout().print(table(["task", *sides], rows))
+    if FLAGS.json:
+        content = {"benchmark": "long_audio", **harness.environment(), "chunk_seconds": model.chunk_seconds}
+        epath.Path(FLAGS.json).write_text(json.dumps(content | {"tasks": found}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags=define_flags)
