@@ -179,17 +179,8 @@ def evaluate_systems(
         known = agreed(lambda: [systems.of_adapter(name, path, base) for name, path in asked.items()])
         if workdir is not None:
             checkpoints = stack.enter_context(_checkpoints(epath.Path(workdir)))
-            name = f"{_name_of(str(workdir))}@{{step}}"
-            taken = [systems.of_checkpoint(name, checkpoints, _step(step), config, base, setup.mesh) for step in steps]
-            known += {system.name: system for system in taken}.values()
-        dtype = setup.settings.backbone_dtype
-        known += agreed(
-            lambda: [systems.of_backbone(name, foundation.load(path), dtype=dtype) for name, path in others.items()]
-        )
-        if base.files is not None and not isinstance(base.vocabulary, BlankVocabulary):
-            known.insert(0, systems.of_backbone(BASE, base, dtype=dtype))
-        if not known:
-            raise UserError(f"the backbone {base.name!r} has no output layer of its own; needed: --adapter DIR")
+            known += _of_steps(checkpoints, steps, config, base, setup, name=_name_of(str(workdir)))
+        known = _with_backbones(known, base, others, setup)
         held_out: list[HeldOut] = []
         jobs = agreed(lambda: _jobs(known, found, setup, output, base, report, held_out))
         _check_keep(keep, held_out)
@@ -244,6 +235,29 @@ def _named(text: str, *, needs_name: bool = False) -> tuple[str, str]:
 
 def _name_of(text: str) -> str:
     return _named(text)[0]
+
+
+def _of_steps(
+    checkpoints: Checkpoints, steps: Sequence[str], config: ConfigDict, base: Foundation, setup: Setup, *, name: str
+) -> list[System]:
+    """Checkpoints of a run, each once, named NAME@STEP."""
+    taken = [
+        systems.of_checkpoint(f"{name}@{{step}}", checkpoints, _step(step), config, base, setup.mesh) for step in steps
+    ]
+    return list({system.name: system for system in taken}.values())
+
+
+def _with_backbones(known: Sequence[System], base: Foundation, others: Mapping[str, str], setup: Setup) -> list[System]:
+    """Systems with the base before them, which they are compared with, and other backbones after them."""
+    dtype, found = setup.settings.backbone_dtype, list(known)
+    found += agreed(
+        lambda: [systems.of_backbone(name, foundation.load(path), dtype=dtype) for name, path in others.items()]
+    )
+    if base.files is not None and not isinstance(base.vocabulary, BlankVocabulary):
+        found.insert(0, systems.of_backbone(BASE, base, dtype=dtype))
+    if not found:
+        raise UserError(f"the backbone {base.name!r} has no output layer of its own; needed: --adapter DIR")
+    return found
 
 
 def _check_names(names: Sequence[str]) -> None:
