@@ -100,6 +100,7 @@ def make_runner(system: System, suite: Suite, setup: Setup, report: DataReport) 
             evaluation=setup.evaluation,
             report=report,
             own=system.own,
+            set_aside=system.set_aside,
         )
     except NothingUsable as error:
         raise UserError(f"suite {suite.name!r}: {error}; mend the manifest") from error
@@ -265,6 +266,7 @@ def run_job(
     frozen: Callable[[], dict[str, Any]],
     kept: Mapping[tuple[str, str], str],
     report: DataReport,
+    printed: bool = True,
 ) -> dict[str, Any]:
     """The results of a job; what is finished is not run again. A collective.
 
@@ -275,6 +277,7 @@ def run_job(
       frozen: gives those of the base.
       kept: what the base recognises, by task and key of the utterance; {} for the base itself.
       report: where unusable data goes.
+      printed: whether its table is printed.
 
     Returns:
       As in results.json. Its "error", where it has one, is for the end of the evaluation.
@@ -310,6 +313,7 @@ def run_job(
         bootstrap=setup.evaluation.bootstrap,
         untrained=job.system.untrained,
         rewritten=is_written,
+        printed=printed,
     )
 
 

@@ -238,6 +238,7 @@ def write_scores(
     bootstrap: int,
     untrained: Collection[str] = (),
     rewritten: Callable[[str], bool] = is_report_file,
+    printed: bool = True,
 ) -> dict[str, Any]:
     """Counts the results of a suite, writes its report in process 0, and prints the table; a collective.
 
@@ -251,6 +252,7 @@ def write_scores(
       facts: further top-level fields of the results.
       untrained: tasks of the adapter that no training step has reached: what is recognised with them has no rate.
       rewritten: as for `folders.replace_folder`: which files of an earlier report are gone.
+      printed: whether the table is printed.
 
     Returns:
       The results, as in results.json.
@@ -280,7 +282,8 @@ def write_scores(
                     lambda fresh: write_report(fresh, results, rows, unscored, durable=False),
                     rewritten=rewritten,
                 )
-            print_table(results)
+            if printed:
+                print_table(results)
             if unscored:
                 of = sum(task.size for task in (*suite.tasks, *suite.lost))
                 tell(f"{len(unscored)} of {of} utterances were not scored; see {DATA_REPORT}")
