@@ -102,7 +102,6 @@ def evaluate(
         system = systems.of_checkpoint("", checkpoints, _step(step), config, base, setup.mesh)
         runner = agreed(lambda: evaluating.make_runner(system, found, setup, report))
         check_agreement({"backbone": base.fingerprint, "checkpoint": system.digest, "suite": runner.digest})
-
         check_not_trained_on(found, system.trained_on)
 
         # -------------------------------------------------------------------------------------------------- recognise
@@ -189,6 +188,8 @@ def evaluate_systems(
         known += agreed(lambda: _backbones(others, setup))
         if base.files is not None and not isinstance(base.vocabulary, BlankVocabulary):
             known.insert(0, systems.of_backbone(BASE, base, dtype=setup.settings.backbone_dtype))
+        if not known:
+            raise UserError(f"the backbone {base.name!r} has no output layer of its own; needed: --adapter DIR")
         _tell_set_aside(known)
         held_out: list[HeldOut] = []
         jobs = agreed(lambda: _jobs(known, found, setup, output, base, report, held_out))
@@ -462,8 +463,9 @@ def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *,
                 pairs.append((first, second, None, "they hold out different tasks"))
                 continue
             try:
-                found = compare([output / suite.name / name for name in (first, second)], samples=samples)
-                pairs.append((first, second, found["comparisons"][0], ""))
+                found = compare([output / suite.name / name for name in (first, second)], samples=samples, common=True)
+                # Where the folder lies has no part in it.
+                pairs.append((first, second, found["comparisons"][0] | {"path": f"{suite.name}/{second}"}, ""))
             except UserError as error:
                 pairs.append((first, second, None, str(error)))
     compared = [{"a": a, "b": b, "differences": found, "error": why or None} for a, b, found, why in pairs]
