@@ -117,7 +117,11 @@ setup(
     # configs/ is a folder of the checkout that users read and copy, and a part of the package once it is installed.
     packages=[*find_packages(include=["hra_jax", "hra_jax.*"]), "hra_jax.configs", "hra_jax.configs.suites"],
     package_dir={"hra_jax.configs": "configs", "hra_jax.configs.suites": "configs/suites"},
-    package_data={"hra_jax": ["builtin/**/*", "py.typed"], "hra_jax.data.synthetic": ["english.json"]},
+    package_data={
+        "hra_jax": ["builtin/**/*", "py.typed"],
+        "hra_jax.data.synthetic": ["english.json"],
+        "hra_jax.evaluation": ["*.css", "*.js"],
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     zip_safe=False,

@@ -89,6 +89,9 @@ def files(folder: Path) -> dict[str, object]:
             found[name] = [json.loads(line) | {"time": None} for line in path.read_text().splitlines()]
         elif path.name == "results.json":
             found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "speed"}
+        elif path.suffix == ".md":
+            lines = path.read_text().splitlines()
+            found[name] = [line for line in lines if line and "real-time factor" not in line]
         elif path.suffix != ".html":  # it tells times
             found[name] = path.read_bytes()
     return found
@@ -163,6 +166,8 @@ def test_a_task_that_no_step_has_reached_is_left_out_of_the_means_and_named(alon
     found = scored(alone)["test"]["own"]
     assert set(found["tasks"]) == set(world.SPEAKERS) - {name}
     assert found["tasks_not_scored"] == {name: f"its adapter {name!r} had no training step"} and found["error"] is None
+    (pair,) = json.loads((alone / "R" / "test" / "compared.json").read_text())
+    assert set(pair["differences"]["tasks"]) == set(found["tasks"]) and pair["error"] is None
     assert f"own: task {name!r} was not scored" in (alone / "R" / "test" / "report.md").read_text().replace("\\", "")
 
 
@@ -225,3 +230,24 @@ def test_any_number_of_processes_counts_the_same(trained, micro, tmp_path, comma
     assert all(other == first for other in others)
     results = json.loads((here / "R1" / "test" / "own" / "results.json").read_text())
     assert results["utterances_not_scored"] == 1 and results["utterances"] == 240
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_a_matrix_has_every_adapter_on_every_tasks_data(alone, monkeypatch, capsys):
+    monkeypatch.chdir(alone)
+    asked = {"adapters": ["own=adapter"], "backbones": ["backbone"], "data_dir": "data"}
+    results = evaluate_systems(["test.py"], "R", **asked, matrix=True)["test"]
+    found = json.loads((alone / "R/test_matrix/own/matrix.json").read_text())
+    assert found["tasks"] == found["adapters"] == list(world.SPEAKERS)
+    for row, name in enumerate(world.SPEAKERS):
+        # The diagonal is the suite itself, and the base is the base.
+        assert found["rates"][row][row] == results["own"]["tasks"][name]["wer"]
+        assert found["base"][row] == results["__base__"]["tasks"][name]["wer"]
+    # Beside it stands what a suite of another adapter gives.
+    world.write_suite(alone / "crossed.py", (("ann", "{dir}/test.jsonl", "speaker=ann", "bob"),))
+    other = evaluate_systems(["crossed.py"], "R2", **asked)["crossed"]["own"]["tasks"]["ann"]
+    assert found["rates"][0][1] == other["wer"]
+    assert "data of" in capsys.readouterr().out
+    assert "[" in (alone / "R/test_matrix/own/matrix.md").read_text()
+    with pytest.raises(UserError, match="--matrix has no use without an adapter"):
+        evaluate_systems(["test.py"], "R3", backbones=["backbone"], data_dir="data", matrix=True)

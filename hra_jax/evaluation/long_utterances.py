@@ -17,7 +17,8 @@ import numpy as np
 
 from hra_jax.data import audio, pauses
 from hra_jax.data.report import DataReport
-from hra_jax.data.utterance import Utterance
+from hra_jax.data.sources import TableSource
+from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
 from hra_jax.evaluation.suites import Suite, SuiteTask
@@ -80,6 +81,7 @@ def lengths(suite: Suite, *, last_bucket: float, trained_seconds: float) -> tupl
 
 def cut(
     task: SuiteTask,
+    adapter: str,
     *,
     limit: float,
     longest_seconds: float,
@@ -87,17 +89,19 @@ def cut(
     hop: int,
     threads: int,
     report: DataReport,
-) -> list[Utterance]:
+) -> TableSource:
     """The utterances of a task in their order, those that are too long in parts.
 
     Args:
       task: which.
+      adapter: what it is recognised with.
       limit: seconds; longer ones are cut.
       longest_seconds, sample_rate, hop: as for `parts_of`.
       threads: that decode.
       report: gets the long ones that cannot be read; they are left out.
     """
     found: list[Utterance] = []
+    refused: list[Refused] = []
     pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="cut")
     try:
         settings = {"longest_seconds": longest_seconds, "sample_rate": sample_rate, "hop": hop}
@@ -109,9 +113,10 @@ def cut(
                 found += waiting.pop(at).result() if at in waiting else [row]
             except audio.AudioError as error:
                 report.add(error.kind, f"{task.name}: {row.key}", error.detail)
+                refused.append(Refused(row.key, f"{error.kind}: {error.detail}", row.tags))
     finally:
         pool.shutdown(cancel_futures=True)
-    return found
+    return TableSource(task.name, found, task=adapter, refused=refused)
 
 
 def parts_of(utterance: Utterance, *, longest_seconds: float, sample_rate: int, hop: int) -> list[Part]:

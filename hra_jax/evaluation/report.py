@@ -1,23 +1,21 @@
-"""What people read of the results of an evaluation: table, Markdown, HTML, plot; and the files they are in.
+"""What people read of the results of an evaluation: table, Markdown, plot; and the files they and the page are in.
 
 `write_report` and `print_table` present what `hra_jax.evaluation.results.evaluate_results` returned.
 """
 
-import base64
 import collections
 import dataclasses
 import fnmatch
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import kaldialign
 import rich.console
 from etils import epath
 from matplotlib.figure import Figure
 
-from hra_jax.console import bounds, html_text, markdown_cell, percent, points, say, stdout, table
-from hra_jax.evaluation import error_rates, shots
+from hra_jax.console import bounds, markdown_cell, percent, points, say, stdout, table
+from hra_jax.evaluation import error_rates, report_page, shots
 from hra_jax.evaluation.predictions import Unscored, UtteranceResult, prediction_line
 from hra_jax.storage.files import make_folder, remove_file, replaced_name, write_file
 from hra_jax.storage.json_files import json_text
@@ -89,6 +87,11 @@ def _summary_lines(results: Mapping[str, Any]) -> list[str]:
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in over["verdicts"].items())
         beside = f"; by the intervals: {verdicts}" if results["bootstrap"]["samples"] else ""
         lines.append(f"{over['got_worse']} of {over['tasks']} tasks have more errors than without the adapter{beside}")
+    if known := results.get("texts_in_training"):
+        lines.append(
+            f"{known['known']:,} of {known['utterances']:,} utterances have a text that occurs in the training "
+            f"({known['texts_known']:,} of {known['texts']:,} different texts)"
+        )
     if results["speed"] is not None:
         speed = results["speed"]
         lines.append(
@@ -136,6 +139,7 @@ def write_report(
     rows: Sequence[UtteranceResult],
     unscored: Sequence[Unscored] = (),
     *,
+    command: str = "",
     durable: bool = True,
 ) -> None:
     """Writes results.json, predictions_<task>.jsonl, report.md, report.html and wer.png, each whole or not at all.
@@ -147,6 +151,7 @@ def write_report(
       results: what `evaluate_results` returned for `rows`.
       rows: the scored utterances. Those of tasks that have no rate are in no file.
       unscored: the utterances that were not scored.
+      command: what repeats the evaluation, for report.html; '' where nobody knows.
       durable: as for `files.Replacement`; `folders.replace_folder` puts its files on the disk itself.
     """
     rows = [row for row in rows if row.task in results["tasks"]]
@@ -158,10 +163,10 @@ def write_report(
             remove_file(old)
     for name, text in predictions.items():
         write_file(folder / name, text, durable=durable)
-    plot, worst = wer_plot(results), _worst(rows, results["normalizer"])
-    write_file(folder / "wer.png", plot, durable=durable)
+    worst = _worst(rows, results["normalizer"])
+    write_file(folder / "wer.png", wer_plot(results), durable=durable)
     write_file(folder / "report.md", _markdown(results, worst, unscored), durable=durable)
-    write_file(folder / "report.html", _html(results, worst, plot, unscored), durable=durable)
+    write_file(folder / "report.html", _page(results, worst, unscored, command=command), durable=durable)
     # The last one: who finds it finds the others.
     write_file(folder / "results.json", json_text(results), durable=durable)
 
@@ -202,7 +207,7 @@ def _worst(rows: Sequence[UtteranceResult], normalizer: str) -> list[UtteranceRe
         return -counts.errors, counts.words, row.task, row.key
 
     wrong = [row for row in rows if order(row)[0]]
-    return sorted(wrong, key=order)[:_MOST_WORST]
+    return sorted(wrong, key=order)
 
 
 def wer_plot(results: Mapping[str, Any]) -> bytes:
@@ -261,7 +266,7 @@ def _markdown(results: Mapping[str, Any], worst: Sequence[UtteranceResult], unsc
         lines += [markdown_cell(line), ""]
     lines += ["![Word error rates by task](wer.png)", "", "## Worst utterances", ""]
     lines += ["| task | utterance | reference | adapted | base |", "|---|---|---|---|---|"]
-    for row in worst:
+    for row in worst[:_MOST_WORST]:
         cells = (row.task, row.key, row.text, row.pred_text, row.base_pred_text or "")
         lines.append(f"| {' | '.join(map(markdown_cell, cells))} |")
     if unscored:
@@ -269,6 +274,20 @@ def _markdown(results: Mapping[str, Any], worst: Sequence[UtteranceResult], unsc
         lines += ["| task | utterance | why |", "|---|---|---|"]
         lines += [f"| {' | '.join(map(markdown_cell, dataclasses.astuple(row)))} |" for row in unscored[:_MOST_WORST]]
     return "\n".join([*lines, "", " ".join(_footnotes(results)), ""])
+
+
+def _page(
+    results: Mapping[str, Any], worst: Sequence[UtteranceResult], unscored: Sequence[Unscored], *, command: str
+) -> str:
+    """The content of report.html."""
+    return report_page.page_of(
+        results,
+        worst,
+        (_unscored_line(unscored), unscored[:_MOST_WORST]),
+        lines=[*_left_out_lines(results), *_summary_lines(results), *_parameter_lines(results)],
+        notes=_footnotes(results),
+        command=command,
+    )
 
 
 def _unscored_line(unscored: Sequence[Unscored]) -> str:
@@ -296,88 +315,3 @@ def _footnotes(results: Mapping[str, Any]) -> list[str]:
         f"Intervals hold 95% of {samples:,} resamples, {', '.join(shown)}.",
         f"All utterances are resampled by {pooled}; for the mean of the tasks, tasks are resampled as well.",
     ]
-
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70em; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; margin: 1em 0; }
-th, td { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-.numbers td:not(:first-child), .numbers th:not(:first-child) { text-align: right; font-variant-numeric: tabular-nums; }
-.numbers tr:nth-last-child(2) td { border-top: 2px solid #888; }
-del { color: #a33; background: #fdeaea; } ins { color: #176; background: #e6f6ef; text-decoration: none; }
-img { max-width: 100%; } .key, footer { color: #777; font-size: 90%; }
-"""
-
-
-def _html(
-    results: Mapping[str, Any], worst: Sequence[UtteranceResult], plot: bytes, unscored: Sequence[Unscored]
-) -> str:
-    """The content of report.html: one file that needs no other."""
-    title = f"suite {html_text(results['suite'])}"
-    numbers = "\n".join(_html_numbers(header, rows) for header, rows in _tables(results))
-    utterances = "\n".join(_html_utterance(row, results["normalizer"]) for row in worst)
-    lines = (*_left_out_lines(results), *_summary_lines(results), *_parameter_lines(results))
-    said = "\n".join(f"<p>{html_text(line)}</p>" for line in lines)
-    image = base64.b64encode(plot).decode("ascii")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>
-<body>
-<h1>{title}</h1>
-{numbers}
-{said}
-<p><img alt="Word error rates by task" src="data:image/png;base64,{image}"></p>
-<h2>Worst utterances</h2>
-<p><del>Struck out</del>: said but not recognised. <ins>Green</ins>: recognised but not said.</p>
-<table>
-{_html_row(("task", "adapted", "base"), tag="th")}
-{utterances}
-</table>
-{_html_unscored(unscored)}
-<footer>{html_text(" ".join(_footnotes(results)))}</footer>
-</body>
-</html>
-"""
-
-
-def _html_unscored(unscored: Sequence[Unscored]) -> str:
-    """The section on utterances that were not scored; '' where all were."""
-    if not unscored:
-        return ""
-    lines = [_html_row(("task", "utterance", "why"), tag="th")]
-    lines += [_html_row(map(html_text, dataclasses.astuple(row))) for row in unscored[:_MOST_WORST]]
-    cells = "\n".join(lines)
-    return (
-        f"<h2>Utterances that were not scored</h2>\n<p>{html_text(_unscored_line(unscored))}</p>\n"
-        f"<table>\n{cells}\n</table>"
-    )
-
-
-def _html_numbers(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = "\n".join(_html_row(map(html_text, row)) for row in rows)
-    return f'<table class="numbers">\n{_html_row(header, tag="th")}\n{cells}\n</table>'
-
-
-def _html_row(cells: Iterable[str], *, tag: str = "td") -> str:
-    return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
-
-
-def _html_utterance(row: UtteranceResult, normalizer: str) -> str:
-    task = f'{html_text(row.task)}<br><span class="key">{html_text(row.key)}</span>'
-    reference = error_rates.words(row.text, normalizer)
-    hypotheses = [text for text in (row.pred_text, row.base_pred_text) if text is not None]
-    marked = [_marked(reference, error_rates.words(text, normalizer)) for text in hypotheses]
-    return _html_row([task, *marked])
-
-
-def _marked(reference: Sequence[str], hypothesis: Sequence[str]) -> str:
-    """The words of both texts in one line of HTML, those of one text alone marked."""
-    pieces = []
-    # No word is empty, so the empty string can stand for "nothing here".
-    for said, recognised in kaldialign.align(reference, hypothesis, ""):
-        if said == recognised:
-            pieces.append(html_text(said))
-        else:
-            pieces += [f"<del>{html_text(said)}</del>"] * bool(said)
-            pieces += [f"<ins>{html_text(recognised)}</ins>"] * bool(recognised)
-    return " ".join(pieces)

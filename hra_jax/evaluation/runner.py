@@ -21,7 +21,7 @@ from hra_jax.data import batching
 from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import eval_batches, eval_plans
 from hra_jax.data.report import DataReport
-from hra_jax.data.sources import DataSettings, TableSource
+from hra_jax.data.sources import DataSettings
 from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
 from hra_jax.evaluation import long_utterances
@@ -112,6 +112,7 @@ class SuiteRunner:
       report: where unusable utterances go.
       own: the vocabularies of tasks that have their own (`text.task_vocabularies.OwnVocabularies`), or None.
       trained_seconds: of the longest utterances that the tasks were trained on; 0 where that is not known.
+      set_aside: tasks of the adapter that are recognised as `__base__`.
 
     Attributes:
       rows: the adapter's rows that the suite uses, ascending.
@@ -135,10 +136,13 @@ class SuiteRunner:
         report: DataReport,
         own: OwnVocabularies | None = None,
         trained_seconds: float = 0.0,
+        set_aside: Collection[str] = (),
     ):
         self.suite, self._base, self._mesh, self._report = suite, base, mesh, report
         self._data, self._batch, self._evaluation = data, batch, evaluation
-        used = {task.adapter_task for task in suite.tasks} if tasks else set()
+        # What each task of the suite is recognised with.
+        self._adapters = [BASE_TASK if t.adapter_task in set_aside else t.adapter_task for t in suite.tasks]
+        used = set(self._adapters) if tasks else set()
         # One row at least: nothing can be gathered from a bank without rows.
         self.rows = tuple(n for n, name in enumerate(tasks) if name in used) or ((0,) if tasks else ())
         self.needs_mean = MEAN_TASK in used
@@ -153,7 +157,10 @@ class SuiteRunner:
             report=report,
         )
         self.table = UtteranceTable(
-            [TableSource(task.name, cut(task), task=task.adapter_task if tasks else BASE_TASK) for task in suite.tasks],
+            [
+                cut(task, adapter if tasks else BASE_TASK)
+                for task, adapter in zip(suite.tasks, self._adapters, strict=True)
+            ],
             vocabulary=base.vocabulary,
             normalizer=data.text_normalizer,
             task_tag="",
@@ -294,7 +301,7 @@ class SuiteRunner:
             names = {self._name(at), self._name_of_whole(at)}
             if self._has_outputs and names.isdisjoint(self.kept):
                 return True
-            if source not in acting and self.suite.tasks[source].adapter_task != BASE_TASK:
+            if source not in acting and self._adapters[source] != BASE_TASK:
                 return True
         return False
 
@@ -327,12 +334,12 @@ class SuiteRunner:
         found = {}
         for row in rows:
             number, length = int(outputs["utterance"][row]), int(outputs["lengths"][row])
-            task, utterance = self.suite.tasks[self.table.source[number]], self.table.utterances[number]
+            adapter, utterance = self._adapters[self.table.source[number]], self.table.utterances[number]
             if beside:
                 path = outputs["base_paths"][row, :length]
                 text = long_utterances.recognised(utterance, path, self._base.vocabulary)
                 self.kept.setdefault(self._name(number), text)
-            path, vocabulary = outputs["paths"][row, :length], self.table.vocabulary_of(task.adapter_task)
+            path, vocabulary = outputs["paths"][row, :length], self.table.vocabulary_of(adapter)
             found[number] = Recognised(
                 long_utterances.recognised(utterance, path, vocabulary),
                 float(outputs["loss"][row]),
@@ -349,7 +356,7 @@ class SuiteRunner:
             if len(rows) < len(parts):
                 continue
             first, chunks = min(parts), list(parts.values())
-            vocabulary = self.table.vocabulary_of(self.suite.tasks[self.table.source[first]].adapter_task)
+            vocabulary = self.table.vocabulary_of(self._adapters[self.table.source[first]])
             text = long_utterances.text_of(chunks, [row.text for row in rows], vocabulary)
             base = [path for at in parts if (path := self.kept.pop(self._name(at), None)) is not None]
             if len(base) == len(parts):
@@ -361,7 +368,7 @@ class SuiteRunner:
         return whole
 
     def _result(self, number: int, found: Recognised) -> UtteranceResult:
-        task = self.suite.tasks[self.table.source[number]]
+        task, adapter = self.suite.tasks[self.table.source[number]], self._adapters[self.table.source[number]]
         utterance = long_utterances.whole_of(self.table.utterances[number])
         base_text = self.kept.get(self._name_of_whole(number))
         return UtteranceResult(
@@ -369,7 +376,7 @@ class SuiteRunner:
             key=utterance.key,
             text=utterance.text,
             # `__base__` is the backbone, also beside a fine-tuned one.
-            pred_text=found.text if base_text is None or task.adapter_task != BASE_TASK else base_text,
+            pred_text=found.text if base_text is None or adapter != BASE_TASK else base_text,
             base_pred_text=base_text,
             duration=utterance.duration,
             audio_filepath=utterance.audio_filepath,

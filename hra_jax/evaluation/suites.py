@@ -157,6 +157,19 @@ def load_suite(suite: str, *, data_dir: str, report: DataReport) -> Suite:
     return build_suite(load_config(suite, kind="suites"), data_dir=data_dir, report=report)
 
 
+def trains_heads(suite: str) -> bool:
+    """Whether a suite, by path or name, has a row that trains heads; nothing but its file is read.
+
+    Raises:
+      UserError: an unknown suite, or keys or rows that are not allowed.
+    """
+    config = load_config(suite, kind="suites")
+    _checked_settings(config)
+    for row in config.tasks:
+        _check_row(row, config.name)
+    return any(row[3] == FEW_TASK for row in config.tasks)
+
+
 def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: DataReport) -> Suite:
     """As `load_suite`, from the config that a suite file returns (keys: see the top of this module)."""
     settings = _checked_settings(config)
@@ -179,6 +192,8 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
             f"suite {config.name!r}, task {lost[0].name!r}: none of its {lost[0].size} utterances is usable, such as "
             f"{row.key} ({row.why}), nor is one of any other task; mend the manifest {lost[0].manifest}"
         )
+    asked = [item for item in settings["slices"] if not duration_edges(item, suite=config.name)]
+    _check_tags([*asked, *([config.block] if "block" in config else [])], tasks, config.name)
     return Suite(
         config.name,
         _versioned(config.normalizer, config.name),
@@ -188,6 +203,15 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
         chunk_seconds=_chunk_seconds(config),
         **_few_settings(config, data_dir),
     )
+
+
+def _check_tags(asked: Iterable[str], tasks: Iterable[SuiteTask], suite: str) -> None:
+    """Refuses tags that no utterance has."""
+    utterances = [row for task in tasks for row in task.utterances]
+    for tag in asked:
+        if all(row.tag(tag) is None for row in utterances):
+            known = sorted({name for row in utterances for name in row.tags})
+            raise UserError(f"suite {suite!r}: no utterance has the tag {tag!r}; {near_matches(tag, known)}")
 
 
 def suite_digest(suite: Suite) -> str:
@@ -386,6 +410,11 @@ def check_adapter_tasks(suite: Suite, adapter_tasks: Iterable[str]) -> None:
     """
     known = {*adapter_tasks, BASE_TASK, MEAN_TASK}
     for task in suite.tasks:
+        if task.adapter_task == FEW_TASK:
+            raise UserError(
+                f"suite {suite.name!r}: task {task.name!r} needs heads that are trained on a few utterances; allowed "
+                "with: python -m hra_jax.evaluate --output R"
+            )
         if task.adapter_task not in known:
             hint = near_matches(task.adapter_task, sorted(known))
             raise UserError(f"suite {suite.name!r}: task {task.name!r} needs the adapter {task.adapter_task!r}; {hint}")

@@ -40,6 +40,7 @@ from hra_jax.run.systems import System, suite_weights
 from hra_jax.storage.files import make_folder, remove_file, write_file
 from hra_jax.storage.json_files import COUNT, Kind, read_lines, read_object
 from hra_jax.tasks.names import MEAN_TASK, task_file_names
+from hra_jax.text.normalization import versioned
 from hra_jax.training import sharding
 from hra_jax.training.agreement import gather
 
@@ -100,6 +101,7 @@ def make_runner(system: System, suite: Suite, setup: Setup, report: DataReport) 
             report=report,
             own=system.own,
             trained_seconds=system.trained_seconds,
+            set_aside=system.set_aside,
         )
     except NothingUsable as error:
         raise UserError(f"suite {suite.name!r}: {error}; mend the manifest") from error
@@ -130,7 +132,7 @@ def recognise(
     """
     model = programs.model_on(setup.mesh, system.base, system.method, settings=setup.settings)
     both, alone = _steps(model, setup.mesh, programs.blank_of(system.base, system.method))
-    chosen = suite_weights(weights, len(system.tasks), runner, setup.mesh)
+    chosen = suite_weights(weights, system.averaged or len(system.tasks), runner, setup.mesh)
     if not system.beside:
         rows, _, differences = runner.run(alone, chosen, chosen, progress=True, **options)
     else:
@@ -179,6 +181,7 @@ def job(system: System, runner: SuiteRunner, setup: Setup, output: epath.Path, b
         "dtype": str(compute_dtype(setup.settings.backbone_dtype)),
         "decoding": {"method": "greedy", "most_seconds": setup.batch.buckets[-1]}
         | ({"chunk_seconds": runner.chunk_seconds} if runner.chunk_seconds else {}),
+        "normalizer": versioned(runner.suite.normalizer),
         "bootstrap": setup.evaluation.bootstrap,
         "versions": software_versions(),
     }
@@ -265,6 +268,7 @@ def run_job(
     frozen: Callable[[], dict[str, Any]],
     kept: Mapping[tuple[str, str], str],
     report: DataReport,
+    printed: bool = True,
 ) -> dict[str, Any]:
     """The results of a job; what is finished is not run again. A collective.
 
@@ -275,6 +279,7 @@ def run_job(
       frozen: gives those of the base.
       kept: what the base recognises, by task and key of the utterance; {} for the base itself.
       report: where unusable data goes.
+      printed: whether its table is printed.
 
     Returns:
       As in results.json. Its "error", where it has one, is for the end of the evaluation.
@@ -310,6 +315,7 @@ def run_job(
         bootstrap=setup.evaluation.bootstrap,
         untrained=job.system.untrained,
         rewritten=is_written,
+        printed=printed,
     )
 
 

@@ -5,6 +5,7 @@ whether a suite fits, and whether it was scored already; weights of backbones ar
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from hra_jax.tasks import library
 from hra_jax.tasks.descriptions import is_untrained
 from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.training import placement, sharding, train_state
+from hra_jax.training.agreement import first_alone
 from hra_jax.training.checkpoints import Checkpoints
 
 BASE = "__base__"  # the name of the system that all others are compared with: the frozen backbone by itself
@@ -52,10 +54,14 @@ class System:
       accounting: parameter counts and the fingerprint of the backbone, as results have them.
       facts: more fields of its results, such as the step.
       digest: a hash that is another one where its weights or their meaning are others.
+      set_aside: tasks that are recognised by the backbone alone.
       trained_on: hashes of the utterances that it was trained on, as far as they are known, by what was trained.
       trained_seconds: of the longest utterances that it was trained on; 0 where that is not known.
       weights: gives, for a mesh, {'shared', 'tasks'} with all rows, whole in every process; of a backbone
         {'backbone'} on the mesh.
+      averaged: how many of its first rows have a part in their mean; 0 for all.
+      folder: gives the folder of an adapter with its rows, for which it may write to the path that it is given; None
+        where it is no adapter.
     """
 
     name: str
@@ -72,6 +78,9 @@ class System:
     trained_on: dict[str, np.ndarray] = dataclasses.field(repr=False)
     trained_seconds: float
     weights: Callable[[Mesh], dict[str, Any]] = dataclasses.field(repr=False)
+    averaged: int = 0
+    folder: Callable[[epath.Path], epath.PathLike] | None = dataclasses.field(default=None, repr=False)
+    set_aside: frozenset[str] = frozenset()
 
     @property
     def is_adapter(self) -> bool:
@@ -116,6 +125,8 @@ def of_adapter(name: str, folder: epath.PathLike, base: Foundation) -> System:
     # The rows alone are wanted of it: the backbone's weights come later.
     model = api.load_adapter(folder, api.Backbone(base.files, {}, np.dtype(np.float32)))
     meaning = {"method": exported.config["method"], "vocabulary": exported.config["vocabulary"]}
+    aside = model.set_aside
+    meaning |= {"set_aside": sorted(aside)} if aside else {}
     meaning |= {"tasks": [[entry["name"], entry.get("vocabulary")] for entry in exported.tasks_json]}
     untrained = tuple(entry["name"] for entry in exported.tasks_json if is_untrained(entry))
     return System(
@@ -126,13 +137,15 @@ def of_adapter(name: str, folder: epath.PathLike, base: Foundation) -> System:
         own=model.own,
         tasks=model.tasks,
         untrained=untrained,
-        idle=untrained,
+        set_aside=aside,
+        idle=tuple(sorted({*untrained, *aside})),
         accounting=library.accounting(exported, len(exported.tasks)) | {"backbone_fingerprint": base.fingerprint},
-        facts={"method": "adapter"},
+        facts={"method": "adapter"} | ({"set_aside": sorted(aside)} if aside else {}),
         digest=_digest({"weights": initial.content_hash(str(folder)), "meaning": meaning}),
         trained_on=_trained_on(base, **{f"the adapter {str(folder)!r}": task_records.all_hashes(exported.records)}),
         trained_seconds=model.trained_seconds or base.files.trained_seconds,
         weights=lambda mesh: {"shared": model.shared, "tasks": model.rows},
+        folder=lambda place: folder,
     )
 
 
@@ -203,7 +216,15 @@ def _of_checkpoint(
         idle=idle,
         accounting=stored.accounting | {"backbone_fingerprint": base.fingerprint},
         weights=lambda mesh: stored.weights,
+        folder=functools.partial(_exported, checkpoints.directory.parent, step, base),
     )
+
+
+def _exported(workdir: epath.Path, step: int, base: Foundation, place: epath.Path) -> epath.Path:
+    """The adapter of a checkpoint, exported to a folder; a collective."""
+    backbone = None if base.files is None else str(base.files.folder)
+    first_alone(lambda: checkpoint_export.export_checkpoint(workdir, place, step=step, backbone=backbone))
+    return place
 
 
 def _stored_backbone(

@@ -149,13 +149,14 @@ def test_one_long_utterance_in_two_tasks_is_two(trained, micro, data):
         for name in ("a", "b")
         for row in long_utterances.cut(
             dataclasses.replace(only, name=name),
+            "bob",
             limit=1.0,
             longest_seconds=1.0,
             sample_rate=world.RATE,
             hop=160,
             threads=1,
             report=DataReport(),
-        )
+        ).utterances
     ]
     table = type("Table", (), {"utterances": rows, "source": [0] * (len(rows) // 2) + [1] * (len(rows) // 2)})()
     assert [list(found) for found in long_utterances.parts_in(table)] == [

@@ -1,11 +1,9 @@
 """Results and reports of an evaluation."""
 
-import base64
 import html
 import io
 import json
 import os
-import re
 
 import pytest
 import rich.console
@@ -75,15 +73,8 @@ def test_report_files_are_whole_and_agree_with_the_results(tmp_path):
     assert (folder / "wer.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_html_report_needs_no_other_file_and_escapes_names(tmp_path):
+def test_markdown_report_escapes_names(tmp_path):
     write_report(tmp_path, evaluate(), ROWS)
-    page = (tmp_path / "report.html").read_text()
-    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert len(sources) == 1
-    embedded = sources[0].removeprefix("data:image/png;base64,")
-    assert base64.b64decode(embedded) == (tmp_path / "wer.png").read_bytes()
-    assert html.escape(ODD) in page
-    assert "<b>" not in page
     markdown = (tmp_path / "report.md").read_text()
     columns = {line.replace(r"\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")}
     assert columns == {8, 6}  # the cells of the two tables, not split by a name
@@ -100,7 +91,6 @@ def test_worst_utterances_come_first_and_right_ones_not_at_all(tmp_path):
         text = (tmp_path / file).read_text()
         assert "right.wav" not in text
         assert text.index("worse.wav") < text.index("bad.wav")
-    assert "one <del>two</del> <ins>three</ins>" in (tmp_path / "report.html").read_text()
 
 
 def test_report_bytes_repeat(tmp_path):
