@@ -25,7 +25,7 @@ from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
-from hra_jax.evaluation import side_by_side
+from hra_jax.evaluation import side_by_side, systems_page
 from hra_jax.evaluation.outsiders import matched_rows
 from hra_jax.evaluation.runner import share_shapes
 from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite
@@ -35,7 +35,7 @@ from hra_jax.run.evaluating import Job, Setup, setup_of
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import backbone_weights
-from hra_jax.run.scoring import check_not_trained_on, check_scored, data_report, write_scores
+from hra_jax.run.scoring import check_not_trained_on, check_scored, data_report, evaluation_command, write_scores
 from hra_jax.run.systems import BASE, System
 from hra_jax.run.workdirs import (
     CHECKPOINTS,
@@ -56,7 +56,7 @@ from hra_jax.training.agreement import agreed, check_agreement, first_alone
 from hra_jax.training.checkpoints import Checkpoints
 
 FLAGS = flags.FLAGS
-REPORT = "report.md"  # of all systems, in R/<suite>
+REPORT, PAGE = "report.md", "report.html"  # of all systems, in R/<suite>
 COMPARED = "compared.json"
 _NAME = re.compile(r"(?!__)[\w][\w.@+-]*")
 
@@ -113,6 +113,7 @@ def evaluate(
             facts=system.facts,
             bootstrap=config.eval.bootstrap,
             untrained=system.untrained,
+            command=evaluation_command(workdir=str(workdir), suite=suite, step=str(step), data_dir=data_dir),
         )
         if system.beside:
             check_scored(found, results, differences, idle=evaluating.idle_of(system, runner))
@@ -132,7 +133,7 @@ def evaluate_systems(
 ) -> dict[str, dict[str, Any]]:
     """Scores any number of systems on any number of suites, side by side; what is finished is not run again.
 
-    Writes R/<suite>/<system>/ and, for all systems of a suite, R/<suite>/report.md and compared.json.
+    Writes R/<suite>/<system>/ and, for all systems of a suite, R/<suite>/report.md, report.html and compared.json.
 
     Args:
       suites: names or paths of suites.
@@ -158,6 +159,16 @@ def evaluate_systems(
     outsiders = {name: path for name, path in (_named(text, needs_name=True) for text in predictions)}
     others = {name: path for name, path in map(_named, backbones[1:])}
     _check_names([*map(_name_of, adapters), *outsiders, *others])
+    command = evaluation_command(
+        adapter=adapters,
+        workdir=None if workdir is None else str(workdir),
+        step=None if workdir is None else ",".join(map(str, steps)),
+        backbone=backbones,
+        system=predictions,
+        suite=",".join(suites),
+        data_dir=data_dir,
+        output=str(output),
+    )
     processes.check_same_command(output, config_to_json(config))
     with contextlib.ExitStack() as stack:
         first_alone(lambda: _take(stack, output))
@@ -195,7 +206,7 @@ def evaluate_systems(
         frozen, results = _frozen(base, setup), {}
         for suite in found:
             mine = [job for job in jobs if job.runner.suite is suite]
-            results[suite.name] = _run_suite(suite, mine, outsiders, setup, frozen, report, output)
+            results[suite.name] = _run_suite(suite, mine, outsiders, setup, frozen, report, output, command)
     faults = [entry["error"] for entries in results.values() for entry in entries.values() if entry.get("error")]
     if faults:
         raise UserError(faults[0])
@@ -334,6 +345,7 @@ def _run_suite(
     frozen: Callable[[], dict[str, Any]],
     report: DataReport,
     output: epath.Path,
+    command: str,
 ) -> dict[str, Any]:
     """Runs what is not finished of a suite, and reports on all of its systems together."""
     results: dict[str, Any] = {}
@@ -345,7 +357,7 @@ def _run_suite(
             weights = functools.partial(job.system.weights, setup.mesh)
         kept = texts if job.system.beside else {}
         results[job.system.name] = evaluating.run_job(
-            job, setup, weights=weights, frozen=frozen, kept=kept, report=report
+            job, setup, weights=weights, frozen=frozen, kept=kept, report=report, command=command
         )
         if job.system.name == BASE:
             texts = evaluating.texts_of(job, results[BASE])
@@ -359,12 +371,14 @@ def _run_suite(
             accounting=jobs[0].system.accounting | dict.fromkeys(("trainable_parameters", "parameters_per_task"), 0),
             facts={"method": "predictions", "error": None},
             bootstrap=setup.evaluation.bootstrap,
+            command=command,
         )
-    first_alone(lambda: _report_all(suite, results, output, samples=max(setup.evaluation.bootstrap, 1)))
+    samples = max(setup.evaluation.bootstrap, 1)
+    first_alone(lambda: _report_all(suite, results, output, samples=samples, command=command))
     return results
 
 
-def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *, samples: int) -> None:
+def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *, samples: int, command: str) -> None:
     """Writes and prints how the systems of a suite compare."""
     pairs: list[side_by_side.Pair] = []
     names = list(results)
@@ -376,9 +390,11 @@ def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *,
             except UserError as error:
                 pairs.append((first, second, None, str(error)))
     compared = [{"a": a, "b": b, "differences": found, "error": why or None} for a, b, found, why in pairs]
-    check_links(output, [f"{suite.name}/{REPORT}", f"{suite.name}/{COMPARED}"])
+    check_links(output, [f"{suite.name}/{name}" for name in (REPORT, PAGE, COMPARED)])
     write_file(output / suite.name / COMPARED, json_text(compared))
     write_file(output / suite.name / REPORT, side_by_side.markdown(suite.name, results, pairs))
+    missing = side_by_side.notes(results, pairs)
+    write_file(output / suite.name / PAGE, systems_page.page_of(suite.name, results, pairs, missing, command=command))
     if len(results) > 1:
         side_by_side.print_tables(suite.name, results, pairs)
 

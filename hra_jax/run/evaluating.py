@@ -263,6 +263,7 @@ def run_job(
     frozen: Callable[[], dict[str, Any]],
     kept: Mapping[tuple[str, str], str],
     report: DataReport,
+    command: str = "",
 ) -> dict[str, Any]:
     """The results of a job; what is finished is not run again. A collective.
 
@@ -273,6 +274,7 @@ def run_job(
       frozen: gives those of the base.
       kept: what the base recognises, by task and key of the utterance; {} for the base itself.
       report: where unusable data goes.
+      command: what repeats it, for the report.
 
     Returns:
       As in results.json. Its "error", where it has one, is for the end of the evaluation.
@@ -308,6 +310,7 @@ def run_job(
         bootstrap=setup.evaluation.bootstrap,
         untrained=job.system.untrained,
         rewritten=is_written,
+        command=command,
     )
 
 

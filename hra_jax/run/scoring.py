@@ -1,6 +1,7 @@
 """Scores of a run: the test suite, the weights that it is run with, and the report of unusable data."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -190,7 +191,18 @@ def _trained_on(run: Run) -> dict[str, np.ndarray]:
     return {what: hashes for what, hashes in known.items() if len(hashes)}
 
 
-def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, bootstrap: int) -> dict[str, Any]:
+def evaluation_command(**flags: str | Sequence[str] | None) -> str:
+    """The command that evaluates with some flags; one that is a list is given repeatedly, None and '' are left out."""
+    words = ["python", "-m", "hra_jax.evaluate"]
+    for name, values in flags.items():
+        for value in [values] if isinstance(values, str) else values or ():
+            words += [f"--{name}", value] * bool(value)
+    return shlex.join(words)
+
+
+def score(
+    run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, bootstrap: int, command: str = ""
+) -> dict[str, Any]:
     """Scores a suite, writes W/eval/<suite>/ and prints the table.
 
     Args:
@@ -199,6 +211,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
       weights: what is scored, as `suite_weights` gives it.
       step: the step that it comes from.
       bootstrap: resamples of the intervals.
+      command: what repeats it, for the report.
 
     Returns:
       The results, as in results.json.
@@ -220,6 +233,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
         facts={"step": step, "seed": run.settings.seed, "method": run.settings.method},
         bootstrap=bootstrap,
         untrained=untrained(run),
+        command=command,
     )
     if run.settings.method != "pretrain":
         check_scored(runner.suite, results, differences, idle=_idle(run, runner))
@@ -238,6 +252,7 @@ def write_scores(
     bootstrap: int,
     untrained: Collection[str] = (),
     rewritten: Callable[[str], bool] = is_report_file,
+    command: str = "",
 ) -> dict[str, Any]:
     """Counts the results of a suite, writes its report in process 0, and prints the table; a collective.
 
@@ -251,6 +266,7 @@ def write_scores(
       facts: further top-level fields of the results.
       untrained: tasks of the adapter that no training step has reached: what is recognised with them has no rate.
       rewritten: as for `folders.replace_folder`: which files of an earlier report are gone.
+      command: what repeats it, for the report.
 
     Returns:
       The results, as in results.json.
@@ -277,7 +293,7 @@ def write_scores(
             with locks.hold_beside(root / name, "report", patient=True):
                 folders.replace_folder(
                     root / name,
-                    lambda fresh: write_report(fresh, results, rows, unscored, durable=False),
+                    lambda fresh: write_report(fresh, results, rows, unscored, command=command, durable=False),
                     rewritten=rewritten,
                 )
             print_table(results)
