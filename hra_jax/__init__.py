@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hra_jax.api import Backbone, Model, load_adapter, load_backbone
-    from hra_jax.fitting import fit
+    from hra_jax.fitting import fit, save_adapter
 
 __version__ = "0.2.0"  # setup.py reads it from here, results and exports carry it
 
-_PLACES = dict.fromkeys(("Backbone", "Model", "load_adapter", "load_backbone"), "hra_jax.api") | {
-    "fit": "hra_jax.fitting"
-}
-__all__ = ["Backbone", "Model", "__version__", "fit", "load_adapter", "load_backbone"]
+_PLACES = dict.fromkeys(("Backbone", "Model", "load_adapter", "load_backbone"), "hra_jax.api") | dict.fromkeys(
+    ("fit", "save_adapter"), "hra_jax.fitting"
+)
+__all__ = ["Backbone", "Model", "__version__", "fit", "load_adapter", "load_backbone", "save_adapter"]
 
 if sys.argv[:1] == ["-m"]:
     # `python -m` is looking for its module: a command of this package, perhaps, and Ctrl-C must end it from here on.

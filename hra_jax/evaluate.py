@@ -28,11 +28,13 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation import side_by_side, systems_page
 from hra_jax.evaluation.outsiders import matched_rows
 from hra_jax.evaluation.runner import share_shapes
-from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite
+from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite, trains_heads
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import evaluating, foundation, processes, systems
+from hra_jax.run import held_out as held_outs
 from hra_jax.run.evaluating import Job, Setup, setup_of
 from hra_jax.run.foundation import Foundation
+from hra_jax.run.held_out import HeldOut
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import backbone_weights
 from hra_jax.run.scoring import check_not_trained_on, check_scored, data_report, evaluation_command, write_scores
@@ -51,6 +53,7 @@ from hra_jax.storage import locks
 from hra_jax.storage.files import make_folder, write_file
 from hra_jax.storage.json_files import json_text
 from hra_jax.tasks.backbone import resolve_backbone
+from hra_jax.tasks.names import FEW_TASK
 from hra_jax.text.vocabularies import BlankVocabulary
 from hra_jax.training.agreement import agreed, check_agreement, first_alone
 from hra_jax.training.checkpoints import Checkpoints
@@ -130,6 +133,7 @@ def evaluate_systems(
     backbones: Sequence[str] = (),
     predictions: Sequence[str] = (),
     data_dir: str | None = None,
+    keep: epath.PathLike | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores any number of systems on any number of suites, side by side; what is finished is not run again.
 
@@ -145,6 +149,8 @@ def evaluate_systems(
         compared with; without any it is what the run or the first adapter names. Others are systems by themselves.
       predictions: NAME=FILE, the predictions of any other system as JSON Lines.
       data_dir: what `{dir}` in the manifests of the suites stands for; None means that of the run, if any.
+      keep: where the heads of held-out tasks are kept as an adapter, in a folder for each system where there are
+        several; None keeps them in the folder of the results alone.
 
     Returns:
       {suite: {system: results, as in results.json}}.
@@ -168,6 +174,7 @@ def evaluate_systems(
         suite=",".join(suites),
         data_dir=data_dir,
         output=str(output),
+        keep=None if keep is None else str(keep),
     )
     processes.check_same_command(output, config_to_json(config))
     with contextlib.ExitStack() as stack:
@@ -194,7 +201,9 @@ def evaluate_systems(
         )
         if base.files is not None and not isinstance(base.vocabulary, BlankVocabulary):
             known.insert(0, systems.of_backbone(BASE, base, dtype=dtype))
-        jobs = agreed(lambda: _jobs(known, found, setup, output, base, report))
+        held_out: list[HeldOut] = []
+        jobs = agreed(lambda: _jobs(known, found, setup, output, base, report, held_out))
+        _check_keep(keep, held_out)
         check_agreement({f"{job.name}": job.digest for job in jobs})
 
         for suite in found:
@@ -205,8 +214,12 @@ def evaluate_systems(
         # ------------------------------------------------------------------------------------------- recognise, report
         frozen, results = _frozen(base, setup), {}
         for suite in found:
-            mine = [job for job in jobs if job.runner.suite is suite]
+            mine = [job for job in jobs if job.runner.suite.name == suite.name]
             results[suite.name] = _run_suite(suite, mine, outsiders, setup, frozen, report, output, command)
+        if keep is not None:
+            for one in held_out:
+                one.system.weights(setup.mesh)  # results that were there already did not need them
+            held_outs.keep(held_out, keep)
     faults = [entry["error"] for entries in results.values() for entry in entries.values() if entry.get("error")]
     if faults:
         raise UserError(faults[0])
@@ -279,16 +292,34 @@ def _jobs(
     output: epath.Path,
     base: Foundation,
     report: DataReport,
+    held_out: list[HeldOut],
 ) -> list[Job]:
-    """Every suite on every system, in batches of the same shapes."""
+    """Every suite on every system, in batches of the same shapes; what is to be trained for it goes to `held_out`."""
     found = []
-    for suite in suites:
-        for system in known:
+    for asked in suites:
+        for known_system in known:
+            suite, system = asked, known_system
+            planned = held_outs.plan(asked, known_system, output=output, report=report)
+            if planned is not None:
+                held_out.append(planned)
+                suite, system = planned.suite, planned.system
             runner = evaluating.make_runner(system, suite, setup, report)
             found.append(evaluating.job(system, runner, setup, output, base))
     check_links(output, [job.name for job in found])
     share_shapes(*(job.runner for job in found))
     return found
+
+
+def _check_keep(keep: epath.PathLike | None, held_out: Sequence[HeldOut]) -> None:
+    """Refuses to keep heads that there are not, or that two suites train on one system."""
+    if keep is None:
+        return
+    names = [one.system.name for one in held_out]
+    if not names:
+        raise UserError(f"--keep={str(keep)!r}: no suite trains heads; needed: one with the adapter task {FEW_TASK!r}")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--keep={str(keep)!r}: several suites train heads on {name!r}; allowed is one of them")
 
 
 def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> None:
@@ -355,7 +386,7 @@ def _run_suite(
             weights: Callable[[], dict[str, Any]] = lambda: {"backbone": frozen()}  # noqa: E731
         else:
             weights = functools.partial(job.system.weights, setup.mesh)
-        kept = texts if job.system.beside else {}
+        kept = held_outs.kept_texts(texts, job.runner.suite) if job.system.beside else {}
         results[job.system.name] = evaluating.run_job(
             job, setup, weights=weights, frozen=frozen, kept=kept, report=report, command=command
         )
@@ -418,6 +449,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "data_dir", None, "What {dir} in the suites' manifests stands for; default: the run's data.dir."
     )
+    flags.DEFINE_string("keep", None, "Folder of an adapter that keeps the heads of held-out tasks.")
     processes.define_flags()
 
 
@@ -427,7 +459,9 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.output is None and (FLAGS.workdir is None or len(FLAGS.step) > 1 or FLAGS.adapter or FLAGS.system):
         raise UserError("--output is missing; it may be left out for one checkpoint of a run: --workdir W --step last")
     config = default_config() if FLAGS.workdir is None else stored_config(FLAGS.workdir, notify=False)
-    processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=False)
+    # A signal while heads are trained saves them; the rest of an evaluation it ends.
+    trains = any(trains_heads(suite) for suite in FLAGS.suite)
+    processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=trains)
     setup_jax()
     if FLAGS.output is None:
         for suite in FLAGS.suite:
@@ -442,6 +476,7 @@ def main(argv: Sequence[str]) -> None:
         backbones=FLAGS.backbone,
         predictions=FLAGS.system,
         data_dir=FLAGS.data_dir,
+        keep=FLAGS.keep,
     )
 
 

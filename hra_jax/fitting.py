@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
@@ -39,9 +40,10 @@ from hra_jax.run.layout import Layout, check_rows, lay_out
 from hra_jax.run.place import start_weights
 from hra_jax.run.read import Material
 from hra_jax.run.skipped_steps import SkippedSteps
+from hra_jax.storage import folders
 from hra_jax.tasks.names import check_name
 from hra_jax.text.task_vocabularies import OwnVocabularies
-from hra_jax.training import placement, sharding
+from hra_jax.training import placement, sharding, train_state
 from hra_jax.training.progress import Progress
 from hra_jax.training.task_bank import TaskBank
 from hra_jax.training.train_state import TrainState
@@ -138,6 +140,47 @@ def _trained(
                 loss = float(outputs["loss"]) if looks else None
                 progress.update(step, audio_seconds=loader.audio_seconds, loss=loss)
     return state
+
+
+def save_adapter(model: Model, folder: epath.PathLike) -> None:
+    """Writes the adapter of a model to a folder, as a run exports one; in place of an adapter that is there already.
+
+    It holds no hashes of what was trained on, and of tasks nothing but names and weights.
+
+    Args:
+      model: from `fit`, `load_adapter`, or made of these.
+      folder: where `hra_jax.load_adapter` and all commands find it.
+
+    Raises:
+      UserError: the model has no adapter, or its weights are not finite; or the folder holds something else.
+    """
+    method, files, own = methods.settings(model.adapter), model.backbone.files, model.own
+    weights = {"shared": model.shared, "tasks": model.rows}
+    numbers = train_state.accounting(weights, len(model.tasks), train_state.count(model.backbone.params))
+    entries: list[dict[str, Any]] = [{"name": name, "row": row} for row, name in enumerate(model.tasks)]
+    vocabulary = model.backbone.vocabulary
+    if own is not None and own.shared is not None:
+        vocabulary = own.shared
+    elif own is not None:
+        entries = [{**entry, "vocabulary": own.of(entry["name"]).to_json()} for entry in entries]
+    place = epath.Path(folder)
+    if place.exists() and not (place / adapter_folder.CONFIG_FILE).exists() and any(place.iterdir()):
+        raise UserError(f"{str(place)!r} is no adapter folder; allowed: a new folder, or one that holds an adapter")
+
+    def write(fresh: epath.Path) -> None:
+        adapter_folder.write_adapter(
+            fresh,
+            method=method,
+            weights=weights,
+            tasks=entries,
+            backbone={"name": files.info["name"], "fingerprint": files.fingerprint},
+            vocabulary=vocabulary.to_json(),
+            accounting={name: value for name, value in numbers.items() if name != "tasks"}
+            | {"backbone_fingerprint": files.fingerprint},
+            durable=False,
+        )
+
+    folders.replace_folder(place, write, rewritten=adapter_folder.is_written, last=adapter_folder.CONFIG_FILE)
 
 
 # --- What was given ---------------------------------------------------------------------------------------------------

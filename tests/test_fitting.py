@@ -101,6 +101,24 @@ def test_a_rate_that_is_none_is_refused(backbone, rate):
         hra_jax.fit(backbone, _examples(ann=1), sample_rate=rate)
 
 
+def test_a_model_that_is_saved_is_loaded_again_and_other_folders_are_left_alone(trained, backbone, tmp_path):
+    model = hra_jax.load_adapter(trained.workdir / "adapter", backbone).without_task("bob")
+    for _ in range(2):  # the second in place of the first
+        hra_jax.save_adapter(model, tmp_path / "saved")
+    again = hra_jax.load_adapter(tmp_path / "saved", backbone)
+    assert again.tasks == ("ann", "cy") and again.adapter == model.adapter
+    jax.tree.map(np.testing.assert_array_equal, again.shared, model.shared)
+    for name in again.tasks:
+        jax.tree.map(np.testing.assert_array_equal, again.row(name), model.row(name))
+    assert read_adapter(tmp_path / "saved").config["accounting"]["parameters_per_task"] > 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="mine' is no adapter folder"):
+        hra_jax.save_adapter(model, tmp_path / "mine")
+    with pytest.raises(UserError, match="method 'none' has no adapter folder"):
+        hra_jax.save_adapter(hra_jax.Model(backbone, type(model.adapter).__mro__[1](), {}, {}, ()), tmp_path / "none")
+
+
 # --- Whole trainings --------------------------------------------------------------------------------------------------
 
 

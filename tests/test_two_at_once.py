@@ -1,5 +1,6 @@
 """Two commands at once on one folder: the second is refused in one line, and a dead one is no obstacle."""
 
+import functools
 import importlib.util
 import re
 import shutil
@@ -18,8 +19,9 @@ from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.config.files import load_config
 from hra_jax.convert.conversion import convert
 from hra_jax.errors import UserError
+from hra_jax.evaluation.report import is_report_file
 from hra_jax.run import workdirs
-from hra_jax.run.scoring import _put_report
+from hra_jax.storage import folders
 from hra_jax.storage.files import write_file
 from hra_jax.tasks import commands
 
@@ -117,10 +119,11 @@ def test_two_reports_of_one_suite_are_written_one_after_the_other_and_whole(firs
             write_file(fresh / name, content) for name in ("results.json", f"predictions_{content}.jsonl")
         ]
 
-    _put_report(tmp_path, "test", write("one"))
+    put = functools.partial(folders.replace_folder, tmp_path / "eval" / "test", rewritten=is_report_file)
+    put(write("one"))
     (tmp_path / "eval" / "test" / "notes.txt").write_text("mine", encoding="utf-8")
     process = first(tmp_path / "eval" / "test", beside=True)
-    waiting = threading.Thread(target=_put_report, args=(tmp_path, "test", write("two")))
+    waiting = threading.Thread(target=put, args=(write("two"),))
     waiting.start()
     time.sleep(0.3)
     assert waiting.is_alive() and set(tree(tmp_path / "eval" / "test")) == {

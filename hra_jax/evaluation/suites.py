@@ -150,6 +150,19 @@ def load_suite(suite: str, *, data_dir: str, report: DataReport) -> Suite:
     return build_suite(load_config(suite, kind="suites"), data_dir=data_dir, report=report)
 
 
+def trains_heads(suite: str) -> bool:
+    """Whether a suite, by path or name, has a row that trains heads; nothing but its file is read.
+
+    Raises:
+      UserError: an unknown suite, or keys or rows that are not allowed.
+    """
+    config = load_config(suite, kind="suites")
+    _checked_settings(config)
+    for row in config.tasks:
+        _check_row(row, config.name)
+    return any(row[3] == FEW_TASK for row in config.tasks)
+
+
 def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: DataReport) -> Suite:
     """As `load_suite`, from the config that a suite file returns (keys: see the top of this module)."""
     settings = _checked_settings(config)
@@ -366,6 +379,11 @@ def check_adapter_tasks(suite: Suite, adapter_tasks: Iterable[str]) -> None:
     """
     known = {*adapter_tasks, BASE_TASK, MEAN_TASK}
     for task in suite.tasks:
+        if task.adapter_task == FEW_TASK:
+            raise UserError(
+                f"suite {suite.name!r}: task {task.name!r} needs heads that are trained on a few utterances; allowed "
+                "with: python -m hra_jax.evaluate --output R"
+            )
         if task.adapter_task not in known:
             hint = near_matches(task.adapter_task, sorted(known))
             raise UserError(f"suite {suite.name!r}: task {task.name!r} needs the adapter {task.adapter_task!r}; {hint}")

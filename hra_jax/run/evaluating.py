@@ -129,7 +129,7 @@ def recognise(
     """
     model = programs.model_on(setup.mesh, system.base, system.method, settings=setup.settings)
     both, alone = _steps(model, setup.mesh, programs.blank_of(system.base, system.method))
-    chosen = suite_weights(weights, len(system.tasks), runner, setup.mesh)
+    chosen = suite_weights(weights, system.averaged or len(system.tasks), runner, setup.mesh)
     if not system.beside:
         rows, _, differences = runner.run(alone, chosen, chosen, progress=True, **options)
     else:

@@ -5,6 +5,7 @@ whether a suite fits, and whether it was scored already; weights of backbones ar
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from hra_jax.tasks import library
 from hra_jax.tasks.descriptions import is_untrained
 from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.training import placement, sharding, train_state
+from hra_jax.training.agreement import first_alone
 from hra_jax.training.checkpoints import Checkpoints
 
 BASE = "__base__"  # the name of the system that all others are compared with: the frozen backbone by itself
@@ -55,6 +57,9 @@ class System:
       trained_on: hashes of the utterances that it was trained on, as far as they are known, by what was trained.
       weights: gives, for a mesh, {'shared', 'tasks'} with all rows, whole in every process; of a backbone
         {'backbone'} on the mesh.
+      averaged: how many of its first rows have a part in their mean; 0 for all.
+      folder: gives the folder of an adapter with its rows, for which it may write to the path that it is given; None
+        where it is no adapter.
     """
 
     name: str
@@ -70,6 +75,8 @@ class System:
     digest: str
     trained_on: dict[str, np.ndarray] = dataclasses.field(repr=False)
     weights: Callable[[Mesh], dict[str, Any]] = dataclasses.field(repr=False)
+    averaged: int = 0
+    folder: Callable[[epath.Path], epath.PathLike] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def is_adapter(self) -> bool:
@@ -129,6 +136,7 @@ def of_adapter(name: str, folder: epath.PathLike, base: Foundation) -> System:
         digest=_digest({"weights": initial.content_hash(str(folder)), "meaning": meaning}),
         trained_on=_trained_on(base, **{f"the adapter {str(folder)!r}": task_records.all_hashes(exported.records)}),
         weights=lambda mesh: {"shared": model.shared, "tasks": model.rows},
+        folder=lambda place: folder,
     )
 
 
@@ -198,7 +206,15 @@ def _of_checkpoint(
         idle=idle,
         accounting=stored.accounting | {"backbone_fingerprint": base.fingerprint},
         weights=lambda mesh: stored.weights,
+        folder=functools.partial(_exported, checkpoints.directory.parent, step, base),
     )
+
+
+def _exported(workdir: epath.Path, step: int, base: Foundation, place: epath.Path) -> epath.Path:
+    """The adapter of a checkpoint, exported to a folder; a collective."""
+    backbone = None if base.files is None else str(base.files.folder)
+    first_alone(lambda: checkpoint_export.export_checkpoint(workdir, place, step=step, backbone=backbone))
+    return place
 
 
 def _stored_backbone(

@@ -5,10 +5,10 @@ What the tasks of the adapter share stays as it is, and so do their own rows.
 
 import contextlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -31,6 +31,7 @@ from hra_jax.training.agreement import first_alone
 
 UPDATES = 300  # of every head, where a suite says nothing
 _SOURCE = "support"
+_ROWS = 8  # every batch has a multiple of so many
 
 
 def has_mean(exported: ExportedAdapter) -> bool:
@@ -96,8 +97,14 @@ def manifest_of(heads: Iterable[Head]) -> str:
 def _config(exported: ExportedAdapter, settings: Mapping[str, Any]) -> ConfigDict:
     """The configuration of a run that trains heads, without its data; `steps` counts updates of every head."""
     config = task_config(exported, steps=UPDATES, learning_rate=None)
-    devices = config.batch.multiple
-    given = {"batch.max_tasks": 32, "data.draw": "tasks", "adapter.new_task": "mean" if has_mean(exported) else "zero"}
+    # The same batches on 1, 2, 4 and 8 devices.
+    multiple = math.lcm(_ROWS, config.batch.multiple)
+    given = {
+        "batch.multiple": multiple,
+        "batch.max_tasks": 32,
+        "data.draw": "tasks",
+        "adapter.new_task": "mean" if has_mean(exported) else "zero",
+    }
     known = flatten_config(config)
     for key, value in {**given, **settings}.items():
         if key not in known:
@@ -109,7 +116,7 @@ def _config(exported: ExportedAdapter, settings: Mapping[str, Any]) -> ConfigDic
         with node.unlocked(), node.ignore_type():
             node[name] = tuple(value) if isinstance(value, list) else value
     with config.unlocked():
-        config.batch.seconds = max(config.batch.seconds, devices * config.batch.buckets[-1])
+        config.batch.seconds = max(config.batch.seconds, config.batch.multiple * config.batch.buckets[-1])
     validate_config(config)
     return config
 
@@ -130,7 +137,7 @@ def steps_of(table: UtteranceTable, config: ConfigDict) -> int:
 
 
 def keep_heads(workdir: epath.PathLike, heads: Iterable[Head], folder: epath.PathLike) -> None:
-    """Writes the trained heads of W as an adapter of their own; process 0 does it, and the others wait.
+    """Writes the trained heads of W as an adapter of their own, in this process.
 
     Args:
       workdir: W of `train_heads`.
@@ -138,9 +145,5 @@ def keep_heads(workdir: epath.PathLike, heads: Iterable[Head], folder: epath.Pat
       folder: of the adapter, new or an adapter folder.
     """
 
-    def write() -> None:
-        trained = read_adapter(epath.Path(workdir) / workdirs.ADAPTER)
-        library.write(folder, library.picked(trained, [head.name for head in heads]))
-
-    if jax.process_index() == 0:
-        write()
+    trained = read_adapter(epath.Path(workdir) / workdirs.ADAPTER)
+    library.write(folder, library.picked(trained, [head.name for head in heads]))

@@ -13,7 +13,7 @@ from hra_jax.evaluation import shots
 from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.report import print_table
 from hra_jax.evaluation.results import ACCOUNTING, evaluate_results
-from hra_jax.evaluation.suites import load_suite
+from hra_jax.evaluation.suites import load_suite, trains_heads
 
 SUITE = """
 from ml_collections import ConfigDict
@@ -88,6 +88,11 @@ def test_every_head_is_scored_on_all_utterances_of_its_task_and_none_is_no_shot(
     for task in scored.tasks:
         if task.name.startswith("ann"):
             assert [row.key for row in task.utterances] == [f"test-ann-{number}.wav" for number in range(3)]
+
+
+def test_a_suite_says_whether_it_trains_heads_before_its_data_is_read(suite, tmp_path):
+    (tmp_path / "test.jsonl").unlink(missing_ok=True)
+    assert trains_heads(str(tmp_path / "held.py")) and not trains_heads("fsdd")
 
 
 def test_how_heads_are_trained_is_a_tuple_of_pairs(suite, tmp_path):
