@@ -30,7 +30,7 @@ from hra_jax.evaluation.outsiders import matched_rows
 from hra_jax.evaluation.runner import share_shapes
 from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite, trains_heads
 from hra_jax.models.dtypes import compute_dtype
-from hra_jax.run import evaluating, foundation, processes, systems
+from hra_jax.run import evaluating, foundation, matrices, processes, systems
 from hra_jax.run import held_out as held_outs
 from hra_jax.run.evaluating import Job, Setup, setup_of
 from hra_jax.run.foundation import Foundation
@@ -133,6 +133,7 @@ def evaluate_systems(
     backbones: Sequence[str] = (),
     predictions: Sequence[str] = (),
     data_dir: str | None = None,
+    matrix: bool = False,
     keep: epath.PathLike | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores any number of systems on any number of suites, side by side; what is finished is not run again.
@@ -149,6 +150,8 @@ def evaluate_systems(
         compared with; without any it is what the run or the first adapter names. Others are systems by themselves.
       predictions: NAME=FILE, the predictions of any other system as JSON Lines.
       data_dir: what `{dir}` in the manifests of the suites stands for; None means that of the run, if any.
+      matrix: whether every adapter is run with every task's row on every task's data as well, which goes to
+        R/<suite>_matrix/<system>/.
       keep: where the heads of held-out tasks are kept as an adapter, in a folder for each system where there are
         several; None keeps them in the folder of the results alone.
 
@@ -191,31 +194,27 @@ def evaluate_systems(
         base = agreed(lambda: _base(backbones, asked, config, workdir))
         known = agreed(lambda: [systems.of_adapter(name, path, base) for name, path in asked.items()])
         if workdir is not None:
-            checkpoints = stack.enter_context(_checkpoints(epath.Path(workdir)))
-            name = f"{_name_of(str(workdir))}@{{step}}"
-            taken = [systems.of_checkpoint(name, checkpoints, _step(step), config, base, setup.mesh) for step in steps]
-            known += {system.name: system for system in taken}.values()
-        dtype = setup.settings.backbone_dtype
-        known += agreed(
-            lambda: [systems.of_backbone(name, foundation.load(path), dtype=dtype) for name, path in others.items()]
-        )
+            known += _of_run(stack, epath.Path(workdir), steps, config, base, setup)
+        known += agreed(lambda: _backbones(others, setup))
         if base.files is not None and not isinstance(base.vocabulary, BlankVocabulary):
-            known.insert(0, systems.of_backbone(BASE, base, dtype=dtype))
+            known.insert(0, systems.of_backbone(BASE, base, dtype=setup.settings.backbone_dtype))
+        _tell_set_aside(known)
         held_out: list[HeldOut] = []
         jobs = agreed(lambda: _jobs(known, found, setup, output, base, report, held_out))
         _check_keep(keep, held_out)
-        check_agreement({f"{job.name}": job.digest for job in jobs})
+        crossed = agreed(lambda: matrices.jobs_of(known, found, setup, output, base, report)) if matrix else []
+        every = [*jobs, *(other.job for other in crossed)]
+        share_shapes(*(job.runner for job in every))
+        check_agreement({f"{job.name}": job.digest for job in every})
 
-        for suite in found:
-            # Who has been told once is not told again: what is finished was compared.
-            new = [job.system for job in jobs if job.runner.suite is suite and job.finished() is None]
-            check_not_trained_on(suite, {what: known for system in new for what, known in system.trained_on.items()})
+        _check_samples(found, jobs)
 
         # ------------------------------------------------------------------------------------------- recognise, report
         frozen, results = _frozen(base, setup), {}
         for suite in found:
             mine = [job for job in jobs if job.runner.suite.name == suite.name]
             results[suite.name] = _run_suite(suite, mine, outsiders, setup, frozen, report, output, command)
+            _run_matrices(suite, mine, crossed, results[suite.name], setup, frozen, report)
         if keep is not None:
             for one in held_out:
                 one.system.weights(setup.mesh)  # results that were there already did not need them
@@ -285,6 +284,41 @@ def _base(
     return foundation.load(resolve_backbone(adapter_folder.read_adapter(next(iter(adapters.values()))), None))
 
 
+def _of_run(
+    stack: contextlib.ExitStack,
+    workdir: epath.Path,
+    steps: Sequence[str],
+    config: ConfigDict,
+    base: Foundation,
+    setup: Setup,
+) -> list[System]:
+    """The checkpoints of a run that are asked for, each once; a collective."""
+    checkpoints = stack.enter_context(_checkpoints(workdir))
+    name = f"{_name_of(str(workdir))}@{{step}}"
+    taken = [systems.of_checkpoint(name, checkpoints, _step(step), config, base, setup.mesh) for step in steps]
+    return list({system.name: system for system in taken}.values())
+
+
+def _backbones(others: Mapping[str, str], setup: Setup) -> list[System]:
+    dtype = setup.settings.backbone_dtype
+    return [systems.of_backbone(name, foundation.load(path), dtype=dtype) for name, path in others.items()]
+
+
+def _check_samples(suites: Sequence[Suite], jobs: Sequence[Job]) -> None:
+    """Refuses suites that something was trained on which is still to be scored; a collective."""
+    for suite in suites:
+        # Who has been told once is not told again: what is finished was compared.
+        new = [job.system for job in jobs if job.runner.suite.name == suite.name and job.finished() is None]
+        check_not_trained_on(suite, {what: known for system in new for what, known in system.trained_on.items()})
+
+
+def _tell_set_aside(known: Sequence[System]) -> None:
+    for system in known if jax.process_index() == 0 else ():
+        if system.set_aside:
+            aside = listed(sorted(system.set_aside))
+            tell(f"system {system.name!r}: set aside, and recognised by the backbone alone: {aside}")
+
+
 def _jobs(
     known: Sequence[System],
     suites: Sequence[Suite],
@@ -294,7 +328,7 @@ def _jobs(
     report: DataReport,
     held_out: list[HeldOut],
 ) -> list[Job]:
-    """Every suite on every system, in batches of the same shapes; what is to be trained for it goes to `held_out`."""
+    """Every suite on every system; what is to be trained for it goes to `held_out`."""
     found = []
     for asked in suites:
         for known_system in known:
@@ -306,7 +340,6 @@ def _jobs(
             runner = evaluating.make_runner(system, suite, setup, report)
             found.append(evaluating.job(system, runner, setup, output, base))
     check_links(output, [job.name for job in found])
-    share_shapes(*(job.runner for job in found))
     return found
 
 
@@ -409,12 +442,32 @@ def _run_suite(
     return results
 
 
+def _run_matrices(
+    suite: Suite,
+    jobs: Sequence[Job],
+    crossed: Sequence[matrices.CrossedJob],
+    results: Mapping[str, Any],
+    setup: Setup,
+    frozen: Callable[[], dict[str, Any]],
+    report: DataReport,
+) -> None:
+    """Runs the matrices of a suite whose own jobs have these results."""
+    mine = [other for other in crossed if other.suite is suite]
+    if mine:
+        texts = evaluating.texts_of(jobs[0], results[BASE]) if jobs[0].system.name == BASE else {}
+        for other in mine:
+            matrices.run(other, setup, frozen=frozen, texts=texts, report=report)
+
+
 def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *, samples: int, command: str) -> None:
     """Writes and prints how the systems of a suite compare."""
     pairs: list[side_by_side.Pair] = []
     names = list(results)
     for at, first in enumerate(names):
         for second in names[at + 1 :]:
+            if any("few_shot" in results[name] for name in (first, second)) and not _same_tasks(results, first, second):
+                pairs.append((first, second, None, "they hold out different tasks"))
+                continue
             try:
                 found = compare([output / suite.name / name for name in (first, second)], samples=samples)
                 pairs.append((first, second, found["comparisons"][0], ""))
@@ -428,6 +481,10 @@ def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *,
     write_file(output / suite.name / PAGE, systems_page.page_of(suite.name, results, pairs, missing, command=command))
     if len(results) > 1:
         side_by_side.print_tables(suite.name, results, pairs)
+
+
+def _same_tasks(results: Mapping[str, Any], first: str, second: str) -> bool:
+    return results[first]["tasks"].keys() == results[second]["tasks"].keys()
 
 
 def define_flags() -> None:
@@ -445,6 +502,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "system", [], "NAME=FILE: the predictions of any other system as JSON Lines; may be given repeatedly."
     )
+    flags.DEFINE_bool("matrix", False, "Every task's adapter on every task's data too; of more than 32 a sample.")
     flags.DEFINE_string("output", None, "Folder of the results; default: W/eval, for one checkpoint of a run.")
     flags.DEFINE_string(
         "data_dir", None, "What {dir} in the suites' manifests stands for; default: the run's data.dir."
@@ -456,7 +514,9 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
-    if FLAGS.output is None and (FLAGS.workdir is None or len(FLAGS.step) > 1 or FLAGS.adapter or FLAGS.system):
+    if FLAGS.output is None and (
+        FLAGS.workdir is None or len(FLAGS.step) > 1 or FLAGS.adapter or FLAGS.system or FLAGS.matrix
+    ):
         raise UserError("--output is missing; it may be left out for one checkpoint of a run: --workdir W --step last")
     config = default_config() if FLAGS.workdir is None else stored_config(FLAGS.workdir, notify=False)
     # A signal while heads are trained saves them; the rest of an evaluation it ends.
@@ -476,6 +536,7 @@ def main(argv: Sequence[str]) -> None:
         backbones=FLAGS.backbone,
         predictions=FLAGS.system,
         data_dir=FLAGS.data_dir,
+        matrix=FLAGS.matrix,
         keep=FLAGS.keep,
     )
 

@@ -221,3 +221,24 @@ def test_any_number_of_processes_counts_the_same(trained, micro, tmp_path, comma
     assert all(other == first for other in others)
     results = json.loads((here / "R1" / "test" / "own" / "results.json").read_text())
     assert results["utterances_not_scored"] == 1 and results["utterances"] == 239
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_a_matrix_has_every_adapter_on_every_tasks_data(alone, monkeypatch, capsys):
+    monkeypatch.chdir(alone)
+    asked = {"adapters": ["own=adapter"], "backbones": ["backbone"], "data_dir": "data"}
+    results = evaluate_systems(["test.py"], "R", **asked, matrix=True)["test"]
+    found = json.loads((alone / "R/test_matrix/own/matrix.json").read_text())
+    assert found["tasks"] == found["adapters"] == list(world.SPEAKERS)
+    for row, name in enumerate(world.SPEAKERS):
+        # The diagonal is the suite itself, and the base is the base.
+        assert found["rates"][row][row] == results["own"]["tasks"][name]["wer"]
+        assert found["base"][row] == results["__base__"]["tasks"][name]["wer"]
+    # Beside it stands what a suite of another adapter gives.
+    world.write_suite(alone / "crossed.py", (("ann", "{dir}/test.jsonl", "speaker=ann", "bob"),))
+    other = evaluate_systems(["crossed.py"], "R2", **asked)["crossed"]["own"]["tasks"]["ann"]
+    assert found["rates"][0][1] == other["wer"]
+    assert "data of" in capsys.readouterr().out
+    assert "[" in (alone / "R/test_matrix/own/matrix.md").read_text()
+    with pytest.raises(UserError, match="--matrix has no use without an adapter"):
+        evaluate_systems(["test.py"], "R3", backbones=["backbone"], data_dir="data", matrix=True)

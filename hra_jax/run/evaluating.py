@@ -99,6 +99,7 @@ def make_runner(system: System, suite: Suite, setup: Setup, report: DataReport) 
             evaluation=setup.evaluation,
             report=report,
             own=system.own,
+            set_aside=system.set_aside,
         )
     except NothingUsable as error:
         raise UserError(f"suite {suite.name!r}: {error}; mend the manifest") from error
@@ -264,6 +265,7 @@ def run_job(
     kept: Mapping[tuple[str, str], str],
     report: DataReport,
     command: str = "",
+    printed: bool = True,
 ) -> dict[str, Any]:
     """The results of a job; what is finished is not run again. A collective.
 
@@ -275,6 +277,7 @@ def run_job(
       kept: what the base recognises, by task and key of the utterance; {} for the base itself.
       report: where unusable data goes.
       command: what repeats it, for the report.
+      printed: whether its table is printed.
 
     Returns:
       As in results.json. Its "error", where it has one, is for the end of the evaluation.
@@ -311,6 +314,7 @@ def run_job(
         untrained=job.system.untrained,
         rewritten=is_written,
         command=command,
+        printed=printed,
     )
 
 

@@ -253,6 +253,7 @@ def write_scores(
     untrained: Collection[str] = (),
     rewritten: Callable[[str], bool] = is_report_file,
     command: str = "",
+    printed: bool = True,
 ) -> dict[str, Any]:
     """Counts the results of a suite, writes its report in process 0, and prints the table; a collective.
 
@@ -267,6 +268,7 @@ def write_scores(
       untrained: tasks of the adapter that no training step has reached: what is recognised with them has no rate.
       rewritten: as for `folders.replace_folder`: which files of an earlier report are gone.
       command: what repeats it, for the report.
+      printed: whether the table is printed.
 
     Returns:
       The results, as in results.json.
@@ -296,7 +298,8 @@ def write_scores(
                     lambda fresh: write_report(fresh, results, rows, unscored, command=command, durable=False),
                     rewritten=rewritten,
                 )
-            print_table(results)
+            if printed:
+                print_table(results)
             if unscored:
                 of = sum(task.size for task in (*suite.tasks, *suite.lost))
                 tell(f"{len(unscored)} of {of} utterances were not scored; see {DATA_REPORT}")
