@@ -178,6 +178,7 @@ def evaluate_systems(
         data_dir=data_dir,
         output=str(output),
         keep=None if keep is None else str(keep),
+        matrix=matrix,
     )
     processes.check_same_command(output, config_to_json(config))
     with contextlib.ExitStack() as stack:
@@ -214,7 +215,10 @@ def evaluate_systems(
         for suite in found:
             mine = [job for job in jobs if job.runner.suite.name == suite.name]
             results[suite.name] = _run_suite(suite, mine, outsiders, setup, frozen, report, output, command)
-            _run_matrices(suite, mine, crossed, results[suite.name], setup, frozen, report)
+            seen = _run_matrices(suite, mine, crossed, results[suite.name], setup, frozen, report)
+            samples = max(setup.evaluation.bootstrap, 1)
+            report_all = functools.partial(_report_all, suite, results[suite.name], seen, output)
+            first_alone(functools.partial(report_all, samples=samples, command=command))
         if keep is not None:
             for one in held_out:
                 one.system.weights(setup.mesh)  # results that were there already did not need them
@@ -437,8 +441,6 @@ def _run_suite(
             bootstrap=setup.evaluation.bootstrap,
             command=command,
         )
-    samples = max(setup.evaluation.bootstrap, 1)
-    first_alone(lambda: _report_all(suite, results, output, samples=samples, command=command))
     return results
 
 
@@ -450,16 +452,26 @@ def _run_matrices(
     setup: Setup,
     frozen: Callable[[], dict[str, Any]],
     report: DataReport,
-) -> None:
-    """Runs the matrices of a suite whose own jobs have these results."""
+) -> dict[str, dict[str, Any]]:
+    """The matrices of a suite whose own jobs have these results, by system."""
     mine = [other for other in crossed if other.suite is suite]
-    if mine:
-        texts = evaluating.texts_of(jobs[0], results[BASE]) if jobs[0].system.name == BASE else {}
-        for other in mine:
-            matrices.run(other, setup, frozen=frozen, texts=texts, report=report)
+    if not mine:
+        return {}
+    texts = evaluating.texts_of(jobs[0], results[BASE]) if jobs[0].system.name == BASE else {}
+    return {
+        other.job.system.name: matrices.run(other, setup, frozen=frozen, texts=texts, report=report) for other in mine
+    }
 
 
-def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *, samples: int, command: str) -> None:
+def _report_all(
+    suite: Suite,
+    results: Mapping[str, Any],
+    seen: Mapping[str, Mapping[str, Any]],
+    output: epath.Path,
+    *,
+    samples: int,
+    command: str,
+) -> None:
     """Writes and prints how the systems of a suite compare."""
     pairs: list[side_by_side.Pair] = []
     names = list(results)
@@ -478,7 +490,8 @@ def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *,
     write_file(output / suite.name / COMPARED, json_text(compared))
     write_file(output / suite.name / REPORT, side_by_side.markdown(suite.name, results, pairs))
     missing = side_by_side.notes(results, pairs)
-    write_file(output / suite.name / PAGE, systems_page.page_of(suite.name, results, pairs, missing, command=command))
+    page = systems_page.page_of(suite.name, results, pairs, notes=missing, matrices=seen, command=command)
+    write_file(output / suite.name / PAGE, page)
     if len(results) > 1:
         side_by_side.print_tables(suite.name, results, pairs)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hra_jax.console import html_text, percent, points
-from hra_jax.evaluation import page, plots
+from hra_jax.evaluation import matrix, page, plots
 from hra_jax.evaluation.page import Cell
 from hra_jax.evaluation.side_by_side import Pair
 
@@ -15,8 +15,9 @@ def page_of(
     suite: str,
     results: Mapping[str, Mapping[str, Any]],
     pairs: Sequence[Pair],
-    notes: Sequence[str],
     *,
+    notes: Sequence[str] = (),
+    matrices: Mapping[str, Mapping[str, Any]] | None = None,
     command: str = "",
 ) -> str:
     """The content of report.html for a suite.
@@ -26,6 +27,7 @@ def page_of(
       results: results.json by system.
       pairs: what each two of them differ in.
       notes: what is missing, in sentences.
+      matrices: `matrix.matrix_of` by system, where there are any.
       command: what repeats it; '' where nobody knows.
     """
     best = min(results, key=lambda name: results[name]["over_tasks"]["rate"])
@@ -40,6 +42,7 @@ def page_of(
             page.section("Error rates", *_rates(results)),
             page.section("Error rate and trained parameters", _against_parameters(results)),
             page.section("Differences", *_differences(pairs)),
+            *(_matrix(name, found) for name, found in (matrices or {}).items()),
             page.section("Missing", page.paragraphs(notes)),
             page.section("Repeat it", page.commands([command] if command else []), page.origin(first)),
         ],
@@ -155,3 +158,34 @@ def _differences(pairs: Sequence[Pair]) -> list[str]:
         page.paragraphs(["In percentage points, below 0 where B makes fewer errors."], cls="quiet"),
         page.table(header, rows),
     ]
+
+
+_SHADES = 4  # classes of page.css
+
+
+def _matrix(system: str, found: Mapping[str, Any]) -> str:
+    """Every adapter on the data of every task; the darker, the more errors."""
+    known = [rate for rates in found["rates"] for rate in rates if rate is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+
+    def cell(rate: float | None, own: bool) -> str:
+        shade = 0 if rate is None or high == low else round(_SHADES * (rate - low) / (high - low))
+        cls = " ".join([f"h{shade}"] * bool(shade) + ["own"] * own)
+        mark = f' class="{cls}"' if cls else ""
+        return f"<td{mark}>{percent(rate)}</td>"
+
+    rows = [
+        f"<tr><th>{page.text(task)}</th><td>{percent(base)}</td>"
+        + "".join(cell(rate, adapter == own) for adapter, rate in zip(found["adapters"], rates, strict=True))
+        + "</tr>"
+        for task, base, own, rates in zip(found["tasks"], found["base"], found["own"], found["rates"], strict=True)
+    ]
+    heads = "".join(f"<th>{page.text(name)}</th>" for name in ("data of", "no adapter", *found["adapters"]))
+    said = "Error rates of the data of each task (rows) with each adapter (columns); its own has a frame."
+    return page.section(
+        f"Every adapter of {system} on the data of every task",
+        page.paragraphs([said], cls="quiet"),
+        f'<div class="scroll" tabindex="0"><table class="matrix">\n<thead><tr>{heads}</tr></thead>\n'
+        f"<tbody>\n{chr(10).join(rows)}\n</tbody></table></div>",
+        page.paragraphs(matrix.remarks(found)),
+    )

@@ -191,10 +191,13 @@ def _trained_on(run: Run) -> dict[str, np.ndarray]:
     return {what: hashes for what, hashes in known.items() if len(hashes)}
 
 
-def evaluation_command(**flags: str | Sequence[str] | None) -> str:
+def evaluation_command(**flags: str | Sequence[str] | bool | None) -> str:
     """The command that evaluates with some flags; one that is a list is given repeatedly, None and '' are left out."""
     words = ["python", "-m", "hra_jax.evaluate"]
     for name, values in flags.items():
+        if isinstance(values, bool):
+            words += [f"--{name}"] * values
+            continue
         for value in [values] if isinstance(values, str) else values or ():
             words += [f"--{name}", value] * bool(value)
     return shlex.join(words)

@@ -31,7 +31,7 @@ def pair(results, first: int, second: int):
 
 def test_every_rate_and_difference_is_on_the_page_and_names_are_texts():
     results = systems(500, 500)
-    page = page_of("digits", results, [pair(results, 0, 1)], [EVIL], command=f"python {EVIL}")
+    page = page_of("digits", results, [pair(results, 0, 1)], notes=[EVIL], command=f"python {EVIL}")
     tags = Tags(page)
     assert tags.open == [] and [tag for tag, _ in tags.found].count("script") == 1
     assert not any(name in ("src", "href", "style") for _, given in tags.found for name in given)
@@ -44,6 +44,16 @@ def test_every_rate_and_difference_is_on_the_page_and_names_are_texts():
 
 
 def test_error_rates_are_drawn_against_parameters_only_where_these_differ():
-    assert "trained parameters" not in page_of("digits", systems(500, 500), [], [])
-    page = page_of("digits", systems(500, 90_000), [], [])
+    assert "trained parameters" not in page_of("digits", systems(500, 500), [])
+    page = page_of("digits", systems(500, 90_000), [])
     assert "trained parameters" in page and ">90,000</text>" in page and ">500</text>" in page
+
+
+def test_a_matrix_shows_every_rate_and_frames_the_adapter_of_each_task():
+    found = {"tasks": ["ann", EVIL], "adapters": ["ann", EVIL], "metric": ["wer"] * 2, "own": ["ann", EVIL]}
+    found |= {"base": [0.5, None], "rates": [[0.111, 0.222], [None, 0.333]], "left_out": 3}
+    page = page_of("digits", systems(500), [], matrices={EVIL: found})
+    assert Tags(page).open == []
+    for rate in ("11.1%", "22.2%", "33.3%"):
+        assert f">{rate}</td>" in page
+    assert page.count('own">') == 2 and 'h4 own">33.3%' in page and "3 are left out" in page
