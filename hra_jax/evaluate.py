@@ -2,6 +2,7 @@
 
 python -m hra_jax.evaluate --workdir runs/quickstart --suite hard --step best
 python -m hra_jax.evaluate --adapter DIR --suite A,B --output R
+python -m hra_jax.evaluate --predictions P.jsonl --suite A --normalizer english
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.evaluation import side_by_side
 from hra_jax.evaluation.outsiders import matched_rows
+from hra_jax.evaluation.rescoring import PREDICTIONS, rescore
 from hra_jax.evaluation.runner import share_shapes
 from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite, trains_heads
 from hra_jax.models.dtypes import compute_dtype
@@ -95,12 +97,11 @@ def evaluate(
         setup = setup_of(config, free=False)
         place = config.data.dir if data_dir is None else data_dir
         found = agreed(lambda: load_suite(suite, data_dir=place, report=report))
-        agreed(lambda: _check_apart([found], config))
+        trained = agreed(lambda: _check_apart([found], config))
         base = agreed(lambda: systems.base_of_run(config, workdir))
         system = systems.of_checkpoint("", checkpoints, _step(step), config, base, setup.mesh)
         runner = agreed(lambda: evaluating.make_runner(system, found, setup, report))
         check_agreement({"backbone": base.fingerprint, "checkpoint": system.digest, "suite": runner.digest})
-
         check_not_trained_on(found, system.trained_on)
 
         # -------------------------------------------------------------------------------------------------- recognise
@@ -116,6 +117,7 @@ def evaluate(
             facts=system.facts,
             bootstrap=config.eval.bootstrap,
             untrained=system.untrained,
+            training_texts=trained,
         )
         if system.beside:
             check_scored(found, results, differences, idle=evaluating.idle_of(system, runner))
@@ -186,6 +188,8 @@ def evaluate_systems(
         known += agreed(lambda: _backbones(others, setup))
         if base.files is not None and not isinstance(base.vocabulary, BlankVocabulary):
             known.insert(0, systems.of_backbone(BASE, base, dtype=setup.settings.backbone_dtype))
+        if not known:
+            raise UserError(f"the backbone {base.name!r} has no output layer of its own; needed: --adapter DIR")
         _tell_set_aside(known)
         held_out: list[HeldOut] = []
         jobs = agreed(lambda: _jobs(known, found, setup, output, base, report, held_out))
@@ -343,8 +347,12 @@ def _check_keep(keep: epath.PathLike | None, held_out: Sequence[HeldOut]) -> Non
             raise UserError(f"--keep={str(keep)!r}: several suites train heads on {name!r}; allowed is one of them")
 
 
-def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> None:
-    """Refuses suites that share utterances with the training data of a run, as far as its manifests are at hand."""
+def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> list[str] | None:
+    """Refuses suites that share utterances with the training data of a run, as far as its manifests are at hand.
+
+    Returns:
+      The texts of the training, or None where not all of its manifests are.
+    """
     trained: list[Utterance] = []
     gone = []
     for _, manifest, _ in config.data.sources:
@@ -357,6 +365,7 @@ def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> None:
         check_disjoint(suite.utterances, trained, suite=suite.name)
     if gone and jax.process_index() == 0:
         tell(f"not compared with the training data, as the manifests are not here: {listed(gone)}")
+    return None if gone else [row.text for row in trained]
 
 
 @contextlib.contextmanager
@@ -420,7 +429,7 @@ def _run_suite(
             root=output,
             name=f"{suite.name}/{name}",
             accounting=jobs[0].system.accounting | dict.fromkeys(("trainable_parameters", "parameters_per_task"), 0),
-            facts={"method": "predictions", "error": None},
+            facts={"method": PREDICTIONS, "error": None},
             bootstrap=setup.evaluation.bootstrap,
         )
     first_alone(lambda: _report_all(suite, results, output, samples=max(setup.evaluation.bootstrap, 1)))
@@ -454,8 +463,9 @@ def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *,
                 pairs.append((first, second, None, "they hold out different tasks"))
                 continue
             try:
-                found = compare([output / suite.name / name for name in (first, second)], samples=samples)
-                pairs.append((first, second, found["comparisons"][0], ""))
+                found = compare([output / suite.name / name for name in (first, second)], samples=samples, common=True)
+                # Where the folder lies has no part in it.
+                pairs.append((first, second, found["comparisons"][0] | {"path": f"{suite.name}/{second}"}, ""))
             except UserError as error:
                 pairs.append((first, second, None, str(error)))
     compared = [{"a": a, "b": b, "differences": found, "error": why or None} for a, b, found, why in pairs]
@@ -485,6 +495,10 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "system", [], "NAME=FILE: the predictions of any other system as JSON Lines; may be given repeatedly."
     )
+    flags.DEFINE_string(
+        "predictions", None, "Predictions that are scored again without a model: a file of JSON Lines, or W/eval/SUITE."
+    )
+    flags.DEFINE_string("normalizer", None, "With --predictions: takes the place of the suite's, such as basic@1.")
     flags.DEFINE_bool("matrix", False, "Every task's adapter on every task's data too; of more than 32 a sample.")
     flags.DEFINE_string("output", None, "Folder of the results; default: W/eval, for one checkpoint of a run.")
     flags.DEFINE_string(
@@ -494,9 +508,29 @@ def define_flags() -> None:
     processes.define_flags()
 
 
+def _rescore() -> None:
+    """Scores predictions that are there already; JAX is not started."""
+    others = [name for name in ("adapter", "workdir", "backbone", "system", "keep", "matrix") if FLAGS[name].value]
+    if others:
+        raise UserError(f"--predictions needs no model; allowed: without --{others[0]}")
+    for suite in FLAGS.suite:
+        rescore(
+            FLAGS.predictions,
+            suite,
+            normalizer=FLAGS.normalizer,
+            data_dir=FLAGS.data_dir or "",
+            output=FLAGS.output,
+        )
+
+
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
+    if FLAGS.predictions is not None:
+        _rescore()
+        return
+    if FLAGS.normalizer is not None:
+        raise UserError("--normalizer needs --predictions: what a model is scored with stands in the suite")
     if FLAGS.output is None and (
         FLAGS.workdir is None or len(FLAGS.step) > 1 or FLAGS.adapter or FLAGS.system or FLAGS.matrix
     ):

@@ -261,6 +261,13 @@ def test_sides_of_two_versions_of_a_normalizer_are_counted_again_by_the_newer(tm
 def test_tasks_that_a_side_lacks_are_named_with_the_side(sides, tmp_path):
     fewer = write(tmp_path / "fewer", [row for row in ROWS["b"] if row.task == "george"])
     assert f"{fewer} lacks the tasks {ODD!r}; both sides must have the same tasks" in refused(sides["a"], fewer)
+    (found,) = compare.compare([sides["a"], fewer], samples=50, common=True)["comparisons"]
+    (alone,) = compare.compare([write(tmp_path / "alone", ROWS["a"][:60]), fewer], samples=50)["comparisons"]
+    assert {name: found[name] for name in ("tasks", "macro", "pooled")} == {
+        name: alone[name] for name in ("tasks", "macro", "pooled")
+    }
+    other = write(tmp_path / "other", [row for row in ROWS["b"] if row.task == ODD])
+    assert "have no task in common" in refused(fewer, other, common=True)
     assert f"{fewer} lacks the tasks {ODD!r}" in refused(fewer, sides["a"])
     other = write(tmp_path / "other", [*ROWS["b"][:60], *make_rows("theo", 3, wrong=0.1, seed=0)])
     line = refused(sides["a"], other)

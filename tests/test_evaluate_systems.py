@@ -87,6 +87,9 @@ def files(folder: Path) -> dict[str, object]:
             found[name] = [json.loads(line) | {"time": None} for line in path.read_text().splitlines()]
         elif path.name == "results.json":
             found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "speed"}
+        elif path.suffix == ".md":
+            lines = path.read_text().splitlines()
+            found[name] = [line for line in lines if line and "real-time factor" not in line]
         elif path.suffix != ".html":  # it tells times
             found[name] = path.read_bytes()
     return found
@@ -161,6 +164,8 @@ def test_a_task_that_no_step_has_reached_is_left_out_of_the_means_and_named(alon
     found = scored(alone)["test"]["own"]
     assert set(found["tasks"]) == set(world.SPEAKERS) - {name}
     assert found["tasks_not_scored"] == {name: f"its adapter {name!r} had no training step"} and found["error"] is None
+    (pair,) = json.loads((alone / "R" / "test" / "compared.json").read_text())
+    assert set(pair["differences"]["tasks"]) == set(found["tasks"]) and pair["error"] is None
     assert f"own: task {name!r} was not scored" in (alone / "R" / "test" / "report.md").read_text().replace("\\", "")
 
 

@@ -47,7 +47,8 @@ class Sample:
     @property
     def rates(self) -> NDArray[np.float64]:
         """[K] error rates as they are; nan where there is no unit."""
-        return _rates(self.errors.sum(axis=0, keepdims=True), self.units.sum(keepdims=True))[0]
+        found: NDArray[np.float64] = _rates(self.errors.sum(axis=0, keepdims=True), self.units.sum(keepdims=True))[0]
+        return found
 
 
 def make_sample(names: Sequence[tuple[str, str | None]], errors: NDArray[np.int64], units: NDArray[np.int64]) -> Sample:

@@ -40,6 +40,7 @@ from hra_jax.run.systems import System, suite_weights
 from hra_jax.storage.files import make_folder, remove_file, write_file
 from hra_jax.storage.json_files import COUNT, Kind, read_lines, read_object
 from hra_jax.tasks.names import MEAN_TASK, task_file_names
+from hra_jax.text.normalization import versioned
 from hra_jax.training import sharding
 from hra_jax.training.agreement import gather
 
@@ -178,6 +179,7 @@ def job(system: System, runner: SuiteRunner, setup: Setup, output: epath.Path, b
         "backbone": base.fingerprint,
         "dtype": str(compute_dtype(setup.settings.backbone_dtype)),
         "decoding": {"method": "greedy", "most_seconds": setup.batch.buckets[-1]},
+        "normalizer": versioned(runner.suite.normalizer),
         "bootstrap": setup.evaluation.bootstrap,
         "versions": software_versions(),
     }
