@@ -108,6 +108,9 @@ def test_an_exported_adapter_is_scored_beside_its_backbone_where_nothing_else_is
     pair = compare.compare([folder / "__base__", folder / "own"])["comparisons"][0]["macro"]
     assert f"{pair['wer_b']:.1%}".rstrip("%") in (folder / "report.md").read_text()
     assert json.loads((folder / "compared.json").read_text())[0]["differences"]["macro"] == pair
+    for page in (folder / "report.html", folder / "own" / "report.html"):
+        assert "python -m hra_jax.evaluate --adapter " in page.read_text()
+    assert "<audio" in (folder / "own" / "report.html").read_text()
 
     # What is finished is not run again, not even where another system is asked for; other weights are other results.
     capsys.readouterr()
