@@ -8,6 +8,7 @@ import functools
 import math
 import numbers
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,10 @@ import numpy as np
 from etils import epath
 from numpy.typing import ArrayLike
 
-from hra_jax.adapters import adapter_folder, methods, task_rows
+from hra_jax.adapters import adapter_folder, methods, task_records, task_rows
 from hra_jax.adapters.base import Adapter, bind, no_parameters, unbound
 from hra_jax.adapters.output_kinds import NEVER
-from hra_jax.console import listed
+from hra_jax.console import listed, tell
 from hra_jax.data import pauses
 from hra_jax.data.audio import resample
 from hra_jax.errors import UserError
@@ -167,7 +168,8 @@ def load_adapter(folder: epath.PathLike, backbone: Backbone, *, slots: int = 0) 
         found, shared_vocabulary = stored_vocabularies(exported.config, exported.tasks_json, where=str(folder))
         own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size, shared_vocabulary)
     trained_seconds = float(exported.config.get("trained_seconds", 0))
-    return Model(backbone, adapter, shared, tasks, names, own, os.fspath(folder), trained_seconds)
+    aside = task_records.set_aside(exported.tasks_json)
+    return Model(backbone, adapter, shared, tasks, names, own, os.fspath(folder), trained_seconds, aside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +184,8 @@ class Model:
     own: OwnVocabularies | None = None  # of tasks that do not write in the backbone's vocabulary
     folder: str = ""  # where the adapter lies, for errors; none is that of no folder
     trained_seconds: float = 0.0  # of the longest utterances that the adapter was trained on; 0 where that is not known
+    # Tasks that the adapter was found to make worse: they are recognised as `__base__`, which is said once.
+    set_aside: frozenset[str] = frozenset()
 
     @property
     def chunk_seconds(self) -> float:
@@ -257,7 +261,8 @@ class Model:
             return jnp.concatenate([leaf[:number], leaf[number + 1 :], jnp.zeros_like(leaf[:1])])
 
         tasks = tuple(task for task in self.tasks if task != name)
-        return dataclasses.replace(self, rows=jax.tree.map(move_up, self.rows), tasks=tasks)
+        left = self.set_aside - {name}
+        return dataclasses.replace(self, rows=jax.tree.map(move_up, self.rows), tasks=tasks, set_aside=left)
 
     def mean(self) -> "Model":
         """A model of one task, `__mean__`, whose parameters are the mean of those of all tasks.
@@ -281,6 +286,8 @@ class Model:
     def vocabulary(self, task: str) -> Vocabulary:
         """The vocabulary in which `task` writes."""
         self._task_ids([task])
+        if task in self.set_aside:
+            return self.backbone.vocabulary
         return self.backbone.vocabulary if self.own is None else self.own.of(task)
 
     def _task_ids(self, tasks: Iterable[str]) -> np.ndarray:
@@ -313,12 +320,18 @@ class Model:
         return self._run([self._prepare(waveform, sample_rate) for waveform in waveforms], names)
 
     def _one_task_each(self, waveforms: Waveforms, tasks: Iterable[str] | None) -> list[str]:
-        """The task of every waveform; refuses unknown tasks, and more or fewer tasks than waveforms."""
+        """What recognises every waveform: its task, or `__base__` where that is set aside, which is said once.
+
+        Raises:
+          UserError: unknown tasks, or more or fewer tasks than waveforms.
+        """
         names = [BASE_TASK] * len(waveforms) if tasks is None else list(tasks)
         if len(names) != len(waveforms):
             raise UserError(f"{len(names)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
         self._task_ids(names)
-        return names
+        for name in sorted(self.set_aside.intersection(names)):
+            _say_set_aside(self.folder, name)
+        return [BASE_TASK if name in self.set_aside else name for name in names]
 
     def _prepare(self, samples: ArrayLike, sample_rate: int) -> np.ndarray:
         waveform = np.asarray(samples, np.float32)
@@ -409,6 +422,12 @@ class Model:
             pauses.text(found, [next(found_paths) for _ in found], self.vocabulary(task))
             for found, task in zip(cut, names, strict=True)
         ]
+
+
+@functools.cache
+def _say_set_aside(folder: str, task: str) -> None:
+    """Says once that a task is not recognised with its adapter."""
+    tell(f"{folder}: task {task!r} is set aside: it is recognised by the backbone alone", to=sys.stderr)
 
 
 def _check_finite(

@@ -11,12 +11,13 @@ import numpy as np
 from absl import flags
 
 from hra_jax import cli
-from hra_jax.adapters import adapter_folder
+from hra_jax.adapters import adapter_folder, task_records
 from hra_jax.api import load_adapter, load_backbone
 from hra_jax.console import error_line, listed, printable, tell
 from hra_jax.data import audio, pauses
 from hra_jax.errors import UserError
 from hra_jax.run.jax_setup import setup_jax
+from hra_jax.tasks import gate
 from hra_jax.tasks.descriptions import is_untrained
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 
@@ -48,6 +49,9 @@ def choose_task(adapter: str | None, task: str | None) -> tuple[str, str]:
         notice = f"task {task!r}, the only one of {adapter}"
     else:
         notice = ""
+    if task in task_records.set_aside(entries.values()):
+        aside = f"task {task!r} is set aside, and recognised by the backbone alone: {gate.reason(entries[task])}"
+        return BASE_TASK, f"{notice}; {aside}" if notice else aside
     if task in entries and is_untrained(entries[task]):
         never = f"task {task!r} had no training step"
         notice = f"{notice}; {never}" if notice else never

@@ -86,6 +86,8 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.evaluate --workdir W --suite speakers --step best": [],
     "python -m hra_jax.evaluate --adapter runs/own/adapter --suite speakers,speakers_validation --output R "
     "--data_dir FOLDER": [],
+    "python -m hra_jax.evaluate --predictions runs/own/eval/speakers --suite speakers --data_dir FOLDER "
+    "--normalizer basic@1": [],
     "python -m hra_jax.compare W1 W2": [],
     "python -m hra_jax.verify PATH": [],
     "python -m hra_jax.verify runs/own": [],
@@ -106,6 +108,7 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.tasks import runs/own/adapter runs/guest": [],
     "python -m hra_jax.tasks specialize runs/own/adapter SPEAKER --output runs/alone": [],
     "python -m hra_jax.tasks add runs/own/adapter newcomer --init mean --manifest M.jsonl": ["--steps=2"],
+    "python -m hra_jax.tasks gate runs/own/adapter --suite speakers_validation --data_dir FOLDER": [],
     "python -m hra_jax.aot --config NAME --topology v5e:2x2": [*AHEAD, "--steps=transcription"],
     "python -m hra_jax.aot --config usm_2b_hra --topology v5e:16x16 --json aot.json": [
         *AHEAD,

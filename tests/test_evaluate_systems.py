@@ -87,6 +87,9 @@ def files(folder: Path) -> dict[str, object]:
             found[name] = [json.loads(line) | {"time": None} for line in path.read_text().splitlines()]
         elif path.name == "results.json":
             found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "speed"}
+        elif path.suffix == ".md":
+            lines = path.read_text().splitlines()
+            found[name] = [line for line in lines if line and "real-time factor" not in line]
         elif path.suffix != ".html":  # it tells times
             found[name] = path.read_bytes()
     return found
@@ -105,6 +108,9 @@ def test_an_exported_adapter_is_scored_beside_its_backbone_where_nothing_else_is
     pair = compare.compare([folder / "__base__", folder / "own"])["comparisons"][0]["macro"]
     assert f"{pair['wer_b']:.1%}".rstrip("%") in (folder / "report.md").read_text()
     assert json.loads((folder / "compared.json").read_text())[0]["differences"]["macro"] == pair
+    for page in (folder / "report.html", folder / "own" / "report.html"):
+        assert "python -m hra_jax.evaluate --adapter " in page.read_text()
+    assert "<audio" in (folder / "own" / "report.html").read_text()
 
     # What is finished is not run again, not even where another system is asked for; other weights are other results.
     capsys.readouterr()
@@ -112,6 +118,7 @@ def test_an_exported_adapter_is_scored_beside_its_backbone_where_nothing_else_is
     monkeypatch.setattr(evaluating, "recognise", lambda system, *args, **more: run.append(system.name) or ([], {}))
     assert scored(alone)["test"] == found and files(alone / "R") == written
     assert "suite test" in capsys.readouterr().out
+    assert scored(alone, adapters=[])["test"] == {"__base__": found["__base__"]}  # a backbone by itself
     with pytest.raises(UserError, match="no task could be scored"):
         scored(alone, adapters=[f"own={alone / 'adapter'}", f"more={alone / 'adapter'}"])
     assert run == ["more"]
@@ -161,6 +168,8 @@ def test_a_task_that_no_step_has_reached_is_left_out_of_the_means_and_named(alon
     found = scored(alone)["test"]["own"]
     assert set(found["tasks"]) == set(world.SPEAKERS) - {name}
     assert found["tasks_not_scored"] == {name: f"its adapter {name!r} had no training step"} and found["error"] is None
+    (pair,) = json.loads((alone / "R" / "test" / "compared.json").read_text())
+    assert set(pair["differences"]["tasks"]) == set(found["tasks"]) and pair["error"] is None
     assert f"own: task {name!r} was not scored" in (alone / "R" / "test" / "report.md").read_text().replace("\\", "")
 
 
@@ -218,3 +227,24 @@ def test_any_number_of_processes_counts_the_same(trained, micro, tmp_path, comma
     assert all(other == first for other in others)
     results = json.loads((here / "R1" / "test" / "own" / "results.json").read_text())
     assert results["utterances_not_scored"] == 1 and results["utterances"] == 239
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_a_matrix_has_every_adapter_on_every_tasks_data(alone, monkeypatch, capsys):
+    monkeypatch.chdir(alone)
+    asked = {"adapters": ["own=adapter"], "backbones": ["backbone"], "data_dir": "data"}
+    results = evaluate_systems(["test.py"], "R", **asked, matrix=True)["test"]
+    found = json.loads((alone / "R/test_matrix/own/matrix.json").read_text())
+    assert found["tasks"] == found["adapters"] == list(world.SPEAKERS)
+    for row, name in enumerate(world.SPEAKERS):
+        # The diagonal is the suite itself, and the base is the base.
+        assert found["rates"][row][row] == results["own"]["tasks"][name]["wer"]
+        assert found["base"][row] == results["__base__"]["tasks"][name]["wer"]
+    # Beside it stands what a suite of another adapter gives.
+    world.write_suite(alone / "crossed.py", (("ann", "{dir}/test.jsonl", "speaker=ann", "bob"),))
+    other = evaluate_systems(["crossed.py"], "R2", **asked)["crossed"]["own"]["tasks"]["ann"]
+    assert found["rates"][0][1] == other["wer"]
+    assert "data of" in capsys.readouterr().out
+    assert "[" in (alone / "R/test_matrix/own/matrix.md").read_text()
+    with pytest.raises(UserError, match="--matrix has no use without an adapter"):
+        evaluate_systems(["test.py"], "R3", backbones=["backbone"], data_dir="data", matrix=True)

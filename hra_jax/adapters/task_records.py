@@ -32,6 +32,9 @@ SHARED = ""  # the task of what all tasks share
 Records = dict[str, dict[str, np.ndarray]]
 
 HASHES, OWN_HASHES = "hashes", "own_hashes"
+# Why a task is recognised by the backbone alone, as `tasks gate` found it: {"suite", "metric", "rate", "base_rate",
+# "tolerance"}; absent where the adapter is used.
+SET_ASIDE = "set_aside"
 
 
 class FieldRecord(NamedTuple):
@@ -69,6 +72,7 @@ FIELDS: dict[str, FieldRecord] = {
     "suite": FieldRecord(str),
     "init": FieldRecord(str),
     "vocabulary": FieldRecord(dict, copied=True),
+    SET_ASIDE: FieldRecord(dict),
 }
 # 64-bit hashes of utterances (data/sample_hashes.py), sorted, each once: of those that also trained what tasks share,
 # and of those that trained the task's own parameters alone.
@@ -159,6 +163,11 @@ def copied_fields(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if name in FIELDS and FIELDS[name].copied}
 
 
+def set_aside(entries: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """The tasks that are recognised by the backbone alone, from the entries of tasks.json."""
+    return frozenset(entry["name"] for entry in entries if entry.get(SET_ASIDE) is not None)
+
+
 def all_hashes(records: Records) -> np.ndarray:
     """The hashes of all utterances that anything here was trained on: uint64 `[N]`, sorted, each once."""
     return _union(array for record in (HASHES, OWN_HASHES) for array in records.get(record, {}).values())
@@ -214,7 +223,7 @@ def put(folder: epath.Path, content: bytes | None, *, durable: bool = True) -> N
         remove_file(folder / RECORDS_FILE)
 
 
-def read(folder: epath.Path, hashes: Mapping[str, Any], *, tasks: Collection[str] = ()) -> Records:
+def read(folder: epath.PathLike, hashes: Mapping[str, Any], *, tasks: Collection[str] = ()) -> Records:
     """The records of a folder.
 
     Args:
@@ -227,7 +236,7 @@ def read(folder: epath.Path, hashes: Mapping[str, Any], *, tasks: Collection[str
       UserError: the file is missing or broken, or holds what it cannot hold.
       DamagedError: it is not what was exported.
     """
-    path = folder / RECORDS_FILE
+    path = epath.Path(folder) / RECORDS_FILE
     if RECORDS_FILE not in hashes and (hashes or not path.exists()):
         return {}
     try:

@@ -105,6 +105,7 @@ class SuiteRunner:
       data, batch, evaluation: groups of the run's configuration.
       report: where unusable utterances go.
       own: the vocabularies of tasks that have their own (`text.task_vocabularies.OwnVocabularies`), or None.
+      set_aside: tasks of the adapter that are recognised as `__base__`.
 
     Attributes:
       rows: the adapter's rows that the suite uses, ascending.
@@ -126,17 +127,20 @@ class SuiteRunner:
         evaluation: EvaluationSettings,
         report: DataReport,
         own: OwnVocabularies | None = None,
+        set_aside: Collection[str] = (),
     ):
         self.suite, self._base, self._mesh, self._report = suite, base, mesh, report
         self._data, self._batch, self._evaluation = data, batch, evaluation
-        used = {task.adapter_task for task in suite.tasks} if tasks else set()
+        # What each task of the suite is recognised with.
+        self._adapters = [BASE_TASK if t.adapter_task in set_aside else t.adapter_task for t in suite.tasks]
+        used = set(self._adapters) if tasks else set()
         # One row at least: nothing can be gathered from a bank without rows.
         self.rows = tuple(n for n, name in enumerate(tasks) if name in used) or ((0,) if tasks else ())
         self.needs_mean = MEAN_TASK in used
         self.table = UtteranceTable(
             [
-                TableSource(task.name, task.utterances, task=task.adapter_task if tasks else BASE_TASK)
-                for task in suite.tasks
+                TableSource(task.name, task.utterances, task=adapter if tasks else BASE_TASK)
+                for task, adapter in zip(suite.tasks, self._adapters, strict=True)
             ],
             vocabulary=base.vocabulary,
             normalizer=data.text_normalizer,
@@ -272,7 +276,7 @@ class SuiteRunner:
             source = int(self.table.source[at])
             if self._has_outputs and self._name(at) not in self.kept:
                 return True
-            if source not in acting and self.suite.tasks[source].adapter_task != BASE_TASK:
+            if source not in acting and self._adapters[source] != BASE_TASK:
                 return True
         return False
 
@@ -304,11 +308,11 @@ class SuiteRunner:
         found = {}
         for row in rows:
             number = int(outputs["utterance"][row])
-            task = self.suite.tasks[self.table.source[number]]
+            adapter = self._adapters[self.table.source[number]]
             if base_paths is not None:
                 self.kept.setdefault(self._name(number), self._base.vocabulary.decode(base_paths[row]))
             found[number] = Recognised(
-                self.table.vocabulary_of(task.adapter_task).decode(paths[row]),
+                self.table.vocabulary_of(adapter).decode(paths[row]),
                 float(outputs["loss"][row]),
                 float(outputs["difference"][row]) if "difference" in outputs else None,
                 None if seconds is None else seconds * float(self.table.duration[number]),
@@ -317,13 +321,13 @@ class SuiteRunner:
 
     def _result(self, number: int, found: Recognised) -> UtteranceResult:
         task, utterance = self.suite.tasks[self.table.source[number]], self.table.utterances[number]
-        base_text = self.base_text(number)
+        base_text, adapter = self.base_text(number), self._adapters[self.table.source[number]]
         return UtteranceResult(
             task=task.name,
             key=utterance.key,
             text=utterance.text,
             # `__base__` is the backbone, also beside a fine-tuned one.
-            pred_text=found.text if base_text is None or task.adapter_task != BASE_TASK else base_text,
+            pred_text=found.text if base_text is None or adapter != BASE_TASK else base_text,
             base_pred_text=base_text,
             duration=utterance.duration,
             audio_filepath=utterance.audio_filepath,

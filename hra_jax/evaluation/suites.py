@@ -185,6 +185,8 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
             f"suite {config.name!r}, task {lost[0].name!r}: none of its {lost[0].size} utterances is usable, such as "
             f"{row.key} ({row.why}), nor is one of any other task; mend the manifest {lost[0].manifest}"
         )
+    asked = [item for item in settings["slices"] if not duration_edges(item, suite=config.name)]
+    _check_tags([*asked, *([config.block] if "block" in config else [])], tasks, config.name)
     return Suite(
         config.name,
         _versioned(config.normalizer, config.name),
@@ -193,6 +195,15 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
         **settings,
         **_few_settings(config, data_dir),
     )
+
+
+def _check_tags(asked: Iterable[str], tasks: Iterable[SuiteTask], suite: str) -> None:
+    """Refuses tags that no utterance has."""
+    utterances = [row for task in tasks for row in task.utterances]
+    for tag in asked:
+        if all(row.tag(tag) is None for row in utterances):
+            known = sorted({name for row in utterances for name in row.tags})
+            raise UserError(f"suite {suite!r}: no utterance has the tag {tag!r}; {near_matches(tag, known)}")
 
 
 def suite_digest(suite: Suite) -> str:

@@ -54,6 +54,7 @@ class System:
       accounting: parameter counts and the fingerprint of the backbone, as results have them.
       facts: more fields of its results, such as the step.
       digest: a hash that is another one where its weights or their meaning are others.
+      set_aside: tasks that are recognised by the backbone alone.
       trained_on: hashes of the utterances that it was trained on, as far as they are known, by what was trained.
       weights: gives, for a mesh, {'shared', 'tasks'} with all rows, whole in every process; of a backbone
         {'backbone'} on the mesh.
@@ -77,6 +78,7 @@ class System:
     weights: Callable[[Mesh], dict[str, Any]] = dataclasses.field(repr=False)
     averaged: int = 0
     folder: Callable[[epath.Path], epath.PathLike] | None = dataclasses.field(default=None, repr=False)
+    set_aside: frozenset[str] = frozenset()
 
     @property
     def is_adapter(self) -> bool:
@@ -120,6 +122,8 @@ def of_adapter(name: str, folder: epath.PathLike, base: Foundation) -> System:
     # The rows alone are wanted of it: the backbone's weights come later.
     model = api.load_adapter(folder, api.Backbone(base.files, {}, np.dtype(np.float32)))
     meaning = {"method": exported.config["method"], "vocabulary": exported.config["vocabulary"]}
+    aside = model.set_aside
+    meaning |= {"set_aside": sorted(aside)} if aside else {}
     meaning |= {"tasks": [[entry["name"], entry.get("vocabulary")] for entry in exported.tasks_json]}
     untrained = tuple(entry["name"] for entry in exported.tasks_json if is_untrained(entry))
     return System(
@@ -130,9 +134,10 @@ def of_adapter(name: str, folder: epath.PathLike, base: Foundation) -> System:
         own=model.own,
         tasks=model.tasks,
         untrained=untrained,
-        idle=untrained,
+        set_aside=aside,
+        idle=tuple(sorted({*untrained, *aside})),
         accounting=library.accounting(exported, len(exported.tasks)) | {"backbone_fingerprint": base.fingerprint},
-        facts={"method": "adapter"},
+        facts={"method": "adapter"} | ({"set_aside": sorted(aside)} if aside else {}),
         digest=_digest({"weights": initial.content_hash(str(folder)), "meaning": meaning}),
         trained_on=_trained_on(base, **{f"the adapter {str(folder)!r}": task_records.all_hashes(exported.records)}),
         weights=lambda mesh: {"shared": model.shared, "tasks": model.rows},

@@ -11,6 +11,8 @@
     python -m hra_jax.tasks export-checkpoint --workdir W --output DIR [--step N|last|best] [--backbone DIR]
         [--rename OLD=NEW ...]
     python -m hra_jax.tasks specialize ADAPTER TASK --output DIR [--backbone DIR] [--peft]
+    python -m hra_jax.tasks gate ADAPTER --suite A [--tolerance 0.01] [--check] [--backbone DIR] [--data_dir DIR]
+    python -m hra_jax.tasks gate ADAPTER --results RESULTS.json [--tolerance 0.01] [--check]
 
 Without --output the adapter is changed in place. Whatever a command is not about stays the same bytes.
 """
@@ -24,7 +26,7 @@ from absl import flags
 from etils import epath
 
 from hra_jax import cli
-from hra_jax.adapters import methods
+from hra_jax.adapters import methods, task_records
 from hra_jax.adapters.adapter_folder import CONFIG_FILE, ExportedAdapter, read_adapter
 from hra_jax.console import listed, near_matches, percent, say, stdout, table, tell
 from hra_jax.convert import peft_export
@@ -32,12 +34,13 @@ from hra_jax.errors import UserError
 from hra_jax.storage import folders, locks
 from hra_jax.storage.files import is_remote, real_path, write_file
 from hra_jax.storage.json_files import json_text
-from hra_jax.tasks import adding, descriptions, library, merging
+from hra_jax.tasks import adding, descriptions, gate, library, merging
 from hra_jax.tasks.backbone import load_backbone
 from hra_jax.tasks.names import check_name, check_tasks
 
 FLAGS = flags.FLAGS
 
+HARMFUL = 4  # exit status of `gate --check`
 _KNOWN_FIELDS = ("name", "row", "file", "step", "wer", "parameters", "norm", "tensors")
 
 
@@ -132,6 +135,9 @@ def list_tasks(adapter: str, *, json: str | None = None) -> None:
     untrained = [entry["name"] for entry in found["tasks"] if descriptions.is_untrained(entry)]
     if untrained:
         say(console, f"without a training step: {listed(untrained)}")
+    aside = task_records.set_aside(found["tasks"])
+    if aside:
+        say(console, f"set aside, and recognised by the backbone alone: {listed(sorted(aside))}")
     if json is not None:
         write_file(json, json_text(found))
 
@@ -336,6 +342,61 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
         )
 
 
+def gate_tasks(
+    adapter: str,
+    *,
+    suite: str | None = None,
+    results: str | None = None,
+    tolerance: float = 0.0,
+    check: bool = False,
+    backbone: str | None = None,
+    data_dir: str | None = None,
+    output: str | None = None,
+) -> int:
+    """Sets the tasks aside that a validation suite finds worse with the adapter than without.
+
+    Args:
+      adapter: the folder.
+      suite: name or path of the suite, which is recognised with the adapter and without.
+      results: in place of it, the results.json of such an evaluation of this adapter.
+      tolerance: by how much a task may be worse: a fraction of words, by the point estimate.
+      check: whether nothing is written, and the exit status tells.
+      backbone: folder of the backbone, or builtin:NAME; None takes what the adapter names.
+      data_dir: what `{dir}` in the manifests of the suite stands for.
+      output: where the result goes; None changes the folder in place.
+
+    Returns:
+      The exit status: 0; with `check`, `HARMFUL` where a task is worse and not set aside.
+
+    Raises:
+      UserError: not an adapter folder, a suite that cannot be scored or is not of its tasks, or flags that do not go
+        together.
+    """
+    if (suite is None) == (results is None):
+        raise UserError("gate needs --suite, a validation suite, or else --results, what an evaluation wrote")
+    if results is not None and (backbone is not None or data_dir is not None):
+        raise UserError("--backbone and --data_dir have no use with --results: nothing is recognised")
+    with contextlib.nullcontext(None) if check else _writing(adapter, output, "gate") as destination:
+        exported = _read(adapter)
+        if results is not None:
+            found = gate.stored_results(results, exported)
+        else:
+            found = gate.scored(exported, str(suite), backbone=backbone, data_dir=data_dir)
+        decisions = gate.decide(found, tasks=exported.tasks, tolerance=tolerance)
+        for decision in decisions:
+            tell(decision.line)
+        worse = [decision.task for decision in decisions if decision.worse]
+        if destination is None:
+            aside = task_records.set_aside(exported.tasks_json)
+            harmful = [name for name in worse if name not in aside]
+            for name in harmful:
+                tell(f"task {name!r} is worse with the adapter by more than {tolerance:g}, and is not set aside")
+            return HARMFUL if harmful else 0
+        kept = gate.gated(exported, decisions, suite=found["suite"], tolerance=tolerance)
+        _finish(destination, kept, f"set aside by {found['suite']!r}: {listed(worse)}")
+    return 0
+
+
 def export_checkpoint(
     *,
     workdir: str | None,
@@ -399,6 +460,13 @@ COMMANDS = {
         export_checkpoint, "--workdir W --output DIR", 0, 0, ("workdir", "output", "step", "backbone", "rename")
     ),
     "import": _Command(import_tasks, "ADAPTER FROM [--task NAME ...]", 2, _MANY, ("task", "as", "output")),
+    "gate": _Command(
+        gate_tasks,
+        "ADAPTER --suite A",
+        1,
+        1,
+        ("suite", "results", "tolerance", "check", "backbone", "data_dir", "output"),
+    ),
     "specialize": _Command(specialize, "ADAPTER TASK --output DIR", 2, 2, ("output", "backbone", "peft")),
 }
 # Flags that are called otherwise in Python.
@@ -410,7 +478,10 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
     strings = {
         "json": "list, show: a file to write everything to.",
         "output": "The folder to write; without it the adapter is changed in place (where that is possible).",
-        "backbone": "add, specialize, export-checkpoint: folder of the backbone, or builtin:NAME.",
+        "backbone": "add, specialize, gate, export-checkpoint: folder of the backbone, or builtin:NAME.",
+        "suite": "gate: name or path of the validation suite.",
+        "results": "gate: in place of --suite, the results.json of an evaluation of this adapter.",
+        "data_dir": "gate: what {dir} in the suite's manifests stands for.",
         "init": "add: what the task starts as: zero (no effect), mean of the tasks, or the name of a task.",
         "manifest": "add: recordings to train the task on; all that tasks share stays as it is.",
         "workdir": "add: work directory of the training; without it a temporary one. export-checkpoint: of the run.",
@@ -419,6 +490,10 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
     }
     for name, text in strings.items():
         flags.DEFINE_string(name, None, text, flag_values=flag_values)
+    flags.DEFINE_bool("check", False, "gate: write nothing; status 4 where a task is worse.", flag_values=flag_values)
+    flags.DEFINE_float(
+        "tolerance", 0.0, "gate: how much worse a task may be, a fraction of words.", 0.0, 1.0, flag_values=flag_values
+    )
     flags.DEFINE_bool("peft", False, "specialize: write a LoRA as PEFT reads it.", flag_values=flag_values)
     flags.DEFINE_integer("steps", None, "add: optimizer steps; 300 if not given.", 1, flag_values=flag_values)
     flags.DEFINE_float("learning_rate", None, "add: peak learning rate.", 0.0, flag_values=flag_values)

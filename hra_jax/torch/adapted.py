@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from etils import epath
 
-from hra_jax.adapters import adapter_folder, methods
+from hra_jax.adapters import adapter_folder, methods, task_records
 from hra_jax.adapters.methods import METHODS
 from hra_jax.adapters.output_kinds import NEVER
 from hra_jax.convert import families
@@ -53,6 +53,7 @@ class AdaptedModel(torch.nn.Module):
         self.method = methods.from_folder(exported.config)
         self._check_method()
         self.tasks = tuple(exported.tasks)
+        self.set_aside = task_records.set_aside(exported.tasks_json)  # recognised as `__base__`
         self._encoder, parent, self._layers = _blocks_of(model)
         self._adapted = sorted(self.method.layers) or list(range(len(self._layers)))
         # In a tuple, or they would be modules of this one a second time.
@@ -175,8 +176,14 @@ class AdaptedModel(torch.nn.Module):
 
     def vocabulary(self, task: str):
         """The vocabulary in which a task writes."""
-        self._index([task])
+        (task,) = self._obeyed([task])
         return self._base if self._own is None else self._own.of(task)
+
+    def _obeyed(self, tasks) -> list[str]:
+        """What each task is recognised with: itself, or `__base__` where it is set aside. Refuses unknown ones."""
+        tasks = list(tasks)
+        self._index(tasks)
+        return [BASE_TASK if task in self.set_aside else task for task in tasks]
 
     def _index(self, tasks) -> list[int]:
         known = {name: row for row, name in enumerate(self.tasks)} | {BASE_TASK: len(self.tasks)}
@@ -200,7 +207,7 @@ class AdaptedModel(torch.nn.Module):
           UserError: an unknown task, another number of tasks than rows, or a model in training mode that left out
             layers.
         """
-        tasks = list(tasks)
+        tasks = self._obeyed(tasks)
         rows = torch.tensor(self._index(tasks), dtype=torch.long, device=next(self.buffers()).device)
         self._rows = {path: getattr(self, name)[rows].float() for path, name in self._paths["rows"].items()}
         self._active = rows < len(self.tasks)

@@ -18,7 +18,7 @@ from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
 from hra_jax.storage import safetensors
-from hra_jax.tasks import commands
+from hra_jax.tasks import commands, gate, library
 from hra_jax.text.vocabularies import CharacterVocabulary
 
 torch = pytest.importorskip("torch")
@@ -306,6 +306,19 @@ def test_layers_that_are_left_out_are_an_error(world, tmp_path):
     finally:
         there.model.eval()
         there.model.config.layerdrop = before
+
+
+def test_a_task_that_is_set_aside_is_run_as_the_base(world, tmp_path):
+    there = world("parakeet")
+    there.export(HierarchicalRecurrentAdapter(width=5), tmp_path / "adapter")
+    exported = adapter_folder.read_adapter(tmp_path / "adapter")
+    worse = gate.Decision("bob", "wer", 0.3, 0.2, None, None, None, True)
+    library.write(tmp_path / "adapter", gate.gated(exported, [worse], suite="v", tolerance=0.0))
+    module, inputs = adapted(there.model, tmp_path / "adapter"), there.inputs()[2]
+    with torch.no_grad():
+        found, plain = module(tasks=["bob", "ann"] * 2, **inputs), module(tasks=["__base__", "ann"] * 2, **inputs)
+    torch.testing.assert_close(found, plain, rtol=0, atol=0)
+    assert module.set_aside == {"bob"}
 
 
 # --- LoRA under PEFT --------------------------------------------------------------------------------------------------
