@@ -118,6 +118,7 @@ def test_an_exported_adapter_is_scored_beside_its_backbone_where_nothing_else_is
     monkeypatch.setattr(evaluating, "recognise", lambda system, *args, **more: run.append(system.name) or ([], {}))
     assert scored(alone)["test"] == found and files(alone / "R") == written
     assert "suite test" in capsys.readouterr().out
+    assert scored(alone, adapters=[])["test"] == {"__base__": found["__base__"]}  # a backbone by itself
     with pytest.raises(UserError, match="no task could be scored"):
         scored(alone, adapters=[f"own={alone / 'adapter'}", f"more={alone / 'adapter'}"])
     assert run == ["more"]
