@@ -336,7 +336,7 @@ def print_tables(compared: Mapping[str, Any], *, console: rich.console.Console |
         ]
         metrics = {entry["metric"] for entry in comparison["tasks"].values()} | {comparison["pooled"]["metric"]}
         kind = metrics.pop().upper() if len(metrics) == 1 else "rate"
-        console.print(table([name.replace("WER", kind) for name in _HEADER], tasks, means))
+        console.print(table([name.replace("WER", kind) for name in _HEADER], tasks, means, left=("verdict",)))
         say(console, _resampled_line(comparison))
     samples = compared["bootstrap"]["samples"]
     say(

@@ -110,6 +110,9 @@ def test_an_exported_adapter_is_scored_beside_its_backbone_where_nothing_else_is
     pair = compare.compare([folder / "__base__", folder / "own"])["comparisons"][0]["macro"]
     assert f"{pair['wer_b']:.1%}".rstrip("%") in (folder / "report.md").read_text()
     assert json.loads((folder / "compared.json").read_text())[0]["differences"]["macro"] == pair
+    for page in (folder / "report.html", folder / "own" / "report.html"):
+        assert "python -m hra_jax.evaluate --adapter " in page.read_text()
+    assert "<audio" in (folder / "own" / "report.html").read_text()
 
     # What is finished is not run again, not even where another system is asked for; other weights are other results.
     capsys.readouterr()
@@ -117,6 +120,7 @@ def test_an_exported_adapter_is_scored_beside_its_backbone_where_nothing_else_is
     monkeypatch.setattr(evaluating, "recognise", lambda system, *args, **more: run.append(system.name) or ([], {}))
     assert scored(alone)["test"] == found and files(alone / "R") == written
     assert "suite test" in capsys.readouterr().out
+    assert scored(alone, adapters=[])["test"] == {"__base__": found["__base__"]}  # a backbone by itself
     with pytest.raises(UserError, match="no task could be scored"):
         scored(alone, adapters=[f"own={alone / 'adapter'}", f"more={alone / 'adapter'}"])
     assert run == ["more"]

@@ -268,6 +268,7 @@ def run_job(
     frozen: Callable[[], dict[str, Any]],
     kept: Mapping[tuple[str, str], str],
     report: DataReport,
+    command: str = "",
     printed: bool = True,
 ) -> dict[str, Any]:
     """The results of a job; what is finished is not run again. A collective.
@@ -279,6 +280,7 @@ def run_job(
       frozen: gives those of the base.
       kept: what the base recognises, by task and key of the utterance; {} for the base itself.
       report: where unusable data goes.
+      command: what repeats it, for the report.
       printed: whether its table is printed.
 
     Returns:
@@ -315,6 +317,7 @@ def run_job(
         bootstrap=setup.evaluation.bootstrap,
         untrained=job.system.untrained,
         rewritten=is_written,
+        command=command,
         printed=printed,
     )
 

@@ -1,6 +1,7 @@
 """Scores of a run: the test suite, the weights that it is run with, and the report of unusable data."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -193,7 +194,21 @@ def _trained_on(run: Run) -> dict[str, np.ndarray]:
     return {what: hashes for what, hashes in known.items() if len(hashes)}
 
 
-def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, bootstrap: int) -> dict[str, Any]:
+def evaluation_command(**flags: str | Sequence[str] | bool | None) -> str:
+    """The command that evaluates with some flags; one that is a list is given repeatedly, None and '' are left out."""
+    words = ["python", "-m", "hra_jax.evaluate"]
+    for name, values in flags.items():
+        if isinstance(values, bool):
+            words += [f"--{name}"] * values
+            continue
+        for value in [values] if isinstance(values, str) else values or ():
+            words += [f"--{name}", value] * bool(value)
+    return shlex.join(words)
+
+
+def score(
+    run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, bootstrap: int, command: str = ""
+) -> dict[str, Any]:
     """Scores a suite, writes W/eval/<suite>/ and prints the table.
 
     Args:
@@ -202,6 +217,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
       weights: what is scored, as `suite_weights` gives it.
       step: the step that it comes from.
       bootstrap: resamples of the intervals.
+      command: what repeats it, for the report.
 
     Returns:
       The results, as in results.json.
@@ -223,6 +239,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
         facts={"step": step, "seed": run.settings.seed, "method": run.settings.method},
         bootstrap=bootstrap,
         untrained=untrained(run),
+        command=command,
         training_texts=[row.text for source in run.material.sources for row in source.utterances],
     )
     if run.settings.method != "pretrain":
@@ -242,6 +259,7 @@ def write_scores(
     bootstrap: int,
     untrained: Collection[str] = (),
     rewritten: Callable[[str], bool] = is_report_file,
+    command: str = "",
     training_texts: Collection[str] | None = None,
     printed: bool = True,
 ) -> dict[str, Any]:
@@ -257,6 +275,7 @@ def write_scores(
       facts: further top-level fields of the results.
       untrained: tasks of the adapter that no training step has reached: what is recognised with them has no rate.
       rewritten: as for `folders.replace_folder`: which files of an earlier report are gone.
+      command: what repeats it, for the report.
       training_texts: of what was trained on, where they are at hand.
       printed: whether the table is printed.
 
@@ -290,7 +309,7 @@ def write_scores(
             with locks.hold_beside(root / name, "report", patient=True):
                 folders.replace_folder(
                     root / name,
-                    lambda fresh: write_report(fresh, results, rows, unscored, durable=False),
+                    lambda fresh: write_report(fresh, results, rows, unscored, command=command, durable=False),
                     rewritten=rewritten,
                 )
             if printed:
