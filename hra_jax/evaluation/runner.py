@@ -197,8 +197,9 @@ class SuiteRunner:
     ) -> tuple[list[UtteranceResult], float, dict[str, float]]:
         """Scores the suite.
 
-        With `alone`, the base runs beside the adapters only where something of it is not known yet: what it recognises
-        in an utterance (it is kept in `kept`), or that the adapter of a task acts, for which one batch is enough.
+        With `alone`, the step with the base beside it runs besides, and only where something of the base is not known
+        yet: what it recognises in an utterance (it is kept in `kept`), or that the adapter of a task acts, for which
+        one batch is enough. What is recognised then does not depend on what is known: it is one program that does it.
 
         Args:
           evaluation_step: the compiled step of `training.step.make_evaluation_step`.
@@ -252,13 +253,20 @@ class SuiteRunner:
             for bucket, numbers in plans:
                 # One process may fail to decode its part, and the others would wait for it in the step.
                 batch = agreed(lambda: next(batches))
-                step = evaluation_step if alone is None or self._needs_base(numbers, acting) else alone
+                arrays = sharding.shard_batch(batch, self._mesh)
+                step = evaluation_step if alone is None else alone
                 started = time.perf_counter()
-                step_outputs = step(weights, frozen, sharding.shard_batch(batch, self._mesh))
-                outputs = {name: np.asarray(value) for name, value in step_outputs.items()}
+                outputs = {name: np.asarray(value) for name, value in step(weights, frozen, arrays).items()}
                 seconds = time.perf_counter() - started if (step, bucket) in compiled else None
                 compiled.add((step, bucket))
-                fresh = self._recognised(outputs, seconds=seconds)
+                passes = 1
+                if alone is not None and self._needs_base(numbers, acting):
+                    beside = evaluation_step(weights, frozen, arrays)
+                    outputs |= {name: np.asarray(beside[name]) for name in ("base_paths", "difference")}
+                elif "difference" in outputs:
+                    # The base beside it takes as long; where tasks have vocabularies of their own, it runs once more.
+                    passes = 2 if self.table.symbols is None else 3
+                fresh = self._recognised(outputs, seconds=None if seconds is None else seconds / passes)
                 acting |= {int(self.table.source[number]) for number, row in fresh.items() if row.difference}
                 found |= fresh
                 after(fresh)
@@ -328,9 +336,7 @@ class SuiteRunner:
         beside = "base_paths" in outputs and self._has_outputs
         rows = np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0))
         if seconds is not None:
-            # The base beside it takes as long; where tasks have vocabularies of their own, it runs once more.
-            passes = 1 if "difference" not in outputs else 2 if self.table.symbols is None else 3
-            seconds /= passes * max(float(self.table.duration[outputs["utterance"][rows]].sum()), 1e-9)
+            seconds /= max(float(self.table.duration[outputs["utterance"][rows]].sum()), 1e-9)
         found = {}
         for row in rows:
             number, length = int(outputs["utterance"][row]), int(outputs["lengths"][row])
