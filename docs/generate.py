@@ -165,6 +165,30 @@ def comparison_facts() -> str:
     )
 
 
+def held_out() -> str:
+    """Speakers whom an adapter has not heard, against the number of their words that a head was trained on."""
+    found = cell("fsdd_heldout.json")
+    rows = []
+    for name, points in [*found["tasks"].items(), ("mean of the speakers", found["all"])]:
+        base = found["base"].get(name, sum(found["base"].values()) / len(found["base"]))
+        cells = [
+            f"{_percent(point['rate'])} ({_percent(point['low'])} to {_percent(point['high'])})" for point in points
+        ]
+        rows.append([name, _percent(base), *cells])
+    head = ["0, the mean head", *(f"{k}" for k in found["shots"][1:])]
+    return table(" | ".join(["speaker", "no adapter", *head]), rows)
+
+
+def held_out_facts() -> str:
+    """How much is behind the table of held-out speakers."""
+    found = cell("fsdd_heldout.json")
+    pairs = "; ".join(" and ".join(names) for names in found["held_out"])
+    return (
+        f"Held out together: {pairs}. Each adapter was trained for {found['steps']} steps, each head for "
+        f"{found['updates']} updates, {found['draws']} draws; {sum(found['words'].values())} test words."
+    )
+
+
 def _count(number: float) -> str:
     for unit, size in (("trillion", 1e12), ("billion", 1e9), ("million", 1e6)):
         if number >= size:
@@ -288,12 +312,17 @@ def layers() -> str:
     return table("layer | way | forward and backward, median | times the first", rows, left=2)
 
 
-PARTS: dict[str, Callable[[], str]] = {
-    part.__name__: part
-    for part in (keys, configurations, suites, modules, quickstart, quickstart_facts, comparison, comparison_facts)
-} | {
-    part.__name__: part for part in (parameters, scaling, encoders, full_depth, tpus, tpu_variants, tpu_batches, layers)
-}
+PARTS: dict[str, Callable[[], str]] = (
+    {
+        part.__name__: part
+        for part in (keys, configurations, suites, modules, quickstart, quickstart_facts, comparison, comparison_facts)
+    }
+    | {
+        part.__name__: part
+        for part in (parameters, scaling, encoders, full_depth, tpus, tpu_variants, tpu_batches, layers)
+    }
+    | {part.__name__: part for part in (held_out, held_out_facts)}
+)
 
 
 def main(arguments: list[str]) -> int:

@@ -60,7 +60,9 @@ class _Side(NamedTuple):
     lines: dict[str, list[Line]]
 
 
-def compare(paths: Sequence[epath.PathLike], *, samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
+def compare(
+    paths: Sequence[epath.PathLike], *, samples: int = SAMPLES, seed: int = 0, common: bool = False
+) -> dict[str, Any]:
     """Differences of error rates between the first evaluation and each of the others.
 
     Args:
@@ -68,6 +70,7 @@ def compare(paths: Sequence[epath.PathLike], *, samples: int = SAMPLES, seed: in
         lie beside. The first is A, every other one a B.
       samples: resamples of each 95% interval, 1 or more.
       seed: of the resamples, 0 or more.
+      common: whether tasks that one side lacks are left out of both; otherwise they are an error.
 
     Returns:
       What --json writes: {"normalizer", "bootstrap", "reference": side, "comparisons": [side and differences]}. A side
@@ -89,7 +92,11 @@ def compare(paths: Sequence[epath.PathLike], *, samples: int = SAMPLES, seed: in
         "bootstrap": {"samples": samples, "confidence": bootstrap.CONFIDENCE, "seed": seed},
         "reference": _describe(reference),
         "comparisons": [
-            _describe(other) | _differences(reference, other, samples=samples, seed=seed) for other in others
+            _describe(other)
+            | _differences(
+                *(_in_common(reference, other) if common else (reference, other)), samples=samples, seed=seed
+            )
+            for other in others
         ],
     }
 
@@ -166,6 +173,18 @@ def _check_same_tasks(a: _Side, b: _Side) -> None:
     ]
     if lacking:
         raise UserError(f"{'; '.join(lacking)}; both sides must have the same tasks")
+
+
+def _in_common(a: _Side, b: _Side) -> tuple[_Side, _Side]:
+    """Both sides with the tasks that both have."""
+    tasks = [task for task in a.lines if task in b.lines]
+    if not tasks:
+        raise UserError(f"{a.path} and {b.path} have no task in common")
+    found = []
+    for side in (a, b):
+        scores = {task: side.results["tasks"][task] for task in tasks}
+        found.append(side._replace(results={**side.results, "tasks": scores}, lines={t: side.lines[t] for t in tasks}))
+    return found[0], found[1]
 
 
 def _counted(side: _Side, task: str, *, normalizer: str, metric: str, block: str) -> list[_Row]:
@@ -317,7 +336,7 @@ def print_tables(compared: Mapping[str, Any], *, console: rich.console.Console |
         ]
         metrics = {entry["metric"] for entry in comparison["tasks"].values()} | {comparison["pooled"]["metric"]}
         kind = metrics.pop().upper() if len(metrics) == 1 else "rate"
-        console.print(table([name.replace("WER", kind) for name in _HEADER], tasks, means))
+        console.print(table([name.replace("WER", kind) for name in _HEADER], tasks, means, left=("verdict",)))
         say(console, _resampled_line(comparison))
     samples = compared["bootstrap"]["samples"]
     say(

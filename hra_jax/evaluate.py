@@ -2,6 +2,7 @@
 
 python -m hra_jax.evaluate --workdir runs/quickstart --suite hard --step best
 python -m hra_jax.evaluate --adapter DIR --suite A,B --output R
+python -m hra_jax.evaluate --predictions P.jsonl --suite A --normalizer english
 """
 
 import contextlib
@@ -17,7 +18,6 @@ from ml_collections import ConfigDict
 
 from hra_jax import cli
 from hra_jax.adapters import adapter_folder
-from hra_jax.compare import compare
 from hra_jax.config.files import config_to_json
 from hra_jax.config.keys import default_config
 from hra_jax.console import listed, tell
@@ -25,8 +25,8 @@ from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
-from hra_jax.evaluation import side_by_side
 from hra_jax.evaluation.outsiders import matched_rows
+from hra_jax.evaluation.rescoring import PREDICTIONS, rescore
 from hra_jax.evaluation.runner import share_shapes
 from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite, trains_heads
 from hra_jax.models.dtypes import compute_dtype
@@ -37,7 +37,8 @@ from hra_jax.run.foundation import Foundation
 from hra_jax.run.held_out import HeldOut
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import backbone_weights
-from hra_jax.run.scoring import check_not_trained_on, check_scored, data_report, write_scores
+from hra_jax.run.reporting import report_all
+from hra_jax.run.scoring import check_not_trained_on, check_scored, data_report, evaluation_command, write_scores
 from hra_jax.run.systems import BASE, System
 from hra_jax.run.workdirs import (
     CHECKPOINTS,
@@ -50,8 +51,7 @@ from hra_jax.run.workdirs import (
     stored_config,
 )
 from hra_jax.storage import locks
-from hra_jax.storage.files import make_folder, write_file
-from hra_jax.storage.json_files import json_text
+from hra_jax.storage.files import make_folder
 from hra_jax.tasks.backbone import resolve_backbone
 from hra_jax.tasks.names import FEW_TASK
 from hra_jax.text.vocabularies import BlankVocabulary
@@ -59,13 +59,16 @@ from hra_jax.training.agreement import agreed, check_agreement, first_alone
 from hra_jax.training.checkpoints import Checkpoints
 
 FLAGS = flags.FLAGS
-REPORT = "report.md"  # of all systems, in R/<suite>
-COMPARED = "compared.json"
 _NAME = re.compile(r"(?!__)[\w][\w.@+-]*")
 
 
 def evaluate(
-    workdir: epath.PathLike, suite: str, *, step: str | int = "last", data_dir: str | None = None
+    workdir: epath.PathLike,
+    suite: str,
+    *,
+    step: str | int = "last",
+    data_dir: str | None = None,
+    backbone: str | None = None,
 ) -> dict[str, Any]:
     """Scores a checkpoint; writes W/eval/<suite>/ and prints the table.
 
@@ -74,6 +77,7 @@ def evaluate(
       suite: name or path of a suite; it must share no utterance with the training data, where these are at hand.
       step: 'last', 'best', or the number of a checkpoint.
       data_dir: what `{dir}` in the suite's manifests stands for; None means the run's own `data.dir`.
+      backbone: folder of the backbone of the run, or builtin:NAME; None means what the run names.
 
     Returns:
       The results, as in results.json.
@@ -95,12 +99,11 @@ def evaluate(
         setup = setup_of(config, free=False)
         place = config.data.dir if data_dir is None else data_dir
         found = agreed(lambda: load_suite(suite, data_dir=place, report=report))
-        agreed(lambda: _check_apart([found], config))
-        base = agreed(lambda: systems.base_of_run(config, workdir))
+        trained = agreed(lambda: _check_apart([found], config))
+        base = agreed(lambda: systems.base_of_run(config, workdir, backbone))
         system = systems.of_checkpoint("", checkpoints, _step(step), config, base, setup.mesh)
         runner = agreed(lambda: evaluating.make_runner(system, found, setup, report))
         check_agreement({"backbone": base.fingerprint, "checkpoint": system.digest, "suite": runner.digest})
-
         check_not_trained_on(found, system.trained_on)
 
         # -------------------------------------------------------------------------------------------------- recognise
@@ -116,6 +119,8 @@ def evaluate(
             facts=system.facts,
             bootstrap=config.eval.bootstrap,
             untrained=system.untrained,
+            command=evaluation_command(workdir=str(workdir), suite=suite, step=str(step), data_dir=data_dir),
+            training_texts=trained,
         )
         if system.beside:
             check_scored(found, results, differences, idle=evaluating.idle_of(system, runner))
@@ -137,7 +142,7 @@ def evaluate_systems(
 ) -> dict[str, dict[str, Any]]:
     """Scores any number of systems on any number of suites, side by side; what is finished is not run again.
 
-    Writes R/<suite>/<system>/ and, for all systems of a suite, R/<suite>/report.md and compared.json.
+    Writes R/<suite>/<system>/ and, for all systems of a suite, R/<suite>/report.md, report.html and compared.json.
 
     Args:
       suites: names or paths of suites.
@@ -167,6 +172,7 @@ def evaluate_systems(
     outsiders = {name: path for name, path in (_named(text, needs_name=True) for text in predictions)}
     others = {name: path for name, path in map(_named, backbones[1:])}
     _check_names([*map(_name_of, adapters), *outsiders, *others])
+    command = _command(suites, output, adapters, workdir, steps, backbones, predictions, data_dir, keep, matrix)
     processes.check_same_command(output, config_to_json(config))
     with contextlib.ExitStack() as stack:
         first_alone(lambda: _take(stack, output))
@@ -186,6 +192,8 @@ def evaluate_systems(
         known += agreed(lambda: _backbones(others, setup))
         if base.files is not None and not isinstance(base.vocabulary, BlankVocabulary):
             known.insert(0, systems.of_backbone(BASE, base, dtype=setup.settings.backbone_dtype))
+        if not known:
+            raise UserError(f"the backbone {base.name!r} has no output layer of its own; needed: --adapter DIR")
         _tell_set_aside(known)
         held_out: list[HeldOut] = []
         jobs = agreed(lambda: _jobs(known, found, setup, output, base, report, held_out))
@@ -201,8 +209,7 @@ def evaluate_systems(
         frozen, results = _frozen(base, setup), {}
         for suite in found:
             mine = [job for job in jobs if job.runner.suite.name == suite.name]
-            results[suite.name] = _run_suite(suite, mine, outsiders, setup, frozen, report, output)
-            _run_matrices(suite, mine, crossed, results[suite.name], setup, frozen, report)
+            results[suite.name] = _run_suite(suite, mine, outsiders, crossed, setup, frozen, report, output, command)
         if keep is not None:
             for one in held_out:
                 one.system.weights(setup.mesh)  # results that were there already did not need them
@@ -216,6 +223,33 @@ def evaluate_systems(
 # ======================================================================================================================
 # What is read
 # ======================================================================================================================
+
+
+def _command(
+    suites: Sequence[str],
+    output: epath.PathLike,
+    adapters: Sequence[str],
+    workdir: epath.PathLike | None,
+    steps: Sequence[str],
+    backbones: Sequence[str],
+    predictions: Sequence[str],
+    data_dir: str | None,
+    keep: epath.PathLike | None,
+    matrix: bool,
+) -> str:
+    """The command that does the same."""
+    return evaluation_command(
+        adapter=adapters,
+        workdir=None if workdir is None else str(workdir),
+        step=None if workdir is None else ",".join(map(str, steps)),
+        backbone=backbones,
+        system=predictions,
+        suite=",".join(suites),
+        data_dir=data_dir,
+        output=str(output),
+        keep=None if keep is None else str(keep),
+        matrix=matrix,
+    )
 
 
 def _take(stack: contextlib.ExitStack, output: epath.Path) -> None:
@@ -343,8 +377,12 @@ def _check_keep(keep: epath.PathLike | None, held_out: Sequence[HeldOut]) -> Non
             raise UserError(f"--keep={str(keep)!r}: several suites train heads on {name!r}; allowed is one of them")
 
 
-def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> None:
-    """Refuses suites that share utterances with the training data of a run, as far as its manifests are at hand."""
+def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> list[str] | None:
+    """Refuses suites that share utterances with the training data of a run, as far as its manifests are at hand.
+
+    Returns:
+      The texts of the training, or None where not all of its manifests are.
+    """
     trained: list[Utterance] = []
     gone = []
     for _, manifest, _ in config.data.sources:
@@ -357,6 +395,7 @@ def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> None:
         check_disjoint(suite.utterances, trained, suite=suite.name)
     if gone and jax.process_index() == 0:
         tell(f"not compared with the training data, as the manifests are not here: {listed(gone)}")
+    return None if gone else [row.text for row in trained]
 
 
 @contextlib.contextmanager
@@ -393,10 +432,12 @@ def _run_suite(
     suite: Suite,
     jobs: Sequence[Job],
     outsiders: Mapping[str, str],
+    crossed: Sequence[matrices.CrossedJob],
     setup: Setup,
     frozen: Callable[[], dict[str, Any]],
     report: DataReport,
     output: epath.Path,
+    command: str,
 ) -> dict[str, Any]:
     """Runs what is not finished of a suite, and reports on all of its systems together."""
     results: dict[str, Any] = {}
@@ -408,7 +449,7 @@ def _run_suite(
             weights = functools.partial(job.system.weights, setup.mesh)
         kept = held_outs.kept_texts(texts, job.runner.suite) if job.system.beside else {}
         results[job.system.name] = evaluating.run_job(
-            job, setup, weights=weights, frozen=frozen, kept=kept, report=report
+            job, setup, weights=weights, frozen=frozen, kept=kept, report=report, command=command
         )
         if job.system.name == BASE:
             texts = evaluating.texts_of(job, results[BASE])
@@ -420,10 +461,13 @@ def _run_suite(
             root=output,
             name=f"{suite.name}/{name}",
             accounting=jobs[0].system.accounting | dict.fromkeys(("trainable_parameters", "parameters_per_task"), 0),
-            facts={"method": "predictions", "error": None},
+            facts={"method": PREDICTIONS, "error": None},
             bootstrap=setup.evaluation.bootstrap,
+            command=command,
         )
-    first_alone(lambda: _report_all(suite, results, output, samples=max(setup.evaluation.bootstrap, 1)))
+    seen = _run_matrices(suite, jobs, crossed, results, setup, frozen, report)
+    samples = max(setup.evaluation.bootstrap, 1)
+    first_alone(lambda: report_all(suite, results, seen, output, samples=samples, command=command))
     return results
 
 
@@ -435,32 +479,15 @@ def _run_matrices(
     setup: Setup,
     frozen: Callable[[], dict[str, Any]],
     report: DataReport,
-) -> None:
-    """Runs the matrices of a suite whose own jobs have these results."""
+) -> dict[str, dict[str, Any]]:
+    """The matrices of a suite whose own jobs have these results, by system."""
     mine = [other for other in crossed if other.suite is suite]
-    if mine:
-        texts = evaluating.texts_of(jobs[0], results[BASE]) if jobs[0].system.name == BASE else {}
-        for other in mine:
-            matrices.run(other, setup, frozen=frozen, texts=texts, report=report)
-
-
-def _report_all(suite: Suite, results: Mapping[str, Any], output: epath.Path, *, samples: int) -> None:
-    """Writes and prints how the systems of a suite compare."""
-    pairs: list[side_by_side.Pair] = []
-    names = list(results)
-    for at, first in enumerate(names):
-        for second in names[at + 1 :]:
-            try:
-                found = compare([output / suite.name / name for name in (first, second)], samples=samples)
-                pairs.append((first, second, found["comparisons"][0], ""))
-            except UserError as error:
-                pairs.append((first, second, None, str(error)))
-    compared = [{"a": a, "b": b, "differences": found, "error": why or None} for a, b, found, why in pairs]
-    check_links(output, [f"{suite.name}/{REPORT}", f"{suite.name}/{COMPARED}"])
-    write_file(output / suite.name / COMPARED, json_text(compared))
-    write_file(output / suite.name / REPORT, side_by_side.markdown(suite.name, results, pairs))
-    if len(results) > 1:
-        side_by_side.print_tables(suite.name, results, pairs)
+    if not mine:
+        return {}
+    texts = evaluating.texts_of(jobs[0], results[BASE]) if jobs[0].system.name == BASE else {}
+    return {
+        other.job.system.name: matrices.run(other, setup, frozen=frozen, texts=texts, report=report) for other in mine
+    }
 
 
 def define_flags() -> None:
@@ -478,6 +505,10 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "system", [], "NAME=FILE: the predictions of any other system as JSON Lines; may be given repeatedly."
     )
+    flags.DEFINE_string(
+        "predictions", None, "Predictions that are scored again without a model: a file of JSON Lines, or W/eval/SUITE."
+    )
+    flags.DEFINE_string("normalizer", None, "With --predictions: takes the place of the suite's, such as basic@1.")
     flags.DEFINE_bool("matrix", False, "Every task's adapter on every task's data too; of more than 32 a sample.")
     flags.DEFINE_string("output", None, "Folder of the results; default: W/eval, for one checkpoint of a run.")
     flags.DEFINE_string(
@@ -487,13 +518,41 @@ def define_flags() -> None:
     processes.define_flags()
 
 
+def _rescore() -> None:
+    """Scores predictions that are there already; JAX is not started."""
+    others = [name for name in ("adapter", "workdir", "backbone", "system", "keep", "matrix") if FLAGS[name].value]
+    if others:
+        raise UserError(f"--predictions needs no model; allowed: without --{others[0]}")
+    for suite in FLAGS.suite:
+        rescore(
+            FLAGS.predictions,
+            suite,
+            normalizer=FLAGS.normalizer,
+            data_dir=FLAGS.data_dir or "",
+            output=FLAGS.output,
+        )
+
+
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
+    if FLAGS.predictions is not None:
+        _rescore()
+        return
+    if FLAGS.normalizer is not None:
+        raise UserError("--normalizer needs --predictions: what a model is scored with stands in the suite")
     if FLAGS.output is None and (
-        FLAGS.workdir is None or len(FLAGS.step) > 1 or FLAGS.adapter or FLAGS.system or FLAGS.matrix
+        FLAGS.workdir is None
+        or max(len(FLAGS.step), len(FLAGS.backbone)) > 1
+        or FLAGS.adapter
+        or FLAGS.system
+        or FLAGS.matrix
     ):
         raise UserError("--output is missing; it may be left out for one checkpoint of a run: --workdir W --step last")
+    if not FLAGS.suite or not FLAGS.step:
+        raise UserError("--suite and --step take at least one name")
+    if FLAGS.workdir is None and FLAGS["step"].present:
+        raise UserError(f"--step={','.join(FLAGS.step)} needs --workdir W, the run whose checkpoints these are")
     config = default_config() if FLAGS.workdir is None else stored_config(FLAGS.workdir, notify=False)
     # A signal while heads are trained saves them; the rest of an evaluation it ends.
     trains = any(trains_heads(suite) for suite in FLAGS.suite)
@@ -501,7 +560,8 @@ def main(argv: Sequence[str]) -> None:
     setup_jax()
     if FLAGS.output is None:
         for suite in FLAGS.suite:
-            evaluate(FLAGS.workdir, suite, step=FLAGS.step[0], data_dir=FLAGS.data_dir)
+            backbone = FLAGS.backbone[0] if FLAGS.backbone else None
+            evaluate(FLAGS.workdir, suite, step=FLAGS.step[0], data_dir=FLAGS.data_dir, backbone=backbone)
         return
     evaluate_systems(
         FLAGS.suite,

@@ -34,6 +34,7 @@ from hra_jax.run.scoring import (
     base_weights,
     check_leaks,
     data_report,
+    evaluation_command,
     recognise,
     score,
     suite_weights,
@@ -385,7 +386,9 @@ def finish(
         if "backbone" in weights:
             # What is scored is what is stored.
             weights = {"backbone": as_stored(weights["backbone"], exported.dtype)}
-        return score(run, test, weights, step=step, bootstrap=bootstrap)
+        command = evaluation_command(workdir=str(run.workdir), suite=config.eval.suite, step=str(step))
+        # No checkpoint has rows of several steps.
+        return score(run, test, weights, step=step, bootstrap=bootstrap, command="" if stitched else command)
 
     results = attempt(run, f"the evaluation of suite {test.suite.name!r}", evaluated, comes_again=True)
     if results is not None:

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hra_jax.evaluation import shots
+
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -131,6 +133,22 @@ def test_the_committed_comparison_follows_from_its_cells(benchmark, tmp_path):
     committed = json.loads((FOLDER / "results" / "compare_methods.json").read_text())["rows"]
     cells = cells_lib.Cells(str(FOLDER / "results" / "compare_methods"), str(tmp_path), minutes=1e-9)
     assert compare.summary({method: compare.group(cells, method) for method in compare.METHODS}) == committed
+
+
+def test_the_committed_curves_of_held_out_speakers_follow_from_the_counts_of_their_heads():
+    committed = json.loads((FOLDER / "results" / "fsdd_heldout.json").read_text())
+    held_out = [name for names in committed["held_out"] for name in names]
+    assert sorted(held_out) == list(committed["tasks"]) and len(held_out) == 6
+    by_shots = [{} for _ in committed["shots"]]
+    for name, points in committed["tasks"].items():
+        for place, (k, point) in enumerate(zip(committed["shots"], points, strict=True)):
+            draws = range(1, committed["draws"] + 1) if k else [0]
+            counts = np.array([committed["counts"][shots.head_name(name, k, draw)] for draw in draws])
+            assert counts.shape == (len(draws), 50, 2)
+            by_shots[place][name] = counts
+            assert shots.curve_point(k, {name: counts}, samples=1000).to_json() == point
+    for k, counts, point in zip(committed["shots"], by_shots, committed["all"], strict=True):
+        assert shots.curve_point(k, counts, samples=1000).to_json() == point
 
 
 def test_the_committed_page_on_tpus_follows_from_its_cells(benchmark):

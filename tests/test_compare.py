@@ -46,10 +46,12 @@ def make_side(wrong: float, *, seed: int) -> list[UtteranceResult]:
     return make_rows("george", 60, wrong=wrong, seed=seed) + make_rows(ODD, 30, wrong=0.3, seed=seed + 1)
 
 
-def write(folder: Path, rows, *, suite="digits", normalizer="basic", **accounting) -> Path:
+def write(folder: Path, rows, *, suite="digits", normalizer="basic", bootstrap=0, **accounting) -> Path:
     names = dict.fromkeys(row.task for row in rows)
     tasks = tuple(SuiteTask(name, "test.jsonl", "", "", name, ()) for name in names)
-    results = evaluate_results(rows, Suite(suite, normalizer, tasks), accounting=ACCOUNTING | accounting, bootstrap=0)
+    results = evaluate_results(
+        rows, Suite(suite, normalizer, tasks), accounting=ACCOUNTING | accounting, bootstrap=bootstrap
+    )
     write_report(folder, results, rows)
     return folder
 
@@ -132,6 +134,21 @@ def test_a_verdict_is_given_only_where_the_interval_excludes_0(compared):
     for entry in compared["comparisons"]:
         for part in (*entry["tasks"].values(), entry["macro"], entry["pooled"]):
             assert part["significant"] == (not part["low"] <= 0 <= part["high"]) == (part["verdict"] != "not decidable")
+
+
+def test_tables_and_comparisons_see_the_same_draws(tmp_path):
+    rows = [
+        dataclasses.replace(row, base_pred_text=other.pred_text, tags={"speaker": f"s{at % 9}"})
+        for at, (row, other) in enumerate(zip(ROWS["b"], ROWS["a"], strict=True))
+    ]
+    base = [dataclasses.replace(row, pred_text=row.base_pred_text) for row in rows]
+    sides = [write(tmp_path / name, some, bootstrap=300) for name, some in (("base", base), ("own", rows))]
+    (found,) = compare.compare(sides, samples=300)["comparisons"]
+    table = json.loads((sides[1] / "results.json").read_text())
+    parts = [(found["tasks"][task], table["tasks"][task]) for task in table["tasks"]]
+    for part, shown in (*parts, (found["macro"], table["over_tasks"]), (found["pooled"], table)):
+        assert part.items() >= shown["difference"].items()
+        assert part["resampled"] == shown.get("resampled", "tasks") and part["blocks"] in (9, 2)
 
 
 def test_an_evaluation_does_not_differ_from_itself(sides):
@@ -261,6 +278,13 @@ def test_sides_of_two_versions_of_a_normalizer_are_counted_again_by_the_newer(tm
 def test_tasks_that_a_side_lacks_are_named_with_the_side(sides, tmp_path):
     fewer = write(tmp_path / "fewer", [row for row in ROWS["b"] if row.task == "george"])
     assert f"{fewer} lacks the tasks {ODD!r}; both sides must have the same tasks" in refused(sides["a"], fewer)
+    (found,) = compare.compare([sides["a"], fewer], samples=50, common=True)["comparisons"]
+    (alone,) = compare.compare([write(tmp_path / "alone", ROWS["a"][:60]), fewer], samples=50)["comparisons"]
+    assert {name: found[name] for name in ("tasks", "macro", "pooled")} == {
+        name: alone[name] for name in ("tasks", "macro", "pooled")
+    }
+    other = write(tmp_path / "other", [row for row in ROWS["b"] if row.task == ODD])
+    assert "have no task in common" in refused(fewer, other, common=True)
     assert f"{fewer} lacks the tasks {ODD!r}" in refused(fewer, sides["a"])
     other = write(tmp_path / "other", [*ROWS["b"][:60], *make_rows("theo", 3, wrong=0.1, seed=0)])
     line = refused(sides["a"], other)

@@ -86,6 +86,8 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.evaluate --workdir W --suite speakers --step best": [],
     "python -m hra_jax.evaluate --adapter runs/own/adapter --suite speakers,speakers_validation --output R "
     "--data_dir FOLDER": [],
+    "python -m hra_jax.evaluate --predictions runs/own/eval/speakers --suite speakers --data_dir FOLDER "
+    "--normalizer basic@1": [],
     "python -m hra_jax.compare W1 W2": [],
     "python -m hra_jax.verify PATH": [],
     "python -m hra_jax.verify runs/own": [],

@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from reference import launching
 from reference import micro as world
 
@@ -87,6 +89,9 @@ def files(folder: Path) -> dict[str, object]:
             found[name] = [json.loads(line) | {"time": None} for line in path.read_text().splitlines()]
         elif path.name == "results.json":
             found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "speed"}
+        elif path.suffix == ".md":
+            lines = path.read_text().splitlines()
+            found[name] = [line for line in lines if line and "real-time factor" not in line]
         elif path.suffix != ".html":  # it tells times
             found[name] = path.read_bytes()
     return found
@@ -105,6 +110,9 @@ def test_an_exported_adapter_is_scored_beside_its_backbone_where_nothing_else_is
     pair = compare.compare([folder / "__base__", folder / "own"])["comparisons"][0]["macro"]
     assert f"{pair['wer_b']:.1%}".rstrip("%") in (folder / "report.md").read_text()
     assert json.loads((folder / "compared.json").read_text())[0]["differences"]["macro"] == pair
+    for page in (folder / "report.html", folder / "own" / "report.html"):
+        assert "python -m hra_jax.evaluate --adapter " in page.read_text()
+    assert "<audio" in (folder / "own" / "report.html").read_text()
 
     # What is finished is not run again, not even where another system is asked for; other weights are other results.
     capsys.readouterr()
@@ -112,6 +120,7 @@ def test_an_exported_adapter_is_scored_beside_its_backbone_where_nothing_else_is
     monkeypatch.setattr(evaluating, "recognise", lambda system, *args, **more: run.append(system.name) or ([], {}))
     assert scored(alone)["test"] == found and files(alone / "R") == written
     assert "suite test" in capsys.readouterr().out
+    assert scored(alone, adapters=[])["test"] == {"__base__": found["__base__"]}  # a backbone by itself
     with pytest.raises(UserError, match="no task could be scored"):
         scored(alone, adapters=[f"own={alone / 'adapter'}", f"more={alone / 'adapter'}"])
     assert run == ["more"]
@@ -161,17 +170,24 @@ def test_a_task_that_no_step_has_reached_is_left_out_of_the_means_and_named(alon
     found = scored(alone)["test"]["own"]
     assert set(found["tasks"]) == set(world.SPEAKERS) - {name}
     assert found["tasks_not_scored"] == {name: f"its adapter {name!r} had no training step"} and found["error"] is None
+    (pair,) = json.loads((alone / "R" / "test" / "compared.json").read_text())
+    assert set(pair["differences"]["tasks"]) == set(found["tasks"]) and pair["error"] is None
     assert f"own: task {name!r} was not scored" in (alone / "R" / "test" / "report.md").read_text().replace("\\", "")
 
 
 def enlarge(data: Path, split: str) -> None:
-    """Copies the utterances of a split until they are 240: three batches."""
+    """Copies the utterances of a split until they are 240, three batches, and adds one that fits in no bucket."""
     rows, many = world.read_manifest(data / f"{split}.jsonl"), []
     for number in range(240):
         row = rows[number % len(rows)]
         name = f"audio/{split}-{number}-again{Path(row['audio_filepath']).suffix}"
         shutil.copy(data / row["audio_filepath"], data / name)
         many.append(row | {"audio_filepath": name})
+    noise = 0.003 * np.random.default_rng(0).standard_normal(world.RATE // 2)
+    said = np.concatenate([sound for seed in range(20) for sound in (world.tones("bed fad", seed=seed), noise)])
+    soundfile.write(data / f"audio/{split}-long.flac", said, world.RATE)
+    row = {"audio_filepath": f"audio/{split}-long.flac", "duration": len(said) / world.RATE, "speaker": "bob"}
+    many.append(row | {"text": " ".join(20 * ["bed fad"])})
     world.write_manifest(data / f"{split}.jsonl", many)
 
 
@@ -217,7 +233,7 @@ def test_any_number_of_processes_counts_the_same(trained, micro, tmp_path, comma
     first, *others = found.values()
     assert all(other == first for other in others)
     results = json.loads((here / "R1" / "test" / "own" / "results.json").read_text())
-    assert results["utterances_not_scored"] == 1 and results["utterances"] == 239
+    assert results["utterances_not_scored"] == 1 and results["utterances"] == 240
 
 
 @pytest.mark.slow(minutes=0.5)

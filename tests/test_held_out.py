@@ -14,6 +14,7 @@ from hra_jax.data.sound_files import Sound
 from hra_jax.errors import UserError
 from hra_jax.evaluate import evaluate, evaluate_systems
 from hra_jax.evaluation.predictions import read_predictions
+from hra_jax.run import held_out
 from hra_jax.storage.trees import flatten
 from hra_jax.tasks import library
 from hra_jax.tasks.names import task_file_names
@@ -61,6 +62,11 @@ def test_an_adapter_that_knows_all_tasks_and_an_evaluation_without_a_folder_are_
             backbones=[micro.backbone],
             keep="K",
         )
+
+
+def test_a_backbone_of_ours_is_named_and_another_is_a_folder(micro):
+    ours, other = hra_jax.load_backbone("builtin:tiny", verify=False).files, hra_jax.load_backbone(micro.backbone).files
+    assert held_out._location(ours) == "builtin:tiny" and held_out._location(other) == micro.backbone
 
 
 @pytest.mark.slow(minutes=1.5)

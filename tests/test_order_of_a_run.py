@@ -129,7 +129,9 @@ def test_tasks_that_were_never_drawn_are_named_and_are_no_error(micro, tmp_path,
     never = [entry["name"] for entry in entries if entry["step"] == 0]
     assert len(never) == 2
     assert f"2 of 3 tasks had no step and are as they started: {never[0]!r}, {never[1]!r}\n" in done.printed
-    assert list(results_of(done.workdir)["tasks"]) == list(world.SPEAKERS)
+    results = results_of(done.workdir)
+    assert list(results["tasks"]) == [name for name in world.SPEAKERS if name not in never]
+    assert results["tasks_not_scored"] == {name: f"its adapter {name!r} had no training step" for name in never}
 
 
 @pytest.mark.optimised  # by the last bit an adapter that acts is told from one that does not

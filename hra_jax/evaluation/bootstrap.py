@@ -47,7 +47,8 @@ class Sample:
     @property
     def rates(self) -> NDArray[np.float64]:
         """[K] error rates as they are; nan where there is no unit."""
-        return _rates(self.errors.sum(axis=0, keepdims=True), self.units.sum(keepdims=True))[0]
+        found: NDArray[np.float64] = _rates(self.errors.sum(axis=0, keepdims=True), self.units.sum(keepdims=True))[0]
+        return found
 
 
 def make_sample(names: Sequence[tuple[str, str | None]], errors: NDArray[np.int64], units: NDArray[np.int64]) -> Sample:
@@ -173,7 +174,7 @@ def drawn_means(tasks: Sequence[NDArray[np.float64]], *, samples: int, seed: int
     """
     if len(tasks) == 1:
         return tasks[0]
-    kept = [rates[~np.isnan(rates).any(axis=1)] for rates in tasks]
+    kept = [rates[~np.isnan(rates).any(axis=1)] if np.isnan(rates).any() else rates for rates in tasks]
     sizes = np.array([len(rates) for rates in kept])
     if not sizes.all():
         raise UserError(f"none of {samples} bootstrap samples holds a reference word of every task; more are needed")

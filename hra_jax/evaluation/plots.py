@@ -124,7 +124,9 @@ def _y(rate: float, limit: float) -> float:
     return _TOP + (_BOX_HEIGHT - _TOP - _BOTTOM) * (1 - min(rate, limit) / limit)
 
 
-def plot(series: Sequence[Series], *, ticks: Sequence[tuple[float, str]], title: str, label: str) -> str:
+def plot(
+    series: Sequence[Series], *, ticks: Sequence[tuple[float, str]], title: str, label: str, shifted: bool = True
+) -> str:
     """Lines of rates with whiskers, and a legend below them.
 
     Args:
@@ -132,13 +134,14 @@ def plot(series: Sequence[Series], *, ticks: Sequence[tuple[float, str]], title:
       ticks: places on the x axis from 0 to 1, and their texts.
       title: of the x axis.
       label: what the plot shows, for those who cannot see it.
+      shifted: whether the points of lines stand a little beside each other, so that all whiskers are seen.
     """
     known = [dot for one in series for _, dot in one.points]
     limit = nice_limit([rate for dot in known for rate in (dot.rate, dot.high)])
     parts = _frame(limit, ticks=ticks, title=title)
     for number, one in enumerate(series):
         colour = f"s{one.colour % COLOURS}"
-        shift = (number - (len(series) - 1) / 2) * min(5.0, 24.0 / max(len(series), 1))
+        shift = (number - (len(series) - 1) / 2) * min(5.0, 24.0 / len(series)) * shifted
         line = []
         for at, dot in one.points:
             if dot.rate is None:

@@ -87,6 +87,11 @@ def _summary_lines(results: Mapping[str, Any]) -> list[str]:
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in over["verdicts"].items())
         beside = f"; by the intervals: {verdicts}" if results["bootstrap"]["samples"] else ""
         lines.append(f"{over['got_worse']} of {over['tasks']} tasks have more errors than without the adapter{beside}")
+    if known := results.get("texts_in_training"):
+        lines.append(
+            f"{known['known']:,} of {known['utterances']:,} utterances have a text that occurs in the training "
+            f"({known['texts_known']:,} of {known['texts']:,} different texts)"
+        )
     if results["speed"] is not None:
         speed = results["speed"]
         lines.append(

@@ -44,6 +44,7 @@ def evaluate_results(
     bootstrap: int = 1000,
     seed: int = 0,
     run: Mapping[str, Any] | None = None,
+    hardware: Mapping[str, Any] | None = None,
     not_scored: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
@@ -56,6 +57,7 @@ def evaluate_results(
       bootstrap: resamples of the 95% intervals; 0 for none (the bounds are None then).
       seed: of the resamples.
       run: further top-level fields, such as the step and the seed of the run.
+      hardware: what the utterances were recognised on, beside the times.
       not_scored: tasks that are to have no rate, each with the reason.
 
     Returns:
@@ -109,7 +111,7 @@ def evaluate_results(
         "over_tasks": _over_tasks(tasks, rates.macro, base=count.base),
         "slices": {item: _slices(item, rows, count) for item in suite.slices},
         **({"few_shot": shots.curves(held_out, suite, samples=bootstrap, seed=seed)} if suite.heads else {}),
-        "speed": _speed(rows),
+        "speed": _speed(rows, hardware),
         "bootstrap": {"samples": bootstrap, "confidence": CONFIDENCE, "seed": seed, "least_blocks": LEAST_BLOCKS},
         "suite_digest": suite_digest(suite),
         "data_digest": data_digest(suite),
@@ -265,13 +267,15 @@ def _seconds_slice(duration: float, edges: Sequence[float]) -> str:
     return _seconds_labels(edges)[bisect.bisect_right(edges, duration)]
 
 
-def _speed(rows: Sequence[UtteranceResult]) -> dict[str, float] | None:
+def _speed(rows: Sequence[UtteranceResult], hardware: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Seconds of audio, of recognising it, and the second per the first, where it was measured; None where nowhere."""
     measured = [(row.duration, row.time) for row in rows if row.time is not None]
     audio, seconds = (sum(values) for values in zip(*measured, strict=True)) if measured else (0, 0)
     if not audio:
         return None
-    return {"audio_seconds": round(audio, 6), "seconds": round(seconds, 6), "real_time_factor": seconds / audio}
+    measured_on = {} if hardware is None else {"hardware": dict(hardware)}
+    factor = {"real_time_factor": seconds / audio, **measured_on}
+    return {"audio_seconds": round(audio, 6), "seconds": round(seconds, 6), **factor}
 
 
 def software_versions() -> dict[str, str]:

@@ -63,7 +63,8 @@ def differences(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
 _HEADER = ("task", "A", "B", "B - A", "95% interval", "B is")
 
 
-def _notes(results: Mapping[str, Mapping[str, Any]], pairs: Sequence[Pair]) -> list[str]:
+def notes(results: Mapping[str, Mapping[str, Any]], pairs: Sequence[Pair]) -> list[str]:
+    """Tasks without a score, faults of systems and pairs that are not compared, in lines."""
     left_out = [
         f"{name}: task {task!r} was not scored: {why}"
         for name, found in results.items()
@@ -77,7 +78,7 @@ def markdown(suite: str, results: Mapping[str, Mapping[str, Any]], pairs: Sequen
     """The report of a suite that all systems were run on; arguments as for `print_tables`."""
     header, rows = rates(results)
     lines = [f"# Suite {markdown_cell(suite)}", "", *_markdown_table(header, rows)]
-    for note in _notes(results, pairs):
+    for note in notes(results, pairs):
         lines += ["", markdown_cell(note)]
     found = differences(pairs)
     if found:
@@ -112,5 +113,5 @@ def print_tables(
     found = differences(pairs)
     if found:
         console.print(table(_HEADER, found, [], title="differences in percentage points"))
-    for note in _notes(results, pairs):
+    for note in notes(results, pairs):
         say(console, note)

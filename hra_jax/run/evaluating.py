@@ -40,6 +40,7 @@ from hra_jax.run.systems import System, suite_weights
 from hra_jax.storage.files import make_folder, remove_file, write_file
 from hra_jax.storage.json_files import COUNT, Kind, read_lines, read_object
 from hra_jax.tasks.names import MEAN_TASK, task_file_names
+from hra_jax.text.normalization import versioned
 from hra_jax.training import sharding
 from hra_jax.training.agreement import gather
 
@@ -99,6 +100,7 @@ def make_runner(system: System, suite: Suite, setup: Setup, report: DataReport) 
             evaluation=setup.evaluation,
             report=report,
             own=system.own,
+            trained_seconds=system.trained_seconds,
             set_aside=system.set_aside,
         )
     except NothingUsable as error:
@@ -177,7 +179,9 @@ def job(system: System, runner: SuiteRunner, setup: Setup, output: epath.Path, b
         "system": system.digest,
         "backbone": base.fingerprint,
         "dtype": str(compute_dtype(setup.settings.backbone_dtype)),
-        "decoding": {"method": "greedy", "most_seconds": setup.batch.buckets[-1]},
+        "decoding": {"method": "greedy", "most_seconds": setup.batch.buckets[-1]}
+        | ({"chunk_seconds": runner.chunk_seconds} if runner.chunk_seconds else {}),
+        "normalizer": versioned(runner.suite.normalizer),
         "bootstrap": setup.evaluation.bootstrap,
         "versions": software_versions(),
     }
@@ -264,6 +268,7 @@ def run_job(
     frozen: Callable[[], dict[str, Any]],
     kept: Mapping[tuple[str, str], str],
     report: DataReport,
+    command: str = "",
     printed: bool = True,
 ) -> dict[str, Any]:
     """The results of a job; what is finished is not run again. A collective.
@@ -275,6 +280,7 @@ def run_job(
       frozen: gives those of the base.
       kept: what the base recognises, by task and key of the utterance; {} for the base itself.
       report: where unusable data goes.
+      command: what repeats it, for the report.
       printed: whether its table is printed.
 
     Returns:
@@ -311,6 +317,7 @@ def run_job(
         bootstrap=setup.evaluation.bootstrap,
         untrained=job.system.untrained,
         rewritten=is_written,
+        command=command,
         printed=printed,
     )
 

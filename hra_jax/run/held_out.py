@@ -3,6 +3,7 @@
 The run has a work directory of its own, R/<suite>.heads/<system>, so one that was stopped goes on where it was.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -20,6 +21,8 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation import shots
 from hra_jax.evaluation.shots import Head
 from hra_jax.evaluation.suites import Suite
+from hra_jax.models import backbone_folder
+from hra_jax.models.backbone_folder import BackboneFiles
 from hra_jax.run import systems
 from hra_jax.run.systems import System
 from hra_jax.run.workdirs import ADAPTER
@@ -111,11 +114,20 @@ def _trained(
     """
     assert system.folder is not None and system.base.files is not None, "an adapter on a backbone that is read"
     start = str(system.folder(workdir / _START))
-    status = few_shot.train_heads(start, heads, workdir, backbone=str(system.base.files.folder), settings=settings)
+    status = few_shot.train_heads(start, heads, workdir, backbone=_location(system.base.files), settings=settings)
     if status:
         raise SystemExit(status)
     found = agreed(lambda: systems.of_adapter(system.name, workdir / ADAPTER, system.base))
     return found.weights(mesh)
+
+
+def _location(files: BackboneFiles) -> str:
+    """Where a backbone lies: `builtin:NAME` for one of ours, which is elsewhere in another installation."""
+    named = f"{backbone_folder.BUILTIN}{files.info['name']}"
+    with contextlib.suppress(UserError):
+        if backbone_folder.resolve(named) == files.folder:
+            return named
+    return str(files.folder)
 
 
 def kept_texts(texts: Mapping[tuple[str, str], str], suite: Suite) -> dict[tuple[str, str], str]:

@@ -1,6 +1,7 @@
-"""How a command starts JAX: where its compiled programs are cached."""
+"""How a command starts JAX: where its compiled programs are cached; and what they run on."""
 
 import os
+import platform
 import sys
 
 from etils import epath
@@ -31,3 +32,16 @@ def setup_jax(compile_cache: str | None = None) -> str | None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return str(folder)
+
+
+def hardware() -> dict[str, str | int]:
+    """What times were measured on: the kind and number of devices, processes, and this host's processor and cores."""
+    import jax
+
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count() or 1,
+    }

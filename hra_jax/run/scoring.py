@@ -1,6 +1,7 @@
 """Scores of a run: the test suite, the weights that it is run with, and the report of unusable data."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -14,13 +15,16 @@ from hra_jax.console import error_line, tell
 from hra_jax.data.report import DataReport
 from hra_jax.errors import FAILURES, UserError
 from hra_jax.evaluation import leaks
+from hra_jax.evaluation.known_texts import known_texts
 from hra_jax.evaluation.predictions import Unscored, UtteranceResult
 from hra_jax.evaluation.report import is_report_file, print_table, write_report
+from hra_jax.evaluation.rescoring import PREDICTIONS
 from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import saving, workdirs
+from hra_jax.run.jax_setup import hardware
 from hra_jax.run.place import Run, backbone_weights
 from hra_jax.run.workdirs import DATA_REPORT
 from hra_jax.storage import folders, locks, remote
@@ -190,7 +194,21 @@ def _trained_on(run: Run) -> dict[str, np.ndarray]:
     return {what: hashes for what, hashes in known.items() if len(hashes)}
 
 
-def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, bootstrap: int) -> dict[str, Any]:
+def evaluation_command(**flags: str | Sequence[str] | bool | None) -> str:
+    """The command that evaluates with some flags; one that is a list is given repeatedly, None and '' are left out."""
+    words = ["python", "-m", "hra_jax.evaluate"]
+    for name, values in flags.items():
+        if isinstance(values, bool):
+            words += [f"--{name}"] * values
+            continue
+        for value in [values] if isinstance(values, str) else values or ():
+            words += [f"--{name}", value] * bool(value)
+    return shlex.join(words)
+
+
+def score(
+    run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, bootstrap: int, command: str = ""
+) -> dict[str, Any]:
     """Scores a suite, writes W/eval/<suite>/ and prints the table.
 
     Args:
@@ -199,6 +217,7 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
       weights: what is scored, as `suite_weights` gives it.
       step: the step that it comes from.
       bootstrap: resamples of the intervals.
+      command: what repeats it, for the report.
 
     Returns:
       The results, as in results.json.
@@ -220,6 +239,8 @@ def score(run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, 
         facts={"step": step, "seed": run.settings.seed, "method": run.settings.method},
         bootstrap=bootstrap,
         untrained=untrained(run),
+        command=command,
+        training_texts=[row.text for source in run.material.sources for row in source.utterances],
     )
     if run.settings.method != "pretrain":
         check_scored(runner.suite, results, differences, idle=_idle(run, runner))
@@ -238,6 +259,8 @@ def write_scores(
     bootstrap: int,
     untrained: Collection[str] = (),
     rewritten: Callable[[str], bool] = is_report_file,
+    command: str = "",
+    training_texts: Collection[str] | None = None,
     printed: bool = True,
 ) -> dict[str, Any]:
     """Counts the results of a suite, writes its report in process 0, and prints the table; a collective.
@@ -252,6 +275,8 @@ def write_scores(
       facts: further top-level fields of the results.
       untrained: tasks of the adapter that no training step has reached: what is recognised with them has no rate.
       rewritten: as for `folders.replace_folder`: which files of an earlier report are gone.
+      command: what repeats it, for the report.
+      training_texts: of what was trained on, where they are at hand.
       printed: whether the table is printed.
 
     Returns:
@@ -268,10 +293,15 @@ def write_scores(
         for task in suite.tasks
         if task.adapter_task in untrained
     }
-    more = {**facts, "utterances_not_scored": len(unscored)}
+    known = None if training_texts is None else known_texts(suite, training_texts)
+    more = {**facts, "utterances_not_scored": len(unscored), "texts_in_training": known}
+    # The times of predictions of others are those of their machine.
+    here = None if facts.get("method") == PREDICTIONS else hardware()
 
     def reported() -> dict[str, Any]:
-        results = evaluate_results(rows, suite, accounting=accounting, bootstrap=bootstrap, run=more, not_scored=never)
+        results = evaluate_results(
+            rows, suite, accounting=accounting, bootstrap=bootstrap, run=more, hardware=here, not_scored=never
+        )
         if jax.process_index() == 0:
             report.write(root / DATA_REPORT)
             workdirs.check_links(root, [name])
@@ -279,7 +309,7 @@ def write_scores(
             with locks.hold_beside(root / name, "report", patient=True):
                 folders.replace_folder(
                     root / name,
-                    lambda fresh: write_report(fresh, results, rows, unscored, durable=False),
+                    lambda fresh: write_report(fresh, results, rows, unscored, command=command, durable=False),
                     rewritten=rewritten,
                 )
             if printed:

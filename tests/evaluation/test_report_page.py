@@ -3,52 +3,23 @@
 import base64
 import hashlib
 import html
-import html.parser
 import io
 import re
 
 import numpy as np
 import pytest
 import soundfile
+from reference.pages import EVIL, Tags, speech
 from reference.scored import ODD, ROWS, evaluate, make_rows, make_suite
 
 from hra_jax.evaluation import plots, report_page
 from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.report import write_report
 
-EVIL = "</script><script>alert(1)</script><img src=https://host.example/x onerror=alert(1)> \"' \u202e"
-
-
-class Tags(html.parser.HTMLParser):
-    """The elements of a page with their attributes, and which are open at its end."""
-
-    EMPTY = ("meta", "input", "img")
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
 
 def page_of(folder, rows=ROWS, results=None, **options) -> str:
     write_report(folder, results or evaluate(rows), rows, **options)
     return (folder / "report.html").read_text()
-
-
-def speech(folder, name: str, *, rate: int, seconds: float = 0.5) -> str:
-    time = np.arange(round(seconds * rate)) / rate
-    path = folder / name
-    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 440 * time), rate)
-    return str(path)
 
 
 def test_page_is_well_formed_and_asks_for_nothing(tmp_path):

@@ -194,6 +194,7 @@ def test_the_real_time_factor_is_that_of_the_utterances_whose_time_was_measured(
     found = evaluate([*rows[1:], ROWS[0]])["speed"]
     assert found == pytest.approx({"audio_seconds": audio, "seconds": seconds, "real_time_factor": seconds / audio})
     assert evaluate(ROWS)["speed"] is None
+    assert evaluate(rows, hardware={"device": "cpu"})["speed"]["hardware"] == {"device": "cpu"}
 
 
 def test_digests_follow_what_is_asked_and_what_is_there_and_not_where_it_lies():

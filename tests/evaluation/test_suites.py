@@ -142,6 +142,8 @@ def test_a_suite_file_is_found_by_path(tmp_path):
         ((BY_SPEAKER,), {"block": ""}, "block must be the name of a tag"),
         ((BY_SPEAKER,), {"slices": "accent"}, "slices must be a tuple of tags"),
         ((BY_SPEAKER,), {"slices": ("seconds:5,2",)}, "'seconds:5,2'; allowed are ascending seconds"),
+        ((BY_SPEAKER,), {"slices": ("speeker",)}, "suite 'digits': no utterance has the tag 'speeker'; did you mean"),
+        ((BY_SPEAKER,), {"block": "room"}, "no utterance has the tag 'room'; allowed: speaker"),
         ((BY_SPEAKER,), {"slices": ("seconds:",)}, "'seconds:'; allowed are ascending seconds"),
     ],
 )
@@ -158,8 +160,9 @@ def test_what_decides_is_given_for_a_suite_or_for_a_row(tmp_path):
     assert (plain.metric, plain.block, plain.slices) == ("wer", "speaker", ())
     assert {task.metric for task in plain.tasks} == {"wer"}
     rows = (("one", "{dir}/test.jsonl", "", "a"), ("two", "{dir}/test.jsonl", "", "a", "wer"))
-    suite = build(tmp_path, *rows, metric="cer", block="text", slices=("accent", "seconds:2,5.5"))
-    assert (suite.metric, suite.block, suite.slices) == ("cer", "text", ("accent", "seconds:2,5.5"))
+    write_manifest(tmp_path, accent="x")
+    suite = build(tmp_path, *rows, metric="cer", block="accent", slices=("speaker", "seconds:2,5.5"))
+    assert (suite.metric, suite.block, suite.slices) == ("cer", "accent", ("speaker", "seconds:2,5.5"))
     assert [task.metric for task in suite.tasks] == ["cer", "wer"]
     assert [suites.duration_edges(item, suite="s") for item in suite.slices] == [(), (2.0, 5.5)]
 
