@@ -259,14 +259,10 @@ class SuiteRunner:
                 outputs = {name: np.asarray(value) for name, value in step(weights, frozen, arrays).items()}
                 seconds = time.perf_counter() - started if (step, bucket) in compiled else None
                 compiled.add((step, bucket))
-                passes = 1
+                fresh = self._recognised(outputs, seconds=seconds)
                 if alone is not None and self._needs_base(numbers, acting):
                     beside = evaluation_step(weights, frozen, arrays)
-                    outputs |= {name: np.asarray(beside[name]) for name in ("base_paths", "difference")}
-                elif "difference" in outputs:
-                    # The base beside it takes as long; where tasks have vocabularies of their own, it runs once more.
-                    passes = 2 if self.table.symbols is None else 3
-                fresh = self._recognised(outputs, seconds=None if seconds is None else seconds / passes)
+                    fresh = self._beside(fresh, {name: np.asarray(value) for name, value in beside.items()})
                 acting |= {int(self.table.source[number]) for number, row in fresh.items() if row.difference}
                 found |= fresh
                 after(fresh)
@@ -330,13 +326,20 @@ class SuiteRunner:
                 differences[name] = float(np.maximum(differences[name], row.difference))
         return differences
 
+    def _beside(self, fresh: dict[int, Recognised], outputs: Mapping[str, np.ndarray]) -> dict[int, Recognised]:
+        """What was recognised in a batch, with the differences from what the base makes of it, which is kept."""
+        known = self._recognised(outputs, seconds=None)
+        return {number: row._replace(difference=known[number].difference) for number, row in fresh.items()}
+
     def _recognised(self, outputs: Mapping[str, np.ndarray], *, seconds: float | None) -> dict[int, Recognised]:
         """What was recognised in a batch in some seconds, by number of the utterance; what the base did is kept."""
         # A backbone without an output layer of its own recognises nothing that could be compared.
         beside = "base_paths" in outputs and self._has_outputs
         rows = np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0))
         if seconds is not None:
-            seconds /= max(float(self.table.duration[outputs["utterance"][rows]].sum()), 1e-9)
+            # The base beside it takes as long; where tasks have vocabularies of their own, it runs once more.
+            passes = 1 if "difference" not in outputs else 2 if self.table.symbols is None else 3
+            seconds /= passes * max(float(self.table.duration[outputs["utterance"][rows]].sum()), 1e-9)
         found = {}
         for row in rows:
             number, length = int(outputs["utterance"][row]), int(outputs["lengths"][row])
