@@ -8,9 +8,11 @@ model = hra_jax.fit(backbone, {"ann": [(waveform, "hello"), ...]}, sample_rate=8
 """
 
 import importlib
+import os
+import signal
 import sys
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # `typing` takes milliseconds, in which Ctrl-C would end in a traceback
 if TYPE_CHECKING:
     from hra_jax.api import Backbone, Model, load_adapter, load_backbone
     from hra_jax.fitting import fit, save_adapter
@@ -22,9 +24,20 @@ _PLACES = dict.fromkeys(("Backbone", "Model", "load_adapter", "load_backbone"), 
 )
 __all__ = ["Backbone", "Model", "__version__", "fit", "load_adapter", "load_backbone", "save_adapter"]
 
-if sys.argv[:1] == ["-m"]:
-    # `python -m` is looking for its module: a command of this package, perhaps, and Ctrl-C must end it from here on.
-    importlib.import_module("hra_jax.run.starting").start()
+
+def _interrupted(*_: object) -> None:
+    try:
+        os.write(2, b"error: interrupted\n")
+    finally:
+        os._exit(130)
+
+
+if sys.argv[:1] == ["-m"] and "hra_jax" in "".join(sys.orig_argv[-len(sys.argv) :][:1]):
+    # `python -m` is looking for its module, a command of this package: Ctrl-C must end it from here on, also while
+    # what takes care of signals is imported.
+    _before = signal.signal(signal.SIGINT, _interrupted)
+    if not importlib.import_module("hra_jax.run.starting").start():
+        signal.signal(signal.SIGINT, _before)
 
 
 def __getattr__(name: str) -> object:

@@ -63,7 +63,12 @@ _NAME = re.compile(r"(?!__)[\w][\w.@+-]*")
 
 
 def evaluate(
-    workdir: epath.PathLike, suite: str, *, step: str | int = "last", data_dir: str | None = None
+    workdir: epath.PathLike,
+    suite: str,
+    *,
+    step: str | int = "last",
+    data_dir: str | None = None,
+    backbone: str | None = None,
 ) -> dict[str, Any]:
     """Scores a checkpoint; writes W/eval/<suite>/ and prints the table.
 
@@ -72,6 +77,7 @@ def evaluate(
       suite: name or path of a suite; it must share no utterance with the training data, where these are at hand.
       step: 'last', 'best', or the number of a checkpoint.
       data_dir: what `{dir}` in the suite's manifests stands for; None means the run's own `data.dir`.
+      backbone: folder of the backbone of the run, or builtin:NAME; None means what the run names.
 
     Returns:
       The results, as in results.json.
@@ -94,7 +100,7 @@ def evaluate(
         place = config.data.dir if data_dir is None else data_dir
         found = agreed(lambda: load_suite(suite, data_dir=place, report=report))
         trained = agreed(lambda: _check_apart([found], config))
-        base = agreed(lambda: systems.base_of_run(config, workdir))
+        base = agreed(lambda: systems.base_of_run(config, workdir, backbone))
         system = systems.of_checkpoint("", checkpoints, _step(step), config, base, setup.mesh)
         runner = agreed(lambda: evaluating.make_runner(system, found, setup, report))
         check_agreement({"backbone": base.fingerprint, "checkpoint": system.digest, "suite": runner.digest})
@@ -536,9 +542,17 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.normalizer is not None:
         raise UserError("--normalizer needs --predictions: what a model is scored with stands in the suite")
     if FLAGS.output is None and (
-        FLAGS.workdir is None or len(FLAGS.step) > 1 or FLAGS.adapter or FLAGS.system or FLAGS.matrix
+        FLAGS.workdir is None
+        or max(len(FLAGS.step), len(FLAGS.backbone)) > 1
+        or FLAGS.adapter
+        or FLAGS.system
+        or FLAGS.matrix
     ):
         raise UserError("--output is missing; it may be left out for one checkpoint of a run: --workdir W --step last")
+    if not FLAGS.suite or not FLAGS.step:
+        raise UserError("--suite and --step take at least one name")
+    if FLAGS.workdir is None and FLAGS["step"].present:
+        raise UserError(f"--step={','.join(FLAGS.step)} needs --workdir W, the run whose checkpoints these are")
     config = default_config() if FLAGS.workdir is None else stored_config(FLAGS.workdir, notify=False)
     # A signal while heads are trained saves them; the rest of an evaluation it ends.
     trains = any(trains_heads(suite) for suite in FLAGS.suite)
@@ -546,7 +560,8 @@ def main(argv: Sequence[str]) -> None:
     setup_jax()
     if FLAGS.output is None:
         for suite in FLAGS.suite:
-            evaluate(FLAGS.workdir, suite, step=FLAGS.step[0], data_dir=FLAGS.data_dir)
+            backbone = FLAGS.backbone[0] if FLAGS.backbone else None
+            evaluate(FLAGS.workdir, suite, step=FLAGS.step[0], data_dir=FLAGS.data_dir, backbone=backbone)
         return
     evaluate_systems(
         FLAGS.suite,

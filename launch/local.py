@@ -17,11 +17,24 @@ Exit status:
            and how the others ended, and those that do not end by themselves are killed
 """
 
-import argparse
+# ruff: noqa: E402
+
 import os
+import signal
+
+if __name__ == "__main__":  # already while the rest is imported, Ctrl-C ends this in a word
+
+    def _interrupted(*_: object) -> None:
+        try:
+            os.write(2, b"error: interrupted\n")
+        finally:
+            os._exit(130)
+
+    signal.signal(signal.SIGINT, _interrupted)
+
+import argparse
 import queue
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -247,5 +260,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    children.interrupt_at_once()
     sys.exit(main(sys.argv[1:]))

@@ -12,27 +12,37 @@ A folder has one sweep at a time, and every work directory in it one training.
 Exit status: 0 all finished, 1 some failed, 2 a mistake in the command, 75 told to stop, 130 after Ctrl-C.
 """
 
+# ruff: noqa: E402
+
+import os
+import signal
+
+if __name__ == "__main__":  # already while the rest is imported, Ctrl-C ends this in a word
+
+    def _interrupted(*_: object) -> None:
+        try:
+            os.write(2, b"error: interrupted\n")
+        finally:
+            os._exit(130)
+
+    signal.signal(signal.SIGINT, _interrupted)
+
 import argparse
 import dataclasses
 import itertools
 import json
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from hra_jax.errors import UserError
 from hra_jax.run import children
-
-if __name__ == "__main__":
-    children.interrupt_at_once()  # already while the rest is imported
-
-from hra_jax.errors import UserError  # noqa: E402
-from hra_jax.storage import locks  # noqa: E402
-from hra_jax.storage.files import check_no_link, check_output, make_folder, open_to_grow, write_file  # noqa: E402
-from hra_jax.storage.json_files import read_object  # noqa: E402
+from hra_jax.storage import locks
+from hra_jax.storage.files import check_no_link, check_output, make_folder, open_to_grow, write_file
+from hra_jax.storage.json_files import read_object
 
 USER_ERROR = 2
 STOPPED = 75

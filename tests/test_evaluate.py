@@ -186,6 +186,14 @@ def test_a_backbone_that_was_replaced_is_refused(micro, tmp_path, monkeypatch):
     assert micro.fingerprint[:12] in line and other[:12] in line
 
 
+def test_a_backbone_that_lies_elsewhere_now_may_be_named(workdir, micro, scored):
+    stored = json.loads((workdir / "config.json").read_text()) | {"backbone": "/nowhere/backbone"}
+    (workdir / "config.json").write_text(json.dumps(stored))
+    assert "/nowhere/backbone" in refused(workdir, micro.suite("test"))
+    evaluate.evaluate(workdir, micro.suite("test"), backbone=micro.backbone)
+    assert list(scored) == [4]
+
+
 def test_data_dir_moves_the_suite_and_not_the_training_data(workdir, micro, tmp_path, scored):
     shutil.copytree(micro.data, tmp_path / "moved")
     evaluate.evaluate(workdir, micro.suite("test"), data_dir=str(tmp_path / "moved"))

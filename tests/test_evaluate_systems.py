@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from reference import launching
 from reference import micro as world
 
@@ -118,6 +120,7 @@ def test_an_exported_adapter_is_scored_beside_its_backbone_where_nothing_else_is
     monkeypatch.setattr(evaluating, "recognise", lambda system, *args, **more: run.append(system.name) or ([], {}))
     assert scored(alone)["test"] == found and files(alone / "R") == written
     assert "suite test" in capsys.readouterr().out
+    assert scored(alone, adapters=[])["test"] == {"__base__": found["__base__"]}  # a backbone by itself
     with pytest.raises(UserError, match="no task could be scored"):
         scored(alone, adapters=[f"own={alone / 'adapter'}", f"more={alone / 'adapter'}"])
     assert run == ["more"]
@@ -173,13 +176,18 @@ def test_a_task_that_no_step_has_reached_is_left_out_of_the_means_and_named(alon
 
 
 def enlarge(data: Path, split: str) -> None:
-    """Copies the utterances of a split until they are 240: three batches."""
+    """Copies the utterances of a split until they are 240, three batches, and adds one that fits in no bucket."""
     rows, many = world.read_manifest(data / f"{split}.jsonl"), []
     for number in range(240):
         row = rows[number % len(rows)]
         name = f"audio/{split}-{number}-again{Path(row['audio_filepath']).suffix}"
         shutil.copy(data / row["audio_filepath"], data / name)
         many.append(row | {"audio_filepath": name})
+    noise = 0.003 * np.random.default_rng(0).standard_normal(world.RATE // 2)
+    said = np.concatenate([sound for seed in range(20) for sound in (world.tones("bed fad", seed=seed), noise)])
+    soundfile.write(data / f"audio/{split}-long.flac", said, world.RATE)
+    row = {"audio_filepath": f"audio/{split}-long.flac", "duration": len(said) / world.RATE, "speaker": "bob"}
+    many.append(row | {"text": " ".join(20 * ["bed fad"])})
     world.write_manifest(data / f"{split}.jsonl", many)
 
 
@@ -225,7 +233,7 @@ def test_any_number_of_processes_counts_the_same(trained, micro, tmp_path, comma
     first, *others = found.values()
     assert all(other == first for other in others)
     results = json.loads((here / "R1" / "test" / "own" / "results.json").read_text())
-    assert results["utterances_not_scored"] == 1 and results["utterances"] == 239
+    assert results["utterances_not_scored"] == 1 and results["utterances"] == 240
 
 
 @pytest.mark.slow(minutes=0.5)

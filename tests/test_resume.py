@@ -98,6 +98,9 @@ def test_a_resumed_run_is_byte_identical_to_an_uninterrupted_one(uninterrupted, 
         assert found.read_bytes() == expected.read_bytes()
     lines = [(path / "metrics.jsonl").read_text().splitlines() for path in (workdir, uninterrupted.workdir)]
     validated = [[line for line in map(json.loads, side) if "validation/loss" in line] for side in lines]
+    # The first validation of a process runs the base beside, in another program: losses may differ in the last digits.
+    losses = [[line.pop("validation/loss") for line in side] for side in validated]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert validated[0] == validated[1] and [line["step"] for line in validated[0]] == [3, 6, 9, 12]
 
 

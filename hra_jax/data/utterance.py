@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,8 +21,10 @@ class Utterance:
         where the line has an offset.
       source: the manifest.
       line: its line, from 1.
+      labelled: whether its text is that of its samples, which is not so of a part of a long utterance.
     """
 
+    labelled: ClassVar[bool] = True
     audio_filepath: str
     duration: float
     text: str

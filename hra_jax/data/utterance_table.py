@@ -257,7 +257,7 @@ class UtteranceTable:
             if task != BASE_TASK and task not in self._chosen:
                 self.unselected += 1
                 continue
-            words = normalize_text(row.text, self._normalizer)
+            words = normalize_text(row.text, self._normalizer) if row.labelled else ""
             labels = self._usable_labels(row, f"{source.name}: {row.key}", task=task, words=words, frames=row_frames)
             if labels is not None:
                 self.utterances.append(row)
@@ -274,6 +274,8 @@ class UtteranceTable:
         if row.duration > self.max_seconds:
             self._report.add("too_long", name, f"{row.duration:g} s; the limit is {self.max_seconds:g} s")
             return None
+        if not row.labelled:
+            return np.zeros(0, np.int32)
         vocabulary = self.vocabulary_of(task)
         labels = np.asarray(vocabulary.encode(words), np.int32)
         unknown = vocabulary.unknown_characters(words)

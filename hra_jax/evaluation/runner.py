@@ -6,6 +6,7 @@ Each process decodes its own rows; the outputs are replicated, so every process 
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -20,12 +21,13 @@ from hra_jax.data import batching
 from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import eval_batches, eval_plans
 from hra_jax.data.report import DataReport
-from hra_jax.data.sources import DataSettings, TableSource
+from hra_jax.data.sources import DataSettings
 from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
+from hra_jax.evaluation import long_utterances
 from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.suites import Suite
-from hra_jax.models import ctc
+from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 from hra_jax.text.task_vocabularies import OwnVocabularies
@@ -43,7 +45,11 @@ class Base(Protocol):
 
     @property
     def features(self) -> FeatureConfig:
-        """The settings of its features; of them the sample rate, in Hz, is read."""
+        """The settings of its features; of them the sample rate, in Hz, and the stride, in samples, are read."""
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """The geometry of its encoder; of it the subsampling is read."""
 
     def output_length(self, num_samples: np.ndarray) -> np.ndarray:
         """Encoder frames of `num_samples` samples, elementwise."""
@@ -56,7 +62,7 @@ class Recognised(NamedTuple):
     """What came of one utterance.
 
     Attributes:
-      text: what was recognised with the adapter of its task.
+      text: what was recognised with the adapter of its task; see `long_utterances.recognised`.
       loss: its CTC loss.
       difference: the largest difference of its log-probabilities from those without what the adapter's row adds; None
         where the base did not run beside it.
@@ -105,12 +111,14 @@ class SuiteRunner:
       data, batch, evaluation: groups of the run's configuration.
       report: where unusable utterances go.
       own: the vocabularies of tasks that have their own (`text.task_vocabularies.OwnVocabularies`), or None.
+      trained_seconds: of the longest utterances that the tasks were trained on; 0 where that is not known.
       set_aside: tasks of the adapter that are recognised as `__base__`.
 
     Attributes:
       rows: the adapter's rows that the suite uses, ascending.
       needs_mean: whether it also uses the mean of all rows.
-      table: the usable utterances; source s holds those of task s of the suite.
+      table: the usable utterances, long ones in parts; source s holds those of task s of the suite.
+      chunk_seconds: of the longest of these parts; 0 where no utterance is too long to be recognised at once.
       digest: a hash of what is scored, `UtteranceTable.digest`.
       kept: what the base recognises, as far as it is known, by task and key of the utterance.
     """
@@ -127,6 +135,7 @@ class SuiteRunner:
         evaluation: EvaluationSettings,
         report: DataReport,
         own: OwnVocabularies | None = None,
+        trained_seconds: float = 0.0,
         set_aside: Collection[str] = (),
     ):
         self.suite, self._base, self._mesh, self._report = suite, base, mesh, report
@@ -137,9 +146,19 @@ class SuiteRunner:
         # One row at least: nothing can be gathered from a bank without rows.
         self.rows = tuple(n for n, name in enumerate(tasks) if name in used) or ((0,) if tasks else ())
         self.needs_mean = MEAN_TASK in used
+        limit, longest = long_utterances.lengths(suite, last_bucket=batch.buckets[-1], trained_seconds=trained_seconds)
+        cut = functools.partial(
+            long_utterances.cut,
+            limit=limit,
+            longest_seconds=longest,
+            sample_rate=base.features.sample_rate,
+            hop=base.features.stride * base.encoder.subsampling,
+            threads=data.threads,
+            report=report,
+        )
         self.table = UtteranceTable(
             [
-                TableSource(task.name, task.utterances, task=adapter if tasks else BASE_TASK)
+                cut(task, adapter if tasks else BASE_TASK)
                 for task, adapter in zip(suite.tasks, self._adapters, strict=True)
             ],
             vocabulary=base.vocabulary,
@@ -154,6 +173,8 @@ class SuiteRunner:
             own=own,
         )
         self._has_outputs = not isinstance(base.vocabulary, BlankVocabulary)
+        self._parts = long_utterances.parts_in(self.table)
+        self.chunk_seconds = longest if self._parts else 0.0
         self.digest = self.table.digest()
         self.kept: dict[tuple[str, str], str] = {}
         lengths = batching.label_capacities(
@@ -190,7 +211,8 @@ class SuiteRunner:
           progress: whether to show a bar.
 
         Returns:
-          A list of `UtteranceResult` in the order of the table, the mean loss, and {task: largest difference of its
+          A list of `UtteranceResult` in the order of the table, the mean loss of those that were recognised at once
+          (NaN where none was), and {task: largest difference of its
           log-probabilities from those without what the adapter's row adds: the base's, or those of an output layer that
           all tasks share}, from the batches beside which the base ran.
 
@@ -241,13 +263,15 @@ class SuiteRunner:
                 found |= fresh
                 after(fresh)
                 bar.update(len(fresh))
+        differences, found = self._differences(found), self._whole(found)
         if not found:
             raise UserError(
                 f"suite {self.suite.name!r}: none of its utterances could be read; {self._report.summary()}"
             )
         order = sorted(found)
         results = [self._result(at, found[at]) for at in order]
-        return results, float(np.mean([found[at].loss for at in order])), self._differences(found)
+        losses = [found[at].loss for at in order if self.table.utterances[at].labelled]
+        return results, float(np.mean(losses)) if losses else math.nan, differences
 
     def base_text(self, number: int) -> str | None:
         """What the base recognises in an utterance, by its number in `table`; None where that is not known."""
@@ -274,15 +298,20 @@ class SuiteRunner:
         """Whether the base runs beside a batch: not all is known of it that is needed."""
         for at in numbers.tolist():
             source = int(self.table.source[at])
-            if self._has_outputs and self._name(at) not in self.kept:
+            names = {self._name(at), self._name_of_whole(at)}
+            if self._has_outputs and names.isdisjoint(self.kept):
                 return True
             if source not in acting and self._adapters[source] != BASE_TASK:
                 return True
         return False
 
     def _name(self, at: int) -> tuple[str, str]:
-        """The task and the key of an utterance, which name it in every table of the suite."""
-        return self.suite.tasks[self.table.source[at]].name, self.table.utterances[at].key
+        """The task and the key of an utterance or part, which name it in every table of the suite."""
+        return self.suite.tasks[self.table.source[at]].name, long_utterances.name_of(self.table.utterances[at])
+
+    def _name_of_whole(self, at: int) -> tuple[str, str]:
+        """As `_name`, of the utterance that the one with this number is a part of, if it is one."""
+        return self._name(at)[0], self.table.utterances[at].key
 
     def _differences(self, found: Mapping[int, Recognised]) -> dict[str, float]:
         differences = {task.name: 0.0 for task in self.suite.tasks}
@@ -295,11 +324,8 @@ class SuiteRunner:
 
     def _recognised(self, outputs: Mapping[str, np.ndarray], *, seconds: float | None) -> dict[int, Recognised]:
         """What was recognised in a batch in some seconds, by number of the utterance; what the base did is kept."""
-        paths = ctc.greedy_decode(outputs["paths"], outputs["lengths"], self.table.blank_id)
-        base_paths = None
         # A backbone without an output layer of its own recognises nothing that could be compared.
-        if "base_paths" in outputs and self._has_outputs:
-            base_paths = ctc.greedy_decode(outputs["base_paths"], outputs["lengths"], self._base.vocabulary.blank_id)
+        beside = "base_paths" in outputs and self._has_outputs
         rows = np.flatnonzero((outputs["utterance"] >= 0) & (outputs["weight"] > 0))
         if seconds is not None:
             # The base beside it takes as long; where tasks have vocabularies of their own, it runs once more.
@@ -307,21 +333,44 @@ class SuiteRunner:
             seconds /= passes * max(float(self.table.duration[outputs["utterance"][rows]].sum()), 1e-9)
         found = {}
         for row in rows:
-            number = int(outputs["utterance"][row])
-            adapter = self._adapters[self.table.source[number]]
-            if base_paths is not None:
-                self.kept.setdefault(self._name(number), self._base.vocabulary.decode(base_paths[row]))
+            number, length = int(outputs["utterance"][row]), int(outputs["lengths"][row])
+            adapter, utterance = self._adapters[self.table.source[number]], self.table.utterances[number]
+            if beside:
+                path = outputs["base_paths"][row, :length]
+                text = long_utterances.recognised(utterance, path, self._base.vocabulary)
+                self.kept.setdefault(self._name(number), text)
+            path, vocabulary = outputs["paths"][row, :length], self.table.vocabulary_of(adapter)
             found[number] = Recognised(
-                self.table.vocabulary_of(adapter).decode(paths[row]),
+                long_utterances.recognised(utterance, path, vocabulary),
                 float(outputs["loss"][row]),
                 float(outputs["difference"][row]) if "difference" in outputs else None,
                 None if seconds is None else seconds * float(self.table.duration[number]),
             )
         return found
 
+    def _whole(self, found: Mapping[int, Recognised]) -> dict[int, Recognised]:
+        """The same with long utterances whole, each under the number of its first part; none that lacks a part."""
+        whole = dict(found)
+        for parts in self._parts:
+            rows = [whole.pop(at) for at in parts if at in whole]
+            if len(rows) < len(parts):
+                continue
+            first, chunks = min(parts), list(parts.values())
+            vocabulary = self.table.vocabulary_of(self._adapters[self.table.source[first]])
+            text = long_utterances.text_of(chunks, [row.text for row in rows], vocabulary)
+            base = [path for at in parts if (path := self.kept.pop(self._name(at), None)) is not None]
+            if len(base) == len(parts):
+                base_text = long_utterances.text_of(chunks, base, self._base.vocabulary)
+                self.kept.setdefault(self._name_of_whole(first), base_text)
+            # The time of a part that a program was compiled for is not known, nor is then that of the whole.
+            times = [row.time for row in rows if row.time is not None]
+            whole[first] = Recognised(text, math.nan, None, sum(times) if len(times) == len(parts) else None)
+        return whole
+
     def _result(self, number: int, found: Recognised) -> UtteranceResult:
-        task, utterance = self.suite.tasks[self.table.source[number]], self.table.utterances[number]
-        base_text, adapter = self.base_text(number), self._adapters[self.table.source[number]]
+        task, adapter = self.suite.tasks[self.table.source[number]], self._adapters[self.table.source[number]]
+        utterance = long_utterances.whole_of(self.table.utterances[number])
+        base_text = self.kept.get(self._name_of_whole(number))
         return UtteranceResult(
             task=task.name,
             key=utterance.key,

@@ -18,6 +18,9 @@ with keys that it may have:
   metric: 'wer' (word error rate, the default) or 'cer' (character error rate): what decides.
   block: the tag of utterances that belong together, by default 'speaker': intervals resample its values.
   slices: tags by whose values results are given as well, and 'seconds:2,5,10', which slices by duration.
+  decode: how it is recognised: pairs, of which ('chunk_seconds', N) has what is longer than N seconds cut at its pauses
+    into parts no longer than that. By default that befalls what fits in no length bucket, and the parts are as long as
+    what was trained on.
 
 and, where a row has the adapter task `__few__`, with three more:
 
@@ -44,7 +47,7 @@ import ml_collections
 
 from hra_jax.config.files import load_config
 from hra_jax.console import listed, near_matches
-from hra_jax.data import overlaps
+from hra_jax.data import overlaps, pauses
 from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
@@ -57,6 +60,7 @@ METRICS = ("wer", "cer")
 SECONDS = "seconds"  # the slice by duration
 _KEYS = ("name", "normalizer", "tasks")
 _FEW_KEYS = ("support", "shots", "draws")  # needed where a row has the adapter task `__few__`
+_DECODE = "decode"  # may be left out
 _TRAINING = "few"  # may stand beside them
 _DEFAULTS: dict[str, Any] = {"metric": "wer", "block": "speaker", "slices": ()}  # may be left out
 
@@ -112,6 +116,8 @@ class Suite:
       shots: numbers of utterances that it trains on, ascending.
       draws: how often as many are drawn.
       few: configuration keys of that training.
+      chunk_seconds: above which an utterance is cut, and of the longest part then; 0: the last length bucket, and what
+        was trained on.
       heads: of a suite as it is run, from `shots.scored_suite`: of the tasks that are held out in it the task of the
         suite, the shots and the draw.
     """
@@ -127,6 +133,7 @@ class Suite:
     shots: tuple[int, ...] = ()
     draws: int = 0
     few: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    chunk_seconds: float = 0.0
     heads: Mapping[str, tuple[str, int, int]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -193,6 +200,7 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
         tuple(task for task in tasks if task.utterances),
         lost,
         **settings,
+        chunk_seconds=_chunk_seconds(config),
         **_few_settings(config, data_dir),
     )
 
@@ -213,7 +221,7 @@ def suite_digest(suite: Suite) -> str:
     """
     tasks = [(task.name, task.tag, task.tag_value, task.adapter_task, task.metric) for task in suite.tasks]
     asked = (suite.name, suite.normalizer, suite.metric, suite.block, suite.slices, suite.shots, suite.draws)
-    return _digest([asked, tasks])
+    return _digest([asked, tasks, suite.chunk_seconds] if suite.chunk_seconds else [asked, tasks])
 
 
 def data_digest(suite: Suite) -> str:
@@ -257,10 +265,22 @@ def _few_settings(config: ml_collections.ConfigDict, data_dir: str) -> dict[str,
     return {"support": path, "shots": tuple(shots), "draws": draws, "few": dict(few)}
 
 
+def _chunk_seconds(config: ml_collections.ConfigDict) -> float:
+    """What the key `decode` says, 0 where nothing."""
+    pairs = {**config}.get(_DECODE, ())
+    known = isinstance(pairs, tuple | list) and all(isinstance(row, tuple | list) and len(row) == 2 for row in pairs)
+    if not known or [row[0] for row in pairs] not in ([], ["chunk_seconds"]):
+        raise UserError(f"suite {config.name!r}: decode = {pairs!r}; allowed: (('chunk_seconds', N),), N in seconds")
+    try:
+        return pauses.check_seconds(pairs[0][1]) if pairs else 0.0
+    except UserError as error:
+        raise UserError(f"suite {config.name!r}, decode: {error}") from error
+
+
 def _checked_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The keys that a suite may leave out; all keys are checked."""
     for key in config:
-        if key not in (known := (*_KEYS, *_DEFAULTS, *_FEW_KEYS, _TRAINING)):
+        if key not in (known := (*_KEYS, *_DEFAULTS, _DECODE, *_FEW_KEYS, _TRAINING)):
             raise UserError(f"a suite has no key {key!r}; allowed: {', '.join(known)}")
     for key in _KEYS:
         if key not in config:

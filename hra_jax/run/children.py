@@ -32,16 +32,6 @@ def start(command: Sequence[str | os.PathLike[str]], **settings: Any) -> subproc
     return subprocess.Popen([*helper, *(os.fspath(word) for word in command)], **settings)
 
 
-def interrupt_at_once() -> None:
-    """Has Ctrl-C end this process with status 130, in a word; for a launcher that has no processes yet."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        os.write(2, b"error: interrupted\n")
-        os._exit(128 + number)
-
-    signal.signal(signal.SIGINT, end)
-
-
 def signals_to_pass_on() -> list[int]:
     """Takes the signals that a launcher passes on to its processes; to be called before there are any.
 

@@ -100,6 +100,7 @@ def make_runner(system: System, suite: Suite, setup: Setup, report: DataReport) 
             evaluation=setup.evaluation,
             report=report,
             own=system.own,
+            trained_seconds=system.trained_seconds,
             set_aside=system.set_aside,
         )
     except NothingUsable as error:
@@ -178,7 +179,8 @@ def job(system: System, runner: SuiteRunner, setup: Setup, output: epath.Path, b
         "system": system.digest,
         "backbone": base.fingerprint,
         "dtype": str(compute_dtype(setup.settings.backbone_dtype)),
-        "decoding": {"method": "greedy", "most_seconds": setup.batch.buckets[-1]},
+        "decoding": {"method": "greedy", "most_seconds": setup.batch.buckets[-1]}
+        | ({"chunk_seconds": runner.chunk_seconds} if runner.chunk_seconds else {}),
         "normalizer": versioned(runner.suite.normalizer),
         "bootstrap": setup.evaluation.bootstrap,
         "versions": software_versions(),

@@ -253,7 +253,7 @@ def _runner(
     suites.check_disjoint(suite.utterances, table.utterances, suite=suite.name)
     settings: dict[str, Any] = {"mesh": mesh, "data": data, "batch": batch, "evaluation": evaluation, "own": own}
     try:
-        return SuiteRunner(suite, base=base, tasks=tasks, report=report, **settings)
+        return SuiteRunner(suite, base=base, tasks=tasks, report=report, trained_seconds=table.max_seconds, **settings)
     except NothingUsable as error:
         raise UserError(
             f"suite {suite.name!r}: {error}; mend the manifest, or train without the suite: --config.{key}="

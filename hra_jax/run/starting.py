@@ -28,8 +28,14 @@ def module_of(words: list[str], arguments: int) -> str | None:
     return found and found[1]
 
 
-def start() -> None:
-    """Installs the handlers of signals if this process runs a command; to be called while `python -m` looks for it."""
+def start() -> bool:
+    """Installs the handlers of signals if this process runs a command; to be called while `python -m` looks for it.
+
+    Returns:
+      Whether it does.
+    """
     module = module_of(sys.orig_argv, len(sys.argv) - 1)
-    if module is not None and module not in _CHILDREN:
-        signals.install()
+    if module is None or module in _CHILDREN:
+        return False
+    signals.install()
+    return True

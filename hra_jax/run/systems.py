@@ -56,6 +56,7 @@ class System:
       digest: a hash that is another one where its weights or their meaning are others.
       set_aside: tasks that are recognised by the backbone alone.
       trained_on: hashes of the utterances that it was trained on, as far as they are known, by what was trained.
+      trained_seconds: of the longest utterances that it was trained on; 0 where that is not known.
       weights: gives, for a mesh, {'shared', 'tasks'} with all rows, whole in every process; of a backbone
         {'backbone'} on the mesh.
       averaged: how many of its first rows have a part in their mean; 0 for all.
@@ -75,6 +76,7 @@ class System:
     facts: dict[str, Any]
     digest: str
     trained_on: dict[str, np.ndarray] = dataclasses.field(repr=False)
+    trained_seconds: float
     weights: Callable[[Mesh], dict[str, Any]] = dataclasses.field(repr=False)
     averaged: int = 0
     folder: Callable[[epath.Path], epath.PathLike] | None = dataclasses.field(default=None, repr=False)
@@ -102,6 +104,7 @@ def of_backbone(name: str, base: Foundation, *, dtype: str) -> System:
         facts={"method": "none"},
         digest=base.fingerprint,
         trained_on=_trained_on(base),
+        trained_seconds=0.0 if base.files is None else base.files.trained_seconds,
         weights=lambda mesh: {"backbone": backbone_weights(base, mesh, dtype=compute_dtype(dtype))},
     )
 
@@ -140,6 +143,7 @@ def of_adapter(name: str, folder: epath.PathLike, base: Foundation) -> System:
         facts={"method": "adapter"} | ({"set_aside": sorted(aside)} if aside else {}),
         digest=_digest({"weights": initial.content_hash(str(folder)), "meaning": meaning}),
         trained_on=_trained_on(base, **{f"the adapter {str(folder)!r}": task_records.all_hashes(exported.records)}),
+        trained_seconds=model.trained_seconds or base.files.trained_seconds,
         weights=lambda mesh: {"shared": model.shared, "tasks": model.rows},
         folder=lambda place: folder,
     )
@@ -192,6 +196,7 @@ def _of_checkpoint(
     start_tasks, start_hashes = _start(config.adapter.start)
     hashes = {f"the adapter {config.adapter.start!r}": start_hashes, "this run": stored_hashes(checkpoints, step)[0]}
     common["trained_on"] = _trained_on(base, **hashes)
+    common["trained_seconds"] = config.data.max_seconds or config.batch.buckets[-1]
     if config.method != "adapter":
         return System(**common, **_stored_backbone(checkpoints, step, config, base, mesh))
     stored = checkpoint_export.stored_adapter(checkpoints, step, config, base)

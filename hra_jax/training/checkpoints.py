@@ -163,9 +163,10 @@ class Checkpoints:
         try:
             self.close()
         except UserError as trouble:
-            if error is None:
+            # What is already on its way up is the cause; or one more file for which a full disk has no space.
+            full = isinstance(error, OSError) or isinstance(error and error.__cause__, OSError)
+            if error is None or (full and remote.unavailable(error) is None):
                 raise
-            # What is already on its way up is the cause.
             error_line(trouble)
 
     def due(self, step: int) -> bool:

@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import sys
-import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,18 +30,31 @@ class _AlreadyRaised(logging.Filter):
         return not record.exc_info and not any(text in str(record.msg) for text in ("tracked_metric", "read only"))
 
 
+class _NobodyAsked(logging.Filter):
+    """Drops what asyncio logs of the files that Orbax was writing when another one had already failed."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, STORAGE_ERRORS) or "never retrieved" not in record.getMessage():
+            return True
+        frames = traceback.extract_tb(error.__traceback__)
+        return not any(f"{os.sep}orbax{os.sep}" in frame.filename for frame in frames)
+
+
 def log_less() -> None:
     """Keeps from the log what is raised anyway; a second call does nothing."""
     logger = absl_logging.get_absl_logger()
     if not any(isinstance(known, _AlreadyRaised) for known in logger.filters):
         logger.addFilter(_AlreadyRaised())
+        logging.getLogger("asyncio").addFilter(_NobodyAsked())
         sys.excepthook = functools.partial(_tell, sys.excepthook)
 
 
 def _tell(hook: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Where one array cannot be written, TensorStore's threads have nobody to tell of the others: no news of theirs."""
-    closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-    if not closed or threading.current_thread() is threading.main_thread():
+    """Where one array cannot be written, TensorStore has nobody to tell of the others: no news of theirs."""
+    # It asks in C++, from whatever thread it is in: no function of Python's has asked.
+    asked = None if trace is None else trace.tb_frame.f_code.co_name
+    if asked != "call_soon_threadsafe" or str(error) != "Event loop is closed":
         hook(kind, error, trace)
 
 

@@ -97,14 +97,3 @@ def test_a_voice_worker_that_nobody_listens_to_ends_without_a_word(command_env):
         worker.stdin.write(job)
         worker.stdin.close()
         assert worker.stderr.read() == "" and worker.wait(30) == 1
-
-
-def test_ctrl_c_ends_a_launcher_that_has_no_processes_yet(command_env):
-    code = (
-        "import time; from hra_jax.run import children; children.interrupt_at_once(); print(flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, env=command_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as launcher:
-        launcher.stdout.readline()
-        launcher.send_signal(signal.SIGINT)
-        assert launcher.wait(30) == 130 and launcher.stderr.read() == b"error: interrupted\n"

@@ -1,14 +1,31 @@
 """Which processes are commands, and take care of signals from the beginning."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from reference.commands import modules
 
 from hra_jax.run.starting import module_of
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Python runs this before all else: Ctrl-C comes at the moment at which a module is about to be imported.
+INTERRUPTS = """
+import os, signal, sys
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            os.write(2, b"now\\n")
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Finder)
+"""
 
 
 @pytest.mark.parametrize(
@@ -33,6 +50,37 @@ def test_in_other_programs_ctrl_c_is_what_python_makes_of_it(command_env):
     for words in (["-c", code], ["-c", code, "-m", "hra_jax.train"]):
         done = subprocess.run([sys.executable, *words], env=command_env, capture_output=True, text=True, check=True)
         assert done.stdout == "True True 1\n"
+
+
+def test_a_program_whose_name_has_ours_in_it_keeps_its_ctrl_c(command_env, tmp_path):
+    package = tmp_path / "my_hra_jax"
+    package.mkdir()
+    code = "import signal, hra_jax; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    (package / "__init__.py").write_text(code)  # imported while `python -m` looks for the module
+    (package / "__main__.py").write_text("")
+    env = command_env | {"PYTHONPATH": os.pathsep.join([str(tmp_path), command_env["PYTHONPATH"]])}
+    words = [sys.executable, "-m", "my_hra_jax"]
+    assert subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [
+        (["-m", "hra_jax.train"], "hra_jax.run.starting"),
+        (["-m", "hra_jax.train"], "hra_jax.run.signals"),
+        (["-m", "hra_jax.data.manifest"], "hra_jax.storage.writing"),
+        ([str(REPOSITORY / "launch" / "local.py")], "hra_jax"),
+        ([str(REPOSITORY / "launch" / "local.py")], "hra_jax.run.children"),
+        ([str(REPOSITORY / "launch" / "sweep.py")], "hra_jax"),
+        ([str(REPOSITORY / "launch" / "sweep.py")], "hra_jax.storage.locks"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else Path(value[-1]).name,
+)
+def test_ctrl_c_counts_from_the_first_line_of_a_command(words, module, command_env, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS.format(module=module))
+    env = command_env | {"PYTHONPATH": os.pathsep.join([str(tmp_path), command_env["PYTHONPATH"]])}
+    done = subprocess.run([sys.executable, *words, "--help"], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "now\nerror: interrupted\n")
 
 
 @pytest.mark.parametrize("name", modules())

@@ -1,12 +1,16 @@
-"""How long TensorStore asks a bucket that does not answer."""
+"""What is heard of Orbax's threads, and how long TensorStore asks a bucket that does not answer."""
 
+import asyncio
+import gc
 import time
 
 import pytest
 import tensorstore
+from orbax.checkpoint._src.path import async_path
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from hra_jax.storage import remote
+from hra_jax.training import orbax_errors
 from hra_jax.training.orbax_errors import bound_retries
 
 
@@ -35,3 +39,41 @@ def test_the_pauses_of_other_clients_are_those_of_this_one(monkeypatch):
     assert remote.pauses() == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 20.0]
     monkeypatch.setenv(remote.SECONDS_VARIABLE, "0")
     assert remote.pauses() == []
+
+
+def leave(work) -> None:
+    """Runs a coroutine that fails, and asks nobody how it went."""
+
+    async def begin() -> None:
+        asyncio.ensure_future(work).add_done_callback(lambda _: done.set())
+        await done.wait()
+
+    done = asyncio.Event()
+    asyncio.run(begin())
+    gc.collect()
+
+
+def test_of_files_that_orbax_could_not_write_only_the_first_is_told_of(tmp_path, caplog):
+    orbax_errors.log_less()
+    leave(async_path.write_text(tmp_path / "absent" / "file", "text"))
+    assert not caplog.records
+
+    async def ours() -> None:
+        raise OSError("of something else")
+
+    leave(ours())
+    assert "never retrieved" in caplog.text and "of something else" in caplog.text
+
+
+@pytest.mark.parametrize("calls, heard", [(1, True), (2, False)])
+def test_arrays_that_find_the_save_over_say_nothing(calls, heard):
+    loop, told = asyncio.new_event_loop(), []
+    loop.close()
+    try:
+        loop.call_soon_threadsafe(print)
+    except RuntimeError as error:
+        trace = error.__traceback__
+        for _ in range(1, calls):  # TensorStore calls from C++: without the frame of this function
+            trace = trace.tb_next
+        orbax_errors._tell(lambda *values: told.append(values), type(error), error, trace)
+    assert bool(told) == heard
