@@ -240,14 +240,7 @@ class SuiteRunner:
             local_rows=functools.partial(sharding.local_rows, self._mesh),
             plans=plans,
         )
-        shown = progress and jax.process_index() == 0
-        bar = tqdm(
-            total=len(self.table),
-            initial=len(found),
-            desc=f"evaluating {self.suite.name}",
-            unit="utterance",
-            disable=not shown,
-        )
+        bar = self._bar(len(found), shown=progress)
         compiled: set[tuple[Any, int]] = set()
         with bar, contextlib.closing(batches):
             for bucket, numbers in plans:
@@ -325,6 +318,16 @@ class SuiteRunner:
                 # Unlike max, this does not lose a NaN.
                 differences[name] = float(np.maximum(differences[name], row.difference))
         return differences
+
+    def _bar(self, done: int, *, shown: bool) -> tqdm:
+        """How far the suite is recognised, for the person who waits for process 0."""
+        return tqdm(
+            total=len(self.table),
+            initial=done,
+            desc=f"evaluating {self.suite.name}",
+            unit="utterance",
+            disable=not shown or jax.process_index() != 0,
+        )
 
     def _beside(self, fresh: dict[int, Recognised], outputs: Mapping[str, np.ndarray]) -> dict[int, Recognised]:
         """What was recognised in a batch, with the differences from what the base makes of it, which is kept."""
