@@ -46,6 +46,8 @@ def same_adapter(found: Path, expected: Path) -> None:
         np.testing.assert_allclose(leaf, sides[1][name], rtol=1e-3, atol=1e-5, err_msg=name)
     tasks = [json.loads((folder / "adapter" / "tasks.json").read_text()) for folder in (found, expected)]
     assert tasks[0] == tasks[1]
+    hashes = [(folder / "adapter" / "task_records.safetensors").read_bytes() for folder in (found, expected)]
+    assert hashes[0] == hashes[1]
 
 
 def scores(workdir: Path, suite: str = "test") -> tuple[dict, dict]:

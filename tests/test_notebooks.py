@@ -16,10 +16,17 @@ NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.
 SMALL = {
     "01_quickstart": (("steps = 1000", "steps = 6"), ("scale = 1.0", "scale = 0.1")),
     "02_compare_methods": (("steps = 800", "steps = 8"), ("scale = 1.0", "scale = 0.05")),
+    "03_evaluate_a_suite": (
+        ("steps = 600", "steps = 6"),
+        ("updates = 60", "updates = 2"),
+        ("scale = 1.0", "scale = 0.05"),
+    )
+    + (("(0, 1, 10)", "(0, 1, 2)"),),
 }
 PRINTED = {
     "01_quickstart": ("trained  shared.all_layers.controller.kernel", "1000 tasks:"),
     "02_compare_methods": ("trained  tasks.per_layer.attention_query.a", "whisper unchanged: True", "newcomer"),
+    "03_evaluate_a_suite": ("newcomers", "french with  2 utterances:"),
 }
 
 

@@ -13,9 +13,12 @@ from reference import micro as world
 
 import hra_jax
 from hra_jax import evaluate, train
+from hra_jax.adapters import task_records
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.data.audio import decode
+from hra_jax.data.manifest import load_manifest
 from hra_jax.errors import UserError
+from hra_jax.evaluation import leaks
 from hra_jax.evaluation.suites import load_suite
 from hra_jax.models import backbone_folder
 from hra_jax.models.encoder_config import SIZES
@@ -216,6 +219,8 @@ def test_full_fine_tuning_exports_another_backbone_that_loads(tuned, micro):
     assert bytes_of(exported.params) == bytes_of(tuned.run.state.trainable["backbone"])
     original = backbone_folder.load(micro.backbone)
     assert exported.vocabulary == original.vocabulary and exported.encoder == original.encoder
+    rows = load_manifest(str(micro.data / "train.jsonl"), report=tuned.run.report)
+    assert task_records.all_hashes(exported.records).tolist() == sorted(leaks.hashes_of(rows).tolist())
     pairs = zip(bytes_of(original.params), bytes_of(exported.params), strict=True)
     assert all(before != after for before, after in pairs)
     assert not (tuned.workdir / "adapter").exists()

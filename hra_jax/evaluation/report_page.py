@@ -38,14 +38,13 @@ def page_of(
       notes: how texts were compared, and what the intervals hold for.
       command: what repeats it; '' where nobody knows.
     """
-    rated = results["over_tasks"]
-    sentence, below = _sentence(results)
-    title = f"suite {results['suite']}: {percent(rated['rate'])} {_metric(results)}"
+    number, below, sentence = _held_out(results) or _sentence(results)
+    title = f"suite {results['suite']}: {number} {_metric(results)}"
     return page.document(
         title,
         [
             f"<h1>{page.text(_subject(results))}</h1>",
-            page.headline(percent(rated["rate"]), below, sentence),
+            page.headline(number, below, sentence),
             _tasks(results),
             page.section("Held-out tasks", *_few_shot(results)),
             page.section("Slices", *_slices(results)),
@@ -77,24 +76,43 @@ def _subject(results: Mapping[str, Any]) -> str:
     )
 
 
-def _sentence(results: Mapping[str, Any]) -> tuple[str, str]:
-    """What the page says, and what its number is."""
+def _sentence(results: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The number of the page, what it is, and what the page says."""
     rated, metric = results["over_tasks"], _metric(results)
     several = rated["tasks"] > 1
     interval = "" if rated["low"] is None else f", 95% interval {percent(rated['low'])} to {percent(rated['high'])}"
     below = f"{'mean ' if several else ''}{metric}{interval}"
     if rated["base_rate"] is None:
         tasks = f"{rated['tasks']:,} tasks" if several else "this task"
-        return f"{percent(rated['rate'])} of the reference is recognised wrongly, over {tasks}.", below
+        return percent(rated["rate"]), below, f"Errors per reference word or character, over {tasks}."
     verdicts = rated["verdicts"] or {}
     base, own = percent(rated["base_rate"]), percent(rated["rate"])
     if not several:
         (task,) = results["tasks"].values()
         word = (task["difference"] or {}).get("verdict")
-        return f"The backbone alone has {base}, the system {own}{f': {word}' if word else ''}.", below
+        return own, below, f"The backbone alone has {base}, the system {own}{f': {word}' if word else ''}."
     counts = [f"{verdict} in {verdicts[verdict]:,}" for verdict in VERDICTS if verdicts.get(verdict)]
     decided = f" It is {', '.join(counts)} of {rated['tasks']:,} tasks." if counts else ""
-    return f"The backbone alone has {base}, the system {own}.{decided}", below
+    return own, below, f"The backbone alone has {base}, the system {own}.{decided}"
+
+
+def _held_out(results: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """As `_sentence` where all tasks are heads of held-out ones, whose rates at all shots have no meaningful mean."""
+    found = results.get("few_shot")
+    if not found or not found["shots"] or any("@" not in name for name in results["tasks"]):
+        return None
+    first, last = found["all"][0], found["all"][-1]
+    several = len(found["tasks"]) > 1
+    interval = "" if last["low"] is None else f", 95% interval {percent(last['low'])} to {percent(last['high'])}"
+    below = f"{'mean ' * several}{_metric(results)} with {last['shots']} utterances{interval}"
+    base = list(found["base"].values())
+    alone = "" if None in base else f" The backbone alone has {percent(sum(base) / len(base))}."
+    tasks = f"{len(found['tasks'])} tasks" if several else "A task"
+    sentence = (
+        f"{tasks} that the adapter has never heard: {percent(first['rate'])} with {first['shots']} utterances to learn "
+        f"from, {percent(last['rate'])} with {last['shots']}.{alone}"
+    )
+    return percent(last["rate"]), below, sentence
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------

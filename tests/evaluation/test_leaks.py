@@ -119,6 +119,21 @@ def test_evaluation_of_a_run_refuses_a_copy_and_names_the_first_three(trained, m
     assert not (workdir / "eval" / "leaky").exists()
 
 
+def test_an_exported_adapter_is_not_scored_on_what_it_was_trained_on_where_nothing_else_is(
+    trained, micro, tmp_path, monkeypatch
+):
+    world.use_devices(monkeypatch, 1)
+    shutil.copytree(trained.workdir / "adapter", tmp_path / "adapter")
+    rows = world.read_manifest(micro.data / "train.jsonl")[:1]
+    shutil.copy(micro.data / rows[0]["audio_filepath"], tmp_path / "unseen.flac")
+    world.write_manifest(tmp_path / "test.jsonl", [rows[0] | {"audio_filepath": "unseen.flac"}])
+    suite = world.write_suite(tmp_path / "leaky.py", (("*", "{dir}/test.jsonl", "speaker=*", "*"),))
+    asked = {"adapters": [str(tmp_path / "adapter")], "backbones": [micro.backbone], "data_dir": str(tmp_path)}
+    with pytest.raises(UserError, match=r"suite 'leaky': the adapter .* was trained on 1 of its .*: 'unseen.flac'"):
+        evaluate.evaluate_systems([suite], tmp_path / "R", **asked)
+    assert not (tmp_path / "R" / "leaky").exists()
+
+
 def test_without_hashes_exports_say_nothing_of_the_training_data(micro, tmp_path):
     done = world.train(micro.config(steps=1, export__hashes=False), tmp_path / "W")
     assert done.status == 0 and done.run.hashes is None

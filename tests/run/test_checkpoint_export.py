@@ -9,6 +9,7 @@ from etils import epath
 from reference import endless
 from reference import micro as world
 
+from hra_jax.adapters import task_records
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.errors import UserError
 from hra_jax.evaluate import evaluate
@@ -42,6 +43,7 @@ def test_the_last_checkpoint_is_what_the_run_itself_exported(workdir, tmp_path):
         assert expected.keys() == found.keys()
         for name in expected:
             np.testing.assert_array_equal(expected[name], found[name])
+    assert made.records and task_records.to_bytes(made.records) == task_records.to_bytes(own.records)
     assert {key: value for key, value in made.config.items() if key != "sha256"} == {
         key: value for key, value in own.config.items() if key != "sha256"
     }

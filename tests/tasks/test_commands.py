@@ -25,7 +25,10 @@ from hra_jax.adapters.residual import ResidualAdapter
 from hra_jax.config.files import validate_config
 from hra_jax.config.keys import group
 from hra_jax.data.batching import bucket_rows
+from hra_jax.data.manifest import load_manifest
+from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
+from hra_jax.evaluation import leaks
 from hra_jax.storage import locks, safetensors
 from hra_jax.storage.trees import flatten
 from hra_jax.tasks import adding, commands
@@ -203,7 +206,7 @@ def test_training_a_new_task_trains_its_head_alone(
     call, adapter, backbone, micro, manifest, tmp_path, capsys, one_device, init
 ):
     before, old = tensors(adapter), log_probs(adapter, backbone, ("ann", "bob", "cy"))
-    entries = adapter_folder.read_adapter(adapter).tasks_json
+    entries, records = (getattr(adapter_folder.read_adapter(adapter), part) for part in ("tasks_json", "records"))
     line = ("add", adapter, "dee", "--init", init, "--manifest", manifest, "--backbone", micro.backbone)
     line += ("--steps", STEPS, "--learning_rate", "0.01")
     assert call(*line, "--workdir", tmp_path / "W") == 0
@@ -218,6 +221,13 @@ def test_training_a_new_task_trains_its_head_alone(
     exported = adapter_folder.read_adapter(adapter)
     assert exported.tasks_json == [*entries, {"name": "dee", "row": 3, "step": STEPS, "init": init}]
     assert exported.config["accounting"]["trainable_parameters"] == 108 + 4 * 112
+    # It was trained on some of the recordings, itself alone, and on what the task was trained on that it started as.
+    own, shared = exported.records["own_hashes"], exported.records["hashes"]
+    utterances = load_manifest(str(manifest), report=DataReport())
+    assert own.keys() == {"dee"} and set(own["dee"].tolist()) <= set(leaks.hashes_of(utterances).tolist())
+    started = {"dee": records["hashes"]["bob"]} if init == "bob" else {}
+    for task, hashes in (records["hashes"] | started).items():
+        np.testing.assert_array_equal(shared[task], hashes)
     # What the run itself exported is the same adapter.
     assert tensors(tmp_path / "W" / "adapter") == after
     config = json.loads((tmp_path / "W" / "config.json").read_text())
