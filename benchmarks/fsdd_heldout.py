@@ -4,7 +4,8 @@ python benchmarks/fsdd_heldout.py --data_dir FSDD --workdir runs/fsdd_heldout \
     --json benchmarks/results/fsdd_heldout.json --plot benchmarks/results/fsdd_heldout.png
 
 Three folds: an adapter is trained on four of the six speakers of the Free Spoken Digit Dataset, and `evaluate` trains
-the heads of the other two, all shots and draws as rows of one run. The same command goes on where it was stopped.
+the heads of the other two, all shots and draws as rows of one run; once as the suite says, and once with fewer updates
+of every head. The same command goes on where it was stopped.
 """
 
 import io
@@ -20,6 +21,7 @@ from harness import environment
 from matplotlib.figure import Figure
 
 from hra_jax import cli, train
+from hra_jax.config.files import find_config
 from hra_jax.data.report import DataReport
 from hra_jax.evaluate import evaluate_systems
 from hra_jax.evaluation import shots
@@ -34,6 +36,7 @@ FLAGS = flags.FLAGS
 SUITE, STEPS = "fsdd_heldout", 400
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 HELD_OUT = (("george", "nicolas"), ("lucas", "theo"), ("jackson", "yweweler"))  # by fold
+UPDATES = (100, 20)  # of every head; the first is that of the suite
 SAMPLES = 1000
 
 
@@ -58,12 +61,27 @@ def adapter_of(fold: int, folder: epath.Path) -> str:
     return str(workdir / "adapter")
 
 
-def recognised(folder: epath.Path, results: Mapping[str, Mapping[str, Any]]) -> dict[str, list[UtteranceResult]]:
+def suite_of(updates: int, folder: epath.Path) -> str:
+    """The suite with that many updates of every head: its name, or the path of a copy."""
+    if updates == UPDATES[0]:
+        return SUITE
+    text = find_config(SUITE, kind="suites").read_text(encoding="utf-8")
+    for old, new in ((f'("steps", {UPDATES[0]})', f'("steps", {updates})'), (f'"{SUITE}"', f'"{SUITE}_{updates}"')):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    path = folder / f"{SUITE}_{updates}.py"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def recognised(
+    folder: epath.Path, suite: str, results: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[UtteranceResult]]:
     """What was recognised with every head of every fold, by the name of the head."""
     found = {}
     for fold in range(len(HELD_OUT)):
         for task, file in task_file_names(results[f"fold{fold}"]["tasks"]).items():
-            lines = read_predictions(folder / "R" / SUITE / f"fold{fold}" / f"predictions_{file}.jsonl")
+            lines = read_predictions(folder / "R" / suite / f"fold{fold}" / f"predictions_{file}.jsonl")
             found[task] = [line.row for line in lines]
     return found
 
@@ -88,17 +106,20 @@ def counted(suite: Suite, by_task: Mapping[str, list[UtteranceResult]]) -> dict[
     }
 
 
-def plot(found: Mapping[str, Any]) -> bytes:
-    """Error rates against shots, as a PNG: a line for every speaker, and their mean with its interval."""
+def plot(by_updates: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Error rates against shots, as a PNG: a line for every speaker, and their means with intervals."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
-    places = range(len(found["shots"]))
-    for mark, (name, points) in zip("osD^vP", found["tasks"].items(), strict=False):
+    most, *fewer = (str(count) for count in UPDATES)
+    places = range(len(by_updates[most]["shots"]))
+    for mark, (name, points) in zip("osD^vP", by_updates[most]["tasks"].items(), strict=False):
         axes.plot(places, [100 * point["rate"] for point in points], marker=mark, lw=1, ms=4, alpha=0.7, label=name)
-    rates = [100 * point["rate"] for point in found["all"]]
-    ends = [[100 * abs(point["rate"] - point[end]) for point in found["all"]] for end in ("low", "high")]
-    axes.errorbar(places, rates, yerr=ends, color="black", lw=2, capsize=4, label="mean")
-    axes.set_xticks(places, [str(k) for k in found["shots"]])
+    for updates, style in zip((most, *fewer), ("-", "--"), strict=True):
+        points = by_updates[updates]["all"]
+        rates = [100 * point["rate"] for point in points]
+        ends = [[100 * abs(point["rate"] - point[end]) for point in points] for end in ("low", "high")]
+        axes.errorbar(places, rates, yerr=ends, color="black", ls=style, capsize=4, label=f"mean, {updates} updates")
+    axes.set_xticks(places, [str(k) for k in by_updates[most]["shots"]])
     axes.set(xlabel="utterances of the speaker", ylabel="word error rate, %", ylim=(0, None))
     axes.legend(fontsize=8, ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -121,23 +142,25 @@ def main(argv: list[str]) -> None:
     setup_jax()
     folder = epath.Path(FLAGS.workdir)
     adapters = [f"fold{fold}={adapter_of(fold, folder)}" for fold in range(len(HELD_OUT))]
-    results = evaluate_systems([SUITE], folder / "R", adapters=adapters, data_dir=FLAGS.data_dir)[SUITE]
-    suite = load_suite(SUITE, data_dir=FLAGS.data_dir, report=DataReport())
-    by_task = recognised(folder, results)
-    found = of_all_folds(suite, by_task)
-    print(*(" | ".join(row) for row in shots.table_of(found)[1]), sep="\n")
-    facts = {
-        "held_out": [list(names) for names in HELD_OUT],
-        "steps": STEPS,
-        "updates": suite.few["steps"],
-        "words": {name: len(by_task[shots.head_name(name, 0)]) for name in SPEAKERS},
-        "bootstrap": SAMPLES,
-    }
+    names = [suite_of(updates, folder) for updates in UPDATES]
+    results = evaluate_systems(names, folder / "R", adapters=adapters, data_dir=FLAGS.data_dir)
+    by_updates = {}
+    for updates, name in zip(UPDATES, names, strict=True):
+        suite = load_suite(name, data_dir=FLAGS.data_dir, report=DataReport())
+        by_task = recognised(folder, suite.name, results[suite.name])
+        by_updates[str(updates)] = {**of_all_folds(suite, by_task), "counts": counted(suite, by_task)}
+        print(f"{updates} updates", *(" | ".join(row) for row in shots.table_of(by_updates[str(updates)])[1]), sep="\n")
+    write(by_updates)
+
+
+def write(by_updates: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes what is asked for."""
+    facts = {"held_out": [list(names) for names in HELD_OUT], "steps": STEPS, "bootstrap": SAMPLES}
     if FLAGS.json:
-        content = {**facts, **found, "environment": environment(), "counts": counted(suite, by_task)}
+        content = {**facts, "by_updates": by_updates, "environment": environment()}
         epath.Path(FLAGS.json).write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
     if FLAGS.plot:
-        epath.Path(FLAGS.plot).write_bytes(plot(found))
+        epath.Path(FLAGS.plot).write_bytes(plot(by_updates))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What long audio costs in errors: sentences one by one, and as one recording with pauses and without.
 
+The recordings are recognised by `Model.transcribe` and, as a suite with a task for each, by `evaluate`.
+
 python benchmarks/long_audio.py --adapter runs/quickstart/adapter --manifest runs/data/hard/test.jsonl \
     --tasks croak,whisper,french,noisy --json benchmarks/results/long_audio.json
 
@@ -8,9 +10,11 @@ pink noise, 20 dB under the speech.
 """
 
 import json
+import tempfile
 
 import harness
 import numpy as np
+import soundfile
 from absl import flags
 from etils import epath
 
@@ -19,11 +23,19 @@ from hra_jax.console import percent, ratio, say, stdout, table
 from hra_jax.data import audio
 from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
+from hra_jax.evaluate import evaluate_systems
 from hra_jax.evaluation import error_rates
 
 FLAGS = flags.FLAGS
 NORMALIZER = "basic"
-PAUSE_SECONDS = 0.5
+PAUSES = {"pauses": 0.5, "no pauses": 0.0}  # seconds
+COUNTS = ("substitutions", "deletions", "insertions")
+SUITE = """from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict({{"name": "long_audio", "normalizer": {normalizer!r}, "tasks": {tasks!r}}})
+"""
 
 
 def room_noise(samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -44,28 +56,46 @@ def recording(sentences: list[np.ndarray], pause: float, *, rate: int, rng: np.r
     return np.concatenate(pieces)
 
 
-def measured(model: api.Model, task: str, texts: list[str], waveforms: list[np.ndarray], seconds: float) -> dict:
-    """The errors of the sentences of a task said one by one, and of recordings of them."""
+def measured(
+    model: api.Model, task: str, texts: list[str], waveforms: list[np.ndarray], *, seconds: float, folder: epath.Path
+) -> dict:
+    """The errors of the sentences of a task said one by one, and of recordings of them, which are left in a folder."""
     rng, rate = np.random.default_rng(0), model.backbone.sample_rate
     order: list[int] = []
-    while sum(len(waveforms[n]) / rate + PAUSE_SECONDS for n in order) < seconds:
+    while sum(len(waveforms[n]) / rate + max(PAUSES.values()) for n in order) < seconds:
         order += rng.permutation(len(texts)).tolist()
     said = " ".join(texts[n] for n in order)
 
-    def errors(waveform: np.ndarray) -> int:
-        (text,) = model.transcribe([waveform], sample_rate=rate, tasks=[task])
-        return error_rates.word_errors(said, text, normalizer=NORMALIZER).errors
-
     alone = model.transcribe(waveforms, sample_rate=rate, tasks=[task] * len(texts))
     counts = [error_rates.word_errors(*pair, normalizer=NORMALIZER) for pair in zip(texts, alone, strict=True)]
-    paused = recording([waveforms[n] for n in order], PAUSE_SECONDS, rate=rate, rng=rng)
-    return {
-        "seconds": len(paused) / rate,
-        "words": sum(counts[n].words for n in order),
-        "one by one": sum(counts[n].errors for n in order),
-        "pauses": errors(paused),
-        "no pauses": errors(recording([waveforms[n] for n in order], 0, rate=rate, rng=rng)),
-    }
+    found = {"words": sum(counts[n].words for n in order), "one by one": sum(counts[n].errors for n in order)}
+    for name, pause in PAUSES.items():
+        waveform = recording([waveforms[n] for n in order], pause, rate=rate, rng=rng)
+        found.setdefault("seconds", len(waveform) / rate)
+        (text,) = model.transcribe([waveform], sample_rate=rate, tasks=[task])
+        found[name] = error_rates.word_errors(said, text, normalizer=NORMALIZER).errors
+        path = folder / f"{task}, {name}"
+        soundfile.write(path.with_suffix(".wav"), waveform, rate, subtype="FLOAT")
+        row = {"audio_filepath": f"{path.name}.wav", "duration": len(waveform) / rate, "text": said}
+        path.with_suffix(".jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return found
+
+
+def evaluated(folder: epath.Path) -> dict[tuple[str, str], int]:
+    """The errors that `evaluate` counts in the recordings of a folder, by task and name."""
+    keys = [(task, name) for task in FLAGS.tasks for name in PAUSES]
+    rows = tuple((f"{task}, {name}", f"{{dir}}/{task}, {name}.jsonl", "", task) for task, name in keys)
+    suite = folder / "suite.py"
+    suite.write_text(SUITE.format(normalizer=NORMALIZER, tasks=rows), encoding="utf-8")
+    results = evaluate_systems(
+        [str(suite)],
+        folder / "R",
+        adapters=[f"adapter={FLAGS.adapter}"],
+        backbones=[FLAGS.backbone],
+        data_dir=str(folder),
+    )
+    tasks = results["long_audio"]["adapter"]["tasks"]
+    return {(task, name): sum(tasks[f"{task}, {name}"][count] for count in COUNTS) for task, name in keys}
 
 
 def define_flags() -> None:
@@ -84,10 +114,15 @@ def main(argv) -> None:
     model = api.load_adapter(FLAGS.adapter, api.load_backbone(FLAGS.backbone))
     utterances, _ = read_manifest(FLAGS.manifest, report=DataReport())
     found = {}
-    for task in FLAGS.tasks:
-        mine = [utterance for utterance in utterances if utterance.tag("speaker") == task]
-        waveforms = [audio.decode(utterance, model.backbone.sample_rate) for utterance in mine]
-        found[task] = measured(model, task, [utterance.text for utterance in mine], waveforms, FLAGS.seconds)
+    with tempfile.TemporaryDirectory() as place:
+        folder = epath.Path(place)
+        for task in FLAGS.tasks:
+            mine = [utterance for utterance in utterances if utterance.tag("speaker") == task]
+            waveforms = [audio.decode(utterance, model.backbone.sample_rate) for utterance in mine]
+            texts = [utterance.text for utterance in mine]
+            found[task] = measured(model, task, texts, waveforms, seconds=FLAGS.seconds, folder=folder)
+        for (task, name), errors in evaluated(folder).items():
+            found[task][f"{name}, evaluate"] = errors
     sides = [name for name in next(iter(found.values())) if name not in ("seconds", "words")]
     rows = [
         [task, *(f"{percent(n[side] / n['words'])} ({ratio(n[side] / n[sides[0]])})" for side in sides)]

@@ -167,25 +167,27 @@ def comparison_facts() -> str:
 
 def held_out() -> str:
     """Speakers whom an adapter has not heard, against the number of their words that a head was trained on."""
-    found = cell("fsdd_heldout.json")
     rows = []
-    for name, points in [*found["tasks"].items(), ("mean of the speakers", found["all"])]:
-        base = found["base"].get(name, sum(found["base"].values()) / len(found["base"]))
-        cells = [
-            f"{_percent(point['rate'])} ({_percent(point['low'])} to {_percent(point['high'])})" for point in points
-        ]
-        rows.append([name, _percent(base), *cells])
-    head = ["0, the mean head", *(f"{k}" for k in found["shots"][1:])]
-    return table(" | ".join(["speaker", "no adapter", *head]), rows)
+    for updates, found in cell("fsdd_heldout.json")["by_updates"].items():
+        for name, points in [*found["tasks"].items(), ("**mean**", found["all"])]:
+            base = found["base"].get(name, sum(found["base"].values()) / len(found["base"]))
+            cells = [
+                f"{_percent(point['rate'])} ({_percent(point['low'])} to {_percent(point['high'])})" for point in points
+            ]
+            rows.append([updates, name, _percent(base), *cells])
+    head = ["updates", "speaker", "no adapter", "0, the mean head", *(str(k) for k in found["shots"][1:])]
+    return table(" | ".join(head), rows, left=2)
 
 
 def held_out_facts() -> str:
     """How much is behind the table of held-out speakers."""
     found = cell("fsdd_heldout.json")
     pairs = "; ".join(" and ".join(names) for names in found["held_out"])
+    first = next(iter(found["by_updates"].values()))
+    words = sum(len(counts) for name, counts in first["counts"].items() if name.endswith("@0"))
     return (
-        f"Held out together: {pairs}. Each adapter was trained for {found['steps']} steps, each head for "
-        f"{found['updates']} updates, {found['draws']} draws; {sum(found['words'].values())} test words."
+        f"Held out together: {pairs}. Each adapter was trained for {found['steps']} steps; {first['draws']} draws; "
+        f"{words} test words."
     )
 
 

@@ -169,7 +169,9 @@ def load_adapter(folder: epath.PathLike, backbone: Backbone, *, slots: int = 0) 
         own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size, shared_vocabulary)
     trained_seconds = float(exported.config.get("trained_seconds", 0))
     aside = task_records.set_aside(exported.tasks_json)
-    return Model(backbone, adapter, shared, tasks, names, own, os.fspath(folder), trained_seconds, aside)
+    return Model(
+        backbone, adapter, shared, tasks, names, own, os.fspath(folder), trained_seconds, aside, exported.records
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +188,8 @@ class Model:
     trained_seconds: float = 0.0  # of the longest utterances that the adapter was trained on; 0 where that is not known
     # Tasks that the adapter was found to make worse: they are recognised as `__base__`, which is said once.
     set_aside: frozenset[str] = frozenset()
+    # What the adapter's folder holds for its tasks beside weights, for who stores the model again.
+    records: task_records.Records = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def chunk_seconds(self) -> float:
@@ -262,7 +266,13 @@ class Model:
 
         tasks = tuple(task for task in self.tasks if task != name)
         left = self.set_aside - {name}
-        return dataclasses.replace(self, rows=jax.tree.map(move_up, self.rows), tasks=tasks, set_aside=left)
+        return dataclasses.replace(
+            self,
+            rows=jax.tree.map(move_up, self.rows),
+            tasks=tasks,
+            set_aside=left,
+            records=task_records.kept(self.records, tasks),
+        )
 
     def mean(self) -> "Model":
         """A model of one task, `__mean__`, whose parameters are the mean of those of all tasks.

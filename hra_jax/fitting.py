@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
-from hra_jax.adapters import adapter_folder, methods
+from hra_jax.adapters import adapter_folder, initial, methods, task_records
 from hra_jax.adapters.base import no_parameters
 from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
 from hra_jax.api import Backbone, Model, padded_size
@@ -31,6 +31,7 @@ from hra_jax.config.keys import default_config, flatten_config, group, method_gr
 from hra_jax.console import listed, tell
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.report import DataReport
+from hra_jax.data.sample_hashes import UtteranceHashes
 from hra_jax.data.sources import TableSource
 from hra_jax.data.utterance import Recording
 from hra_jax.data.utterance_table import own_vocabularies
@@ -102,11 +103,18 @@ def fit(
     layout = _laid_out(material, mesh, config, report=report)
     _check_usable(layout, report, show=progress)
     state, bank = start_weights(material, layout, settings=group(config, ""), adapter=group(config, "adapter"))
-    state = _trained(state, bank, layout, config, _frozen(backbone, mesh), report=report, show=progress)
+    hashes = UtteranceHashes(len(layout.table))
+    state = _trained(state, bank, layout, config, _frozen(backbone, mesh), hashes, report=report, show=progress)
     rows = bank.rows(state, np.arange(len(layout.tasks)))["tasks"]
     shared = sharding.to_host(state.weights["shared"])
+    with_shared = bool(jax.tree.leaves(shared)) and not state.fixed
+    seen, numbers = hashes.values, layout.table.task
+    found = task_records.hashes_by_task(seen[seen != 0], numbers[seen != 0], layout.tasks, shared=with_shared)
+    records = initial.started_from(material.start, layout.tasks, material.new_task, trained=found)
     shared, rows = (jax.tree.map(jnp.asarray, no_parameters() | tree) for tree in (shared, rows))
-    return Model(backbone, layout.method, shared, rows, layout.tasks, material.own)
+    aside = frozenset() if start is None else start.set_aside - examples.keys()
+    more: dict[str, Any] = {"set_aside": aside, "records": records}
+    return Model(backbone, layout.method, shared, rows, layout.tasks, material.own, **more)
 
 
 def _trained(
@@ -115,13 +123,14 @@ def _trained(
     layout: Layout,
     config: ConfigDict,
     frozen: dict[str, Any],
+    hashes: UtteranceHashes,
     *,
     report: DataReport,
     show: bool,
 ) -> TrainState:
-    """The state after the last step."""
+    """The state after the last step; `hashes` gets those of what was trained on."""
     skipped = SkippedSteps(most=config.optimizer.max_skipped_steps, report=report, name_of=layout.table.name)
-    with _loader(layout, config, report=report) as loader, contextlib.ExitStack() as shown:
+    with _loader(layout, config, hashes, report=report) as loader, contextlib.ExitStack() as shown:
         progress = shown.enter_context(Progress(config.steps)) if show else None
         for step in range(1, config.steps + 1):
             batch = next(loader)
@@ -145,7 +154,8 @@ def _trained(
 def save_adapter(model: Model, folder: epath.PathLike) -> None:
     """Writes the adapter of a model to a folder, as a run exports one; in place of an adapter that is there already.
 
-    It holds no hashes of what was trained on, and of tasks nothing but names and weights.
+    It holds hashes of what `fit` was given, as runs export them, and what was held for the tasks of a folder that the
+    model was loaded from: their hashes, and whether they are set aside.
 
     Args:
       model: from `fit`, `load_adapter`, or made of these.
@@ -158,6 +168,9 @@ def save_adapter(model: Model, folder: epath.PathLike) -> None:
     weights = {"shared": model.shared, "tasks": model.rows}
     numbers = train_state.accounting(weights, len(model.tasks), train_state.count(model.backbone.params))
     entries: list[dict[str, Any]] = [{"name": name, "row": row} for row, name in enumerate(model.tasks)]
+    entries = [
+        {**entry, task_records.SET_ASIDE: {}} if entry["name"] in model.set_aside else entry for entry in entries
+    ]
     vocabulary = model.backbone.vocabulary
     if own is not None and own.shared is not None:
         vocabulary = own.shared
@@ -177,6 +190,7 @@ def save_adapter(model: Model, folder: epath.PathLike) -> None:
             vocabulary=vocabulary.to_json(),
             accounting={name: value for name, value in numbers.items() if name != "tasks"}
             | {"backbone_fingerprint": files.fingerprint},
+            records=task_records.kept(model.records, model.tasks),
             durable=False,
         )
 
@@ -324,7 +338,7 @@ def _exported(start: Model, backbone: Backbone) -> adapter_folder.ExportedAdapte
     shared: dict[str, Any] = jax.tree.map(np.asarray, start.shared)
     tasks = {name: start.row(name) for name in start.tasks}
     entries = [{"name": name, "row": row} for row, name in enumerate(start.tasks)]
-    return adapter_folder.ExportedAdapter(config, shared, tasks, entries)
+    return adapter_folder.ExportedAdapter(config, shared, tasks, entries, start.records)
 
 
 def _vocabularies(
@@ -384,7 +398,7 @@ def _check_usable(layout: Layout, report: DataReport, *, show: bool) -> None:
         tell(f"{len(table):,} examples of {len(table.learning)} tasks, {seconds:.1f} s; {report.summary()}")
 
 
-def _loader(layout: Layout, config: ConfigDict, *, report: DataReport) -> TrainLoader:
+def _loader(layout: Layout, config: ConfigDict, hashes: UtteranceHashes, *, report: DataReport) -> TrainLoader:
     data, batch = group(config, "data"), group(config, "batch")
     return TrainLoader(
         layout.table,
@@ -397,4 +411,5 @@ def _loader(layout: Layout, config: ConfigDict, *, report: DataReport) -> TrainL
         threads=data.threads,
         draw=data.draw,
         report=report,
+        hashes=hashes,
     )

@@ -310,7 +310,7 @@ def _validate(
     """Scores the selection suite, and keeps the best macro WER and the best per task in `run.best`."""
     best = run.best
     base = agreement.agreed(lambda: base_weights(run))
-    rows, loss, _ = recognise(run, select, suite_weights(run, select), base)
+    rows, loss, _ = recognise(run, select, suite_weights(run, select), base, again=True)
     results = agreement.agreed(lambda: evaluate_results(rows, select.suite, accounting=accounting(run), bootstrap=0))
     values = {"": results["wer_macro"]} | {name: task["wer"] for name, task in results["tasks"].items()}
     for name, wer in values.items():

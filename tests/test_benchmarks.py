@@ -136,19 +136,20 @@ def test_the_committed_comparison_follows_from_its_cells(benchmark, tmp_path):
 
 
 def test_the_committed_curves_of_held_out_speakers_follow_from_the_counts_of_their_heads():
-    committed = json.loads((FOLDER / "results" / "fsdd_heldout.json").read_text())
+    committed = json.loads((FOLDER / "results" / "fsdd_heldout.json").read_text(encoding="utf-8"))
     held_out = [name for names in committed["held_out"] for name in names]
-    assert sorted(held_out) == list(committed["tasks"]) and len(held_out) == 6
-    by_shots = [{} for _ in committed["shots"]]
-    for name, points in committed["tasks"].items():
-        for place, (k, point) in enumerate(zip(committed["shots"], points, strict=True)):
-            draws = range(1, committed["draws"] + 1) if k else [0]
-            counts = np.array([committed["counts"][shots.head_name(name, k, draw)] for draw in draws])
-            assert counts.shape == (len(draws), 50, 2)
-            by_shots[place][name] = counts
-            assert shots.curve_point(k, {name: counts}, samples=1000).to_json() == point
-    for k, counts, point in zip(committed["shots"], by_shots, committed["all"], strict=True):
-        assert shots.curve_point(k, counts, samples=1000).to_json() == point
+    for found in committed["by_updates"].values():
+        assert sorted(held_out) == list(found["tasks"]) and len(held_out) == 6
+        by_shots = [{} for _ in found["shots"]]
+        for name, points in found["tasks"].items():
+            for place, (k, point) in enumerate(zip(found["shots"], points, strict=True)):
+                draws = range(1, found["draws"] + 1) if k else [0]
+                counts = np.array([found["counts"][shots.head_name(name, k, draw)] for draw in draws])
+                assert counts.shape == (len(draws), 50, 2)
+                by_shots[place][name] = counts
+                assert shots.curve_point(k, {name: counts}, samples=committed["bootstrap"]).to_json() == point
+        for k, counts, point in zip(found["shots"], by_shots, found["all"], strict=True):
+            assert shots.curve_point(k, counts, samples=committed["bootstrap"]).to_json() == point
 
 
 def test_the_committed_page_on_tpus_follows_from_its_cells(benchmark):

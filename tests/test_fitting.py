@@ -17,6 +17,8 @@ import hra_jax
 from hra_jax import fitting
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.config.files import load_config
+from hra_jax.data.audio import sample_hash
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.storage.trees import flatten
 from hra_jax.training import sharding
@@ -123,7 +125,7 @@ def test_a_model_that_is_saved_is_loaded_again_and_other_folders_are_left_alone(
 
 
 @pytest.mark.slow(minutes=0.5)
-def test_an_adapter_goes_on_with_new_tasks_and_leaves_what_it_had_bit_for_bit(backbone, capsys):
+def test_an_adapter_goes_on_with_new_tasks_and_leaves_what_it_had_bit_for_bit(backbone, capsys, tmp_path):
     first = hra_jax.fit(backbone, _examples(ann=2, bob=1), steps=6, settings={"hra.width": 6}, progress=False)
     assert first.tasks == ("ann", "bob") and not capsys.readouterr().out
     more = hra_jax.fit(backbone, _examples(cy=3), steps=6, start=first)
@@ -134,6 +136,13 @@ def test_an_adapter_goes_on_with_new_tasks_and_leaves_what_it_had_bit_for_bit(ba
     jax.tree.map(np.testing.assert_array_equal, more.shared, first.shared)
     assert any(leaf.any() for leaf in jax.tree.leaves(more.row("cy")))
     sounds = [waveform for waveform, _ in _examples(cy=3)["cy"]]
+    # What it was trained on is known by its samples, as files with them are; the head alone was.
+    files = [tmp_path / f"{number}.wav" for number in range(3)]
+    for file, sound in zip(files, sounds, strict=True):
+        soundfile.write(file, sound, 8000, subtype="FLOAT")
+    hashes = sorted(sample_hash(Utterance(str(f), len(s) / 8000, "")) for f, s in zip(files, sounds, strict=True))
+    assert more.records["own_hashes"]["cy"].tolist() == hashes
+    assert more.records["hashes"].keys() == {"ann", "bob"} == first.records["hashes"].keys()
     plain, _ = more.log_probs(sounds, sample_rate=8000)
     adapted, _ = more.log_probs(sounds, sample_rate=8000, tasks=["cy"] * 3)
     assert not np.allclose(plain, adapted)

@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
+from reference import micro as world
 from reference import published
 from reference.commands import Commands
 from reference.full_disk import Disk, small_disk
 from reference.written import files_of, readable
 
 from hra_jax.cli import USER_ERROR
+from hra_jax.train import NOT_SCORED
 
 SHARES = (0.0, 0.4, 0.8)  # of the space that a command needs; it then has so much and no more
 
@@ -121,3 +123,25 @@ def test_tasks_in_place(command, commands, micro, trained, disk, tmp_path):
 
     runs_full(commands, words, disk, before=before, check=check)
     assert files_of(adapter) == allowed[1]
+
+
+@pytest.mark.slow(minutes=1)
+def test_training(commands, micro, disk, tmp_path):
+    settings = dict(batch__buckets=(0.4, 1.0), batch__seconds=2.0, checkpoint__every_steps=3, eval__every_steps=5)
+    suites = dict(eval__suite=micro.suite("test"), eval__select_suite=micro.suite("validation"))
+    config = world.write_config(tmp_path / "config.py", micro.config(steps=12, **settings, **suites))
+    whole, workdir, latest = tmp_path / "whole", disk.folder / "W", [0]
+
+    def check() -> None:
+        folder = workdir / "checkpoints"
+        steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+        latest.append(max(steps, default=0))
+        assert latest == sorted(latest)  # no checkpoint is lost
+
+    words = ["hra_jax.train", "--config", config, "--workdir", str(workdir)]
+    # An evaluation that finds no space costs neither a checkpoint nor an export.
+    statuses = (USER_ERROR, NOT_SCORED)
+    runs_full(commands, words, disk, before=lambda: shutil.move(workdir, whole), check=check, statuses=statuses)
+    assert files_of(workdir / "adapter") == files_of(whole / "adapter")
+    assert world.losses(workdir) == world.losses(whole)
+    assert files_of(workdir / "eval").keys() == files_of(whole / "eval").keys()

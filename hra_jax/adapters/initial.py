@@ -152,3 +152,20 @@ def started_records(start: adapter_folder.ExportedAdapter, name: str, new_task: 
     """What is held for a task that starts as `new_task` says, for it has what its sources were trained on."""
     sources = {"zero": (), "mean": tuple(start.tasks)}.get(new_task, (new_task,))
     return task_records.of_copy(start.records, sources, name)
+
+
+def started_from(
+    start: adapter_folder.ExportedAdapter | None, tasks: Iterable[str], new_task: str, *, trained: task_records.Records
+) -> task_records.Records:
+    """What is held for tasks that were trained, beside what the adapter that they started from held for them.
+
+    Args:
+      start: that adapter; None for none.
+      tasks: their names.
+      new_task: what those started as that it lacks.
+      trained: what is held of the training.
+    """
+    if start is None:
+        return trained
+    new = [started_records(start, name, new_task) for name in tasks if name not in start.tasks]
+    return task_records.joined(start.records, *new, trained)

@@ -12,7 +12,6 @@ may be as soft as the room, but is not steady.
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +29,8 @@ _AROUND_SECONDS = 5.0  # on both sides, over which the level of the speech is ta
 _RANGE_DB = 40.0  # what is quieter than this below the speech is no better a place to cut
 _SHORTEST_SECONDS = 0.1  # of what may be a word
 _CONTEXT_SHARE = 0.1  # of a chunk, heard beyond a cut in no pause
+_NUMBERS = (int, float, np.integer, np.floating)
+_BLOCK = 4096  # frames whose level is taken at once: hours of sound are not copied
 _CUT_COST = 0.05  # of any cut, where one in the loudest speech costs 1 more
 
 
@@ -112,7 +113,7 @@ def text(chunks: Sequence[Chunk], paths: Sequence[np.ndarray], vocabulary: Vocab
 
 def check_seconds(value: object) -> float:
     """The length of a chunk as a float; UserError unless it is a number of seconds above 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS) or not 0 < value < math.inf:
         raise UserError(f"chunk_seconds = {value!r}: allowed are numbers of seconds above 0")
     return float(value)
 
@@ -123,11 +124,13 @@ def _levels(waveform: np.ndarray, size: int) -> np.ndarray:
     It is that of the differences of neighbouring samples: most noise of rooms is low, and unsteady where it is.
     """
     # Scaled, so that no square of a loud sample overflows.
-    scaled = waveform / np.float32(max(np.abs(waveform).max(), 1e-30))
-    changes = np.diff(scaled, prepend=scaled[:1])
-    padded = np.pad(changes, (0, -len(changes) % size)).reshape(-1, size)
-    levels: np.ndarray = 10 * np.log10(np.square(padded).mean(axis=1) + 1e-12)
-    return levels
+    scale, levels = np.float32(max(waveform.max(), -waveform.min(), 1e-30)), []
+    for start in range(0, len(waveform), _BLOCK * size):
+        scaled = waveform[max(start - 1, 0) : start + _BLOCK * size] / scale
+        changes = np.diff(scaled) if start else np.diff(scaled, prepend=scaled[:1])
+        padded = np.pad(changes, (0, -len(changes) % size)).reshape(-1, size)
+        levels.append(10 * np.log10(np.square(padded).mean(axis=1) + 1e-12))
+    return np.concatenate(levels)
 
 
 def _speech_levels(level: np.ndarray) -> np.ndarray:

@@ -52,6 +52,11 @@ class SampleHash:
                     pass
             except AudioError:
                 pass  # beyond the utterance: nobody has asked for these samples
+        return self.value
+
+    @property
+    def value(self) -> int:
+        """The hash of what was taken so far, above 0."""
         sums = struct.pack("<IQQ", self._crc, self._sum, self._size)
         return int.from_bytes(hashlib.blake2b(sums, digest_size=_BYTES).digest(), "little") or 1
 

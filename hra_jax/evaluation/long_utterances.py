@@ -8,6 +8,7 @@ all paths of an utterance only.
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import itertools
 import threading
 from collections.abc import Sequence
@@ -104,10 +105,8 @@ def cut(
     refused: list[Refused] = []
     pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="cut")
     try:
-        settings = {"longest_seconds": longest_seconds, "sample_rate": sample_rate, "hop": hop}
-        waiting = {
-            at: pool.submit(parts_of, row, **settings) for at, row in enumerate(task.utterances) if row.duration > limit
-        }
+        parts = functools.partial(parts_of, longest_seconds=longest_seconds, sample_rate=sample_rate, hop=hop)
+        waiting = {at: pool.submit(parts, row) for at, row in enumerate(task.utterances) if row.duration > limit}
         for at, row in enumerate(task.utterances):
             try:
                 found += waiting.pop(at).result() if at in waiting else [row]

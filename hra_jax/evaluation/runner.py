@@ -197,8 +197,9 @@ class SuiteRunner:
     ) -> tuple[list[UtteranceResult], float, dict[str, float]]:
         """Scores the suite.
 
-        With `alone`, the base runs beside the adapters only where something of it is not known yet: what it recognises
-        in an utterance (it is kept in `kept`), or that the adapter of a task acts, for which one batch is enough.
+        With `alone`, the step with the base beside it runs besides, and only where something of the base is not known
+        yet: what it recognises in an utterance (it is kept in `kept`), or that the adapter of a task acts, for which
+        one batch is enough. What is recognised then does not depend on what is known: it is one program that does it.
 
         Args:
           evaluation_step: the compiled step of `training.step.make_evaluation_step`.
@@ -239,26 +240,22 @@ class SuiteRunner:
             local_rows=functools.partial(sharding.local_rows, self._mesh),
             plans=plans,
         )
-        shown = progress and jax.process_index() == 0
-        bar = tqdm(
-            total=len(self.table),
-            initial=len(found),
-            desc=f"evaluating {self.suite.name}",
-            unit="utterance",
-            disable=not shown,
-        )
+        bar = self._bar(len(found), shown=progress)
         compiled: set[tuple[Any, int]] = set()
         with bar, contextlib.closing(batches):
             for bucket, numbers in plans:
                 # One process may fail to decode its part, and the others would wait for it in the step.
                 batch = agreed(lambda: next(batches))
-                step = evaluation_step if alone is None or self._needs_base(numbers, acting) else alone
+                arrays = sharding.shard_batch(batch, self._mesh)
+                step = evaluation_step if alone is None else alone
                 started = time.perf_counter()
-                step_outputs = step(weights, frozen, sharding.shard_batch(batch, self._mesh))
-                outputs = {name: np.asarray(value) for name, value in step_outputs.items()}
+                outputs = {name: np.asarray(value) for name, value in step(weights, frozen, arrays).items()}
                 seconds = time.perf_counter() - started if (step, bucket) in compiled else None
                 compiled.add((step, bucket))
                 fresh = self._recognised(outputs, seconds=seconds)
+                if alone is not None and self._needs_base(numbers, acting):
+                    beside = evaluation_step(weights, frozen, arrays)
+                    fresh = self._beside(fresh, {name: np.asarray(value) for name, value in beside.items()})
                 acting |= {int(self.table.source[number]) for number, row in fresh.items() if row.difference}
                 found |= fresh
                 after(fresh)
@@ -321,6 +318,21 @@ class SuiteRunner:
                 # Unlike max, this does not lose a NaN.
                 differences[name] = float(np.maximum(differences[name], row.difference))
         return differences
+
+    def _bar(self, done: int, *, shown: bool) -> tqdm:
+        """How far the suite is recognised, for the person who waits for process 0."""
+        return tqdm(
+            total=len(self.table),
+            initial=done,
+            desc=f"evaluating {self.suite.name}",
+            unit="utterance",
+            disable=not shown or jax.process_index() != 0,
+        )
+
+    def _beside(self, fresh: dict[int, Recognised], outputs: Mapping[str, np.ndarray]) -> dict[int, Recognised]:
+        """What was recognised in a batch, with the differences from what the base makes of it, which is kept."""
+        known = self._recognised(outputs, seconds=None)
+        return {number: row._replace(difference=known[number].difference) for number, row in fresh.items()}
 
     def _recognised(self, outputs: Mapping[str, np.ndarray], *, seconds: float | None) -> dict[int, Recognised]:
         """What was recognised in a batch in some seconds, by number of the utterance; what the base did is kept."""

@@ -24,7 +24,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.run import foundation, layout, programs
-from hra_jax.run.exporting import started_from, write_backbone
+from hra_jax.run.exporting import write_backbone
 from hra_jax.run.read import read_material
 from hra_jax.run.saving import take
 from hra_jax.run.settings import RunSettings
@@ -202,7 +202,7 @@ def _records(
     if not config.export.hashes:
         return {} if start is None else task_records.without_hashes(start.records)
     trained = _hashes(checkpoints, step, facts["tasks"], shared=shared and config.adapter.train == "all")
-    return started_from(start, facts["tasks"], config.adapter.new_task, trained=trained)
+    return initial.started_from(start, facts["tasks"], config.adapter.new_task, trained=trained)
 
 
 def _start(folder: str, content_hash: object) -> adapter_folder.ExportedAdapter | None:

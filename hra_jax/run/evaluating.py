@@ -136,7 +136,10 @@ def recognise(
     if not system.beside:
         rows, _, differences = runner.run(alone, chosen, chosen, progress=True, **options)
     else:
-        rows, _, differences = runner.run(both, chosen, frozen, alone=alone, progress=True, **options)
+        # Where the base is still to be recognised, one step does both.
+        rows, _, differences = runner.run(
+            both, chosen, frozen, alone=alone if runner.kept else None, progress=True, **options
+        )
     return rows, differences
 
 

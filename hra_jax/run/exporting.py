@@ -11,7 +11,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from hra_jax.adapters import adapter_folder, initial, methods, task_records
-from hra_jax.adapters.adapter_folder import ExportedAdapter
 from hra_jax.config.files import config_to_json
 from hra_jax.config.settings import boolean, check_settings, one_of, setting
 from hra_jax.console import tell
@@ -171,7 +170,7 @@ def _records(run: Run, *, shared: bool) -> task_records.Records:
     start, tasks = run.material.start, run.layout.tasks
     if run.hashes is None:
         return {} if start is None else task_records.without_hashes(start.records)
-    return started_from(start, tasks, run.material.new_task, trained=_trained(run, tasks, shared=shared))
+    return initial.started_from(start, tasks, run.material.new_task, trained=_trained(run, tasks, shared=shared))
 
 
 def _trained(run: Run, tasks: Sequence[str], *, shared: bool) -> task_records.Records:
@@ -179,23 +178,6 @@ def _trained(run: Run, tasks: Sequence[str], *, shared: bool) -> task_records.Re
     assert run.hashes is not None, "the caller has looked"
     known = np.flatnonzero(run.hashes.values)
     return task_records.hashes_by_task(run.hashes.values[known], run.layout.table.task[known], tasks, shared=shared)
-
-
-def started_from(
-    start: ExportedAdapter | None, tasks: Sequence[str], new_task: str, *, trained: task_records.Records
-) -> task_records.Records:
-    """What is held for tasks that were trained, beside what the adapter that they started from held for them.
-
-    Args:
-      start: that adapter; None for none.
-      tasks: their names.
-      new_task: what those started as that it lacks.
-      trained: what is held of the training.
-    """
-    if start is None:
-        return trained
-    new = [initial.started_records(start, name, new_task) for name in tasks if name not in start.tasks]
-    return task_records.joined(start.records, *new, trained)
 
 
 def _export_backbone(run: Run, *, config: ConfigDict, dtype: str, step: int) -> None:

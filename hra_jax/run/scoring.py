@@ -127,14 +127,18 @@ def suite_weights(run: Run, runner: SuiteRunner) -> dict[str, Any]:
 
 
 def recognise(
-    run: Run, runner: SuiteRunner, weights: dict[str, Any], base: dict[str, Any], *, progress: bool = False
+    run: Run, runner: SuiteRunner, weights: dict[str, Any], base: dict[str, Any], *, again: bool = False
 ) -> tuple[list[UtteranceResult], float, dict[str, float]]:
-    """What `SuiteRunner.run` returns for weights of `suite_weights`, with the base from `base_weights` beside them."""
+    """What `SuiteRunner.run` returns for weights of `suite_weights`, with the base from `base_weights` beside them.
+
+    With `again` the suite is recognised time and again, and what the base recognises is kept.
+    """
     found = run.layout.programs
     if run.settings.method == "pretrain":
         # There is no base beside it: it is the base.
-        return runner.run(found.recognition, weights, base, progress=progress)
-    return runner.run(found.evaluation, weights, base, alone=found.recognition, progress=progress)
+        return runner.run(found.recognition, weights, base, progress=not again)
+    alone = found.recognition if again else None
+    return runner.run(found.evaluation, weights, base, alone=alone, progress=not again)
 
 
 def accounting(run: Run) -> dict[str, Any]:
@@ -228,7 +232,7 @@ def score(
         In every process, and so is what kept process 0 from writing.
     """
     check_leaks(run, runner.suite)
-    rows, _, differences = recognise(run, runner, weights, base_weights(run), progress=True)
+    rows, _, differences = recognise(run, runner, weights, base_weights(run))
     results = write_scores(
         rows,
         runner.suite,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from reference import micro as world
 
-from hra_jax import verify
+import hra_jax
+from hra_jax import fitting, verify
 from hra_jax.adapters import adapter_folder, task_records
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.adapters.lora import LowRankAdapter
@@ -107,6 +108,12 @@ def test_everything_follows_its_task_through_all_commands(micro, adapter, tmp_pa
     commands.specialize(adapter, "guest", output=str(tmp_path / "alone"))
     assert held(tmp_path / "alone")["guest"] == cy
     assert verify.verify(tmp_path / "alone")[0].faults == []
+
+    model = hra_jax.load_adapter(tmp_path / "two", hra_jax.load_backbone(micro.backbone)).without_task("cy")
+    fitting.save_adapter(model, tmp_path / "stored")
+    stored = held(tmp_path / "stored")
+    assert stored["Bob/é"] == {record: bob[record] for record in (HASHES, LATER)} | {SET_ASIDE: {}}
+    assert set(cy[HASHES]) <= set(stored[SHARED][HASHES])
 
 
 def test_what_no_task_shares_leaves_with_its_task(micro, tmp_path):

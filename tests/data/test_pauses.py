@@ -123,3 +123,14 @@ def test_pauses_part_words_and_other_cuts_do_not():
 def test_a_length_that_is_none_is_refused_in_one_line(value):
     with pytest.raises(UserError, match=r"chunk_seconds = .*allowed are numbers of seconds above 0"):
         pauses.check_seconds(value)
+
+
+def test_levels_are_those_of_the_whole_sound_however_long_it_is():
+    size = 16
+    sound = speech(2.3 * pauses._BLOCK * size / RATE, rng=np.random.default_rng(7), level=3.0)
+    scaled = sound.astype(np.float64) / np.abs(sound).max()
+    changes = np.diff(scaled, prepend=scaled[0])
+    powers = [
+        np.mean(np.pad(part, (0, size - len(part))) ** 2) for part in np.split(changes, range(size, len(sound), size))
+    ]
+    np.testing.assert_allclose(pauses._levels(sound, size), 10 * np.log10(np.array(powers) + 1e-12), atol=1e-2)

@@ -11,7 +11,7 @@ from absl import flags
 from reference import micro as world
 
 import hra_jax
-from hra_jax import api, transcribe
+from hra_jax import api, fitting, transcribe
 from hra_jax.adapters import adapter_folder
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.errors import UserError
@@ -114,6 +114,9 @@ def test_a_task_that_is_set_aside_is_recognised_by_the_backbone_to_the_last_bit_
     model.log_probs(WAVEFORMS[:1], sample_rate=world.RATE, tasks=["bob"])
     assert capsys.readouterr().err.count("task 'bob' is set aside: it is recognised by the backbone alone") == 1
     assert not model.without_task("bob").set_aside
+    # A model that is stored again keeps it aside.
+    fitting.save_adapter(model, f"{adapter} again")
+    assert hra_jax.load_adapter(f"{adapter} again", backbone).set_aside == {"bob"}
     task, notice = transcribe.choose_task(adapter, "bob")
     assert task == "__base__"
     assert "task 'bob' is set aside, and recognised by the backbone alone: 25.0% with its adapter, 20.0%" in notice
