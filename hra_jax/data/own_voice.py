@@ -18,6 +18,7 @@ from hra_jax.console import tell
 from hra_jax.data import audio
 from hra_jax.data.synthetic.rendering import render
 from hra_jax.storage.files import make_folder, write_file
+from hra_jax.storage.json_files import Kind, read_lines
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
 _RATE = 16000  # Hz, of what the browser records
@@ -123,10 +124,11 @@ def _recorded(record: Callable[[str], str], text: str, path: epath.Path) -> epat
 def _synthetic(folder: epath.Path, *, sample_rate: int) -> list[tuple[np.ndarray, str]]:
     """Twelve sentences of a synthetic speaker."""
     place = epath.Path(render("tiny-test", folder / "synthetic"))
+    kinds: dict[str, Kind] = dict.fromkeys(("audio_filepath", "text", "speaker"), str)
     lines = [
-        json.loads(line)
+        line
         for split in ("train", "validation", "test")
-        for line in (place / f"{split}.jsonl").read_text().splitlines()
+        for _, line in read_lines(place / f"{split}.jsonl", kinds, what="a manifest")
     ]
     return [
         (audio.decode_file(str(place / line["audio_filepath"]), sample_rate), line["text"])
