@@ -31,6 +31,9 @@ class Cell(NamedTuple):
     cls: str = ""
 
 
+Row = tuple[Sequence[Cell], Mapping[str, str]]  # the cells of a row and its data attributes
+
+
 def text(content: str) -> str:
     """A text, which may be a stranger's, in the direction of its own script."""
     return f'<span dir="auto">{html_text(content)}</span>'
@@ -98,7 +101,7 @@ def headline(number: str, below: str, sentence: str) -> str:
 
 def table(
     header: Sequence[str | Cell],
-    rows: Iterable[tuple[Sequence[Cell], Mapping[str, str]]],
+    rows: Iterable[Row],
     *,
     foot: Iterable[Sequence[Cell]] = (),
     sortable: bool = True,

@@ -39,6 +39,7 @@ _PATIENCE_SECONDS = 2.5  # for what is being written, and for the step in the lo
 _CLEARING_SECONDS = 1.2  # for what is half-written, and for locks, in a bucket perhaps
 _LAST_WORDS_SECONDS = 0.4  # for what is still to be printed: nobody may be reading
 _FAREWELL_SECONDS = 1.0  # for other processes of the run to be told
+_AT_MOST_SECONDS = 4.5  # after Ctrl-C, whatever of all this has come to pass
 
 
 class _Watcher:
@@ -47,13 +48,14 @@ class _Watcher:
     Attributes:
       in_loop: whether the main thread ends by itself, soon, and has steps to save.
       stopping: whether it has begun to.
+      interrupted: whether Ctrl-C has come.
       told_to_stop: whether SIGTERM has come.
       note: what SIGTERM says at the end.
       agree: where several processes train, the handler by which they agree on the step to stop at.
     """
 
     def __init__(self) -> None:
-        self.in_loop = self.stopping = self.told_to_stop = False
+        self.in_loop = self.stopping = self.interrupted = self.told_to_stop = False
         self.note = "stopped by SIGTERM; the same command goes on"
         self.agree: Callable[[int], None] | None = None
         self._read, self._write = os.pipe()
@@ -68,8 +70,11 @@ class _Watcher:
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         atexit.register(self._all_done)  # before all others, so that it is called last
 
-    @staticmethod
-    def _all_done() -> None:
+    def _all_done(self) -> None:
+        if self.interrupted:
+            # The loop has saved. What is left, the ends of libraries, takes seconds.
+            _flush()
+            os._exit(INTERRUPTED)
         # Python is about to take its handlers away, and takes a while for the rest: the status is that of the command.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
@@ -94,7 +99,11 @@ class _Watcher:
                 self._told_to_stop()
 
     def _interrupted(self) -> NoReturn:
+        self.interrupted = True
         deadline = time.monotonic() + _PATIENCE_SECONDS
+        last = threading.Timer(_AT_MOST_SECONDS, os._exit, [INTERRUPTED])
+        last.daemon = True
+        last.start()
         if self.in_loop:
             _say("interrupted: saving, if a few seconds are enough; again ends at once")
         while time.monotonic() < deadline and (self.in_loop or self.stopping or writing.worth_waiting()):

@@ -172,6 +172,22 @@ def test_a_loop_finishes_its_step_and_ends_the_command_by_itself(command, number
     assert running.seconds >= seconds
 
 
+def test_a_loop_that_has_saved_after_ctrl_c_does_not_wait_for_the_ends_of_libraries(command):
+    ends = "class Library:\n    def __del__(self): time.sleep(6)\nlibrary = Library()\n"
+    running = command(ends + LOOP.format(step="time.sleep(0.1)", status=130))
+    running.send(signal.SIGINT)
+    assert running.end()[:2] == (130, "saved\n")
+    assert running.seconds < 3
+
+
+def test_ctrl_c_ends_in_time_whatever_takes_too_long(command):
+    code = "signals._AT_MOST_SECONDS, signals._PATIENCE_SECONDS = 0.5, 20\nwith writing.going_on():\n    READY; STUCK"
+    running = command(code)
+    running.send(signal.SIGINT)
+    assert running.end()[0] == 130
+    assert 0.5 < running.seconds < 3
+
+
 def test_a_step_that_takes_too_long_does_not_keep_ctrl_c_waiting(command):
     running = command(LOOP.format(step="STUCK", status=130))
     running.send(signal.SIGINT)
