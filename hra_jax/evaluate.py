@@ -26,6 +26,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.evaluation.outsiders import matched_rows
+from hra_jax.evaluation.report import evaluation_command
 from hra_jax.evaluation.rescoring import PREDICTIONS, rescore
 from hra_jax.evaluation.runner import share_shapes
 from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite, trains_heads
@@ -38,7 +39,7 @@ from hra_jax.run.held_out import HeldOut
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import backbone_weights
 from hra_jax.run.reporting import report_all
-from hra_jax.run.scoring import check_not_trained_on, check_scored, data_report, evaluation_command, write_scores
+from hra_jax.run.scoring import check_not_trained_on, check_scored, data_report, write_scores
 from hra_jax.run.systems import BASE, System
 from hra_jax.run.workdirs import (
     CHECKPOINTS,
