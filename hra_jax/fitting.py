@@ -114,7 +114,9 @@ def fit(
     shared, rows = (jax.tree.map(jnp.asarray, no_parameters() | tree) for tree in (shared, rows))
     aside = frozenset() if start is None else start.set_aside - examples.keys()
     more: dict[str, Any] = {"set_aside": aside, "records": records}
-    return Model(backbone, layout.method, shared, rows, layout.tasks, material.own, **more)
+    # A few short recordings do not say what is long for the backbone, which says it itself.
+    seconds = 0.0 if start is None else start.trained_seconds
+    return Model(backbone, layout.method, shared, rows, layout.tasks, material.own, trained_seconds=seconds, **more)
 
 
 def _trained(
@@ -190,6 +192,7 @@ def save_adapter(model: Model, folder: epath.PathLike) -> None:
             vocabulary=vocabulary.to_json(),
             accounting={name: value for name, value in numbers.items() if name != "tasks"}
             | {"backbone_fingerprint": files.fingerprint},
+            trained_seconds=model.trained_seconds,
             records=task_records.kept(model.records, model.tasks),
             durable=False,
         )

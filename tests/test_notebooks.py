@@ -14,17 +14,27 @@ import pytest
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 # What is replaced in the settings of a notebook, so that it runs in minutes.
 SMALL = {
-    "01_quickstart": (("steps = 1000", "steps = 6"), ("scale = 1.0", "scale = 0.1")),
+    "01_quickstart": (
+        ("steps = 1000", "steps = 6"),
+        ("scale = 1.0", "scale = 0.1"),
+        ("own_steps = 150", "own_steps = 2"),
+    ),
     "02_compare_methods": (("steps = 800", "steps = 8"), ("scale = 1.0", "scale = 0.05")),
     "03_evaluate_a_suite": (
         ("steps = 600", "steps = 6"),
         ("updates = 60", "updates = 2"),
         ("scale = 1.0", "scale = 0.05"),
-    )
-    + (("(0, 1, 10)", "(0, 1, 2)"),),
+        ("shots = (0, 1, 10)", "shots = (0, 1, 2)"),
+    ),
 }
 PRINTED = {
-    "01_quickstart": ("trained  shared.all_layers.controller.kernel", "1000 tasks:"),
+    "01_quickstart": (
+        "trained  shared.all_layers.controller.kernel",
+        "1000 tasks:",
+        "a synthetic voice",
+        "after",
+        "kept: ",
+    ),
     "02_compare_methods": ("trained  tasks.per_layer.attention_query.a", "whisper unchanged: True", "newcomer"),
     "03_evaluate_a_suite": ("newcomers", "french with  2 utterances:"),
 }

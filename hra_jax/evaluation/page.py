@@ -31,6 +31,9 @@ class Cell(NamedTuple):
     cls: str = ""
 
 
+Row = tuple[Sequence[Cell], Mapping[str, str]]  # the cells of a row and its data attributes
+
+
 def text(content: str) -> str:
     """A text, which may be a stranger's, in the direction of its own script."""
     return f'<span dir="auto">{html_text(content)}</span>'
@@ -98,7 +101,7 @@ def headline(number: str, below: str, sentence: str) -> str:
 
 def table(
     header: Sequence[str | Cell],
-    rows: Iterable[tuple[Sequence[Cell], Mapping[str, str]]],
+    rows: Iterable[Row],
     *,
     foot: Iterable[Sequence[Cell]] = (),
     sortable: bool = True,
@@ -126,7 +129,8 @@ def table(
     )
     last = "\n".join(f"<tr>{_cells(cells, labels)}</tr>" for cells in foot)
     end = f"<tfoot>\n{last}\n</tfoot>" if last else ""
-    return f'<table class="cards">\n<thead><tr>{"".join(heads)}</tr></thead>\n<tbody>\n{body}\n</tbody>\n{end}</table>'
+    head = f"<thead><tr>{''.join(heads)}</tr></thead>"
+    return f'<div class="scroll"><table class="cards">\n{head}\n<tbody>\n{body}\n</tbody>\n{end}</table></div>'
 
 
 def _quoted(value: str) -> str:

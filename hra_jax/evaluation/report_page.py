@@ -184,7 +184,7 @@ def _tasks(results: Mapping[str, Any]) -> str:
     return page.section(
         "Tasks",
         _tools(results),
-        f'<p class="quiet">{plots.legend(keys)} Dots are error rates, whiskers their 95% intervals.</p>',
+        plots.key(keys, limit),
         page.table(_header("task", limit), rows, foot=foot),
         page.paragraphs([more] if more else []),
     )
@@ -208,7 +208,9 @@ def _slices(results: Mapping[str, Any]) -> list[str]:
     for item, slices in results.get("slices", {}).items():
         if slices:
             limit = _limit(slices)
-            rows = [(_scores(Cell(page.text(one["value"]), one["value"]), one, limit), {}) for one in slices]
+            rows: list[page.Row] = [
+                (_scores(Cell(page.text(one["value"]), one["value"]), one, limit), {}) for one in slices
+            ]
             found.append(page.table(_header(item.partition(":")[0], limit), rows))
     return found
 
@@ -234,7 +236,7 @@ def _few_shot(results: Mapping[str, Any]) -> list[str]:
         for number, (name, points) in enumerate(lines.items())
     ]
     header, rows = shots.table_of(found)
-    cells = [([Cell(page.text(cell)) for cell in row], {}) for row in rows]
+    cells: list[page.Row] = [([Cell(page.text(cell)) for cell in row], {}) for row in rows]
     ticks = [(at, str(k)) for at, k in zip(places, found["shots"], strict=True)]
     drawn = plots.plot(series, ticks=ticks, title="utterances of the task", label="error rate by utterances")
     return [drawn, page.table(header, cells, sortable=False)]
@@ -339,6 +341,8 @@ def _not_scored(line: str, rows: Sequence[Unscored]) -> str:
     """The utterances that were not scored; '' where all were."""
     if not rows:
         return ""
-    cells = [([Cell(page.text(value), None, "left") for value in dataclasses.astuple(row)], {}) for row in rows]
+    cells: list[page.Row] = [
+        ([Cell(page.text(value), None, "left") for value in dataclasses.astuple(row)], {}) for row in rows
+    ]
     columns = page.table(("task", "utterance", "why"), cells, sortable=False)
     return page.section("Utterances that were not scored", page.paragraphs([line]), columns)

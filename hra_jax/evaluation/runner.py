@@ -197,9 +197,10 @@ class SuiteRunner:
     ) -> tuple[list[UtteranceResult], float, dict[str, float]]:
         """Scores the suite.
 
-        With `alone`, the step with the base beside it runs besides, and only where something of the base is not known
-        yet: what it recognises in an utterance (it is kept in `kept`), or that the adapter of a task acts, for which
-        one batch is enough. What is recognised then does not depend on what is known: it is one program that does it.
+        With `alone`, the base runs beside the adapters in few batches that hold an utterance of each, which are the
+        same ones every time; so every adapter is seen to act. Elsewhere it runs besides, where what it recognises is
+        not known (it is kept in `kept`), or an adapter has not acted yet. Which program recognises an utterance does
+        not depend on what is known.
 
         Args:
           evaluation_step: the compiled step of `training.step.make_evaluation_step`.
@@ -226,11 +227,13 @@ class SuiteRunner:
             "buckets": self._batch.buckets,
             "multiple": self._batch.multiple,
         }
-        plans = eval_plans(self.table, **sizes)
-        plans = [plan for plan in plans if not all(number in found for number in plan[1].tolist())]
+        plans, checks = self._checks_first(eval_plans(self.table, **sizes))
+        wanted = [
+            (at < checks, plan)
+            for at, plan in enumerate(plans)
+            if not all(number in found for number in plan[1].tolist())
+        ]
         acting = {int(self.table.source[number]) for number, row in found.items() if row.difference}
-        if alone is not None:
-            plans = self._fewest_first(plans, acting)
         batches = eval_batches(
             self.table,
             **sizes,
@@ -238,22 +241,22 @@ class SuiteRunner:
             report=self._report,
             label_capacities=self.label_capacities,
             local_rows=functools.partial(sharding.local_rows, self._mesh),
-            plans=plans,
+            plans=[plan for _, plan in wanted],
         )
         bar = self._bar(len(found), shown=progress)
         compiled: set[tuple[Any, int]] = set()
         with bar, contextlib.closing(batches):
-            for bucket, numbers in plans:
+            for check, (bucket, numbers) in wanted:
                 # One process may fail to decode its part, and the others would wait for it in the step.
                 batch = agreed(lambda: next(batches))
                 arrays = sharding.shard_batch(batch, self._mesh)
-                step = evaluation_step if alone is None else alone
+                step = evaluation_step if alone is None or check else alone
                 started = time.perf_counter()
                 outputs = {name: np.asarray(value) for name, value in step(weights, frozen, arrays).items()}
                 seconds = time.perf_counter() - started if (step, bucket) in compiled else None
                 compiled.add((step, bucket))
                 fresh = self._recognised(outputs, seconds=seconds)
-                if alone is not None and self._needs_base(numbers, acting):
+                if step is alone and self._needs_base(numbers, acting):
                     beside = evaluation_step(weights, frozen, arrays)
                     fresh = self._beside(fresh, {name: np.asarray(value) for name, value in beside.items()})
                 acting |= {int(self.table.source[number]) for number, row in fresh.items() if row.difference}
@@ -278,18 +281,17 @@ class SuiteRunner:
         """Notes what the base recognises in an utterance."""
         self.kept[self._name(number)] = text
 
-    def _fewest_first(self, plans: list[_Plan], acting: Collection[int]) -> list[_Plan]:
-        """The batches with few that hold an utterance of every adapter first: beside these the base runs."""
-        adapters = [source for source, task in enumerate(self.suite.tasks) if task.adapter_task != BASE_TASK]
-        missing = set(adapters) - set(acting)
+    def _checks_first(self, plans: list[_Plan]) -> tuple[list[_Plan], int]:
+        """The batches with few that hold an utterance of every adapter first, and how many these are."""
+        missing = {source for source, task in enumerate(self.suite.tasks) if task.adapter_task != BASE_TASK}
         sources = [set(self.table.source[numbers].tolist()) & missing for _, numbers in plans]
-        first = []
+        first: list[int] = []
         for at in sorted(range(len(plans)), key=lambda at: -len(sources[at])):
             if missing & sources[at]:
                 missing -= sources[at]
                 first.append(at)
         chosen = set(first)
-        return [plans[at] for at in (*first, *(at for at in range(len(plans)) if at not in chosen))]
+        return [plans[at] for at in (*first, *(at for at in range(len(plans)) if at not in chosen))], len(first)
 
     def _needs_base(self, numbers: np.ndarray, acting: Collection[int]) -> bool:
         """Whether the base runs beside a batch: not all is known of it that is needed."""
@@ -319,7 +321,7 @@ class SuiteRunner:
                 differences[name] = float(np.maximum(differences[name], row.difference))
         return differences
 
-    def _bar(self, done: int, *, shown: bool) -> tqdm:
+    def _bar(self, done: int, *, shown: bool) -> "tqdm[Any]":
         """How far the suite is recognised, for the person who waits for process 0."""
         return tqdm(
             total=len(self.table),

@@ -1,6 +1,7 @@
 """Utterances longer than any bucket: the parts that they are recognised in, and what is scored."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -184,3 +185,25 @@ def test_a_suite_may_say_how_long_parts_are(micro):
     for wrong in (5, ("beam", 3), ("chunk_seconds", -1), ("chunk_seconds", 1, 2)):
         with pytest.raises(UserError, match="suite 's'.*(decode|chunk_seconds)"):
             suite(wrong)
+
+
+@pytest.mark.slow(minutes=0.3)
+def test_a_run_is_validated_and_tested_where_only_long_utterances_are(micro, data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    for split in ("validation", "test"):
+        rows = []
+        for number, speaker in enumerate(world.SPEAKERS):
+            sound = np.concatenate([long_sound(0.5), world.tones("abc", seed=number)])
+            soundfile.write(tmp_path / f"data/{split}-{speaker}.flac", sound, world.RATE)
+            row = {"audio_filepath": f"{split}-{speaker}.flac", "text": " ".join(PIECES), "speaker": speaker}
+            rows.append(row | {"duration": len(sound) / world.RATE})
+        world.write_manifest(tmp_path / f"data/{split}.jsonl", rows)
+    config = micro.validated_config()
+    config.data.dir = str(tmp_path / "data")
+    done = world.train(config, tmp_path / "W")
+    results = json.loads((tmp_path / "W/eval/test/results.json").read_text())
+    assert done.status == 0 and results["utterances"] == 3 and results["utterances_not_scored"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "W/metrics.jsonl").read_text().splitlines()]
+    found = [line for line in lines if "validation/wer_macro" in line]
+    assert [line["step"] for line in found] == [2, 4] and {line["validation/loss"] for line in found} == {"nan"}
+    assert all(line["validation/wer_macro"] > 0 for line in found)
