@@ -26,6 +26,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.evaluation.outsiders import matched_rows
+from hra_jax.evaluation.report import evaluation_command
 from hra_jax.evaluation.rescoring import PREDICTIONS, rescore
 from hra_jax.evaluation.runner import share_shapes
 from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite, trains_heads
@@ -38,7 +39,7 @@ from hra_jax.run.held_out import HeldOut
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import backbone_weights
 from hra_jax.run.reporting import report_all
-from hra_jax.run.scoring import check_not_trained_on, check_scored, data_report, evaluation_command, write_scores
+from hra_jax.run.scoring import check_not_trained_on, check_scored, data_report, write_scores
 from hra_jax.run.systems import BASE, System
 from hra_jax.run.workdirs import (
     CHECKPOINTS,
@@ -203,7 +204,7 @@ def evaluate_systems(
         share_shapes(*(job.runner for job in every))
         check_agreement({f"{job.name}": job.digest for job in every})
 
-        _check_samples(found, jobs)
+        _check_samples(found, jobs, held_out)
 
         # ------------------------------------------------------------------------------------------- recognise, report
         frozen, results = _frozen(base, setup), {}
@@ -326,12 +327,16 @@ def _backbones(others: Mapping[str, str], setup: Setup) -> list[System]:
     return [systems.of_backbone(name, foundation.load(path), dtype=dtype) for name, path in others.items()]
 
 
-def _check_samples(suites: Sequence[Suite], jobs: Sequence[Job]) -> None:
-    """Refuses suites that something was trained on which is still to be scored; a collective."""
+def _check_samples(suites: Sequence[Suite], jobs: Sequence[Job], held_out: Sequence[HeldOut]) -> None:
+    """Refuses suites that something was trained on, or is about to be, which is still to be scored; a collective."""
     for suite in suites:
         # Who has been told once is not told again: what is finished was compared.
         new = [job.system for job in jobs if job.runner.suite.name == suite.name and job.finished() is None]
-        check_not_trained_on(suite, {what: known for system in new for what, known in system.trained_on.items()})
+        trained_on = {what: known for system in new for what, known in system.trained_on.items()}
+        for one in held_out:
+            if any(one.system is system for system in new):
+                trained_on |= agreed(functools.partial(held_outs.support_hashes, one))
+        check_not_trained_on(suite, trained_on)
 
 
 def _tell_set_aside(known: Sequence[System]) -> None:

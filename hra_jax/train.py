@@ -21,6 +21,7 @@ from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
 from hra_jax.errors import DamagedError, UserError
+from hra_jax.evaluation.report import evaluation_command
 from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
 from hra_jax.run import processes
@@ -34,7 +35,6 @@ from hra_jax.run.scoring import (
     base_weights,
     check_leaks,
     data_report,
-    evaluation_command,
     recognise,
     score,
     suite_weights,

@@ -1,6 +1,7 @@
 """Suites with held-out tasks: heads are trained once, and kept; the mean is of the adapter's own heads."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -43,7 +44,8 @@ def place(trained, micro, tmp_path, monkeypatch):
 
 def scored(place, micro, **settings):
     settings = {"adapters": [f"own={place / 'adapter'}"], "backbones": [micro.backbone]} | settings
-    return evaluate_systems([str(place / "held.py")], place / "R", data_dir=str(micro.data), **settings)["held"]
+    settings = {"data_dir": str(micro.data)} | settings
+    return evaluate_systems([str(place / "held.py")], place / "R", **settings)["held"]
 
 
 def test_an_adapter_that_knows_all_tasks_and_an_evaluation_without_a_folder_are_refused(trained, micro, place):
@@ -62,6 +64,19 @@ def test_an_adapter_that_knows_all_tasks_and_an_evaluation_without_a_folder_are_
             backbones=[micro.backbone],
             keep="K",
         )
+
+
+def test_support_that_is_a_copy_of_the_test_is_refused_before_any_head_is_trained(micro, place):
+    data = shutil.copytree(micro.data, place / "data")
+    (row,) = [row for row in world.read_manifest(data / "test.jsonl") if row["speaker"] == "cy"][:1]
+    shutil.copy(data / row["audio_filepath"], data / "again.flac")
+    rows = [one for one in world.read_manifest(data / "train.jsonl") if one["speaker"] != "cy"]
+    world.write_manifest(data / "train.jsonl", [*rows, row | {"audio_filepath": "again.flac"}])
+    suite = (place / "held.py").read_text().replace("(0, 1, 3)", "(0, 1)")
+    (place / "held.py").write_text(suite)
+    with pytest.raises(UserError, match="a head of its held-out tasks was trained on 1 of its utterances, by the hash"):
+        scored(place, micro, data_dir=str(data))
+    assert not (place / "R" / "held.heads").exists()
 
 
 def test_a_backbone_of_ours_is_named_and_another_is_a_folder(micro):

@@ -129,7 +129,8 @@ def table(
     )
     last = "\n".join(f"<tr>{_cells(cells, labels)}</tr>" for cells in foot)
     end = f"<tfoot>\n{last}\n</tfoot>" if last else ""
-    return f'<table class="cards">\n<thead><tr>{"".join(heads)}</tr></thead>\n<tbody>\n{body}\n</tbody>\n{end}</table>'
+    head = f"<thead><tr>{''.join(heads)}</tr></thead>"
+    return f'<div class="scroll"><table class="cards">\n{head}\n<tbody>\n{body}\n</tbody>\n{end}</table></div>'
 
 
 def _quoted(value: str) -> str:

@@ -79,18 +79,19 @@ def axis(limit: float) -> str:
     for part in (0, 2, 4):
         anchor = {0: "start", 2: "middle", 4: "end"}[part]
         at = {0: 0.0, 2: _WIDTH / 2, 4: float(_WIDTH)}[part]
-        marks.append(_tag("text", _percent(limit * part / 4), cls="tick", x=at, y=11, text_anchor=anchor))
-    return _svg("".join(marks), width=_WIDTH, height=14, label=f"0 to {_percent(limit)}", cls="axis")
+        marks.append(_tag("text", axis_text(limit * part / 4), cls="tick", x=at, y=11, text_anchor=anchor))
+    return _svg("".join(marks), width=_WIDTH, height=14, label=f"0 to {axis_text(limit)}", cls="axis")
 
 
-def _percent(rate: float) -> str:
+def axis_text(rate: float) -> str:
+    """A rate as axes show it."""
     return f"{100 * rate:.3g}%"
 
 
 # --- Curves and scatters ----------------------------------------------------------------------------------------------
 
 _BOX_WIDTH, _BOX_HEIGHT = 560, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 16, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 16, 12, 50
 
 
 class Series(NamedTuple):
@@ -107,7 +108,7 @@ def _frame(limit: float, *, ticks: Sequence[tuple[float, str]], title: str) -> l
     for part in range(5):
         y = _y(limit * part / 4, limit)
         parts.append(_tag("line", cls="grid", x1=_LEFT, x2=_BOX_WIDTH - _RIGHT, y1=y, y2=y))
-        parts.append(_tag("text", _percent(limit * part / 4), cls="tick", x=_LEFT - 6, y=y + 4, text_anchor="end"))
+        parts.append(_tag("text", axis_text(limit * part / 4), cls="tick", x=_LEFT - 6, y=y + 4, text_anchor="end"))
     for at, text in ticks:
         parts.append(
             _tag("text", html_text(text), cls="tick", x=_x(at), y=_BOX_HEIGHT - _BOTTOM + 18, text_anchor="middle")
@@ -176,3 +177,11 @@ def log_places(values: Sequence[float]) -> list[float]:
     logs = [math.log10(max(value, 1)) for value in values]
     low, high = min(logs), max(logs)
     return [0.5 if high == low else (value - low) / (high - low) for value in logs]
+
+
+def key(names: Sequence[tuple[str, int]], limit: float) -> str:
+    """A line below a heading: whose dots are which, and how far their axis goes."""
+    return (
+        f'<p class="quiet">{legend(names)} Dots are error rates, whiskers their 95% intervals, on an axis from 0 to '
+        f"{axis_text(limit)}.</p>"
+    )

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import fnmatch
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -169,6 +170,18 @@ def write_report(
     write_file(folder / "report.html", _page(results, worst, unscored, command=command), durable=durable)
     # The last one: who finds it finds the others.
     write_file(folder / "results.json", json_text(results), durable=durable)
+
+
+def evaluation_command(**flags: str | Sequence[str] | bool | None) -> str:
+    """The command that evaluates with some flags; one that is a list is given repeatedly, None and '' are left out."""
+    words = ["python", "-m", "hra_jax.evaluate"]
+    for name, values in flags.items():
+        if isinstance(values, bool):
+            words += [f"--{name}"] * values
+            continue
+        for value in [values] if isinstance(values, str) else values or ():
+            words += [f"--{name}", value] * bool(value)
+    return shlex.join(words)
 
 
 def is_report_file(name: str) -> bool:

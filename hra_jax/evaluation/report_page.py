@@ -184,7 +184,7 @@ def _tasks(results: Mapping[str, Any]) -> str:
     return page.section(
         "Tasks",
         _tools(results),
-        f'<p class="quiet">{plots.legend(keys)} Dots are error rates, whiskers their 95% intervals.</p>',
+        plots.key(keys, limit),
         page.table(_header("task", limit), rows, foot=foot),
         page.paragraphs([more] if more else []),
     )

@@ -10,7 +10,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.evaluation.outsiders import match_predictions
 from hra_jax.evaluation.predictions import Unscored
-from hra_jax.evaluation.report import is_report_file, print_table, write_report
+from hra_jax.evaluation.report import evaluation_command, is_report_file, print_table, write_report
 from hra_jax.evaluation.results import ACCOUNTING, evaluate_results
 from hra_jax.evaluation.suites import load_suite
 from hra_jax.storage import folders, locks
@@ -66,11 +66,16 @@ def rescore(
         list(rows.values()), found, accounting=dict.fromkeys(ACCOUNTING), bootstrap=bootstrap, run=facts
     )
     if output is not None:
+        command = evaluation_command(
+            predictions=str(predictions), suite=suite, normalizer=normalizer, data_dir=data_dir, output=str(output)
+        )
         folder = epath.Path(output) / found.name
         with locks.hold_beside(folder, "report", patient=True):
             folders.replace_folder(
                 folder,
-                lambda fresh: write_report(fresh, results, list(rows.values()), unscored, durable=False),
+                lambda fresh: write_report(
+                    fresh, results, list(rows.values()), unscored, command=command, durable=False
+                ),
                 rewritten=is_report_file,
             )
     print_table(results)

@@ -18,17 +18,13 @@ from numpy.typing import NDArray
 from hra_jax.console import percent
 from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
-from hra_jax.data.utterance import Utterance
+from hra_jax.data.utterance import Utterance, tag_value
 from hra_jax.errors import UserError
-from hra_jax.evaluation.bootstrap import interval
+from hra_jax.evaluation.bootstrap import Sample, drawn_means, drawn_rates, interval, make_sample, seed_of
 from hra_jax.evaluation.error_rates import errors_by_metric
 from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.suites import Suite, SuiteTask, check_disjoint
 from hra_jax.tasks.names import BASE_TASK, FEW_TASK, MEAN_TASK
-
-Counts = NDArray[np.int64]  # [N, U, 2]: errors and reference words of each draw and utterance
-
-_SOME_WORDS = 1  # reference words that a resample needs to have a rate
 
 
 class Head(NamedTuple):
@@ -156,20 +152,19 @@ def curves(
       {"shots", "draws", "tasks": {task: [point by shots]}, "all": [point by shots], "base": {task: rate}}: "all" is the
       mean over the tasks, a point is `Point.to_json`, and "base" is the backbone without an adapter, or None.
     """
-    counts: dict[int, dict[str, Counts]] = {}
+    counts: dict[int, dict[str, Sample]] = {}
     base: dict[str, float | None] = {}
     for task in dict.fromkeys(task for task, _, _ in suite.heads.values()):
         names = {(k, draw): name for name, (of, k, draw) in suite.heads.items() if of == task and name in by_task}
         kept = set.intersection(*({row.key for row in by_task[name]} for name in names.values())) if names else set()
-        for k in sorted({shots for shots, _ in names}):
-            tables = [
-                _counted([row for row in by_task[names[k, draw]] if row.key in kept], suite)
-                for draw in sorted(draw for shots, draw in names if shots == k)
-            ]
-            counts.setdefault(k, {})[task] = np.stack(tables)
-        if names:
-            rows = [row for row in by_task[next(iter(names.values()))] if row.key in kept]
-            base[task] = _base_rate(rows, suite)
+        rows = {point: [row for row in by_task[name] if row.key in kept] for point, name in names.items()}
+        shots = sorted({k for k, _ in names})
+        found = {k: _sample([rows[point] for point in sorted(rows) if point[0] == k], suite) for k in shots}
+        if not all(sample.units.any() for sample in found.values()) or not found:
+            continue
+        for k, sample in found.items():
+            counts.setdefault(k, {})[task] = sample
+        base[task] = _base_rate(next(iter(rows.values())), suite)
     return {
         "shots": sorted(counts),
         "draws": suite.draws,
@@ -188,13 +183,18 @@ def _metric(name: str, suite: Suite) -> str:
     return next(task.metric for task in suite.tasks if task.name == name)
 
 
-def _counted(rows: Sequence[UtteranceResult], suite: Suite) -> Counts:
-    """[U, 2]: errors and reference words of utterances, by key."""
-    found = []
-    for row in sorted(rows, key=lambda row: row.key):
-        counts = errors_by_metric(row.text, row.pred_text, suite.normalizer)[_metric(row.task, suite)]
-        found.append((counts.errors, counts.words))
-    return np.array(found, np.int64)
+def _sample(draws: Sequence[Sequence[UtteranceResult]], suite: Suite) -> Sample:
+    """The same utterances as N draws recognise them: errors [U, N]."""
+    ordered = [sorted(rows, key=lambda row: row.key) for rows in draws]
+    counts = [
+        [errors_by_metric(row.text, row.pred_text, suite.normalizer)[_metric(row.task, suite)] for row in rows]
+        for rows in ordered
+    ]
+    return make_sample(
+        [(row.key, tag_value(row.tags, suite.block)) for row in ordered[0]],
+        np.array([[count.errors for count in rows] for rows in counts], np.int64).T,
+        np.array([count.words for count in counts[0]], np.int64),
+    )
 
 
 def _base_rate(rows: Sequence[UtteranceResult], suite: Suite) -> float | None:
@@ -202,7 +202,7 @@ def _base_rate(rows: Sequence[UtteranceResult], suite: Suite) -> float | None:
     if any(row.base_pred_text is None for row in rows):
         return None
     texts = [dataclasses.replace(row, pred_text=row.base_pred_text or "") for row in rows]
-    return float(_rates(_counted(texts, suite)[None])[0])
+    return float(_sample([texts], suite).rates[0])
 
 
 def table_of(found: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -225,46 +225,33 @@ def _cell(point: Mapping[str, Any]) -> str:
     return f"{percent(point['rate'])} ({percent(point['low'])} to {percent(point['high'])})"
 
 
-def curve_point(shots: int, tasks: Mapping[str, Counts], *, samples: int, seed: int = 0) -> Point:
+def curve_point(shots: int, tasks: Mapping[str, Sample], *, samples: int, seed: int = 0) -> Point:
     """The error rate of some tasks at a number of shots, with its interval.
 
-    In a resample the tasks are drawn again, and for each that was drawn its utterances, the same for all draws of it,
-    and its draws: what differs between speakers, between supports and between utterances all widens the interval. A
-    task by itself is not drawn again.
+    In a resample the tasks are drawn again, and for each that was drawn its utterances, or speakers where it has enough
+    of them, the same for all draws of it, and its draws: what differs between speakers, between supports and between
+    utterances all widens the interval. A task by itself is not drawn again.
 
     Args:
       shots: k.
-      tasks: errors and words of each task; one draw where all would be the same, as for k = 0.
+      tasks: errors `[U, N]` of each task; one draw where all would be the same, as for k = 0.
       samples: S, 0 for no interval.
       seed: of the resamples.
     """
-    rates = [_rates(counts) for counts in tasks.values()]
+    rates = [sample.rates for sample in tasks.values()]
     draws = min(map(len, rates))
     by_draw = tuple(float(np.mean([rate[draw] for rate in rates])) for draw in range(draws))
     rate = float(np.mean([rate.mean() for rate in rates]))
     if not samples:
         return Point(shots, rate, None, None, by_draw)
-    generator = np.random.default_rng([seed, shots])
-    drawn = np.array([_resampled(list(tasks.values()), generator) for _ in range(samples)])
-    low, high = interval(drawn)
+    drawn = [_drawn(name, sample, samples=samples, seed=seed) for name, sample in tasks.items()]
+    low, high = interval(drawn_means(drawn, samples=samples, seed=seed)[:, 0])
     return Point(shots, rate, low, high, by_draw)
 
 
-def _rates(counts: Counts) -> NDArray[np.float64]:
-    """[N], the rate of each draw."""
-    errors, words = counts.sum(axis=1).T
-    rates: NDArray[np.float64] = errors / np.maximum(words, _SOME_WORDS)
-    return rates
-
-
-def _resampled(tasks: Sequence[Counts], generator: np.random.Generator) -> float:
-    """The rate of one resample."""
-    chosen = generator.integers(len(tasks), size=len(tasks)) if len(tasks) > 1 else [0]
-    rates = []
-    for number in chosen:
-        draws, utterances, _ = tasks[number].shape
-        times = np.bincount(generator.integers(utterances, size=utterances), minlength=utterances)
-        some = generator.integers(draws, size=draws)
-        sums = np.einsum("u,nuc->nc", times, tasks[number])[some]
-        rates.append(float(np.mean(sums[:, 0] / np.maximum(sums[:, 1], _SOME_WORDS))))
-    return float(np.mean(rates))
+def _drawn(name: str, sample: Sample, *, samples: int, seed: int) -> NDArray[np.float64]:
+    """[S, 1], the rate of a task: its utterances are drawn again, and as many draws of it as it has."""
+    rates = drawn_rates(sample, samples=samples, seed=seed, name=name)
+    draws = np.random.default_rng(seed_of(seed, f"draws of {name}")).integers(rates.shape[1], size=rates.shape)
+    found: NDArray[np.float64] = np.take_along_axis(rates, draws, axis=1).mean(axis=1, keepdims=True)
+    return found

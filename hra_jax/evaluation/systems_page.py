@@ -101,10 +101,10 @@ def _rates(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         '<div class="tools" hidden><input id="filter" type="search" placeholder="filter by task" '
         'aria-label="filter by task" autocomplete="off"><output id="shown" class="quiet"></output></div>'
     )
-    keys = plots.legend([(name, number) for number, name in enumerate(drawn)])
+    keys = [(name, number) for number, name in enumerate(drawn)]
     return [
         tools if len(tasks) > 1 else "",
-        f'<p class="quiet">{keys} Dots are error rates, whiskers their 95% intervals.</p>',
+        plots.key(keys, limit),
         page.table(["task", Cell(plots.axis(limit), None, "left"), *results], rows, foot=foot),
     ]
 

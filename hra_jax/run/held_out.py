@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from hra_jax.console import listed, tell
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
-from hra_jax.evaluation import shots
+from hra_jax.evaluation import leaks, shots
 from hra_jax.evaluation.shots import Head
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models import backbone_folder
@@ -128,6 +129,13 @@ def _location(files: BackboneFiles) -> str:
         if backbone_folder.resolve(named) == files.folder:
             return named
     return str(files.folder)
+
+
+def support_hashes(found: HeldOut) -> dict[str, np.ndarray]:
+    """Hashes of the utterances that heads are trained on, sorted, as `System.trained_on` has them."""
+    rows = {row.key: row for head in found.heads for row in head.support}
+    hashes = np.unique(leaks.hashes_of(list(rows.values())))
+    return {"a head of its held-out tasks": hashes[hashes != 0]}
 
 
 def kept_texts(texts: Mapping[tuple[str, str], str], suite: Suite) -> dict[tuple[str, str], str]:

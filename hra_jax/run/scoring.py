@@ -1,7 +1,6 @@
 """Scores of a run: the test suite, the weights that it is run with, and the report of unusable data."""
 
 import contextlib
-import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -196,18 +195,6 @@ def _trained_on(run: Run) -> dict[str, np.ndarray]:
     if run.hashes is not None:
         known["this run"] = np.unique(run.hashes.values[run.hashes.values != 0])
     return {what: hashes for what, hashes in known.items() if len(hashes)}
-
-
-def evaluation_command(**flags: str | Sequence[str] | bool | None) -> str:
-    """The command that evaluates with some flags; one that is a list is given repeatedly, None and '' are left out."""
-    words = ["python", "-m", "hra_jax.evaluate"]
-    for name, values in flags.items():
-        if isinstance(values, bool):
-            words += [f"--{name}"] * values
-            continue
-        for value in [values] if isinstance(values, str) else values or ():
-            words += [f"--{name}", value] * bool(value)
-    return shlex.join(words)
 
 
 def score(

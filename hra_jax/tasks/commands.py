@@ -366,7 +366,7 @@ def gate_tasks(
       output: where the result goes; None changes the folder in place.
 
     Returns:
-      The exit status: 0; with `check`, `HARMFUL` where a task is worse and not set aside.
+      The exit status: 0; with `check`, `HARMFUL` where a task is worse and not set aside, or was not scored.
 
     Raises:
       UserError: not an adapter folder, a suite that cannot be scored or is not of its tasks, or flags that do not go
@@ -385,13 +385,15 @@ def gate_tasks(
         decisions = gate.decide(found, tasks=exported.tasks, tolerance=tolerance)
         for decision in decisions:
             tell(decision.line)
+        silent = gate.not_decided(found)
+        tell(*silent)
         worse = [decision.task for decision in decisions if decision.worse]
         if destination is None:
             aside = task_records.set_aside(exported.tasks_json)
             harmful = [name for name in worse if name not in aside]
             for name in harmful:
                 tell(f"task {name!r} is worse with the adapter by more than {tolerance:g}, and is not set aside")
-            return HARMFUL if harmful else 0
+            return HARMFUL if harmful or silent else 0
         kept = gate.gated(exported, decisions, suite=found["suite"], tolerance=tolerance)
         _finish(destination, kept, f"set aside by {found['suite']!r}: {listed(worse)}")
     return 0

@@ -19,6 +19,7 @@ from hra_jax.tasks.backbone import resolve_backbone
 from hra_jax.tasks.names import RESERVED_NAMES, check_tasks
 
 _RESULTS: dict[str, Kind] = {"suite": str, "tasks": dict, "backbone_fingerprint": str}
+_NOT_SCORED = "tasks_not_scored"
 
 
 class Decision(NamedTuple):
@@ -106,7 +107,16 @@ def stored_results(path: str, exported: ExportedAdapter) -> dict[str, Any]:
             {} if task.get("base_wer") is None else {task["metric"]: float, f"base_{task['metric']}": float}
         )
         check_fields(task, rates | {"adapter_task": str, "metric": str}, where=where)
+    found.setdefault(_NOT_SCORED, {})  # as in 0.1
+    check_fields(found, {_NOT_SCORED: dict}, where=path)
     return found
+
+
+def not_decided(results: Mapping[str, Any]) -> list[str]:
+    """A line for each task of a suite that has no score, and of which it so says nothing."""
+    return [
+        f"task {name!r} of {results['suite']!r} decides nothing: {why}" for name, why in results[_NOT_SCORED].items()
+    ]
 
 
 def decide(results: Mapping[str, Any], *, tasks: Collection[str], tolerance: float) -> list[Decision]:

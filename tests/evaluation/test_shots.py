@@ -10,6 +10,7 @@ import rich.console
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.evaluation import shots
+from hra_jax.evaluation.bootstrap import make_sample, seed_of
 from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.report import print_table
 from hra_jax.evaluation.results import ACCOUNTING, evaluate_results
@@ -111,51 +112,65 @@ def test_how_heads_are_trained_is_a_tuple_of_pairs(suite, tmp_path):
 # --- Error rates against shots ----------------------------------------------------------------------------------------
 
 
-def _counts(draws, utterances, seed):
+def _sample(draws, utterances, seed):
+    """Utterances of one block each, which are too few blocks or one: errors [U, N]."""
     random = np.random.default_rng(seed)
-    words = np.broadcast_to(random.integers(1, 6, utterances), (draws, utterances))
-    return np.stack([random.binomial(words, 0.3), words], axis=-1).astype(np.int64)
+    words = random.integers(1, 6, utterances)
+    errors = random.binomial(words, 0.3, (draws, utterances)).T
+    return make_sample([(f"{number:03}", "ann") for number in range(utterances)], errors, words)
 
 
 def _reference(tasks, samples, seed):
-    """The rates of the resamples in plain loops over tasks, draws and utterances."""
-    random, rates = np.random.default_rng(seed), []
-    for _ in range(samples):
-        chosen = random.integers(len(tasks), size=len(tasks)) if len(tasks) > 1 else [0]
-        of_tasks = []
-        for number in chosen:
-            table = tasks[number].tolist()
-            utterances = [int(at) for at in random.integers(len(table[0]), size=len(table[0]))]
-            of_draws = []
-            for draw in random.integers(len(table), size=len(table)):
-                errors = sum(table[draw][at][0] for at in utterances)
-                of_draws.append(errors / sum(table[draw][at][1] for at in utterances))
-            of_tasks.append(sum(of_draws) / len(of_draws))
-        rates.append(sum(of_tasks) / len(of_tasks))
-    return rates
+    """The rates of the resamples in plain loops over tasks, draws and utterances, with the same random numbers."""
+    of_tasks = []
+    for name, sample in tasks.items():
+        size, draws = sample.errors.shape
+        utterances = np.random.default_rng(seed_of(seed, name)).integers(0, size, size=samples * size).tolist()
+        chosen = np.random.default_rng(seed_of(seed, f"draws of {name}")).integers(draws, size=samples * draws).tolist()
+        errors, words, rates = sample.errors.tolist(), sample.units.tolist(), []
+        for number in range(samples):
+            some = utterances[number * size : (number + 1) * size]
+            of_draws = [
+                sum(errors[at][draw] for at in some) / sum(words[at] for at in some)
+                for draw in chosen[number * draws : (number + 1) * draws]
+            ]
+            rates.append(sum(of_draws) / draws)
+        of_tasks.append(rates)
+    if len(tasks) == 1:
+        return of_tasks[0]
+    key, number = seed_of(seed, "mean of tasks"), len(tasks)
+    drawn = np.random.default_rng([*key, 0]).integers(0, number, size=(samples, number))
+    within = np.random.default_rng([*key, 1]).random((samples, number))
+    return [
+        sum(of_tasks[task][int(at * samples)] for task, at in zip(*row, strict=True)) / number
+        for row in zip(drawn.tolist(), within.tolist(), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_interval_equals_a_plain_loop_over_tasks_utterances_and_draws(count):
-    tasks = {f"task {number}": _counts(5, 12 + number, number) for number in range(count)}
+    tasks = {f"task {number}": _sample(5, 12 + number, number) for number in range(count)}
     point = shots.curve_point(10, tasks, samples=200, seed=7)
-    rates = _reference(list(tasks.values()), 200, [7, 10])
+    rates = _reference(tasks, 200, 7)
     np.testing.assert_allclose([point.low, point.high], np.quantile(rates, [0.025, 0.975]), rtol=1e-12)
-    by_draw = [np.mean([t[draw, :, 0].sum() / t[draw, :, 1].sum() for t in tasks.values()]) for draw in range(5)]
+    by_draw = [np.mean([t.errors[:, draw].sum() / t.units.sum() for t in tasks.values()]) for draw in range(5)]
     np.testing.assert_allclose(point.by_draw, by_draw)
     assert point.rate == pytest.approx(np.mean(by_draw)) and point.low < point.rate < point.high
     assert shots.curve_point(10, tasks, samples=0).low is None
 
 
-def test_draws_that_differ_widen_the_interval():
-    same = np.repeat(_counts(1, 40, 0), 5, axis=0)
-    other = same.copy()
-    other[:2, :, 0], other[2:4, :, 0] = 0, other[2:4, :, 1]
+def test_draws_that_differ_widen_the_interval_and_so_do_speakers():
+    names, units = [(f"{number:03}", f"speaker {number % 8}") for number in range(80)], np.full(80, 4)
+    same = np.tile([[1], [2]], (40, 5))
+    draws = np.tile([0, 0, 2, 4, 4], (80, 1))
+    speakers = np.repeat(np.tile([0, 0, 0, 0, 3, 3, 3, 3], 10)[:, None], 5, axis=1)
     widths = []
-    for counts in (same, other):
-        point = shots.curve_point(1, {"ann": counts}, samples=300)
+    for errors in (same, draws, speakers):
+        point = shots.curve_point(1, {"all": make_sample(names, errors, units)}, samples=300)
         widths.append(point.high - point.low)
-    assert widths[1] > 2 * widths[0]
+    assert widths[1] > 2 * widths[0] and widths[2] > 2 * widths[0]
+    alone = shots.curve_point(1, {"all": make_sample([(key, None) for key, _ in names], speakers, units)}, samples=300)
+    assert widths[2] > 1.5 * (alone.high - alone.low)
 
 
 def _results(suite):
@@ -195,3 +210,17 @@ def test_the_curve_of_results_counts_every_draw_and_leaves_out_what_one_of_them_
     printed = io.StringIO()
     print_table(results, console=rich.console.Console(file=printed, width=200))
     assert "heads of held-out tasks" in printed.getvalue() and "ann@5#4" in printed.getvalue()
+
+
+def test_a_task_whose_utterances_are_not_common_to_all_draws_has_no_curve_and_the_others_do(suite):
+    held = suite()
+    tasks = [task for task in shots.few_tasks(held) if task.name != "cy"]
+    scored = shots.scored_suite(held, tasks, shots.draw_heads(held, tasks, seed=0, report=DataReport()), has_mean=True)
+    by_task = {}
+    for row in _results(scored):
+        # Of bob's two utterances one draw lacks the first, and another one the second.
+        if (row.task, row.key) not in (("bob@3#2", "test-bob-0.wav"), ("bob@5#1", "test-bob-1.wav")):
+            by_task.setdefault(row.task, []).append(row)
+    found = shots.curves(by_task, scored, samples=20, seed=0)
+    assert list(found["tasks"]) == list(found["base"]) == ["ann"]
+    assert [point["rate"] for point in found["all"]] == pytest.approx([0.6, 0.5, 0.5, 0.5])

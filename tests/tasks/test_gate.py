@@ -97,6 +97,17 @@ def test_within_the_tolerance_a_task_stays_in_use_and_comes_back_into_it(call, a
     assert aside(adapter) == {}
 
 
+def test_a_task_that_could_not_be_scored_is_named_and_is_no_pass(call, adapter, results, capsys):
+    assert call("gate", adapter, "--results", results, "--tolerance", "0.1", "--check") == 0
+    stored = json.loads(results.read_text())
+    results.write_text(json.dumps(stored | {"tasks_not_scored": {"dee": "none of its 3 utterances could be read"}}))
+    assert call("gate", adapter, "--results", results, "--tolerance", "0.1", "--check") == commands.HARMFUL
+    assert "task 'dee' of 'v' decides nothing: none of its 3 utterances could be read" in capsys.readouterr().out
+    results.write_text(json.dumps(stored | {"tasks_not_scored": ["dee"]}))
+    with pytest.raises(UserError, match="needs 'tasks_not_scored'"):
+        call("gate", adapter, "--results", results, "--check")
+
+
 def test_a_task_that_is_set_aside_is_recognised_by_the_backbone_to_the_last_bit_and_that_is_said(
     call, adapter, results, micro, capsys
 ):
