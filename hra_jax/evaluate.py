@@ -60,6 +60,7 @@ from hra_jax.training.agreement import agreed, check_agreement, first_alone
 from hra_jax.training.checkpoints import Checkpoints
 
 FLAGS = flags.FLAGS
+_COUNTS = ("trainable_parameters", "shared_parameters", "parameters_per_task")
 _NAME = re.compile(r"(?!__)[\w][\w.@+-]*")
 
 
@@ -465,7 +466,8 @@ def _run_suite(
             report,
             root=output,
             name=f"{suite.name}/{name}",
-            accounting=jobs[0].system.accounting | dict.fromkeys(("trainable_parameters", "parameters_per_task"), 0),
+            # What others trained is not known.
+            accounting=jobs[0].system.accounting | dict.fromkeys(_COUNTS),
             facts={"method": PREDICTIONS, "error": None},
             bootstrap=setup.evaluation.bootstrap,
             command=command,

@@ -6,7 +6,7 @@ from typing import Any
 from hra_jax.console import html_text, percent, points
 from hra_jax.evaluation import matrix, page, plots
 from hra_jax.evaluation.page import Cell
-from hra_jax.evaluation.side_by_side import Pair
+from hra_jax.evaluation.side_by_side import Pair, common_means
 
 _MOST_DRAWN = 8  # systems in a row of dots
 
@@ -30,15 +30,20 @@ def page_of(
       matrices: `matrix.matrix_of` by system, where there are any.
       command: what repeats it; '' where nobody knows.
     """
-    best = min(results, key=lambda name: results[name]["over_tasks"]["rate"])
-    rate = results[best]["over_tasks"]["rate"]
+    means = {name: mean for name, mean in common_means(results)[0].items() if mean is not None}
+    best = min(means, key=lambda name: means[name]) if means else next(iter(results))
+    rate = means[best] if means else results[best]["over_tasks"]["rate"]
     first = next(iter(results.values()))
     subject = f"Suite {suite}: {len(results)} systems, {first['utterances']:,} utterances"
     return page.document(
         f"suite {suite}: {len(results)} systems",
         [
             f"<h1>{page.text(subject)}</h1>",
-            page.headline(percent(rate), f"mean error rate of {best}", _sentence(best, results, pairs)),
+            page.headline(
+                percent(rate),
+                f"mean error rate of {best}",
+                _sentence(best, results, pairs) if means else "No task is scored in all systems: see each.",
+            ),
             page.section("Error rates", *_rates(results)),
             page.section("Error rate and trained parameters", _against_parameters(results)),
             page.section("Differences", *_differences(pairs)),
@@ -79,6 +84,7 @@ def _mean(results: Mapping[str, Any], colour: int, name: str) -> plots.Dot:
 
 def _rates(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A row for every task, a column for every system, and dots."""
+    first = next(iter(results.values()))
     drawn = list(results)[:_MOST_DRAWN]
     tasks = list(dict.fromkeys(task for found in results.values() for task in found["tasks"]))
     by_task = {
@@ -94,9 +100,12 @@ def _rates(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         cells = [Cell(_best(rates[name], rates), rates[name]) if name in rates else Cell("-", "") for name in results]
         dots = Cell(plots.dots(by_task[task], limit=limit), None, "drawn left")
         rows.append(([Cell(page.text(task), task), dots, *cells], {"task": task, "verdict": ""}))
-    over = {name: found["over_tasks"]["rate"] for name, found in results.items()}
-    mean = [Cell(_best(rate, over), rate) for rate in over.values()]
-    foot = [[Cell("mean of the tasks"), Cell(plots.dots(means, limit=limit), None, "drawn left"), *mean]]
+    over, label = common_means(results)
+    known_means = {name: rate for name, rate in over.items() if rate is not None}
+    mean = [Cell("-", "") if rate is None else Cell(_best(rate, known_means), rate) for rate in over.values()]
+    # Of other tasks for each system, they could not be compared.
+    same = all(found["tasks"].keys() == first["tasks"].keys() for found in results.values())
+    foot = [[Cell(label), Cell(plots.dots(means if same else [], limit=limit), None, "drawn left"), *mean]]
     tools = (
         '<div class="tools" hidden><input id="filter" type="search" placeholder="filter by task" '
         'aria-label="filter by task" autocomplete="off"><output id="shown" class="quiet"></output></div>'
