@@ -6,7 +6,7 @@ What the tasks of the adapter share stays as it is, and so do their own rows.
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -87,13 +87,15 @@ def _begin(stack: contextlib.ExitStack, folder: epath.Path, heads: Iterable[Head
 
 def manifest_of(heads: Iterable[Head]) -> str:
     """The support of all heads as a manifest: an utterance has a line for each head that is trained on it."""
-    lines = []
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(heads))
+
+
+def _rows(heads: Iterable[Head]) -> Iterator[dict[str, Any]]:
     for head in heads:
         for found in head.support:
             row = {"audio_filepath": found.audio_filepath, "duration": found.duration, "text": found.text}
             row |= {"offset": found.offset} if found.offset else {}
-            lines.append(json.dumps({**found.tags, **row, TASK_TAG: head.name}, ensure_ascii=False) + "\n")
-    return "".join(lines)
+            yield {**found.tags, **row, TASK_TAG: head.name}
 
 
 def check_same_heads(workdir: epath.PathLike, heads: Iterable[Head]) -> None:
@@ -111,7 +113,7 @@ def check_same_heads(workdir: epath.PathLike, heads: Iterable[Head]) -> None:
     if not (folder / workdirs.CONFIG).exists() or not path.exists():
         return
     before = [row for _, row in read_lines(path, _LINE, what="the utterances that heads were trained on")]
-    now = [json.loads(line) for line in manifest_of(heads).splitlines()]
+    now = list(_rows(heads))
     for row in (*before, *now):
         row["audio_filepath"] = row["audio_filepath"].rsplit("/", 1)[-1]
     if before != now:
