@@ -1,6 +1,7 @@
 """Chromium without a window, driven over two pipes (`--remote-debugging-pipe`): no driver and no port is needed."""
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -44,10 +45,19 @@ class Browser:
     def __init__(self, program: str, folder: Path):
         reads, self._to = os.pipe()
         self._from, writes = os.pipe()
-        # The browser reads from 3 and writes to 4.
-        command = ["sh", "-c", f'exec "$@" 3<&{reads} 4>&{writes}', "sh", program, *FLAGS, f"--user-data-dir={folder}"]
+
+        def place() -> None:
+            # The browser reads from 3 and writes to 4; what had these numbers is not needed any more.
+            high = [fcntl.fcntl(pipe, fcntl.F_DUPFD, 10) for pipe in (reads, writes)]
+            os.dup2(high[0], 3)
+            os.dup2(high[1], 4)
+
         self._process = subprocess.Popen(
-            command, pass_fds=(reads, writes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [program, *FLAGS, f"--user-data-dir={folder}"],
+            preexec_fn=place,
+            pass_fds=(3, 4),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(reads)
         os.close(writes)
