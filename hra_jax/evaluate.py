@@ -184,8 +184,7 @@ def evaluate_systems(
         place = (config.data.dir if workdir is not None else "") if data_dir is None else data_dir
         found = agreed(lambda: _load_suites(suites, place, report))
         agreed(lambda: [matched_rows(path, suite) for path in outsiders.values() for suite in found])
-        if workdir is not None:
-            agreed(lambda: _check_apart(found, config))
+        trained = None if workdir is None else agreed(lambda: _check_apart(found, config))
         setup = setup_of(config, free=workdir is None)
         base = agreed(lambda: _base(backbones, asked, config, workdir))
         known = agreed(lambda: [systems.of_adapter(name, path, base) for name, path in asked.items()])
@@ -211,7 +210,9 @@ def evaluate_systems(
         frozen, results = _frozen(base, setup), {}
         for suite in found:
             mine = [job for job in jobs if job.runner.suite.name == suite.name]
-            results[suite.name] = _run_suite(suite, mine, outsiders, crossed, setup, frozen, report, output, command)
+            results[suite.name] = _run_suite(
+                suite, mine, outsiders, crossed, setup, frozen, report, output, command, trained
+            )
         if keep is not None:
             for one in held_out:
                 one.system.weights(setup.mesh)  # results that were there already did not need them
@@ -444,8 +445,12 @@ def _run_suite(
     report: DataReport,
     output: epath.Path,
     command: str,
+    trained: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """Runs what is not finished of a suite, and reports on all of its systems together."""
+    """Runs what is not finished of a suite, and reports on all of its systems together.
+
+    `trained` has the texts of the training of the run whose checkpoints are among them, where they are at hand.
+    """
     results: dict[str, Any] = {}
     texts: dict[tuple[str, str], str] = {}
     for job in jobs:
@@ -455,7 +460,14 @@ def _run_suite(
             weights = functools.partial(job.system.weights, setup.mesh)
         kept = held_outs.kept_texts(texts, job.runner.suite) if job.system.beside else {}
         results[job.system.name] = evaluating.run_job(
-            job, setup, weights=weights, frozen=frozen, kept=kept, report=report, command=command
+            job,
+            setup,
+            weights=weights,
+            frozen=frozen,
+            kept=kept,
+            report=report,
+            command=command,
+            training_texts=trained if "step" in job.system.facts else None,  # of a checkpoint
         )
         if job.system.name == BASE:
             texts = evaluating.texts_of(job, results[BASE])

@@ -84,7 +84,6 @@ def _mean(results: Mapping[str, Any], colour: int, name: str) -> plots.Dot:
 
 def _rates(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A row for every task, a column for every system, and dots."""
-    first = next(iter(results.values()))
     drawn = list(results)[:_MOST_DRAWN]
     tasks = list(dict.fromkeys(task for found in results.values() for task in found["tasks"]))
     by_task = {
@@ -104,7 +103,7 @@ def _rates(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     known_means = {name: rate for name, rate in over.items() if rate is not None}
     mean = [Cell("-", "") if rate is None else Cell(_best(rate, known_means), rate) for rate in over.values()]
     # Of other tasks for each system, they could not be compared.
-    same = all(found["tasks"].keys() == first["tasks"].keys() for found in results.values())
+    same = len({frozenset(found["tasks"]) for found in results.values()}) == 1
     foot = [[Cell(label), Cell(plots.dots(means if same else [], limit=limit), None, "drawn left"), *mean]]
     tools = (
         '<div class="tools" hidden><input id="filter" type="search" placeholder="filter by task" '
@@ -131,13 +130,20 @@ def _against_parameters(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A dot for every system, where they differ in how many parameters were trained."""
     counts = {name: found.get("trainable_parameters") for name, found in results.items()}
     known = {name: count for name, count in counts.items() if count is not None}
-    if len({*known.values()}) < 2:
+    means, _ = common_means(results)
+    if len({*known.values()}) < 2 or None in means.values():
         return ""
+    same = len({frozenset(found["tasks"]) for found in results.values()}) == 1
     places = dict(zip(known, plots.log_places(list(known.values())), strict=True))
     colours = {name: number for number, name in enumerate(results)}
-    series = [
-        plots.Series(name, colours[name], [(places[name], _mean(results[name], colours[name], name))]) for name in known
-    ]
+    dots = {
+        # An interval is known of the mean over all tasks of a system, not over those that all systems have.
+        name: _mean(results[name], colours[name], name)
+        if same
+        else plots.Dot(means[name], None, None, colours[name], name)
+        for name in known
+    }
+    series = [plots.Series(name, colours[name], [(places[name], dot)]) for name, dot in dots.items()]
     ticks = {count: (places[name], f"{count:,}") for name, count in known.items()}
     return plots.plot(
         series,
