@@ -203,20 +203,16 @@ def evaluate_systems(
         every = [*jobs, *(other.job for other in crossed)]
         share_shapes(*(job.runner for job in every))
         check_agreement({f"{job.name}": job.digest for job in every})
-
         _check_samples(found, jobs, held_out)
 
         # ------------------------------------------------------------------------------------------- recognise, report
         frozen, results = _frozen(base, setup), {}
         for suite in found:
             mine = [job for job in jobs if job.runner.suite.name == suite.name]
-            results[suite.name] = _run_suite(
-                suite, mine, outsiders, crossed, setup, frozen, report, output, command, trained
-            )
+            more = (setup, frozen, report, output, command, trained)
+            results[suite.name] = _run_suite(suite, mine, outsiders, crossed, *more)
         if keep is not None:
-            for one in held_out:
-                one.system.weights(setup.mesh)  # results that were there already did not need them
-            held_outs.keep(held_out, keep)
+            held_outs.keep(held_out, keep, mesh=setup.mesh)
     faults = [entry["error"] for entries in results.values() for entry in entries.values() if entry.get("error")]
     if faults:
         raise UserError(faults[0])

@@ -150,9 +150,10 @@ def kept_texts(texts: Mapping[tuple[str, str], str], suite: Suite) -> dict[tuple
     return {**texts, **more}
 
 
-def keep(found: Sequence[HeldOut], folder: epath.PathLike) -> None:
+def keep(found: Sequence[HeldOut], folder: epath.PathLike, *, mesh: Mesh) -> None:
     """Keeps the heads as adapters: DIR, or DIR/<system> where there are several; a collective."""
     for one in found:
+        one.system.weights(mesh)  # results that were there already did not need them
         place = epath.Path(folder) / one.system.name if len(found) > 1 else epath.Path(folder)
         keeping: Callable[[], None] = functools.partial(few_shot.keep_heads, one.workdir, one.heads, place)
         first_alone(keeping)
