@@ -37,7 +37,7 @@ SAMPLES = 10_000
 _BLOCK = "speaker"  # of results that do not say
 
 _PARAMETERS = ("trainable_parameters", "shared_parameters", "parameters_per_task")
-_RESULT_FIELDS: dict[str, Kind] = {"suite": str, "normalizer": str, "tasks": dict, **dict.fromkeys(_PARAMETERS, COUNT)}
+_RESULT_FIELDS: dict[str, Kind] = {"suite": str, "normalizer": str, "tasks": dict}
 _COUNTS = ("substitutions", "deletions", "insertions", "words")
 _HEADER = ("task", "WER A", "WER B", "B - A", "95% interval", "verdict")
 
@@ -74,7 +74,8 @@ def compare(
 
     Returns:
       What --json writes: {"normalizer", "bootstrap", "reference": side, "comparisons": [side and differences]}. A side
-      has "path", "suite", "trainable_parameters", "shared_parameters" and "parameters_per_task"; differences are
+      has "path", "suite", "trainable_parameters", "shared_parameters" and "parameters_per_task" (None where only
+      predictions were scored); differences are
       "tasks" (by name), "macro" (means over tasks) and "pooled" (all utterances), each with "metric", "utterances",
       "words" (characters where these decide), "wer_a", "wer_b" (or "cer_a", "cer_b"), "difference" (B minus A), "low",
       "high" (all fractions), "significant" (whether 0 is outside), "verdict" ("better" or "worse", of B, or "not
@@ -109,6 +110,9 @@ def _read_side(path: epath.PathLike) -> _Side:
     file = epath.Path(path)
     file = file / RESULTS_FILE if file.is_dir() else file
     results = read_object(file, _RESULT_FIELDS, what="a results.json or the folder that holds one, W/eval/<suite>")
+    # All are null where only predictions were scored.
+    if any(results.get(name, 0) is not None for name in _PARAMETERS):
+        check_fields(results, dict.fromkeys(_PARAMETERS, COUNT), where=str(file))
     _check_metric(results, where=str(file))
     _stored_normalizer(results)
     if not results["tasks"]:
@@ -317,10 +321,10 @@ def _resampled_line(comparison: Mapping[str, Any]) -> str:
 
 def _side_line(letter: str, side: Mapping[str, Any]) -> str:
     total, shared, per_task = (side[name] for name in _PARAMETERS)
-    return (
-        f"{letter}: {side['path']}, suite {side['suite']}; trained parameters: {shared:,} shared, {per_task:,} per "
-        f"task, {total:,} in total"
-    )
+    start = f"{letter}: {side['path']}, suite {side['suite']}"
+    if None in (total, shared, per_task):
+        return f"{start}; what it trained is not known"
+    return f"{start}; trained parameters: {shared:,} shared, {per_task:,} per task, {total:,} in total"
 
 
 def print_tables(compared: Mapping[str, Any], *, console: rich.console.Console | None = None) -> None:

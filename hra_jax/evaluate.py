@@ -60,6 +60,7 @@ from hra_jax.training.agreement import agreed, check_agreement, first_alone
 from hra_jax.training.checkpoints import Checkpoints
 
 FLAGS = flags.FLAGS
+_COUNTS = ("trainable_parameters", "shared_parameters", "parameters_per_task")
 _NAME = re.compile(r"(?!__)[\w][\w.@+-]*")
 
 
@@ -183,8 +184,7 @@ def evaluate_systems(
         place = (config.data.dir if workdir is not None else "") if data_dir is None else data_dir
         found = agreed(lambda: _load_suites(suites, place, report))
         agreed(lambda: [matched_rows(path, suite) for path in outsiders.values() for suite in found])
-        if workdir is not None:
-            agreed(lambda: _check_apart(found, config))
+        trained = None if workdir is None else agreed(lambda: _check_apart(found, config))
         setup = setup_of(config, free=workdir is None)
         base = agreed(lambda: _base(backbones, asked, config, workdir))
         known = agreed(lambda: [systems.of_adapter(name, path, base) for name, path in asked.items()])
@@ -203,18 +203,16 @@ def evaluate_systems(
         every = [*jobs, *(other.job for other in crossed)]
         share_shapes(*(job.runner for job in every))
         check_agreement({f"{job.name}": job.digest for job in every})
-
         _check_samples(found, jobs, held_out)
 
         # ------------------------------------------------------------------------------------------- recognise, report
         frozen, results = _frozen(base, setup), {}
         for suite in found:
             mine = [job for job in jobs if job.runner.suite.name == suite.name]
-            results[suite.name] = _run_suite(suite, mine, outsiders, crossed, setup, frozen, report, output, command)
+            more = (setup, frozen, report, output, command, trained)
+            results[suite.name] = _run_suite(suite, mine, outsiders, crossed, *more)
         if keep is not None:
-            for one in held_out:
-                one.system.weights(setup.mesh)  # results that were there already did not need them
-            held_outs.keep(held_out, keep)
+            held_outs.keep(held_out, keep, mesh=setup.mesh)
     faults = [entry["error"] for entries in results.values() for entry in entries.values() if entry.get("error")]
     if faults:
         raise UserError(faults[0])
@@ -443,8 +441,12 @@ def _run_suite(
     report: DataReport,
     output: epath.Path,
     command: str,
+    trained: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """Runs what is not finished of a suite, and reports on all of its systems together."""
+    """Runs what is not finished of a suite, and reports on all of its systems together.
+
+    `trained` has the texts of the training of the run whose checkpoints are among them, where they are at hand.
+    """
     results: dict[str, Any] = {}
     texts: dict[tuple[str, str], str] = {}
     for job in jobs:
@@ -454,7 +456,14 @@ def _run_suite(
             weights = functools.partial(job.system.weights, setup.mesh)
         kept = held_outs.kept_texts(texts, job.runner.suite) if job.system.beside else {}
         results[job.system.name] = evaluating.run_job(
-            job, setup, weights=weights, frozen=frozen, kept=kept, report=report, command=command
+            job,
+            setup,
+            weights=weights,
+            frozen=frozen,
+            kept=kept,
+            report=report,
+            command=command,
+            training_texts=trained if "step" in job.system.facts else None,  # of a checkpoint
         )
         if job.system.name == BASE:
             texts = evaluating.texts_of(job, results[BASE])
@@ -465,7 +474,8 @@ def _run_suite(
             report,
             root=output,
             name=f"{suite.name}/{name}",
-            accounting=jobs[0].system.accounting | dict.fromkeys(("trainable_parameters", "parameters_per_task"), 0),
+            # What others trained is not known.
+            accounting=jobs[0].system.accounting | dict.fromkeys(_COUNTS),
             facts={"method": PREDICTIONS, "error": None},
             bootstrap=setup.evaluation.bootstrap,
             command=command,

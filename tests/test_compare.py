@@ -351,6 +351,18 @@ def test_the_tables_show_every_task_the_means_and_what_each_side_trains(compared
     assert "500 paired resamples" in lines[-1]
 
 
+def test_predictions_of_which_nobody_knows_what_was_trained_are_compared(sides, tmp_path, capsys):
+    names = ("trainable_parameters", "shared_parameters", "parameters_per_task", "backbone_parameters")
+    theirs = write(tmp_path / "theirs", ROWS["b"], **dict.fromkeys(names))
+    found = compare.compare([sides["a"], theirs], samples=50)
+    ours = compare.compare([sides["a"], sides["b"]], samples=50)
+    assert [found["comparisons"][0][name] for name in ("tasks", "macro", "pooled")] == [
+        ours["comparisons"][0][name] for name in ("tasks", "macro", "pooled")
+    ]
+    compare.print_tables(found)
+    assert "suite digits; what it trained is not known" in capsys.readouterr().out
+
+
 def test_a_difference_of_0_is_shown_without_a_minus(sides, capsys):
     compare.print_tables(compare.compare([sides["a"], sides["a"]], samples=10))
     shown = capsys.readouterr().out

@@ -150,6 +150,29 @@ def test_what_is_wrong_is_one_line_before_a_model_is_loaded(alone, monkeypatch):
     assert "allowed: NAME=FILE" in refused(alone, predictions=[str(alone / "few.jsonl")])
 
 
+def faultless(idle: str = ""):
+    """Takes the place of a recogniser: every text is right, and the adapter of one task does nothing."""
+
+    def recognise(system, runner, *args, **more):
+        rows = [
+            UtteranceResult(task.name, row.key, row.text, row.text, runner.kept.get((task.name, row.key)), 1.0)
+            for task in runner.suite.tasks
+            for row in task.utterances
+        ]
+        return rows, {task.name: float(task.name != idle) for task in runner.suite.tasks}
+
+    return recognise
+
+
+def test_texts_of_the_training_are_counted_for_checkpoints_and_for_nothing_else(alone, trained, monkeypatch):
+    monkeypatch.setattr(evaluating, "recognise", faultless())
+    found = scored(alone, workdir=trained.workdir, steps=["last"])["test"]
+    base, run, own = (found[name] for name in ("__base__", next(name for name in found if "@" in name), "own"))
+    reported = json.loads((trained.workdir / "eval" / "test" / "results.json").read_text())
+    assert run["texts_in_training"] == reported["texts_in_training"] is not None
+    assert base["texts_in_training"] is own["texts_in_training"] is None
+
+
 def test_a_task_that_no_step_has_reached_is_left_out_of_the_means_and_named(alone, monkeypatch):
     tasks = json.loads((alone / "adapter" / "tasks.json").read_text())
     tasks["tasks"][1] |= {"step": 0}
@@ -158,15 +181,7 @@ def test_a_task_that_no_step_has_reached_is_left_out_of_the_means_and_named(alon
     (alone / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "sha256": {}}))
     name = adapter_folder.read_tasks(alone / "adapter")[1]["name"]
 
-    def recognise(system, runner, *args, **more):
-        rows = [
-            UtteranceResult(task.name, row.key, row.text, row.text, runner.kept.get((task.name, row.key)), 1.0)
-            for task in runner.suite.tasks
-            for row in task.utterances
-        ]
-        return rows, {task.name: float(task.name != name) for task in runner.suite.tasks}
-
-    monkeypatch.setattr(evaluating, "recognise", recognise)
+    monkeypatch.setattr(evaluating, "recognise", faultless(idle=name))
     found = scored(alone)["test"]["own"]
     assert set(found["tasks"]) == set(world.SPEAKERS) - {name}
     assert found["tasks_not_scored"] == {name: f"its adapter {name!r} had no training step"} and found["error"] is None

@@ -16,6 +16,18 @@ def _rate(scores: Mapping[str, Any]) -> float:
     return rate
 
 
+def common_means(results: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float | None], str]:
+    """The mean of each system over the tasks that all systems have a score of, None without any; and its name."""
+    tasks = list(dict.fromkeys(task for found in results.values() for task in found["tasks"]))
+    common = [task for task in tasks if all(task in found["tasks"] for found in results.values())]
+    means = {
+        name: sum(_rate(found["tasks"][task]) for task in common) / len(common) if common else None
+        for name, found in results.items()
+    }
+    everywhere = len(common) == len(tasks)
+    return means, "mean of the tasks" if everywhere else f"mean of what all have ({len(common)})"
+
+
 def rates(results: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The header and the rows of a table: a row for every task, and one for the mean over tasks.
 
@@ -27,17 +39,13 @@ def rates(results: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], li
     for task in names:
         cells = [percent(_rate(found["tasks"][task])) if task in found["tasks"] else "-" for found in results.values()]
         rows.append((task, *cells))
-    rows.append(("mean of the tasks", *(percent(_mean(found)) for found in results.values())))
+    means, label = common_means(results)
+    rows.append((label, *(percent(mean) for mean in means.values())))
     return ("task", *results), rows
 
 
 def _all_tasks(results: Mapping[str, Any]) -> list[str]:
     return [*results["tasks"], *results.get("tasks_not_scored", ())]
-
-
-def _mean(results: Mapping[str, Any]) -> float:
-    values = [_rate(task) for task in results["tasks"].values()]
-    return sum(values) / len(values)
 
 
 def differences(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:

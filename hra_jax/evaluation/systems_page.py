@@ -6,7 +6,7 @@ from typing import Any
 from hra_jax.console import html_text, percent, points
 from hra_jax.evaluation import matrix, page, plots
 from hra_jax.evaluation.page import Cell
-from hra_jax.evaluation.side_by_side import Pair
+from hra_jax.evaluation.side_by_side import Pair, common_means
 
 _MOST_DRAWN = 8  # systems in a row of dots
 
@@ -30,15 +30,20 @@ def page_of(
       matrices: `matrix.matrix_of` by system, where there are any.
       command: what repeats it; '' where nobody knows.
     """
-    best = min(results, key=lambda name: results[name]["over_tasks"]["rate"])
-    rate = results[best]["over_tasks"]["rate"]
+    means = {name: mean for name, mean in common_means(results)[0].items() if mean is not None}
+    best = min(means, key=lambda name: means[name]) if means else next(iter(results))
+    rate = means[best] if means else results[best]["over_tasks"]["rate"]
     first = next(iter(results.values()))
     subject = f"Suite {suite}: {len(results)} systems, {first['utterances']:,} utterances"
     return page.document(
         f"suite {suite}: {len(results)} systems",
         [
             f"<h1>{page.text(subject)}</h1>",
-            page.headline(percent(rate), f"mean error rate of {best}", _sentence(best, results, pairs)),
+            page.headline(
+                percent(rate),
+                f"mean error rate of {best}",
+                _sentence(best, results, pairs) if means else "No task is scored in all systems: see each.",
+            ),
             page.section("Error rates", *_rates(results)),
             page.section("Error rate and trained parameters", _against_parameters(results)),
             page.section("Differences", *_differences(pairs)),
@@ -94,9 +99,12 @@ def _rates(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         cells = [Cell(_best(rates[name], rates), rates[name]) if name in rates else Cell("-", "") for name in results]
         dots = Cell(plots.dots(by_task[task], limit=limit), None, "drawn left")
         rows.append(([Cell(page.text(task), task), dots, *cells], {"task": task, "verdict": ""}))
-    over = {name: found["over_tasks"]["rate"] for name, found in results.items()}
-    mean = [Cell(_best(rate, over), rate) for rate in over.values()]
-    foot = [[Cell("mean of the tasks"), Cell(plots.dots(means, limit=limit), None, "drawn left"), *mean]]
+    over, label = common_means(results)
+    known_means = {name: rate for name, rate in over.items() if rate is not None}
+    mean = [Cell("-", "") if rate is None else Cell(_best(rate, known_means), rate) for rate in over.values()]
+    # Of other tasks for each system, they could not be compared.
+    same = len({frozenset(found["tasks"]) for found in results.values()}) == 1
+    foot = [[Cell(label), Cell(plots.dots(means if same else [], limit=limit), None, "drawn left"), *mean]]
     tools = (
         '<div class="tools" hidden><input id="filter" type="search" placeholder="filter by task" '
         'aria-label="filter by task" autocomplete="off"><output id="shown" class="quiet"></output></div>'
@@ -122,13 +130,20 @@ def _against_parameters(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A dot for every system, where they differ in how many parameters were trained."""
     counts = {name: found.get("trainable_parameters") for name, found in results.items()}
     known = {name: count for name, count in counts.items() if count is not None}
-    if len({*known.values()}) < 2:
+    means, _ = common_means(results)
+    if len({*known.values()}) < 2 or None in means.values():
         return ""
+    same = len({frozenset(found["tasks"]) for found in results.values()}) == 1
     places = dict(zip(known, plots.log_places(list(known.values())), strict=True))
     colours = {name: number for number, name in enumerate(results)}
-    series = [
-        plots.Series(name, colours[name], [(places[name], _mean(results[name], colours[name], name))]) for name in known
-    ]
+    dots = {
+        # An interval is known of the mean over all tasks of a system, not over those that all systems have.
+        name: _mean(results[name], colours[name], name)
+        if same
+        else plots.Dot(means[name], None, None, colours[name], name)
+        for name in known
+    }
+    series = [plots.Series(name, colours[name], [(places[name], dot)]) for name, dot in dots.items()]
     ticks = {count: (places[name], f"{count:,}") for name, count in known.items()}
     return plots.plot(
         series,

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -273,6 +273,7 @@ def run_job(
     report: DataReport,
     command: str = "",
     printed: bool = True,
+    training_texts: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """The results of a job; what is finished is not run again. A collective.
 
@@ -285,6 +286,7 @@ def run_job(
       report: where unusable data goes.
       command: what repeats it, for the report.
       printed: whether its table is printed.
+      training_texts: of what the system was trained on, where they are at hand.
 
     Returns:
       As in results.json. Its "error", where it has one, is for the end of the evaluation.
@@ -322,6 +324,7 @@ def run_job(
         rewritten=is_written,
         command=command,
         printed=printed,
+        training_texts=training_texts,
     )
 
 

@@ -59,8 +59,8 @@ def plan(suite: Suite, system: System, *, output: epath.Path, report: DataReport
       report: where bad lines of the support go.
 
     Raises:
-      UserError: no task of the suite is new to the system, its tasks write in vocabularies of their own, or the support
-        does not have what the suite asks for.
+      UserError: no task of the suite is new to the system, its tasks write in vocabularies of their own, the support
+        does not have what the suite asks for, or heads of other utterances were trained there.
     """
     asked = shots.few_tasks(suite)
     if not asked or not system.is_adapter:
@@ -84,6 +84,7 @@ def plan(suite: Suite, system: System, *, output: epath.Path, report: DataReport
             f"{listed([str(k) for k in suite.shots if k], show=str)} utterances, {suite.draws} draws each"
         )
     workdir = output / f"{suite.name}.heads" / system.name
+    few_shot.check_same_heads(workdir, heads)
     scored = shots.scored_suite(suite, held_out, heads, has_mean=bool(system.tasks))
     return HeldOut(scored, _with_heads(system, heads, suite.few, workdir), heads, workdir)
 
@@ -149,9 +150,10 @@ def kept_texts(texts: Mapping[tuple[str, str], str], suite: Suite) -> dict[tuple
     return {**texts, **more}
 
 
-def keep(found: Sequence[HeldOut], folder: epath.PathLike) -> None:
+def keep(found: Sequence[HeldOut], folder: epath.PathLike, *, mesh: Mesh) -> None:
     """Keeps the heads as adapters: DIR, or DIR/<system> where there are several; a collective."""
     for one in found:
+        one.system.weights(mesh)  # results that were there already did not need them
         place = epath.Path(folder) / one.system.name if len(found) > 1 else epath.Path(folder)
         keeping: Callable[[], None] = functools.partial(few_shot.keep_heads, one.workdir, one.heads, place)
         first_alone(keeping)

@@ -6,7 +6,7 @@ What the tasks of the adapter share stays as it is, and so do their own rows.
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -25,12 +25,14 @@ from hra_jax.evaluation.shots import Head
 from hra_jax.run import stages, workdirs
 from hra_jax.storage import locks
 from hra_jax.storage.files import make_folder, write_file
+from hra_jax.storage.json_files import Kind, read_lines
 from hra_jax.tasks import library
 from hra_jax.tasks.adding import TASK_TAG, task_config
 from hra_jax.training.agreement import first_alone
 
 UPDATES = 300  # of every head, where a suite says nothing
 _SOURCE = "support"
+_LINE: dict[str, Kind] = {"audio_filepath": str, "text": str, TASK_TAG: str}
 _ROWS = 8  # every batch has a multiple of so many
 
 
@@ -85,13 +87,39 @@ def _begin(stack: contextlib.ExitStack, folder: epath.Path, heads: Iterable[Head
 
 def manifest_of(heads: Iterable[Head]) -> str:
     """The support of all heads as a manifest: an utterance has a line for each head that is trained on it."""
-    lines = []
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(heads))
+
+
+def _rows(heads: Iterable[Head]) -> Iterator[dict[str, Any]]:
     for head in heads:
         for found in head.support:
             row = {"audio_filepath": found.audio_filepath, "duration": found.duration, "text": found.text}
             row |= {"offset": found.offset} if found.offset else {}
-            lines.append(json.dumps({**found.tags, **row, TASK_TAG: head.name}, ensure_ascii=False) + "\n")
-    return "".join(lines)
+            yield {**found.tags, **row, TASK_TAG: head.name}
+
+
+def check_same_heads(workdir: epath.PathLike, heads: Iterable[Head]) -> None:
+    """Refuses a work directory in which heads of other utterances were trained, wherever their files lie.
+
+    Args:
+      workdir: W of `train_heads`, which may be absent.
+      heads: what would be trained in it.
+
+    Raises:
+      UserError: it holds others; or its manifest is damaged.
+    """
+    folder = epath.Path(workdir)
+    path = folder / workdirs.MANIFEST
+    if not (folder / workdirs.CONFIG).exists() or not path.exists():
+        return
+    before = [row for _, row in read_lines(path, _LINE, what="the utterances that heads were trained on")]
+    now = list(_rows(heads))
+    for row in (*before, *now):
+        row["audio_filepath"] = row["audio_filepath"].rsplit("/", 1)[-1]
+    if before != now:
+        raise UserError(
+            f"{str(folder)!r} holds heads that were trained on other utterances; remove it, or give another --output"
+        )
 
 
 def _config(exported: ExportedAdapter, settings: Mapping[str, Any]) -> ConfigDict:

@@ -27,8 +27,14 @@ def test_every_task_has_a_row_and_every_system_a_column():
     assert rows == [
         ("ann", "50.0%", "25.0%"),
         ("bob", "25.0%", "-"),
-        ("mean of the tasks", "37.5%", "25.0%"),
+        ("mean of what all have (1)", "50.0%", "25.0%"),
     ]
+    assert side_by_side.rates({name: results(ann=0.5, bob=0.25) for name in "xy"})[1][-1] == (
+        "mean of the tasks",
+        "37.5%",
+        "37.5%",
+    )
+    assert side_by_side.rates({"x": results(ann=0.5), "y": results(bob=0.5)})[1][-1][1:] == ("-", "-")
 
 
 def test_the_error_rate_that_decides_stands_in_the_table():

@@ -3,6 +3,7 @@
 from reference.pages import EVIL, Tags
 from reference.scored import ACCOUNTING, evaluate, make_rows, make_suite
 
+from hra_jax.console import html_text
 from hra_jax.evaluation.systems_page import page_of
 
 
@@ -41,6 +42,23 @@ def test_every_rate_and_difference_is_on_the_page_and_names_are_texts():
     for difference in pair(results, 0, 1)[2]["tasks"].values():
         assert f">{100 * difference['difference']:+.2f}<" in page
     assert "-10.00 to +20.00" in page and "is not decidable" in page
+
+
+def test_the_mean_and_the_best_are_of_the_tasks_that_all_systems_have():
+    results = systems(500, 90_000)
+    (one, first), (_, second) = results.items()
+    # The second left its hardest task out, and is no better for that.
+    first["tasks"] |= {"ann": first["tasks"]["ann"] | {"wer": 0.111}, EVIL: first["tasks"][EVIL] | {"wer": 0.9}}
+    second["tasks"] = {"ann": second["tasks"]["ann"] | {"wer": 0.222}}
+    found = page_of("digits", results, [])
+    assert (
+        "trained parameters" in found
+        and html_text(f"mean error rate of {one}") in found
+        and "mean of what all have (1)" in found
+    )
+    second["tasks"] = {"cy": second["tasks"]["ann"]}
+    found = page_of("digits", results, [])
+    assert "No task is scored in all systems" in found and "trained parameters" not in found
 
 
 def test_error_rates_are_drawn_against_parameters_only_where_these_differ():

@@ -55,6 +55,22 @@ def test_a_manifest_has_a_line_for_every_utterance_of_every_head(heads):
     assert json.loads(line)["offset"] == 1.5
 
 
+def test_heads_that_were_trained_on_other_utterances_are_not_taken_for_these(heads, tmp_path):
+    few_shot.check_same_heads(tmp_path / "absent", heads)
+    (tmp_path / "manifest.jsonl").write_text(few_shot.manifest_of(heads))
+    (tmp_path / "config.json").write_text("{}")
+
+    def changed(**fields):
+        first = heads[0].support[0]
+        return [heads[0]._replace(support=(dataclasses.replace(first, **fields),)), *heads[1:]]
+
+    moved = f"/elsewhere/{heads[0].support[0].audio_filepath.rsplit('/', 1)[-1]}"
+    few_shot.check_same_heads(tmp_path, changed(audio_filepath=moved, key=moved))
+    for other in (changed(text="another"), changed(offset=0.1), changed(audio_filepath="/elsewhere/b.wav"), heads[:-1]):
+        with pytest.raises(UserError, match="holds heads that were trained on other utterances; remove it, or give"):
+            few_shot.check_same_heads(tmp_path, other)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [({"optimizer.lr": 1}, "few: unknown config key 'optimizer.lr'"), ({"steps": 0}, "config.steps")],
