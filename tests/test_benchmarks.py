@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from hra_jax.evaluation import shots
+from hra_jax.evaluation.bootstrap import Sample
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -145,11 +146,13 @@ def test_the_committed_curves_of_held_out_speakers_follow_from_the_counts_of_the
             for place, (k, point) in enumerate(zip(found["shots"], points, strict=True)):
                 draws = range(1, found["draws"] + 1) if k else [0]
                 counts = np.array([found["counts"][shots.head_name(name, k, draw)] for draw in draws])
-                assert counts.shape == (len(draws), 50, 2)
-                by_shots[place][name] = counts
-                assert shots.curve_point(k, {name: counts}, samples=committed["bootstrap"]).to_json() == point
-        for k, counts, point in zip(found["shots"], by_shots, found["all"], strict=True):
-            assert shots.curve_point(k, counts, samples=committed["bootstrap"]).to_json() == point
+                assert counts.shape == (len(draws), 50, 2) and (counts[:, :, 1] == counts[0, :, 1]).all()
+                # A speaker is one block: utterances are resampled alone.
+                by_shots[place][name] = Sample(counts[:, :, 0].T, counts[0, :, 1], None, (), 1)
+                mine = {name: by_shots[place][name]}
+                assert shots.curve_point(k, mine, samples=committed["bootstrap"]).to_json() == point
+        for k, all_tasks, point in zip(found["shots"], by_shots, found["all"], strict=True):
+            assert shots.curve_point(k, all_tasks, samples=committed["bootstrap"]).to_json() == point
 
 
 def test_the_committed_page_on_tpus_follows_from_its_cells(benchmark):

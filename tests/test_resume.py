@@ -118,7 +118,12 @@ def test_a_finished_run_started_again_does_no_step_and_gives_the_same(uninterrup
     done = world.train(config, workdir, on_step=lambda step: pytest.fail("a step was done"))
     assert done.status == 0
     for folder in ("adapter", "eval/test"):
-        assert files_of(workdir / folder) == files_of(uninterrupted.workdir / folder)
+        found, expected = (
+            # The command that repeats an evaluation names the work directory.
+            {name: content.replace(str(at).encode(), b"W") for name, content in files_of(at / folder).items()}
+            for at in (workdir, uninterrupted.workdir)
+        )
+        assert found == expected
     assert (workdir / "metrics.jsonl").read_bytes() == (uninterrupted.workdir / "metrics.jsonl").read_bytes()
     kept = [sorted(path.name for path in (at / "checkpoints").iterdir()) for at in (workdir, uninterrupted.workdir)]
     assert kept[0] == kept[1]

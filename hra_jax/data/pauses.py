@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from hra_jax.errors import UserError
-from hra_jax.models import ctc
 from hra_jax.text.vocabularies import Vocabulary
 
 DEFAULT_SECONDS = 20.0  # of a chunk, where nothing says what was trained on
@@ -101,6 +100,8 @@ def text(chunks: Sequence[Chunk], paths: Sequence[np.ndarray], vocabulary: Vocab
       paths: of each chunk the likeliest label of each frame that it hears, int `[frames]`.
       vocabulary: of the labels.
     """
+    from hra_jax.models import ctc  # which imports JAX
+
     stretches: list[list[np.ndarray]] = []
     for chunk, path in zip(chunks, paths, strict=True):
         if chunk.after_pause:
