@@ -1,6 +1,10 @@
-"""Suites with held-out tasks: heads are trained once, and kept; the mean is of the adapter's own heads."""
+"""Suites with held-out tasks: heads are trained once, and kept; the mean is of the adapter's own heads.
+
+HRA_PROCESSES says on how many processes they are trained again, by default 2.
+"""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -113,13 +117,16 @@ def test_heads_of_a_held_out_task_are_trained_once_scored_and_kept(micro, place,
     kept = read_adapter(place / "kept")
     assert list(kept.tasks) == heads
 
-    # Two processes train them as one does.
+    # Several processes train them as one does.
     words = ["--adapter", f"own={place / 'adapter'}", "--backbone", micro.backbone, "--suite", str(place / "held.py")]
-    words += ["--data_dir", str(micro.data), "--output", str(place / "two")]
-    launching.run([launching.EVALUATE, *words], folder=place / "launched", processes=2, devices=1, env=command_env)
-    for name in heads:
-        sides = [flatten(read_adapter(place / R / "held.heads" / "own" / "adapter").tasks[name]) for R in ("R", "two")]
-        for path, leaf in sides[0].items():
-            np.testing.assert_allclose(sides[1][path], leaf, rtol=1e-3, atol=1e-5, err_msg=f"{name} {path}")
-    launched = json.loads((place / "two" / "held" / "own" / "results.json").read_text())
-    assert {name: task["words"] for name, task in launched["tasks"].items()} == dict.fromkeys(own["tasks"], 3)
+    words += ["--data_dir", str(micro.data)]
+    for count in map(int, os.environ.get("HRA_PROCESSES", "2").split(",")):
+        output, settings = place / f"R{count}", {"processes": count, "devices": 1, "env": command_env}
+        launching.run([launching.EVALUATE, *words, "--output", str(output)], folder=place / f"on {count}", **settings)
+        for name in heads:
+            sides = [flatten(read_adapter(at / "held.heads/own/adapter").tasks[name]) for at in (place / "R", output)]
+            for path, leaf in sides[0].items():
+                message = f"{count} {name} {path}"
+                np.testing.assert_allclose(sides[1][path], leaf, rtol=1e-3, atol=1e-5, err_msg=message)
+        launched = json.loads((output / "held" / "own" / "results.json").read_text())
+        assert {name: task["words"] for name, task in launched["tasks"].items()} == dict.fromkeys(own["tasks"], 3)
