@@ -19,6 +19,7 @@ from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.config.files import load_config
 from hra_jax.convert.conversion import convert
 from hra_jax.errors import UserError
+from hra_jax.evaluate import evaluate_systems
 from hra_jax.evaluation.report import is_report_file
 from hra_jax.run import workdirs
 from hra_jax.storage import folders
@@ -136,6 +137,18 @@ def test_two_reports_of_one_suite_are_written_one_after_the_other_and_whole(firs
     waiting.join(10)
     expected = {"results.json": b"two", "predictions_two.jsonl": b"two", "notes.txt": b"mine"}
     assert tree(tmp_path / "eval" / "test") == expected
+
+
+def test_a_second_evaluation_into_one_folder_is_refused_before_anything_is_read(first, tmp_path):
+    process = first(tmp_path / "R", beside=False)
+    before = tree(tmp_path / "R")
+    with pytest.raises(UserError, match=f"in use: 'the first', process '{process.pid}'"):
+        evaluate_systems(["nothing"], tmp_path / "R")
+    assert tree(tmp_path / "R") == before
+    process.kill()
+    process.wait()
+    with pytest.raises(UserError, match="nothing"):
+        evaluate_systems(["nothing"], tmp_path / "R")
 
 
 def test_a_second_conversion_to_the_same_folder_is_refused(first, tmp_path):
