@@ -124,7 +124,7 @@ def test_what_lies_in_a_bucket_is_checked_there(trained, micro, gcs_storage, mon
     parts = {part.name: part for place in (bucket, "gs://bucket/backbone") for part in verify(place)}
     assert [name for name, part in parts.items() if part.faults] == []
     assert "not complete" in parts["checkpoints/4"].note and parts["checkpoints/2"].files > 5
-    assert parts["adapter"].files == 4 and parts["backbone backbone"].files == 2
+    assert parts["adapter"].files == 5 and parts["backbone backbone"].files == 2
     names = gcs_storage.names("gs://bucket/")
     arrays = [name for name in names if name.startswith("W/checkpoints/2/state/d/")]  # nothing else of them is read
     chosen = generator.sample(arrays, min(2, len(arrays)))
