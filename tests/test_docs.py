@@ -123,6 +123,10 @@ SLOW: dict[str, list[str]] = {
 }
 # Placeholders of a table mean another thing in each row.
 PLACES = {
+    # A task that is trained on what the suite after it holds would be refused there.
+    "python -m hra_jax.tasks add runs/own/adapter newcomer --init mean --manifest M.jsonl": {
+        "M.jsonl": "FOLDER/train.jsonl"
+    },
     SWEEP: {"1e-3,4e-3": "1e-3"},  # two runs of four
     "python -m hra_jax.convert --source DIR --output NEW": {"DIR": "W2V_BERT", "NEW": "backbones/again"},
     "python -m hra_jax.aot --config NAME --topology v5e:2x2": {"NAME": "own"},

@@ -286,6 +286,13 @@ def _stop_watching(watch: threading.Thread) -> None:
     watch.join()
 
 
+def _is_of_a_program(kind: type[BaseException], error: BaseException | None) -> bool:
+    """Whether XLA raised an error: some of its collectives raise a ValueError, whose text begins with a status."""
+    return issubclass(kind, jax.errors.JaxRuntimeError) or (
+        issubclass(kind, ValueError) and re.match(r"[A-Z_]+: ", str(error)) is not None
+    )
+
+
 def _then_leave(hook: Callable) -> Callable:
     """An excepthook that shows an error as `hook` does, and leaves.
 
@@ -293,7 +300,7 @@ def _then_leave(hook: Callable) -> Callable:
     """
 
     def ended(kind, error, traceback):
-        if issubclass(kind, jax.errors.JaxRuntimeError):
+        if _is_of_a_program(kind, error):
             told = None
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 told = _told()

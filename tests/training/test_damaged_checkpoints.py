@@ -290,13 +290,14 @@ from hra_jax.run import saving
 from hra_jax.training.checkpoints import Checkpoints
 state = {"step": jnp.int32(0), "shared": {"kernel": jnp.zeros((64, 48)), "bias": jnp.zeros(48, jnp.bfloat16)}}
 usual = {"keep_latest": 2, "keep_best": 1, "every_steps": 1, "fingerprint": {"backbone": "abc"}}
+like = {"tasks": {"head": jax.ShapeDtypeStruct((100, 5), jnp.float32)}}
 with Checkpoints(folder, read_only=True, **usual) as checkpoints:
     taken = None
     while taken is None:
         step = checkpoints.resolve("last")
         try:
             restored = checkpoints.restore(step, state)[0]
-            rows = list(saving._finite_rows(checkpoints, step, "bank"))
+            rows = list(saving._finite_rows(checkpoints, step, "bank", below=100, like=like))
             taken = step
         except DamagedError as error:
             checkpoints.pass_over(step)
