@@ -127,7 +127,7 @@ def test_a_change_in_a_bucket_that_dies_is_completed_by_whoever_comes_next(tmp_p
     whole = {file.name: file.read_bytes() for file in (tmp_path / "A").iterdir()}
     acts = [(remote.BucketPath, name) for name in ("replace", "unlink", "rmtree", "mkdir")] + [(remote.Upload, "_copy")]
     found = []
-    for most in range(1, 1000, 3):
+    for most in range(1, 1000, 8):
         gcs_storage.clear()
         gcs_storage.upload_folder(ADAPTER, "gs://bucket/A")
         count = [0]
