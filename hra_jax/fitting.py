@@ -37,10 +37,11 @@ from hra_jax.data.utterance import Recording
 from hra_jax.data.utterance_table import own_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.run.foundation import Foundation
-from hra_jax.run.layout import Layout, check_rows, lay_out
+from hra_jax.run.layout import Layout, check_rows
 from hra_jax.run.place import start_weights
 from hra_jax.run.read import Material
 from hra_jax.run.skipped_steps import SkippedSteps
+from hra_jax.run.stages import laid_out
 from hra_jax.storage import folders
 from hra_jax.tasks.names import check_name
 from hra_jax.text.task_vocabularies import OwnVocabularies
@@ -369,23 +370,10 @@ def _vocabularies(
 
 
 def _laid_out(material: Material, mesh: Mesh, config: ConfigDict, *, report: DataReport) -> Layout:
-    settings = group(config, "")
-    adapter, data, batch, evaluation = (group(config, name) for name in ("adapter", "data", "batch", "eval"))
+    batch = group(config, "batch")
     sharding.check_batch_multiple(mesh, batch.multiple)
-    check_rows(batch, sharding.batch_shards(mesh), accumulate=settings.accumulate, evaluation=evaluation)
-    return lay_out(
-        material,
-        mesh,
-        settings=settings,
-        adapter=adapter,
-        own=methods.own_settings(config, adapter.name),
-        data=data,
-        batch=batch,
-        augment=group(config, "augment"),
-        optimizer=group(config, "optimizer", steps=settings.steps),
-        evaluation=evaluation,
-        report=report,
-    )
+    check_rows(batch, sharding.batch_shards(mesh), accumulate=config.accumulate, evaluation=group(config, "eval"))
+    return laid_out(material, mesh, config, report)
 
 
 def _check_usable(layout: Layout, report: DataReport, *, show: bool) -> None:

@@ -4,6 +4,7 @@ Whatever is wrong with a configuration or its data fails here, before a step is 
 """
 
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hra_jax.adapters import methods
@@ -49,23 +50,29 @@ def survey(
     )
 
     # -------------------------------------------------------------------------------------------------------- lay out
-    layout = lay_out(
+    layout = laid_out(material, mesh, config, report)
+
+    if begins:
+        foreseen.check(layout, report)
+    return material, layout
+
+
+def laid_out(material: Material, mesh: Mesh, config: ConfigDict, report: DataReport) -> Layout:
+    """`lay_out` with the groups of a validated configuration."""
+    settings, adapter = group(config, ""), group(config, "adapter")
+    return lay_out(
         material,
         mesh,
         settings=settings,
         adapter=adapter,
         own=methods.own_settings(config, adapter.name),
-        data=data,
-        batch=batch,
+        data=group(config, "data"),
+        batch=group(config, "batch"),
         augment=group(config, "augment"),
         optimizer=group(config, "optimizer", steps=settings.steps),
-        evaluation=evaluation,
+        evaluation=group(config, "eval"),
         report=report,
     )
-
-    if begins:
-        foreseen.check(layout, report)
-    return material, layout
 
 
 def prepare(
