@@ -9,21 +9,15 @@ breaks up epochs and puts audio in the buffer: here every source is already an e
 asked not to shuffle. And it would cache a small source in memory, which never ends on an endless one.
 """
 
-import contextlib
-import functools
 import hashlib
 import math
-import os
-import re
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hra_jax.console import tell
+from hra_jax.data.seqio_setup import libraries
 from hra_jax.errors import UserError
 
 PROPORTIONAL = "proportional"
@@ -83,50 +77,6 @@ def _check(sources: Sequence[SourceSpec]) -> None:
         number = isinstance(rate, int | float) and not isinstance(rate, bool) and math.isfinite(rate) and rate > 0
         if rate != PROPORTIONAL and not number:
             raise UserError(f"rate {rate!r} of source {source.name!r} must be a positive number or 'proportional'")
-
-
-_CHATTER = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} ")
-
-
-@contextlib.contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Keeps what TensorFlow's C++ code says of its own start (no GPU found, ...) off the user's screen.
-
-    It writes past Python and past its log level. Every other line that comes meanwhile is shown afterwards.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            lines = file.read().decode(errors="replace").splitlines()
-            tell(*(line for line in lines if not _CHATTER.match(line)), to=sys.stderr)
-
-
-@functools.cache
-def _libraries() -> tuple[Any, Any]:
-    """TensorFlow and seqio, imported on first use (it takes seconds) and kept off the accelerators."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _without_chatter():
-        return _imported()
-
-
-def _imported() -> tuple[Any, Any]:
-    import seqio
-    import tensorflow as tf
-
-    for kind in ("GPU", "TPU"):
-        try:
-            tf.config.set_visible_devices([], kind)
-        except RuntimeError:
-            # The caller's own TensorFlow code has initialised the devices: too late to hide them, and not ours to.
-            continue
-    return tf, seqio
 
 
 def _folded(seed: int, name: str) -> int:
@@ -235,7 +185,7 @@ def reference_dataset(sources: Sequence[SourceSpec], *, seed: int, start: int = 
       UserError: no source, a source without rows, a name given twice, or a rate that is none.
     """
     _check(sources)
-    tf, seqio = _libraries()
+    tf, seqio = libraries()
     draws = _Draws(tf, [source.weight for source in sources], key=_folded(seed, "mixture"))
     given = draws.counts(start)
     tasks = [
