@@ -36,6 +36,7 @@ REQUIRES = [
     "numpy>=1.26",
     "optax>=0.2.4",
     "orbax-checkpoint>=0.11.20",
+    "pyarrow>=18.0",
     "rich>=13.0",
     "safetensors>=0.4.3",
     "sentencepiece>=0.2,<0.2.3",

@@ -10,21 +10,16 @@ orders are made when they begin, and seqio is asked not to shuffle. And it would
 never ends on an endless one.
 """
 
-import contextlib
 import functools
 import hashlib
 import math
-import os
-import re
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hra_jax.console import tell
+from hra_jax.data.seqio_setup import libraries
 from hra_jax.errors import UserError
 
 PROPORTIONAL = "proportional"
@@ -86,50 +81,6 @@ def _check(sources: Sequence[SourceSpec]) -> None:
             raise UserError(f"rate {rate!r} of source {source.name!r} must be a positive number or 'proportional'")
 
 
-_CHATTER = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} ")
-
-
-@contextlib.contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Keeps what TensorFlow's C++ code says of its own start (no GPU found, ...) off the user's screen.
-
-    It writes past Python and past its log level. Every other line that comes meanwhile is shown afterwards.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            lines = file.read().decode(errors="replace").splitlines()
-            tell(*(line for line in lines if not _CHATTER.match(line)), to=sys.stderr)
-
-
-@functools.cache
-def _libraries() -> tuple[Any, Any]:
-    """TensorFlow and seqio, imported on first use (it takes seconds) and kept off the accelerators."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _without_chatter():
-        return _imported()
-
-
-def _imported() -> tuple[Any, Any]:
-    import seqio
-    import tensorflow as tf
-
-    for kind in ("GPU", "TPU"):
-        try:
-            tf.config.set_visible_devices([], kind)
-        except RuntimeError:
-            # The caller's own TensorFlow code has initialised the devices: too late to hide them, and not ours to.
-            continue
-    return tf, seqio
-
-
 def _folded(seed: int, name: str) -> int:
     """31 bits from a seed and a name: the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
@@ -138,7 +89,7 @@ def _folded(seed: int, name: str) -> int:
 @functools.cache
 def _words() -> Any:
     """The TensorFlow function of (rows, key, epoch), int64 scalars, that gives the words which sort an epoch."""
-    tf, _ = _libraries()
+    tf, _ = libraries()
 
     # Words of Philox, whose definition is fixed, rather than `stateless_shuffle`, which may change between versions of
     # TensorFlow. Traced, as it would take ten times as long otherwise.
@@ -155,7 +106,7 @@ def epoch_order(source: SourceSpec, epoch: int, *, seed: int) -> np.ndarray:
     """int64 [rows]: the order of a source's rows in one epoch, which its name, the epoch and `seed` decide."""
     if source.rows == 1:
         return np.zeros(1, np.int64)
-    tf, _ = _libraries()
+    tf, _ = libraries()
     arguments = (source.rows, _folded(seed, f"source/{source.name}"), epoch)
     words = _words()(*(tf.constant(number, tf.int64) for number in arguments)).numpy()
     return np.argsort(words, kind="stable")
@@ -230,7 +181,7 @@ def reference_dataset(sources: Sequence[SourceSpec], *, seed: int, drawn: Sequen
       A tf.data.Dataset of {"source", "place"}, each an int64 scalar: the index of a source, and how many references it
       gave before.
     """
-    tf, seqio = _libraries()
+    tf, seqio = libraries()
     draws = _Draws(tf, [source.weight for source in sources], key=_folded(seed, "mixture"))
     tasks = [_task(tf, seqio, source, index=i, given=drawn[i]) for i, source in enumerate(sources)]
     mixture = seqio.Mixture(
@@ -259,7 +210,7 @@ def reference_dataset(sources: Sequence[SourceSpec], *, seed: int, drawn: Sequen
 
 def draws_before(sources: Sequence[SourceSpec], start: int, *, seed: int) -> list[int]:
     """How many of the first `start` references of a mixture are of each source; ten million take a second."""
-    tf, _ = _libraries()
+    tf, _ = libraries()
     draws = _Draws(tf, [source.weight for source in sources], key=_folded(seed, "mixture"))
     return [int(count) for count in draws.counts(start)]
 
