@@ -13,7 +13,7 @@ from hra_jax.data.shards import Sharded
 from hra_jax.data.sound_files import AudioError, Sound
 from hra_jax.data.utterance import Recording, Utterance
 
-__all__ = ["AudioError", "decode", "decode_file", "decode_hashed", "resample", "sample_hash"]
+__all__ = ["AudioError", "check_segment", "decode", "decode_file", "decode_hashed", "resample", "sample_hash"]
 
 MOST_SAMPLES = 2**28  # of one decoded utterance or file: 4 h 39 min at 16 kHz
 
@@ -36,6 +36,11 @@ def _segment(sound: Sound, *, offset: float, duration: float) -> tuple[int, int]
     if count <= 0:
         raise AudioError("empty_audio", f"no samples between {offset:g} and {offset + duration:g} s")
     return start, count
+
+
+def check_segment(sound: Sound, *, offset: float, duration: float) -> None:
+    """Refuses, with an AudioError, a segment in seconds that an open file is known not to hold."""
+    _segment(sound, offset=offset, duration=duration)
 
 
 def _check_end(sound: Sound, frames: int, *, offset: float, duration: float) -> None:
