@@ -72,14 +72,14 @@ class Items(NamedTuple):
       name: of the source.
       version: another one where the source has other content, as a JSON value.
       items: the utterances, in the order of the source.
-      count: how many; None where that is not known before they are read.
+      total: how many; None where that is not known before they are read.
       refused: lines of the source that cannot be used.
     """
 
     name: str
     version: Any
     items: Iterable[Utterance | Example]
-    count: int | None
+    total: int | None
     refused: Sequence[Refused] = ()
 
 
@@ -261,9 +261,9 @@ def _parts_of(index: shards.Index) -> dict[int, _Part]:
 def _read_part(folder: epath.Path, number: int, settings: ShardSettings) -> _Part:
     content = (folder / PARTS / f"{number:05d}.parquet").read_bytes()
     table = pq.read_table(pa.BufferReader(content))
-    entry = parse_json(table.schema.metadata[_OWN], where=PARTS)
+    records, size, crc = parse_json(table.schema.metadata[_OWN], where=PARTS)
     path = os.fspath(folder / shards.shard_name(number))
-    return _Part(table.cast(_PART), Shard(path, *entry, settings.sample_rate, settings.encoding))
+    return _Part(table.cast(_PART), Shard(path, records, size, crc, settings.sample_rate, settings.encoding))
 
 
 # --- One shard --------------------------------------------------------------------------------------------------------
@@ -454,7 +454,7 @@ def main(argv: Sequence[str]) -> int:
     output, report = _output(values.source, values.output, values.data_dir), DataReport()
     items = items_of(values.source, data_dir=values.data_dir or "", modules=values.modules, report=report)
     settings = ShardSettings(values.sample_rate, values.encoding, values.shard_seconds)
-    with tqdm.tqdm(total=items.count, desc="caching", unit="utterance", disable=None) as bar:
+    with tqdm.tqdm(total=items.total, desc="caching", unit="utterance", disable=None) as bar:
         made = cache(items, output, settings=settings, workers=values.workers, report=report, told=bar.update)
     if any(made.report.counts().values()):
         tell(f"left out: {made.report.summary()}; all of them are in {os.path.join(output, shards.REPORT)}")

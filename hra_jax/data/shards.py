@@ -212,7 +212,8 @@ def _shard(folder: epath.PathLike, entry: Any, own: Mapping[str, Any], *, where:
         raise DamagedError(f"{where}: {entry[0]!r:.80} is no file of the folder")
     if own["encoding"] not in shard_files.ENCODINGS:
         raise UserError(f"{where}: encoding {own['encoding']!r}; allowed: {', '.join(shard_files.ENCODINGS)}")
-    return Shard(os.fspath(epath.Path(folder) / entry[0]), *entry[1:], own["sample_rate"], own["encoding"])
+    name, records, size, crc = entry
+    return Shard(os.fspath(epath.Path(folder) / name), records, size, crc, own["sample_rate"], own["encoding"])
 
 
 def _check_rows(rows: pa.Table, shards: Sequence[Shard], *, where: str) -> None:
