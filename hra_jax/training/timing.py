@@ -8,6 +8,41 @@ from typing import Any
 PARTS = ("input_wait", "checkpoint")  # of the time of a step; the rest is computing
 
 
+class Compilations:
+    """How long the train step took to be compiled for each length bucket: until the first step with it was under way.
+
+    Args:
+      buckets: how many there are.
+      clock: seconds, for tests.
+    """
+
+    def __init__(self, buckets: int, *, clock: Callable[[], float] = time.perf_counter):
+        self._buckets, self._clock = buckets, clock
+        self._seconds: dict[int, float] = {}  # by the samples of the bucket
+        self._told = False
+
+    @contextlib.contextmanager
+    def step(self, samples: int) -> Iterator[None]:
+        """Begins a step inside, with a batch of so many samples a row."""
+        started = self._clock()
+        yield
+        self._seconds.setdefault(samples, self._clock() - started)
+
+    def told(self, *, at_last: bool) -> bool:
+        """Whether to tell of it now, which is once: when all are compiled, or with those that are `at_last`."""
+        if self._told or not (at_last or len(self._seconds) == self._buckets):
+            return False
+        self._told = True
+        return True
+
+    def line(self) -> str:
+        """What there is to tell; the shortest bucket first."""
+        each = [self._seconds[samples] for samples in sorted(self._seconds)]
+        sum_of = " + ".join(f"{seconds:.1f}" for seconds in each) + f" = {sum(each):.1f} s" if len(each) > 1 else ""
+        buckets = f"{len(each)} of {self._buckets} buckets" if self._buckets > 1 else "1 bucket"
+        return f"the train step was compiled for {buckets} in {sum_of or f'{each[0]:.1f} s'}"
+
+
 class StepTimes:
     """Wall time of training, from one line of metrics to the next.
 
