@@ -201,7 +201,7 @@ def _loop(
     flops_of, times, last = CountedStep(layout.programs.counted), StepTimes(devices=layout.mesh.size, peak=peak), None
     most = layout.programs.optimizer.max_skipped_steps
     skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name, start=start, position=position)
-    compiled, padded = Compilations(len(batch.edges)), _tell_batches(layout.table, batch)
+    compiled = Compilations(len(batch.edges), tell=progress.note, about=_tell_batches(layout.table, batch))
     with loader, writer, progress, profiler, PreemptionGuard() as guard:
         times.restart()
         for step in range(start + 1, steps + 1):
@@ -211,10 +211,8 @@ def _loop(
                 rows = next(loader)
             arrays = sharding.shard_batch(rows, layout.mesh)
             flops = flops_of(run.bank.as_stepped(run.state), run.frozen, arrays) if peak else 0
-            with compiled.step(rows["waveform"].shape[1]):
+            with compiled.step(rows["waveform"].shape[1], last=step == steps):
                 run.state, outputs = run.bank.step(run.state, run.frozen, arrays, loader.tasks)
-            if compiled.told(at_last=step == steps):
-                progress.note(f"{compiled.line()}; {padded}")
             times.stepped(flops)
             guard.stepped()
             skipped.stepped(step, outputs, rows["utterance"])
@@ -268,8 +266,7 @@ def _loop(
             if step == start + 1:
                 times.restart()  # the first step is mostly compilation
     write_data_report(run)
-    if jax.process_index() == 0:
-        _tell_unused(run, skipped)
+    _tell_unused(run, skipped)
     return 0
 
 
@@ -287,6 +284,8 @@ def _tell_batches(table: UtteranceTable, batch: BatchSettings) -> str:
 
 def _tell_unused(run: Run, skipped: SkippedSteps) -> None:
     """Prints, after the last step, which data could not be used and how many steps were skipped."""
+    if jax.process_index() != 0:
+        return
     tell(f"data: {run.report.summary()}")
     if skipped.total:
         tell(f"{skipped.total} of {run.settings.steps} steps were skipped, as their loss or a gradient was not finite")
