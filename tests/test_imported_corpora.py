@@ -1,4 +1,4 @@
-"""Corpora as they are downloaded, all the way: imported, trained on and scored, by the commands of the pages."""
+"""Corpora as they are downloaded, all the way: imported, sharded, trained on and scored, by commands of the pages."""
 
 import json
 
@@ -23,17 +23,21 @@ RUNS = {
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_a_corpus_is_imported_trained_on_and_scored(kind, commands, micro, tmp_path):
+def test_a_corpus_is_imported_sharded_trained_on_and_scored(kind, commands, micro, tmp_path):
     train, test, tag = RUNS[kind]
     corpus, workdir = tmp_path / "corpus", tmp_path / "W"
     corpus_trees.TREES[kind](corpus)
     split = ["--split", "--tag=user"] if kind == "user_libri" else []
     status, _, printed = commands.run(["hra_jax.data.manifest", "import", str(corpus), f"--output={tmp_path}", *split])
     assert status == 0, printed
+    source, shards = tmp_path / f"{train}.jsonl", tmp_path / "shards"
+    words = [f"--source={source}", f"--output={shards}", "--sample_rate=8000", "--workers=1"]
+    status, _, printed = commands.run(["hra_jax.data.cache", *words])
+    assert status == 0, printed
     suite = world.write_suite(tmp_path / "own.py", (("all", str(tmp_path / f"{test}.jsonl"), "", "__mean__"),))
     config = micro.config(
         steps=3,
-        data__sources=((kind, str(tmp_path / f"{train}.jsonl"), 1.0),),
+        data__sources=((kind, str(shards), 1.0),),
         data__task_tag=tag,
         batch__buckets=(1.6,),
         eval__suite=suite,
