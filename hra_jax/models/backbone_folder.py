@@ -23,12 +23,13 @@ import math
 import os
 import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xxhash
 from etils import epath
 
 from hra_jax import __version__
@@ -59,17 +60,30 @@ _FIELDS: dict[int, dict[str, Kind]] = {
         "storage_dtype": str,
         "source_sha256": dict,
         "stored_sha256": dict,
+        "stored_xxh3": dict,
         "sha256": dict,
         "info": dict,
     }
 }
-# The release that did not write its version, and a folder without records.
-_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "sha256": {}}}
+# The release that did not write its version and had no quick hashes, and a folder without records.
+_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "stored_xxh3": {}, "sha256": {}}}
 BUILTIN = "builtin:"
 SETTINGS = "backbone.json"
 _VERIFIED_BYTES = 2**26  # that are read at a time
 _HASHED_AT_ONCE = 2  # weights, each by a thread
 _PIECE = 32 << 20  # bytes of a whole array that are cast, hashed and checked at a time
+
+
+class Hashes(NamedTuple):
+    """Hashes of weights as they are stored.
+
+    Attributes:
+      begin: makes what hashes one of them.
+      expected: by dotted name, in hexadecimal digits.
+    """
+
+    begin: Callable[[], Any]
+    expected: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +92,7 @@ class BackboneFiles:
 
     Attributes:
       tensors: the weights by dotted name; `load_params` reads them onto a mesh.
-      hashes: SHA-256 of each weight as it was stored, where those that `reading` gives are compared with it.
+      hashes: of each weight as it was stored, where those that `reading` gives are compared with them.
       records: what is held of its training data.
     """
 
@@ -89,7 +103,7 @@ class BackboneFiles:
     fingerprint: str
     info: dict  # 'name', 'source', 'license' and what else its maker recorded
     tensors: TensorFiles
-    hashes: dict[str, str] | None = None
+    hashes: Hashes | None = None
     records: task_records.Records = dataclasses.field(default_factory=dict)
 
     @property
@@ -124,12 +138,15 @@ class BackboneFiles:
         """
         found = self.tensors.read_slice(name, index, told=told)
         if not all_finite(found):
-            raise UserError(f"{self.tensors.path(name)}: {name!r} holds NaN or infinity; allowed: finite weights")
+            raise self._not_finite(name)
         return found
+
+    def _not_finite(self, name: str) -> UserError:
+        return UserError(f"{self.tensors.path(name)}: {name!r} holds NaN or infinity; allowed: finite weights")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Callable[..., np.ndarray]]:
-        """Gives a `read` that has whole weights hashed by other threads while it reads them; errors as `read`.
+        """Gives a `read` that has whole weights checked by other threads while it reads them; errors as `read`.
 
         Raises:
           DamagedError: here or at the end of the block, where a weight is not what was stored.
@@ -140,9 +157,12 @@ class BackboneFiles:
         hashes, waiting = self.hashes, collections.deque[concurrent.futures.Future]()
 
         def check(name: str, pieces: queue.SimpleQueue[memoryview | None]) -> None:
-            digest = hashlib.sha256()
-            for piece in iter(pieces.get, None):
+            digest, finite, dtype = hashes.begin(), True, self.tensors.dtype(name)
+            for piece in iter(pieces.get, None):  # which is still in the cache
                 digest.update(piece)
+                finite = finite and all_finite(np.frombuffer(piece, dtype))
+            if not finite:
+                raise self._not_finite(name)
             _check_hash(self.tensors, name, digest.hexdigest(), hashes)
 
         def read(name: str, index: Any = ()) -> np.ndarray:
@@ -151,7 +171,7 @@ class BackboneFiles:
             pieces: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
             waiting.append(pool.submit(check, name, pieces))
             try:
-                found = self.read(name, told=pieces.put)
+                found = self.tensors.read_slice(name, (), told=pieces.put)
             finally:
                 pieces.put(None)
             if len(waiting) > _HASHED_AT_ONCE:  # what waits is in memory
@@ -300,16 +320,18 @@ def write(
     """
     _check_dtype(dtype)
     folder, shapes = epath.Path(folder), _shapes(features, encoder)
-    source, stored = {}, {}
+    source, stored, quick = {}, {}, {}
     with TensorWriter(folder, shapes, dtype=jnp.dtype(dtype), max_bytes=max_bytes) as writer:
         for name in writer.names:
-            given, kept = hashlib.sha256(), hashlib.sha256()
+            given, kept, kept_quick = hashlib.sha256(), hashlib.sha256(), xxhash.xxh3_64()
             for piece in _pieces(name, read(name), shapes[name]):
                 rounded = _rounded(name, piece, dtype)
                 given.update(_bytes(piece))
                 kept.update(_bytes(rounded))
+                kept_quick.update(_bytes(rounded))
                 writer.append(name, rounded)
             source[name], stored[name] = [list(shapes[name]), given.hexdigest()], kept.hexdigest()
+            quick[name] = kept_quick.hexdigest()
         fingerprint = _fingerprint(source, features, encoder, vocabulary)
         settings = {
             "format": FORMAT,
@@ -321,6 +343,7 @@ def write(
             "storage_dtype": dtype,
             "source_sha256": source,
             "stored_sha256": stored,
+            "stored_xxh3": quick,
             "info": info,
         }
         content = task_records.to_bytes(records or {})
@@ -474,10 +497,10 @@ def _check_tensors(tensors: TensorFiles, shapes: dict[str, tuple[int, ...]], dty
             raise UserError(f"{path}: {name!r} holds {tensors.dtype(name)}, its settings ask for {dtype}")
 
 
-def _verify(tensors: TensorFiles, hashes: dict, *, names: Iterable[str] | None = None) -> None:
+def _verify(tensors: TensorFiles, hashes: Hashes, *, names: Iterable[str] | None = None) -> None:
     """Hashes every tensor, or some, a few rows at a time, and compares with what was recorded."""
     for name in tensors.names() if names is None else names:
-        shape, digest = tensors.shape(name), hashlib.sha256()
+        shape, digest = tensors.shape(name), hashes.begin()
         if len(shape) > 1 and math.prod(shape) > 0:
             rows = max(1, _VERIFIED_BYTES * shape[0] // (tensors.dtype(name).itemsize * math.prod(shape)))
             for first in range(0, shape[0], rows):
@@ -487,8 +510,8 @@ def _verify(tensors: TensorFiles, hashes: dict, *, names: Iterable[str] | None =
         _check_hash(tensors, name, digest.hexdigest(), hashes)
 
 
-def _check_hash(tensors: TensorFiles, name: str, found: str, hashes: dict) -> None:
-    if found != hashes.get(name):
+def _check_hash(tensors: TensorFiles, name: str, found: str, hashes: Hashes) -> None:
+    if found != hashes.expected.get(name):
         raise DamagedError(f"{tensors.path(name)}: {name!r} is not what was stored; its hash differs")
 
 
@@ -500,8 +523,9 @@ def load(location: epath.PathLike, *, verify: bool | None = None) -> BackboneFil
 
     Args:
       location: a folder, or `builtin:NAME`.
-      verify: whether the weights are compared with the hashes that the folder records: True, now; None, as they are
-        read, where they lie on a local disk; False, not at all.
+      verify: whether the weights are compared with the hashes that the folder records: True, now, by SHA-256; None, as
+        they are read, where they lie on a local disk, by XXH3, which costs next to nothing and finds what disks and
+        networks do; False, not at all.
 
     Raises:
       UserError: nothing there, or the folder contradicts itself; the line names the file and the value.
@@ -526,9 +550,11 @@ def _load_once(folder: epath.Path, *, verify: bool | None) -> BackboneFiles:
     _check_tensors(tensors, shapes, settings["storage_dtype"])
     if settings["fingerprint"] != _fingerprint(settings["source_sha256"], features, encoder, settings["vocabulary"]):
         raise UserError(f"{folder / SETTINGS}: the fingerprint does not match the settings beside it")
+    whole = Hashes(hashlib.sha256, settings["stored_sha256"])
     if verify:
-        _verify(tensors, settings["stored_sha256"])
+        _verify(tensors, whole)
     beside = verify is None and not is_remote(folder)
+    quick = Hashes(xxhash.xxh3_64, settings["stored_xxh3"])
     return BackboneFiles(
         folder=folder,
         features=features,
@@ -537,7 +563,7 @@ def _load_once(folder: epath.Path, *, verify: bool | None) -> BackboneFiles:
         fingerprint=settings["fingerprint"],
         info=settings["info"],
         tensors=tensors,
-        hashes=settings["stored_sha256"] if beside else None,
+        hashes=(quick if quick.expected else whole) if beside else None,
         records=task_records.read(folder, settings["sha256"]),
     )
 
