@@ -1,8 +1,14 @@
-"""Sources of utterances: what a run is asked to train on, and the reading of it. A source is a manifest."""
+"""Sources of utterances: what a run is asked to train on, and the reading of it.
 
+A source is a manifest, or a folder of shards.
+"""
+
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from etils import epath
 
 from hra_jax.config.settings import (
     Rule,
@@ -17,7 +23,7 @@ from hra_jax.config.settings import (
     text,
 )
 from hra_jax.console import listed
-from hra_jax.data import mixtures
+from hra_jax.data import mixtures, shards
 from hra_jax.data.corpora import registry
 from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
@@ -29,14 +35,14 @@ from hra_jax.text.normalization import NORMALIZERS
 
 @dataclass(frozen=True)
 class TableSource:
-    """One manifest's utterances.
+    """One source's utterances.
 
     Attributes:
       name: what errors and the data report call it; unique in a table.
-      utterances: as `manifest.read_manifest` gives them.
+      utterances: as `read_source` gives them.
       rate: how often training draws it: a positive number, or 'proportional' (to its usable utterances).
       task: the adapter task of all of them, `__base__` included; None takes each one's from its tag.
-      refused: the other lines of the manifest.
+      refused: its other lines.
     """
 
     name: str
@@ -137,6 +143,29 @@ class DataSettings:
         return f"{self.normalizer}@{2 if self.format_characters == 'removed' else 1}"
 
 
+def read_source(path: epath.PathLike, *, report: DataReport) -> tuple[Sequence[Utterance], list[Refused]]:
+    """Reads whatever a source is: a manifest, or a folder of shards.
+
+    Args:
+      path: of the manifest, or of the folder.
+      report: gets every line that cannot be used.
+
+    Returns:
+      The usable utterances, and the other lines, both in the order of the source.
+
+    Raises:
+      UserError: it cannot be read, or a line is bad and the report strict.
+    """
+    if shards.is_shards(path):
+        return shards.read_shards(path, report=report)
+    if epath.Path(path).is_dir():
+        raise UserError(
+            f"the folder {os.fspath(path)} holds no {shards.INDEX}; needed: a manifest, or shards, which python -m "
+            "hra_jax.data.cache makes, and completes where it was stopped"
+        )
+    return read_manifest(path, report=report)
+
+
 def located(source: str, *, data_dir: str, key: str = "data.sources") -> str:
     """Where a source of utterances lies: a manifest, or the shards of a seqio Task that is named.
 
@@ -185,7 +214,7 @@ def read_sources(
             parts = registry.expand(source, data_dir=data_dir, modules=modules)
         else:
             parts = [registry.Source("", located(source, data_dir=data_dir), 1.0)]
-        read = [read_manifest(part.folder, report=report) for part in parts]
+        read = [read_source(part.folder, report=report) for part in parts]
         rows = sum(len(utterances) for utterances, _ in read)
         for part, (utterances, refused) in zip(parts, read, strict=True):
             if len(parts) == 1:

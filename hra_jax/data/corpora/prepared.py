@@ -127,7 +127,7 @@ def examples(name: str, split: str, data_dir: epath.PathLike, *, report: DataRep
       name: such as `hra/librispeech/lazy_decode`.
       split: one of its splits.
       data_dir: the folder of all corpora.
-      report: gets rows without a transcript (missing_field) and those whose audio could not be read when the corpus
+      report: gets rows without a transcript (no_text) and those whose audio could not be read when the corpus
         was prepared (empty_audio).
 
     Raises:
@@ -151,7 +151,7 @@ def examples(name: str, split: str, data_dir: epath.PathLike, *, report: DataRep
             name_of_row = row.id or f"{part}/{number:08d}"
             audio = fields[corpus.audio]
             if not row.text.strip():
-                report.add("missing_field", f"{name}/{split}: {name_of_row}", "there is no transcript")
+                report.add("no_text", f"{name}/{split}: {name_of_row}", "there is no transcript")
             elif not len(audio):
                 report.add("empty_audio", f"{name}/{split}: {name_of_row}", "it could not be read, or has no samples")
             else:

@@ -19,6 +19,7 @@ import soundfile
 from etils import epath
 
 from hra_jax.console import listed, near_matches
+from hra_jax.data import shards
 from hra_jax.data.corpora import catalogue, imported, prepared
 from hra_jax.data.examples import Example
 from hra_jax.data.report import DataReport
@@ -27,7 +28,6 @@ from hra_jax.errors import FAILURES, UserError, one_line
 from hra_jax.storage.json_files import parse_json
 
 SCHEME: Final = "seqio:"
-COLUMNS: Final = "columns.parquet"  # what every folder of shards holds
 _FEATURES: Final = ("audio", "sample_rate", "text", "id", "tags")
 _NEEDED: Final = "audio (the bytes of a sound file) or samples with sample_rate (Hz), and text"
 
@@ -98,7 +98,7 @@ def expand(source: str, *, data_dir: str, modules: Sequence[str] = ()) -> list[S
 
 def has_shards(name: str, split: str, data_dir: str) -> bool:
     """Whether there are shards of a split of a Task."""
-    return (epath.Path(shards_folder(name, split, data_dir)) / COLUMNS).exists()
+    return shards.is_shards(shards_folder(name, split, data_dir))
 
 
 def _not_cached(name: str, split: str, data_dir: str, modules: Sequence[str]) -> str:
@@ -250,13 +250,8 @@ def _classes() -> tuple[Any, Any]:
 
 def _count(name: str, split: str, folder: str) -> int | None:
     """How many examples a split has: as its shards say, or as its source does; None where neither is known."""
-    shards = epath.Path(shards_folder(name, split, folder)) / COLUMNS
-    if shards.exists():
-        import pyarrow.parquet
-
-        with shards.open("rb") as file:
-            count: int = pyarrow.parquet.ParquetFile(file).metadata.num_rows
-        return count
+    if has_shards(name, split, folder):
+        return len(shards.read_shards(shards_folder(name, split, folder), report=DataReport())[0])
     corpus = catalogue.split_name(name)[2]
     if corpus.imported or corpus.part is not None or prepared.find(name, folder) is None:
         return None
@@ -395,7 +390,7 @@ def _task_examples(task: Any, split: str, data_dir: str, report: DataReport) -> 
             if example.text.strip():
                 yield example
             else:
-                report.add("missing_field", f"{where}: {example.id}", "there is no transcript")
+                report.add("no_text", f"{where}: {example.id}", "there is no transcript")
     except UserError:
         raise
     except (*FAILURES, *_failures()) as error:

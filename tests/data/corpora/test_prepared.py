@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from reference import corpora as trees
+from reference import prepared_trees as trees
 
 from hra_jax.data.corpora import catalogue, prepared, registry, sound_reader
 from hra_jax.data.report import DataReport
