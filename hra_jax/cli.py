@@ -211,13 +211,18 @@ class Command(NamedTuple):
 
 
 def run_command(
-    commands: Mapping[str, Command], argv: Sequence[str], *, keywords: Mapping[str, str] | None = None
+    commands: Mapping[str, Command],
+    argv: Sequence[str],
+    *,
+    flag_values: flags.FlagValues = FLAGS,
+    keywords: Mapping[str, str] | None = None,
 ) -> int | None:
     """Runs the command that the first word names.
 
     Args:
       commands: the commands by name.
       argv: the program's name, then the words that are no flags.
+      flag_values: the flags.
       keywords: {flag: what it is called in Python}, where that is something else.
 
     Returns:
@@ -234,9 +239,9 @@ def run_command(
         said, allowed = " ".join([name, *arguments]), f"{name} {command.usage}".rstrip()
         raise UserError(f"{said}: {len(arguments)} arguments; allowed: {allowed}")
     for flag in dict.fromkeys(flag for other in commands.values() for flag in other.flags):
-        if FLAGS[flag].present and flag not in command.flags:
+        if flag_values[flag].present and flag not in command.flags:
             raise UserError(f"--{flag} is no flag of {name}; allowed: {', '.join(f'--{f}' for f in command.flags)}")
-    values = {(keywords or {}).get(flag, flag): FLAGS[flag].value for flag in command.flags}
+    values = {(keywords or {}).get(flag, flag): flag_values[flag].value for flag in command.flags}
     return command.run(*arguments, **values)
 
 

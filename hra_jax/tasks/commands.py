@@ -502,4 +502,4 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
 
 def main(argv: Sequence[str]) -> int | None:
     """Runs the command that the first word names; returns its exit status."""
-    return cli.run_command(COMMANDS, argv, keywords=_KEYWORDS)
+    return cli.run_command(COMMANDS, argv, flag_values=FLAGS, keywords=_KEYWORDS)

@@ -170,4 +170,4 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
 
 def main(argv: Sequence[str]) -> int | None:
     """Runs the command that the first word names."""
-    return cli.run_command(COMMANDS, argv)
+    return cli.run_command(COMMANDS, argv, flag_values=FLAGS)
