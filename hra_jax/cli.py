@@ -17,6 +17,7 @@ and may have flags of the same name. Exit statuses: what `main` returns (None is
 where storage in the network does not answer, 130 after Ctrl-C.
 """
 
+import ast
 import contextlib
 import errno
 import faulthandler
@@ -28,7 +29,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from keyword import iskeyword
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -65,6 +66,27 @@ _STORAGE_ERRNOS = {
     errno.EEXIST,
 }
 _before_failing: list[Callable[[int], None]] = []
+
+
+class _NumberOrTuple(flags.ArgumentParser):
+    """Reads `8`, and `(2.0, 4.0)` as other keys do that are tuples."""
+
+    def parse(self, argument: Any) -> Any:
+        """The value of a text; another value, the one that is there already, as it is."""
+        if not isinstance(argument, str):
+            return argument
+        try:
+            value = ast.literal_eval(argument.strip())
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"{argument!r} is neither a number nor a tuple") from error
+        return value if isinstance(value, (int, tuple)) else tuple(value) if isinstance(value, list) else (value,)
+
+    def flag_type(self) -> str:
+        """What --help calls it."""
+        return "number or tuple"
+
+
+config_flags.register_flag_parser_for_type((tuple, int), _NumberOrTuple())
 _STORAGE_TEXTS = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS))
 
 

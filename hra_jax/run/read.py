@@ -77,7 +77,7 @@ def read_material(
             _render(data.synthetic, data.dir)
         else:
             synthesize.check_rendered(data.synthetic, data.dir)
-    sources = _sources(data, report)
+    sources = training_sources(data, report)
     if settings.method == "pretrain":
         base = foundation.new(pretrain, _texts(sources, data.text_normalizer))
     else:
@@ -99,8 +99,12 @@ def _render(name: str, folder: str) -> None:
     synthesize.render(name, folder, progress=False)
 
 
-def _sources(data: DataSettings, report: DataReport) -> list[TableSource]:
-    """The training manifests, read."""
+def training_sources(data: DataSettings, report: DataReport) -> list[TableSource]:
+    """The training data of a configuration, read, but for its audio.
+
+    Raises:
+      UserError: there is none, or some cannot be read.
+    """
     entries = []
     for name, manifest, rate in data.sources:
         if "{dir}" in manifest and not data.dir:
