@@ -7,9 +7,9 @@ from hra_jax.adapters import adapter_folder, initial, methods
 from hra_jax.adapters.output_kinds import OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data import synthesize
+from hra_jax.data.learnt_vocabularies import own_vocabularies
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings, TableSource, read_sources
-from hra_jax.data.utterance_table import own_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import EvaluationSettings
 from hra_jax.evaluation.suites import Suite, load_suite
