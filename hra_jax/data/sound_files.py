@@ -62,18 +62,19 @@ class Sound:
       frames: the number of samples per channel; None where the file does not say.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, content: bytes | None = None):
         """Opens a local or remote file.
 
         Args:
           path: a path, or a URI of the schemes file, gs and s3.
+          content: of the file, where it is in memory; nothing is then read from `path`.
 
         Raises:
           AudioError: missing_file, empty_audio (no bytes), unreachable_audio (a scheme that is not read, storage that
             fails), undecodable_audio (not audio, or not readable).
         """
         self._path = local_path(path)
-        self._content: bytes | None = None
+        self._content = content
         self._mpeg = False
         # The decoder prints notes where it begins, and where a stream is damaged.
         self._begins = self._damaged = False
@@ -143,7 +144,7 @@ class Sound:
                 raise AudioError("empty_audio", "the file has no bytes")
             self._mpeg = mpeg.looks_like(head) or self._path.lower().endswith(".mp3")
             self._begins = self._mpeg
-            with _quiet(self._mpeg):
+            with _quiet(self._mpeg), _named_coding(head):
                 return _Unseeking(self._path if self._content is None else io.BytesIO(self._content))
 
     def _check_rate(self) -> None:
@@ -213,6 +214,18 @@ def _named(path: str) -> Iterator[None]:
     except (OSError, soundfile.SoundFileError, ValueError, TypeError) as error:
         away = isinstance(error, OSError) and error.errno in _AWAY
         raise AudioError("unreachable_audio" if away else "undecodable_audio", one_line(error)) from error
+
+
+@contextlib.contextmanager
+def _named_coding(head: bytes) -> Iterator[None]:
+    """Says of files in which corpora are published what libsndfile does not read of them."""
+    try:
+        yield
+    except soundfile.SoundFileError as error:
+        if head != b"NIST":
+            raise
+        codings = "NIST SPHERE is read as PCM, mu-law and A-law; convert what is compressed (shorten) to FLAC or WAV"
+        raise AudioError("undecodable_audio", f"{one_line(error)} {codings}") from error
 
 
 def one_line(error: BaseException) -> str:
