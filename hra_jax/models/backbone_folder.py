@@ -19,11 +19,10 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -35,12 +34,14 @@ from etils import epath
 from hra_jax import __version__
 from hra_jax.adapters import task_records
 from hra_jax.adapters.base import unbound
-from hra_jax.errors import DamagedError, UserError, one_line
+from hra_jax.errors import UserError, one_line
+from hra_jax.models import weight_hashes
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.dtypes import STORAGE_DTYPES, all_finite
 from hra_jax.models.encoder_config import MOST_TRAINED_SECONDS, EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
+from hra_jax.models.weight_hashes import Hashes
 from hra_jax.storage import folders
 from hra_jax.storage.files import is_remote, remove_file, remove_leftovers, replaced_name, write_file
 from hra_jax.storage.json_files import Kind, check_fields, check_shown, json_text, read_object
@@ -69,21 +70,8 @@ _FIELDS: dict[int, dict[str, Kind]] = {
 _UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "stored_xxh3": {}, "sha256": {}}}
 BUILTIN = "builtin:"
 SETTINGS = "backbone.json"
-_VERIFIED_BYTES = 2**26  # that are read at a time
 _HASHED_AT_ONCE = 2  # weights, each by a thread
 _PIECE = 32 << 20  # bytes of a whole array that are cast, hashed and checked at a time
-
-
-class Hashes(NamedTuple):
-    """Hashes of weights as they are stored.
-
-    Attributes:
-      begin: makes what hashes one of them.
-      expected: by dotted name, in hexadecimal digits.
-    """
-
-    begin: Callable[[], Any]
-    expected: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +151,7 @@ class BackboneFiles:
                 finite = finite and all_finite(np.frombuffer(piece, dtype))
             if not finite:
                 raise self._not_finite(name)
-            _check_hash(self.tensors, name, digest.hexdigest(), hashes)
+            hashes.compare(self.tensors, name, digest)
 
         def read(name: str, index: Any = ()) -> np.ndarray:
             if index != ():
@@ -326,9 +314,9 @@ def write(
             given, kept, kept_quick = hashlib.sha256(), hashlib.sha256(), xxhash.xxh3_64()
             for piece in _pieces(name, read(name), shapes[name]):
                 rounded = _rounded(name, piece, dtype)
-                given.update(_bytes(piece))
-                kept.update(_bytes(rounded))
-                kept_quick.update(_bytes(rounded))
+                given.update(weight_hashes.content(piece))
+                kept.update(weight_hashes.content(rounded))
+                kept_quick.update(weight_hashes.content(rounded))
                 writer.append(name, rounded)
             source[name], stored[name] = [list(shapes[name]), given.hexdigest()], kept.hexdigest()
             quick[name] = kept_quick.hexdigest()
@@ -431,10 +419,6 @@ def _rounded(name: str, piece: np.ndarray, dtype: str) -> np.ndarray:
     return rounded
 
 
-def _bytes(array: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -497,24 +481,6 @@ def _check_tensors(tensors: TensorFiles, shapes: dict[str, tuple[int, ...]], dty
             raise UserError(f"{path}: {name!r} holds {tensors.dtype(name)}, its settings ask for {dtype}")
 
 
-def _verify(tensors: TensorFiles, hashes: Hashes, *, names: Iterable[str] | None = None) -> None:
-    """Hashes every tensor, or some, a few rows at a time, and compares with what was recorded."""
-    for name in tensors.names() if names is None else names:
-        shape, digest = tensors.shape(name), hashes.begin()
-        if len(shape) > 1 and math.prod(shape) > 0:
-            rows = max(1, _VERIFIED_BYTES * shape[0] // (tensors.dtype(name).itemsize * math.prod(shape)))
-            for first in range(0, shape[0], rows):
-                digest.update(_bytes(tensors.read_slice(name, slice(first, first + rows))))
-        else:
-            digest.update(_bytes(tensors.read(name)))
-        _check_hash(tensors, name, digest.hexdigest(), hashes)
-
-
-def _check_hash(tensors: TensorFiles, name: str, found: str, hashes: Hashes) -> None:
-    if found != hashes.expected.get(name):
-        raise DamagedError(f"{tensors.path(name)}: {name!r} is not what was stored; its hash differs")
-
-
 def load(location: epath.PathLike, *, verify: bool | None = None) -> BackboneFiles:
     """Reads the settings of a backbone folder and the headers of its weights; the weights are read when they are used.
 
@@ -552,7 +518,7 @@ def _load_once(folder: epath.Path, *, verify: bool | None) -> BackboneFiles:
         raise UserError(f"{folder / SETTINGS}: the fingerprint does not match the settings beside it")
     whole = Hashes(hashlib.sha256, settings["stored_sha256"])
     if verify:
-        _verify(tensors, whole)
+        weight_hashes.verify(tensors, whole)
     beside = verify is None and not is_remote(folder)
     quick = Hashes(xxhash.xxh3_64, settings["stored_xxh3"])
     return BackboneFiles(
@@ -617,6 +583,6 @@ def _checking_a_share(files: BackboneFiles) -> Iterator[None]:
     # A reader of its own: that of the block counts what the block reads.
     own = TensorFiles(files.folder)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        future = pool.submit(_verify, own, files.hashes, names=names)
+        future = pool.submit(weight_hashes.verify, own, files.hashes, names=names)
         yield
         future.result()
