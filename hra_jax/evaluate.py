@@ -21,8 +21,8 @@ from hra_jax.adapters import adapter_folder
 from hra_jax.config.files import config_to_json
 from hra_jax.config.keys import default_config
 from hra_jax.console import listed, tell
-from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
+from hra_jax.data.sources import read_source
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.evaluation.outsiders import matched_rows
@@ -391,7 +391,7 @@ def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> list[str] | Non
     for _, manifest, _ in config.data.sources:
         path = manifest.replace("{dir}", config.data.dir)
         try:
-            trained += read_manifest(path, report=DataReport())[0]
+            trained += read_source(path, report=DataReport())[0]
         except UserError:
             gone.append(path)
     for suite in suites:

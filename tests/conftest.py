@@ -102,6 +102,15 @@ def fsdd_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def speechocean_dir() -> Path:
+    """The corpus speechocean762, a Kaldi directory; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("HRA_SPEECHOCEAN") or REPOSITORY.parent / "shared" / "data" / "speechocean762")
+    if not (folder / "train" / "wav.scp").exists():
+        pytest.skip(f"no speechocean762 in {folder}: set HRA_SPEECHOCEAN to the folder that has train/wav.scp")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def micro(tmp_path_factory):
     """A backbone of random weights, the data of three speakers, and suites, all tiny; see reference/micro.py."""
     from reference import micro as world  # it imports JAX

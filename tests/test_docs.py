@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from ml_collections import ConfigDict
-from reference import launching, published
+from reference import corpus_trees, launching, published
 
 from hra_jax.data import synthesize
 
@@ -57,6 +57,7 @@ FAST: dict[str, list[str]] = {
     MANIFESTS: [],
     "python -m hra_jax.data.manifest make FOLDER --output M.jsonl": [],
     "python -m hra_jax.data.manifest check M.jsonl": [],
+    "python -m hra_jax.data.manifest import CORPUS --output CORPUS": [],
     "python -m hra_jax.data.manifest check FOLDER/train.jsonl": [],
     "python -m hra_jax.data.synthesize --set hard --output DIR": ["--scale=0.02"],
     "python -m hra_jax.params --config NAME --tasks 1,10,100 --methods all": [],
@@ -235,6 +236,7 @@ def place(tmp_path_factory) -> Path:
             audio.with_suffix(".txt").write_text(row["text"])
     shutil.copytree(speech, here / "FSDD")
     published.write(here / "W2V_BERT", "w2v-bert bare")
+    corpus_trees.librispeech(here / "CORPUS")
     (here / "mine.py").write_text(python_of("docs/configuration.md"))
     first = sorted((here / "FOLDER" / "plain").glob("*.flac"))
     for name, source in zip(("a.wav", "b.flac"), first, strict=False):

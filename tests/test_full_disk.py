@@ -2,7 +2,10 @@
 the same command ends, with the bytes of one that always had space.
 """
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -145,3 +148,39 @@ def test_training(commands, micro, disk, tmp_path):
     assert files_of(workdir / "adapter") == files_of(whole / "adapter")
     assert world.losses(workdir) == world.losses(whole)
     assert files_of(workdir / "eval").keys() == files_of(whole / "eval").keys()
+
+
+SAVES = """
+import shutil, sys
+import jax.numpy as jnp
+from reference.full_disk import small_disk
+from pathlib import Path
+from hra_jax.errors import UserError
+from hra_jax.training.checkpoints import Checkpoints
+state = {f"a{i}": jnp.full((64, 64), i) for i in range(12)}
+with small_disk(Path(sys.argv[1]), megabytes=4) as disk:
+    folder = disk.folder / "checkpoints"
+    for left in range(0, 200_000, 12_288):
+        disk.leave(left)
+        try:
+            with Checkpoints(folder, keep_latest=1, keep_best=1, every_steps=1) as checkpoints:
+                checkpoints.save(1, state, position={}, best={})
+            print(left, "saved")
+        except UserError as error:
+            print(left, error)
+        shutil.rmtree(folder, ignore_errors=True)
+"""
+
+
+@pytest.mark.slow(minutes=0.1)
+def test_a_save_that_finds_no_space_says_one_line_wherever_it_was(disk, command_env, tmp_path):
+    del disk  # skips where none can be mounted
+    path = os.pathsep.join([*sys.path, command_env.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", SAVES, str(tmp_path / "small")]
+    done = subprocess.run(command, capture_output=True, text=True, env=command_env | {"PYTHONPATH": path}, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    failed = [line for line in lines if not line.endswith("saved")]
+    assert len(lines) == 17 and 3 < len(failed) < 17
+    assert all("No space left on device" in line for line in failed), failed
+    assert "Traceback" not in done.stderr, done.stderr

@@ -7,11 +7,13 @@ from typing import Final
 import numpy as np
 import soxr
 
+from hra_jax.data import shards
 from hra_jax.data.sample_hashes import SampleHash
+from hra_jax.data.shards import Sharded
 from hra_jax.data.sound_files import AudioError, Sound
 from hra_jax.data.utterance import Recording, Utterance
 
-__all__ = ["AudioError", "decode", "decode_file", "decode_hashed", "resample", "sample_hash"]
+__all__ = ["AudioError", "check_segment", "decode", "decode_file", "decode_hashed", "resample", "sample_hash"]
 
 MOST_SAMPLES = 2**28  # of one decoded utterance or file: 4 h 39 min at 16 kHz
 
@@ -34,6 +36,11 @@ def _segment(sound: Sound, *, offset: float, duration: float) -> tuple[int, int]
     if count <= 0:
         raise AudioError("empty_audio", f"no samples between {offset:g} and {offset + duration:g} s")
     return start, count
+
+
+def check_segment(sound: Sound, *, offset: float, duration: float) -> None:
+    """Refuses, with an AudioError, a segment in seconds that an open file is known not to hold."""
+    _segment(sound, offset=offset, duration=duration)
 
 
 def _check_end(sound: Sound, frames: int, *, offset: float, duration: float) -> None:
@@ -59,7 +66,8 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
     """Reads an utterance, and nothing of its file beyond it.
 
     Args:
-      utterance: `audio_filepath`, `offset` and `duration` (seconds) are used; of a `Recording`, its samples.
+      utterance: `audio_filepath`, `offset` and `duration` (seconds) are used; of a `Recording`, its samples; of a
+        `Sharded`, its record.
       sample_rate: Hz of the result.
 
     Returns:
@@ -72,6 +80,8 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
     """
     if isinstance(utterance, Recording):
         return resample(utterance.samples, utterance.sample_rate, sample_rate)
+    if isinstance(utterance, Sharded):
+        return resample(shards.samples(utterance), utterance.shard.sample_rate, sample_rate)
     with Sound(utterance.audio_filepath) as sound:
         start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)
         return _read(sound, start=start, count=count, sample_rate=sample_rate)
@@ -79,7 +89,7 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
 
 def decode_hashed(utterance: Utterance, sample_rate: int) -> tuple[np.ndarray, int]:
     """What `decode` gives, and the `sample_hash` of the utterance: it is read once for both."""
-    if isinstance(utterance, Recording):
+    if isinstance(utterance, Recording | Sharded):
         return decode(utterance, sample_rate), sample_hash(utterance)
     found = SampleHash()
     with Sound(utterance.audio_filepath) as sound:
@@ -91,9 +101,13 @@ def decode_hashed(utterance: Utterance, sample_rate: int) -> tuple[np.ndarray, i
 def sample_hash(utterance: Utterance) -> int:
     """64 bits that name the samples of an utterance as they lie in its file, above 0; see `sample_hashes`.
 
+    What is in shards is not read for it: their index has it.
+
     Raises:
       AudioError: it cannot be read.
     """
+    if isinstance(utterance, Sharded):
+        return utterance.sample_hash
     found = SampleHash()
     if isinstance(utterance, Recording):
         collections.deque(found.of(iter([utterance.samples[:, None]])), maxlen=0)

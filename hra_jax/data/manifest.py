@@ -1,6 +1,7 @@
 """Manifests: JSON Lines that name audio and its transcripts.
 
     python -m hra_jax.data.manifest make FOLDER --output M.jsonl
+    python -m hra_jax.data.manifest import CORPUS --output FOLDER
     python -m hra_jax.data.manifest check M.jsonl
 
 A line is an object with `audio_filepath` (relative to the manifest, absolute, or a URI), `duration` (s), `text`, and
@@ -190,7 +191,7 @@ def make(folder: epath.PathLike, output: epath.PathLike, *, speaker_from: str = 
             report.add(error.kind, recording.name, error.detail)
             continue
         row: dict[str, Any] = {
-            "audio_filepath": _relative_to(recording.path, manifest),
+            "audio_filepath": relative_to(recording.path, manifest),
             "duration": duration,
             "text": recording.text,
         }
@@ -205,31 +206,44 @@ def make(folder: epath.PathLike, output: epath.PathLike, *, speaker_from: str = 
         raise UserError(
             f"no usable audio with a transcript in {folder}: {len(silent)} without text; {report.summary()}"
         )
-    parts, unsplit = _split(rows) if split else ({manifest.name: rows}, [])
+    parts, unsplit = split_rows(rows, "speaker") if split else ({manifest.name: rows}, [])
     for name, part in parts.items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
         write_file(manifest.parent / name, "".join(lines))
     return Made(len(rows), silent, report, unsplit)
 
 
-def _split(rows: list[dict[str, Any]]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """Rows by manifest name, and the speakers with too few of them, whose rows are all in the first."""
+def split_rows(rows: list[dict[str, Any]], tag: str) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """Rows by manifest name, and the values of the tag with too few of them, whose rows are all in the first.
+
+    Args:
+      rows: lines of a manifest.
+      tag: whose values (speakers) are split, each for itself.
+
+    Raises:
+      UserError: all have too few.
+    """
     speakers: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        speakers.setdefault(row.get("speaker", ""), []).append(row)
+        speakers.setdefault(row.get(tag, ""), []).append(row)
     few = [speaker for speaker, own in speakers.items() if len(own) < _FEWEST]
     if len(few) == len(speakers):
-        raise UserError(f"no speaker has {_FEWEST} recordings, the fewest to split; {listed(few, most=3)} has fewer")
+        raise UserError(f"no {tag} has {_FEWEST} recordings, the fewest to split; {listed(few, most=3)} has fewer")
     parts: dict[str, list[dict[str, Any]]] = {"train.jsonl": [], "validation.jsonl": [], "test.jsonl": []}
     for speaker, own in speakers.items():
-        own = sorted(own, key=lambda row: hashlib.sha256(row["audio_filepath"].encode()).hexdigest())
+        own = sorted(own, key=_drawn)
         tenth = 0 if speaker in few else max(1, len(own) // 10)
         for name, part in zip(parts, (own[2 * tenth :], own[:tenth], own[tenth : 2 * tenth]), strict=True):
-            parts[name] += sorted(part, key=lambda row: row["audio_filepath"])
+            parts[name] += sorted(part, key=lambda row: (row["audio_filepath"], row.get("offset", 0.0)))
     return parts, few
 
 
-def _relative_to(path: epath.Path, manifest: epath.Path) -> str:
+def _drawn(row: dict[str, Any]) -> tuple[str, float]:
+    """What puts rows into an order that has nothing to do with their names, the same at every time."""
+    return hashlib.sha256(row["audio_filepath"].encode()).hexdigest(), row.get("offset", 0.0)
+
+
+def relative_to(path: epath.Path, manifest: epath.Path) -> str:
     """The path as a manifest should have it: relative where both lie on the same storage."""
     if is_remote(path) or is_remote(manifest):
         inside = path.is_relative_to(manifest.parent)
@@ -306,8 +320,13 @@ def _print_speakers(utterances: list[Utterance], tag: str) -> None:
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("output", None, "make: the manifest to write; with --split a folder.")
-    flags.DEFINE_bool("split", False, "make: write train.jsonl, validation.jsonl and test.jsonl.")
+    from hra_jax.data.importers import importing  # it imports this module
+
+    flags.DEFINE_string("output", None, "make: the manifest to write; with --split a folder. import: the folder.")
+    flags.DEFINE_bool("split", False, "make, import: write train.jsonl, validation.jsonl and test.jsonl.")
+    flags.DEFINE_enum("kind", None, list(importing.FORMATS), "import: the format; by default what it looks like.")
+    flags.DEFINE_list("splits", [], "import: the splits that are wanted, by default all that share nothing.")
+    flags.DEFINE_string("audio_dir", None, "import kaldi, nemo: the folder at which relative paths begin.")
     flags.DEFINE_enum("speaker_from", "parent", _SPEAKER_FROM, "make: where the tag `speaker` comes from.")
     flags.DEFINE_integer(
         "sample_rate",
@@ -316,33 +335,67 @@ def _define_flags() -> None:
         lower_bound=sound_files.LEAST_RATE,
         upper_bound=sound_files.MOST_RATE,
     )
-    flags.DEFINE_string("tag", "speaker", "check: the tag to count by.")
-    flags.DEFINE_string("report", None, "check: a file for the full report, as JSON.")
-    flags.DEFINE_bool("strict", False, "check: exit with status 2 if anything is bad.")
+    flags.DEFINE_string("tag", "speaker", "check, import: the tag to count by, and to split by.")
+    flags.DEFINE_string("report", None, "check, import: a file for the full report, as JSON.")
+    flags.DEFINE_bool("strict", False, "check, import: exit with status 2 if anything is bad.")
 
 
 def main(argv: list[str]) -> int:
-    """Runs `make` or `check`; returns the exit status."""
-    values = flags.FLAGS
-    if len(argv) != 3 or argv[1] not in ("make", "check"):
+    """Runs `make`, `import` or `check`; returns the exit status."""
+    if len(argv) != 3 or argv[1] not in ("make", "import", "check"):
         raise UserError(
-            f"unknown command {' '.join(argv[1:])!r}; allowed: make FOLDER --output MANIFEST, check MANIFEST"
+            f"unknown command {' '.join(argv[1:])!r}; allowed: make FOLDER --output MANIFEST, "
+            "import CORPUS --output FOLDER, check MANIFEST"
         )
-    if argv[1] == "make":
-        if not values.output:
-            raise UserError("make needs --output MANIFEST")
-        if not values.split:
-            cli.check_output("output", values.output)
-        made = make(argv[2], values.output, speaker_from=values.speaker_from, split=values.split)
-        _print_bad(made.report)
-        if made.silent:
-            tell(f"{len(made.silent)} files without a transcript were left out: {listed(made.silent)}")
-        if made.unsplit:
-            tell(f"in train.jsonl only, with fewer than {_FEWEST} recordings: speaker {listed(made.unsplit)}")
-        tell(f"{made.lines} utterances in {values.output}")
-        return 0
+    command, place = argv[1:]
+    if command != "check" and not flags.FLAGS.output:
+        raise UserError(f"{command} needs --output {'MANIFEST' if command == 'make' else 'FOLDER'}")
+    return {"make": _make, "import": _import, "check": _check}[command](place)
+
+
+def _make(folder: str) -> int:
+    values = flags.FLAGS
+    if not values.split:
+        cli.check_output("output", values.output)
+    made = make(folder, values.output, speaker_from=values.speaker_from, split=values.split)
+    _print_bad(made.report)
+    if made.silent:
+        tell(f"{len(made.silent)} files without a transcript were left out: {listed(made.silent)}")
+    if made.unsplit:
+        tell(f"in train.jsonl only, with fewer than {_FEWEST} recordings: speaker {listed(made.unsplit)}")
+    tell(f"{made.lines} utterances in {values.output}")
+    return 0
+
+
+def _import(folder: str) -> int:
+    from hra_jax.data.importers import importing  # it imports this module
+
+    values = flags.FLAGS
+    if values.output.endswith(".jsonl"):
+        cli.check_output("output", values.output)
     cli.check_output("report", values.report)
-    utterances, report = check(argv[2], sample_rate=values.sample_rate)
+    parts = importing.import_corpus(
+        folder,
+        values.output,
+        kind=values.kind,
+        splits=values.splits,
+        audio_dir=values.audio_dir,
+        split_by=values.tag if values.split else None,
+    )
+    report = DataReport()
+    for part in parts.values():
+        report.merge(part.report.to_json())
+    _print_bad(report)
+    importing.print_table(parts, tag=values.tag)
+    if values.report:
+        report.write(values.report)
+    return 2 if values.strict and sum(report.counts().values()) else 0
+
+
+def _check(manifest: str) -> int:
+    values = flags.FLAGS
+    cli.check_output("report", values.report)
+    utterances, report = check(manifest, sample_rate=values.sample_rate)
     _print_bad(report)
     _print_speakers(utterances, values.tag)
     bad = sum(report.counts().values())

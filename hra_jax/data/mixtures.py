@@ -1,34 +1,30 @@
-"""The stream of references to utterances: seqio Tasks and a seqio Mixture that carry (source, row, epoch), never audio.
+"""The stream of references to utterances, (source, row, epoch), drawn from seqio Tasks by a seqio Mixture: never audio.
 
-A seqio Task is one source, usually one manifest, whatever the number of adapter tasks in it; the Mixture sets how
-often each source is drawn. What the stream gives depends on the sources, the rates and the seed alone, so every host
-reads the same references, and a position in it is one integer.
+A seqio Task is one source, usually one manifest, whatever the number of adapter tasks in it, or one of the groups that
+data/groups.py makes of the sources; the Mixture sets how often each is drawn. What the stream gives depends on the
+sources, the rates and the seed alone, so every host reads the same references, and a position in it is one integer.
 
 Two seqio behaviours are avoided on purpose. It would repeat, then preprocess, then shuffle through a buffer, which
-breaks up epochs and puts audio in the buffer: here every source is already an endless, permuted stream and seqio is
-asked not to shuffle. And it would cache a small source in memory, which never ends on an endless one.
+breaks up epochs and puts audio in the buffer: here every source is an endless stream of places in its epochs, whose
+orders are made when they begin, and seqio is asked not to shuffle. And it would cache a small source in memory, which
+never ends on an endless one.
 """
 
-import contextlib
 import functools
 import hashlib
 import math
-import os
-import re
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hra_jax.console import tell
+from hra_jax.data.seqio_setup import libraries
 from hra_jax.errors import UserError
 
 PROPORTIONAL = "proportional"
 _SPLIT = "train"
-_FIELDS = ("source", "row", "epoch")
+_FIELDS = ("source", "place")
 # References that cross from TensorFlow to Python at a time: one by one costs more than everything else here.
 _CHUNK = 1024
 # Draws of the mixing made at a time.
@@ -85,85 +81,35 @@ def _check(sources: Sequence[SourceSpec]) -> None:
             raise UserError(f"rate {rate!r} of source {source.name!r} must be a positive number or 'proportional'")
 
 
-_CHATTER = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} ")
-
-
-@contextlib.contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Keeps what TensorFlow's C++ code says of its own start (no GPU found, ...) off the user's screen.
-
-    It writes past Python and past its log level. Every other line that comes meanwhile is shown afterwards.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            lines = file.read().decode(errors="replace").splitlines()
-            tell(*(line for line in lines if not _CHATTER.match(line)), to=sys.stderr)
-
-
-@functools.cache
-def _libraries() -> tuple[Any, Any]:
-    """TensorFlow and seqio, imported on first use (it takes seconds) and kept off the accelerators."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _without_chatter():
-        return _imported()
-
-
-def _imported() -> tuple[Any, Any]:
-    import seqio
-    import tensorflow as tf
-
-    for kind in ("GPU", "TPU"):
-        try:
-            tf.config.set_visible_devices([], kind)
-        except RuntimeError:
-            # The caller's own TensorFlow code has initialised the devices: too late to hide them, and not ours to.
-            continue
-    return tf, seqio
-
-
 def _folded(seed: int, name: str) -> int:
     """31 bits from a seed and a name: the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
 
 
-def _permuted_epochs(tf: Any, index: int, source: SourceSpec, *, key: int, given: int) -> Any:
-    """Endless tf.data.Dataset of one source's references: epoch e is a permutation of the rows by (key, e).
+@functools.cache
+def _words() -> Any:
+    """The TensorFlow function of (rows, key, epoch), int64 scalars, that gives the words which sort an epoch."""
+    tf, _ = libraries()
 
-    The first `given` references are left out, whole epochs of them without walking through them.
-    """
-    rows = source.rows
-
-    def epoch_references(epoch: Any) -> Any:
-        # Sorted Philox words, whose definition is fixed, rather than `stateless_shuffle`, which may change between
-        # versions of TensorFlow. Pure TensorFlow operations: a Python function would make a pipeline that TensorFlow
-        # refuses to checkpoint.
-        words = tf.random.stateless_uniform(
-            [rows],
-            seed=tf.stack([tf.constant(key, tf.int64), epoch]),
-            minval=None,
-            maxval=None,
-            dtype=tf.int64,
-            alg="philox",
-        )
-        order = tf.argsort(words, stable=True)
-        return tf.data.Dataset.from_tensor_slices(
-            {
-                "source": tf.fill([rows], tf.constant(index, tf.int64)),
-                "row": tf.cast(order, tf.int64),
-                "epoch": tf.fill([rows], epoch),
-            }
+    # Words of Philox, whose definition is fixed, rather than `stateless_shuffle`, which may change between versions of
+    # TensorFlow. Traced, as it would take ten times as long otherwise.
+    @functools.partial(tf.function, autograph=False, input_signature=[tf.TensorSpec([], tf.int64)] * 3)
+    def words(rows: Any, key: Any, epoch: Any) -> Any:
+        return tf.random.stateless_uniform(
+            [rows], seed=tf.stack([key, epoch]), minval=None, maxval=None, dtype=tf.int64, alg="philox"
         )
 
-    epochs = tf.data.Dataset.counter(start=given // rows, step=1, dtype=tf.int64)
-    return epochs.flat_map(epoch_references).skip(given % rows)
+    return words
+
+
+def epoch_order(source: SourceSpec, epoch: int, *, seed: int) -> np.ndarray:
+    """int64 [rows]: the order of a source's rows in one epoch, which its name, the epoch and `seed` decide."""
+    if source.rows == 1:
+        return np.zeros(1, np.int64)
+    tf, _ = libraries()
+    arguments = (source.rows, _folded(seed, f"source/{source.name}"), epoch)
+    words = _words()(*(tf.constant(number, tf.int64) for number in arguments)).numpy()
+    return np.argsort(words, kind="stable")
 
 
 class _Draws:
@@ -202,12 +148,14 @@ class _Draws:
         return self._tf.data.Dataset.choose_from_datasets(datasets, draws)
 
 
-def _task(tf: Any, seqio: Any, source: SourceSpec, *, index: int, key: int, given: int) -> Any:
-    """The seqio Task of one source, which leaves its first `given` references out."""
+def _task(tf: Any, seqio: Any, source: SourceSpec, *, index: int, given: int) -> Any:
+    """The seqio Task of one source: the places of its references, of which the first `given` are left out."""
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
         del split, shuffle_files, seed  # one split; the permutation is ours
-        return _permuted_epochs(tf, index, source, key=key, given=given)
+        # No function of ours is in it: to trace one costs 30 ms, and there may be hundreds of sources.
+        indices = tf.data.Dataset.from_tensors(tf.constant(index, tf.int64)).repeat()
+        return tf.data.Dataset.zip({"source": indices, "place": tf.data.Dataset.range(given, tf.int64.max)})
 
     feature = seqio.Feature(seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=tf.int64, rank=0)
     return seqio.Task(
@@ -220,34 +168,29 @@ def _task(tf: Any, seqio: Any, source: SourceSpec, *, index: int, key: int, give
     )
 
 
-def reference_dataset(sources: Sequence[SourceSpec], *, seed: int, start: int = 0) -> Any:
+def reference_dataset(sources: Sequence[SourceSpec], *, seed: int, drawn: Sequence[int], start: int) -> Any:
     """The endless, checkpointable tf.data.Dataset that `ReferenceStream` reads.
 
     Args:
       sources: what is mixed.
-      seed: any int; decides the permutations and the mixing.
-      start: how many references to leave out at the beginning.
+      seed: any int; decides the mixing.
+      drawn: of each source, how many references are left out at the beginning.
+      start: their sum.
 
     Returns:
-      A tf.data.Dataset of {"source", "row", "epoch"}, each an int64 scalar.
-
-    Raises:
-      UserError: no source, a source without rows, a name given twice, or a rate that is none.
+      A tf.data.Dataset of {"source", "place"}, each an int64 scalar: the index of a source, and how many references it
+      gave before.
     """
-    _check(sources)
-    tf, seqio = _libraries()
+    tf, seqio = libraries()
     draws = _Draws(tf, [source.weight for source in sources], key=_folded(seed, "mixture"))
-    given = draws.counts(start)
-    tasks = [
-        _task(tf, seqio, source, index=i, key=_folded(seed, f"source/{source.name}"), given=int(given[i]))
-        for i, source in enumerate(sources)
-    ]
+    tasks = [_task(tf, seqio, source, index=i, given=drawn[i]) for i, source in enumerate(sources)]
     mixture = seqio.Mixture(
         "references",
         [(task, source.weight) for task, source in zip(tasks, sources, strict=True)],
         sample_fn=lambda datasets, rates, seed: draws.mixed(datasets, start),
     )
-    dataset = mixture.get_dataset(
+    # What seqio maps over each Task needs no conversion, which takes most of the time of many Tasks.
+    dataset = tf.autograph.experimental.do_not_convert(mixture.get_dataset)(
         sequence_length={},
         split=_SPLIT,
         shuffle=False,
@@ -265,23 +208,46 @@ def reference_dataset(sources: Sequence[SourceSpec], *, seed: int, start: int = 
     return dataset.with_options(options)
 
 
+def draws_before(sources: Sequence[SourceSpec], start: int, *, seed: int) -> list[int]:
+    """How many of the first `start` references of a mixture are of each source; ten million take a second."""
+    tf, _ = libraries()
+    draws = _Draws(tf, [source.weight for source in sources], key=_folded(seed, "mixture"))
+    return [int(count) for count in draws.counts(start)]
+
+
 class ReferenceStream(Iterator[Reference]):
     """Endless iterator over the references of a mixture, the same for the same arguments on every machine.
 
     Every epoch of a source covers each of its rows once. `consumed` counts the references given so far, those before
     `start` included, so `ReferenceStream(sources, seed=seed, start=stream.consumed)` goes on where `stream` stands.
+
+    Attributes:
+      consumed: the references given so far, those before `start` included.
+      drawn: of each source, how many of them are of it.
     """
 
-    def __init__(self, sources: Sequence[SourceSpec], *, seed: int, start: int = 0):
-        """Takes the sources, the seed, and the number of references to skip (millions cost little).
+    def __init__(self, sources: Sequence[SourceSpec], *, seed: int, start: int = 0, drawn: Sequence[int] | None = None):
+        """Begins at a place.
+
+        Args:
+          sources: what is mixed.
+          seed: any int; decides the permutations and the mixing.
+          start: the number of references to leave out (millions cost little).
+          drawn: `drawn` of a stream that stands there, which saves counting; None where it is not known.
 
         Raises:
           UserError: no source, a source without rows, a name given twice, or a rate that is none.
         """
+        _check(sources)
         self.consumed = int(start)
-        dataset = reference_dataset(sources, seed=seed, start=self.consumed)
+        self.drawn = draws_before(sources, self.consumed, seed=seed) if drawn is None else list(drawn)
+        assert sum(self.drawn) == self.consumed and len(self.drawn) == len(sources)
+        self._sources, self._seed = tuple(sources), seed
+        self._epochs = [-1] * len(sources)  # of each source the epoch whose order is at hand
+        self._orders = [np.zeros(0, np.int64)] * len(sources)
+        dataset = reference_dataset(sources, seed=seed, drawn=self.drawn, start=self.consumed)
         self._chunks = dataset.batch(_CHUNK).as_numpy_iterator()
-        self._pending: Iterator[tuple[int, int, int]] = iter(())
+        self._pending: Iterator[tuple[int, int]] = iter(())
 
     def __next__(self) -> Reference:
         """The next reference; never raises StopIteration."""
@@ -290,5 +256,11 @@ class ReferenceStream(Iterator[Reference]):
             chunk = next(self._chunks)
             self._pending = zip(*(chunk[name].tolist() for name in _FIELDS), strict=True)
             values = next(self._pending)
+        source, place = values
+        epoch, number = divmod(place, self._sources[source].rows)
+        if self._epochs[source] != epoch:
+            self._orders[source] = epoch_order(self._sources[source], epoch, seed=self._seed)
+            self._epochs[source] = epoch
         self.consumed += 1
-        return Reference(*values)
+        self.drawn[source] = place + 1
+        return Reference(source, int(self._orders[source][number]), epoch)

@@ -23,6 +23,7 @@ DEFAULT_SECONDS = 20.0  # of a chunk, where nothing says what was trained on
 _FRAME_SECONDS = 0.02  # over which a level is taken
 _PAUSE_SECONDS = 0.3  # the shortest pause
 _STEADY_DB = 3.0  # how far a level in a pause may be from their median
+_NEAR_SECONDS = 1.0  # from a pause, within which a louder steady sound is none
 _BELOW_DB = 10.0  # how far a pause lies below the speech around it
 _AROUND_SECONDS = 5.0  # on both sides, over which the level of the speech is taken
 _RANGE_DB = 40.0  # what is quieter than this below the speech is no better a place to cut
@@ -157,8 +158,13 @@ def _parts(level: np.ndarray, below: np.ndarray, samples: int, size: int) -> lis
     if len(level) < window:
         return [(0, samples)]
     windows = np.lib.stride_tricks.sliding_window_view(level, window)
-    steady = np.abs(windows - np.median(windows, axis=1, keepdims=True)).max(axis=1) <= _STEADY_DB
+    medians = np.median(windows, axis=1)
+    steady = np.abs(windows - medians[:, None]).max(axis=1) <= _STEADY_DB
     steady &= np.lib.stride_tricks.sliding_window_view(below, window).max(axis=1) < -_BELOW_DB
+    # Of two steady sounds close together the louder one belongs to the speech: what was trained on has such edges.
+    near = round(_NEAR_SECONDS / _FRAME_SECONDS)
+    quiet = np.pad(np.where(steady, medians, np.inf), near, constant_values=np.inf)
+    steady &= medians <= np.lib.stride_tricks.sliding_window_view(quiet, 2 * near + 1).min(axis=1) + 2 * _STEADY_DB
     # A frame is in a pause where one of the windows that hold it is.
     paused = np.convolve(steady, np.ones(window, np.int64)) > 0
     edges = np.flatnonzero(np.diff(paused.astype(np.int8), prepend=1, append=1))

@@ -68,9 +68,9 @@ _OTHER_SUFFIXES: Final = (
 )
 _TABLES: Final = {"transcripts.tsv": "\t", "transcripts.csv": ","}
 _FILE_CELLS: Final = ("audio_filepath", "audio", "file", "filename", "path")
-_TEXT_CELLS: Final = ("text", "transcript", "transcription", "sentence")
+TEXT_CELLS: Final = ("text", "transcript", "transcription", "sentence")
 _MOST_TEXT_BYTES: Final = 2**20  # of the transcript of one recording
-_MOST_TABLE_BYTES: Final = 2**30  # of the table of all of them
+MOST_TABLE_BYTES: Final = 2**30  # of the table of all of them
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ def _plain(name: str) -> str:
 # --- Transcripts ------------------------------------------------------------------------------------------------------
 
 
-def _decoded(content: bytes) -> str:
+def decoded(content: bytes) -> str:
     """UTF-8, with or without a byte order mark; ValueError says in one line why it is not text."""
     try:
         text = content.decode("utf-8-sig")
@@ -268,7 +268,7 @@ def _beside(audio: Sequence[_File], files: Sequence[_File], report: DataReport) 
             if len(beside) > 1:
                 raise ValueError(f"there are several: {', '.join(file.base for file in beside)}")
             if beside:
-                texts[recording.name] = " ".join(_content(beside[0]).split())
+                texts[recording.name] = transcript(beside[0].path)
         except ValueError as error:
             texts[recording.name] = None
             report.add("unreadable_text", recording.name, f"the transcript: {error}")
@@ -279,26 +279,26 @@ def _beside(audio: Sequence[_File], files: Sequence[_File], report: DataReport) 
     return texts
 
 
-def _content(file: _File) -> str:
-    """The text of one recording; ValueError says in one line why there is none."""
+def transcript(path: epath.Path) -> str:
+    """The text of one recording, from a file of its own; ValueError says in one line why there is none."""
     try:
-        check_regular(file.path)
-        if file.path.stat().length > _MOST_TEXT_BYTES:
-            raise ValueError(f"{file.base} has more than {_MOST_TEXT_BYTES:,} bytes")
-        return _decoded(file.path.read_bytes())
+        check_regular(path)
+        if path.stat().length > _MOST_TEXT_BYTES:
+            raise ValueError(f"{path.name} has more than {_MOST_TEXT_BYTES:,} bytes")
+        return " ".join(decoded(path.read_bytes()).split())
     except StorageUnavailable:
         raise  # one that is away has all other texts too
     except OSError as error:
-        raise ValueError(f"{file.base}: {error.strerror or error}") from error
+        raise ValueError(f"{path.name}: {error.strerror or error}") from error
 
 
 def _of_table(table: _File, audio: Sequence[_File], *, root: epath.Path, report: DataReport) -> dict[str, str | None]:
     """The texts of the table, by the name of the recording; a file and a link to it have one."""
     try:
         check_regular(table.path)
-        if table.path.stat().length > _MOST_TABLE_BYTES:
-            raise ValueError(f"more than {_MOST_TABLE_BYTES:,} bytes; allowed: a folder and a table for each part")
-        content = _decoded(table.path.read_bytes())
+        if table.path.stat().length > MOST_TABLE_BYTES:
+            raise ValueError(f"more than {MOST_TABLE_BYTES:,} bytes; allowed: a folder and a table for each part")
+        content = decoded(table.path.read_bytes())
     except StorageUnavailable:
         raise
     except (OSError, ValueError) as error:
@@ -357,11 +357,11 @@ def _rows(content: str, table: _File) -> Iterator[tuple[int, str, str]]:
             lower = [cell.strip().lower() for cell in cells]
             if lower[0] in _FILE_CELLS:
                 width = len(cells)
-                known = [lower.index(name) for name in _TEXT_CELLS if name in lower]
+                known = [lower.index(name) for name in TEXT_CELLS if name in lower]
                 if not known and width != 2:
                     raise UserError(
                         f"{where}: none of the columns {listed(cells, most=5)} is known to be the text; allowed: one "
-                        f"named {', '.join(_TEXT_CELLS)}, or two columns, a file and a text"
+                        f"named {', '.join(TEXT_CELLS)}, or two columns, a file and a text"
                     )
                 text = known[0] if known else 1
                 continue

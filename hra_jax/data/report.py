@@ -22,6 +22,8 @@ KINDS = (
     "nan_samples",  # NaN or infinity among the samples
     "silent_audio",  # channels in opposite phase, whose mean is silence
     "unreadable_text",  # a transcript that is not UTF-8, or cannot be read
+    "no_text",  # what is imported has no transcript, or its corpus says that it is none
+    "command",  # what is imported is the output of a command, and commands of a corpus are not run
     "too_short",  # fewer frames than CTC needs for the transcript
     "too_long",  # longer than the limit
     "not_finite",  # in a training batch whose loss or a gradient was not finite; its step was skipped

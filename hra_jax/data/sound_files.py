@@ -143,7 +143,7 @@ class Sound:
                 raise AudioError("empty_audio", "the file has no bytes")
             self._mpeg = mpeg.looks_like(head) or self._path.lower().endswith(".mp3")
             self._begins = self._mpeg
-            with _quiet(self._mpeg):
+            with _quiet(self._mpeg), _named_coding(head):
                 return _Unseeking(self._path if self._content is None else io.BytesIO(self._content))
 
     def _check_rate(self) -> None:
@@ -213,6 +213,18 @@ def _named(path: str) -> Iterator[None]:
     except (OSError, soundfile.SoundFileError, ValueError, TypeError) as error:
         away = isinstance(error, OSError) and error.errno in _AWAY
         raise AudioError("unreachable_audio" if away else "undecodable_audio", one_line(error)) from error
+
+
+@contextlib.contextmanager
+def _named_coding(head: bytes) -> Iterator[None]:
+    """Says of files in which corpora are published what libsndfile does not read of them."""
+    try:
+        yield
+    except soundfile.SoundFileError as error:
+        if head != b"NIST":
+            raise
+        codings = "NIST SPHERE is read as PCM, mu-law and A-law; convert what is compressed (shorten) to FLAC or WAV"
+        raise AudioError("undecodable_audio", f"{one_line(error)} {codings}") from error
 
 
 def one_line(error: BaseException) -> str:

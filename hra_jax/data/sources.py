@@ -1,5 +1,9 @@
-"""Sources of utterances: what a run is asked to train on, and the reading of it. A source is a manifest."""
+"""Sources of utterances: what a run is asked to train on, and the reading of it.
 
+A source is a manifest, or a folder of shards.
+"""
+
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,24 +22,25 @@ from hra_jax.config.settings import (
     setting,
     text,
 )
-from hra_jax.data import mixtures
+from hra_jax.data import mixtures, shards
 from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
+from hra_jax.errors import UserError
 from hra_jax.tasks.names import BASE_TASK
 from hra_jax.text.normalization import NORMALIZERS
 
 
 @dataclass(frozen=True)
 class TableSource:
-    """One manifest's utterances.
+    """One source's utterances.
 
     Attributes:
       name: what errors and the data report call it; unique in a table.
-      utterances: as `manifest.read_manifest` gives them.
+      utterances: as `read_source` gives them.
       rate: how often training draws it: a positive number, or 'proportional' (to its usable utterances).
       task: the adapter task of all of them, `__base__` included; None takes each one's from its tag.
-      refused: the other lines of the manifest.
+      refused: its other lines.
     """
 
     name: str
@@ -130,16 +135,39 @@ class DataSettings:
         return f"{self.normalizer}@{2 if self.format_characters == 'removed' else 1}"
 
 
+def read_source(path: epath.PathLike, *, report: DataReport) -> tuple[Sequence[Utterance], list[Refused]]:
+    """Reads whatever a source is: a manifest, or a folder of shards.
+
+    Args:
+      path: of the manifest, or of the folder.
+      report: gets every line that cannot be used.
+
+    Returns:
+      The usable utterances, and the other lines, both in the order of the source.
+
+    Raises:
+      UserError: it cannot be read, or a line is bad and the report strict.
+    """
+    if shards.is_shards(path):
+        return shards.read_shards(path, report=report)
+    if epath.Path(path).is_dir():
+        raise UserError(
+            f"the folder {os.fspath(path)} holds no {shards.INDEX}; needed: a manifest, or shards, which python -m "
+            "hra_jax.data.cache makes, and completes where it was stopped"
+        )
+    return read_manifest(path, report=report)
+
+
 def read_sources(
     entries: Iterable[tuple[str, epath.PathLike, float | str]], *, report: DataReport
 ) -> list[TableSource]:
-    """Reads the manifests of (name, path, rate) entries; bad lines go to the report.
+    """Reads the sources of (name, path, rate) entries; bad lines go to the report.
 
     Raises:
-      UserError: a manifest cannot be read, or a line is bad and the report strict.
+      UserError: a source cannot be read, or a line is bad and the report strict.
     """
     sources = []
     for name, path, rate in entries:
-        utterances, refused = read_manifest(path, report=report)
+        utterances, refused = read_source(path, report=report)
         sources.append(TableSource(name, utterances, rate, refused=refused))
     return sources

@@ -48,8 +48,8 @@ import ml_collections
 from hra_jax.config.files import load_config
 from hra_jax.console import listed, near_matches
 from hra_jax.data import overlaps, pauses
-from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
+from hra_jax.data.sources import read_source
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
 from hra_jax.tasks.names import BASE_TASK, FEW_TASK, MEAN_TASK, RESERVED_NAMES
@@ -180,7 +180,7 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
         metric = row[4] if len(row) > 4 else settings["metric"]
         path = _manifest_path(row[1], data_dir, config.name)
         if path not in manifests:
-            utterances, refused = read_manifest(path, report=report)
+            utterances, refused = read_source(path, report=report)
             manifests[path] = [*utterances, *refused]
         found = _row_tasks((row[0], path, row[2], row[3]), manifests[path], suite=config.name, report=report)
         tasks += [dataclasses.replace(task, metric=metric) for task in found]

@@ -18,8 +18,8 @@ from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
 from hra_jax.adapters.base import no_parameters
 from hra_jax.config.files import load_config, validate_config
 from hra_jax.console import listed, tell
-from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
+from hra_jax.data.sources import read_source
 from hra_jax.errors import UserError
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.run import workdirs
@@ -188,7 +188,7 @@ def copy_manifest(manifest: str, copy: epath.Path, task: str) -> None:
     """
     report = DataReport()
     lines = []
-    for found in load_manifest(manifest, report=report):
+    for found in read_source(manifest, report=report)[0]:
         row = {"audio_filepath": found.audio_filepath, "duration": found.duration, "text": found.text}
         row |= {"offset": found.offset} if found.offset else {}
         lines.append(json.dumps({**found.tags, **row, TASK_TAG: task}, ensure_ascii=False) + "\n")

@@ -458,7 +458,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            # Each part of Orbax that waits for a save raises once more what `wait` has told.
+            with contextlib.suppress(*STORAGE_ERRORS):
+                self._manager.close()
 
     def _failure(self, error: Exception) -> UserError:
         """What to tell about a save that failed."""

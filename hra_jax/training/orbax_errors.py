@@ -47,15 +47,16 @@ def log_less() -> None:
     if not any(isinstance(known, _AlreadyRaised) for known in logger.filters):
         logger.addFilter(_AlreadyRaised())
         logging.getLogger("asyncio").addFilter(_NobodyAsked())
-        sys.excepthook = functools.partial(_tell, sys.excepthook)
+        sys.unraisablehook = functools.partial(_tell, sys.unraisablehook)
 
 
-def _tell(hook: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _tell(hook: Callable[["sys.UnraisableHookArgs"], Any], what: "sys.UnraisableHookArgs") -> None:
     """Where one array cannot be written, TensorStore has nobody to tell of the others: no news of theirs."""
+    trace = what.exc_traceback
     # It asks in C++, from whatever thread it is in: no function of Python's has asked.
     asked = None if trace is None else trace.tb_frame.f_code.co_name
-    if asked != "call_soon_threadsafe" or str(error) != "Event loop is closed":
-        hook(kind, error, trace)
+    if asked != "call_soon_threadsafe" or str(what.exc_value) != "Event loop is closed":
+        hook(what)
 
 
 def bound_retries() -> None:

@@ -32,6 +32,26 @@ def test_every_epoch_of_every_source_covers_each_row_once_in_another_order():
     assert orders[1, 0] != list(range(150))
 
 
+def test_the_references_are_those_that_earlier_versions_gave():
+    assert [(source, row) for source, row, _ in _take(ReferenceStream(MIXED, seed=5), 10)] == [
+        *[(0, 0), (2, 0), (1, 53), (0, 3), (0, 6)],
+        *[(1, 47), (1, 115), (1, 100), (2, 0), (1, 79)],
+    ]
+    late = _take(ReferenceStream(MIXED, seed=5, start=70_000), 4)
+    assert late == [(1, 1, 279), (0, 2, 3018), (1, 111, 279), (1, 54, 279)]
+    alone = _take(ReferenceStream([SourceSpec("a", 5)], seed=0), 10)
+    assert [row for _, row, _ in alone] == [0, 4, 3, 1, 2, 2, 0, 3, 4, 1]
+
+
+def test_a_stream_counts_what_it_drew_of_each_source_and_goes_on_from_the_counts():
+    stream = ReferenceStream(MIXED, seed=3)
+    drawn = collections.Counter(reference.source for reference in _take(stream, 700))
+    assert stream.drawn == [drawn[0], drawn[1], drawn[2]]
+    assert mixtures.draws_before(MIXED, 700, seed=3) == stream.drawn
+    again = ReferenceStream(MIXED, seed=3, start=700, drawn=stream.drawn)
+    assert _take(again, 50) == _take(stream, 50) and again.drawn == stream.drawn
+
+
 def test_sources_come_at_their_rates():
     drawn = collections.Counter(r.source for r in _take(ReferenceStream(MIXED, seed=0), 20_000))
     assert [drawn[i] / 20_000 for i in range(3)] == pytest.approx([0.3, 0.6, 0.1], abs=0.015)
@@ -76,7 +96,8 @@ def test_a_skip_across_a_block_of_draws_is_exact(monkeypatch):
 
 
 def test_tensorflow_can_checkpoint_the_pipeline_and_no_python_function_is_in_it(tmp_path):
-    dataset = mixtures.reference_dataset(MIXED, seed=3)
+    settings = {"seed": 3, "drawn": [0, 0, 0], "start": 0}
+    dataset = mixtures.reference_dataset(MIXED, **settings)
     import tensorflow as tf
 
     graph = tf.compat.v1.GraphDef.FromString(dataset._as_serialized_graph().numpy())
@@ -87,10 +108,10 @@ def test_tensorflow_can_checkpoint_the_pipeline_and_no_python_function_is_in_it(
     for _ in range(50):
         next(iterator)
     saved = tf.train.Checkpoint(iterator=iterator).write(str(tmp_path / "iterator"))
-    following = [int(next(iterator)["row"]) for _ in range(20)]
-    other = iter(mixtures.reference_dataset(MIXED, seed=3))
+    following = [int(next(iterator)["place"]) for _ in range(20)]
+    other = iter(mixtures.reference_dataset(MIXED, **settings))
     tf.train.Checkpoint(iterator=other).read(saved)
-    assert [int(next(other)["row"]) for _ in range(20)] == following
+    assert [int(next(other)["place"]) for _ in range(20)] == following
     assert tf.config.get_visible_devices("GPU") == []
 
 

@@ -64,6 +64,23 @@ def test_every_pause_is_found_and_nothing_else_within_two_frames(below_db):
     np.testing.assert_allclose(ends, holes, atol=2 * 0.02 * RATE)
 
 
+def test_noise_before_and_after_a_sentence_stays_with_it_where_the_pause_is_quieter():
+    rng = np.random.default_rng(4)
+    pieces, holes = [], []
+    for number in range(20):
+        if number:
+            start = sum(map(len, pieces))
+            pieces.append((0.005 * rng.standard_normal(RATE // 2)).astype(np.float32))
+            holes.append((start, start + RATE // 2))
+        # A recording that begins and ends with half a second of its own noise, 13 dB above that of the pauses.
+        said = np.pad(speech(rng.uniform(1, 2), rng=rng), RATE // 2)
+        pieces.append((said + 0.022 * rng.standard_normal(len(said))).astype(np.float32))
+    found = cut(np.concatenate(pieces), 4.0)
+    assert all(chunk.after_pause for chunk in found)
+    ends = np.array([(before.stop, after.start) for before, after in zip(found[:-1], found[1:], strict=True)])
+    np.testing.assert_allclose(ends, holes, atol=2 * 0.02 * RATE)
+
+
 def test_where_there_is_no_pause_both_sides_hear_some_of_each_other():
     found = cut(speech(30, rng=np.random.default_rng(2)), 5.0)
     assert len(found) > 5 and [chunk.after_pause for chunk in found] == [True] + [False] * (len(found) - 1)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import time
+import types
 
 import pytest
 import tensorstore
@@ -75,5 +76,6 @@ def test_arrays_that_find_the_save_over_say_nothing(calls, heard):
         trace = error.__traceback__
         for _ in range(1, calls):  # TensorStore calls from C++: without the frame of this function
             trace = trace.tb_next
-        orbax_errors._tell(lambda *values: told.append(values), type(error), error, trace)
+        what = types.SimpleNamespace(exc_value=error, exc_traceback=trace)
+        orbax_errors._tell(told.append, what)
     assert bool(told) == heard

@@ -1,0 +1,172 @@
+"""Utterances as columns: a million of them are some arrays, and an `Utterance` is made when one is asked for."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self, overload
+
+import numpy as np
+import pyarrow as pa
+
+from hra_jax.data.utterance import Utterance, tag_value
+from hra_jax.storage.json_files import parse_json
+
+JSON_FIELD = {b"values": b"json"}  # metadata of a column of tags whose texts are JSON
+_BLOCK = 1024  # utterances that are made at a time
+
+
+class UtteranceColumns(Sequence[Utterance]):
+    """Utterances of one source as columns (N rows)."""
+
+    def __init__(
+        self, rows: pa.Table, tags: pa.Table, make: Callable[[Mapping[str, Any], dict[str, Any]], Utterance]
+    ) -> None:
+        """Takes the columns.
+
+        Args:
+          rows: what `make` needs; `duration` (seconds, float64) and `text` (as written) among it, both without nulls.
+          tags: a column for each tag, named for it: texts, integers, floats or booleans; null where an utterance has
+            no such tag. A column whose field has the metadata `JSON_FIELD` holds the values as JSON texts.
+          make: the utterance of a row, given its values by column, and its tags.
+        """
+        self._rows, self._tags, self._make = _whole(rows), _whole(tags), make
+        self._row_arrays, self._tag_arrays = _arrays(self._rows), _arrays(self._tags)
+        self.durations: np.ndarray = np.asarray(self._row_arrays["duration"], np.float64)
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.durations)
+
+    @overload
+    def __getitem__(self, at: int) -> Utterance: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Self: ...
+
+    def __getitem__(self, at: int | slice) -> Utterance | Self:
+        """The utterance of a row, made anew each time; of a slice its columns."""
+        if isinstance(at, slice):
+            return self.take(np.arange(*at.indices(len(self))))
+        at = range(len(self))[at]
+        values = {name: column[at].as_py() for name, column in self._row_arrays.items()}
+        tags = {name: column[at].as_py() for name, column in self._tag_arrays.items()}
+        return self._make(values, self._present(tags))
+
+    def __iter__(self) -> Iterator[Utterance]:
+        """All utterances, made as they are asked for."""
+        for start in range(0, len(self), _BLOCK):
+            rows, tags = (table.slice(start, _BLOCK).to_pydict() for table in (self._rows, self._tags))
+            for at in range(min(_BLOCK, len(self) - start)):
+                values = {name: column[at] for name, column in rows.items()}
+                yield self._make(values, self._present({name: column[at] for name, column in tags.items()}))
+
+    def _present(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The tags of one utterance of its values by column."""
+        found = {name: value for name, value in values.items() if value is not None}
+        for name in found:
+            if _is_json(self._tags, name):
+                found[name] = _value(found[name])
+        return found
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """bool [N]: `Utterance.labelled` of each."""
+        return np.ones(len(self), bool)
+
+    def texts(self, indices: np.ndarray) -> list[str]:
+        """The texts of some rows, as written, in the order of `indices` (int)."""
+        found: list[str] = self._row_arrays["text"].take(pa.array(indices, pa.int64())).to_pylist()
+        return found
+
+    def tag(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """What `Utterance.tag` gives for all rows.
+
+        Returns:
+          (int32 [N]: of each row the number of its value, -1 for none; the values, each once, as they come first).
+        """
+        if name not in self._tag_arrays:
+            return np.full(len(self), -1, np.int32), []
+        encoded = self._tag_arrays[name].dictionary_encode()
+        values = encoded.dictionary.to_pylist()
+        if _is_json(self._tags, name):
+            values = [_value(value) for value in values]
+        numbers, distinct = _numbered(tag_value({name: value}, name) for value in values)
+        codes = np.asarray(encoded.indices.fill_null(len(values)))
+        return np.append(numbers, np.int32(-1))[codes], distinct
+
+    def take(self, indices: np.ndarray) -> Self:
+        """The columns of some rows: int [M], or bool [N]."""
+        chosen = pa.array(np.flatnonzero(indices) if indices.dtype == bool else indices, pa.int64())
+        return type(self)(self._rows.take(chosen), self._tags.take(chosen), self._make)
+
+
+class ListedUtterances(UtteranceColumns):
+    """Utterances that are in memory, with the columns that others have."""
+
+    def __init__(self, utterances: Sequence[Utterance]):
+        """Takes the utterances."""
+        self._utterances = list(utterances)
+        self.durations = np.asarray([row.duration for row in self._utterances], np.float64)
+
+    def __getitem__(self, at: Any) -> Any:
+        """As given."""
+        return type(self)(self._utterances[at]) if isinstance(at, slice) else self._utterances[at]
+
+    def __iter__(self) -> Iterator[Utterance]:
+        """As given."""
+        return iter(self._utterances)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """bool [N]: `Utterance.labelled` of each."""
+        return np.asarray([row.labelled for row in self._utterances], bool)
+
+    def texts(self, indices: np.ndarray) -> list[str]:
+        """As `UtteranceColumns.texts`."""
+        return [self._utterances[at].text for at in indices.tolist()]
+
+    def tag(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """As `UtteranceColumns.tag`."""
+        return _numbered(row.tag(name) for row in self._utterances)
+
+    def take(self, indices: np.ndarray) -> Self:
+        """As `UtteranceColumns.take`."""
+        chosen = np.flatnonzero(indices) if indices.dtype == bool else indices
+        return type(self)([self._utterances[at] for at in chosen.tolist()])
+
+
+def as_columns(utterances: Sequence[Utterance]) -> UtteranceColumns:
+    """Utterances as columns; what is columns already is given back."""
+    return utterances if isinstance(utterances, UtteranceColumns) else ListedUtterances(utterances)
+
+
+def _whole(table: pa.Table) -> pa.Table:
+    """The same with each column in one piece, which is what looking one value up is fast in.
+
+    Texts get offsets of 64 bits: those of a million utterances may be longer than 2 GB.
+    """
+    schema = pa.schema(
+        [field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field for field in table.schema]
+    )
+    return table.cast(schema).combine_chunks()
+
+
+def _arrays(table: pa.Table) -> dict[str, pa.Array]:
+    """The columns of a `_whole` table by name."""
+    return {
+        field.name: column.chunk(0) if column.num_chunks else pa.array([], field.type)
+        for field, column in zip(table.schema, table.columns, strict=True)
+    }
+
+
+def _is_json(table: pa.Table, name: str) -> bool:
+    return (table.schema.field(name).metadata or {}).items() >= JSON_FIELD.items()
+
+
+def _value(text: str) -> Any:
+    return parse_json(text, where="a tag")
+
+
+def _numbered(values: Iterable[str | None]) -> tuple[np.ndarray, list[str]]:
+    """(int32 [N]: the number of each value, -1 for None; the distinct values)."""
+    known: dict[str, int] = {}
+    numbers = [-1 if value is None else known.setdefault(value, len(known)) for value in values]
+    return np.asarray(numbers, np.int32), list(known)
