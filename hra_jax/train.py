@@ -193,7 +193,8 @@ def _loop(
     profiler = Profiler(run.workdir / "profile", start_step=profile.start_step, steps=profile.steps)
     peak = 1e12 * profile.peak_tflops or topologies.peak_flops(layout.mesh.devices.flat[0].device_kind)
     validates, validated = functools.partial(_validates, run, evaluation), False
-    flops_of, times, last = CountedStep(layout.programs.counted), StepTimes(devices=layout.mesh.size, peak=peak), None
+    flops_of = CountedStep(layout.programs.counted, run.bank.hyper)
+    times, last = StepTimes(devices=layout.mesh.size, peak=peak), None
     most = layout.programs.optimizer.max_skipped_steps
     skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name, start=start, position=position)
     with loader, writer, progress, profiler, PreemptionGuard() as guard:

@@ -158,6 +158,13 @@ def read_source(path: epath.PathLike, *, report: DataReport) -> tuple[Sequence[U
     return read_manifest(path, report=report)
 
 
+def filled_in(path: str, folder: str, *, key: str) -> str:
+    """A path with the folder in place of `{dir}`; a UserError that names the `key` where there is none."""
+    if "{dir}" in path and not folder:
+        raise UserError(f"{key}: the manifest {path!r} needs data.dir, which is ''")
+    return path.replace("{dir}", folder)
+
+
 def read_sources(
     entries: Iterable[tuple[str, epath.PathLike, float | str]], *, report: DataReport
 ) -> list[TableSource]:
