@@ -6,7 +6,7 @@ import numpy as np
 
 from hra_jax.data import audio
 from hra_jax.data.report import DataReport
-from hra_jax.data.sources import filled_in, read_source
+from hra_jax.data.sources import located, read_source
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.models import augmentation
@@ -50,7 +50,7 @@ def _rows(
     key: str, source: str, cut: _Cut, *, folder: str, shape: tuple[int, int], sample_rate: int, report: DataReport
 ) -> np.ndarray:
     """At most `shape` of a source: where it holds more, recordings are drawn by a seed that never changes."""
-    utterances, refused = read_source(filled_in(source, folder, key=key), report=report)
+    utterances, refused = read_source(located(source, data_dir=folder, key=key), report=report)
     most, length = shape
     each = max(1, most // max(1, len(utterances)))
     rows: list[np.ndarray] = []
