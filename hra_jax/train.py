@@ -193,8 +193,7 @@ def _loop(
     if start == steps:
         return 0
     loader = _loader(run, data, batch, position=position)
-    writer = MetricWriter(run.workdir, resume_step=start)
-    progress = Progress(steps, start_step=start)
+    writer, progress = MetricWriter(run.workdir, resume_step=start), Progress(steps, start_step=start)
     profiler = Profiler(run.workdir / "profile", start_step=profile.start_step, steps=profile.steps)
     peak = 1e12 * profile.peak_tflops or topologies.peak_flops(layout.mesh.devices.flat[0].device_kind)
     validates, validated = functools.partial(_validates, run, evaluation), False
