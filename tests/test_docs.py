@@ -57,6 +57,7 @@ FAST: dict[str, list[str]] = {
     MANIFESTS: [],
     "python -m hra_jax.data.manifest make FOLDER --output M.jsonl": [],
     "python -m hra_jax.data.manifest check M.jsonl": [],
+    "python -m hra_jax.data.cache --source M.jsonl --output SHARDS": ["--workers=1"],
     "python -m hra_jax.data.manifest import CORPUS --output CORPUS": [],
     "python -m hra_jax.data.manifest check FOLDER/train.jsonl": [],
     "python -m hra_jax.data.synthesize --set hard --output DIR": ["--scale=0.02"],
@@ -72,6 +73,11 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own": SHORT,
     # The same work directory again: nothing is left to train.
     "python -m hra_jax.train --config NAME --workdir W": [*SHORT, "--config.data.dir=FOLDER"],
+    "python -m hra_jax.data.manifest make NOISE --notranscripts --output NOISE/noise.jsonl": [],
+    "python -m hra_jax.data.manifest make ROOMS --notranscripts --output ROOMS/rooms.jsonl": [],
+    "python -m hra_jax.train --config own --config.data.dir=FOLDER --config.augment.noise_source=NOISE/noise.jsonl "
+    "--config.augment.impulse_source=ROOMS/rooms.jsonl --config.augment.impulse_probability=0.3 "
+    "--workdir runs/noisy": SHORT,
     "python -m hra_jax.train --config mine.py --workdir runs/mine": [*SHORT, "--config.hra.width=64"],
     "python -m hra_jax.train --config fsdd --config.data.dir=FSDD --workdir runs/fsdd": SHORT,
     "python -m hra_jax.train --config pretrain_tiny --workdir runs/pretrain_tiny": [
@@ -95,6 +101,8 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.compare W1 W2": [],
     "python -m hra_jax.verify PATH": [],
     "python -m hra_jax.verify runs/own": [],
+    "python -m hra_jax.data.cache --source FOLDER/train.jsonl --output shards/train": ["--workers=2"],
+    "python -m hra_jax.verify shards/train": [],
     "python -m hra_jax.tasks export-checkpoint --workdir runs/own --step last --output runs/again": [],
     W2V_BERT[0]: [],
     W2V_BERT[1]: [*QUICK[:2], "--config.batch.multiple=4", "--config.batch.buckets=(8.0,)"]
@@ -242,7 +250,9 @@ def place(tmp_path_factory) -> Path:
     corpus_trees.librispeech(here / "CORPUS")
     (here / "mine.py").write_text(python_of("docs/configuration.md"))
     first = sorted((here / "FOLDER" / "plain").glob("*.flac"))
-    for name, source in zip(("a.wav", "b.flac"), first, strict=False):
+    names = ("a.wav", "b.flac", "NOISE/street.wav", "ROOMS/kitchen.wav")
+    for name, source in zip(names, (*first[:2], *first[:2]), strict=True):
+        (here / name).parent.mkdir(exist_ok=True)
         soundfile.write(here / name, *soundfile.read(source))
     return here
 
