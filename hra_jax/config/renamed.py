@@ -77,6 +77,9 @@ MEANT_BEFORE: dict[str, Any] = {
     "data.format_characters": "kept",
     "export.hashes": False,
     "data.draw": "utterances",
+    "data.groups": "",
+    "data.temperature": 1.0,
+    "data.cap_rows": 0,
 }
 
 
