@@ -22,6 +22,8 @@ PAPER = "https://arxiv.org/abs/2403.19709"
 #   seqio                     0.1.0rc0 is a release candidate of 2021, older than 0.0.19.
 REQUIRES = [
     "absl-py>=1.4",
+    # The first version that reads buckets of Google Cloud Storage wherever it is installed.
+    "array-record>=0.8.6",
     "espeakng-loader>=0.2.4",
     "etils[epath]>=1.9",
     "flax>=0.11.2",

@@ -6,6 +6,9 @@
 The real train, evaluation and transcription steps are compiled for every length bucket, from shapes alone. `--plan`
 only checks topology, mesh and buckets; `--search batch` finds the largest batch that fits. Exit status 3 says that
 something does not fit.
+
+Where `batch.buckets` is a number, a run finds its buckets in its data. Here they are those of a run that has begun
+(`--config W/config.json`), or of the lengths that `hra_jax.data.durations` counted (`--durations FILE`).
 """
 
 import json
@@ -20,6 +23,7 @@ from hra_jax.config.files import config_to_json
 from hra_jax.console import duration, near_matches, size, stdout, table, tell
 from hra_jax.errors import UserError
 from hra_jax.models import dtypes
+from hra_jax.run import buckets
 from hra_jax.run.layout import open_mesh
 from hra_jax.storage.files import write_file
 from hra_jax.storage.json_files import json_text
@@ -45,8 +49,9 @@ def show_plan(planned: Plan) -> None:
     mesh = " x ".join(f"{axis} {size}" for axis, size in planned.mesh_shape.items())
     what = topology.accelerator_type or topology.name
     tell(f"{topology.name}: {slices} x {topology.chips} chips ({what}), {slices * topology.hosts} hosts; mesh {mesh}")
-    config = planned.config
-    for seconds, rows, evaluated in zip(config.batch.buckets, planned.train_rows, planned.evaluation_rows, strict=True):
+    if not planned.edges:
+        tell(f"  {planned.config.batch.buckets} buckets, which a run finds in its training data when it begins")
+    for seconds, rows, evaluated in zip(planned.edges, planned.train_rows, planned.evaluation_rows, strict=True):
         tell(
             f"  bucket of {seconds:g} s: {rows} utterances in a training batch, {rows / planned.shards:g} on a device; "
             f"{evaluated} and {evaluated / planned.shards:g} in evaluation"
@@ -108,6 +113,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("tasks", 1024, "Tasks of the bank.", lower_bound=1)
     flags.DEFINE_float("labels_per_second", LABELS_PER_SECOND, "Room for labels in a bucket.", lower_bound=0.1)
     flags.DEFINE_integer("parallel", 0, "Programs compiled at a time; 0: as cores and memory allow.", lower_bound=0)
+    flags.DEFINE_string("durations", None, "File of hra_jax.data.durations, where batch.buckets is a number.")
     flags.DEFINE_string("json", None, "File to write all numbers to.")
 
 
@@ -119,7 +125,14 @@ def main(argv: Sequence[str]) -> int:
     for name in FLAGS.steps:
         if name not in STEPS:
             raise UserError(f"steps: {name!r}; {near_matches(name, STEPS)}")
+    if FLAGS.durations is not None:
+        buckets.take_buckets(config, FLAGS.durations)
     planned = make_plan(config, FLAGS.topology)
+    if not planned.edges and not FLAGS.plan:
+        raise UserError(
+            f"batch.buckets = {config.batch.buckets}: a run finds them in its training data; needed here: --durations "
+            "FILE (of python -m hra_jax.data.durations), --config W/config.json of a run that has begun, or a tuple"
+        )
     show_plan(planned)
     if FLAGS.plan:
         return 0
@@ -141,7 +154,7 @@ def main(argv: Sequence[str]) -> int:
     if FLAGS.search:
         most, entries = cost.largest_batch(shapes, planned, start=max(planned.train_rows[-1] // planned.shards, 1))
         document |= {"most_rows_per_device": most}
-        tell(f"at most {most} utterances of {config.batch.buckets[-1]:g} s fit on a device")
+        tell(f"at most {most} utterances of {planned.edges[-1]:g} s fit on a device")
         fits = most > 0
     else:
         entries = cost.compile_all(shapes.jobs(FLAGS.steps), planned, parallel=FLAGS.parallel)

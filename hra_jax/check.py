@@ -230,7 +230,7 @@ def check_data(config: ConfigDict, layout: Layout, report: DataReport) -> list[F
         rows,
         seed=config.seed,
         batch_seconds=batch.seconds,
-        buckets=batch.buckets,
+        buckets=batch.edges,
         multiple=batch.multiple,
         max_tasks=batch.max_tasks,
         prefetch=0,
@@ -268,10 +268,10 @@ def _needed(config: ConfigDict, layout: Layout) -> float:
     peak = topologies.peak_flops(mesh.devices.flat[0].device_kind)
     if not peak:
         return 0.0
-    rows = batching.bucket_rows(batch.buckets, batch_seconds=batch.seconds, multiple=batch.multiple)[-1]
-    job = Shapes(config, mesh, tasks=max(1, len(layout.tasks))).job("train", batch.buckets[-1], rows)
+    rows = batching.bucket_rows(batch.edges, batch_seconds=batch.seconds, multiple=batch.multiple)[-1]
+    job = Shapes(config, mesh, tasks=max(1, len(layout.tasks))).job("train", batch.edges[-1], rows)
     least = flops.matmul_flops(job.trace().jaxpr) / (_USED_SHARE * peak * mesh.size)
-    return rows * batch.buckets[-1] / max(least, 1e-9)
+    return rows * batch.edges[-1] / max(least, 1e-9)
 
 
 # --- The table --------------------------------------------------------------------------------------------------------

@@ -29,12 +29,12 @@ from hra_jax.api import Backbone, Model, padded_size
 from hra_jax.config.files import config_of, near_key
 from hra_jax.config.keys import default_config, flatten_config, group, method_groups
 from hra_jax.console import listed, tell
+from hra_jax.data.learnt_vocabularies import own_vocabularies
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.report import DataReport
 from hra_jax.data.sample_hashes import UtteranceHashes
 from hra_jax.data.sources import TableSource
 from hra_jax.data.utterance import Recording
-from hra_jax.data.utterance_table import own_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.layout import Layout, check_rows
@@ -291,9 +291,9 @@ def _batches(recordings: Sequence[Recording], settings: Mapping[str, Any], *, mu
     if {"batch.buckets", "batch.seconds"} & settings.keys():
         return {}
     base, longest = group(default_config(), "batch"), max(recordings, key=lambda row: row.duration)
-    if longest.duration > base.buckets[-1]:
+    if longest.duration > base.edges[-1]:
         raise UserError(
-            f"examples: {longest.key} has {longest.duration:g} s; allowed are {base.buckets[-1]:g} s, or what the last "
+            f"examples: {longest.key} has {longest.duration:g} s; allowed are {base.edges[-1]:g} s, or what the last "
             "of settings['batch.buckets'] allows"
         )
     # A few lengths, so that trainings on other recordings share their compiled programs.
@@ -302,7 +302,7 @@ def _batches(recordings: Sequence[Recording], settings: Mapping[str, Any], *, mu
     if everything <= base.seconds:
         return {"batch.buckets": (last,), "batch.seconds": everything}
     edges = [
-        edge for edge in (0.5, 1.0, *base.buckets) if edge < last and any(row.duration <= edge for row in recordings)
+        edge for edge in (0.5, 1.0, *base.edges) if edge < last and any(row.duration <= edge for row in recordings)
     ]
     return {"batch.buckets": (*edges, last), "batch.seconds": max(base.seconds, last * multiple)}
 
@@ -395,7 +395,7 @@ def _loader(layout: Layout, config: ConfigDict, hashes: UtteranceHashes, *, repo
         layout.table,
         seed=config.seed,
         batch_seconds=batch.seconds,
-        buckets=batch.buckets,
+        buckets=batch.edges,
         multiple=batch.multiple,
         max_tasks=batch.max_tasks,
         local_rows=functools.partial(sharding.local_rows, layout.mesh),

@@ -18,6 +18,7 @@ from hra_jax.config.files import validate_config
 from hra_jax.config.keys import group
 from hra_jax.console import error_line, listed, tell
 from hra_jax.data.batching import BatchSettings
+from hra_jax.data.durations import padding_share
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
 from hra_jax.errors import DamagedError, UserError
@@ -43,7 +44,7 @@ from hra_jax.run.scoring import (
 )
 from hra_jax.run.skipped_steps import SkippedSteps
 from hra_jax.run.stages import prepare
-from hra_jax.run.workdirs import DATA_REPORT, claim, forget_files, list_files
+from hra_jax.run.workdirs import DATA_REPORT, claim, forget_files, list_files, write_config
 from hra_jax.tpu import topologies
 from hra_jax.training import agreement, sharding, train_state
 from hra_jax.training.checkpoints import Checkpoints
@@ -55,7 +56,7 @@ from hra_jax.training.profiling import Profiler, ProfileSettings
 from hra_jax.training.progress import Progress
 from hra_jax.training.step import LOST
 from hra_jax.training.stored_checkpoint import METRIC
-from hra_jax.training.timing import StepTimes
+from hra_jax.training.timing import Compilations, StepTimes
 
 FLAGS = flags.FLAGS
 NOT_SCORED = 4  # exit status: trained and exported, but a validation or the evaluation failed
@@ -87,7 +88,10 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
         if jax.process_index() == 0:
             forget_files(claimed.path)
         # ------------------------------------------------------------------------------------- read, lay out and place
+        asked = config.batch.buckets
         run = prepare(config, claimed.path, report, begins=not claimed.resumed)
+        if config.batch.buckets != asked:  # they were found in the data: whoever goes on, goes on with them
+            write_config(config, claimed.path)
         with open_checkpoints(run, group(config, "checkpoint")) as checkpoints:
             # ---------------------------------------------------------------------------------------- restore and loop
             position = _restore_or_start(run, checkpoints, steps_before=claimed.steps)
@@ -196,7 +200,7 @@ def _loop(
     flops_of, times, last = CountedStep(layout.programs.counted), StepTimes(devices=layout.mesh.size, peak=peak), None
     most = layout.programs.optimizer.max_skipped_steps
     skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name, start=start, position=position)
-    mixing.foresee(run, batch)
+    compiled = Compilations(len(batch.edges), tell=progress.note, about=_tell_batches(run, batch))
     with loader, writer, progress, profiler, PreemptionGuard() as guard:
         times.restart()
         for step in range(start + 1, steps + 1):
@@ -206,7 +210,8 @@ def _loop(
                 rows = next(loader)
             arrays = sharding.shard_batch(rows, layout.mesh)
             flops = flops_of(run.bank.as_stepped(run.state), run.frozen, arrays) if peak else 0
-            run.state, outputs = run.bank.step(run.state, run.frozen, arrays, loader.tasks)
+            with compiled.step(rows["waveform"].shape[1], last=step == steps):
+                run.state, outputs = run.bank.step(run.state, run.frozen, arrays, loader.tasks)
             times.stepped(flops)
             guard.stepped()
             skipped.stepped(step, outputs, rows["utterance"])
@@ -264,6 +269,19 @@ def _loop(
     return 0
 
 
+def _tell_batches(run: Run, batch: BatchSettings) -> str:
+    """Prints what the batches are, and what will be drawn; returns how much of them is padding, and in one bucket."""
+    share, in_one = (padding_share(run.layout.table.duration, edges) for edges in (batch.edges, batch.edges[-1:]))
+    padded = f"{share:.1%} of the audio in batches is padding"
+    if len(batch.edges) > 1:
+        padded += f", and would be {in_one:.1%} in one bucket"
+    if jax.process_index() == 0:
+        edges = ", ".join(f"{edge:g}" for edge in batch.edges)
+        tell(f"  batches: {batch.seconds:g} s, in buckets of at most {edges} s; {padded}")
+    mixing.foresee(run, batch)
+    return padded
+
+
 def _tell_used(run: Run, skipped: SkippedSteps, drawn: Sequence[int]) -> None:
     """Tells, after the last step, what was drawn, which data could not be used, and how many steps were skipped."""
     never = mixing.undrawn(run, drawn)
@@ -282,7 +300,7 @@ def _loader(run: Run, data: DataSettings, batch: BatchSettings, *, position: dic
         run.layout.table,
         seed=run.settings.seed,
         batch_seconds=batch.seconds,
-        buckets=batch.buckets,
+        buckets=batch.edges,
         multiple=batch.multiple,
         max_tasks=batch.max_tasks,
         position=position,

@@ -70,6 +70,8 @@ FAST: dict[str, list[str]] = {
 SLOW: dict[str, list[str]] = {
     QUICKSTART: QUICK,
     "python -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own": SHORT,
+    "python -m hra_jax.train --config own --config.data.dir=FOLDER --config.data.groups=speaker "
+    "--config.data.temperature=5 --workdir runs/even": SHORT,
     # The same work directory again: nothing is left to train.
     "python -m hra_jax.train --config NAME --workdir W": [*SHORT, "--config.data.dir=FOLDER"],
     "python -m hra_jax.train --config mine.py --workdir runs/mine": [*SHORT, "--config.hra.width=64"],
@@ -80,6 +82,9 @@ SLOW: dict[str, list[str]] = {
         "--config.batch.seconds=8",
     ],
     "python -m hra_jax.check --config NAME --workdir W": ["--config.data.dir=FOLDER", *SHORT],
+    "python -m hra_jax.data.durations --config own --config.data.dir=FOLDER --output durations.json": [],
+    "python -m hra_jax.aot --config own --config.batch.buckets=8 --durations durations.json --topology v5e:2x4 "
+    "--config.batch.multiple=8": ["--plan"],
     "python -m hra_jax.transcribe --adapter runs/own/adapter --task SPEAKER a.wav b.flac": [],
     "python -m hra_jax.transcribe --adapter runs/own/adapter --task SPEAKER --json a.wav": [],
     "python -m hra_jax.transcribe --adapter DIR --task NAME a.wav": [],

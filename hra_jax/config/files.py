@@ -18,7 +18,7 @@ from hra_jax.config import keys, renamed
 from hra_jax.config.keys import flatten_config
 from hra_jax.console import did_you_mean, near_matches
 from hra_jax.errors import UserError
-from hra_jax.storage.json_files import check_fields, parse_json
+from hra_jax.storage.json_files import check_fields, parse_json, read_text
 
 # Installed, the files are package data in the package; in a checkout they are at the top level.
 _ROOTS = (epath.Path(__file__).parents[1] / "configs", epath.Path(__file__).parents[2] / "configs")
@@ -64,8 +64,8 @@ def find_config(name_or_path: str, *, kind: str = "configs") -> epath.Path:
     """Finds a configuration or suite file.
 
     Args:
-      name_or_path: the path of an existing file (which goes first), or a ready-made name such as `quickstart` or
-        `suites/fsdd`; with kind "suites" the name alone is enough: `fsdd`.
+      name_or_path: the path of an existing file (which goes first; W/config.json of a run is one), or a ready-made name
+        such as `quickstart` or `suites/fsdd`; with kind "suites" the name alone is enough: `fsdd`.
       kind: "configs" or "suites".
 
     Returns:
@@ -75,7 +75,7 @@ def find_config(name_or_path: str, *, kind: str = "configs") -> epath.Path:
       UserError: no such file and no such name; the line lists near matches.
     """
     path = epath.Path(name_or_path)
-    if path.suffix == ".py" and path.exists():
+    if path.suffix in (".py", ".json") and path.exists():
         return path
     name = str(name_or_path).removesuffix(".py")
     folders = [_root() / _FOLDERS[kind]] + ([_root()] if kind != "configs" else [])
@@ -109,6 +109,8 @@ def load_config(name_or_path: str, *, kind: str = "configs", unfinished: bool = 
       UserError: no such file, or the file is wrong (an unknown key, a value of another type, a syntax error).
     """
     path = find_config(name_or_path, kind=kind)
+    if path.suffix == ".json":
+        return config_from_json(read_text(path))
     namespace: dict[str, Any] = {"__name__": f"hra_jax_config_{path.stem}", "__file__": str(path)}
     inside = _loading.get()
     token = _loading.set(True)
@@ -190,10 +192,14 @@ def validate_config(config: ConfigDict, *, stored: bool = False) -> None:
     for key in ("eval.suite", "eval.select_suite"):
         if flat[key]:
             _check_suite(key, flat[key])
-    limit = flat["batch.buckets"][-1]
+    buckets, what = flat["batch.buckets"], "the last of batch.buckets"
+    if isinstance(buckets, int):
+        limit, what = flat["batch.seconds"] / flat["batch.multiple"], "batch.seconds / batch.multiple"
+    else:
+        limit = buckets[-1]
     if flat["data.max_seconds"] > limit:
         value = flat["data.max_seconds"]
-        raise UserError(f"config.data.max_seconds is {value!r}; allowed: at most {limit!r}, the last of batch.buckets")
+        raise UserError(f"config.data.max_seconds is {value!r}; allowed: at most {limit!r}, {what}")
     if not stored:
         _check_read(flat)
     from hra_jax.adapters.settings import shares_what_trains  # imported late, as the classes of `keys.groups`

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from hra_jax.config.settings import Rule, Setting, settings_of
 from hra_jax.errors import UserError
@@ -108,9 +108,17 @@ def _leaves(config: ConfigDict | Mapping[str, Any], prefix: str) -> Iterator[tup
             yield f"{prefix}{key}", value
 
 
+class _OfTypes(FieldReference):  # type: ignore[misc]
+    """The value of a key that may be of several types: ConfigDict holds any other to the type of its first value."""
+
+    def set(self, value: Any, type_safe: bool = True) -> None:
+        """Takes another value; a list stands for a tuple, as for other keys."""
+        super().set(tuple(value) if isinstance(value, list) else value, type_safe)
+
+
 def nest_config(flat: Mapping[str, Any]) -> ConfigDict:
     """The inverse of `flatten_config`, locked."""
-    config = ConfigDict()
+    config, types = ConfigDict(), {key: rule.types for key, rule in rules().items() if rule.types}
     for key, value in flat.items():
         *group, name = key.split(".")
         node = config
@@ -118,7 +126,7 @@ def nest_config(flat: Mapping[str, Any]) -> ConfigDict:
             if part not in node:
                 node[part] = ConfigDict()
             node = node[part]
-        node[name] = value
+        node[name] = _OfTypes(value, types[key]) if isinstance(value, types.get(key, ())) else value
     return config.lock()
 
 

@@ -80,6 +80,7 @@ MEANT_BEFORE: dict[str, Any] = {
     "data.groups": "",
     "data.temperature": 1.0,
     "data.cap_rows": 0,
+    "data.modules": (),
 }
 
 

@@ -21,12 +21,14 @@ from hra_jax.errors import UserError
 class Rule(NamedTuple):
     """What a setting allows: in words, as a predicate, and as the list of choices where there is one.
 
-    All three are functions, so that a rule can name a list that grows when a module registers something.
+    These are functions, so that a rule can name a list that grows when a module registers something. A setting that
+    may be of several types names them in `types`; all others keep to the type of their default.
     """
 
     describe: Callable[[], str]
     accepts: Callable[[Any], bool]
     choices: Callable[[], tuple[str, ...]] | None = None
+    types: tuple[type, ...] = ()
 
 
 class Setting(NamedTuple):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
 from hra_jax.config.settings import Rule, check_settings, integer, is_number, number, setting
@@ -40,6 +41,9 @@ def _are_buckets(value: Any) -> bool:
     return numbers and all(low < high for low, high in zip(value, value[1:], strict=False))
 
 
+_NUMBER_OF_BUCKETS = integer(1, 64)
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchSettings:
     """The keys `batch.*`: the size of global batches."""
@@ -51,14 +55,44 @@ class BatchSettings:
         1, integer(1), "utterances; every batch has a multiple of it; the data part of the mesh must divide it"
     )
     max_tasks: int = setting(32, integer(1), "distinct tasks in a global batch at most")
-    buckets: tuple[float, ...] = setting(
+    buckets: int | tuple[float, ...] = setting(
         (2.0, 4.0, 8.0, 16.0),
-        Rule(lambda: "a tuple of ascending numbers above 0 (seconds), at least one", _are_buckets),
-        "length buckets, seconds, ascending; the last is the longest utterance taken",
+        Rule(
+            lambda: f"a tuple of ascending numbers above 0 (seconds), at least one, or {_NUMBER_OF_BUCKETS.describe()}",
+            lambda value: _are_buckets(value) or _NUMBER_OF_BUCKETS.accepts(value),
+            types=(tuple, int),
+        ),
+        "length buckets, seconds, ascending; the last is the longest utterance taken. A number: so many, as they pad "
+        "the training data least; a run writes what it finds into its config.json",
     )
 
     def __post_init__(self) -> None:
         check_settings(self, "batch")
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """The longest utterance of each bucket, seconds, ascending.
+
+        Raises:
+          UserError: they are still to be found in the training data.
+        """
+        if isinstance(self.buckets, int):
+            raise UserError(
+                f"batch.buckets = {self.buckets}: a run finds them in its training data when it begins, so they are "
+                "not known here; allowed: a tuple of seconds"
+            )
+        return self.buckets
+
+
+def set_buckets(config: ConfigDict, edges: tuple[float, ...]) -> None:
+    """Sets the ends of the buckets (seconds) in a configuration, in place of their number.
+
+    A `data.max_seconds` above the last one says no more than they do, and would be refused beside them: it becomes 0.
+    """
+    with config.unlocked(), config.batch.ignore_type():
+        config.batch.buckets = edges
+        if config.data.max_seconds > edges[-1]:
+            config.data.max_seconds = 0.0
 
 
 def check_buckets(buckets: Sequence[float]) -> tuple[float, ...]:

@@ -246,7 +246,7 @@ def _drawn(row: dict[str, Any]) -> tuple[str, float]:
 def relative_to(path: epath.Path, manifest: epath.Path) -> str:
     """The path as a manifest should have it: relative where both lie on the same storage."""
     if is_remote(path) or is_remote(manifest):
-        inside = path.isrelative_to(manifest.parent)
+        inside = path.is_relative_to(manifest.parent)
         return os.fspath(path.relative_to(manifest.parent) if inside else path)
     plain = os.path.relpath(path, manifest.parent)
     # The way up from a folder that a link leads to is not the way back.

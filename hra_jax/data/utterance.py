@@ -38,6 +38,11 @@ class Utterance:
         """The value of a tag as text; None where there is no such tag, or no value: null, white space, a container."""
         return tag_value(self.tags, name)
 
+    @property
+    def sound_file(self) -> str:
+        """Path or URI of the file that its samples are read from."""
+        return self.audio_filepath
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Recording(Utterance):

@@ -146,7 +146,7 @@ class SuiteRunner:
         # One row at least: nothing can be gathered from a bank without rows.
         self.rows = tuple(n for n, name in enumerate(tasks) if name in used) or ((0,) if tasks else ())
         self.needs_mean = MEAN_TASK in used
-        limit, longest = long_utterances.lengths(suite, last_bucket=batch.buckets[-1], trained_seconds=trained_seconds)
+        limit, longest = long_utterances.lengths(suite, last_bucket=batch.edges[-1], trained_seconds=trained_seconds)
         cut = functools.partial(
             long_utterances.cut,
             limit=limit,
@@ -165,7 +165,7 @@ class SuiteRunner:
             normalizer=data.text_normalizer,
             task_tag="",
             tasks=(*(tasks[row] for row in self.rows), *([MEAN_TASK] if self.needs_mean else [])),
-            max_seconds=batch.buckets[-1],
+            max_seconds=batch.edges[-1],
             sample_rate=base.features.sample_rate,
             output_length=base.output_length,
             report=report,
@@ -178,9 +178,9 @@ class SuiteRunner:
         self.digest = self.table.digest()
         self.kept: dict[tuple[str, str], str] = {}
         lengths = batching.label_capacities(
-            batching.bucket_of(self.table.duration, batch.buckets),
+            batching.bucket_of(self.table.duration, batch.edges),
             self.table.label_lengths,
-            buckets=len(batch.buckets),
+            buckets=len(batch.edges),
         )
         self.label_capacities = tuple(lengths)
 
@@ -224,7 +224,7 @@ class SuiteRunner:
         found = dict(done or {})
         sizes: dict[str, Any] = {
             "batch_seconds": self._evaluation.batch_seconds,
-            "buckets": self._batch.buckets,
+            "buckets": self._batch.edges,
             "multiple": self._batch.multiple,
         }
         plans, checks = self._checks_first(eval_plans(self.table, **sizes))

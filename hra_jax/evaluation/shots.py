@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hra_jax.console import percent
-from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
+from hra_jax.data.sources import read_source
 from hra_jax.data.utterance import Utterance, tag_value
 from hra_jax.errors import UserError
 from hra_jax.evaluation.bootstrap import Sample, drawn_means, drawn_rates, interval, make_sample, seed_of
@@ -71,7 +71,7 @@ def draw_heads(suite: Suite, held_out: Sequence[SuiteTask], *, seed: int, report
       UserError: the support cannot be read, has fewer utterances of a task than `shots` asks for, or shares one with
         the suite.
     """
-    utterances, _ = read_manifest(suite.support, report=report)
+    utterances, _ = read_source(suite.support, report=report)
     check_disjoint(suite.utterances, utterances, suite=suite.name, other="support")
     heads, most = [], suite.shots[-1]
     for task in held_out:

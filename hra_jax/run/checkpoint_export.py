@@ -108,7 +108,7 @@ def _export(
             vocabulary=own.get("shared", base.vocabulary.to_json()),
             accounting=stored.accounting | {"backbone_fingerprint": base.fingerprint},
             records=records,
-            trained_seconds=config.data.max_seconds or config.batch.buckets[-1],
+            trained_seconds=config.data.max_seconds or group(config, "batch").edges[-1],
             durable=False,  # the folder is put on the disk as a whole
         )
 

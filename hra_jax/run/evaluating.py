@@ -78,7 +78,7 @@ def setup_of(config: ConfigDict, *, free: bool) -> Setup:
         batch = BatchSettings(seconds=batch.seconds, multiple=multiple, max_tasks=batch.max_tasks, buckets=BUCKETS)
         seconds = max(evaluation.batch_seconds, multiple * BUCKETS[-1])
         evaluation = EvaluationSettings(batch_seconds=seconds, bootstrap=evaluation.bootstrap)
-    bucket_rows(batch.buckets, batch_seconds=evaluation.batch_seconds, multiple=batch.multiple)
+    bucket_rows(batch.edges, batch_seconds=evaluation.batch_seconds, multiple=batch.multiple)
     return Setup(mesh, settings, data, batch, evaluation)
 
 
@@ -182,7 +182,7 @@ def job(system: System, runner: SuiteRunner, setup: Setup, output: epath.Path, b
         "system": system.digest,
         "backbone": base.fingerprint,
         "dtype": str(compute_dtype(setup.settings.backbone_dtype)),
-        "decoding": {"method": "greedy", "most_seconds": setup.batch.buckets[-1]}
+        "decoding": {"method": "greedy", "most_seconds": setup.batch.edges[-1]}
         | ({"chunk_seconds": runner.chunk_seconds} if runner.chunk_seconds else {}),
         "normalizer": versioned(runner.suite.normalizer),
         "bootstrap": setup.evaluation.bootstrap,

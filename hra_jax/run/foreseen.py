@@ -79,7 +79,7 @@ def _check_scores(runner: SuiteRunner, report: DataReport, *, key: str) -> None:
     """Checks that each task of a suite has an utterance that can be scored, as far as tables and storage know."""
     suite, table = runner.suite, runner.table
     for number, utterance in _gone(table.utterances):
-        report.add("missing_file", table.name(number), f"no file at {utterance.audio_filepath}")
+        report.add("missing_file", table.name(number), f"no file at {utterance.sound_file}")
     reasons = report.reasons()
     usable: dict[str, list[Utterance]] = {task.name: [] for task in suite.tasks}
     for number, utterance in enumerate(table.utterances):
@@ -106,10 +106,10 @@ def _check_scores(runner: SuiteRunner, report: DataReport, *, key: str) -> None:
 
 def _gone(utterances: Sequence[Utterance]) -> Iterable[tuple[int, Utterance]]:
     """The utterances whose audio file is not there, with their numbers; a collective, in which each asks for a part."""
-    paths = sorted({row.audio_filepath for row in utterances})
+    paths = sorted({row.sound_file for row in utterances})
     mine = paths[jax.process_index() :: jax.process_count()]
     missing = {path for part in agreement.gather(missing_files(mine)) for path in part}
-    return [(number, row) for number, row in enumerate(utterances) if row.audio_filepath in missing]
+    return [(number, row) for number, row in enumerate(utterances) if row.sound_file in missing]
 
 
 def missing_files(paths: Sequence[str], *, remote_seconds: float = _REMOTE_SECONDS) -> list[str]:

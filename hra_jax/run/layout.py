@@ -85,6 +85,8 @@ def connected_mesh(mesh: MeshSettings, *, multiple: int) -> Mesh:
 def check_rows(batch: BatchSettings, shards: int, *, accumulate: int, evaluation: EvaluationSettings) -> None:
     """Checks that every bucket has rows, in training and in evaluation, and that `accumulate` divides them.
 
+    Where the buckets are still to be found, there is nothing to check.
+
     Args:
       batch, evaluation: groups of a validated configuration.
       shards: parts that the mesh splits the rows of a batch into.
@@ -93,8 +95,10 @@ def check_rows(batch: BatchSettings, shards: int, *, accumulate: int, evaluation
     Raises:
       UserError: a bucket has no rows, or `accumulate` does not divide those of one device.
     """
-    rows = bucket_rows(batch.buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
-    for seconds, count in zip(batch.buckets, rows, strict=True):
+    if isinstance(batch.buckets, int):
+        return
+    rows = bucket_rows(batch.edges, batch_seconds=batch.seconds, multiple=batch.multiple)
+    for seconds, count in zip(batch.edges, rows, strict=True):
         if count // shards % accumulate:
             each = f" on each of {shards} devices" if shards > 1 else ""
             raise UserError(
@@ -102,7 +106,7 @@ def check_rows(batch: BatchSettings, shards: int, *, accumulate: int, evaluation
                 f"bucket{each}; change batch.seconds or batch.multiple"
             )
     if evaluation.suite or evaluation.select_suite:
-        bucket_rows(batch.buckets, batch_seconds=evaluation.batch_seconds, multiple=batch.multiple)
+        bucket_rows(batch.edges, batch_seconds=evaluation.batch_seconds, multiple=batch.multiple)
 
 
 def adapter_method(
@@ -206,7 +210,7 @@ def _table(
         first_tasks=() if start is None else tuple(start.tasks),
         output_length=base.output_length,
         sample_rate=base.features.sample_rate,
-        max_seconds=data.max_seconds or batch.buckets[-1],
+        max_seconds=data.max_seconds or batch.edges[-1],
         report=report,
         own=material.own,
     )

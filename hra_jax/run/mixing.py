@@ -22,8 +22,8 @@ def foresee(run: Run, batch: BatchSettings) -> None:
     layout = run.layout
     if not layout.parts or jax.process_index() != 0:
         return
-    rows = bucket_rows(batch.buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
-    total = drawn.references_in(run.settings.steps, layout.table, layout.parts, buckets=batch.buckets, rows=rows)
+    rows = bucket_rows(batch.edges, batch_seconds=batch.seconds, multiple=batch.multiple)
+    total = drawn.references_in(run.settings.steps, layout.table, layout.parts, buckets=batch.edges, rows=rows)
     counts = [int(share * total) for share in drawn.asked(layout.parts).tolist()]
     if len(layout.parts) > 1:
         found = sorted(drawn.shares(layout.parts, counts), key=lambda share: share.asked)

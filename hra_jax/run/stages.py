@@ -11,7 +11,7 @@ from hra_jax.adapters import methods
 from hra_jax.config.files import config_to_json
 from hra_jax.config.keys import group
 from hra_jax.data.report import DataReport
-from hra_jax.run import foreseen, processes
+from hra_jax.run import buckets, foreseen, processes
 from hra_jax.run.layout import Layout, check_rows, connected_mesh, lay_out
 from hra_jax.run.place import Run, place
 from hra_jax.run.read import Material, read_material
@@ -58,8 +58,15 @@ def survey(
 
 
 def laid_out(material: Material, mesh: Mesh, config: ConfigDict, report: DataReport) -> Layout:
-    """`lay_out` with the groups of a validated configuration."""
+    """`lay_out` with the groups of a validated configuration, in which a number of buckets becomes their ends."""
     settings, adapter = group(config, ""), group(config, "adapter")
+    if buckets.find_buckets(config, material.sources, material.base):
+        check_rows(
+            group(config, "batch"),
+            sharding.batch_shards(mesh),
+            accumulate=settings.accumulate,
+            evaluation=group(config, "eval"),
+        )
     return lay_out(
         material,
         mesh,
@@ -87,7 +94,8 @@ def prepare(
     """Reads, lays out and places a run; a collective.
 
     Args:
-      config: a validated configuration; each stage is given the groups that it uses.
+      config: a validated configuration; each stage is given the groups that it uses. Where `batch.buckets` is a number,
+        it becomes the buckets that are found.
       workdir: the work directory.
       report: where unusable data goes.
       suite_dir: what `{dir}` in the manifests of suites stands for; None means `data.dir`.

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from hra_jax import api
 from hra_jax.adapters import adapter_folder, initial, task_records
 from hra_jax.adapters.base import Adapter
+from hra_jax.config.keys import group
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.models.dtypes import compute_dtype
@@ -196,7 +197,7 @@ def _of_checkpoint(
     start_tasks, start_hashes = _start(config.adapter.start)
     hashes = {f"the adapter {config.adapter.start!r}": start_hashes, "this run": stored_hashes(checkpoints, step)[0]}
     common["trained_on"] = _trained_on(base, **hashes)
-    common["trained_seconds"] = config.data.max_seconds or config.batch.buckets[-1]
+    common["trained_seconds"] = config.data.max_seconds or group(config, "batch").edges[-1]
     if config.method != "adapter":
         return System(**common, **_stored_backbone(checkpoints, step, config, base, mesh))
     stored = checkpoint_export.stored_adapter(checkpoints, step, config, base)

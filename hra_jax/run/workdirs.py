@@ -14,6 +14,7 @@ from etils import epath, epy
 from ml_collections import ConfigDict
 
 from hra_jax.config.files import config_from_json, config_to_json, stored_difference, validate_config
+from hra_jax.data.batching import set_buckets
 from hra_jax.errors import UserError
 from hra_jax.storage import checksums, locks
 from hra_jax.storage.files import check_no_link, check_no_links, is_remote, remove_file, write_file
@@ -303,11 +304,26 @@ def _checked_resume(config: ConfigDict, path: epath.Path) -> tuple[bool, int]:
 
 
 def as_begun(config: ConfigDict, path: epath.Path) -> None:
-    """Has a run whose texts kept their format characters go on with them: its vocabularies may hold some."""
-    stored = path / CONFIG
-    if stored.exists() and config_from_json(read_text(stored), notify=False).data.format_characters == "kept":
+    """Has a run go on with what it was begun with, where its configuration says so in other words.
+
+    That is a run whose texts kept their format characters, as its vocabularies may hold some; and one that found its
+    length buckets in its data: they stand in its config.json, and it was asked for as many.
+    """
+    if not (path / CONFIG).exists():
+        return
+    stored = config_from_json(read_text(path / CONFIG), notify=False)
+    if stored.data.format_characters == "kept":
         with config.unlocked():
             config.data.format_characters = "kept"
+    found, asked = stored.batch.buckets, config.batch.buckets
+    if isinstance(asked, int) and isinstance(found, tuple) and len(found) <= asked:
+        set_buckets(config, found)
+
+
+def write_config(config: ConfigDict, path: epath.Path) -> None:
+    """Writes the configuration of a run that has claimed the folder, as it is now; a collective."""
+    with _storage_errors(path):
+        agreement.first_alone(lambda: write_file(path / CONFIG, config_to_json(config)))
 
 
 @contextlib.contextmanager

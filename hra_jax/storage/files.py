@@ -93,6 +93,7 @@ class Replacement:
     Attributes:
       path: the destination; its folder is made.
       stream: what the content is written to, as bytes.
+      written: the same file by its name on this machine, for a library that opens what it writes to.
     """
 
     def __init__(self, path: epath.PathLike, *, durable: bool = True):
@@ -117,6 +118,7 @@ class Replacement:
             self.stream: IO[bytes] = (
                 _new_local_file(self._temporary, self.path) if self._local else remote.Upload(os.fspath(self.path))
             )
+            self.written = os.fspath(self._temporary) if self._local else f"/proc/self/fd/{self.stream.fileno()}"
             undo.pop_all()
 
     def __enter__(self) -> "Replacement":

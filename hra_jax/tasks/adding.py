@@ -17,9 +17,10 @@ from hra_jax.adapters import initial, methods, task_records
 from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
 from hra_jax.adapters.base import no_parameters
 from hra_jax.config.files import load_config, validate_config
+from hra_jax.config.keys import group
 from hra_jax.console import listed, tell
-from hra_jax.data.manifest import load_manifest
 from hra_jax.data.report import DataReport
+from hra_jax.data.sources import read_source
 from hra_jax.errors import UserError
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.run import workdirs
@@ -188,7 +189,7 @@ def copy_manifest(manifest: str, copy: epath.Path, task: str) -> None:
     """
     report = DataReport()
     lines = []
-    for found in load_manifest(manifest, report=report):
+    for found in read_source(manifest, report=report)[0]:
         row = {"audio_filepath": found.audio_filepath, "duration": found.duration, "text": found.text}
         row |= {"offset": found.offset} if found.offset else {}
         lines.append(json.dumps({**found.tags, **row, TASK_TAG: task}, ensure_ascii=False) + "\n")
@@ -208,8 +209,8 @@ def task_config(exported: ExportedAdapter, *, steps: int | None, learning_rate: 
     settings = methods.settings(methods.from_folder(exported.config))
     config.adapter.name = settings.pop("name")
     for key, value in settings.items():
-        group = config.adapter if key in config.adapter else config[config.adapter.name]
-        group[key] = tuple(value) if isinstance(value, list) else value
+        node = config.adapter if key in config.adapter else config[config.adapter.name]
+        node[key] = tuple(value) if isinstance(value, list) else value
     config.adapter.train = "tasks"
     config.data.task_tag = TASK_TAG
     config.eval.update({"suite": "", "select_suite": ""})
@@ -219,6 +220,6 @@ def task_config(exported: ExportedAdapter, *, steps: int | None, learning_rate: 
     # Every batch must divide by the devices, and who adds a task should not have to think of them.
     devices = jax.device_count()
     config.batch.multiple = devices
-    config.batch.seconds = max(config.batch.seconds, devices * config.batch.buckets[-1])
+    config.batch.seconds = max(config.batch.seconds, devices * group(config, "batch").edges[-1])
     config.batch.max_tasks = 1
     return config

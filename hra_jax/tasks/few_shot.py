@@ -144,7 +144,7 @@ def _config(exported: ExportedAdapter, settings: Mapping[str, Any]) -> ConfigDic
         with node.unlocked(), node.ignore_type():
             node[name] = tuple(value) if isinstance(value, list) else value
     with config.unlocked():
-        config.batch.seconds = max(config.batch.seconds, config.batch.multiple * config.batch.buckets[-1])
+        config.batch.seconds = max(config.batch.seconds, config.batch.multiple * group(config, "batch").edges[-1])
     validate_config(config)
     return config
 
@@ -156,8 +156,8 @@ def steps_of(table: UtteranceTable, config: ConfigDict) -> int:
         table.duration,
         table.task,
         names=table.task_names,
-        buckets=batch.buckets,
-        rows=batching.bucket_rows(batch.buckets, batch_seconds=batch.seconds, multiple=batch.multiple),
+        buckets=batch.edges,
+        rows=batching.bucket_rows(batch.edges, batch_seconds=batch.seconds, multiple=batch.multiple),
         max_tasks=batch.max_tasks,
         seed=config.seed,
     )

@@ -207,7 +207,7 @@ def largest_batch(shapes: Shapes, planned: Plan, *, start: int) -> tuple[int, li
     Returns:
       That number (0 where not even one fits), and an entry for every program that was compiled on the way.
     """
-    seconds = planned.config.batch.buckets[-1]
+    seconds = planned.edges[-1]
     tried: dict[int, dict[str, Any]] = {}
 
     def fits(rows: int) -> bool:

@@ -5,6 +5,7 @@ import math
 
 from ml_collections import ConfigDict
 
+from hra_jax.config.keys import group
 from hra_jax.data import batching
 from hra_jax.errors import UserError
 from hra_jax.run.layout import check_rows
@@ -22,6 +23,7 @@ class Plan:
     config: ConfigDict
     topology: topologies.Topology
     mesh_shape: dict[str, int]
+    edges: tuple[float, ...]  # of the length buckets, seconds; () where they are still to be found
     train_rows: tuple[int, ...]  # utterances of a global batch, by bucket
     evaluation_rows: tuple[int, ...]
 
@@ -38,6 +40,8 @@ class Plan:
 
 def make_plan(config: ConfigDict, topology: str) -> Plan:
     """Checks a configuration against a topology; needs no compiler and no devices.
+
+    Where `batch.buckets` is a number, what depends on the ends of the buckets is not checked.
 
     Args:
       config: a validated configuration.
@@ -56,15 +60,18 @@ def make_plan(config: ConfigDict, topology: str) -> Plan:
     except UserError as error:
         raise UserError(f"{topology}: {error}") from error
     shape = dict(zip(sharding.MESH_AXES, sizes_of_axes, strict=True))
-    batch, shards = config.batch, math.prod(shape[axis] for axis in sharding.BATCH_AXES)
+    batch, evaluation = group(config, "batch"), group(config, "eval")
+    shards = math.prod(shape[axis] for axis in sharding.BATCH_AXES)
     if batch.multiple % shards:
         raise UserError(
             f"{topology}: batch.multiple = {batch.multiple}: must be a multiple of {shards}, the number of "
             "shards that a batch is split into"
         )
-    check_rows(config.batch, shards, accumulate=config.accumulate, evaluation=config.eval)
+    if isinstance(batch.buckets, int):
+        return Plan(config, found, shape, (), (), ())
+    check_rows(batch, shards, accumulate=config.accumulate, evaluation=evaluation)
     train_rows, evaluation_rows = (
-        batching.bucket_rows(batch.buckets, batch_seconds=seconds, multiple=batch.multiple)
-        for seconds in (batch.seconds, config.eval.batch_seconds)
+        batching.bucket_rows(batch.edges, batch_seconds=seconds, multiple=batch.multiple)
+        for seconds in (batch.seconds, evaluation.batch_seconds)
     )
-    return Plan(config, found, shape, train_rows, evaluation_rows)
+    return Plan(config, found, shape, batch.edges, train_rows, evaluation_rows)

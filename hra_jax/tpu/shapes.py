@@ -99,7 +99,7 @@ class Shapes:
 
     def jobs(self, kinds: Sequence[str] = STEPS) -> list[Job]:
         """The programs of those kinds for every bucket, the longest bucket first."""
-        batch, buckets = self._batch_settings, self._batch_settings.buckets
+        batch, buckets = self._batch_settings, self._batch_settings.edges
         train = batching.bucket_rows(buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
         evaluation = batching.bucket_rows(
             buckets, batch_seconds=self._evaluation_settings.batch_seconds, multiple=batch.multiple

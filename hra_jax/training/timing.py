@@ -8,6 +8,41 @@ from typing import Any
 PARTS = ("input_wait", "checkpoint")  # of the time of a step; the rest is computing
 
 
+class Compilations:
+    """How long the train step took to be compiled for each length bucket: until the first step with it was under way.
+
+    Args:
+      buckets: how many there are.
+      tell: takes the one line that tells of it: when all are compiled, or with those that are after the last step.
+      about: what the line says besides.
+      clock: seconds, for tests.
+    """
+
+    def __init__(
+        self, buckets: int, *, tell: Callable[[str], None], about: str, clock: Callable[[], float] = time.perf_counter
+    ):
+        self._buckets, self._clock = buckets, clock
+        self._tell: Callable[[str], None] | None = tell
+        self._about = about
+        self._seconds: dict[int, float] = {}  # by the samples of the bucket
+
+    @contextlib.contextmanager
+    def step(self, samples: int, *, last: bool) -> Iterator[None]:
+        """Begins a step inside, with a batch of so many samples a row; `last`: whether it is that of the run."""
+        started = self._clock()
+        yield
+        self._seconds.setdefault(samples, self._clock() - started)
+        if self._tell is not None and (last or len(self._seconds) == self._buckets):
+            self._tell(f"{self._line()}; {self._about}")
+            self._tell = None
+
+    def _line(self) -> str:
+        each = [self._seconds[samples] for samples in sorted(self._seconds)]
+        sum_of = " + ".join(f"{seconds:.1f}" for seconds in each) + f" = {sum(each):.1f} s" if len(each) > 1 else ""
+        buckets = f"{len(each)} of {self._buckets} buckets" if self._buckets > 1 else "1 bucket"
+        return f"the train step was compiled for {buckets} in {sum_of or f'{each[0]:.1f} s'}"
+
+
 class StepTimes:
     """Wall time of training, from one line of metrics to the next.
 

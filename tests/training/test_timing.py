@@ -3,7 +3,7 @@
 import pytest
 
 from hra_jax.tpu import topologies
-from hra_jax.training.timing import StepTimes
+from hra_jax.training.timing import Compilations, StepTimes
 
 
 class Clock:
@@ -72,3 +72,20 @@ def test_peaks_of_known_chips():
     assert topologies.peak_flops("TPU v5 lite") == topologies.CHIPS["v5e"].flops
     assert topologies.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert topologies.peak_flops("cpu") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [
+        ([2, 1, 2, 3, 1, 2], "the train step was compiled for 3 of 3 buckets in 2.0 + 1.0 + 4.0 = 7.0 s; padded"),
+        ([2, 2], "the train step was compiled for 1 of 3 buckets in 1.0 s; padded"),
+    ],
+)
+def test_compilations_are_told_once_by_bucket_when_all_are_known_or_at_the_end(samples, told):
+    seconds, lines = iter([0, 1, 10, 12, 20, 20.5, 30, 34, 40, 40.5, 50, 50.5]), []
+    compiled = Compilations(3, tell=lines.append, about="padded", clock=lambda: next(seconds))
+    for number, size in enumerate(samples, start=1):
+        with compiled.step(size, last=number == len(samples)):
+            pass
+        assert len(lines) == (len(set(samples[:number])) == 3 or number == len(samples))
+    assert lines == [told]

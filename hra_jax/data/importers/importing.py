@@ -114,13 +114,16 @@ def usable(entries: Iterable[Entry], report: DataReport) -> Iterator[tuple[Entry
       report: gets the others, as `Sound` and `audio.check_segment` name what is wrong.
     """
     groups = (list(group) for _, group in itertools.groupby(entries, key=lambda entry: entry.audio))
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+    try:
         while batch := list(itertools.islice(groups, _AT_A_TIME)):
             for entry, found in itertools.chain.from_iterable(pool.map(_durations, batch)):
                 if isinstance(found, AudioError):
                     report.add(found.kind, entry.name, found.detail)
                 else:
                     yield entry, found
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is opened
 
 
 def _durations(entries: list[Entry]) -> list[tuple[Entry, float | AudioError]]:

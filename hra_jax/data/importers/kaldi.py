@@ -64,8 +64,8 @@ def _read(folder: epath.Path, begin: epath.Path, report: DataReport) -> Iterator
     split = folder.name
     if not (folder / "text").exists():
         raise UserError(f"{folder} has a wav.scp and no text, which holds the transcripts; allowed: other --splits")
-    texts = _texts(folder, report)
-    recordings = {key: path for _, key, path in pairs(folder / "wav.scp", report, name=f"{split}/wav.scp")}
+    texts = {key: words(text) for key, text in _table(folder / "text", report).items()}
+    recordings = _table(folder / "wav.scp", report)
     tags_of = _tags(folder, report)
     left = dict(texts)  # without a recording
     for utterance, recording, offset, duration in _segments(folder, recordings, report):
@@ -87,13 +87,14 @@ def _read(folder: epath.Path, begin: epath.Path, report: DataReport) -> Iterator
         report.add("missing_file", f"{split}/{utterance}", f"{where} has no such utterance")
 
 
-def _texts(folder: epath.Path, report: DataReport) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    for where, utterance, text in pairs(folder / "text", report, name=f"{folder.name}/text"):
-        if utterance in texts:
-            report.add("unreadable_text", where, f"the utterance {utterance} has a transcript already")
-        texts.setdefault(utterance, words(text))
-    return texts
+def _table(path: epath.Path, report: DataReport) -> dict[str, str]:
+    """The values of a file by their keys; of a key that is given twice the first one counts."""
+    found: dict[str, str] = {}
+    for where, key, value in pairs(path, report, name=f"{path.parent.name}/{path.name}"):
+        if key in found:
+            report.add("missing_field", where, f"{key} is in an earlier line too, which counts")
+        found.setdefault(key, value)
+    return found
 
 
 def _segments(
@@ -104,12 +105,15 @@ def _segments(
         for recording in recordings:
             yield recording, recording, None, None
         return
-    for where, utterance, rest in pairs(folder / "segments", report, name=f"{folder.name}/segments"):
+    for utterance, segment in _table(folder / "segments", report).items():
         try:
-            recording, begin, end = rest.split()
+            recording, begin, end = segment.split()
             start, stop = float(begin), float(end)
         except ValueError:
-            report.add("missing_field", where, f"{rest!r:.80}; needed: a recording, and its first and last second")
+            needed = "a recording, and its first and last second"
+            report.add(
+                "missing_field", f"{folder.name}/{utterance}", f"its segment is {segment!r:.80}; needed: {needed}"
+            )
             continue
         # Kaldi has -1 for the end of the recording.
         yield utterance, recording, start, None if stop == -1 else stop - start
@@ -117,16 +121,12 @@ def _segments(
 
 def _tags(folder: epath.Path, report: DataReport) -> Callable[[str], dict[str, str]]:
     """The tags of an utterance: its speaker, what is known of the speaker, and what is known of itself."""
-
-    def values(name: str) -> dict[str, str]:
-        return {key: value for _, key, value in pairs(folder / name, report, name=f"{folder.name}/{name}")}
-
-    speakers = values("utt2spk") if (folder / "utt2spk").exists() else {}
+    speakers = _table(folder / "utt2spk", report) if (folder / "utt2spk").exists() else {}
     tables: dict[str, list[tuple[str, dict[str, str]]]] = {"spk": [], "utt": []}
     for path in entries(folder):
         match = _TAG_FILE.fullmatch(path.name)
         if match and path.name not in _NO_TAGS and match[2] not in _FIELDS and not path.is_dir():
-            tables[match[1]].append((match[2], values(path.name)))
+            tables[match[1]].append((match[2], _table(path, report)))
 
     def of(utterance: str) -> dict[str, str]:
         speaker = speakers.get(utterance, "")

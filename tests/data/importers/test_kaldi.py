@@ -36,6 +36,29 @@ def test_tags_are_those_of_the_utterance_and_of_its_speaker(tmp_path):
     assert bad == {}
 
 
+def test_of_what_is_given_twice_the_first_counts_and_the_second_is_named(tmp_path):
+    corpus_trees.kaldi(tmp_path / "corpus")
+    train = tmp_path / "corpus" / "train"
+    expected, _ = rows(train, tmp_path)
+    for name in ("text", "wav.scp", "utt2spk", "utt2lang"):
+        append(train / name, "sw02001 other")
+    found, bad = rows(train, tmp_path)
+    places = ("text:3", "wav.scp:3", "utt2spk:3", "utt2lang:2")
+    assert found == expected and bad == dict.fromkeys((f"train/{place}" for place in places), "missing_field")
+
+
+@pytest.mark.slow(minutes=0.2)
+def test_a_directory_in_a_bucket_is_read_as_one_on_a_disk(gcs_storage, tmp_path):
+    corpus_trees.kaldi(tmp_path / "corpus")
+    expected, _ = rows(tmp_path / "corpus" / "train", tmp_path)
+    gcs_storage.upload_folder(tmp_path / "corpus", "gs://bucket/corpus")
+    for place in ("gs://bucket/corpus", "gs://bucket/corpus/"):
+        (part,) = importing.import_corpus(place, "gs://bucket/lists", splits=["train"]).values()
+        paths = [f"gs://bucket/corpus/{row['audio_filepath'].removeprefix('corpus/')}" for row in expected]
+        assert [row["audio_filepath"] for row in part.rows] == paths
+        assert [row["text"] for row in part.rows] == [row["text"] for row in expected]
+
+
 def test_commands_and_places_in_archives_are_named_and_nothing_is_run(tmp_path):
     corpus_trees.kaldi(tmp_path / "corpus")
     train, witness = tmp_path / "corpus" / "train", tmp_path / "witness"
@@ -62,7 +85,7 @@ def test_utterances_without_text_or_recording_are_named(tmp_path):
     found, bad = rows(train, tmp_path)
     assert len(found) == 2 and found[0]["text"] != "AGAIN"
     expected = {"train/silent": "no_text", "train/unsaid": "no_text", "train/unheard": "missing_file"}
-    assert bad == expected | {"train/text:5": "unreadable_text"}
+    assert bad == expected | {"train/text:5": "missing_field"}
 
 
 def test_segments_that_are_none_are_named(tmp_path):
@@ -86,7 +109,7 @@ def test_segments_that_are_none_are_named(tmp_path):
     assert [row["duration"] for row in found] == [1.12, 1.5]  # -1 is the end of the recording
     late = {"test/late": "undecodable_audio", "test/elsewhere": "missing_file"}
     empty = dict.fromkeys((f"test/{name}" for name in ("after", "back", "before", "endless")), "empty_audio")
-    assert bad == late | empty | dict.fromkeys(("test/segments:7", "test/segments:8"), "missing_field")
+    assert bad == late | empty | dict.fromkeys(("test/odd", "test/more"), "missing_field")
 
 
 def test_relative_paths_begin_where_recordings_are_found_or_where_the_user_says(tmp_path, monkeypatch):
