@@ -59,6 +59,7 @@ FAST: dict[str, list[str]] = {
     MANIFESTS: [],
     "python -m hra_jax.data.manifest make FOLDER --output M.jsonl": [],
     "python -m hra_jax.data.manifest check M.jsonl": [],
+    "python -m hra_jax.data.cache --source M.jsonl --output SHARDS": ["--workers=1"],
     "python -m hra_jax.data.manifest import CORPUS --output CORPUS": [],
     "python -m hra_jax.data.manifest check FOLDER/train.jsonl": [],
     "python -m hra_jax.data.corpora list": [],
@@ -101,6 +102,8 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.compare W1 W2": [],
     "python -m hra_jax.verify PATH": [],
     "python -m hra_jax.verify runs/own": [],
+    "python -m hra_jax.data.cache --source FOLDER/train.jsonl --output shards/train": ["--workers=2"],
+    "python -m hra_jax.verify shards/train": [],
     "python -m hra_jax.tasks export-checkpoint --workdir runs/own --step last --output runs/again": [],
     W2V_BERT[0]: [],
     W2V_BERT[1]: [*QUICK[:2], "--config.batch.multiple=4", "--config.batch.buckets=(8.0,)"]

@@ -19,7 +19,6 @@ import json
 import multiprocessing
 import os
 import signal
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Final, NamedTuple
@@ -29,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import tqdm
+import xxhash
 from absl import flags
 from etils import epath
 
@@ -263,9 +263,9 @@ def _parts_of(index: shards.Index) -> dict[int, _Part]:
 def _read_part(folder: epath.Path, number: int, settings: ShardSettings) -> _Part:
     content = (folder / PARTS / f"{number:05d}.parquet").read_bytes()
     table = pq.read_table(pa.BufferReader(content))
-    records, size, crc = parse_json(table.schema.metadata[_OWN], where=PARTS)
+    records, size, digest = parse_json(table.schema.metadata[_OWN], where=PARTS)
     path = os.fspath(folder / shards.shard_name(number))
-    return _Part(table.cast(_PART), Shard(path, records, size, crc, settings.sample_rate, settings.encoding))
+    return _Part(table.cast(_PART), Shard(path, records, size, digest, settings.sample_rate, settings.encoding))
 
 
 # --- One shard --------------------------------------------------------------------------------------------------------
@@ -402,8 +402,8 @@ def _finish(
     }
     for name, text in content.items():
         files.write_file(folder / name, text)
-    listed = {os.path.basename(one.path): [one.size, one.crc32] for one in found}
-    listed |= {name: [len(text), zlib.crc32(text)] for name, text in content.items()}
+    listed = {os.path.basename(one.path): [one.size, one.xxh3] for one in found}
+    listed |= {name: [len(text), xxhash.xxh3_64_intdigest(text)] for name, text in content.items()}
     files.write_file(folder / checksums.LISTING, checksums.listing_text(listed))
     files.remove_folder(folder / PARTS)
 

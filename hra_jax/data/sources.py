@@ -90,8 +90,8 @@ class DataSettings:
             lambda: "a tuple of (name, source, rate), names distinct, rate a number above 0 or 'proportional'",
             _are_sources,
         ),
-        "((name, source, rate), ...); source: the path of a manifest, or seqio:NAME/SPLIT; rate: relative weight, or "
-        "'proportional' to its rows",
+        "((name, source, rate), ...); source: the path of a manifest or of a folder of shards, or seqio:NAME/SPLIT; "
+        "rate: relative weight, or 'proportional' to its rows",
     )
     modules: tuple[str, ...] = setting(
         (),
