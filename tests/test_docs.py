@@ -79,6 +79,11 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own": SHORT,
     # The same work directory again: nothing is left to train.
     "python -m hra_jax.train --config NAME --workdir W": [*SHORT, "--config.data.dir=FOLDER"],
+    "python -m hra_jax.data.manifest make NOISE --notranscripts --output NOISE/noise.jsonl": [],
+    "python -m hra_jax.data.manifest make ROOMS --notranscripts --output ROOMS/rooms.jsonl": [],
+    "python -m hra_jax.train --config own --config.data.dir=FOLDER --config.augment.noise_source=NOISE/noise.jsonl "
+    "--config.augment.impulse_source=ROOMS/rooms.jsonl --config.augment.impulse_probability=0.3 "
+    "--workdir runs/noisy": SHORT,
     "python -m hra_jax.train --config mine.py --workdir runs/mine": [*SHORT, "--config.hra.width=64"],
     "python -m hra_jax.train --config fsdd --config.data.dir=FSDD --workdir runs/fsdd": SHORT,
     "python -m hra_jax.train --config pretrain_tiny --workdir runs/pretrain_tiny": [
@@ -251,7 +256,9 @@ def place(tmp_path_factory) -> Path:
     corpus_trees.librispeech(here / "CORPUS")
     (here / "mine.py").write_text(python_of("docs/configuration.md"))
     first = sorted((here / "FOLDER" / "plain").glob("*.flac"))
-    for name, source in zip(("a.wav", "b.flac"), first, strict=False):
+    names = ("a.wav", "b.flac", "NOISE/street.wav", "ROOMS/kitchen.wav")
+    for name, source in zip(names, (*first[:2], *first[:2]), strict=True):
+        (here / name).parent.mkdir(exist_ok=True)
         soundfile.write(here / name, *soundfile.read(source))
     return here
 
