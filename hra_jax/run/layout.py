@@ -1,6 +1,7 @@
 """The second stage of a run: everything that is known before anything is on a device, checked."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -163,8 +164,9 @@ def lay_out(
     if data.draw != "tasks":
         mixed = groups.parts_of(table, temperature=data.temperature, cap_rows=data.cap_rows, groups=data.groups)
     scored = {f"suite {runner.suite.name!r}": runner.digest for runner in (test, select) if runner}
+    heard = {f"augment.{kind}": hashlib.sha256(rows).hexdigest() for kind, rows in material.sounds.items()}
     read = {"backbone": base.fingerprint, "training data": table.digest(), "mixture": groups.digest(mixed)}
-    agreement.check_agreement(read | scored)
+    agreement.check_agreement(read | scored | heard)
     laid_out = programs.lay_out_programs(
         base,
         method,
