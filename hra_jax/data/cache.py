@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import signal
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Final, NamedTuple
@@ -108,7 +107,6 @@ class _Job(NamedTuple):
 
     folder: str
     number: int
-    source: str
     items: list[Utterance | Example]
     settings: ShardSettings
 
@@ -177,7 +175,7 @@ def _complete(
             if number in parts:
                 told(len(part))
             else:
-                yield _Job(os.fspath(folder), number, items.name, part, settings)
+                yield _Job(os.fspath(folder), number, part, settings)
 
     new = 0
     for number, size in _run(wanted(), workers):
@@ -261,9 +259,9 @@ def _parts_of(index: shards.Index) -> dict[int, _Part]:
 def _read_part(folder: epath.Path, number: int, settings: ShardSettings) -> _Part:
     content = (folder / PARTS / f"{number:05d}.parquet").read_bytes()
     table = pq.read_table(pa.BufferReader(content))
-    records, size, crc = parse_json(table.schema.metadata[_OWN], where=PARTS)
+    records, size, checksum = parse_json(table.schema.metadata[_OWN], where=PARTS)
     path = os.fspath(folder / shards.shard_name(number))
-    return _Part(table.cast(_PART), Shard(path, records, size, crc, settings.sample_rate, settings.encoding))
+    return _Part(table.cast(_PART), Shard(path, records, size, checksum, settings.sample_rate, settings.encoding))
 
 
 # --- One shard --------------------------------------------------------------------------------------------------------
@@ -335,7 +333,7 @@ def _row(item: Utterance | Example, job: _Job) -> dict[str, Any]:
     if isinstance(item, Utterance):
         file = {"id": item.key, "file": item.audio_filepath, "offset": item.offset, "line": item.line}
         return row | file | {"duration": item.duration}
-    return row | {"id": item.id, "file": f"{job.source}#{item.id}", "offset": 0.0, "line": 0, "duration": 0.0}
+    return row | {"id": item.id, "file": "", "offset": 0.0, "line": 0, "duration": 0.0}
 
 
 def _run(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[int, int]]:
@@ -400,8 +398,8 @@ def _finish(
     }
     for name, text in content.items():
         files.write_file(folder / name, text)
-    listed = {os.path.basename(one.path): [one.size, one.crc32] for one in found}
-    listed |= {name: [len(text), zlib.crc32(text)] for name, text in content.items()}
+    listed = {os.path.basename(one.path): [one.size, one.checksum] for one in found}
+    listed |= {name: list(checksums.of_bytes(text)) for name, text in content.items()}
     files.write_file(folder / checksums.LISTING, checksums.listing_text(listed))
     files.remove_folder(folder / PARTS)
 
