@@ -254,8 +254,8 @@ def _shard(folder: epath.PathLike, entry: Any, own: Mapping[str, Any], *, where:
         raise DamagedError(f"{where}: {entry[0]!r:.80} is no file of the folder")
     if own["encoding"] not in shard_files.ENCODINGS:
         raise UserError(f"{where}: encoding {own['encoding']!r}; allowed: {', '.join(shard_files.ENCODINGS)}")
-    name, records, size, checksum = entry
-    return Shard(os.fspath(epath.Path(folder) / name), records, size, checksum, own["sample_rate"], own["encoding"])
+    name, records, size, digest = entry
+    return Shard(os.fspath(epath.Path(folder) / name), records, size, digest, own["sample_rate"], own["encoding"])
 
 
 def _check_rows(rows: pa.Table, shards: Sequence[Shard], *, where: str) -> None:
@@ -320,7 +320,7 @@ def index_bytes(
         "format": _FORMAT,
         "sample_rate": shards[0].sample_rate,
         "encoding": shards[0].encoding,
-        "shards": [[os.path.basename(one.path), one.records, one.size, one.checksum] for one in shards],
+        "shards": [[os.path.basename(one.path), one.records, one.size, one.xxh3] for one in shards],
         "made_from": made_from,
     }
     schema = pa.schema([*ROWS, *(field for field, _ in columns)], metadata={_OWN: json_text(own)})

@@ -156,6 +156,9 @@ def read_source(path: epath.PathLike, *, report: DataReport) -> tuple[Sequence[U
     Raises:
       UserError: it cannot be read, or a line is bad and the report strict.
     """
+    if registry.is_named(path):
+        folder = registry.shards_folder(*registry.name_and_split(os.fspath(path)), "DATA")
+        raise UserError(f"{path} is a name; needed here: a manifest, or the folder of its shards, {folder}")
     if shards.is_shards(path):
         return shards.read_shards(path, report=report)
     if epath.Path(path).is_dir():

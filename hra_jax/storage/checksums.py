@@ -69,11 +69,6 @@ def of_file(file: epath.PathLike, *, told: Callable[[int], object] = lambda coun
     return count, digest.intdigest()
 
 
-def of_bytes(content: bytes) -> tuple[int, int]:
-    """What `of_file` gives of a file with this content."""
-    return len(content), xxhash.xxh3_64_intdigest(content)
-
-
 def files_of(folder: epath.PathLike, *, but: Callable[[str], bool] = lambda path: False) -> list[str]:
     """The regular files of a local folder and of the folders in it, as sorted paths `a/b`.
 
