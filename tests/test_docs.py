@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 import soundfile
 from ml_collections import ConfigDict
-from reference import corpus_trees, launching, published
+from reference import corpus_trees, launching, prepared_trees, published
 
 from hra_jax.data import synthesize
+from hra_jax.data.corpora import prepared
+from hra_jax.data.report import DataReport
 
 ROOT = Path(__file__).resolve().parent.parent
 _spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
@@ -60,6 +62,8 @@ FAST: dict[str, list[str]] = {
     "python -m hra_jax.data.cache --source M.jsonl --output SHARDS": ["--workers=1"],
     "python -m hra_jax.data.manifest import CORPUS --output CORPUS": [],
     "python -m hra_jax.data.manifest check FOLDER/train.jsonl": [],
+    "python -m hra_jax.data.corpora list": [],
+    "python -m hra_jax.data.corpora show hra/ljspeech": [],
     "python -m hra_jax.data.synthesize --set hard --output DIR": ["--scale=0.02"],
     "python -m hra_jax.params --config NAME --tasks 1,10,100 --methods all": [],
     "python -m hra_jax.params --config usm_2b_hra --tasks 1,10,100,1000,10000,100000 --methods all "
@@ -69,8 +73,12 @@ FAST: dict[str, list[str]] = {
     "python docs/generate.py": ["--check"],
 }
 SLOW: dict[str, list[str]] = {
+    "python -m hra_jax.data.corpora prepare hra/ljspeech --data_dir DATA": [],  # it is, from a tree of its layout
+    "python -m hra_jax.data.cache --source seqio:hra/ljspeech/train --data_dir DATA": ["--workers=1"],
     QUICKSTART: QUICK,
     "python -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own": SHORT,
+    "python -m hra_jax.train --config own --config.data.dir=FOLDER --config.data.groups=speaker "
+    "--config.data.temperature=5 --workdir runs/even": SHORT,
     # The same work directory again: nothing is left to train.
     "python -m hra_jax.train --config NAME --workdir W": [*SHORT, "--config.data.dir=FOLDER"],
     "python -m hra_jax.data.manifest make NOISE --notranscripts --output NOISE/noise.jsonl": [],
@@ -259,7 +267,9 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def speech(place) -> None:
-    """The synthetic sets that configurations render by themselves, much smaller."""
+    """The synthetic sets that configurations render by themselves, and a corpus from the network, much smaller."""
+    with prepared_trees.downloaded(prepared_trees.ljspeech(place)):
+        prepared.prepare("hra/ljspeech", place / "DATA", report=DataReport())
     synthesize.render("hard", place / "runs/data/hard", scale=0.02, progress=False)
     synthesize.render("plain", place / "runs/data/plain", scale=0.004, progress=False)
 
