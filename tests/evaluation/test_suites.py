@@ -6,7 +6,8 @@ import os
 import pytest
 from ml_collections import ConfigDict
 
-from hra_jax.config.files import ready_made_names
+from hra_jax.config.files import load_config, ready_made_names
+from hra_jax.data.corpora import catalogue, registry
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
