@@ -172,6 +172,22 @@ def test_examples_of_a_corpus_have_the_samples_and_hashes_of_the_same_files(tmp_
         np.testing.assert_allclose(samples, audio.decode(original, RATE), rtol=0, atol=0.51 / 32768)
 
 
+def test_utterances_without_tags_and_shards_without_utterances_are_read(tmp_path):
+    sounds = [np.arange(16000, dtype=np.int16) * number for number in range(3)]
+    broken = [Example(f"bad {number}", b"no sound" * 4000, 0, "a") for number in range(2)]
+    good = [Example(str(number), sound, RATE, "a") for number, sound in enumerate(sounds)]
+    items = Items("test", 1, [good[0], *broken, *good[1:]], None)
+    for _ in range(2):
+        cache.cache(items, tmp_path / "s", settings=ShardSettings(shard_seconds=1.0), report=DataReport())
+        utterances, refused = _content(tmp_path / "s")
+        assert [row.shard.records for row in utterances] == [1, 1, 1] and [row.key for row in refused] == [
+            "bad 0",
+            "bad 1",
+        ]
+        np.testing.assert_array_equal(audio.decode(utterances[2], RATE) * 32768, sounds[2])
+        (tmp_path / "s" / shards.shard_name(0)).unlink()  # which has the second call put parts together again
+
+
 def test_a_full_disk_ends_the_work_and_the_next_call_completes_it(tmp_path):
     manifest = _world(tmp_path / "m")
     _cache(manifest, tmp_path / "whole")
