@@ -163,9 +163,10 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
             row["hash"],
         )
 
-    chosen = pa.array(good)
-    rows = index.rows.drop_columns(["why"])
-    return UtteranceColumns(rows.take(chosen), index.tags.take(chosen), make), refused
+    rows, tags = index.rows.drop_columns(["why"]), index.tags
+    if refused:  # a copy of all columns, which most indices need not
+        rows, tags = rows.take(pa.array(good)), tags.take(pa.array(good))
+    return UtteranceColumns(rows, tags, make), refused
 
 
 def at_address(path: str) -> Sharded | None:

@@ -201,14 +201,17 @@ def test_a_full_disk_ends_the_work_and_the_next_call_completes_it(tmp_path):
 @pytest.mark.slow(minutes=1)
 def test_tensorflow_datasets_opens_the_folder_and_gives_the_samples(tmp_path):
     import tensorflow_datasets as tfds
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     manifest = _world(tmp_path / "m")
     for encoding in shard_files.ENCODINGS:
         _cache(manifest, tmp_path / encoding, encoding=encoding)
         source = tfds.builder_from_directory(tmp_path / encoding).as_data_source("train")
+        plain = ArrayRecordDataSource([str(path) for path in sorted((tmp_path / encoding).glob("shards-*"))])  # grain's
         utterances, _ = _content(tmp_path / encoding)
-        assert len(source) == len(utterances) == 12
-        for row, fields in zip(utterances, source, strict=True):
+        assert len(source) == len(plain) == len(utterances) == 12
+        for row, fields, record in zip(utterances, source, plain, strict=True):
+            assert shard_files.sound_of(record)[1] == row.sample_hash
             assert (fields["id"].decode(), fields["text"].decode(), fields["sample_rate"]) == (row.key, row.text, RATE)
             assert json.loads(fields["tags"]) == row.tags and int(fields["hash"], 16) == row.sample_hash
             sound = fields["audio"]
