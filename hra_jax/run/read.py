@@ -105,14 +105,12 @@ def training_sources(data: DataSettings, report: DataReport) -> list[TableSource
     Raises:
       UserError: there is none, or some cannot be read.
     """
-    entries = []
-    for name, manifest, rate in data.sources:
-        if "{dir}" in manifest and not data.dir:
-            raise UserError(f"data.sources: the manifest {manifest!r} needs data.dir, which is ''")
-        entries.append((name, manifest.replace("{dir}", data.dir), rate))
-    if not entries:
-        raise UserError("data.sources = (): allowed is at least one (name, manifest, rate)")
-    return read_sources(entries, report=report)
+    if not data.sources:
+        raise UserError("data.sources = (): allowed is at least one (name, source, rate)")
+    sources = read_sources(data.sources, report=report, data_dir=data.dir, modules=data.modules)
+    if data.draw == "tasks" and len(sources) > len(data.sources):
+        raise UserError("data.draw = 'tasks': a Mixture in data.sources has rates; allowed: 'utterances', or its Tasks")
+    return sources
 
 
 def _texts(sources: Sequence[TableSource], normalizer: str) -> list[str]:
