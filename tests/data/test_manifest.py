@@ -299,7 +299,9 @@ def test_lines_mean_the_same_alone_and_among_thousands(tmp_path):
         *({f"tag{number}": number} for number in range(100)),  # more than have a column
     ]
     # Long runs of one kind, as tools write them, and lines of all kinds between them.
-    chosen = [{**kinds[0], "text": "one " * 60}] * 5000 + [kinds[number] for number in random.integers(len(kinds), size=300)]
+    chosen = [{**kinds[0], "text": "one " * 60}] * 5000 + [
+        kinds[number] for number in random.integers(len(kinds), size=300)
+    ]
     chosen += [kinds[1]] * 300 + [kinds[5]] * 300
     rows = [{**GOOD, **kind, "line": number} for number, kind in enumerate(chosen, start=1)]
     lines = [json.dumps(row, ensure_ascii=number % 2 == 0).encode() for number, row in enumerate(rows)]
