@@ -193,12 +193,12 @@ def _loop(
     if start == steps:
         return 0
     loader = _loader(run, data, batch, position=position)
-    writer = MetricWriter(run.workdir, resume_step=start)
-    progress = Progress(steps, start_step=start)
+    writer, progress = MetricWriter(run.workdir, resume_step=start), Progress(steps, start_step=start)
     profiler = Profiler(run.workdir / "profile", start_step=profile.start_step, steps=profile.steps)
     peak = 1e12 * profile.peak_tflops or topologies.peak_flops(layout.mesh.devices.flat[0].device_kind)
     validates, validated = functools.partial(_validates, run, evaluation), False
-    flops_of, times, last = CountedStep(layout.programs.counted), StepTimes(devices=layout.mesh.size, peak=peak), None
+    flops_of = CountedStep(layout.programs.counted, run.bank.hyper)
+    times, last = StepTimes(devices=layout.mesh.size, peak=peak), None
     most = layout.programs.optimizer.max_skipped_steps
     skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name, start=start, position=position)
     compiled = Compilations(len(batch.edges), tell=progress.note, about=_tell_batches(layout.table, batch))

@@ -65,6 +65,18 @@ def read_manifest(path: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
     return manifest_lines.read(content, folder=folder, source=source, report=report)
 
 
+def why_refused(row: dict[str, Any]) -> tuple[str, str] | None:
+    """Why a row that is about to be written would be no usable line: kind and detail; None where it is one."""
+    try:
+        line = json.dumps(row, ensure_ascii=False).encode()
+        _parse(_object(line), folder=epath.Path(), source="", number=0)
+    except UnicodeEncodeError:
+        return "undecodable_audio", "its name is not UTF-8, and a manifest cannot hold it; rename it"
+    except _LineError as error:
+        return error.kind, error.detail
+    return None
+
+
 # --- Make -------------------------------------------------------------------------------------------------------------
 
 
@@ -84,7 +96,14 @@ class Made(NamedTuple):
     unsplit: list[str]
 
 
-def make(folder: epath.PathLike, output: epath.PathLike, *, speaker_from: str = "parent", split: bool = False) -> Made:
+def make(
+    folder: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    speaker_from: str = "parent",
+    split: bool = False,
+    transcripts: bool = True,
+) -> Made:
     """Writes a manifest of a folder of recordings, or three: train, validation and test.
 
     Args:
@@ -92,6 +111,7 @@ def make(folder: epath.PathLike, output: epath.PathLike, *, speaker_from: str = 
       output: the manifest to write; with `split` the folder for train.jsonl, validation.jsonl and test.jsonl. Paths in
         a manifest are relative to it.
       speaker_from: "parent" (the tag `speaker` is the name of the folder that the file is in) or "none" (no such tag).
+      transcripts: whether recordings need a transcript. Without them every text is empty, as it is of noise.
 
     Raises:
       UserError: no such folder, no audio or no transcript in it, a table of transcripts that is wrong, a value that is
@@ -102,7 +122,7 @@ def make(folder: epath.PathLike, output: epath.PathLike, *, speaker_from: str = 
     if speaker_from not in _SPEAKER_FROM:
         raise UserError(f"speaker_from {speaker_from!r}; allowed: {', '.join(_SPEAKER_FROM)}")
     report = DataReport()
-    found, silent = recordings.find(folder, report=report)
+    found, silent = recordings.find(folder, report=report, transcripts=transcripts)
     manifest = epath.Path(output) / "train.jsonl" if split else epath.Path(output)
     rows = []
     for recording in tqdm.tqdm(found, desc="reading", unit="file", disable=None):
@@ -251,6 +271,9 @@ def _define_flags() -> None:
     flags.DEFINE_enum("kind", None, list(importing.FORMATS), "import: the format; by default what it looks like.")
     flags.DEFINE_list("splits", [], "import: the splits that are wanted, by default all that share nothing.")
     flags.DEFINE_string("audio_dir", None, "import kaldi, nemo: the folder at which relative paths begin.")
+    flags.DEFINE_bool(
+        "transcripts", True, "make: take recordings with a transcript alone; off for noise, which has none."
+    )
     flags.DEFINE_enum("speaker_from", "parent", _SPEAKER_FROM, "make: where the tag `speaker` comes from.")
     flags.DEFINE_integer(
         "sample_rate",
@@ -281,7 +304,13 @@ def _make(folder: str) -> int:
     values = flags.FLAGS
     if not values.split:
         cli.check_output("output", values.output)
-    made = make(folder, values.output, speaker_from=values.speaker_from, split=values.split)
+    made = make(
+        folder,
+        values.output,
+        speaker_from=values.speaker_from,
+        split=values.split,
+        transcripts=values.transcripts,
+    )
     _print_bad(made.report)
     if made.silent:
         tell(f"{len(made.silent)} files without a transcript were left out: {listed(made.silent)}")

@@ -207,13 +207,13 @@ def _shard(folder: epath.PathLike, entry: Any, own: Mapping[str, Any], *, where:
     if not (isinstance(entry, list) and len(entry) == 4 and isinstance(entry[0], str)) or any(
         type(number) is not int or number < 0 for number in entry[1:]
     ):
-        raise DamagedError(f"{where}: {entry!r:.80}; needed: [name, records, bytes, CRC-32]")
+        raise DamagedError(f"{where}: {entry!r:.80}; needed: [name, records, bytes, XXH3]")
     if "/" in entry[0] or entry[0] in ("", ".", ".."):
         raise DamagedError(f"{where}: {entry[0]!r:.80} is no file of the folder")
     if own["encoding"] not in shard_files.ENCODINGS:
         raise UserError(f"{where}: encoding {own['encoding']!r}; allowed: {', '.join(shard_files.ENCODINGS)}")
-    name, records, size, crc = entry
-    return Shard(os.fspath(epath.Path(folder) / name), records, size, crc, own["sample_rate"], own["encoding"])
+    name, records, size, digest = entry
+    return Shard(os.fspath(epath.Path(folder) / name), records, size, digest, own["sample_rate"], own["encoding"])
 
 
 def _check_rows(rows: pa.Table, shards: Sequence[Shard], *, where: str) -> None:
@@ -278,7 +278,7 @@ def index_bytes(
         "format": _FORMAT,
         "sample_rate": shards[0].sample_rate,
         "encoding": shards[0].encoding,
-        "shards": [[os.path.basename(one.path), one.records, one.size, one.crc32] for one in shards],
+        "shards": [[os.path.basename(one.path), one.records, one.size, one.xxh3] for one in shards],
         "made_from": made_from,
     }
     schema = pa.schema([*ROWS, *(field for field, _ in columns)], metadata={_OWN: json_text(own)})

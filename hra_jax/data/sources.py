@@ -90,8 +90,8 @@ class DataSettings:
             lambda: "a tuple of (name, source, rate), names distinct, rate a number above 0 or 'proportional'",
             _are_sources,
         ),
-        "((name, source, rate), ...); source: the path of a manifest, or seqio:NAME/SPLIT; rate: relative weight, or "
-        "'proportional' to its rows",
+        "((name, source, rate), ...); source: the path of a manifest or of a folder of shards, or seqio:NAME/SPLIT; "
+        "rate: relative weight, or 'proportional' to its rows",
     )
     modules: tuple[str, ...] = setting(
         (),
@@ -156,6 +156,9 @@ def read_source(path: epath.PathLike, *, report: DataReport) -> tuple[Sequence[U
     Raises:
       UserError: it cannot be read, or a line is bad and the report strict.
     """
+    if registry.is_named(path):
+        folder = registry.shards_folder(*registry.name_and_split(os.fspath(path)), "DATA")
+        raise UserError(f"{path} is a name; needed here: a manifest, or the folder of its shards, {folder}")
     if shards.is_shards(path):
         return shards.read_shards(path, report=report)
     if epath.Path(path).is_dir():

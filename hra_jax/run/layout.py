@@ -1,6 +1,7 @@
 """The second stage of a run: everything that is known before anything is on a device, checked."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -157,7 +158,8 @@ def lay_out(
     table = _table(material, adapted=settings.method == "adapter", data=data, batch=batch, report=report)
     test, select = _runners(material, table, mesh=mesh, data=data, batch=batch, evaluation=evaluation, report=report)
     scored = {f"suite {runner.suite.name!r}": runner.digest for runner in (test, select) if runner}
-    agreement.check_agreement({"backbone": base.fingerprint, "training data": table.digest()} | scored)
+    heard = {f"augment.{kind}": hashlib.sha256(rows).hexdigest() for kind, rows in material.sounds.items()}
+    agreement.check_agreement({"backbone": base.fingerprint, "training data": table.digest()} | scored | heard)
     laid_out = programs.lay_out_programs(
         base,
         method,
