@@ -1,5 +1,6 @@
 """The lines of a manifest as columns. Plain ones are read many at a time, all others one by one."""
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -93,6 +94,18 @@ def _parse(row: dict[str, Any]) -> _Line:
 
 def _tags(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in _FIELDS}
+
+
+def why_refused(row: dict[str, Any]) -> tuple[str, str] | None:
+    """Why a row that is about to be written would be no usable line: kind and detail; None where it is one."""
+    try:
+        line = json.dumps(row, ensure_ascii=False).encode()
+        _parse(_object(line))
+    except UnicodeEncodeError:
+        return "undecodable_audio", "its name is not UTF-8, and a manifest cannot hold it; rename it"
+    except _LineError as error:
+        return error.kind, error.detail
+    return None
 
 
 def read(
