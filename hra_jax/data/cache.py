@@ -14,11 +14,11 @@ same bytes. What cannot be used is left out and named in SHARDS/report.json.
 import concurrent.futures
 import dataclasses
 import io
+import itertools
 import json
 import multiprocessing
 import os
 import signal
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Final, NamedTuple
@@ -28,12 +28,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import tqdm
+import xxhash
 from absl import flags
 from etils import epath
 
 from hra_jax import cli
 from hra_jax.console import tell
 from hra_jax.data import audio, shard_files, shards, sound_files, sources
+from hra_jax.data.corpora import imported, registry
 from hra_jax.data.examples import Example
 from hra_jax.data.report import KINDS, DataReport
 from hra_jax.data.shard_files import Shard
@@ -108,7 +110,6 @@ class _Job(NamedTuple):
 
     folder: str
     number: int
-    source: str
     items: list[Utterance | Example]
     settings: ShardSettings
 
@@ -177,7 +178,7 @@ def _complete(
             if number in parts:
                 told(len(part))
             else:
-                yield _Job(os.fspath(folder), number, items.name, part, settings)
+                yield _Job(os.fspath(folder), number, part, settings)
 
     new = 0
     for number, size in _run(wanted(), workers):
@@ -261,9 +262,9 @@ def _parts_of(index: shards.Index) -> dict[int, _Part]:
 def _read_part(folder: epath.Path, number: int, settings: ShardSettings) -> _Part:
     content = (folder / PARTS / f"{number:05d}.parquet").read_bytes()
     table = pq.read_table(pa.BufferReader(content))
-    records, size, crc = parse_json(table.schema.metadata[_OWN], where=PARTS)
+    records, size, digest = parse_json(table.schema.metadata[_OWN], where=PARTS)
     path = os.fspath(folder / shards.shard_name(number))
-    return _Part(table.cast(_PART), Shard(path, records, size, crc, settings.sample_rate, settings.encoding))
+    return _Part(table.cast(_PART), Shard(path, records, size, digest, settings.sample_rate, settings.encoding))
 
 
 # --- One shard --------------------------------------------------------------------------------------------------------
@@ -335,7 +336,7 @@ def _row(item: Utterance | Example, job: _Job) -> dict[str, Any]:
     if isinstance(item, Utterance):
         file = {"id": item.key, "file": item.audio_filepath, "offset": item.offset, "line": item.line}
         return row | file | {"duration": item.duration}
-    return row | {"id": item.id, "file": f"{job.source}#{item.id}", "offset": 0.0, "line": 0, "duration": 0.0}
+    return row | {"id": item.id, "file": "", "offset": 0.0, "line": 0, "duration": 0.0}
 
 
 def _run(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[int, int]]:
@@ -400,8 +401,8 @@ def _finish(
     }
     for name, text in content.items():
         files.write_file(folder / name, text)
-    listed = {os.path.basename(one.path): [one.size, one.crc32] for one in found}
-    listed |= {name: [len(text), zlib.crc32(text)] for name, text in content.items()}
+    listed = {os.path.basename(one.path): [one.size, one.xxh3] for one in found}
+    listed |= {name: [len(text), xxhash.xxh3_64_intdigest(text)] for name, text in content.items()}
     files.write_file(folder / checksums.LISTING, checksums.listing_text(listed))
     files.remove_folder(folder / PARTS)
 
@@ -421,10 +422,23 @@ def items_of(source: str, *, data_dir: str, modules: Sequence[str], report: Data
     Raises:
       UserError: there is no such source, or it cannot be read.
     """
-    path = epath.Path(source)
-    utterances, refused = sources.read_source(path, report=report)
-    file = path / shards.INDEX if shards.is_shards(path) else path
-    return Items(source, list(checksums.of_file(file)), utterances, len(utterances), refused)
+    paths = [epath.Path(source)]
+    if registry.is_named(source):
+        name, split = registry.name_and_split(source)
+        if not data_dir:
+            raise UserError(f"--source={source} needs --data_dir, the folder of all corpora")
+        if not registry.is_imported(name):
+            version, total = registry.origin(name, split, data_dir=data_dir, modules=modules)
+            found = registry.examples(name, split, data_dir=data_dir, modules=modules, report=report)
+            return Items(source, version, found, total)
+        paths = imported.manifests(name, split, data_dir)
+    read, version = [], []
+    for path in paths:
+        read.append(sources.read_source(path, report=report))
+        version += checksums.of_file(path / shards.INDEX if shards.is_shards(path) else path)
+    utterances = itertools.chain.from_iterable(good for good, _ in read)
+    refused = [line for _, bad in read for line in bad]
+    return Items(source, version, utterances, sum(len(good) for good, _ in read), refused)
 
 
 def define_flags() -> None:
@@ -471,8 +485,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _output(source: str, output: str | None, data_dir: str | None) -> str:
+    if output is None and data_dir and registry.is_named(source):
+        return registry.shards_folder(*registry.name_and_split(source), data_dir)
     if output is None:
-        raise UserError("--output is needed: the folder of shards to write")
+        raise UserError("--output is needed: the folder of shards to write; of seqio:NAME/SPLIT --data_dir will do")
     return output
 
 

@@ -139,6 +139,7 @@ def test_an_unknown_name_is_one_line_with_near_matches(tmp_path, monkeypatch, na
         ("batch.seconds", float("inf"), "a number"),
         ("augment.noise_probability", 1.5, "at most 1"),
         ("augment.noise_snr_db", (20.0, 10.0), "low <= high"),
+        ("augment.telephone_low_hz", (0.0, 300.0), "0 < low <= high"),
         ("optimizer.learning_rate", float("nan"), "a number"),
         ("optimizer.schedule", "linear", "'cosine', 'constant'"),
         ("eval.suite", "hrad", "did you mean 'hard'?"),

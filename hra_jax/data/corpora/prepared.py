@@ -13,6 +13,7 @@ from hra_jax.data.examples import Example
 from hra_jax.data.report import DataReport
 from hra_jax.data.seqio_setup import libraries
 from hra_jax.errors import FAILURES, UserError, one_line
+from hra_jax.storage import checksums
 
 _INFO = "dataset_info.json"
 
@@ -94,6 +95,12 @@ def sizes(name: str, data_dir: epath.PathLike) -> dict[str, int]:
     return {split: info.num_examples for split, info in _builder(_needed(name, data_dir), name).info.splits.items()}
 
 
+def version(name: str, data_dir: epath.PathLike) -> list[Any]:
+    """The version of a corpus that is prepared, and the checksum of its description."""
+    found = _needed(name, data_dir)
+    return [found.version, *checksums.of_file(found.folder / _INFO)]
+
+
 def _needed(name: str, data_dir: epath.PathLike) -> Found:
     found = find(name, data_dir)
     if found is None:
@@ -134,7 +141,7 @@ def examples(name: str, split: str, data_dir: epath.PathLike, *, report: DataRep
       UserError: there is no such corpus or split, it is not prepared, or its files are damaged.
     """
     wanted = catalogue.sources_of(name, split)
-    corpus = catalogue.split_name(name)[2]
+    corpus_name, _, corpus = catalogue.split_name(name)
     found = _needed(name, data_dir)
     builder = _builder(found, name)
     assert corpus.row is not None
@@ -155,7 +162,7 @@ def examples(name: str, split: str, data_dir: epath.PathLike, *, report: DataRep
             elif not len(audio):
                 report.add("empty_audio", f"{name}/{split}: {name_of_row}", "it could not be read, or has no samples")
             else:
-                yield Example(name_of_row, audio, corpus.rate, row.text, row.tags)
+                yield Example(name_of_row, audio, corpus.rate, row.text, {**row.tags, "corpus": corpus_name})
 
 
 def _rows(builder: Any, part: str, corpus: catalogue.Corpus, found: Found) -> Iterator[Mapping[str, Any]]:

@@ -361,6 +361,31 @@ def examples(
     if name.startswith(catalogue.PREFIX):
         yield from _corpus_examples(name, split, data_dir, report)
         return
+    yield from _task_examples(_task(name, split, modules), split, data_dir, report)
+
+
+def is_imported(name: str) -> bool:
+    """Whether a name is that of a corpus with manifests, `imported.manifests`, which are read in place of examples."""
+    return name.startswith(catalogue.PREFIX) and catalogue.split_name(name)[2].imported
+
+
+def origin(name: str, split: str, *, data_dir: str, modules: Sequence[str] = ()) -> tuple[Any, int | None]:
+    """What the examples of a split come from, as a JSON value that another version has another of, and their number.
+
+    Raises:
+      UserError: there is no such Task or split, or it is not prepared.
+    """
+    if name.startswith(catalogue.PREFIX):
+        parts = list(catalogue.sources_of(name, split))
+        sizes = prepared.sizes(name, data_dir)
+        version = prepared.version(name, data_dir)
+        return [*version, *parts], None if catalogue.split_name(name)[2].part else sum(sizes[part] for part in parts)
+    _task(name, split, modules)
+    return [name, split], None
+
+
+def _task(name: str, split: str, modules: Sequence[str]) -> Any:
+    """The Task of a name, which has the split."""
     task = _provider(name, modules)
     _, seqio = libraries()
     if not isinstance(task, seqio.Task):
@@ -368,7 +393,7 @@ def examples(
             f"{name} is a Mixture; allowed: one of its Tasks, {listed([one.name for one in task.tasks], show=str)}"
         )
     _check_split(task, split)
-    yield from _task_examples(task, split, data_dir, report)
+    return task
 
 
 def _task_examples(task: Any, split: str, data_dir: str, report: DataReport) -> Iterator[Example]:
