@@ -375,7 +375,6 @@ def main(argv: list[str]) -> None:
             "input_wait_shares": waits,
         }
         epath.Path(FLAGS.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
     for form, shares in waits.items():
         say(stdout(), f"training on {form} waits for input {statistics.mean(shares):.2%} of its time")
 
