@@ -110,7 +110,6 @@ class _Job(NamedTuple):
 
     folder: str
     number: int
-    source: str
     items: list[Utterance | Example]
     settings: ShardSettings
 
@@ -179,7 +178,7 @@ def _complete(
             if number in parts:
                 told(len(part))
             else:
-                yield _Job(os.fspath(folder), number, items.name, part, settings)
+                yield _Job(os.fspath(folder), number, part, settings)
 
     new = 0
     for number, size in _run(wanted(), workers):
@@ -337,7 +336,7 @@ def _row(item: Utterance | Example, job: _Job) -> dict[str, Any]:
     if isinstance(item, Utterance):
         file = {"id": item.key, "file": item.audio_filepath, "offset": item.offset, "line": item.line}
         return row | file | {"duration": item.duration}
-    return row | {"id": item.id, "file": f"{job.source}#{item.id}", "offset": 0.0, "line": 0, "duration": 0.0}
+    return row | {"id": item.id, "file": "", "offset": 0.0, "line": 0, "duration": 0.0}
 
 
 def _run(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[int, int]]:

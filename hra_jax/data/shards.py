@@ -10,9 +10,11 @@
 """
 
 import dataclasses
+import functools
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -36,6 +38,7 @@ INDEX: Final = "columns.parquet"
 FEATURES, INFO, REPORT = "features.json", "dataset_info.json", "report.json"
 NAME, SPLIT = "shards", "train"  # by which TFDS knows the data set
 _FORMAT: Final = 1
+_ADDRESS: Final = re.compile(rf"(.+)/{NAME}-{SPLIT}\.array_record-(\d{{5,9}})#(\d{{1,9}})")
 _TAG: Final = "tag."  # how the names of the columns of tags begin
 _OWN: Final = b"hra_jax"  # what the index says beside its rows, as JSON
 _MOST_BYTES: Final = 2**31  # of an index
@@ -44,7 +47,7 @@ ROWS: Final = pa.schema(
         ("id", pa.string()),  # Utterance.key
         ("text", pa.string()),
         ("duration", pa.float64()),  # seconds, as the source has it
-        ("file", pa.string()),  # where the sound came from
+        ("file", pa.string()),  # where the sound came from; '' of what came from no file
         ("offset", pa.float64()),
         ("line", pa.int64()),
         ("shard", pa.int32()),
@@ -58,6 +61,8 @@ ROWS: Final = pa.schema(
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sharded(Utterance):
     """An utterance whose sound is in a shard; `audio_filepath` and `offset` say where it came from.
+
+    Of what came from no file, `audio_filepath` is its address.
 
     Attributes:
       shard: the file that holds it.
@@ -73,6 +78,15 @@ class Sharded(Utterance):
     def sound_file(self) -> str:
         """Path or URI of the shard."""
         return self.shard.path
+
+    @property
+    def address(self) -> str:
+        """What names its record where a manifest names a file; `at_address` finds it."""
+        return f"{self.shard.path}#{self.record}"
+
+    def as_line(self) -> dict[str, Any]:
+        """As of others, with its record in the place of a file."""
+        return {"audio_filepath": self.address, "duration": self.duration, "text": self.text}
 
 
 class Index(NamedTuple):
@@ -134,8 +148,9 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
     source = os.fspath(folder)
 
     def make(row: Mapping[str, Any], tags: dict[str, Any]) -> Sharded:
+        shard = index.shards[row["shard"]]
         return Sharded(
-            row["file"],
+            row["file"] or f"{shard.path}#{row['record']}",
             row["duration"],
             row["text"],
             row["offset"],
@@ -143,7 +158,7 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
             row["id"],
             source,
             row["line"],
-            index.shards[row["shard"]],
+            shard,
             row["record"],
             row["hash"],
         )
@@ -151,6 +166,32 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
     chosen = pa.array(good)
     rows = index.rows.drop_columns(["why"])
     return UtteranceColumns(rows.take(chosen), index.tags.take(chosen), make), refused
+
+
+def at_address(path: str) -> Sharded | None:
+    """The utterance that a path names by its record, such as `F/shards-train.array_record-00000#7`; None of others.
+
+    Raises:
+      AudioError: missing_file, where there is no such record.
+    """
+    found = _ADDRESS.fullmatch(path)
+    if found is None:
+        return None
+    try:
+        utterances, numbers = _by_record(found[1])
+        utterance = utterances[numbers[int(found[2]), int(found[3])]]
+    except (UserError, OSError, KeyError) as error:
+        raise AudioError("missing_file", f"no utterance at {path}") from error
+    assert isinstance(utterance, Sharded)
+    return utterance
+
+
+@functools.lru_cache(16)
+def _by_record(folder: str) -> tuple[UtteranceColumns, dict[tuple[int, int], int]]:
+    """The utterances of a folder, and their numbers by shard and record."""
+    rows = read_index(folder).rows.select(["shard", "record"]).to_pydict()
+    good = [place for place in zip(rows["shard"], rows["record"], strict=True) if place[1] >= 0]
+    return read_shards(folder, report=DataReport())[0], {place: at for at, place in enumerate(good)}
 
 
 def tags_of(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -171,6 +212,7 @@ def read_index(folder: epath.PathLike) -> Index:
       UserError: there is none, or it is of a later version; DamagedError where it is not what was written.
       OSError: it cannot be read.
     """
+    folder = folder if remote.is_remote(folder) else os.path.abspath(remote.local_path(os.fspath(folder)))
     path = epath.Path(folder) / INDEX
     if remote.is_remote(path) and not os.fspath(path).startswith("gs://"):
         raise UserError(f"shards at {os.fspath(folder)} are not read; allowed: a folder of this machine, or gs://")

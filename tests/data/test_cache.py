@@ -165,7 +165,7 @@ def test_examples_of_a_corpus_have_the_samples_and_hashes_of_the_same_files(tmp_
     assert [row.key for row in refused] == ["empty", "broken"]
     assert report.counts()["empty_audio"] == report.counts()["undecodable_audio"] == 1
     for row, original in zip(utterances, originals, strict=True):
-        assert row.audio_filepath == f"seqio:a/train#{original.key}"
+        assert row.audio_filepath == row.address
         assert row.sample_hash == audio.sample_hash(original)
         samples = audio.decode(row, RATE)
         assert row.duration == samples.size / RATE
