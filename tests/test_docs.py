@@ -77,6 +77,8 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.data.cache --source seqio:hra/ljspeech/train --data_dir DATA": ["--workers=1"],
     QUICKSTART: QUICK,
     "python -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own": SHORT,
+    "python -m hra_jax.train --config own --config.data.dir=FOLDER --config.data.groups=speaker "
+    "--config.data.temperature=5 --workdir runs/even": SHORT,
     # The same work directory again: nothing is left to train.
     "python -m hra_jax.train --config NAME --workdir W": [*SHORT, "--config.data.dir=FOLDER"],
     "python -m hra_jax.data.manifest make NOISE --notranscripts --output NOISE/noise.jsonl": [],

@@ -127,6 +127,21 @@ class DataSettings:
         "what has its turn: utterances (a task has as many updates as its share of the data gives), or tasks (all have "
         "equally many, whatever their data; rates of sources must then be 'proportional')",
     )
+    groups: str = setting(
+        "",
+        text(),
+        "manifest tag; each of its values, at most 256, is drawn at a rate of its own, by its number of utterances; '' "
+        "for none: sources are",
+    )
+    temperature: float = setting(
+        1.0,
+        number(0, above=True),
+        "of rates that are 'proportional': a source or group of n utterances is drawn as n to the power of 1 / "
+        "temperature",
+    )
+    cap_rows: int = setting(
+        0, integer(0), "utterances; the most that count for such a rate, though all of them come; 0: all count"
+    )
     max_seconds: float = setting(
         0.0,
         number(0, unit=" (seconds; 0: the last of batch.buckets)"),
