@@ -253,7 +253,9 @@ def _is_whole(folder: epath.Path, parts: Mapping[int, _Part]) -> bool:
 
 def _parts_of(index: shards.Index) -> dict[int, _Part]:
     """The parts that an index was put together from."""
-    tags = pa.array([json.dumps(row, ensure_ascii=False) for row in shards.tags_of(index.tags)], pa.string())
+    tags = pa.array(
+        [json.dumps(row, ensure_ascii=False) for row in shards.tags_of(index.tags, len(index.rows))], pa.string()
+    )
     rows = index.rows.append_column("tags", tags).cast(_PART)
     number = np.asarray(rows.column("shard").combine_chunks())
     return {at: _Part(rows.take(np.flatnonzero(number == at)), shard) for at, shard in enumerate(index.shards)}

@@ -12,7 +12,7 @@ import tqdm
 from etils import epath
 
 from hra_jax.console import listed, say, stdout, table, tell
-from hra_jax.data import audio, manifest
+from hra_jax.data import audio, manifest, manifest_lines
 from hra_jax.data.importers import audio_folder, common_voice, kaldi, libri, nemo, tedlium
 from hra_jax.data.importers.corpus import Entry, Format, Split, canonical
 from hra_jax.data.report import DataReport
@@ -179,7 +179,7 @@ def read(split: Split, manifest_path: epath.Path) -> Part:
         if entry.offset is not None:
             row["offset"] = entry.offset
         row |= {name: value for name, value in entry.tags.items() if name not in row}
-        wrong = manifest.why_refused(row)
+        wrong = manifest_lines.why_refused(row)
         if wrong is None:
             rows.append(row)
         else:
