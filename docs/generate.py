@@ -314,6 +314,22 @@ def layers() -> str:
     return table("layer | way | forward and backward, median | times the first", rows, left=2)
 
 
+def input_pipeline() -> str:
+    """How much audio is read and put into batches, by us and by others."""
+    sides: dict[str, list[str]] = {}
+    for row in cell("input_pipeline.json")["rates"]:
+        sides.setdefault(row["side"], []).append(f"{row['median']:,.0f}")
+    columns = "10 s, int16 or WAV | 10 s, FLAC | 0.4 s, int16 or WAV | 0.4 s, FLAC"
+    return table(f"way | {columns}", [[side, *medians] for side, medians in sides.items()])
+
+
+def input_waiting() -> str:
+    """What share of its time a training waits for input."""
+    shares = cell("input_pipeline.json")["input_wait_shares"]
+    parts = [f"{100 * sum(values) / len(values):.2f}% with {form}" for form, values in shares.items()]
+    return f"On two cores the configuration `fsdd`, with `builtin:tiny`, waits for its input for so much of its time: {', '.join(parts)}."
+
+
 PARTS: dict[str, Callable[[], str]] = (
     {
         part.__name__: part
@@ -323,7 +339,7 @@ PARTS: dict[str, Callable[[], str]] = (
         part.__name__: part
         for part in (parameters, scaling, encoders, full_depth, tpus, tpu_variants, tpu_batches, layers)
     }
-    | {part.__name__: part for part in (held_out, held_out_facts)}
+    | {part.__name__: part for part in (held_out, held_out_facts, input_pipeline, input_waiting)}
 )
 
 
