@@ -79,13 +79,13 @@ def interleave(sides: dict[str, Callable[[], object]], *, samples: int = 15, bus
         for name, function in sides.items():
             if len(timings[name].samples) == samples:
                 continue
-            cpu, thread = _own_seconds(), time.thread_time()
+            cpu, thread = own_seconds(), time.thread_time()
             seconds, foreign = sample(function, calls[name])
             if foreign > FOREIGN_SHARE and not busy:
                 timings[name].dropped += 1
                 continue
             timings[name].samples.append(seconds)
-            timings[name].cpu.append((_own_seconds() - cpu) / calls[name])
+            timings[name].cpu.append((own_seconds() - cpu) / calls[name])
             timings[name].thread.append((time.thread_time() - thread) / calls[name])
             timings[name].foreign.append(foreign)
         if all(len(timing.samples) == samples for timing in timings.values()):
@@ -118,7 +118,7 @@ def _children_seconds() -> float:
     return times.children_user + times.children_system
 
 
-def _own_seconds() -> float:
+def own_seconds() -> float:
     """CPU seconds of this process, and of its children that have ended."""
     return time.process_time() + _children_seconds()
 

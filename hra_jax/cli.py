@@ -27,16 +27,16 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from keyword import iskeyword
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from hra_jax.config import keys, renamed
 from hra_jax.config.files import load_config, near_key, ready_made_names, validate_config
-from hra_jax.console import error_line
+from hra_jax.console import error_line, near_matches
 from hra_jax.errors import UserError
 from hra_jax.run.signals import INTERRUPTED
 from hra_jax.storage import files, remote, standard_error
@@ -212,6 +212,59 @@ def _illegal_value(message: str) -> str:
     now = renamed.RENAMED[key].new if key in renamed.RENAMED else key
     rule = None if now is None else keys.rules().get(now)
     return message if rule is None else f"config.{key} is {match[2]!r}; allowed: {rule.describe()}"
+
+
+class Command(NamedTuple):
+    """One of several commands of a module, each named by the first word.
+
+    Attributes:
+      run: takes the other words, and the flags by name.
+      usage: the other words, for errors.
+      least: how many there are.
+      most: how many there may be.
+      flags: the names of the flags that it takes.
+    """
+
+    run: Callable[..., int | None]
+    usage: str
+    least: int
+    most: float
+    flags: tuple[str, ...]
+
+
+def run_command(
+    commands: Mapping[str, Command],
+    argv: Sequence[str],
+    *,
+    flag_values: flags.FlagValues = FLAGS,
+    keywords: Mapping[str, str] | None = None,
+) -> int | None:
+    """Runs the command that the first word names.
+
+    Args:
+      commands: the commands by name.
+      argv: the program's name, then the words that are no flags.
+      flag_values: the flags.
+      keywords: {flag: what it is called in Python}, where that is something else.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      UserError: there is no such command, it takes another number of words, or it does not take a flag that is given.
+    """
+    name, *arguments = argv[1:] or [""]
+    if name not in commands:
+        raise UserError(f"unknown command {name!r}; {near_matches(name, list(commands))}")
+    command = commands[name]
+    if not command.least <= len(arguments) <= command.most:
+        said, allowed = " ".join([name, *arguments]), f"{name} {command.usage}".rstrip()
+        raise UserError(f"{said}: {len(arguments)} arguments; allowed: {allowed}")
+    for flag in dict.fromkeys(flag for other in commands.values() for flag in other.flags):
+        if flag_values[flag].present and flag not in command.flags:
+            raise UserError(f"--{flag} is no flag of {name}; allowed: {', '.join(f'--{f}' for f in command.flags)}")
+    values = {(keywords or {}).get(flag, flag): flag_values[flag].value for flag in command.flags}
+    return command.run(*arguments, **values)
 
 
 def check_output(flag: str, path: str | None, *, suffix: str = "") -> None:

@@ -22,7 +22,7 @@ from hra_jax.config.files import config_to_json
 from hra_jax.config.keys import default_config
 from hra_jax.console import listed, tell
 from hra_jax.data.report import DataReport
-from hra_jax.data.sources import read_source
+from hra_jax.data.sources import read_sources
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.evaluation.outsiders import matched_rows
@@ -388,12 +388,13 @@ def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> list[str] | Non
     """
     trained: list[Utterance] = []
     gone = []
-    for _, manifest, _ in config.data.sources:
-        path = manifest.replace("{dir}", config.data.dir)
+    for entry in config.data.sources:
         try:
-            trained += read_source(path, report=DataReport())[0]
+            # Not `data.modules`: the work directory may be a stranger's, and none of its modules is run.
+            for source in read_sources([entry], report=DataReport(), data_dir=config.data.dir):
+                trained += source.utterances
         except UserError:
-            gone.append(path)
+            gone.append(entry[1].replace("{dir}", config.data.dir))
     for suite in suites:
         check_disjoint(suite.utterances, trained, suite=suite.name)
     if gone and jax.process_index() == 0:

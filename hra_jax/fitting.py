@@ -29,12 +29,12 @@ from hra_jax.api import Backbone, Model, padded_size
 from hra_jax.config.files import config_of, near_key
 from hra_jax.config.keys import default_config, flatten_config, group, method_groups
 from hra_jax.console import listed, tell
+from hra_jax.data.learnt_vocabularies import own_vocabularies
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.report import DataReport
 from hra_jax.data.sample_hashes import UtteranceHashes
 from hra_jax.data.sources import TableSource
 from hra_jax.data.utterance import Recording
-from hra_jax.data.utterance_table import own_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.layout import Layout, check_rows

@@ -5,11 +5,12 @@
     python -m hra_jax.verify my_backbone
     python -m hra_jax.verify data/quickstart
     python -m hra_jax.verify data/own/train.jsonl
+    python -m hra_jax.verify data/own/shards
     python -m hra_jax.verify gs://bucket/runs/own
 
 One flipped byte in any file is found where its checksum was written down: runs, adapters and backbones of this version,
-and rendered speech. Of recordings that have none, those are named that cannot be decoded. In a bucket checkpoints have
-no list of files: their arrays and values are compared. The exit status is 2 where anything is damaged.
+shards, and rendered speech. Of recordings that have none, those are named that cannot be decoded. In a bucket
+checkpoints have no list of files: their arrays and values are compared. The exit status is 2 where anything is damaged.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from hra_jax import cli
 from hra_jax.adapters import adapter_folder
 from hra_jax.console import stdout, table
-from hra_jax.data import manifest
+from hra_jax.data import manifest, shards
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.models import backbone_folder
 from hra_jax.run import workdirs
@@ -61,8 +62,8 @@ def verify(path: epath.PathLike, *, told: Told = lambda count: None) -> list[Par
     """Checks whatever lies at a path.
 
     Args:
-      path: a work directory, an adapter folder, a backbone folder, a rendered data set, a folder of manifests, or a
-        manifest.
+      path: a work directory, an adapter folder, a backbone folder, a folder of shards, a rendered data set, a folder of
+        manifests, or a manifest.
       told: called with the bytes of each piece that has been read.
 
     Returns:
@@ -83,6 +84,8 @@ def verify(path: epath.PathLike, *, told: Told = lambda count: None) -> list[Par
         return [_backbone(path)]
     if (path / workdirs.CHECKPOINTS).is_dir() or (path / workdirs.CONFIG).exists():
         return list(_run(path, told=told))
+    if shards.is_shards(path):
+        return [_listed(path, f"shards {path.name}", told=told, without="the command that makes them was stopped")]
     if (path / _RENDERED).exists():
         return [_listed(path, "rendered speech", told=told, without="it was rendered by an earlier version")]
     manifests = sorted(path.glob("*.jsonl")) if path.is_dir() else []

@@ -15,9 +15,9 @@ from hra_jax.adapters import methods
 from hra_jax.adapters.adapter_folder import ExportedAdapter, read_adapter
 from hra_jax.config.files import load_config
 from hra_jax.config.keys import group
+from hra_jax.data.learnt_vocabularies import own_vocabularies
 from hra_jax.data.manifest import Utterance
 from hra_jax.data.sources import TableSource
-from hra_jax.data.utterance_table import own_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import check_adapter_acts
 from hra_jax.models import backbone_folder

@@ -77,6 +77,7 @@ MEANT_BEFORE: dict[str, Any] = {
     "data.format_characters": "kept",
     "export.hashes": False,
     "data.draw": "utterances",
+    "data.modules": (),
 }
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import soxr
 
 from hra_jax.data import shards
+from hra_jax.data.examples import Example
 from hra_jax.data.sample_hashes import SampleHash
 from hra_jax.data.shards import Sharded
-from hra_jax.data.sound_files import AudioError, Sound
+from hra_jax.data.sound_files import LEAST_RATE, MOST_RATE, AudioError, Sound
 from hra_jax.data.utterance import Recording, Utterance
 
 __all__ = ["AudioError", "check_segment", "decode", "decode_file", "decode_hashed", "resample", "sample_hash"]
@@ -96,6 +97,33 @@ def decode_hashed(utterance: Utterance, sample_rate: int) -> tuple[np.ndarray, i
         start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)
         samples = _read(sound, start=start, count=count, sample_rate=sample_rate, found=found)
         return samples, found.finish(sound, start + count)
+
+
+def decode_example(example: Example, sample_rate: int) -> tuple[np.ndarray, int]:
+    """What `decode_hashed` gives, of an example of a corpus. Raises AudioError."""
+    found = SampleHash()
+    if isinstance(example.audio, bytes):
+        with Sound("", example.audio) as sound:
+            return _read(sound, start=0, count=sound.frames, sample_rate=sample_rate, found=found), found.value
+    block = _full_scale(example.audio)
+    if not block.size:
+        raise AudioError("empty_audio", "there are no samples")
+    if not LEAST_RATE <= example.sample_rate <= MOST_RATE:
+        raise AudioError("undecodable_audio", f"the sample rate is {example.sample_rate:,} Hz")
+    mean = _Mean(found.of(iter([block])))
+    samples = _gathered(_resampled(mean, example.sample_rate, sample_rate))
+    mean.check()
+    return samples, found.value
+
+
+def _full_scale(samples: np.ndarray) -> np.ndarray:
+    """Samples `[S]` or `[S, channels]` of any dtype as float32 `[S, channels]`, full scale 1."""
+    block = samples if samples.ndim == 2 else samples.reshape(-1, 1)
+    if block.dtype.kind in "iu":
+        limits = np.iinfo(block.dtype)
+        zero = (int(limits.max) + int(limits.min) + 1) // 2
+        return ((block.astype(np.float64) - zero) / (int(limits.max) + 1 - zero)).astype(np.float32)
+    return block.astype(np.float32)
 
 
 def sample_hash(utterance: Utterance) -> int:

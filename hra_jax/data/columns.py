@@ -1,5 +1,6 @@
 """Utterances as columns: a million of them are some arrays, and an `Utterance` is made when one is asked for."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, overload
 
@@ -11,6 +12,7 @@ from hra_jax.storage.json_files import parse_json
 
 JSON_FIELD = {b"values": b"json"}  # metadata of a column of tags whose texts are JSON
 _BLOCK = 1024  # utterances that are made at a time
+_HANDLED = 8192  # rows whose texts are in memory as Python has them at a time
 
 
 class UtteranceColumns(Sequence[Utterance]):
@@ -52,9 +54,14 @@ class UtteranceColumns(Sequence[Utterance]):
 
     def __iter__(self) -> Iterator[Utterance]:
         """All utterances, made as they are asked for."""
-        for start in range(0, len(self), _BLOCK):
-            rows, tags = (table.slice(start, _BLOCK).to_pydict() for table in (self._rows, self._tags))
-            for at in range(min(_BLOCK, len(self) - start)):
+        return self.at(np.arange(len(self)))
+
+    def at(self, indices: np.ndarray) -> Iterator[Utterance]:
+        """The utterances of some rows, made as they are asked for, in the order of `indices` (int)."""
+        for start in range(0, len(indices), _BLOCK):
+            chosen = pa.array(indices[start : start + _BLOCK], pa.int64())
+            rows, tags = (table.take(chosen).to_pydict() for table in (self._rows, self._tags))
+            for at in range(len(chosen)):
                 values = {name: column[at] for name, column in rows.items()}
                 yield self._make(values, self._present({name: column[at] for name, column in tags.items()}))
 
@@ -110,9 +117,9 @@ class ListedUtterances(UtteranceColumns):
         """As given."""
         return type(self)(self._utterances[at]) if isinstance(at, slice) else self._utterances[at]
 
-    def __iter__(self) -> Iterator[Utterance]:
-        """As given."""
-        return iter(self._utterances)
+    def at(self, indices: np.ndarray) -> Iterator[Utterance]:
+        """As `UtteranceColumns.at`."""
+        return (self._utterances[at] for at in indices.tolist())
 
     @property
     def labelled(self) -> np.ndarray:
@@ -133,9 +140,45 @@ class ListedUtterances(UtteranceColumns):
         return type(self)([self._utterances[at] for at in chosen.tolist()])
 
 
+class JoinedUtterances(Sequence[Utterance]):
+    """Utterances of several sources (N rows), each made when it is asked for."""
+
+    def __init__(self, columns: Sequence[UtteranceColumns], source: np.ndarray, rows: np.ndarray):
+        """Takes the sources; of each utterance, int [N]: the source, ascending, and the row of it."""
+        self._columns, self._source, self._rows = columns, source, rows
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Utterance: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Utterance]: ...
+
+    def __getitem__(self, at: int | slice) -> Utterance | Sequence[Utterance]:
+        """An utterance, made anew each time, or some of them."""
+        if isinstance(at, slice):
+            return JoinedUtterances(self._columns, self._source[at], self._rows[at])
+        return self._columns[self._source[at]][int(self._rows[at])]
+
+    def __iter__(self) -> Iterator[Utterance]:
+        """All of them."""
+        edges = [0, *(np.flatnonzero(np.diff(self._source)) + 1).tolist(), len(self._source)]
+        for start, end in itertools.pairwise(edges):
+            if start < end:
+                yield from self._columns[self._source[start]].at(self._rows[start:end])
+
+
 def as_columns(utterances: Sequence[Utterance]) -> UtteranceColumns:
     """Utterances as columns; what is columns already is given back."""
     return utterances if isinstance(utterances, UtteranceColumns) else ListedUtterances(utterances)
+
+
+def blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Row numbers in pieces that are handled at a time."""
+    return (rows[start : start + _HANDLED] for start in range(0, len(rows), _HANDLED))
 
 
 def _whole(table: pa.Table) -> pa.Table:

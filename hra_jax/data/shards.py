@@ -13,7 +13,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -125,12 +125,12 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
             report.add(kind, shard.path, f"the shard {fault}: none of its {shard.records:,} utterances can be used")
     record = index.rows.column("record").combine_chunks()
     good = np.flatnonzero(np.asarray(record) >= 0)
+    bad = pa.array(np.flatnonzero(np.asarray(record) < 0))
     refused = []
-    for at in np.flatnonzero(np.asarray(record) < 0).tolist():
-        row = {name: index.rows.column(name)[at].as_py() for name in ("id", "why")}
+    for row, tags in zip(index.rows.take(bad).to_pylist(), tags_of(index.tags.take(bad)), strict=True):
         kind, _, detail = row["why"].partition(": ")
         report.add(kind if kind in KINDS else "undecodable_audio", row["id"], detail)
-        refused.append(Refused(row["id"], row["why"], _present(index.tags, at)))
+        refused.append(Refused(row["id"], row["why"], tags))
     source = os.fspath(folder)
 
     def make(row: Mapping[str, Any], tags: dict[str, Any]) -> Sharded:
@@ -153,13 +153,15 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
     return UtteranceColumns(rows.take(chosen), index.tags.take(chosen), make), refused
 
 
-def _present(tags: pa.Table, at: int) -> dict[str, Any]:
-    """The tags of one row."""
-    found = {name: tags.column(name)[at].as_py() for name in tags.column_names}
-    for field in tags.schema:
-        if found[field.name] is not None and (field.metadata or {}).items() >= JSON_FIELD.items():
-            found[field.name] = parse_json(found[field.name], where="a tag")
-    return {name: value for name, value in found.items() if tags.column(name)[at].is_valid}
+def tags_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The tags of each row of a table of tags, as the source had them."""
+    as_json = {field.name for field in table.schema if (field.metadata or {}).items() >= JSON_FIELD.items()}
+    for row in table.to_pylist():
+        yield {
+            name: parse_json(value, where="a tag") if name in as_json else value
+            for name, value in row.items()
+            if value is not None
+        }
 
 
 def read_index(folder: epath.PathLike) -> Index:
@@ -210,7 +212,8 @@ def _shard(folder: epath.PathLike, entry: Any, own: Mapping[str, Any], *, where:
         raise DamagedError(f"{where}: {entry[0]!r:.80} is no file of the folder")
     if own["encoding"] not in shard_files.ENCODINGS:
         raise UserError(f"{where}: encoding {own['encoding']!r}; allowed: {', '.join(shard_files.ENCODINGS)}")
-    return Shard(os.fspath(epath.Path(folder) / entry[0]), *entry[1:], own["sample_rate"], own["encoding"])
+    name, records, size, crc = entry
+    return Shard(os.fspath(epath.Path(folder) / name), records, size, crc, own["sample_rate"], own["encoding"])
 
 
 def _check_rows(rows: pa.Table, shards: Sequence[Shard], *, where: str) -> None:
@@ -253,9 +256,8 @@ def samples(utterance: Sharded) -> np.ndarray:
 
 
 def record_of(row: Mapping[str, Any], sound: bytes, *, sample_rate: int) -> bytes:
-    """The record of a row of `ROWS` with its `tags`; its sound as `shard_files.encode_samples` gives it."""
-    tags = json.dumps(row["tags"], sort_keys=True, ensure_ascii=False)
-    fields = {"id": row["id"], "text": row["text"], "tags": tags, "sample_rate": sample_rate}
+    """The record of a row of `ROWS` with its `tags`, a JSON object as text, and its encoded sound."""
+    fields = {name: row[name] for name in ("id", "text", "tags")} | {"sample_rate": sample_rate}
     return shard_files.make_record(sound, row["hash"], fields)
 
 
@@ -270,7 +272,7 @@ def index_bytes(
       shards: all of one rate and encoding, at least one.
       made_from: for whoever asks whether two folders hold the same.
     """
-    names = list(dict.fromkeys(name for row in tags for name in row))
+    names = sorted({name for row in tags for name in row})
     columns = [_tag_column(name, tags) for name in names]
     own = {
         "format": _FORMAT,

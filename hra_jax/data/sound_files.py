@@ -62,18 +62,19 @@ class Sound:
       frames: the number of samples per channel; None where the file does not say.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, content: bytes | None = None):
         """Opens a local or remote file.
 
         Args:
           path: a path, or a URI of the schemes file, gs and s3.
+          content: of the file, where it is in memory; nothing is then read from `path`.
 
         Raises:
           AudioError: missing_file, empty_audio (no bytes), unreachable_audio (a scheme that is not read, storage that
             fails), undecodable_audio (not audio, or not readable).
         """
         self._path = local_path(path)
-        self._content: bytes | None = None
+        self._content = content
         self._mpeg = False
         # The decoder prints notes where it begins, and where a stream is damaged.
         self._begins = self._damaged = False

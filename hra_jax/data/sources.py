@@ -22,7 +22,9 @@ from hra_jax.config.settings import (
     setting,
     text,
 )
+from hra_jax.console import listed
 from hra_jax.data import mixtures, shards
+from hra_jax.data.corpora import registry
 from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
@@ -85,10 +87,16 @@ class DataSettings:
     sources: tuple[tuple[str, str, float | str], ...] = setting(
         (),
         Rule(
-            lambda: "a tuple of (name, manifest path, rate), names distinct, rate a number above 0 or 'proportional'",
+            lambda: "a tuple of (name, source, rate), names distinct, rate a number above 0 or 'proportional'",
             _are_sources,
         ),
-        "((name, manifest path, rate), ...); rate: relative weight, or 'proportional' to its rows",
+        "((name, source, rate), ...); source: the path of a manifest, or seqio:NAME/SPLIT; rate: relative weight, or "
+        "'proportional' to its rows",
+    )
+    modules: tuple[str, ...] = setting(
+        (),
+        distinct_names("a tuple of distinct names of Python modules, or ()", empty=True),
+        "modules that register seqio Tasks and Mixtures of your own, for the sources seqio:NAME/SPLIT",
     )
     task_tag: str = setting("speaker", text(empty=False), "manifest tag whose value is the task's name")
     tasks: tuple[str, ...] = setting(
@@ -159,16 +167,60 @@ def read_source(path: epath.PathLike, *, report: DataReport) -> tuple[Sequence[U
     return read_manifest(path, report=report)
 
 
-def read_sources(
-    entries: Iterable[tuple[str, epath.PathLike, float | str]], *, report: DataReport
-) -> list[TableSource]:
-    """Reads the sources of (name, path, rate) entries; bad lines go to the report.
+def located(source: str, *, data_dir: str, key: str = "data.sources") -> str:
+    """Where a source of utterances lies: a manifest, or the shards of a seqio Task that is named.
+
+    Args:
+      source: a path, in which `{dir}` stands for `data_dir`, or `seqio:NAME/SPLIT`.
+      data_dir: `data.dir`.
+      key: what errors name.
 
     Raises:
-      UserError: a source cannot be read, or a line is bad and the report strict.
+      UserError: `data_dir` is needed and empty; there are no shards; it names a Mixture.
+    """
+    if registry.is_named(source):
+        parts = registry.expand(source, data_dir=data_dir)
+        if len(parts) > 1 or parts[0].share != 1:
+            _, split = registry.name_and_split(source)
+            rows = listed([f"{registry.SCHEME}{part.task}/{split}" for part in parts], show=str)
+            raise UserError(f"{key}: {source} is a Mixture; allowed: its Tasks one by one, {rows}")
+        return parts[0].folder
+    if "{dir}" in source and not data_dir:
+        raise UserError(f"{key}: the manifest {source!r} needs data.dir, which is ''; give --config.data.dir")
+    return source.replace("{dir}", data_dir)
+
+
+def read_sources(
+    entries: Iterable[tuple[str, str, float | str]],
+    *,
+    report: DataReport,
+    data_dir: str = "",
+    modules: Sequence[str] = (),
+) -> list[TableSource]:
+    """Reads the sources of (name, source, rate) entries; bad lines go to the report.
+
+    Args:
+      entries: as in `data.sources`. A seqio Mixture becomes a source NAME/TASK for each of its Tasks: its rate is
+        shared out as the Mixture has it, and `proportional` is the rows of all of them.
+      report: gets what cannot be used.
+      data_dir: `data.dir`.
+      modules: `data.modules`.
+
+    Raises:
+      UserError: a source cannot be found or read, or a line is bad and the report strict.
     """
     sources = []
-    for name, path, rate in entries:
-        utterances, refused = read_source(path, report=report)
-        sources.append(TableSource(name, utterances, rate, refused=refused))
+    for name, source, rate in entries:
+        if registry.is_named(source):
+            parts = registry.expand(source, data_dir=data_dir, modules=modules)
+        else:
+            parts = [registry.Source("", located(source, data_dir=data_dir), 1.0)]
+        read = [read_source(part.folder, report=report) for part in parts]
+        rows = sum(len(utterances) for utterances, _ in read)
+        for part, (utterances, refused) in zip(parts, read, strict=True):
+            if len(parts) == 1:
+                sources.append(TableSource(name, utterances, rate, refused=refused))
+            else:
+                weight = part.share * (rows if isinstance(rate, str) else rate)
+                sources.append(TableSource(f"{name}/{part.task}", utterances, weight, refused=refused))
     return sources

@@ -1,89 +1,27 @@
 """The table of usable utterances: tasks, labels and lengths as columns, and what was left out, named."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from hra_jax.adapters.output_kinds import SHARED_VOCABULARIES
 from hra_jax.console import did_you_mean, listed
 from hra_jax.data import mixtures
+from hra_jax.data.columns import JoinedUtterances, UtteranceColumns, as_columns, blocks
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import TableSource
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
-from hra_jax.models.ctc import augmented_length
 from hra_jax.tasks.names import BASE_TASK
-from hra_jax.text.normalization import normalize_text
+from hra_jax.text.labels import Labeller, Labels
+from hra_jax.text.normalization import normalize_texts
 from hra_jax.text.task_vocabularies import OwnVocabularies
-from hra_jax.text.vocabularies import CharacterVocabulary, SentencePieceVocabulary, Vocabulary
+from hra_jax.text.vocabularies import Vocabulary
 
 BASE_ID = -1
-
-
-def own_vocabularies(
-    sources: Iterable[TableSource],
-    *,
-    base: Vocabulary,
-    task_tag: str,
-    normalizer: str,
-    size: int,
-    tasks: Sequence[str] = (),
-    given: Mapping[str, Vocabulary],
-    shared: Vocabulary | None = None,
-    kind: str = "characters",
-    pieces: int = 0,
-) -> OwnVocabularies:
-    """New vocabularies, learnt from the training texts: one for each task, or one for all of them.
-
-    Args:
-      sources: the training sources.
-      base: the backbone's vocabulary.
-      task_tag: the tag that names an utterance's task.
-      normalizer: of the texts.
-      size: outputs of the layer, 0 for as many as are needed.
-      tasks: those that utterances are taken of; () for all.
-      given: vocabularies that tasks have already.
-      shared: the vocabulary that all tasks have already.
-      kind: one of `adapters.outputs.OWN_VOCABULARIES`.
-      pieces: size of a new SentencePiece vocabulary; little text gives a smaller one.
-
-    Raises:
-      UserError: a vocabulary that does not fit into `size`, or a SentencePiece one that cannot be learnt.
-    """
-    found: dict[str, list[str]] = {}
-    for source in sources:
-        for row in source.utterances:
-            task = row.tag(task_tag)
-            if task is not None and (not tasks or task in tasks):
-                found.setdefault(task, []).append(normalize_text(row.text, normalizer))
-    vocabularies = {}
-    if kind in SHARED_VOCABULARIES:
-        if shared is None:
-            everything = [words for texts in found.values() for words in texts]
-            shared = _learnt(kind, everything, base, pieces, whose="all tasks")
-    else:
-        new = {task: texts for task, texts in found.items() if task not in given}
-        made = {task: _learnt(kind, texts, base, pieces, whose=f"task {task!r}") for task, texts in new.items()}
-        vocabularies = {**made, **given}
-    used = [base, *vocabularies.values(), *([] if shared is None else [shared])]
-    needed = max(vocabulary.size for vocabulary in used)
-    if size and size < needed:
-        raise UserError(f"adapter.output_size = {size}: the largest vocabulary needs {needed}, the blank included")
-    return OwnVocabularies(base, vocabularies, size or needed, shared)
-
-
-def _learnt(kind: str, texts: Sequence[str], base: Vocabulary, pieces: int, *, whose: str) -> Vocabulary:
-    """The vocabulary of some normalised texts; without a character in them, when no utterance is usable, the base's."""
-    characters = sorted(set().union(*texts))
-    if not "".join(characters).strip():
-        return CharacterVocabulary(characters) if characters else base
-    if "characters" in kind:
-        return CharacterVocabulary(characters)
-    try:
-        return SentencePieceVocabulary.train(texts, pieces, fewer=True)
-    except UserError as error:
-        raise UserError(f"adapter.output_pieces = {pieces}, {whose}: {error}") from error
+_NO_TAG, _UNSELECTED = -2, -3  # in place of a task
+_HASHED = 2**20  # labels that are hashed at a time
 
 
 def _unknown_task(name: str, known: Sequence[str], *, where: str) -> UserError:
@@ -103,8 +41,7 @@ def _task_names(
     """The tasks in the order of their ids, and those of which utterances are taken; checked against the sources."""
     fixed = {source.task for source in sources if source.task is not None} - {BASE_TASK}
     tagged = [source for source in sources if source.task is None and task_tag]
-    found = {row.tag(task_tag) for source in tagged for row in source.utterances}
-    values = {value for value in found if value is not None}
+    values = {value for source in tagged for value in as_columns(source.utterances).tag(task_tag)[1]}
     if BASE_TASK in values or BASE_TASK in tasks:
         raise UserError(f"task name {BASE_TASK!r} is reserved for 'no adapter'; allowed: any other name")
     if not tasks:
@@ -153,15 +90,60 @@ class NothingUsable(UserError):
     """Every utterance of a table was left out."""
 
 
+class _Part(NamedTuple):
+    """What the table holds of one source: the columns of `UtteranceTable`, and the labels, one after the other."""
+
+    rows: np.ndarray
+    duration: np.ndarray
+    task: np.ndarray
+    label_lengths: np.ndarray
+    frames_needed: np.ndarray
+    labels: np.ndarray
+
+
+class _Bad:
+    """What is wrong with utterances of a source, by number of the utterance."""
+
+    def __init__(self, source: TableSource, columns: UtteranceColumns):
+        self._source, self._columns = source, columns
+        self._found: list[tuple[int, str, str]] = []
+
+    def add(self, row: int, kind: str, detail: str) -> None:
+        self._found.append((row, kind, detail))
+
+    def report(self, report: DataReport) -> None:
+        """Names them in their order, so that a strict report names the first."""
+        self._found.sort(key=lambda found: found[0])
+        rows = np.asarray([row for row, _, _ in self._found], np.int64)
+        for (_, kind, detail), utterance in zip(self._found, self._columns.at(rows), strict=True):
+            report.add(kind, f"{self._source.name}: {utterance.key}", detail)
+
+
+def _least_dtype(vocabulary: Vocabulary, own: OwnVocabularies | None) -> np.dtype:
+    """The smallest that holds the labels: those of a million utterances are a hundred million."""
+    return np.min_scalar_type(max(vocabulary.size, 0 if own is None else own.size))
+
+
+def _in_order(found: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], dtype: np.dtype) -> np.ndarray:
+    """The labels of parts of a source, each with its rows and their numbers of labels, in the order of the rows."""
+    if not found:
+        return np.zeros(0, dtype)
+    rows, lengths, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+    if (np.diff(rows) > 0).all():
+        return labels
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return np.concatenate([labels[ends[at] - lengths[at] : ends[at]] for at in np.argsort(rows)])
+
+
 class UtteranceTable:
     """The usable utterances of some sources as columns, and the names of those left out in the report.
 
     Attributes (N utterances, source after source, in the order of the manifests):
       sources: tuple of TableSource.
       task_names: tuple of str; an utterance's task is an index into it.
-      utterances: list [N] of Utterance.
-      texts: list [N] of normalised transcripts.
+      utterances: sequence [N] of Utterance; each is made when it is asked for.
       source: int32 [N], index into `sources`.
+      rows: int64 [N], which of the utterances of its source it is.
       starts: int64 [sources + 1]; source s has the utterances starts[s] to starts[s + 1].
       duration: float64 [N], seconds.
       max_seconds: the longest that an utterance may be.
@@ -227,83 +209,89 @@ class UtteranceTable:
         )
         self.lost = {} if tasks else _lost_tasks(self.sources, task_tag, self._chosen)
         self.unselected = 0
-        self.utterances: list[Utterance] = []
-        self.texts: list[str] = []
-        self._columns: list[tuple[int, float, int, int]] = []  # source, duration, task, frames needed
-        self._rows_of_labels: list[np.ndarray] = []
-        for index in range(len(self.sources)):
-            self._read(index, task_tag)
-        if not self.utterances:
+        self._small = _least_dtype(vocabulary, own)
+        columns = [as_columns(source.utterances) for source in self.sources]
+        parts = [self._read(source, rows) for source, rows in zip(self.sources, columns, strict=True)]
+        counts = [len(part.rows) for part in parts]
+        if not sum(counts):
             read = sum(len(source.utterances) + len(source.refused) for source in self.sources)
             chosen = f", {self.unselected} of other tasks" if self.unselected else ""
             raise NothingUsable(f"no usable utterance: all {read} were left out ({report.summary()}{chosen})")
-        self._finish()
+        self.source = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self.rows, self.duration, self.task, self.label_lengths, self.frames_needed, self._labels = (
+            np.concatenate(column) for column in zip(*parts, strict=True)
+        )
+        self._label_starts = np.concatenate([[0], np.cumsum(self.label_lengths, dtype=np.int64)])
+        self.utterances: Sequence[Utterance] = JoinedUtterances(columns, self.source, self.rows)
         self.blank_id = self.vocabulary_of(BASE_TASK).blank_id
         self.symbols = None if own is None else np.stack([own.symbols(name) for name in (*self.task_names, BASE_TASK)])
 
-    def _read(self, index: int, task_tag: str) -> None:
-        """Adds the usable utterances of one source."""
-        source = self.sources[index]
-        ids = {name: i for i, name in enumerate(self.task_names)} | {BASE_TASK: BASE_ID}
-        seconds = np.asarray([row.duration for row in source.utterances], np.float64)
+    def _read(self, source: TableSource, columns: UtteranceColumns) -> "_Part":
+        """The usable utterances of one source."""
+        task = self._tasks_of(source, columns)
+        seconds, bad = columns.durations, _Bad(source, columns)
+        self.unselected += np.count_nonzero(task == _UNSELECTED)
+        for row in np.flatnonzero(task == _NO_TAG).tolist():
+            bad.add(row, "missing_field", _no_tag(columns[row], self.task_tag))
+        for row in np.flatnonzero((task >= BASE_ID) & (seconds > self.max_seconds)).tolist():
+            bad.add(row, "too_long", f"{seconds[row]:g} s; the limit is {self.max_seconds:g} s")
+        rows = np.flatnonzero((task >= BASE_ID) & (seconds <= self.max_seconds))
         frames = np.asarray(self.output_length(np.rint(seconds * self.sample_rate).astype(np.int64)))
-        for row, row_frames in zip(source.utterances, frames.tolist(), strict=True):
-            task = source.task
-            if task is None:
-                task = row.tag(task_tag) if task_tag else BASE_TASK
-            if task is None:
-                self._report.add("missing_field", f"{source.name}: {row.key}", _no_tag(row, task_tag))
-                continue
-            if task != BASE_TASK and task not in self._chosen:
-                self.unselected += 1
-                continue
-            words = normalize_text(row.text, self._normalizer) if row.labelled else ""
-            labels = self._usable_labels(row, f"{source.name}: {row.key}", task=task, words=words, frames=row_frames)
-            if labels is not None:
-                self.utterances.append(row)
-                self.texts.append(words)
-                self._rows_of_labels.append(labels)
-                self._columns.append((index, row.duration, ids[task], augmented_length(labels)))
+        lengths, needed = np.zeros(len(columns), np.int32), np.zeros(len(columns), np.int32)
+        labelled = rows[columns.labelled[rows]]
+        found, kept = [], np.zeros(len(columns), bool)
+        kept[rows] = True
+        for some, labels in self._labels_of(columns, labelled, task[labelled], bad):
+            lengths[some], needed[some] = labels.lengths, labels.needed
+            fits = np.ones(len(some), bool)
+            if self.for_training:
+                for row in some[frames[some] < labels.needed].tolist():
+                    told = f"{frames[row]} frames of {seconds[row]:g} s; its labels need {needed[row]}"
+                    bad.add(row, "too_short", told)
+                fits = (frames[some] >= labels.needed) & (labels.lengths > 0)
+                kept[some] = fits
+            found.append((some[fits], labels.flat[np.repeat(fits, labels.lengths)].astype(self._small)))
+        bad.report(self._report)
+        rows = np.flatnonzero(kept)
+        flat = _in_order([(some, lengths[some], labels) for some, labels in found], self._small)
+        return _Part(rows, seconds[rows], task[rows], lengths[rows], needed[rows], flat)
+
+    def _tasks_of(self, source: TableSource, columns: UtteranceColumns) -> np.ndarray:
+        """int32 [N]: the task of each utterance of a source, or why it has none."""
+        ids = {name: i for i, name in enumerate(self.task_names) if name in self._chosen} | {BASE_TASK: BASE_ID}
+        if source.task is not None or not self.task_tag:
+            return np.full(len(columns), ids.get(source.task or BASE_TASK, _UNSELECTED), np.int32)
+        codes, values = columns.tag(self.task_tag)
+        return np.asarray([*(ids.get(value, _UNSELECTED) for value in values), _NO_TAG], np.int32)[codes]
+
+    def _labels_of(
+        self, columns: UtteranceColumns, rows: np.ndarray, task: np.ndarray, bad: "_Bad"
+    ) -> Iterator[tuple[np.ndarray, Labels]]:
+        """Some of `rows` and their labels, again and again, until all are done; tasks of one vocabulary together."""
+        key = np.zeros(len(rows), bool)
+        if self._own is not None:
+            key = task if self._own.shared is None else task == BASE_ID
+        order = np.argsort(key, kind="stable")
+        names = (*self.task_names, BASE_TASK)  # BASE_ID is the last
+        for group in np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(rows) else ():
+            vocabulary = self.vocabulary_of(names[task[group[0]]])
+            labeller = Labeller(vocabulary)
+            for some in blocks(rows[group]):
+                texts = columns.texts(some)
+                words = normalize_texts(texts, self._normalizer)
+                labels = labeller(words)
+                for at in np.flatnonzero(labels.dropped | (labels.lengths == 0)).tolist():
+                    unknown = vocabulary.unknown_characters(words[at])
+                    details = [f"dropped {' '.join(map(repr, sorted(unknown)))}"] if unknown else []
+                    if not labels.lengths[at]:
+                        details.append(f"nothing is left of {texts[at][:80]!r}")
+                    bad.add(int(some[at]), "unknown_text", "; ".join(details))
+                yield some, labels
 
     def vocabulary_of(self, task: str) -> Vocabulary:
         """What a task's labels are made with, and decoded: where tasks have their own, with the blank as id 0."""
         return self._own.in_batch(task) if self._own is not None else self._vocabulary
-
-    def _usable_labels(self, row: Utterance, name: str, *, task: str, words: str, frames: int) -> np.ndarray | None:
-        """The labels of an utterance, int32 [U]; None (and an entry in the report) if it cannot be used."""
-        if row.duration > self.max_seconds:
-            self._report.add("too_long", name, f"{row.duration:g} s; the limit is {self.max_seconds:g} s")
-            return None
-        if not row.labelled:
-            return np.zeros(0, np.int32)
-        vocabulary = self.vocabulary_of(task)
-        labels = np.asarray(vocabulary.encode(words), np.int32)
-        unknown = vocabulary.unknown_characters(words)
-        details = [f"dropped {' '.join(map(repr, sorted(unknown)))}"] if unknown else []
-        if not labels.size:
-            details.append(f"nothing is left of {row.text[:80]!r}")
-        if details:
-            self._report.add("unknown_text", name, "; ".join(details))
-        if not self.for_training:
-            return labels
-        needed = augmented_length(labels)
-        if frames < needed:
-            self._report.add("too_short", name, f"{frames} frames of {row.duration:g} s; its labels need {needed}")
-            return None
-        return labels if labels.size else None
-
-    def _finish(self) -> None:
-        """Turns what was collected into columns."""
-        source, duration, task, needed = zip(*self._columns, strict=True)
-        self.source = np.asarray(source, np.int32)
-        self.starts = np.searchsorted(self.source, np.arange(len(self.sources) + 1)).astype(np.int64)
-        self.duration = np.asarray(duration, np.float64)
-        self.task = np.asarray(task, np.int32)
-        self.frames_needed = np.asarray(needed, np.int32)
-        self.label_lengths = np.asarray([len(row) for row in self._rows_of_labels], np.int32)
-        self._label_starts = np.concatenate([[0], np.cumsum(self.label_lengths, dtype=np.int64)])
-        self._labels = np.concatenate(self._rows_of_labels)
-        del self._columns, self._rows_of_labels
 
     @property
     def learning(self) -> np.ndarray:
@@ -318,18 +306,20 @@ class UtteranceTable:
 
     def __len__(self) -> int:
         """N."""
-        return len(self.utterances)
+        return len(self.source)
 
     def digest(self) -> str:
         """A hash of the columns and labels: tables of equal hash give equal batches."""
         found = hashlib.sha256(repr((self.task_names, self.specs())).encode())
-        for column in (self.source, self.duration, self.task, self.label_lengths, self._labels):
+        for column in (self.source, self.duration, self.task, self.label_lengths):
             found.update(np.ascontiguousarray(column).tobytes())
+        for start in range(0, len(self._labels), _HASHED):
+            found.update(self._labels[start : start + _HASHED].astype(np.int32).tobytes())
         return found.hexdigest()
 
     def labels(self, index: int) -> np.ndarray:
         """int32 [U]: the labels of an utterance."""
-        return self._labels[self._label_starts[index] : self._label_starts[index + 1]]
+        return self._labels[self._label_starts[index] : self._label_starts[index + 1]].astype(np.int32)
 
     def name(self, index: int) -> str:
         """What the data report calls an utterance: 'source: key'."""

@@ -49,7 +49,7 @@ from hra_jax.config.files import load_config
 from hra_jax.console import listed, near_matches
 from hra_jax.data import overlaps, pauses
 from hra_jax.data.report import DataReport
-from hra_jax.data.sources import read_source
+from hra_jax.data.sources import located, read_source
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
 from hra_jax.tasks.names import BASE_TASK, FEW_TASK, MEAN_TASK, RESERVED_NAMES
@@ -178,7 +178,7 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
     for row in config.tasks:
         _check_row(row, config.name)
         metric = row[4] if len(row) > 4 else settings["metric"]
-        path = _manifest_path(row[1], data_dir, config.name)
+        path = located(row[1], data_dir=data_dir, key=f"suite {config.name!r}")
         if path not in manifests:
             utterances, refused = read_source(path, report=report)
             manifests[path] = [*utterances, *refused]
@@ -261,7 +261,7 @@ def _few_settings(config: ml_collections.ConfigDict, data_dir: str) -> dict[str,
     pairs = isinstance(few, tuple | list) and all(isinstance(row, tuple | list) and len(row) == 2 for row in few)
     if not pairs or not all(isinstance(key, str) for key, _ in few):
         raise UserError(f"suite {config.name!r}: few = {few!r}; allowed: a tuple of pairs (configuration key, value)")
-    path = _manifest_path(support, data_dir, config.name)
+    path = located(support, data_dir=data_dir, key=f"suite {config.name!r}")
     return {"support": path, "shots": tuple(shots), "draws": draws, "few": dict(few)}
 
 
@@ -350,14 +350,6 @@ def _check_row(row: object, suite: str) -> None:
             f"suite {suite!r}: {WILDCARD!r} in {name!r} or {adapter_task!r} needs the tag filter 'tag={WILDCARD}'; "
             f"got {tag_filter!r}"
         )
-
-
-def _manifest_path(manifest: str, data_dir: str, suite: str) -> str:
-    if "{dir}" in manifest and not data_dir:
-        raise UserError(
-            f"suite {suite!r}: the manifest {manifest!r} needs data.dir, which is ''; give --config.data.dir"
-        )
-    return manifest.replace("{dir}", data_dir)
 
 
 def _row_tasks(

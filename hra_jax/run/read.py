@@ -7,9 +7,9 @@ from hra_jax.adapters import adapter_folder, initial, methods
 from hra_jax.adapters.output_kinds import OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data import synthesize
+from hra_jax.data.learnt_vocabularies import own_vocabularies
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings, TableSource, read_sources
-from hra_jax.data.utterance_table import own_vocabularies
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import EvaluationSettings
 from hra_jax.evaluation.suites import Suite, load_suite
@@ -105,14 +105,12 @@ def training_sources(data: DataSettings, report: DataReport) -> list[TableSource
     Raises:
       UserError: there is none, or some cannot be read.
     """
-    entries = []
-    for name, manifest, rate in data.sources:
-        if "{dir}" in manifest and not data.dir:
-            raise UserError(f"data.sources: the manifest {manifest!r} needs data.dir, which is ''")
-        entries.append((name, manifest.replace("{dir}", data.dir), rate))
-    if not entries:
-        raise UserError("data.sources = (): allowed is at least one (name, manifest, rate)")
-    return read_sources(entries, report=report)
+    if not data.sources:
+        raise UserError("data.sources = (): allowed is at least one (name, source, rate)")
+    sources = read_sources(data.sources, report=report, data_dir=data.dir, modules=data.modules)
+    if data.draw == "tasks" and len(sources) > len(data.sources):
+        raise UserError("data.draw = 'tasks': a Mixture in data.sources has rates; allowed: 'utterances', or its Tasks")
+    return sources
 
 
 def _texts(sources: Sequence[TableSource], normalizer: str) -> list[str]:

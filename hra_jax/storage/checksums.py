@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO
 
 from etils import epath
@@ -105,7 +105,12 @@ def write_listing(
     folder, names = epath.Path(folder), files_of(folder, but=but)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         found = dict(zip(names, map(list, pool.map(lambda name: of_file(folder / name), names)), strict=True))
-    write_file(folder / LISTING, json.dumps({"files": found, "crc32": of_json(found)}) + "\n", durable=durable)
+    write_file(folder / LISTING, listing_text(found), durable=durable)
+
+
+def listing_text(files: Mapping[str, Sequence[int]]) -> str:
+    """The content of a `files.json`: of each file, by its path, bytes and CRC-32."""
+    return json.dumps({"files": files, "crc32": of_json(files)}) + "\n"
 
 
 def check_listing(

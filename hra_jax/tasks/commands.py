@@ -18,8 +18,8 @@ Without --output the adapter is changed in place. Whatever a command is not abou
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import rich.console
 from absl import flags
@@ -28,7 +28,7 @@ from etils import epath
 from hra_jax import cli
 from hra_jax.adapters import methods, task_records
 from hra_jax.adapters.adapter_folder import CONFIG_FILE, ExportedAdapter, read_adapter
-from hra_jax.console import listed, near_matches, percent, say, stdout, table, tell
+from hra_jax.console import listed, percent, say, stdout, table, tell
 from hra_jax.convert import peft_export
 from hra_jax.errors import UserError
 from hra_jax.storage import folders, locks
@@ -436,40 +436,32 @@ def export_checkpoint(
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-class _Command(NamedTuple):
-    run: Callable[..., int | None]
-    usage: str
-    least: int  # arguments
-    most: float
-    flags: tuple[str, ...]
-
-
 _MANY = float("inf")
 COMMANDS = {
-    "list": _Command(list_tasks, "ADAPTER", 1, 1, ("json",)),
-    "show": _Command(show, "ADAPTER TASK", 2, 2, ("json",)),
-    "add": _Command(
+    "list": cli.Command(list_tasks, "ADAPTER", 1, 1, ("json",)),
+    "show": cli.Command(show, "ADAPTER TASK", 2, 2, ("json",)),
+    "add": cli.Command(
         add,
         "ADAPTER TASK --init zero|mean|NAME",
         2,
         2,
         ("init", "output", "backbone", "manifest", "steps", "learning_rate", "workdir"),
     ),
-    "remove": _Command(remove, "ADAPTER TASK [TASK ...]", 2, _MANY, ("output",)),
-    "rename": _Command(rename, "ADAPTER OLD NEW", 3, 3, ("output",)),
-    "export": _Command(export_tasks, "ADAPTER TASK [TASK ...] --output DIR", 2, _MANY, ("output",)),
-    "export-checkpoint": _Command(
+    "remove": cli.Command(remove, "ADAPTER TASK [TASK ...]", 2, _MANY, ("output",)),
+    "rename": cli.Command(rename, "ADAPTER OLD NEW", 3, 3, ("output",)),
+    "export": cli.Command(export_tasks, "ADAPTER TASK [TASK ...] --output DIR", 2, _MANY, ("output",)),
+    "export-checkpoint": cli.Command(
         export_checkpoint, "--workdir W --output DIR", 0, 0, ("workdir", "output", "step", "backbone", "rename")
     ),
-    "import": _Command(import_tasks, "ADAPTER FROM [--task NAME ...]", 2, _MANY, ("task", "as", "output")),
-    "gate": _Command(
+    "import": cli.Command(import_tasks, "ADAPTER FROM [--task NAME ...]", 2, _MANY, ("task", "as", "output")),
+    "gate": cli.Command(
         gate_tasks,
         "ADAPTER --suite A",
         1,
         1,
         ("suite", "results", "tolerance", "check", "backbone", "data_dir", "output"),
     ),
-    "specialize": _Command(specialize, "ADAPTER TASK --output DIR", 2, 2, ("output", "backbone", "peft")),
+    "specialize": cli.Command(specialize, "ADAPTER TASK --output DIR", 2, 2, ("output", "backbone", "peft")),
 }
 # Flags that are called otherwise in Python.
 _KEYWORDS = {"task": "tasks", "as": "new_name", "rename": "renames"}
@@ -510,15 +502,4 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
 
 def main(argv: Sequence[str]) -> int | None:
     """Runs the command that the first word names; returns its exit status."""
-    name, *arguments = argv[1:] or [""]
-    if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}; {near_matches(name, list(COMMANDS))}")
-    command = COMMANDS[name]
-    if not command.least <= len(arguments) <= command.most:
-        raise UserError(f"{name} {' '.join(arguments)}: {len(arguments)} arguments; allowed: {name} {command.usage}")
-    taken = dict.fromkeys(flag for other in COMMANDS.values() for flag in other.flags)
-    for flag in taken:
-        if FLAGS[flag].present and flag not in command.flags:
-            raise UserError(f"--{flag} is no flag of {name}; allowed: {', '.join(f'--{f}' for f in command.flags)}")
-    values = {_KEYWORDS.get(flag, flag): FLAGS[flag].value for flag in command.flags}
-    return command.run(*arguments, **values)
+    return cli.run_command(COMMANDS, argv, flag_values=FLAGS, keywords=_KEYWORDS)

@@ -177,6 +177,11 @@ class CtcTokenVocabulary(_Cased):
                 found[number] = (start, kept.rstrip() if number < last else kept, False)
         return found
 
+    @property
+    def by_character(self) -> bool:
+        """Whether no symbol has several characters."""
+        return self._long is None
+
     def encode(self, text: str) -> list[int]:
         """Ids of the symbols of a text; characters outside the vocabulary are dropped."""
         ids = []
@@ -297,6 +302,11 @@ class TokenizerVocabulary(_Cased):
     def _is_label(self, number: int, span: tuple[int, int]) -> bool:
         # A special piece that covers text was written in the text, and is none there; others frame the labels.
         return number != self._blank_id and number < self._size and (number not in self._special or span[0] == span[1])
+
+    @property
+    def by_character(self) -> bool:
+        """False."""
+        return False
 
     def encode(self, text: str) -> list[int]:
         """Ids of the pieces of a text, with the marks that the tokenizer frames it with; [] where nothing is known."""

@@ -35,6 +35,11 @@ class BlankFirst:
         """0."""
         return BLANK_ID
 
+    @property
+    def by_character(self) -> bool:
+        """As the vocabulary itself."""
+        return self._vocabulary.by_character
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, in [1, V)."""
         return [self._moved[i] for i in self._vocabulary.encode(text)]

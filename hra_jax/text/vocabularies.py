@@ -33,6 +33,10 @@ class Vocabulary(Protocol):
     def blank_id(self) -> int:
         """The id of the CTC blank, which `encode` never gives."""
 
+    @property
+    def by_character(self) -> bool:
+        """Whether `encode` and `unknown_characters` of a text are always those of its characters, put together."""
+
     def encode(self, text: str) -> list[int]:
         """Label ids in [0, V) of a text, never the blank; characters outside the vocabulary are dropped."""
 
@@ -81,6 +85,11 @@ class CharacterVocabulary:
     def blank_id(self) -> int:
         """0."""
         return BLANK_ID
+
+    @property
+    def by_character(self) -> bool:
+        """True."""
+        return True
 
     def encode(self, text: str) -> list[int]:
         """One id in [1, V) for every character of the vocabulary in `text`; the others are dropped."""
@@ -175,6 +184,11 @@ class SentencePieceVocabulary:
         """0."""
         return BLANK_ID
 
+    @property
+    def by_character(self) -> bool:
+        """False."""
+        return False
+
     def _knows(self, character: str) -> bool:
         if character not in self._known:
             pieces = self._processor.EncodeAsIds(character)
@@ -183,7 +197,8 @@ class SentencePieceVocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Ids in [1, V) of the pieces of `text`; characters that the model does not know are dropped first."""
-        pieces = self._processor.EncodeAsIds("".join(c for c in text if self._knows(c)))
+        dropped = self.unknown_characters(text)
+        pieces = self._processor.EncodeAsIds("".join(c for c in text if c not in dropped) if dropped else text)
         unknown = self._processor.unk_id()
         return [piece + 1 for piece in pieces if piece != unknown]
 
@@ -195,7 +210,7 @@ class SentencePieceVocabulary:
 
     def unknown_characters(self, text: str) -> set[str]:
         """The characters of `text` that the model does not know."""
-        return {c for c in text if not self._knows(c)}
+        return {c for c in set(text) if not self._knows(c)}
 
     def to_json(self) -> dict:
         """{"type": "sentencepiece", "model": the serialized model in base64}."""
@@ -214,6 +229,11 @@ class BlankVocabulary:
     def blank_id(self) -> int:
         """0."""
         return BLANK_ID
+
+    @property
+    def by_character(self) -> bool:
+        """True."""
+        return True
 
     def encode(self, text: str) -> list[int]:
         """[]: every character is dropped."""

@@ -127,7 +127,7 @@ def test_an_unknown_name_is_one_line_with_near_matches(tmp_path, monkeypatch, na
         ("data.normalizer", "basics", "did you mean 'basic'?"),
         ("data.synthetic", "hrad", "did you mean 'hard'?"),
         ("data.strict", 1, "True or False"),
-        ("data.sources", (("a", "m.jsonl"),), "(name, manifest path, rate)"),
+        ("data.sources", (("a", "m.jsonl"),), "(name, source, rate)"),
         ("data.sources", (("a", "m.jsonl", 0.0),), "above 0"),
         ("data.sources", (("a", "m.jsonl", "equal"),), "'proportional'"),
         ("data.sources", (("a", "m.jsonl", 1.0), ("a", "n.jsonl", 1.0)), "distinct"),

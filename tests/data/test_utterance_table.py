@@ -10,6 +10,9 @@ from hra_jax.data.report import DataReport
 from hra_jax.data.sources import TableSource, read_sources
 from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
+from hra_jax.models.ctc import augmented_length
+from hra_jax.text.normalization import normalize_text
+from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import CharacterVocabulary
 
 RATE = 8000
@@ -81,7 +84,7 @@ def test_evaluation_keeps_utterances_that_ctc_could_not_learn_from():
 
 def test_columns_describe_the_utterances():
     table = _table([_utterance("a", text="See!", speaker="z")], [_utterance("b", duration=2, speaker="k")])
-    assert table.texts == ["see", "turn it on"]
+    assert table.rows.tolist() == [0, 0]
     np.testing.assert_array_equal(table.labels(0), CharacterVocabulary().encode("see"))
     assert table.frames_needed.tolist() == [4, 10]
     assert table.label_lengths.tolist() == [3, 10]
@@ -168,3 +171,69 @@ def test_sources_are_read_from_manifests_and_bad_lines_reported(tmp_path):
     table = _table(*sources, report=report)
     assert (table.specs()[0].rate, table.name(0), len(table)) == (2.0, "mine: a.wav", 1)
     assert report.counts()["bad_json"] == 1
+
+
+def _by_hand(sources, *, task_names, vocabulary_of, max_seconds):
+    """What `UtteranceTable` says of its columns, one utterance after the other."""
+    found = []
+    for number, rows in enumerate(sources):
+        for at, row in enumerate(rows):
+            task = row.tag("speaker")
+            if task is None or row.duration > max_seconds:
+                continue
+            labels = vocabulary_of(task).encode(normalize_text(row.text, "basic"))
+            if labels and round(row.duration * RATE) // 160 >= augmented_length(labels):
+                found.append((number, at, row.duration, task_names.index(task), tuple(labels)))
+    return found
+
+
+@pytest.mark.parametrize("own", ["none", "each", "all"])
+def test_columns_are_those_of_a_loop_over_utterances(own):
+    random = np.random.default_rng(3)
+    words = ["see", "Abba,", "caf\u00e9", "...", "turn it", "12", "zzz", "\u00c9t\u00e9"]
+    names = ("anna", "ben", "cy", None)
+    sources = [
+        [
+            _utterance(
+                f"{i}",
+                duration=float(np.round(random.exponential(1.5), 3) + 0.01),
+                text=" ".join(random.choice(words, random.integers(0, 6))),
+                **({"speaker": name} if (name := names[random.integers(4)]) else {}),
+            )
+            for i in range(size)
+        ]
+        for size in (137, 0, 41)
+    ]
+    base = CharacterVocabulary()
+    by_task = {name: CharacterVocabulary(sorted(set(f"{name} set\u00e9"))) for name in names[:3]}
+    given = {
+        "none": None,
+        "each": OwnVocabularies(base, by_task, 40),
+        "all": OwnVocabularies(base, {}, 40, by_task["anna"]),
+    }[own]
+    table = _table(*sources, own=given, max_seconds=4.0)
+    expected = _by_hand(
+        sources,
+        task_names=table.task_names,
+        vocabulary_of=(lambda task: base) if given is None else given.of,
+        max_seconds=4.0,
+    )
+    columns = zip(table.source.tolist(), table.rows.tolist(), table.duration.tolist(), table.task.tolist(), strict=True)
+    assert [(*row, tuple(table.labels(i).tolist())) for i, row in enumerate(columns)] == expected
+    assert [row.key for row in table.utterances] == [sources[s][r].key for s, r, *_ in expected]
+    assert table.utterances[-1] is sources[2][expected[-1][1]]
+    assert table.label_lengths.tolist() == [len(labels) for *_, labels in expected]
+    assert table.frames_needed.tolist() == [augmented_length(labels) for *_, labels in expected]
+
+
+def test_the_digest_of_a_table_is_that_of_earlier_versions():
+    # Stored in checkpoints: a run goes on with the data that it began with.
+    table = _table([row for row in ROWS if row.key != "nobody.wav"], [_utterance("more", speaker="cy")])
+    assert table.digest() == "2e2d7efdb12919f0cecb4de0f04574695db0222adaf6e4df2ac33df526d934b1"
+
+
+def test_a_strict_report_names_the_first_utterance_whatever_is_wrong_with_it():
+    rows = [_utterance("x", text="5", speaker="a"), _utterance("nobody"), _utterance("y", duration=9, speaker="a")]
+    for order, first in (((0, 1, 2), "unknown_text: source0: x"), ((2, 0, 1), "too_long: source0: y"), ((1, 0), "mis")):
+        with pytest.raises(UserError, match=f"^{first}"):
+            _table([rows[i] for i in order], report=DataReport(strict=True))

@@ -1,13 +1,15 @@
 """Normalizers by name and version, over scripts."""
 
 import importlib.metadata
+import itertools
 import time
 
+import numpy as np
 import pytest
 
 from hra_jax.errors import UserError
 from hra_jax.text import published_normalizers
-from hra_jax.text.normalization import normalize_text, versioned
+from hra_jax.text.normalization import normalize_text, normalize_texts, versioned
 
 
 @pytest.mark.parametrize(
@@ -131,3 +133,21 @@ def test_another_version_of_the_package_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(UserError, match=r"installed is none: pip install 'hra_jax\[normalizers\]'"):
         versioned("indic:hi")
+
+
+def test_many_texts_are_normalised_as_each_of_them():
+    random = np.random.default_rng(0)
+    marks = "'`.-\u2019\u00b4\u02bc\u00b7\u00ad\u200b\u200c\u200d\ufeff\x07"
+    letters = "aAb\u03a3\u03c3\u039f\u00c9\u00df\u0130\u0131\ufb01\ufdfa\u1fbf\u0915\u094d\u0928\u0627\u0644"
+    accents, spaces = "\u1161\u11a8\u0301\u0323\u00a8\u0345", "   \t\n\x1c\x85\xa0\u2003\u3000"
+    characters = [*marks, *letters, *accents, *spaces, *map(chr, random.integers(32, 0xD7FF, 60))]
+    lengths = random.choice([0, 2, 6, 20, 1200], 3000, p=[0.1, 0.3, 0.3, 0.29, 0.01])
+    texts = ["".join(random.choice(characters, length)) for length in lengths]
+    for name in ("none", "lower", "basic", "basic@1"):
+        assert normalize_texts(texts, name) == [normalize_text(text, name) for text in texts]
+
+
+def test_ascii_is_normalised_by_the_rules_of_all_text():
+    for first, second in itertools.product(map(chr, range(128)), repeat=2):
+        for text in (f"A{first}{second}B", f"{first}a{second}"):
+            assert f"{normalize_text(text, 'basic')} \u00e9".lstrip() == normalize_text(f"{text} \u00e9", "basic")

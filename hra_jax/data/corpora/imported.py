@@ -1,0 +1,91 @@
+"""Corpora that are imported from the folder that they are downloaded as: D/manifests/NAME/CONFIG/SPLIT.jsonl."""
+
+from collections.abc import Iterator, Sequence
+
+from etils import epath
+
+from hra_jax.data import audio
+from hra_jax.data.corpora import catalogue
+from hra_jax.data.examples import Example
+from hra_jax.data.manifest import read_manifest
+from hra_jax.data.report import DataReport
+from hra_jax.data.sound_files import AudioError, Sound
+from hra_jax.data.utterance import Utterance
+from hra_jax.errors import UserError
+
+
+def folder(name: str, data_dir: epath.PathLike) -> epath.Path:
+    """Where the manifests of a corpus lie."""
+    corpus, config, _ = catalogue.split_name(name)
+    return (
+        epath.Path(data_dir) / "manifests" / corpus / config if config else epath.Path(data_dir) / "manifests" / corpus
+    )
+
+
+def manifests(name: str, split: str, data_dir: epath.PathLike) -> list[epath.Path]:
+    """The manifests that a split of a corpus is made of; it has at least one.
+
+    Raises:
+      UserError: there is no such split, or it is not imported; the line says how it is.
+    """
+    paths = [folder(name, data_dir) / f"{part}.jsonl" for part in catalogue.sources_of(name, split)]
+    for path in paths:
+        if not path.exists():
+            command = catalogue.prepare_command(name, data_dir, split=split)
+            raise UserError(f"{name}/{split} is not prepared: there is no {path}; {command}")
+    return paths
+
+
+def prepare(
+    name: str, data_dir: epath.PathLike, *, source: epath.PathLike, splits: Sequence[str] = ()
+) -> dict[str, DataReport]:
+    """Writes a manifest for every split of a corpus.
+
+    Args:
+      name: such as `hra/common_voice/cs`.
+      data_dir: the folder of all corpora.
+      source: the folder that the corpus is downloaded as.
+      splits: those that are wanted; () for all but those that hold the others too.
+
+    Returns:
+      {path of a manifest: what was left out}.
+
+    Raises:
+      UserError: there is no such corpus or split, or `source` is no folder of this corpus.
+    """
+    from hra_jax.data.importers.importing import import_corpus, print_table
+
+    corpus, config, about = catalogue.split_name(name)
+    for split in splits:
+        catalogue.sources_of(name, split)
+    # A folder of several languages: the one that is named.
+    own = epath.Path(source) / config if config else epath.Path(source)
+    parts = import_corpus(
+        own if own.is_dir() else source, folder(name, data_dir), kind=corpus, splits=splits, split_by=about.split_by
+    )
+    print_table(parts, tag="speaker")
+    return {path: part.report for path, part in parts.items()}
+
+
+def examples(name: str, split: str, data_dir: epath.PathLike, *, report: DataReport) -> Iterator[Example]:
+    """The examples of a split, in the order of its manifests.
+
+    Args:
+      name, split, data_dir: as `manifests`.
+      report: gets bad lines, and audio that cannot be read.
+
+    Raises:
+      UserError: as `manifests`.
+    """
+    for path in manifests(name, split, data_dir):
+        for row in read_manifest(path, report=report)[0]:
+            try:
+                yield _example(row)
+            except AudioError as error:
+                report.add(error.kind, row.key, error.detail)
+
+
+def _example(row: Utterance) -> Example:
+    with Sound(row.audio_filepath) as sound:
+        rate = sound.rate
+    return Example(row.key, audio.decode(row, rate), rate, row.text, row.tags)

@@ -1,0 +1,192 @@
+"""Corpora as TensorFlow Datasets prepares them: D/NAME/CONFIG/VERSION, made once, and read in its order."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from hra_jax.console import near_matches
+from hra_jax.data.corpora import catalogue
+from hra_jax.data.corpora.sound_reader import in_place_of_pydub
+from hra_jax.data.examples import Example
+from hra_jax.data.report import DataReport
+from hra_jax.data.seqio_setup import libraries
+from hra_jax.errors import FAILURES, UserError, one_line
+
+_INFO = "dataset_info.json"
+
+
+class Found(NamedTuple):
+    """A corpus that is prepared.
+
+    Attributes:
+      folder: where it lies.
+      version: its version.
+    """
+
+    folder: epath.Path
+    version: str
+
+
+def find(name: str, data_dir: epath.PathLike) -> Found | None:
+    """The newest version of a corpus that is prepared in a folder, or None. TensorFlow is not needed for it."""
+    corpus, config, _ = catalogue.split_name(name)
+    above = epath.Path(data_dir) / corpus / config if config else epath.Path(data_dir) / corpus
+    versions = []
+    try:
+        for folder in above.iterdir() if above.is_dir() else ():
+            numbers = folder.name.split(".")
+            if all(number.isdecimal() for number in numbers) and (folder / _INFO).exists():
+                versions.append((tuple(map(int, numbers)), folder))
+    except OSError as error:
+        raise UserError(f"{above} cannot be read: {error.strerror or error}") from error
+    if not versions:
+        return None
+    folder = max(versions)[1]
+    return Found(folder, folder.name)
+
+
+def prepare(name: str, data_dir: epath.PathLike, *, report: DataReport) -> Found:
+    """Downloads a corpus and prepares it, unless it is there.
+
+    Args:
+      name: such as `hra/librispeech/lazy_decode`.
+      data_dir: the folder of all corpora.
+      report: gets the files that cannot be read, by name; their rows are left out when the corpus is read.
+
+    Raises:
+      UserError: there is no such corpus, it cannot be downloaded, or its files are not as they should be.
+    """
+    found = find(name, data_dir)
+    if found is not None:
+        return found
+    tf, _ = libraries()
+    import tensorflow_datasets as tfds
+
+    corpus, config, about = catalogue.split_name(name)
+    builder = tfds.builder(f"{corpus}/{config}" if config else corpus, data_dir=os.fspath(data_dir), try_gcs=False)
+    try:
+        with in_place_of_pydub(about.rate, report):
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    except (*FAILURES, *_failures(tf)) as error:
+        raise UserError(f"{name} cannot be prepared in {os.fspath(data_dir)}: {_reason(error)}") from error
+    return Found(epath.Path(builder.data_dir), str(builder.version))
+
+
+def _failures(tf: Any) -> tuple[type[Exception], ...]:
+    """What TensorFlow and TensorFlow Datasets raise beside Python's own errors."""
+    from tensorflow_datasets.core.download import download_manager, util
+
+    return (tf.errors.OpError, download_manager.NonMatchingChecksumError, util.DownloadError)
+
+
+def _reason(error: BaseException) -> str:
+    """In one line what was wrong at first; TensorFlow Datasets raises errors of errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return one_line(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+
+
+def sizes(name: str, data_dir: epath.PathLike) -> dict[str, int]:
+    """How many rows each split of the source has, of a corpus that is prepared."""
+    return {split: info.num_examples for split, info in _builder(_needed(name, data_dir), name).info.splits.items()}
+
+
+def _needed(name: str, data_dir: epath.PathLike) -> Found:
+    found = find(name, data_dir)
+    if found is None:
+        raise UserError(not_prepared(name, data_dir))
+    return found
+
+
+def not_prepared(name: str, data_dir: epath.PathLike) -> str:
+    """The line that says how a corpus is prepared."""
+    return f"{name} is not prepared in {os.fspath(data_dir)}; {catalogue.prepare_command(name, data_dir)}"
+
+
+def _builder(found: Found, name: str) -> Any:
+    tf, _ = libraries()
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(os.fspath(found.folder))
+    except (*FAILURES, *_failures(tf)) as error:
+        raise UserError(f"{name}: {found.folder} is damaged: {_reason(error)}; {_again(found)}") from error
+
+
+def _again(found: Found) -> str:
+    return f"delete {found.folder} and prepare it again"
+
+
+def examples(name: str, split: str, data_dir: epath.PathLike, *, report: DataReport) -> Iterator[Example]:
+    """The examples of a split of a corpus that is prepared, in its order.
+
+    Args:
+      name: such as `hra/librispeech/lazy_decode`.
+      split: one of its splits.
+      data_dir: the folder of all corpora.
+      report: gets rows without a transcript (no_text) and those whose audio could not be read when the corpus
+        was prepared (empty_audio).
+
+    Raises:
+      UserError: there is no such corpus or split, it is not prepared, or its files are damaged.
+    """
+    wanted = catalogue.sources_of(name, split)
+    corpus = catalogue.split_name(name)[2]
+    found = _needed(name, data_dir)
+    builder = _builder(found, name)
+    assert corpus.row is not None
+    speakers = dict(builder.info.metadata or {}).get("speakers", {})
+    for part in wanted:
+        if part not in builder.info.splits:
+            raise UserError(f"{found.folder} has no split {part!r}; {near_matches(part, builder.info.splits)}")
+        for number, fields in enumerate(_rows(builder, part, corpus, found)):
+            row = corpus.row(fields, speakers)
+            if row is None:
+                continue
+            if corpus.part is not None and split != "all" and corpus.part(row) != split:
+                continue
+            name_of_row = row.id or f"{part}/{number:08d}"
+            audio = fields[corpus.audio]
+            if not row.text.strip():
+                report.add("no_text", f"{name}/{split}: {name_of_row}", "there is no transcript")
+            elif not len(audio):
+                report.add("empty_audio", f"{name}/{split}: {name_of_row}", "it could not be read, or has no samples")
+            else:
+                yield Example(name_of_row, audio, corpus.rate, row.text, row.tags)
+
+
+def _rows(builder: Any, part: str, corpus: catalogue.Corpus, found: Found) -> Iterator[Mapping[str, Any]]:
+    """The rows of a split of the source: texts and classes as `str`, audio as bytes or int16."""
+    tf, _ = libraries()
+    import tensorflow_datasets as tfds
+
+    expected, count = builder.info.splits[part].num_examples, 0
+    try:
+        if "array_record" in str(builder.info.file_format).lower():
+            rows: Any = builder.as_data_source(split=part)
+        else:
+            config = tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1)
+            decoders = None if corpus.rate else {corpus.audio: tfds.decode.SkipDecoding()}
+            dataset = builder.as_dataset(split=part, shuffle_files=False, read_config=config, decoders=decoders)
+            rows = dataset.as_numpy_iterator()
+        for row in rows:
+            count += 1
+            yield {name: _plain(value, builder.info.features[name]) for name, value in row.items()}
+    except (*FAILURES, *_failures(tf)) as error:
+        raise UserError(f"{found.folder} cannot be read: {_reason(error)}; {_again(found)}") from error
+    if count != expected:
+        raise UserError(f"{found.folder}: {count} rows in {part!r} of {expected}; {_again(found)}")
+
+
+def _plain(value: Any, feature: Any) -> Any:
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Audio):
+        return value if isinstance(value, bytes) else np.asarray(value).astype(np.int16)
+    if isinstance(feature, tfds.features.ClassLabel):
+        return feature.int2str(int(value))
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
