@@ -51,6 +51,7 @@ REQUIRES = [
     "tensorflow-metadata>=1.17,<1.18",
     "tokenizers>=0.20",
     "tqdm>=4.66",
+    "xxhash>=3.0",
 ]
 
 EXTRAS = {

@@ -166,7 +166,7 @@ def test_a_listing_of_other_than_bytes_and_checksums_is_a_fault(tmp_path, entry)
     (tmp_path / "synthesis.json").write_text("{}")
     sign(tmp_path, {"a": entry})
     (part,) = verify(tmp_path)
-    assert [file for file, _ in part.faults] == ["files.json"] and "allowed: [bytes, CRC-32]" in part.faults[0][1]
+    assert [file for file, _ in part.faults] == ["files.json"] and "allowed: [bytes, XXH3]" in part.faults[0][1]
 
 
 @pytest.mark.parametrize("kind", endless.KINDS)

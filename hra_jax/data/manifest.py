@@ -141,6 +141,18 @@ def read_manifest(path: epath.PathLike, *, report: DataReport) -> tuple[list[Utt
     return utterances, refused
 
 
+def why_refused(row: dict[str, Any]) -> tuple[str, str] | None:
+    """Why a row that is about to be written would be no usable line: kind and detail; None where it is one."""
+    try:
+        line = json.dumps(row, ensure_ascii=False).encode()
+        _parse(_object(line), folder=epath.Path(), source="", number=0)
+    except UnicodeEncodeError:
+        return "undecodable_audio", "its name is not UTF-8, and a manifest cannot hold it; rename it"
+    except _LineError as error:
+        return error.kind, error.detail
+    return None
+
+
 # --- Make -------------------------------------------------------------------------------------------------------------
 
 

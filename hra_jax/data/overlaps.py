@@ -1,4 +1,4 @@
-"""Utterances that share audio: the same file, whatever its path, and times that overlap."""
+"""Utterances that share audio: the same file, whatever its path, and times that overlap; or, of shards, samples."""
 
 import bisect
 import functools
@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 
+from hra_jax.data.shards import Sharded
 from hra_jax.data.utterance import Utterance
 from hra_jax.storage.remote import is_remote, local_path
 
@@ -42,10 +43,16 @@ def identity(path: str) -> object:
 
 
 def shared(these: Iterable[Utterance], others: Iterable[Utterance]) -> list[Utterance]:
-    """Those of `these` that share audio with one of `others`; what stands there twice is given once."""
+    """Those of `these` that share audio with one of `others`; what stands there twice is given once.
+
+    Where both come from shards, their indices also know copies by the hashes of their samples.
+    """
     _files_of.cache_clear()  # files come and go between two calls
     times: dict[object, list[tuple[float, float]]] = {}
+    hashes = set()
     for utterance in others:
+        if isinstance(utterance, Sharded):
+            hashes.add(utterance.sample_hash)
         span = utterance.offset, utterance.offset + utterance.duration
         times.setdefault(identity(utterance.audio_filepath), []).append(span)
     taken = {file: (sorted(spans), _latest_ends(sorted(spans))) for file, spans in times.items()}
@@ -53,7 +60,8 @@ def shared(these: Iterable[Utterance], others: Iterable[Utterance]) -> list[Utte
     for utterance in these:
         file = identity(utterance.audio_filepath)
         span = utterance.offset, utterance.offset + utterance.duration
-        if file in taken and (file, span) not in seen and _meets(span, *taken[file]):
+        copied = isinstance(utterance, Sharded) and utterance.sample_hash in hashes
+        if (file, span) not in seen and (copied or (file in taken and _meets(span, *taken[file]))):
             seen.add((file, span))
             found.append(utterance)
     return found

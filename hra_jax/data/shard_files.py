@@ -26,8 +26,9 @@ _READER: Final = "readahead_buffer_size:0,max_parallelism:0"
 _FOOTER: Final = 2**17  # bytes of a file in a bucket that are asked for when it is opened; where needed, more
 _BUFFER: Final = 2**15
 _MOST_OPEN: Final = {True: 2**13, False: 2**8}  # shards in buckets, which take no descriptor; and on this machine
-_NOT_THERE: Final = '"code": 404'
-_DAMAGED: Final = ("Corrupted", "Invalid", "should be at least")
+# What the client of Google Cloud Storage says in its errors, by either of its interfaces.
+_NOT_THERE: Final = ('"code": 404', "NoSuchKey", "No such object")
+_DAMAGED: Final = ("Corrupted", "should be at least", '"code": 416', "InvalidRange")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -222,8 +223,9 @@ class _Readers:
             return reader
 
     def drop(self, shard: Shard) -> None:
-        """Lets go of a shard that could not be read."""
+        """Lets go of a shard that could not be read; who still waits for it keeps nobody else waiting."""
         with self._lock:
+            self._opening.pop(shard.path, None)
             self._open[remote.is_remote(shard.path)].pop(shard.path, None)
 
 
@@ -250,7 +252,7 @@ def _opened(shard: Shard) -> Any:
 
 def _audio_error(error: Exception, shard: Shard) -> AudioError:
     text = one_line(error)
-    if _NOT_THERE in text:
+    if any(word in text for word in _NOT_THERE):
         return AudioError("missing_file", f"no shard at {shard.path}")
     damaged = not remote.is_remote(shard.path) or any(word in text for word in _DAMAGED)
     kind = "undecodable_audio" if damaged else "unreachable_audio"
@@ -274,10 +276,10 @@ def read_record(shard: Shard, record: int) -> bytes:
             raise error if isinstance(error, AudioError) else _audio_error(error, shard) from error
         return found
 
-    return _in_time(read, shard.path) if remote.is_remote(shard.path) else read()
+    return _in_time(read, shard) if remote.is_remote(shard.path) else read()
 
 
-def _in_time(act: Callable[[], bytes], path: str) -> bytes:
+def _in_time(act: Callable[[], bytes], shard: Shard) -> bytes:
     """What `act` gives, if in time: the client in the library asks again for a quarter of an hour."""
     answer: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
 
@@ -292,7 +294,8 @@ def _in_time(act: Callable[[], bytes], path: str) -> bytes:
     try:
         found = answer.get(timeout=seconds)
     except queue.Empty:
-        raise AudioError("unreachable_audio", f"the shard {path}: no answer within {seconds:g} s") from None
+        _readers.drop(shard)
+        raise AudioError("unreachable_audio", f"the shard {shard.path}: no answer within {seconds:g} s") from None
     if isinstance(found, Exception):
         raise found
     return found

@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,17 +28,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xxhash
 from etils import epath
 
 from hra_jax import __version__
 from hra_jax.adapters import task_records
 from hra_jax.adapters.base import unbound
-from hra_jax.errors import DamagedError, UserError, one_line
+from hra_jax.errors import UserError, one_line
+from hra_jax.models import weight_hashes
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.dtypes import STORAGE_DTYPES, all_finite
 from hra_jax.models.encoder_config import MOST_TRAINED_SECONDS, EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
+from hra_jax.models.weight_hashes import Hashes
 from hra_jax.storage import folders
 from hra_jax.storage.files import is_remote, remove_file, remove_leftovers, replaced_name, write_file
 from hra_jax.storage.json_files import Kind, check_fields, check_shown, json_text, read_object
@@ -59,15 +61,15 @@ _FIELDS: dict[int, dict[str, Kind]] = {
         "storage_dtype": str,
         "source_sha256": dict,
         "stored_sha256": dict,
+        "stored_xxh3": dict,
         "sha256": dict,
         "info": dict,
     }
 }
-# The release that did not write its version, and a folder without records.
-_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "sha256": {}}}
+# The release that did not write its version and had no quick hashes, and a folder without records.
+_UNSAID: dict[int, dict[str, Any]] = {1: {"hra_jax": "0.1.0", "stored_xxh3": {}, "sha256": {}}}
 BUILTIN = "builtin:"
 SETTINGS = "backbone.json"
-_VERIFIED_BYTES = 2**26  # that are read at a time
 _HASHED_AT_ONCE = 2  # weights, each by a thread
 _PIECE = 32 << 20  # bytes of a whole array that are cast, hashed and checked at a time
 
@@ -78,7 +80,7 @@ class BackboneFiles:
 
     Attributes:
       tensors: the weights by dotted name; `load_params` reads them onto a mesh.
-      hashes: SHA-256 of each weight as it was stored, where those that `reading` gives are compared with it.
+      hashes: of each weight as it was stored, where those that `reading` gives are compared with them.
       records: what is held of its training data.
     """
 
@@ -89,7 +91,7 @@ class BackboneFiles:
     fingerprint: str
     info: dict  # 'name', 'source', 'license' and what else its maker recorded
     tensors: TensorFiles
-    hashes: dict[str, str] | None = None
+    hashes: Hashes | None = None
     records: task_records.Records = dataclasses.field(default_factory=dict)
 
     @property
@@ -124,12 +126,15 @@ class BackboneFiles:
         """
         found = self.tensors.read_slice(name, index, told=told)
         if not all_finite(found):
-            raise UserError(f"{self.tensors.path(name)}: {name!r} holds NaN or infinity; allowed: finite weights")
+            raise self._not_finite(name)
         return found
+
+    def _not_finite(self, name: str) -> UserError:
+        return UserError(f"{self.tensors.path(name)}: {name!r} holds NaN or infinity; allowed: finite weights")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Callable[..., np.ndarray]]:
-        """Gives a `read` that has whole weights hashed by other threads while it reads them; errors as `read`.
+        """Gives a `read` that has whole weights checked by other threads while it reads them; errors as `read`.
 
         Raises:
           DamagedError: here or at the end of the block, where a weight is not what was stored.
@@ -140,10 +145,13 @@ class BackboneFiles:
         hashes, waiting = self.hashes, collections.deque[concurrent.futures.Future]()
 
         def check(name: str, pieces: queue.SimpleQueue[memoryview | None]) -> None:
-            digest = hashlib.sha256()
-            for piece in iter(pieces.get, None):
+            digest, finite, dtype = hashes.begin(), True, self.tensors.dtype(name)
+            for piece in iter(pieces.get, None):  # which is still in the cache
                 digest.update(piece)
-            _check_hash(self.tensors, name, digest.hexdigest(), hashes)
+                finite = finite and all_finite(np.frombuffer(piece, dtype))
+            if not finite:
+                raise self._not_finite(name)
+            hashes.compare(self.tensors, name, digest)
 
         def read(name: str, index: Any = ()) -> np.ndarray:
             if index != ():
@@ -151,7 +159,7 @@ class BackboneFiles:
             pieces: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
             waiting.append(pool.submit(check, name, pieces))
             try:
-                found = self.read(name, told=pieces.put)
+                found = self.tensors.read_slice(name, (), told=pieces.put)
             finally:
                 pieces.put(None)
             if len(waiting) > _HASHED_AT_ONCE:  # what waits is in memory
@@ -300,16 +308,18 @@ def write(
     """
     _check_dtype(dtype)
     folder, shapes = epath.Path(folder), _shapes(features, encoder)
-    source, stored = {}, {}
+    source, stored, quick = {}, {}, {}
     with TensorWriter(folder, shapes, dtype=jnp.dtype(dtype), max_bytes=max_bytes) as writer:
         for name in writer.names:
-            given, kept = hashlib.sha256(), hashlib.sha256()
+            given, kept, kept_quick = hashlib.sha256(), hashlib.sha256(), xxhash.xxh3_64()
             for piece in _pieces(name, read(name), shapes[name]):
                 rounded = _rounded(name, piece, dtype)
-                given.update(_bytes(piece))
-                kept.update(_bytes(rounded))
+                given.update(weight_hashes.content(piece))
+                kept.update(weight_hashes.content(rounded))
+                kept_quick.update(weight_hashes.content(rounded))
                 writer.append(name, rounded)
             source[name], stored[name] = [list(shapes[name]), given.hexdigest()], kept.hexdigest()
+            quick[name] = kept_quick.hexdigest()
         fingerprint = _fingerprint(source, features, encoder, vocabulary)
         settings = {
             "format": FORMAT,
@@ -321,6 +331,7 @@ def write(
             "storage_dtype": dtype,
             "source_sha256": source,
             "stored_sha256": stored,
+            "stored_xxh3": quick,
             "info": info,
         }
         content = task_records.to_bytes(records or {})
@@ -408,10 +419,6 @@ def _rounded(name: str, piece: np.ndarray, dtype: str) -> np.ndarray:
     return rounded
 
 
-def _bytes(array: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -474,24 +481,6 @@ def _check_tensors(tensors: TensorFiles, shapes: dict[str, tuple[int, ...]], dty
             raise UserError(f"{path}: {name!r} holds {tensors.dtype(name)}, its settings ask for {dtype}")
 
 
-def _verify(tensors: TensorFiles, hashes: dict, *, names: Iterable[str] | None = None) -> None:
-    """Hashes every tensor, or some, a few rows at a time, and compares with what was recorded."""
-    for name in tensors.names() if names is None else names:
-        shape, digest = tensors.shape(name), hashlib.sha256()
-        if len(shape) > 1 and math.prod(shape) > 0:
-            rows = max(1, _VERIFIED_BYTES * shape[0] // (tensors.dtype(name).itemsize * math.prod(shape)))
-            for first in range(0, shape[0], rows):
-                digest.update(_bytes(tensors.read_slice(name, slice(first, first + rows))))
-        else:
-            digest.update(_bytes(tensors.read(name)))
-        _check_hash(tensors, name, digest.hexdigest(), hashes)
-
-
-def _check_hash(tensors: TensorFiles, name: str, found: str, hashes: dict) -> None:
-    if found != hashes.get(name):
-        raise DamagedError(f"{tensors.path(name)}: {name!r} is not what was stored; its hash differs")
-
-
 def load(location: epath.PathLike, *, verify: bool | None = None) -> BackboneFiles:
     """Reads the settings of a backbone folder and the headers of its weights; the weights are read when they are used.
 
@@ -500,8 +489,9 @@ def load(location: epath.PathLike, *, verify: bool | None = None) -> BackboneFil
 
     Args:
       location: a folder, or `builtin:NAME`.
-      verify: whether the weights are compared with the hashes that the folder records: True, now; None, as they are
-        read, where they lie on a local disk; False, not at all.
+      verify: whether the weights are compared with the hashes that the folder records: True, now, by SHA-256; None, as
+        they are read, where they lie on a local disk, by XXH3, which costs next to nothing and finds what disks and
+        networks do; False, not at all.
 
     Raises:
       UserError: nothing there, or the folder contradicts itself; the line names the file and the value.
@@ -526,9 +516,11 @@ def _load_once(folder: epath.Path, *, verify: bool | None) -> BackboneFiles:
     _check_tensors(tensors, shapes, settings["storage_dtype"])
     if settings["fingerprint"] != _fingerprint(settings["source_sha256"], features, encoder, settings["vocabulary"]):
         raise UserError(f"{folder / SETTINGS}: the fingerprint does not match the settings beside it")
+    whole = Hashes(hashlib.sha256, settings["stored_sha256"])
     if verify:
-        _verify(tensors, settings["stored_sha256"])
+        weight_hashes.verify(tensors, whole)
     beside = verify is None and not is_remote(folder)
+    quick = Hashes(xxhash.xxh3_64, settings["stored_xxh3"])
     return BackboneFiles(
         folder=folder,
         features=features,
@@ -537,7 +529,7 @@ def _load_once(folder: epath.Path, *, verify: bool | None) -> BackboneFiles:
         fingerprint=settings["fingerprint"],
         info=settings["info"],
         tensors=tensors,
-        hashes=settings["stored_sha256"] if beside else None,
+        hashes=(quick if quick.expected else whole) if beside else None,
         records=task_records.read(folder, settings["sha256"]),
     )
 
@@ -591,6 +583,6 @@ def _checking_a_share(files: BackboneFiles) -> Iterator[None]:
     # A reader of its own: that of the block counts what the block reads.
     own = TensorFiles(files.folder)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        future = pool.submit(_verify, own, files.hashes, names=names)
+        future = pool.submit(weight_hashes.verify, own, files.hashes, names=names)
         yield
         future.result()

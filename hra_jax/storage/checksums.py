@@ -1,9 +1,9 @@
 """Checksums of stored files: of JSON values, and of all files of a folder.
 
-    FOLDER/files.json   {"files": {"a/b": [bytes, CRC-32]}, "crc32": of the rest}
+    FOLDER/files.json   {"files": {"a/b": [bytes, XXH3]}, "crc32": of the rest}
 
-A CRC-32 finds every damaged run of up to 32 bits, and all but one in four billion other damages. It is no protection
-against people: exported adapters have SHA-256 for what comes from elsewhere.
+XXH3 has 64 bits and costs less than reading a file does. Neither it nor a CRC-32 is a protection against people:
+exported adapters and backbones have SHA-256 for what comes from elsewhere.
 """
 
 import concurrent.futures
@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO
 
+import xxhash
 from etils import epath
 
 from hra_jax.errors import DamagedError, UserError
@@ -23,7 +24,7 @@ from hra_jax.storage.remote import StorageUnavailable
 
 LISTING = "files.json"
 _PIECE = 1 << 20  # bytes that are read at a time
-_THREADS = 4  # zlib and hashlib let others run meanwhile
+_THREADS = 4  # xxhash and hashlib let others run meanwhile
 
 
 def of_json(value: object) -> int:
@@ -57,14 +58,15 @@ def pieces(stream: IO[bytes]) -> Iterable[bytes]:
 
 
 def of_file(file: epath.PathLike, *, told: Callable[[int], object] = lambda count: None) -> tuple[int, int]:
-    """Bytes and CRC-32 of a file's content; arguments and errors as `sha256`."""
-    count = crc = 0
+    """Bytes and XXH3 of a file's content; arguments and errors as `sha256`."""
+    count, digest = 0, xxhash.xxh3_64()
     check_regular(file)
     with epath.Path(file).open("rb") as stream:
         for piece in pieces(stream):
-            count, crc = count + len(piece), zlib.crc32(piece, crc)
+            count += len(piece)
+            digest.update(piece)
             told(len(piece))
-    return count, crc
+    return count, digest.intdigest()
 
 
 def files_of(folder: epath.PathLike, *, but: Callable[[str], bool] = lambda path: False) -> list[str]:
@@ -135,12 +137,12 @@ def check_listing(
     return {name: _fault(folder / name, *recorded[name], told=told) for name in sorted(recorded)} | {LISTING: ""}
 
 
-def _fault(file: epath.Path, count: int, crc: int, *, told: Callable[[int], object]) -> str:
+def _fault(file: epath.Path, count: int, digest: int, *, told: Callable[[int], object]) -> str:
     try:
         check_regular(file)
         size = file.stat().length
         # Not read at all where that is enough: a file of holes may be of any size.
-        found = of_file(file, told=told) if size == count else (size, crc)
+        found = of_file(file, told=told) if size == count else (size, digest)
     except FileNotFoundError:
         return "is missing"
     except StorageUnavailable:
@@ -149,7 +151,7 @@ def _fault(file: epath.Path, count: int, crc: int, *, told: Callable[[int], obje
         return f"cannot be read ({error.strerror or error})"
     if found[0] != count:
         return f"has {found[0]:,} bytes in place of {count:,}"
-    return "" if found[1] == crc else "is not what was written"
+    return "" if found[1] == digest else "is not what was written"
 
 
 def _listed(folder: epath.Path) -> dict[str, list[int]]:
@@ -163,7 +165,7 @@ def _listed(folder: epath.Path) -> dict[str, list[int]]:
         if not _is_below(name):
             raise UserError(f"{where}: files: {name!r:.80} is no file of the folder; allowed: paths like a/b")
         if not isinstance(entry, list) or len(entry) != 2 or any(type(n) is not int or n < 0 for n in entry):
-            raise UserError(f"{where}: files: {name!r:.80}: {entry!r:.80}; allowed: [bytes, CRC-32]")
+            raise UserError(f"{where}: files: {name!r:.80}: {entry!r:.80}; allowed: [bytes, XXH3]")
     return dict(content["files"])
 
 

@@ -1,18 +1,21 @@
 """Checksums of arrays on devices. They are the same on every mesh: what one mesh has saved, another can check.
 
-Each element is hashed with its place in the whole array, and the hashes are added modulo 2^32. So every device hashes
-what it holds, in any order, and one number per array crosses the mesh. A change of one element always changes the sum;
-any other damage goes unseen once in 2^32.
+The bytes of an array in C order are 32-bit words, and its checksum is the sum of all words, each times an odd number of
+64 bits that its place gives, modulo 2^64 (multilinear hashing, arXiv 1202.4961). So every device sums up what it holds,
+in any order, and one number per array crosses the mesh. A change of one word always changes the sum; any other damage
+goes unseen about once in 2^32, or less.
 
 Arrays that this process can read without a copy are hashed by numpy, which compiles nothing and is faster on CPUs.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
@@ -24,23 +27,28 @@ class Checksum(NamedTuple):
     """What is told of an array.
 
     Attributes:
-      value: its checksum, 0 to 2^32 - 1.
-      finite: whether all its numbers are.
+      value: its checksum, 0 to 2^64 - 1.
+      finite: whether all its numbers are, as far as anybody asked.
     """
 
     value: int
     finite: bool
 
 
-def of_tree(tree: Any) -> dict[str, Checksum]:
+def of_tree(tree: Any, *, finite: bool = True) -> dict[str, Checksum]:
     """The checksum of every array of a tree, by the name of its leaf; a collective where they are split.
 
     Waits for the arrays to be computed. Shapes and dtypes are not hashed: who compares checksums compares them too.
+
+    Args:
+      tree: the arrays.
+      finite: whether to look for numbers that are not finite; False takes all for finite, which costs less.
     """
     leaves = {sharding.leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     on_host = {name: np.asarray(leaf) for name, leaf in leaves.items() if _readable_on_host(leaf)}
-    on_devices = {name: _on_devices(leaf) for name, leaf in leaves.items() if name not in on_host}
-    sums = jax.device_get(on_devices) | dict(zip(on_host, _on_host(list(on_host.values())), strict=True))
+    on_devices = {name: _on_devices(leaf, finite=finite) for name, leaf in leaves.items() if name not in on_host}
+    sums = jax.device_get(on_devices)
+    sums |= dict(zip(on_host, _on_host(list(on_host.values()), finite=finite), strict=True))
     return {name: Checksum(int(value), not int(odd)) for name, (value, odd) in sorted(sums.items())}
 
 
@@ -53,98 +61,110 @@ def _readable_on_host(leaf: Any) -> bool:
     return whole and all(device.platform == "cpu" for device in devices)
 
 
-def _on_devices(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-    mesh = leaf.sharding.mesh if isinstance(leaf.sharding, NamedSharding) else None
-    found: tuple[jax.Array, jax.Array] = _compiled(mesh if isinstance(mesh, Mesh) else None)(leaf)
-    return found
-
-
-# One-to-one in the element: odd factors, and the finalizer of MurmurHash3 (public domain).
-_ELEMENT, _PLACE, _START = 0x9E3779B1, 0x85EBCA77, 0x27D4EB2F
-_ROUNDS = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))
-_LAST = 16
-_BLOCK = 1 << 16  # elements that numpy hashes at a time, few enough to stay in the cache
-_RANGE = 1 << 22  # elements that a thread takes
+_MASK = 2**64 - 1
+# The finalizer of SplitMix64 (public domain).
+_STEP, _ROUNDS, _LAST = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)), 31
+# Words go in pairs. A pair has the factor of its place in a block times that of its block: one table serves all blocks.
+_BLOCK = 1 << 14  # pairs; they and the table stay in the cache
+_RANGE = 1 << 7  # blocks that a thread takes
 _SMALL = 1 << 23  # bytes that are not worth threads
 _THREADS = 4  # numpy lets others run meanwhile
 
 
-def _on_host(arrays: list[np.ndarray]) -> list[tuple[int, int]]:
-    """The checksum of each array, and how many of its numbers are not finite."""
-    flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
-    # The parts of all arrays; 64-bit numbers are two words each.
-    parts = [
-        (number, start, min(start + _RANGE, len(array)))
-        for number, array in enumerate(flat)
-        for start in range(0, len(array), _RANGE)
-    ]
+def _factor(number: Any, *, of_block: bool, unsigned: Any = int) -> Any:
+    """An odd number of 64 bits for a place in a block, or for a block: an int of an int, or arrays of uint64."""
+    wide = unsigned(_MASK)
+    mixed = (number * unsigned(2) + unsigned(of_block) + unsigned(1)) * unsigned(_STEP) & wide
+    for shift, multiplier in _ROUNDS:
+        mixed = (mixed ^ (mixed >> unsigned(shift))) * unsigned(multiplier) & wide
+    return mixed ^ (mixed >> unsigned(_LAST)) | unsigned(1)
 
-    def hashed(part: tuple[int, int, int]) -> tuple[int, int]:
-        number, start, stop = part
-        array = flat[number][start:stop]
-        odd = int((~np.isfinite(array)).sum()) if jnp.issubdtype(array.dtype, jnp.inexact) else 0
-        words = array.view(_unsigned(array.dtype))
-        return _sum_of_words(words, start * max(1, array.dtype.itemsize // 4)), odd
+
+@functools.cache
+def _table() -> np.ndarray:
+    """The factors of the places in a block, uint64 `[_BLOCK]`."""
+    return np.asarray(_factor(np.arange(_BLOCK, dtype=np.uint64), of_block=False, unsigned=np.uint64))
+
+
+def _on_host(arrays: list[np.ndarray], *, finite: bool) -> list[tuple[int, bool]]:
+    """The checksum of each array, and whether it holds a number that is not finite."""
+    flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
+    size = 8 * _BLOCK * _RANGE  # bytes
+    parts = [(number, start) for number, array in enumerate(flat) for start in range(0, array.nbytes, size)]
+
+    def hashed(part: tuple[int, int]) -> tuple[int, bool]:
+        number, start = part
+        array = flat[number][start // flat[number].itemsize : (start + size) // flat[number].itemsize]
+        return _sum_of_blocks(array, start // (8 * _BLOCK), finite=finite and jnp.issubdtype(array.dtype, jnp.inexact))
 
     if sum(array.nbytes for array in flat) < _SMALL:
         sums = list(map(hashed, parts))
     else:
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             sums = list(pool.map(hashed, parts))
-    totals = [[0, 0] for _ in flat]
-    for (number, _, _), (value, odd) in zip(parts, sums, strict=True):
-        totals[number][0] += value
-        totals[number][1] += odd
-    return [(value % 2**32, odd) for value, odd in totals]
+    totals, odd = [0] * len(flat), [False] * len(flat)
+    for (number, _), (value, found) in zip(parts, sums, strict=True):
+        totals[number] += value
+        odd[number] |= found
+    return [(value & _MASK, found) for value, found in zip(totals, odd, strict=True)]
 
 
-def _sum_of_words(words: np.ndarray, first: int) -> int:
-    """The sum of the hashes of words, the first of which has the place `first`."""
-    places = np.arange(min(_BLOCK, len(words)), dtype=np.uint32) * np.uint32(_PLACE)
-    mixed, room, total = np.empty_like(places), np.empty_like(places), 0
-    for start in range(0, len(words), _BLOCK):
-        part = words[start : start + _BLOCK]
-        hashes, moved = mixed[: len(part)], room[: len(part)]
-        np.multiply(part, np.uint32(_ELEMENT), out=hashes, dtype=np.uint32)
-        hashes += places[: len(part)]
-        hashes += np.uint32(((first + start) * _PLACE + _START) % 2**32)
-        for shift, factor in _ROUNDS:
-            hashes ^= np.right_shift(hashes, np.uint32(shift), out=moved)
-            hashes *= np.uint32(factor)
-        hashes ^= np.right_shift(hashes, np.uint32(_LAST), out=moved)
-        total += int(np.add.reduce(hashes, dtype=np.uint32))
-    return total
+def _sum_of_blocks(array: np.ndarray, first: int, *, finite: bool) -> tuple[int, bool]:
+    """The sum of some blocks, the first of which has the number `first`; whether a number in them is not finite."""
+    items, table, room, total = 8 * _BLOCK // array.itemsize, _table(), np.empty(_BLOCK, np.uint64), 0
+    odd = False
+    for number, start in enumerate(range(0, len(array), items), first):
+        block = array[start : start + items]
+        odd |= finite and not np.isfinite(block).all()
+        if block.nbytes % 8:
+            block = np.frombuffer(block.tobytes().ljust(-(-block.nbytes // 8) * 8, b"\0"), np.uint8)
+        pairs = block.view(np.uint64)
+        mixed = np.right_shift(pairs, np.uint64(32), out=room[: len(pairs)])
+        mixed += pairs  # the upper word counts twice, so that no factor makes its top bit the top bit of the sum
+        total += int(np.einsum("i,i->", mixed, table[: len(pairs)])) * _factor(number, of_block=True)
+    return total, odd
 
 
-def _unsigned(dtype: Any) -> Any:
-    """The unsigned integers that the bits of a dtype are hashed as: uint32 for 64-bit numbers, two each."""
-    return {1: np.uint8, 2: np.uint16}.get(np.dtype(dtype).itemsize, np.uint32)
+def _on_devices(leaf: jax.Array, *, finite: bool) -> tuple[jax.Array, jax.Array]:
+    mesh = leaf.sharding.mesh if isinstance(leaf.sharding, NamedSharding) else None
+    with _wide_integers():
+        found: tuple[jax.Array, jax.Array] = _compiled(mesh if isinstance(mesh, Mesh) else None, finite)(leaf)
+    return found
+
+
+def _wide_integers() -> contextlib.AbstractContextManager[None]:
+    """Integers of 64 bits in JAX, for a block."""
+    where: Any = jax if hasattr(jax, "enable_x64") else jax.experimental  # before jax 0.8
+    context: contextlib.AbstractContextManager[None] = where.enable_x64(True)
+    return context
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(mesh: Mesh | None) -> Any:
+def _compiled(mesh: Mesh | None, finite: bool) -> Any:
     """The program for arrays that lie on a mesh; None for those that lie elsewhere."""
-    return jax.jit(_sums) if mesh is None else jax.jit(_sums, out_shardings=sharding.replicated(mesh))
+    sums = functools.partial(_sums, finite=finite)
+    return jax.jit(sums) if mesh is None else jax.jit(sums, out_shardings=sharding.replicated(mesh))
 
 
-def _sums(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """As `_on_host`, of one array on the devices: uint32 scalars."""
-    kind = _unsigned(leaf.dtype)
+def _sums(leaf: jax.Array, *, finite: bool) -> tuple[jax.Array, jax.Array]:
+    """As `_on_host`, of one array on the devices: scalars, uint64 and bool."""
+    size = leaf.dtype.itemsize
+    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[size]
     bits = leaf.astype(kind) if leaf.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(leaf, kind)
-    words = bits.astype(jnp.uint32)
-    # The place of an element. Not by a reshape, which would bring an array that is split to one device.
-    place, stride = jnp.zeros(words.shape, jnp.uint32), 1
-    for axis in reversed(range(words.ndim)):
-        place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= words.shape[axis]
-    mixed = words * jnp.uint32(_ELEMENT) + place * jnp.uint32(_PLACE) + jnp.uint32(_START)
-    for shift, factor in _ROUNDS:
-        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
-    mixed ^= mixed >> _LAST
-    odd = jnp.zeros((), jnp.uint32)
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-        odd = (~jnp.isfinite(leaf)).astype(jnp.uint32).sum(dtype=jnp.uint32)
-    return mixed.sum(dtype=jnp.uint32), odd
+    # The place of an element, in bytes. Not by a reshape, which would bring an array that is split to one device.
+    place, stride = jnp.zeros(bits.shape, jnp.uint64), size
+    for axis in reversed(range(bits.ndim)):
+        place += jax.lax.broadcasted_iota(jnp.uint64, bits.shape, axis) * jnp.uint64(stride)
+        stride *= bits.shape[axis]
+    pair = place // 8
+    factor = _factor(pair % _BLOCK, of_block=False, unsigned=jnp.uint64)
+    factor *= _factor(pair // _BLOCK, of_block=True, unsigned=jnp.uint64)
+    # What the element is of its pair of words, whose upper word counts twice.
+    part = bits.astype(jnp.uint64) << (place % 8 * 8)
+    value = ((part + (part >> 32)) * factor).sum(dtype=jnp.uint64)
+    if not finite or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return value, jnp.zeros((), jnp.bool_)
+    return value, ~jnp.isfinite(leaf).all()
 
 
 def not_finite(tree: Any) -> str | None:

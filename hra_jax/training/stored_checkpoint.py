@@ -245,6 +245,7 @@ def checksums_of(
         "state": {name: [kind, sums[name].value] for name, kind in leaf_kinds(state).items()},
         "items": {name: of_json(item) for name, item in items.items()},
         "metrics": metrics,
+        "finite": all(found.finite for found in sums.values()),
     }
     return found | {"self": of_json(found)}
 

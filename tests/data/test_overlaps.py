@@ -5,6 +5,7 @@ import os
 import pytest
 
 from hra_jax.data import overlaps
+from hra_jax.data.shards import Sharded
 from hra_jax.data.utterance import Utterance
 
 
@@ -74,3 +75,10 @@ def test_a_file_is_the_same_through_every_path(tmp_path, monkeypatch):
 
 def test_what_is_given_twice_is_named_once():
     assert meet([said("/d/a.wav"), said("/d/a.wav"), said("/d/b.wav")], [said("/d/a.wav")]) == ["/d/a.wav@0.0"]
+
+
+def test_of_shards_a_copy_under_another_name_is_known_by_its_samples():
+    train = [Sharded(f"/data/{number}.wav", 1.0, "a", sample_hash=number) for number in (1, 2, 3)]
+    copies = [Sharded(f"/other/{number}.wav", 1.0, "a", key=str(number), sample_hash=number) for number in (3, 4)]
+    assert meet(copies, train) == ["3"]
+    assert meet(copies[1:], train) == []

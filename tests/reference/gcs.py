@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from email.parser import BytesHeaderParser
@@ -70,6 +71,14 @@ class Asked:
         return unquote(self.path)
 
 
+class _Unanswered(Exception):
+    """A connection that is held for some seconds, and closed."""
+
+    def __init__(self, seconds: float):
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
 class _Refused(Exception):
     """An answer that is an error."""
 
@@ -80,11 +89,15 @@ class _Refused(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Trouble:
-    """Every n-th request whose method and decoded path match the pattern is answered by a status."""
+    """Every n-th request whose method and decoded path match the pattern is answered by a status.
+
+    Status 0 is no answer: the connection is held for some seconds, and closed.
+    """
 
     pattern: str
     status: int
     every: int
+    seconds: float = 0.0
 
 
 class _Buckets:
@@ -93,8 +106,8 @@ class _Buckets:
     def __init__(self, names: list[str]):
         self.buckets: dict[str, dict[str, Blob]] = {name: {} for name in names}
         self.requests: list[str] = []
-        self.trouble: Trouble | None = None
-        self.matched = 0
+        self.trouble: dict[bool, Trouble] = {}  # by whether there is an answer
+        self.matched = {True: 0, False: 0}
         self.lock = threading.RLock()
         self.uploads: dict[str, tuple[str, str, dict[str, str], bytearray]] = {}
         self._generation = 1_700_000_000_000_000
@@ -104,11 +117,14 @@ class _Buckets:
         with self.lock:
             line = f"{asked.method} {asked.decoded}"
             self.requests.append(line)
-            if self.trouble is None or not re.search(self.trouble.pattern, line):
-                return
-            self.matched += 1
-            if self.matched % self.trouble.every == 0:
-                raise _Refused(self.trouble.status, "trouble that the test asked for")
+            for answered, trouble in self.trouble.items():
+                if not re.search(trouble.pattern, line):
+                    continue
+                self.matched[answered] += 1
+                if self.matched[answered] % trouble.every == 0:
+                    if not answered:
+                        raise _Unanswered(trouble.seconds)
+                    raise _Refused(trouble.status, "trouble that the test asked for")
 
     def control(self, act: str, value: dict[str, Any]) -> Any:
         """What a test asks for beside the protocol of the clients; JSON to JSON."""
@@ -125,10 +141,12 @@ class _Buckets:
             if act == "requests":
                 return self.requests
             if act == "trouble":
-                self.trouble, self.matched = (Trouble(**value) if value else None), 0
+                trouble = Trouble(**value) if value else None
+                self.trouble = {} if trouble is None else self.trouble | {trouble.status > 0: trouble}
+                self.matched = {True: 0, False: 0}
                 return None
             assert act == "clear", act
-            self.trouble, self.requests = None, []
+            self.trouble, self.requests = {}, []
             for blobs in self.buckets.values():
                 blobs.clear()
             return None
@@ -315,6 +333,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             storage.note(asked)
             self._route(asked, body)
+        except _Unanswered as silence:
+            time.sleep(silence.seconds)
+            self.close_connection = True
         except _Refused as refused:
             content = json.dumps({"error": {"code": refused.status, "message": refused.reason}}).encode()
             self._send(refused.status, content)
@@ -537,6 +558,10 @@ class Storage:
     def fail(self, pattern: str = "", *, every: int = 1, status: int = 503) -> None:
         """Answers every n-th request whose method and decoded path match a pattern by a status."""
         self._control("trouble", pattern=pattern, every=every, status=status)
+
+    def hang(self, pattern: str = "", *, every: int = 1, seconds: float = 1.0) -> None:
+        """Answers every n-th such request not at all: it holds the connection for some seconds, and closes it."""
+        self._control("trouble", pattern=pattern, every=every, status=0, seconds=seconds)
 
     def work(self) -> None:
         """Makes no more trouble."""

@@ -391,7 +391,7 @@ def test_an_array_has_the_same_checksum_on_every_mesh_and_any_other_array_anothe
         seen.add(checksums.of_tree({"x": other})["x"].value)
     swapped = array[::-1].copy()
     signs = array.copy()
-    signs[0, 0, :2] *= -1  # two top bits, which cancel in a plain sum
+    signs[0, 0, (1, 3)] *= -1  # two top bits, which cancel in a plain sum, also in one of pairs of words
     seen |= {checksums.of_tree({"x": other})["x"].value for other in (swapped, signs)}
     assert len(seen) >= 200  # two flips may be the same one
 
@@ -402,8 +402,7 @@ def test_large_arrays_are_hashed_in_parts_as_they_are_whole(monkeypatch):
         converted = array.astype(dtype)
         expected = checksums.of_tree([converted])
         with monkeypatch.context() as patch:
-            patch.setattr(checksums, "_BLOCK", 64)
-            patch.setattr(checksums, "_RANGE", 1000)
+            patch.setattr(checksums, "_RANGE", 1)
             patch.setattr(checksums, "_SMALL", 0)
             assert checksums.of_tree([converted]) == expected
 

@@ -35,3 +35,13 @@ def test_no_array_of_the_compiled_step_holds_the_global_batch(method, tpu_env):
     assert held == []
     own = rows // chips
     assert any(own in shape for shape in shapes) and any(frames in shape and own in shape for shape in shapes)
+
+
+@pytest.mark.slow
+def test_checksums_bring_no_array_together_and_hold_no_copy_of_it(tpu_env):
+    command = [sys.executable, str(PROGRAM.with_name("tpu_checksums.py"))]
+    done = subprocess.run(command, env=tpu_env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["argument"] == found["bytes"] / 4 and found["temporaries"] < found["argument"] / 10
+    assert all(math.prod(shape) <= found["bytes"] / 16 for shape in found["shapes"])

@@ -12,7 +12,7 @@ import tqdm
 from etils import epath
 
 from hra_jax.console import listed, say, stdout, table, tell
-from hra_jax.data import audio, manifest, recordings
+from hra_jax.data import audio, manifest
 from hra_jax.data.importers import audio_folder, common_voice, kaldi, libri, nemo, tedlium
 from hra_jax.data.importers.corpus import Entry, Format, Split, canonical
 from hra_jax.data.report import DataReport
@@ -173,10 +173,12 @@ def read(split: Split, manifest_path: epath.Path) -> Part:
         }
         if entry.offset is not None:
             row["offset"] = entry.offset
-        if recordings.is_utf8(row["audio_filepath"]):
-            rows.append(row | {name: value for name, value in entry.tags.items() if name not in row})
+        row |= {name: value for name, value in entry.tags.items() if name not in row}
+        wrong = manifest.why_refused(row)
+        if wrong is None:
+            rows.append(row)
         else:
-            report.add("undecodable_audio", entry.name, "its name is not UTF-8, and a manifest cannot hold it")
+            report.add(wrong[0], entry.name, wrong[1])
     return Part(split, rows, report)
 
 
