@@ -342,7 +342,7 @@ def bucket_times() -> str:
         for choice, entry in found["choices"].items():
             number = f"{len(entry['edges'])}, as configured" if choice == "configured" else choice
             rows.append([f"`{name}`", number, _percent(entry["padding"]), f"{entry['batch_seconds']:.1f} s"])
-            rows[-1] += [f"{entry[key]:.0f} s" for key in ("compiling", "stepping", "clock")]
+            rows[-1] += [f"{entry[key]:,.0f} s" for key in ("compiling", "stepping", "clock")]
     head = "run | buckets | padding | batch | compiling, CPU | steps, CPU | together, by the clock of two cores"
     return table(head, rows, left=2)
 
