@@ -237,6 +237,7 @@ def check_data(config: ConfigDict, layout: Layout, report: DataReport) -> list[F
         local_rows=functools.partial(sharding.local_rows, mesh),
         threads=group(config, "data").threads,
         draw=config.data.draw,
+        parts=layout.parts,
         report=report,
     )
     started, samples, everyones = time.perf_counter(), 0, 0.0

@@ -33,6 +33,7 @@ from hra_jax.data.learnt_vocabularies import own_vocabularies
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.report import DataReport
 from hra_jax.data.sample_hashes import UtteranceHashes
+from hra_jax.data.sounds import read_sounds
 from hra_jax.data.sources import TableSource
 from hra_jax.data.utterance import Recording
 from hra_jax.errors import UserError
@@ -100,7 +101,7 @@ def fit(
     mesh = _mesh_of(backbone)
     config = _configuration(settings or {}, backbone, start, recordings, steps=steps, mesh=mesh)
     report = DataReport()
-    material = _material(backbone, recordings, config, start=start)
+    material = _material(backbone, recordings, config, start=start, report=report)
     layout = _laid_out(material, mesh, config, report=report)
     _check_usable(layout, report, show=progress)
     state, bank = start_weights(material, layout, settings=group(config, ""), adapter=group(config, "adapter"))
@@ -311,7 +312,7 @@ def _batches(recordings: Sequence[Recording], settings: Mapping[str, Any], *, mu
 
 
 def _material(
-    backbone: Backbone, recordings: Sequence[Recording], config: ConfigDict, *, start: Model | None
+    backbone: Backbone, recordings: Sequence[Recording], config: ConfigDict, *, start: Model | None, report: DataReport
 ) -> Material:
     """What a run would have read."""
     files = backbone.files
@@ -328,6 +329,7 @@ def _material(
         _vocabularies(backbone, sources, config, start=start),
         None,
         None,
+        read_sounds(group(config, "augment"), folder="", sample_rate=files.features.sample_rate, report=report),
     )
 
 

@@ -21,12 +21,11 @@ from hra_jax.data.batching import BatchSettings
 from hra_jax.data.durations import padding_share
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
-from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import DamagedError, UserError
 from hra_jax.evaluation.report import evaluation_command
 from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
-from hra_jax.run import processes
+from hra_jax.run import mixing, processes
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, as_stored, export
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import Run
@@ -193,15 +192,15 @@ def _loop(
     if start == steps:
         return 0
     loader = _loader(run, data, batch, position=position)
-    writer = MetricWriter(run.workdir, resume_step=start)
-    progress = Progress(steps, start_step=start)
+    writer, progress = MetricWriter(run.workdir, resume_step=start), Progress(steps, start_step=start)
     profiler = Profiler(run.workdir / "profile", start_step=profile.start_step, steps=profile.steps)
     peak = 1e12 * profile.peak_tflops or topologies.peak_flops(layout.mesh.devices.flat[0].device_kind)
     validates, validated = functools.partial(_validates, run, evaluation), False
-    flops_of, times, last = CountedStep(layout.programs.counted), StepTimes(devices=layout.mesh.size, peak=peak), None
+    flops_of = CountedStep(layout.programs.counted, run.bank.hyper)
+    times, last = StepTimes(devices=layout.mesh.size, peak=peak), None
     most = layout.programs.optimizer.max_skipped_steps
     skipped = SkippedSteps(most=most, report=run.report, name_of=layout.table.name, start=start, position=position)
-    compiled = Compilations(len(batch.edges), tell=progress.note, about=_tell_batches(layout.table, batch))
+    compiled = Compilations(len(batch.edges), tell=progress.note, about=_tell_batches(run, batch))
     with loader, writer, progress, profiler, PreemptionGuard() as guard:
         times.restart()
         for step in range(start + 1, steps + 1):
@@ -252,6 +251,7 @@ def _loop(
             if force or checkpoints.due(step):
                 with times.part("checkpoint"):
                     skipped.look(progress.note)
+                    mixing.note(run, loader.drawn, writer, step)
                     save(run, checkpoints, step, position=skipped.onto(loader.position()), metrics=scores, force=force)
                     write_data_report(run)
                     if guards:
@@ -265,27 +265,30 @@ def _loop(
                 return guard.status
             if step == start + 1:
                 times.restart()  # the first step is mostly compilation
-    write_data_report(run)
-    _tell_unused(run, skipped)
+    _tell_used(run, skipped, loader.drawn)
     return 0
 
 
-def _tell_batches(table: UtteranceTable, batch: BatchSettings) -> str:
-    """Prints what the batches are, and returns how much of them is padding, beside what it would be in one bucket."""
-    share, in_one = (padding_share(table.duration, edges) for edges in (batch.edges, batch.edges[-1:]))
+def _tell_batches(run: Run, batch: BatchSettings) -> str:
+    """Prints what the batches are, and what will be drawn; returns how much of them is padding, and in one bucket."""
+    share, in_one = (padding_share(run.layout.table.duration, edges) for edges in (batch.edges, batch.edges[-1:]))
     padded = f"{share:.1%} of the audio in batches is padding"
     if len(batch.edges) > 1:
         padded += f", and would be {in_one:.1%} in one bucket"
     if jax.process_index() == 0:
         edges = ", ".join(f"{edge:g}" for edge in batch.edges)
         tell(f"  batches: {batch.seconds:g} s, in buckets of at most {edges} s; {padded}")
+    mixing.foresee(run, batch)
     return padded
 
 
-def _tell_unused(run: Run, skipped: SkippedSteps) -> None:
-    """Prints, after the last step, which data could not be used and how many steps were skipped."""
+def _tell_used(run: Run, skipped: SkippedSteps, drawn: Sequence[int]) -> None:
+    """Tells, after the last step, what was drawn, which data could not be used, and how many steps were skipped."""
+    never = mixing.undrawn(run, drawn)
+    write_data_report(run)
     if jax.process_index() != 0:
         return
+    mixing.tell_drawn(run, drawn, never)
     tell(f"data: {run.report.summary()}")
     if skipped.total:
         tell(f"{skipped.total} of {run.settings.steps} steps were skipped, as their loss or a gradient was not finite")
@@ -304,6 +307,7 @@ def _loader(run: Run, data: DataSettings, batch: BatchSettings, *, position: dic
         local_rows=functools.partial(sharding.local_rows, run.layout.mesh),
         threads=data.threads,
         draw=data.draw,
+        parts=run.layout.parts,
         report=run.report,
         hashes=run.hashes,
     )

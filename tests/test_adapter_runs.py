@@ -137,7 +137,7 @@ def test_a_reserved_slot_means_that_nothing_is_recompiled(micro, two, tmp_path):
         }
         batch |= {name: np.zeros(4, np.int32) for name in ("num_samples", "label_lengths", "task", "utterance")}
         batch["weight"] = np.ones(4, np.float32)
-        lowered.append(run.bank._step.lower(run.state, run.frozen, batch, run.bank._hyper).as_text())
+        lowered.append(run.bank._step.lower(run.state, run.frozen, batch, run.bank.hyper).as_text())
     assert lowered[0] == lowered[1]
 
 

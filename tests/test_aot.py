@@ -50,7 +50,28 @@ class Recorder:
     ids=["device", "host", "full"],
 )
 def test_what_is_compiled_ahead_is_what_a_run_compiles(micro, changes, tmp_path, monkeypatch):
-    config = micro.config(**MESH, **changes, steps=1, eval__suite=micro.suite("test"))
+    check_compiled_ahead(
+        micro.config(**MESH, **changes, steps=1, eval__suite=micro.suite("test")), tmp_path, monkeypatch
+    )
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_recordings_that_augmentation_draws_from_are_arguments_of_both(micro, tmp_path, monkeypatch):
+    sources = {f"augment__{name}_source": str(micro.data / "test.jsonl") for name in ("noise", "impulse")}
+    shares = {f"augment__{name}_probability": 1.0 for name in ("noise", "impulse", "telephone")}
+    config = micro.config(
+        **MESH,
+        **sources,
+        **shares,
+        augment__source_rows=4,
+        augment__gain_db=(-6.0, 6.0),
+        steps=1,
+        eval__suite=micro.suite("test"),
+    )
+    check_compiled_ahead(config, tmp_path, monkeypatch)
+
+
+def check_compiled_ahead(config, tmp_path, monkeypatch):
     recorded, lay_out = [], programs.lay_out_programs
 
     def watched(*arguments, **keywords):

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 import soundfile
 from ml_collections import ConfigDict
-from reference import corpus_trees, launching, published
+from reference import corpus_trees, launching, prepared_trees, published
 
 from hra_jax.data import synthesize
+from hra_jax.data.corpora import prepared
+from hra_jax.data.report import DataReport
 
 ROOT = Path(__file__).resolve().parent.parent
 _spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
@@ -57,8 +59,11 @@ FAST: dict[str, list[str]] = {
     MANIFESTS: [],
     "python -m hra_jax.data.manifest make FOLDER --output M.jsonl": [],
     "python -m hra_jax.data.manifest check M.jsonl": [],
+    "python -m hra_jax.data.cache --source M.jsonl --output SHARDS": ["--workers=1"],
     "python -m hra_jax.data.manifest import CORPUS --output CORPUS": [],
     "python -m hra_jax.data.manifest check FOLDER/train.jsonl": [],
+    "python -m hra_jax.data.corpora list": [],
+    "python -m hra_jax.data.corpora show hra/ljspeech": [],
     "python -m hra_jax.data.synthesize --set hard --output DIR": ["--scale=0.02"],
     "python -m hra_jax.params --config NAME --tasks 1,10,100 --methods all": [],
     "python -m hra_jax.params --config usm_2b_hra --tasks 1,10,100,1000,10000,100000 --methods all "
@@ -68,10 +73,23 @@ FAST: dict[str, list[str]] = {
     "python docs/generate.py": ["--check"],
 }
 SLOW: dict[str, list[str]] = {
+    "python -m hra_jax.data.corpora prepare hra/ljspeech --data_dir DATA": [],  # it is, from a tree of its layout
+    "python -m hra_jax.data.cache --source seqio:hra/ljspeech/train --data_dir DATA": ["--workers=1"],
+    "python -m hra_jax.data.corpora prepare hra/user_libri --source DOWNLOADED --data_dir DATA": [],
+    "python -m hra_jax.data.cache --source seqio:hra/user_libri/train,validation,test --data_dir DATA": ["--workers=1"],
+    "python -m hra_jax.train --config user_libri_hra --config.backbone=BACKBONE --config.data.dir=DATA "
+    "--workdir runs/user_libri": [*QUICK, "--config.batch.multiple=1", "--config.eval.every_steps=10"],
     QUICKSTART: QUICK,
     "python -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own": SHORT,
+    "python -m hra_jax.train --config own --config.data.dir=FOLDER --config.data.groups=speaker "
+    "--config.data.temperature=5 --workdir runs/even": SHORT,
     # The same work directory again: nothing is left to train.
     "python -m hra_jax.train --config NAME --workdir W": [*SHORT, "--config.data.dir=FOLDER"],
+    "python -m hra_jax.data.manifest make NOISE --notranscripts --output NOISE/noise.jsonl": [],
+    "python -m hra_jax.data.manifest make ROOMS --notranscripts --output ROOMS/rooms.jsonl": [],
+    "python -m hra_jax.train --config own --config.data.dir=FOLDER --config.augment.noise_source=NOISE/noise.jsonl "
+    "--config.augment.impulse_source=ROOMS/rooms.jsonl --config.augment.impulse_probability=0.3 "
+    "--workdir runs/noisy": SHORT,
     "python -m hra_jax.train --config mine.py --workdir runs/mine": [*SHORT, "--config.hra.width=64"],
     "python -m hra_jax.train --config fsdd --config.data.dir=FSDD --workdir runs/fsdd": SHORT,
     "python -m hra_jax.train --config pretrain_tiny --workdir runs/pretrain_tiny": [
@@ -95,6 +113,8 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.compare W1 W2": [],
     "python -m hra_jax.verify PATH": [],
     "python -m hra_jax.verify runs/own": [],
+    "python -m hra_jax.data.cache --source FOLDER/train.jsonl --output shards/train": ["--workers=2"],
+    "python -m hra_jax.verify shards/train": [],
     "python -m hra_jax.tasks export-checkpoint --workdir runs/own --step last --output runs/again": [],
     W2V_BERT[0]: [],
     W2V_BERT[1]: [*QUICK[:2], "--config.batch.multiple=4", "--config.batch.buckets=(8.0,)"]
@@ -132,6 +152,8 @@ PLACES = {
         "M.jsonl": "FOLDER/train.jsonl"
     },
     SWEEP: {"1e-3,4e-3": "1e-3"},  # two runs of four
+    "python -m hra_jax.train --config user_libri_hra --config.backbone=BACKBONE --config.data.dir=DATA "
+    "--workdir runs/user_libri": {"BACKBONE": "builtin:tiny"},
     "python -m hra_jax.convert --source DIR --output NEW": {"DIR": "W2V_BERT", "NEW": "backbones/again"},
     "python -m hra_jax.aot --config NAME --topology v5e:2x2": {"NAME": "own"},
     "python -m hra_jax.train --config NAME --workdir W": {"NAME": "own", "W": "runs/own"},
@@ -144,6 +166,12 @@ PLACES = {
     "python -m hra_jax.verify PATH": {"PATH": "runs/own/adapter"},
     "python -m hra_jax.compare W1 W2": {"W1": "runs/own/eval/speakers", "W2": "runs/own/eval/speakers"},
     "python -m hra_jax.params --config NAME --tasks 1,10,100 --methods all": {"NAME": "own"},
+}
+# What downloads sixty gigabytes; tests/data/corpora prepares it from a small tree.
+DOWNLOADS = {
+    "python -m hra_jax.data.corpora prepare hra/librispeech/lazy_decode --data_dir DATA",
+    "python -m hra_jax.data.cache --source seqio:hra/librispeech/lazy_decode/"
+    "train,dev_clean,dev_other,test_clean,test_other --data_dir DATA --shards_dir gs://BUCKET/data",
 }
 # Commands of other programs, which need an account or a daemon that no test has; and of the shell itself.
 FOREIGN = {
@@ -194,7 +222,7 @@ def test_every_code_block_says_what_it_is():
 def test_every_command_of_the_pages_is_run_below():
     makes = {command for command in typed() if command.startswith("make ")}
     launches = {command for command in typed() if is_launch(command)}
-    assert set(typed()) - makes - launches == {*FAST, *SLOW, *FOREIGN} - {QUICKSTART}
+    assert set(typed()) - makes - launches == {*FAST, *SLOW, *FOREIGN, *DOWNLOADS} - {QUICKSTART}
     assert {"make quickstart", "make test", "make lint"} <= makes
     makefile = (ROOT / "Makefile").read_text()
     assert QUICKSTART.split()[1:5] == re.search(r"^quickstart:.*\n\t\S+ (.*) --workdir", makefile, re.M)[1].split()
@@ -240,16 +268,21 @@ def place(tmp_path_factory) -> Path:
     shutil.copytree(speech, here / "FSDD")
     published.write(here / "W2V_BERT", "w2v-bert bare")
     corpus_trees.librispeech(here / "CORPUS")
+    corpus_trees.user_libri(here / "DOWNLOADED")
     (here / "mine.py").write_text(python_of("docs/configuration.md"))
     first = sorted((here / "FOLDER" / "plain").glob("*.flac"))
-    for name, source in zip(("a.wav", "b.flac"), first, strict=False):
+    names = ("a.wav", "b.flac", "NOISE/street.wav", "ROOMS/kitchen.wav")
+    for name, source in zip(names, (*first[:2], *first[:2]), strict=True):
+        (here / name).parent.mkdir(exist_ok=True)
         soundfile.write(here / name, *soundfile.read(source))
     return here
 
 
 @pytest.fixture(scope="module")
 def speech(place) -> None:
-    """The synthetic sets that configurations render by themselves, much smaller."""
+    """The synthetic sets that configurations render by themselves, and a corpus from the network, much smaller."""
+    with prepared_trees.downloaded(prepared_trees.ljspeech(place)):
+        prepared.prepare("hra/ljspeech", place / "DATA", report=DataReport())
     synthesize.render("hard", place / "runs/data/hard", scale=0.02, progress=False)
     synthesize.render("plain", place / "runs/data/plain", scale=0.004, progress=False)
 

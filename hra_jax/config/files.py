@@ -246,6 +246,12 @@ def _check_read(flat: Mapping[str, Any]) -> None:
                     f"config.data.sources: the rate of {name!r} is {rate!r}; allowed: 'proportional' where "
                     "config.data.draw is 'tasks', as every task then has equally many updates"
                 )
+    for key, off in (("data.groups", ""), ("data.temperature", 1.0), ("data.cap_rows", 0)):
+        if flat["data.draw"] == "tasks" and flat[key] != off:
+            raise UserError(
+                f"config.{key} is {flat[key]!r}; allowed: {off!r} where config.data.draw is 'tasks', as every task "
+                "then has equally many updates"
+            )
     if flat["adapter.start"] and flat["method"] != "adapter":
         value, method = flat["adapter.start"], flat["method"]
         raise UserError(f"config.adapter.start is {value!r}; allowed: '' with config.method {method!r}")

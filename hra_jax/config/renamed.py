@@ -77,7 +77,18 @@ MEANT_BEFORE: dict[str, Any] = {
     "data.format_characters": "kept",
     "export.hashes": False,
     "data.draw": "utterances",
+    "data.groups": "",
+    "data.temperature": 1.0,
+    "data.cap_rows": 0,
     "data.modules": (),
+    "augment.noise_source": "",
+    "augment.impulse_probability": 0.0,
+    "augment.impulse_source": "",
+    "augment.source_rows": 128,
+    "augment.telephone_probability": 0.0,
+    "augment.telephone_low_hz": (200.0, 400.0),
+    "augment.telephone_high_hz": (2800.0, 3600.0),
+    "augment.gain_db": (0.0, 0.0),
 }
 
 

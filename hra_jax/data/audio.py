@@ -14,7 +14,16 @@ from hra_jax.data.shards import Sharded
 from hra_jax.data.sound_files import LEAST_RATE, MOST_RATE, AudioError, Sound
 from hra_jax.data.utterance import Recording, Utterance
 
-__all__ = ["AudioError", "check_segment", "decode", "decode_file", "decode_hashed", "resample", "sample_hash"]
+__all__ = [
+    "AudioError",
+    "check_segment",
+    "decode",
+    "decode_file",
+    "decode_hashed",
+    "rate_of",
+    "resample",
+    "sample_hash",
+]
 
 MOST_SAMPLES = 2**28  # of one decoded utterance or file: 4 h 39 min at 16 kHz
 
@@ -79,6 +88,7 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
       AudioError: missing_file, unreachable_audio, empty_audio, undecodable_audio, nan_samples, silent_audio (channels
         that cancel each other) or too_long (more than `MOST_SAMPLES`).
     """
+    utterance = _resolved(utterance)
     if isinstance(utterance, Recording):
         return resample(utterance.samples, utterance.sample_rate, sample_rate)
     if isinstance(utterance, Sharded):
@@ -88,8 +98,25 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
         return _read(sound, start=start, count=count, sample_rate=sample_rate)
 
 
+def rate_of(utterance: Utterance) -> int:
+    """The rate at which the samples of an utterance lie in its file or shard, Hz. Raises AudioError."""
+    utterance = _resolved(utterance)
+    if isinstance(utterance, Sharded):
+        return utterance.shard.sample_rate
+    with Sound(utterance.audio_filepath) as sound:
+        return sound.rate
+
+
+def _resolved(utterance: Utterance) -> Utterance:
+    """The utterance in shards whose address stands in the place of a file; others as they are. Raises AudioError."""
+    if isinstance(utterance, Recording | Sharded) or "#" not in utterance.audio_filepath:
+        return utterance
+    return shards.at_address(utterance.audio_filepath) or utterance
+
+
 def decode_hashed(utterance: Utterance, sample_rate: int) -> tuple[np.ndarray, int]:
     """What `decode` gives, and the `sample_hash` of the utterance: it is read once for both."""
+    utterance = _resolved(utterance)
     if isinstance(utterance, Recording | Sharded):
         return decode(utterance, sample_rate), sample_hash(utterance)
     found = SampleHash()
@@ -134,6 +161,7 @@ def sample_hash(utterance: Utterance) -> int:
     Raises:
       AudioError: it cannot be read.
     """
+    utterance = _resolved(utterance)
     if isinstance(utterance, Sharded):
         return utterance.sample_hash
     found = SampleHash()

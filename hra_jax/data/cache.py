@@ -1,7 +1,7 @@
 """Writes shards: the utterances of a source, decoded and checked once, as files that training reads fast.
 
     python -m hra_jax.data.cache --source M.jsonl --output SHARDS
-    python -m hra_jax.data.cache --source seqio:hra/ljspeech/train --data_dir DATA
+    python -m hra_jax.data.cache --source seqio:hra/ljspeech/train,validation --data_dir DATA
 
 The source is a manifest, other shards, or a split of a corpus or of a seqio Task. SHARDS then stands wherever a
 manifest may: in data.sources, in suites, in commands. It is a data set of TFDS too (data/shards.py).
@@ -14,11 +14,11 @@ same bytes. What cannot be used is left out and named in SHARDS/report.json.
 import concurrent.futures
 import dataclasses
 import io
+import itertools
 import json
 import multiprocessing
 import os
 import signal
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Final, NamedTuple
@@ -28,12 +28,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import tqdm
+import xxhash
 from absl import flags
 from etils import epath
 
 from hra_jax import cli
 from hra_jax.console import tell
 from hra_jax.data import audio, shard_files, shards, sound_files, sources
+from hra_jax.data.corpora import imported, registry
 from hra_jax.data.examples import Example
 from hra_jax.data.report import KINDS, DataReport
 from hra_jax.data.shard_files import Shard
@@ -108,7 +110,6 @@ class _Job(NamedTuple):
 
     folder: str
     number: int
-    source: str
     items: list[Utterance | Example]
     settings: ShardSettings
 
@@ -177,7 +178,7 @@ def _complete(
             if number in parts:
                 told(len(part))
             else:
-                yield _Job(os.fspath(folder), number, items.name, part, settings)
+                yield _Job(os.fspath(folder), number, part, settings)
 
     new = 0
     for number, size in _run(wanted(), workers):
@@ -252,7 +253,9 @@ def _is_whole(folder: epath.Path, parts: Mapping[int, _Part]) -> bool:
 
 def _parts_of(index: shards.Index) -> dict[int, _Part]:
     """The parts that an index was put together from."""
-    tags = pa.array([json.dumps(row, ensure_ascii=False) for row in shards.tags_of(index.tags)], pa.string())
+    tags = pa.array(
+        [json.dumps(row, ensure_ascii=False) for row in shards.tags_of(index.tags, len(index.rows))], pa.string()
+    )
     rows = index.rows.append_column("tags", tags).cast(_PART)
     number = np.asarray(rows.column("shard").combine_chunks())
     return {at: _Part(rows.take(np.flatnonzero(number == at)), shard) for at, shard in enumerate(index.shards)}
@@ -261,9 +264,9 @@ def _parts_of(index: shards.Index) -> dict[int, _Part]:
 def _read_part(folder: epath.Path, number: int, settings: ShardSettings) -> _Part:
     content = (folder / PARTS / f"{number:05d}.parquet").read_bytes()
     table = pq.read_table(pa.BufferReader(content))
-    records, size, crc = parse_json(table.schema.metadata[_OWN], where=PARTS)
+    records, size, digest = parse_json(table.schema.metadata[_OWN], where=PARTS)
     path = os.fspath(folder / shards.shard_name(number))
-    return _Part(table.cast(_PART), Shard(path, records, size, crc, settings.sample_rate, settings.encoding))
+    return _Part(table.cast(_PART), Shard(path, records, size, digest, settings.sample_rate, settings.encoding))
 
 
 # --- One shard --------------------------------------------------------------------------------------------------------
@@ -335,7 +338,7 @@ def _row(item: Utterance | Example, job: _Job) -> dict[str, Any]:
     if isinstance(item, Utterance):
         file = {"id": item.key, "file": item.audio_filepath, "offset": item.offset, "line": item.line}
         return row | file | {"duration": item.duration}
-    return row | {"id": item.id, "file": f"{job.source}#{item.id}", "offset": 0.0, "line": 0, "duration": 0.0}
+    return row | {"id": item.id, "file": "", "offset": 0.0, "line": 0, "duration": 0.0}
 
 
 def _run(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[int, int]]:
@@ -400,8 +403,8 @@ def _finish(
     }
     for name, text in content.items():
         files.write_file(folder / name, text)
-    listed = {os.path.basename(one.path): [one.size, one.crc32] for one in found}
-    listed |= {name: [len(text), zlib.crc32(text)] for name, text in content.items()}
+    listed = {os.path.basename(one.path): [one.size, one.xxh3] for one in found}
+    listed |= {name: [len(text), xxhash.xxh3_64_intdigest(text)] for name, text in content.items()}
     files.write_file(folder / checksums.LISTING, checksums.listing_text(listed))
     files.remove_folder(folder / PARTS)
 
@@ -421,19 +424,37 @@ def items_of(source: str, *, data_dir: str, modules: Sequence[str], report: Data
     Raises:
       UserError: there is no such source, or it cannot be read.
     """
-    path = epath.Path(source)
-    utterances, refused = sources.read_source(path, report=report)
-    file = path / shards.INDEX if shards.is_shards(path) else path
-    return Items(source, list(checksums.of_file(file)), utterances, len(utterances), refused)
+    paths = [epath.Path(source)]
+    if registry.is_named(source):
+        name, split = registry.name_and_split(source)
+        if not data_dir:
+            raise UserError(f"--source={source} needs --data_dir, the folder of all corpora")
+        if not registry.is_imported(name):
+            version, total = registry.origin(name, split, data_dir=data_dir, modules=modules)
+            found = registry.examples(name, split, data_dir=data_dir, modules=modules, report=report)
+            return Items(source, version, found, total)
+        paths = imported.manifests(name, split, data_dir)
+    read, version = [], []
+    for path in paths:
+        read.append(sources.read_source(path, report=report))
+        version += checksums.of_file(path / shards.INDEX if shards.is_shards(path) else path)
+    utterances = itertools.chain.from_iterable(good for good, _ in read)
+    refused = [line for _, bad in read for line in bad]
+    return Items(source, version, utterances, sum(len(good) for good, _ in read), refused)
 
 
 def define_flags() -> None:
     """The flags of this command."""
-    flags.DEFINE_string("source", None, "A manifest, a folder of shards, or seqio:NAME/SPLIT.", required=True)
+    flags.DEFINE_string("source", None, "A manifest, a folder of shards, or seqio:NAME/SPLIT[,SPLIT].", required=True)
     flags.DEFINE_string(
         "output", None, "The folder of shards; of seqio:NAME/SPLIT by default DATA_DIR/shards/NAME/SPLIT."
     )
     flags.DEFINE_string("data_dir", None, "Where corpora lie, as data.dir.")
+    flags.DEFINE_string(
+        "shards_dir",
+        None,
+        "Of seqio:NAME/SPLIT: the folder, such as one in a bucket, that gets shards in DATA_DIR's place.",
+    )
     flags.DEFINE_list("modules", [], "Modules that register seqio Tasks, as data.modules.")
     flags.DEFINE_integer(
         "sample_rate",
@@ -451,11 +472,36 @@ def main(argv: Sequence[str]) -> int:
     """Writes the shards that the command line asks for."""
     del argv
     values = flags.FLAGS
-    output, report = _output(values.source, values.output, values.data_dir), DataReport()
-    items = items_of(values.source, data_dir=values.data_dir or "", modules=values.modules, report=report)
     settings = ShardSettings(values.sample_rate, values.encoding, values.shard_seconds)
-    with tqdm.tqdm(total=items.total, desc="caching", unit="utterance", disable=None) as bar:
-        made = cache(items, output, settings=settings, workers=values.workers, report=report, told=bar.update)
+    jobs = []
+    # All of them are looked for before the first is begun, which may take hours.
+    for source in one_by_one(values.source, output=values.output):
+        output, report = _output(source, values.output, values.shards_dir or values.data_dir), DataReport()
+        items = items_of(source, data_dir=values.data_dir or "", modules=values.modules, report=report)
+        jobs.append((items, output, report))
+    for items, output, report in jobs:
+        with tqdm.tqdm(total=items.total, desc="caching", unit="utterance", disable=None) as bar:
+            made = cache(items, output, settings=settings, workers=values.workers, report=report, told=bar.update)
+        _tell(made, output)
+    return 0
+
+
+def one_by_one(source: str, *, output: str | None) -> list[str]:
+    """The sources that `seqio:NAME/SPLIT,SPLIT` stands for; of all others, themselves.
+
+    Raises:
+      UserError: several splits with one `output`.
+    """
+    if not registry.is_named(source):
+        return [source]
+    name, splits = registry.name_and_split(source)
+    found = [f"{registry.SCHEME}{name}/{split}" for split in splits.split(",") if split]
+    if output is not None and len(found) > 1:
+        raise UserError(f"--source={source} are {len(found)} folders of shards; allowed: --data_dir, and no --output")
+    return found
+
+
+def _tell(made: Made, output: str) -> None:
     if any(made.report.counts().values()):
         tell(f"left out: {made.report.summary()}; all of them are in {os.path.join(output, shards.REPORT)}")
     size = (
@@ -467,12 +513,13 @@ def main(argv: Sequence[str]) -> int:
         "" if made.new == made.shards else f"; {made.new:,} of them written now" if made.new else ", complete before"
     )
     tell(f"{made.utterances:,} utterances, {made.seconds / 3600:,.3f} h, in {output}: {size}{written}")
-    return 0
 
 
-def _output(source: str, output: str | None, data_dir: str | None) -> str:
+def _output(source: str, output: str | None, shards_dir: str | None) -> str:
+    if output is None and shards_dir and registry.is_named(source):
+        return registry.shards_folder(*registry.name_and_split(source), shards_dir)
     if output is None:
-        raise UserError("--output is needed: the folder of shards to write")
+        raise UserError("--output is needed: the folder of shards to write; of seqio:NAME/SPLIT --data_dir will do")
     return output
 
 

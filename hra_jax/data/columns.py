@@ -1,6 +1,8 @@
 """Utterances as columns: a million of them are some arrays, and an `Utterance` is made when one is asked for."""
 
+import contextlib
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, overload
 
@@ -11,6 +13,9 @@ from hra_jax.data.utterance import Utterance, tag_value
 from hra_jax.storage.json_files import parse_json
 
 JSON_FIELD = {b"values": b"json"}  # metadata of a column of tags whose texts are JSON
+MORE_TAGS = "more_tags"  # column of the tags that have none of their own, as JSON objects
+_MOST_TAGS = 64  # columns
+_KINDS = {str: pa.large_string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 _BLOCK = 1024  # utterances that are made at a time
 _HANDLED = 8192  # rows whose texts are in memory as Python has them at a time
 
@@ -24,13 +29,15 @@ class UtteranceColumns(Sequence[Utterance]):
         """Takes the columns.
 
         Args:
-          rows: what `make` needs; `duration` (seconds, float64) and `text` (as written) among it, both without nulls.
+          rows: what `make` needs; `duration` (seconds, float64) and `text` (as written) among it, both without nulls,
+            and `MORE_TAGS` where there is such a column.
           tags: a column for each tag, named for it: texts, integers, floats or booleans; null where an utterance has
             no such tag. A column whose field has the metadata `JSON_FIELD` holds the values as JSON texts.
           make: the utterance of a row, given its values by column, and its tags.
         """
         self._rows, self._tags, self._make = _whole(rows), _whole(tags), make
         self._row_arrays, self._tag_arrays = _arrays(self._rows), _arrays(self._tags)
+        self._json = {name for name in tags.column_names if _is_json(tags.schema.field(name))}
         self.durations: np.ndarray = np.asarray(self._row_arrays["duration"], np.float64)
 
     def __len__(self) -> int:
@@ -50,7 +57,7 @@ class UtteranceColumns(Sequence[Utterance]):
         at = range(len(self))[at]
         values = {name: column[at].as_py() for name, column in self._row_arrays.items()}
         tags = {name: column[at].as_py() for name, column in self._tag_arrays.items()}
-        return self._make(values, self._present(tags))
+        return self._make(values, self._present(tags, values))
 
     def __iter__(self) -> Iterator[Utterance]:
         """All utterances, made as they are asked for."""
@@ -63,15 +70,15 @@ class UtteranceColumns(Sequence[Utterance]):
             rows, tags = (table.take(chosen).to_pydict() for table in (self._rows, self._tags))
             for at in range(len(chosen)):
                 values = {name: column[at] for name, column in rows.items()}
-                yield self._make(values, self._present({name: column[at] for name, column in tags.items()}))
+                yield self._make(values, self._present({name: column[at] for name, column in tags.items()}, values))
 
-    def _present(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The tags of one utterance of its values by column."""
-        found = {name: value for name, value in values.items() if value is not None}
-        for name in found:
-            if _is_json(self._tags, name):
-                found[name] = _value(found[name])
-        return found
+    def _present(self, tags: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """The tags of one utterance, of its values by column."""
+        found = {name: value for name, value in tags.items() if value is not None}
+        for name in self._json.intersection(found):
+            found[name] = _value(found[name])
+        more = values.get(MORE_TAGS)
+        return found if more is None else {**found, **_value(more)}
 
     @property
     def labelled(self) -> np.ndarray:
@@ -90,10 +97,13 @@ class UtteranceColumns(Sequence[Utterance]):
           (int32 [N]: of each row the number of its value, -1 for none; the values, each once, as they come first).
         """
         if name not in self._tag_arrays:
-            return np.full(len(self), -1, np.int32), []
+            if MORE_TAGS not in self._row_arrays:
+                return np.full(len(self), -1, np.int32), []
+            more = self._row_arrays[MORE_TAGS].to_pylist()
+            return _numbered(None if text is None else tag_value(_value(text), name) for text in more)
         encoded = self._tag_arrays[name].dictionary_encode()
         values = encoded.dictionary.to_pylist()
-        if _is_json(self._tags, name):
+        if name in self._json:
             values = [_value(value) for value in values]
         numbers, distinct = _numbered(tag_value({name: value}, name) for value in values)
         codes = np.asarray(encoded.indices.fill_null(len(values)))
@@ -171,6 +181,78 @@ class JoinedUtterances(Sequence[Utterance]):
                 yield from self._columns[self._source[start]].at(self._rows[start:end])
 
 
+class TagColumns:
+    """Collects the tags of utterances, some rows after the other."""
+
+    def __init__(self) -> None:
+        """Starts without a row."""
+        self._size = 0
+        self._parts: dict[str, list[tuple[int, pa.Array, bool]]] = {}  # first row, values, whether they are JSON
+        self._more: list[tuple[int, pa.Array, bool]] = []
+
+    def add(self, tags: pa.Table) -> None:
+        """Takes rows whose tags are columns, of texts, integers, floats or booleans; null for none."""
+        if len(self._parts.keys() | set(tags.column_names)) > _MOST_TAGS:
+            rows = tags.to_pylist()
+            self.add_values([{name: value for name, value in row.items() if value is not None} for row in rows])
+            return
+        for name, array in _arrays(_whole(tags)).items():
+            self._parts.setdefault(name, []).append((self._size, array, False))
+        self._size += tags.num_rows
+
+    def add_values(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Takes rows with any tags that JSON has."""
+        for name in dict.fromkeys(name for row in rows for name in row):
+            if name in self._parts or len(self._parts) < _MOST_TAGS:
+                there = [name in row for row in rows]
+                part = _array(there, [row.get(name) for row in rows])
+                self._parts.setdefault(name, []).append((self._size, *part))
+        more = [{name: value for name, value in row.items() if name not in self._parts} for row in rows]
+        if any(more):
+            self._more.append((self._size, *_array([bool(row) for row in more], more)))
+        self._size += len(rows)
+
+    def tables(self, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Other columns of all the rows and the tags, as `UtteranceColumns` takes them."""
+        tags = {name: self._column(parts) for name, parts in self._parts.items()}
+        fields = [
+            pa.field(name, array.type, metadata=JSON_FIELD if is_json else None)
+            for name, (array, is_json) in tags.items()
+        ]
+        if self._more:
+            rows = rows.append_column(MORE_TAGS, self._column(self._more)[0])
+        return rows, pa.table([array for array, _ in tags.values()], schema=pa.schema(fields))
+
+    def _column(self, parts: Sequence[tuple[int, pa.Array, bool]]) -> tuple[pa.ChunkedArray, bool]:
+        """(a value or null for each row, whether they are JSON)."""
+        as_json = len({(str(array.type), is_json) for _, array, is_json in parts}) > 1 or parts[0][2]
+        found, size = [], 0
+        for start, array, is_json in parts:
+            if as_json and not is_json:
+                array = _json_texts(array.is_valid().to_pylist(), array.to_pylist())
+            found += [pa.nulls(start - size, array.type), array]
+            size = start + len(array)
+        found.append(pa.nulls(self._size - size, found[0].type))
+        return pa.chunked_array(found), as_json
+
+
+def _array(there: Sequence[bool], values: Sequence[Any]) -> tuple[pa.Array, bool]:
+    """(values of one tag, null where there is none; whether they are JSON)."""
+    kinds = {type(value) for value, found in zip(values, there, strict=True) if found}
+    kind = _KINDS.get(kinds.pop()) if len(kinds) == 1 else None
+    if kind is not None:
+        with contextlib.suppress(OverflowError):  # an integer of more than 64 bits
+            return pa.array(values, kind), False
+    return _json_texts(there, values), True
+
+
+def _json_texts(there: Sequence[bool], values: Sequence[Any]) -> pa.Array:
+    texts = [
+        json.dumps(value, ensure_ascii=False) if found else None for value, found in zip(values, there, strict=True)
+    ]
+    return pa.array(texts, pa.large_string())
+
+
 def as_columns(utterances: Sequence[Utterance]) -> UtteranceColumns:
     """Utterances as columns; what is columns already is given back."""
     return utterances if isinstance(utterances, UtteranceColumns) else ListedUtterances(utterances)
@@ -200,8 +282,8 @@ def _arrays(table: pa.Table) -> dict[str, pa.Array]:
     }
 
 
-def _is_json(table: pa.Table, name: str) -> bool:
-    return (table.schema.field(name).metadata or {}).items() >= JSON_FIELD.items()
+def _is_json(field: pa.Field) -> bool:
+    return (field.metadata or {}).items() >= JSON_FIELD.items()
 
 
 def _value(text: str) -> Any:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hra_jax.data import audio, batching, mixtures
+from hra_jax.data.groups import Part, parts_of
 from hra_jax.data.report import DataReport
 from hra_jax.data.sample_hashes import UtteranceHashes
 from hra_jax.data.turns import Turns
@@ -81,7 +82,7 @@ class _Assembler:
         self._samples = [round(seconds * table.sample_rate) for seconds in buckets]
         self._slack = round(_SLACK_SECONDS * table.sample_rate)
         self._rows, self._local = rows, [local_rows(number) for number in rows]
-        self._threads = threads
+        self._threads, self._closed = threads, False
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def submit(self, bucket: int, indices: Sequence[int] | np.ndarray, *, position: dict | None = None) -> _Job:
@@ -113,6 +114,8 @@ class _Assembler:
     def _fill(self, batch: Batch, rows: Sequence[int], hashes: np.ndarray) -> None:
         """Decodes some rows in place: a task of a thread for each row would cost more than short audio does."""
         for row in rows:
+            if self._closed:
+                return
             self._fill_row(batch, row, hashes)
 
     def _fill_row(self, batch: Batch, row: int, hashes: np.ndarray) -> None:
@@ -162,7 +165,8 @@ class _Assembler:
         return len(self._local[0]) / self._rows[0]
 
     def close(self) -> None:
-        """Stops the threads; what they have not begun is dropped."""
+        """Stops the threads, each after the row that it is at: storage that is away may hold it for a minute."""
+        self._closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -178,40 +182,55 @@ _Plans = Iterator[tuple[int, Sequence[int], dict]]  # of each batch: its bucket,
 def _utterances_in_turn(
     table: UtteranceTable,
     *,
+    parts: Sequence[Part],
     seed: int,
     buckets: Sequence[float],
     rows: Sequence[int],
     max_tasks: int,
     position: Mapping,
 ) -> _Plans:
-    """Batches of a mixture of the sources, each of whose epochs covers each of its utterances once."""
+    """Batches of a mixture of the parts, each of whose epochs covers each of its utterances once."""
     batcher = batching.Batcher(buckets, rows=rows, max_tasks=max_tasks, lookup=table.lookup)
     batcher.restore(position["waiting"])
-    stream = mixtures.ReferenceStream(table.specs(), seed=seed, start=position["consumed"])
+    counted = position.get("parts")
+    drawn = None if counted is None else [counted[part.spec.name][1] for part in parts]
+    specs = [part.spec for part in parts]
+    stream = mixtures.ReferenceStream(specs, seed=seed, start=position["consumed"], drawn=drawn)
 
     def plans() -> _Plans:
         while True:
             plan = batcher.pop()
             while plan is None:
-                reference = next(stream)
-                batcher.add(reference.source, reference.row)
+                part, row, _ = next(stream)
+                batcher.add(*table.place(int(parts[part].utterances[row])))
                 plan = batcher.pop()
             indices = [table.index(source, row) for source, row in plan.rows]
-            yield plan.bucket, indices, {"consumed": stream.consumed, "waiting": batcher.waiting()}
+            after = {"consumed": stream.consumed, "waiting": batcher.waiting()}
+            yield plan.bucket, indices, after | _counted(parts, stream.drawn)
 
     return plans()
+
+
+def _counted(parts: Sequence[Part], drawn: Sequence[int]) -> dict:
+    """What a position says of several parts: {"parts": {name: [utterances, references drawn]}}."""
+    if len(parts) == 1:
+        return {}
+    counts = zip(parts, drawn, strict=True)
+    return {"parts": {part.spec.name: [part.spec.rows, count] for part, count in counts}}
 
 
 def _tasks_in_turn(
     table: UtteranceTable,
     *,
+    parts: Sequence[Part],
     seed: int,
     buckets: Sequence[float],
     rows: Sequence[int],
     max_tasks: int,
     position: Mapping,
 ) -> _Plans:
-    """Batches in which every task has its turn equally often."""
+    """Batches in which every task has its turn equally often; nothing is mixed."""
+    del parts
     turns = Turns(
         table.duration,
         table.task,
@@ -228,10 +247,11 @@ def _tasks_in_turn(
 class TrainLoader(Iterator[Batch]):
     """Endless training batches, per host; the global batches are the same for any number of hosts and threads.
 
-    Every epoch of a source, or of a task where tasks are drawn in turn, covers each of its usable utterances once. Use
-    it as a context manager, or call `close`.
+    Every epoch of a part of the mixture, or of a task where tasks are drawn in turn, covers each of its usable
+    utterances once. Use it as a context manager, or call `close`.
 
     Attributes:
+      parts: what the mixture draws from; none where tasks are drawn in turn.
       wait_seconds: time spent inside `next` so far: what training waited for its input.
       tasks: the tasks of the global batch last handed out, ascending, `__base__` left out.
       audio_seconds: audio in the global batch last handed out, as the manifests say.
@@ -248,6 +268,7 @@ class TrainLoader(Iterator[Batch]):
         max_tasks: int,
         threads: int,
         draw: str = "utterances",
+        parts: Sequence[Part] = (),
         prefetch: int = PREFETCH,
         report: DataReport,
         position: Mapping | None = None,
@@ -265,6 +286,7 @@ class TrainLoader(Iterator[Batch]):
           max_tasks: most distinct tasks in a global batch.
           threads: decoding threads.
           draw: a value of `data.sources.DRAWS`: what is drawn in turn.
+          parts: what is mixed, and at what rates; the sources at their own rates if none is given.
           prefetch: batches decoded ahead of the one handed out.
           report: names audio that fails.
           position: what `position()` of an earlier loader gave, from any number of hosts.
@@ -279,11 +301,20 @@ class TrainLoader(Iterator[Batch]):
         if prefetch < 0:
             raise UserError(f"data prefetch {prefetch} must be at least 0")
         rows = batching.bucket_rows(buckets, batch_seconds=batch_seconds, multiple=multiple)
-        self._table, self._report, self._prefetch = table, report, prefetch
+        self._table, self._report, self._prefetch, self._seed = table, report, prefetch, seed
         self._usable_rows = {spec.name: spec.rows for spec in table.specs()}
+        self.parts = () if draw == "tasks" else tuple(parts) or parts_of(table)
         self._position = self._checked(position)
         plans = _tasks_in_turn if draw == "tasks" else _utterances_in_turn
-        self._plans = plans(table, seed=seed, buckets=buckets, rows=rows, max_tasks=max_tasks, position=self._position)
+        self._plans = plans(
+            table,
+            parts=self.parts,
+            seed=seed,
+            buckets=buckets,
+            rows=rows,
+            max_tasks=max_tasks,
+            position=self._position,
+        )
         self._assembler = _Assembler(
             table,
             buckets=buckets,
@@ -312,6 +343,15 @@ class TrainLoader(Iterator[Batch]):
             raise UserError(
                 f"the data position was made with the usable utterances {position['rows']}, now there are"
                 f" {self._usable_rows}: restore the manifests, or start in another work directory"
+            )
+        # Earlier versions stored none: the stream then counts them itself.
+        before = {name: rows for name, (rows, _) in position.get("parts", {}).items()}
+        now = {part.spec.name: part.spec.rows for part in self.parts}
+        if before and before != now:
+            changed = sorted(name for name in before | now if before.get(name) != now.get(name))[0]
+            raise UserError(
+                f"the data position was made with {before.get(changed, 0)} utterances in the group {changed!r}, now"
+                f" there are {now.get(changed, 0)}: restore the manifests, or start in another work directory"
             )
         return dict(position)
 
@@ -357,10 +397,22 @@ class TrainLoader(Iterator[Batch]):
         """Where to go on after the batch last handed out: small, JSON-able, valid for any number of hosts.
 
         Returns:
-          {"consumed": references read, "waiting": {bucket: [[source, row], ...]}, "rows": {source: usable utterances}};
-          where tasks are drawn in turn, "consumed" counts batches, and nothing waits.
+          {"consumed": references read, "waiting": {bucket: [[source, row], ...]}, "rows": {source: usable utterances}}
+          and, of a mixture of several parts, "parts": {name: [utterances, references read]}; where tasks are drawn in
+          turn, "consumed" counts batches, and nothing waits.
         """
         return self._position
+
+    @property
+    def drawn(self) -> list[int]:
+        """How many references of each part have been read for the batches handed out."""
+        if not self.parts:
+            return []
+        counted = self._position.get("parts")
+        if counted is None:
+            specs = [part.spec for part in self.parts]
+            return mixtures.draws_before(specs, self._position["consumed"], seed=self._seed)
+        return [counted[part.spec.name][1] for part in self.parts]
 
     def close(self) -> None:
         """Stops the decoding threads; batches not handed out are dropped."""

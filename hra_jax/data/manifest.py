@@ -19,88 +19,25 @@ from absl import flags
 from etils import epath
 
 from hra_jax import cli
-from hra_jax.console import listed, printable, tell
-from hra_jax.data import audio, recordings, sound_files
+from hra_jax.console import listed, tell
+from hra_jax.data import audio, manifest_lines, recordings, sound_files
+from hra_jax.data.columns import UtteranceColumns
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
 from hra_jax.storage.files import check_regular, write_file
-from hra_jax.storage.json_files import parse_json
-from hra_jax.storage.remote import is_remote, why_unreachable
+from hra_jax.storage.remote import is_remote
 
-_REQUIRED: Final = ("audio_filepath", "duration", "text")
-_MOST_LINE: Final = 2**20  # bytes
-_MOST_SECONDS: Final = 10**8  # of an offset or a duration: three years
-# Characters of a text. Nobody says a tenth of it, and normalising far more takes time.
-_MOST_TEXT: Final = 1000
-_MOST_TEXT_PER_SECOND: Final = 200
 _SPEAKER_FROM: Final = ("parent", "none")
 _FEWEST: Final = 3  # recordings of a speaker that can be split
-_MOST_KEY: Final = 200  # characters of a path that is told
 
 
-class _LineError(ValueError):
-    def __init__(self, kind: str, detail: str):
-        super().__init__(detail)
-        self.kind, self.detail = kind, detail
-
-
-def _seconds(row: dict[str, Any], field: str) -> float:
-    value = row[field]
-    if type(value) not in (int, float) or not 0 <= value <= _MOST_SECONDS:
-        allowed = f"seconds from 0 to {_MOST_SECONDS:,}"
-        raise _LineError("missing_field", f"{field} is {value!r:.80}; needed: a number of {allowed}")
-    return float(value)
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    """The object in a line."""
-    try:
-        row = parse_json(line, where="the line", most_bytes=_MOST_LINE)
-    except UserError as error:
-        raise _LineError("bad_json", str(error)) from error
-    if not isinstance(row, dict):
-        raise _LineError("bad_json", f"the line is a {type(row).__name__}, not an object")
-    return row
-
-
-def _parse(row: dict[str, Any], *, folder: epath.Path, source: str, number: int) -> Utterance:
-    missing = [field for field in _REQUIRED if field not in row]
-    if missing:
-        raise _LineError("missing_field", f"there is no {' and no '.join(missing)}")
-    for field in ("audio_filepath", "text"):
-        if not isinstance(row[field], str):
-            raise _LineError("missing_field", f"{field} is {row[field]!r:.80}; needed: a text")
-    path, text, duration = row["audio_filepath"], row["text"], _seconds(row, "duration")
-    if not path or "\0" in path:
-        raise _LineError("missing_field", f"audio_filepath is {path!r:.80}; needed: the path of a file")
-    reason = why_unreachable(path)
-    if reason is not None:
-        raise _LineError("unreachable_audio", f"{path[:80]}: {reason}")
-    if duration == 0.0:
-        raise _LineError("empty_audio", "duration is 0")
-    most = int(_MOST_TEXT + _MOST_TEXT_PER_SECOND * duration)
-    if len(text) > most:
-        raise _LineError("too_short", f"{duration:g} s cannot hold {len(text):,} characters; allowed: {most:,}")
-    offset, key = 0.0, path
-    if row.get("offset") is not None:  # NeMo writes null for the whole file
-        offset = _seconds(row, "offset")
-        key = f"{path}@{offset:.15g}+{duration:.15g}"
-    if "://" not in path and not os.path.isabs(path):  # an address of a file stays one
-        path = os.fspath(folder / path)
-    return Utterance(path, duration, text, offset, _tags(row), key, source, number)
-
-
-def _tags(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in (*_REQUIRED, "offset")}
-
-
-def load_manifest(path: epath.PathLike, *, report: DataReport) -> list[Utterance]:
+def load_manifest(path: epath.PathLike, *, report: DataReport) -> UtteranceColumns:
     """The usable utterances of a manifest, as `read_manifest` reads it."""
     return read_manifest(path, report=report)[0]
 
 
-def read_manifest(path: epath.PathLike, *, report: DataReport) -> tuple[list[Utterance], list[Refused]]:
+def read_manifest(path: epath.PathLike, *, report: DataReport) -> tuple[UtteranceColumns, list[Refused]]:
     """Reads a manifest; the audio itself is not looked at.
 
     Args:
@@ -125,32 +62,7 @@ def read_manifest(path: epath.PathLike, *, report: DataReport) -> tuple[list[Utt
     if content[:8].count(0) > 2:  # each of its letters is two bytes, or four
         raise UserError(f"the manifest {path} is UTF-16 or UTF-32; needed: UTF-8")
     folder, source = file.parent if is_remote(file) else file.absolute().parent, os.fspath(path)
-    utterances, refused = [], []
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        row: dict[str, Any] = {}
-        try:
-            row = _object(line)
-            utterances.append(_parse(row, folder=folder, source=source, number=number))
-        except _LineError as error:
-            where, named = f"{source}:{number}", row.get("audio_filepath")
-            report.add(error.kind, where, error.detail)
-            key = printable(named, most=_MOST_KEY) if named and isinstance(named, str) else where
-            refused.append(Refused(key, f"{error.kind}: {error.detail}", _tags(row)))
-    return utterances, refused
-
-
-def why_refused(row: dict[str, Any]) -> tuple[str, str] | None:
-    """Why a row that is about to be written would be no usable line: kind and detail; None where it is one."""
-    try:
-        line = json.dumps(row, ensure_ascii=False).encode()
-        _parse(_object(line), folder=epath.Path(), source="", number=0)
-    except UnicodeEncodeError:
-        return "undecodable_audio", "its name is not UTF-8, and a manifest cannot hold it; rename it"
-    except _LineError as error:
-        return error.kind, error.detail
-    return None
+    return manifest_lines.read(content, folder=folder, source=source, report=report)
 
 
 # --- Make -------------------------------------------------------------------------------------------------------------
@@ -172,7 +84,14 @@ class Made(NamedTuple):
     unsplit: list[str]
 
 
-def make(folder: epath.PathLike, output: epath.PathLike, *, speaker_from: str = "parent", split: bool = False) -> Made:
+def make(
+    folder: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    speaker_from: str = "parent",
+    split: bool = False,
+    transcripts: bool = True,
+) -> Made:
     """Writes a manifest of a folder of recordings, or three: train, validation and test.
 
     Args:
@@ -180,6 +99,7 @@ def make(folder: epath.PathLike, output: epath.PathLike, *, speaker_from: str = 
       output: the manifest to write; with `split` the folder for train.jsonl, validation.jsonl and test.jsonl. Paths in
         a manifest are relative to it.
       speaker_from: "parent" (the tag `speaker` is the name of the folder that the file is in) or "none" (no such tag).
+      transcripts: whether recordings need a transcript. Without them every text is empty, as it is of noise.
 
     Raises:
       UserError: no such folder, no audio or no transcript in it, a table of transcripts that is wrong, a value that is
@@ -190,7 +110,7 @@ def make(folder: epath.PathLike, output: epath.PathLike, *, speaker_from: str = 
     if speaker_from not in _SPEAKER_FROM:
         raise UserError(f"speaker_from {speaker_from!r}; allowed: {', '.join(_SPEAKER_FROM)}")
     report = DataReport()
-    found, silent = recordings.find(folder, report=report)
+    found, silent = recordings.find(folder, report=report, transcripts=transcripts)
     manifest = epath.Path(output) / "train.jsonl" if split else epath.Path(output)
     rows = []
     for recording in tqdm.tqdm(found, desc="reading", unit="file", disable=None):
@@ -339,6 +259,9 @@ def _define_flags() -> None:
     flags.DEFINE_enum("kind", None, list(importing.FORMATS), "import: the format; by default what it looks like.")
     flags.DEFINE_list("splits", [], "import: the splits that are wanted, by default all that share nothing.")
     flags.DEFINE_string("audio_dir", None, "import kaldi, nemo: the folder at which relative paths begin.")
+    flags.DEFINE_bool(
+        "transcripts", True, "make: take recordings with a transcript alone; off for noise, which has none."
+    )
     flags.DEFINE_enum("speaker_from", "parent", _SPEAKER_FROM, "make: where the tag `speaker` comes from.")
     flags.DEFINE_integer(
         "sample_rate",
@@ -369,7 +292,13 @@ def _make(folder: str) -> int:
     values = flags.FLAGS
     if not values.split:
         cli.check_output("output", values.output)
-    made = make(folder, values.output, speaker_from=values.speaker_from, split=values.split)
+    made = make(
+        folder,
+        values.output,
+        speaker_from=values.speaker_from,
+        split=values.split,
+        transcripts=values.transcripts,
+    )
     _print_bad(made.report)
     if made.silent:
         tell(f"{len(made.silent)} files without a transcript were left out: {listed(made.silent)}")

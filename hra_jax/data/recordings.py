@@ -108,7 +108,7 @@ class _File:
         return os.path.splitext(self.base)[1].lower()
 
 
-def find(folder: epath.PathLike, *, report: DataReport) -> tuple[list[Recording], list[str]]:
+def find(folder: epath.PathLike, *, report: DataReport, transcripts: bool = True) -> tuple[list[Recording], list[str]]:
     """Searches a folder and its sub-folders for recordings; links are followed, and nothing is taken twice.
 
     Transcripts are in a table in the folder, `transcripts.tsv` or `transcripts.csv` (file, text), or else in a `.txt`
@@ -119,6 +119,7 @@ def find(folder: epath.PathLike, *, report: DataReport) -> tuple[list[Recording]
       folder: the folder.
       report: names what cannot be used: audio of a kind that is not read, names and transcripts that are not UTF-8,
         folders that cannot be opened, transcripts and rows of the table without a recording.
+      transcripts: whether transcripts are looked for; without them every text is empty, as it is of noise.
 
     Returns:
       The recordings by name, not opened yet; the names of those without a transcript.
@@ -134,10 +135,12 @@ def find(folder: epath.PathLike, *, report: DataReport) -> tuple[list[Recording]
         others = listed([file.name for file in audio], most=3)
         hint = f"; convert {others} to FLAC or WAV" if audio else ""
         raise UserError(f"no audio in {folder}; looked for {', '.join(READ_SUFFIXES)}{hint}")
-    tables = [file for file in files if file.name.lower() in _TABLES]
+    tables = [file for file in files if file.name.lower() in _TABLES] if transcripts else []
     if len(tables) > 1:
         raise UserError(f"{folder} has {' and '.join(file.name for file in tables)}; allowed: one of them")
-    texts = _of_table(tables[0], audio, root=root, report=report) if tables else _beside(audio, files, report)
+    texts: Mapping[str, str | None] = {}
+    if transcripts:
+        texts = _of_table(tables[0], audio, root=root, report=report) if tables else _beside(audio, files, report)
     found, silent, taken = [], [], dict[str, Recording]()
     for file in audio:
         text = texts.get(file.name, "")
@@ -148,7 +151,7 @@ def find(folder: epath.PathLike, *, report: DataReport) -> tuple[list[Recording]
             if text not in ("", first.text):
                 report.add("unreadable_text", file.name, f"the transcript: {first.name} is the same file, with another")
             continue
-        if not text:
+        if not text and transcripts:
             silent.append(file)
         elif file.suffix in READ_SUFFIXES:
             taken[file.identity] = Recording(file.path, file.name, text)

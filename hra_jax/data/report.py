@@ -2,6 +2,7 @@
 
 import json
 import threading
+from typing import Any
 
 from etils import epath
 
@@ -36,10 +37,15 @@ class DataReport:
 
     Args:
       strict: whether anything bad is an error at once.
+
+    Attributes:
+      mixture: what was drawn of the mixture, beside what was asked (`drawn.to_json`); None where there is nothing to
+        tell. It is kept as it is read.
     """
 
     def __init__(self, *, strict: bool = False):
         self.strict = strict
+        self.mixture: dict[str, Any] | None = None
         self._lock = threading.Lock()
         self._details: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
         self._told: set[tuple[str, str]] = set()  # (kind, name) of what `news` gave already, or others told
@@ -69,7 +75,10 @@ class DataReport:
             return {kind: len(names) for kind, names in self._details.items()}
 
     def to_json(self) -> dict:
-        """`{"counts": {kind: n}, "utterances": {kind: [{"name", "detail"}, ...]}}`: sorted names, no empty kinds."""
+        """`{"counts": {kind: n}, "utterances": {kind: [{"name", "detail"}, ...]}}`: sorted names, no empty kinds.
+
+        With `"mixture"` beside them where there is something to tell of it.
+        """
         with self._lock:
             utterances = {
                 kind: [
@@ -79,7 +88,8 @@ class DataReport:
                 for kind, names in self._details.items()
                 if names
             }
-        return {"counts": {kind: len(rows) for kind, rows in utterances.items()}, "utterances": utterances}
+        mixture = {} if self.mixture is None else {"mixture": self.mixture}
+        return {"counts": {kind: len(rows) for kind, rows in utterances.items()}, "utterances": utterances} | mixture
 
     def write(self, path: epath.PathLike) -> None:
         """Writes `to_json` to a file; a process killed meanwhile leaves the old content or the new, never a part."""
@@ -98,6 +108,8 @@ class DataReport:
             for row in rows:
                 check_fields(row, {"name": str, "detail": str}, where=f"{path}: utterances.{kind}")
         self.merge(content)
+        mixture = content.get("mixture")
+        self.mixture = mixture if isinstance(mixture, dict) else None
 
     def merge(self, content: dict) -> None:
         """Adds what another report's `to_json` holds (another process's, or an earlier run's), strict or not."""

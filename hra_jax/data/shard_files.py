@@ -39,7 +39,7 @@ class Shard:
       path: of the file, or its URI.
       records: how many it has.
       size: bytes.
-      crc32: of its content.
+      xxh3: of its content, 64 bits.
       sample_rate: Hz, of its sound.
       encoding: a value of `ENCODINGS`.
     """
@@ -47,7 +47,7 @@ class Shard:
     path: str = ""
     records: int = 0
     size: int = 0
-    crc32: int = 0
+    xxh3: int = 0
     sample_rate: int = 0
     encoding: str = ENCODINGS[0]
 
@@ -161,7 +161,7 @@ def write_shard(path: epath.PathLike, records: Iterable[bytes]) -> tuple[int, in
     """Writes a shard, which has its name once it is whole, and reads it again.
 
     Returns:
-      (records, bytes, CRC-32).
+      (records, bytes, XXH3).
 
     Raises:
       OSError: it cannot be written.
@@ -176,9 +176,9 @@ def write_shard(path: epath.PathLike, records: Iterable[bytes]) -> tuple[int, in
             writer.close()
         except RuntimeError as error:
             raise _os_error(error, path) from error
-        size, crc = checksums.of_file(replacement.written)
+        size, digest = checksums.of_file(replacement.written)
         replacement.commit()
-    return count, size, crc
+    return count, size, digest
 
 
 def _os_error(error: RuntimeError, path: epath.PathLike) -> OSError:

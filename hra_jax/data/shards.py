@@ -10,9 +10,11 @@
 """
 
 import dataclasses
+import functools
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -36,6 +38,7 @@ INDEX: Final = "columns.parquet"
 FEATURES, INFO, REPORT = "features.json", "dataset_info.json", "report.json"
 NAME, SPLIT = "shards", "train"  # by which TFDS knows the data set
 _FORMAT: Final = 1
+_ADDRESS: Final = re.compile(rf"(.+)/{NAME}-{SPLIT}\.array_record-(\d{{5,9}})#(\d{{1,9}})")
 _TAG: Final = "tag."  # how the names of the columns of tags begin
 _OWN: Final = b"hra_jax"  # what the index says beside its rows, as JSON
 _MOST_BYTES: Final = 2**31  # of an index
@@ -44,7 +47,7 @@ ROWS: Final = pa.schema(
         ("id", pa.string()),  # Utterance.key
         ("text", pa.string()),
         ("duration", pa.float64()),  # seconds, as the source has it
-        ("file", pa.string()),  # where the sound came from
+        ("file", pa.string()),  # where the sound came from; '' of what came from no file
         ("offset", pa.float64()),
         ("line", pa.int64()),
         ("shard", pa.int32()),
@@ -58,6 +61,8 @@ ROWS: Final = pa.schema(
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sharded(Utterance):
     """An utterance whose sound is in a shard; `audio_filepath` and `offset` say where it came from.
+
+    Of what came from no file, `audio_filepath` is its address.
 
     Attributes:
       shard: the file that holds it.
@@ -73,6 +78,15 @@ class Sharded(Utterance):
     def sound_file(self) -> str:
         """Path or URI of the shard."""
         return self.shard.path
+
+    @property
+    def address(self) -> str:
+        """What names its record where a manifest names a file; `at_address` finds it."""
+        return f"{self.shard.path}#{self.record}"
+
+    def as_line(self) -> dict[str, Any]:
+        """As of others, with its record in the place of a file."""
+        return {"audio_filepath": self.address, "duration": self.duration, "text": self.text}
 
 
 class Index(NamedTuple):
@@ -127,15 +141,16 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
     good = np.flatnonzero(np.asarray(record) >= 0)
     bad = pa.array(np.flatnonzero(np.asarray(record) < 0))
     refused = []
-    for row, tags in zip(index.rows.take(bad).to_pylist(), tags_of(index.tags.take(bad)), strict=True):
+    for row, tags in zip(index.rows.take(bad).to_pylist(), tags_of(index.tags.take(bad), len(bad)), strict=True):
         kind, _, detail = row["why"].partition(": ")
         report.add(kind if kind in KINDS else "undecodable_audio", row["id"], detail)
         refused.append(Refused(row["id"], row["why"], tags))
     source = os.fspath(folder)
 
     def make(row: Mapping[str, Any], tags: dict[str, Any]) -> Sharded:
+        shard = index.shards[row["shard"]]
         return Sharded(
-            row["file"],
+            row["file"] or f"{shard.path}#{row['record']}",
             row["duration"],
             row["text"],
             row["offset"],
@@ -143,20 +158,47 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
             row["id"],
             source,
             row["line"],
-            index.shards[row["shard"]],
+            shard,
             row["record"],
             row["hash"],
         )
 
-    chosen = pa.array(good)
-    rows = index.rows.drop_columns(["why"])
-    return UtteranceColumns(rows.take(chosen), index.tags.take(chosen), make), refused
+    rows, tags = index.rows.drop_columns(["why"]), index.tags
+    if refused:  # a copy of all columns, which most indices need not
+        rows, tags = rows.take(pa.array(good)), tags.take(pa.array(good))
+    return UtteranceColumns(rows, tags, make), refused
 
 
-def tags_of(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The tags of each row of a table of tags, as the source had them."""
+def at_address(path: str) -> Sharded | None:
+    """The utterance that a path names by its record, such as `F/shards-train.array_record-00000#7`; None of others.
+
+    Raises:
+      AudioError: missing_file, where there is no such record.
+    """
+    found = _ADDRESS.fullmatch(path)
+    if found is None:
+        return None
+    try:
+        utterances, numbers = _by_record(found[1])
+        utterance = utterances[numbers[int(found[2]), int(found[3])]]
+    except (UserError, OSError, KeyError) as error:
+        raise AudioError("missing_file", f"no utterance at {path}") from error
+    assert isinstance(utterance, Sharded)
+    return utterance
+
+
+@functools.lru_cache(16)
+def _by_record(folder: str) -> tuple[UtteranceColumns, dict[tuple[int, int], int]]:
+    """The utterances of a folder, and their numbers by shard and record."""
+    rows = read_index(folder).rows.select(["shard", "record"]).to_pydict()
+    good = [place for place in zip(rows["shard"], rows["record"], strict=True) if place[1] >= 0]
+    return read_shards(folder, report=DataReport())[0], {place: at for at, place in enumerate(good)}
+
+
+def tags_of(table: pa.Table, count: int) -> Iterator[dict[str, Any]]:
+    """The tags of each of `count` rows of a table of tags, as the source had them."""
     as_json = {field.name for field in table.schema if (field.metadata or {}).items() >= JSON_FIELD.items()}
-    for row in table.to_pylist():
+    for row in table.to_pylist() if table.num_columns else [{}] * count:  # without columns it has no rows
         yield {
             name: parse_json(value, where="a tag") if name in as_json else value
             for name, value in row.items()
@@ -171,6 +213,7 @@ def read_index(folder: epath.PathLike) -> Index:
       UserError: there is none, or it is of a later version; DamagedError where it is not what was written.
       OSError: it cannot be read.
     """
+    folder = folder if remote.is_remote(folder) else os.path.abspath(remote.local_path(os.fspath(folder)))
     path = epath.Path(folder) / INDEX
     if remote.is_remote(path) and not os.fspath(path).startswith("gs://"):
         raise UserError(f"shards at {os.fspath(folder)} are not read; allowed: a folder of this machine, or gs://")
@@ -207,13 +250,13 @@ def _shard(folder: epath.PathLike, entry: Any, own: Mapping[str, Any], *, where:
     if not (isinstance(entry, list) and len(entry) == 4 and isinstance(entry[0], str)) or any(
         type(number) is not int or number < 0 for number in entry[1:]
     ):
-        raise DamagedError(f"{where}: {entry!r:.80}; needed: [name, records, bytes, CRC-32]")
+        raise DamagedError(f"{where}: {entry!r:.80}; needed: [name, records, bytes, XXH3]")
     if "/" in entry[0] or entry[0] in ("", ".", ".."):
         raise DamagedError(f"{where}: {entry[0]!r:.80} is no file of the folder")
     if own["encoding"] not in shard_files.ENCODINGS:
         raise UserError(f"{where}: encoding {own['encoding']!r}; allowed: {', '.join(shard_files.ENCODINGS)}")
-    name, records, size, crc = entry
-    return Shard(os.fspath(epath.Path(folder) / name), records, size, crc, own["sample_rate"], own["encoding"])
+    name, records, size, digest = entry
+    return Shard(os.fspath(epath.Path(folder) / name), records, size, digest, own["sample_rate"], own["encoding"])
 
 
 def _check_rows(rows: pa.Table, shards: Sequence[Shard], *, where: str) -> None:
@@ -278,7 +321,7 @@ def index_bytes(
         "format": _FORMAT,
         "sample_rate": shards[0].sample_rate,
         "encoding": shards[0].encoding,
-        "shards": [[os.path.basename(one.path), one.records, one.size, one.crc32] for one in shards],
+        "shards": [[os.path.basename(one.path), one.records, one.size, one.xxh3] for one in shards],
         "made_from": made_from,
     }
     schema = pa.schema([*ROWS, *(field for field, _ in columns)], metadata={_OWN: json_text(own)})

@@ -90,8 +90,8 @@ class DataSettings:
             lambda: "a tuple of (name, source, rate), names distinct, rate a number above 0 or 'proportional'",
             _are_sources,
         ),
-        "((name, source, rate), ...); source: the path of a manifest, or seqio:NAME/SPLIT; rate: relative weight, or "
-        "'proportional' to its rows",
+        "((name, source, rate), ...); source: the path of a manifest or of a folder of shards, or seqio:NAME/SPLIT; "
+        "rate: relative weight, or 'proportional' to its rows",
     )
     modules: tuple[str, ...] = setting(
         (),
@@ -127,6 +127,21 @@ class DataSettings:
         "what has its turn: utterances (a task has as many updates as its share of the data gives), or tasks (all have "
         "equally many, whatever their data; rates of sources must then be 'proportional')",
     )
+    groups: str = setting(
+        "",
+        text(),
+        "manifest tag; each of its values, at most 256, is drawn at a rate of its own, by its number of utterances; '' "
+        "for none: sources are",
+    )
+    temperature: float = setting(
+        1.0,
+        number(0, above=True),
+        "of rates that are 'proportional': a source or group of n utterances is drawn as n to the power of 1 / "
+        "temperature",
+    )
+    cap_rows: int = setting(
+        0, integer(0), "utterances; the most that count for such a rate, though all of them come; 0: all count"
+    )
     max_seconds: float = setting(
         0.0,
         number(0, unit=" (seconds; 0: as far as batch.buckets go)"),
@@ -157,6 +172,9 @@ def read_source(path: epath.PathLike, *, report: DataReport) -> tuple[Sequence[U
     Raises:
       UserError: it cannot be read, or a line is bad and the report strict.
     """
+    if registry.is_named(path):
+        folder = registry.shards_folder(*registry.name_and_split(os.fspath(path)), "DATA")
+        raise UserError(f"{path} is a name; needed here: a manifest, or the folder of its shards, {folder}")
     if shards.is_shards(path):
         return shards.read_shards(path, report=report)
     if epath.Path(path).is_dir():

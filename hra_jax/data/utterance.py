@@ -43,6 +43,11 @@ class Utterance:
         """Path or URI of the file that its samples are read from."""
         return self.audio_filepath
 
+    def as_line(self) -> dict[str, Any]:
+        """What a manifest says of it, wherever that lies; but its tags."""
+        line = {"audio_filepath": self.audio_filepath, "duration": self.duration, "text": self.text}
+        return line | ({"offset": self.offset} if self.offset else {})
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Recording(Utterance):

@@ -329,6 +329,11 @@ class UtteranceTable:
         """The utterance that is row `row` of the usable utterances of a source."""
         return int(self.starts[source]) + row
 
+    def place(self, index: int) -> tuple[int, int]:
+        """The source and the row of an utterance."""
+        source = int(self.source[index])
+        return source, index - int(self.starts[source])
+
     def lookup(self, source: int, row: int) -> tuple[float, int]:
         """Duration (seconds) and task of an utterance by source and row."""
         index = self.index(source, row)

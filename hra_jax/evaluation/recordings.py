@@ -7,8 +7,7 @@ import struct
 import numpy as np
 import soundfile
 
-from hra_jax.data.audio import AudioError, decode
-from hra_jax.data.sound_files import Sound
+from hra_jax.data.audio import AudioError, decode, rate_of
 from hra_jax.data.utterance import Utterance
 from hra_jax.evaluation.predictions import UtteranceResult
 
@@ -38,8 +37,7 @@ def audio_uri(row: UtteranceResult) -> tuple[str, str]:
         return "", "the results do not say where the recording is"
     utterance = Utterance(row.audio_filepath, row.duration, row.text, row.offset)
     try:
-        with Sound(row.audio_filepath) as sound:
-            rate = opus_rate(sound.rate)
+        rate = opus_rate(rate_of(utterance))
         encoded = encode(decode(utterance, rate), rate)
     except AudioError as error:
         return "", f"the recording is not here: {error.kind}"

@@ -39,7 +39,12 @@ class AsrModel(nn.Module):
 
     @nn.compact
     def __call__(
-        self, waveform: jax.Array, num_samples: jax.Array, bound: Bound, symbols: jax.Array | None = None
+        self,
+        waveform: jax.Array,
+        num_samples: jax.Array,
+        bound: Bound,
+        symbols: jax.Array | None = None,
+        sounds: augmentation.Sounds | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities of a padded batch.
 
@@ -50,6 +55,7 @@ class AsrModel(nn.Module):
           num_samples: int32 `[B]`.
           bound: the adapter's parameters for the rows of this batch.
           symbols: int32 `[B, O]` of tasks with vocabularies of their own, see `Adapter.after_output`; else None.
+          sounds: the recordings that augmentation draws from, if any.
 
         Returns:
           float32 (float64 where `dtype` is) `[B, T, V]` (`[B, T, O]` with `symbols`) and int32 `[B]` lengths in encoder
@@ -59,7 +65,7 @@ class AsrModel(nn.Module):
           UserError: the encoder or the augmentation is made for other features.
         """
         with jax.named_scope("frontend"):
-            x, lengths = self._features(waveform, num_samples)
+            x, lengths = self._features(waveform, num_samples, sounds)
         # Samples keep their precision until the first convolution has made channels of them.
         x = x if self.features.kind == "waveform" else x.astype(self.dtype)
         x, lengths = subsampling.make(self.encoder, dtype=self.dtype, name="subsampling")(x, lengths)
@@ -78,13 +84,16 @@ class AsrModel(nn.Module):
             logits = self.adapter.after_output(bound.all_layers, x, logits, symbols)
         return jax.nn.log_softmax(logits.astype(wide(logits.dtype)), axis=-1), lengths
 
-    def _features(self, waveform: jax.Array, num_samples: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _features(
+        self, waveform: jax.Array, num_samples: jax.Array, sounds: augmentation.Sounds | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         config = self.augment
         if not self.has_rng("augment"):
             return frontend.extract(waveform, num_samples, self.features)
-        noise_rng, warp_rng, mask_rng = jax.random.split(self.make_rng("augment"), 3)
-        if config.noise_probability:
-            waveform = augmentation.add_noise(noise_rng, waveform, num_samples, config)
+        sound_rng, warp_rng, mask_rng = jax.random.split(self.make_rng("augment"), 3)
+        waveform = augmentation.change_waveform(
+            sound_rng, waveform, num_samples, config, sample_rate=self.features.sample_rate, sounds=sounds
+        )
         # Bins and frames are masked and warped before frames are put side by side.
         x, lengths = frontend.unstacked(waveform, num_samples, self.features)
         x, lengths = augmentation.warp(warp_rng, x, lengths, config)

@@ -23,6 +23,7 @@ from hra_jax.console import listed, tell
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
+from hra_jax.models.augmentation import NO_AUGMENTATION
 from hra_jax.run import foundation, layout, programs
 from hra_jax.run.exporting import write_backbone
 from hra_jax.run.read import read_material
@@ -271,6 +272,7 @@ def new_base(workdir: epath.Path, config: ConfigDict) -> foundation.Foundation:
         data=data,
         adapter=adapter,
         pretrain=pretrain,
+        augment=NO_AUGMENTATION,  # nothing is trained
         evaluation=evaluation,
         report=DataReport(),
         render=False,

@@ -1,6 +1,7 @@
 """The second stage of a run: everything that is known before anything is on a device, checked."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from hra_jax.adapters import initial, methods
 from hra_jax.adapters.base import Adapter
 from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
 from hra_jax.adapters.settings import AdapterSettings
+from hra_jax.data import groups
 from hra_jax.data.batching import BatchSettings, bucket_rows
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings
@@ -40,6 +42,7 @@ class Layout:
       mesh: the device mesh.
       method: the adaptation method.
       table: the usable training utterances.
+      parts: what the mixture of its utterances draws from; () where tasks are drawn in turn.
       tasks: names of the bank's rows; () for full and pretrain.
       programs: what is compiled, with the shapes and shardings of its arguments.
       accounting: parameter counts, as `train_state.accounting` gives them.
@@ -49,6 +52,7 @@ class Layout:
     mesh: Mesh
     method: Adapter
     table: UtteranceTable
+    parts: tuple[groups.Part, ...]
     tasks: tuple[str, ...]
     programs: programs.Programs
     accounting: dict[str, int]
@@ -156,8 +160,13 @@ def lay_out(
         initial.check_start(material.start, method, folder=material.start_folder)
     table = _table(material, adapted=settings.method == "adapter", data=data, batch=batch, report=report)
     test, select = _runners(material, table, mesh=mesh, data=data, batch=batch, evaluation=evaluation, report=report)
+    mixed: tuple[groups.Part, ...] = ()
+    if data.draw != "tasks":
+        mixed = groups.parts_of(table, temperature=data.temperature, cap_rows=data.cap_rows, groups=data.groups)
     scored = {f"suite {runner.suite.name!r}": runner.digest for runner in (test, select) if runner}
-    agreement.check_agreement({"backbone": base.fingerprint, "training data": table.digest()} | scored)
+    heard = {f"augment.{kind}": hashlib.sha256(rows).hexdigest() for kind, rows in material.sounds.items()}
+    read = {"backbone": base.fingerprint, "training data": table.digest(), "mixture": groups.digest(mixed)}
+    agreement.check_agreement(read | scored | heard)
     laid_out = programs.lay_out_programs(
         base,
         method,
@@ -176,7 +185,7 @@ def lay_out(
         train=programs.trained_part(settings, adapter),
         learning=len(table.learning),
     )
-    return Layout(mesh, method, table, table.task_names, laid_out, accounting, test, select)
+    return Layout(mesh, method, table, mixed, table.task_names, laid_out, accounting, test, select)
 
 
 def check_has_outputs(base: Foundation, *, method: str, output: str) -> None:

@@ -21,6 +21,7 @@ from hra_jax.run.read import Material
 from hra_jax.run.settings import RunSettings
 from hra_jax.training import placement, sharding, task_bank, train_state
 from hra_jax.training.best_rows import BestRows
+from hra_jax.training.step import SOUNDS
 
 
 @dataclasses.dataclass
@@ -108,6 +109,7 @@ def start_weights(
     state = train_state.create(on_devices, laid_out.optimizer, train=programs.trained_part(settings, adapter))
     replicated = sharding.replicated(layout.mesh)
     hyper = {"seed": np.uint32(settings.seed), "learning_rate": np.float32(laid_out.optimizer.learning_rate)}
+    hyper |= {SOUNDS: material.sounds} if material.sounds else {}
 
     def draw() -> dict[str, Any]:
         return dict(_new_adapter(layout, base, seed=settings.seed)["tasks"])

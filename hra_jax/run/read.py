@@ -3,16 +3,20 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from hra_jax.adapters import adapter_folder, initial, methods
 from hra_jax.adapters.output_kinds import OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data import synthesize
 from hra_jax.data.learnt_vocabularies import own_vocabularies
 from hra_jax.data.report import DataReport
+from hra_jax.data.sounds import read_sounds
 from hra_jax.data.sources import DataSettings, TableSource, read_sources
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import EvaluationSettings
 from hra_jax.evaluation.suites import Suite, load_suite
+from hra_jax.models.augmentation import AugmentConfig
 from hra_jax.run import foundation
 from hra_jax.run.settings import PretrainSettings, RunSettings
 from hra_jax.text.normalization import normalize_text
@@ -33,6 +37,7 @@ class Material:
       new_task: what a task starts as that `start` lacks.
       own: the vocabularies of tasks that do not write in the backbone's, if any.
       test, select: the suites `eval.suite` and `eval.select_suite`, with their utterances.
+      sounds: the recordings that augmentation draws from, {kind: float32 [K, R]}.
     """
 
     sources: Sequence[TableSource]
@@ -43,6 +48,7 @@ class Material:
     own: OwnVocabularies | None
     test: Suite | None
     select: Suite | None
+    sounds: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def read_material(
@@ -51,6 +57,7 @@ def read_material(
     data: DataSettings,
     adapter: AdapterSettings,
     pretrain: PretrainSettings,
+    augment: AugmentConfig,
     evaluation: EvaluationSettings,
     report: DataReport,
     suite_dir: str | None = None,
@@ -60,7 +67,7 @@ def read_material(
 
     Args:
       settings: the top-level keys of a validated configuration.
-      data, adapter, pretrain, evaluation: its groups.
+      data, adapter, pretrain, augment, evaluation: its groups.
       report: where unusable data goes.
       suite_dir: what `{dir}` in the manifests of suites stands for; None means `data.dir`.
       render: whether a synthetic set may be rendered; otherwise it must be there.
@@ -90,7 +97,8 @@ def read_material(
         load_suite(name, data_dir=data.dir if suite_dir is None else suite_dir, report=report) if name else None
         for name in (evaluation.suite, evaluation.select_suite)
     )
-    return Material(sources, base, start, adapter.start if start else "", adapter.new_task, own, test, select)
+    sounds = read_sounds(augment, folder=data.dir, sample_rate=base.features.sample_rate, report=report)
+    return Material(sources, base, start, adapter.start if start else "", adapter.new_task, own, test, select, sounds)
 
 
 def _render(name: str, folder: str) -> None:

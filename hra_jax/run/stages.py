@@ -43,6 +43,7 @@ def survey(
         data=data,
         adapter=adapter,
         pretrain=group(config, "pretrain"),
+        augment=group(config, "augment"),
         evaluation=evaluation,
         report=report,
         suite_dir=suite_dir,

@@ -111,7 +111,7 @@ def write_listing(
 
 
 def listing_text(files: Mapping[str, Sequence[int]]) -> str:
-    """The content of a `files.json`: of each file, by its path, bytes and CRC-32."""
+    """The content of a `files.json`: of each file, by its path, bytes and XXH3."""
     return json.dumps({"files": files, "crc32": of_json(files)}) + "\n"
 
 

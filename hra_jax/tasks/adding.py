@@ -190,9 +190,7 @@ def copy_manifest(manifest: str, copy: epath.Path, task: str) -> None:
     report = DataReport()
     lines = []
     for found in read_source(manifest, report=report)[0]:
-        row = {"audio_filepath": found.audio_filepath, "duration": found.duration, "text": found.text}
-        row |= {"offset": found.offset} if found.offset else {}
-        lines.append(json.dumps({**found.tags, **row, TASK_TAG: task}, ensure_ascii=False) + "\n")
+        lines.append(json.dumps({**found.tags, **found.as_line(), TASK_TAG: task}, ensure_ascii=False) + "\n")
     if any(report.counts().values()):
         tell(f"{manifest}: left out {report.summary()}")
     content = "".join(lines)

@@ -93,9 +93,7 @@ def manifest_of(heads: Iterable[Head]) -> str:
 def _rows(heads: Iterable[Head]) -> Iterator[dict[str, Any]]:
     for head in heads:
         for found in head.support:
-            row = {"audio_filepath": found.audio_filepath, "duration": found.duration, "text": found.text}
-            row |= {"offset": found.offset} if found.offset else {}
-            yield {**found.tags, **row, TASK_TAG: head.name}
+            yield {**found.tags, **found.as_line(), TASK_TAG: head.name}
 
 
 def check_same_heads(workdir: epath.PathLike, heads: Iterable[Head]) -> None:

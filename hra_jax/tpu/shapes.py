@@ -16,11 +16,13 @@ from hra_jax.adapters import methods
 from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
 from hra_jax.config.keys import group
 from hra_jax.data import batching
+from hra_jax.models import augmentation
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import foundation, programs
 from hra_jax.run.layout import adapter_method
 from hra_jax.tpu.plan import LABELS_PER_SECOND, STEPS
 from hra_jax.training import placement, sharding, train_state
+from hra_jax.training.step import SOUNDS
 
 _Program = tuple[Callable[..., Any], tuple[Any, ...]]  # a jitted function, and the shapes of its arguments
 
@@ -75,6 +77,8 @@ class Shapes:
         self._base = foundation.shapes_alone(settings.backbone, group(config, "pretrain"))
         own = adapter.output in OWN_VOCABULARIES and settings.method == "adapter"
         self._outputs = (adapter.output_size or self._base.encoder.vocab_size) if own else 0
+        augment = group(config, "augment")
+        self._sounds = augmentation.sound_shapes(augment, self._base.features.sample_rate)
         self._method = adapter_method(
             settings, adapter, own=methods.own_settings(config, adapter.name), output_size=self._outputs
         )
@@ -88,7 +92,7 @@ class Shapes:
             settings=settings,
             adapter=adapter,
             max_tasks=self._batch_settings.max_tasks,
-            augment=group(config, "augment"),
+            augment=augment,
             optimizer=group(config, "optimizer", steps=settings.steps),
         )
         self._weights = self._programs.weights
@@ -119,7 +123,12 @@ class Shapes:
 
     def _train(self, seconds: float, rows: int) -> _Program:
         state = self._placed(self._programs.state, self._programs.shardings)
-        hyper = {"seed": self._replicated((), jnp.uint32), "learning_rate": self._replicated((), jnp.float32)}
+        hyper: dict[str, Any] = {
+            "seed": self._replicated((), jnp.uint32),
+            "learning_rate": self._replicated((), jnp.float32),
+        }
+        if self._sounds:
+            hyper[SOUNDS] = {kind: self._replicated(shape, jnp.float32) for kind, shape in self._sounds.items()}
         frozen = self._frozen() if self._settings.method == "adapter" else None
         arguments: tuple[Any, ...] = (state, frozen, self._batch(seconds, rows), hyper)
         if not self._programs.bank.in_state:

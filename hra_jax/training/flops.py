@@ -66,16 +66,17 @@ class CountedStep:
     """FLOPs of a train step for every shape of batch; a shape is counted when it first comes.
 
     Args:
-      step: `train_step(state, frozen, batch)`; it is traced, and never run.
+      step: `train_step(state, frozen, batch, ...)`; it is traced, and never run.
+      more: its further arguments.
     """
 
-    def __init__(self, step: Callable[..., Any]):
-        self._step = step
+    def __init__(self, step: Callable[..., Any], *more: Any):
+        self._step, self._more = step, more
         self._known: dict[tuple[Any, ...], int] = {}
 
     def __call__(self, state: Any, frozen: Any, batch: dict[str, Any]) -> int:
         """FLOPs of one step, on all devices together."""
         shapes = tuple((name, leaf.shape) for name, leaf in sorted(batch.items()))
         if shapes not in self._known:
-            self._known[shapes] = of(self._step, state, frozen, batch)
+            self._known[shapes] = of(self._step, state, frozen, batch, *self._more)
         return self._known[shapes]

@@ -18,6 +18,7 @@ from hra_jax.adapters.base import bind, unbound
 from hra_jax.errors import UserError
 from hra_jax.models import ctc
 from hra_jax.models.asr import AsrModel
+from hra_jax.models.augmentation import Sounds
 from hra_jax.training import train_state
 from hra_jax.training.optimizer import (
     OptimizerConfig,
@@ -33,6 +34,7 @@ from hra_jax.training.train_state import TrainState
 Tree = dict[str, Any]
 Metrics = dict[str, jax.Array]
 SKIPPED = "skipped"  # metric: 1 for a step that has changed nothing but its number, as something was not finite
+SOUNDS = "sounds"  # of `hyper`: `models.augmentation.Sounds`
 LOST = "utterances_without_task"  # metric: how many name a task that is not in the bank, or one beyond `max_tasks`
 
 
@@ -45,17 +47,18 @@ def forward(
     batch: Tree,
     *,
     rngs: dict[str, jax.Array] | None = None,
+    sounds: Sounds | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities `[B, T, V]` float32 and lengths `[B]` int32 of a batch whose task rows are already gathered.
 
     `index` `[B]` is the slot of each utterance's task among `rows`; K or beyond means `__base__`. With `shared` None
-    there is no adapter at all.
+    there is no adapter at all. `sounds` is what augmentation draws from.
     """
     bound = unbound()
     if shared is not None:
         assert rows is not None, "an adapter has rows"
         bound = bind(model.adapter, model.encoder, shared, rows, index)
-    args = (batch["waveform"], batch["num_samples"], bound, batch.get("symbols"))
+    args = (batch["waveform"], batch["num_samples"], bound, batch.get("symbols"), sounds)
     outputs: Any = model.apply({"params": backbone}, *args, rngs=rngs)
     log_probs, lengths = outputs
     return log_probs, lengths
@@ -70,9 +73,10 @@ def _loss_sums(
     batch: Tree,
     blank_id: int,
     rngs: dict[str, jax.Array],
+    sounds: Sounds | None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Sum of losses, and (utterances that counted, infeasible utterances)."""
-    log_probs, lengths = forward(model, backbone, shared, rows, index, batch, rngs=rngs)
+    log_probs, lengths = forward(model, backbone, shared, rows, index, batch, rngs=rngs, sounds=sounds)
     with jax.named_scope("ctc_loss"):
         loss, feasible = ctc.ctc_loss(log_probs, lengths, batch["labels"], batch["label_lengths"], blank_id)
     counted = batch["weight"] * feasible
@@ -94,15 +98,16 @@ def _gradients(
     index: jax.Array,
     batch: Tree,
     blank_id: int,
-    seed: Scalar,
+    hyper: Tree,
     step: jax.Array,
     accumulate: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, Tree]:
     """Gradient of the mean loss over the utterances of the global batch, accumulated over `accumulate` micro-batches.
 
-    `shared` is what the tasks share where it is not among `learned`. The result is the mean loss, how many utterances
-    counted, how many were infeasible, and the gradient.
+    `shared` is what the tasks share where it is not among `learned`, and `hyper` what the train step takes. The result
+    is the mean loss, how many utterances counted, how many were infeasible, and the gradient.
     """
+    sounds = hyper.get(SOUNDS)
 
     def loss_fn(
         learned: Tree, part: Tree, part_index: jax.Array, number: Scalar
@@ -113,7 +118,7 @@ def _gradients(
         else:
             assert frozen is not None, "an adapter trains on a frozen backbone"
             args = (frozen, learned.get("shared", shared), learned["rows"])
-        return _loss_sums(model, *args, part_index, part, blank_id, _rngs(model, seed, step, number))
+        return _loss_sums(model, *args, part_index, part, blank_id, _rngs(model, hyper["seed"], step, number), sounds)
 
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulate == 1:
@@ -145,7 +150,7 @@ def make_train_step(
 
     `hyper` is seed and learning rate as arguments of the step, {'seed': uint32, 'learning_rate': float32}, scalars.
     They take the place of the two settings and leave the program the same, so that runs that differ in them alone share
-    a compilation.
+    a compilation. It also has the recordings that augmentation draws from, under `SOUNDS`, where there are some.
 
     A step whose loss or gradient is not finite changes no weight, moment or count: the metric `SKIPPED` is then 1.
 
@@ -176,19 +181,19 @@ def make_train_step(
         shared: Tree | None,
         index: jax.Array,
         batch: Tree,
-        seed: Scalar,
+        hyper: Tree,
         step: jax.Array,
     ) -> tuple[Tree, Metrics]:
         # A row without weight has no sound: whatever its samples hold (NaN too), 0 x loss would not keep it out.
         batch = batch | {"num_samples": jnp.where(batch["weight"] > 0, batch["num_samples"], 0)}
         loss, counted, infeasible, grads = _gradients(
-            model, learned, frozen, shared, index, batch, blank_id, seed, step, accumulate
+            model, learned, frozen, shared, index, batch, blank_id, hyper, step, accumulate
         )
         return grads, {"loss": loss, "utterances": counted, "infeasible": infeasible}
 
     def backbone_step(state: TrainState, frozen: Tree | None, batch: Tree, hyper: Tree) -> tuple[Tree, Tree, Metrics]:
         learned, index = {"backbone": state.trainable["backbone"]}, jnp.zeros_like(batch["task"])
-        grads, metrics = gradients(learned, frozen, None, index, batch, hyper["seed"], state.step)
+        grads, metrics = gradients(learned, frozen, None, index, batch, hyper, state.step)
         metrics["gradient_norm"] = global_norm(grads["backbone"])
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         metrics[SKIPPED] = (~good).astype(jnp.float32)
@@ -208,7 +213,7 @@ def make_train_step(
         if "shared" in state.trainable:
             learned["shared"] = state.trainable["shared"]
         fixed = state.fixed.get("shared")
-        grads, metrics = gradients(learned, frozen, fixed, index, batch, hyper["seed"], state.step)
+        grads, metrics = gradients(learned, frozen, fixed, index, batch, hyper, state.step)
         good = _examined(grads, metrics, present=ids < size)
         with jax.named_scope("update_rows"):
             tasks, rows = update_rows(

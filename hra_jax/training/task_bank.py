@@ -36,7 +36,7 @@ class BankSetup:
       train_step: from `TaskBank.compiled`.
       tasks: the parameters of all tasks, numpy, leaves `[A, ...]`; the bank may keep them and write to them.
       hyper: seed (uint32) and peak learning rate (float32) as arguments of every step, on the devices:
-        {'seed', 'learning_rate'}.
+        {'seed', 'learning_rate'}, and `step.SOUNDS` where augmentation draws from recordings.
       max_tasks: K.
       draw: gives the parameters of all new tasks, numpy, leaves `[A, ...]`.
       replicated: the sharding that puts a copy on each device.
@@ -57,13 +57,14 @@ class TaskBank(abc.ABC):
 
     Attributes:
       in_state: whether the rows are part of the TrainState that is on the devices.
+      hyper: of `BankSetup`.
     """
 
     in_state: ClassVar[bool] = True
 
     def __init__(self, train_step: Step, *, hyper: Tree):
         """Takes over a step of `compiled`, and `hyper` of `BankSetup`."""
-        self._step, self._hyper = train_step, hyper
+        self._step, self.hyper = train_step, hyper
         self._touched: set[int] = set()
         self._stepped = False  # whether the bank differs from what it was made as
 
@@ -172,7 +173,7 @@ class NoBank(TaskBank):
     def step(self, state: TrainState, frozen: Tree | None, batch: Tree, tasks: Ids) -> tuple[TrainState, Metrics]:
         """As `TaskBank.step`; the tasks of the batch change nothing."""
         del tasks
-        new, metrics = self._step(state, frozen, batch, self._hyper)
+        new, metrics = self._step(state, frozen, batch, self.hyper)
         return new, metrics
 
     def rows(self, state: TrainState, ids: Ids) -> Tree:
@@ -253,7 +254,7 @@ class DeviceBank(TaskBank):
     def step(self, state: TrainState, frozen: Tree | None, batch: Tree, tasks: Ids) -> tuple[TrainState, Metrics]:
         self._touched.update(tasks)
         self._stepped = True
-        new, metrics = self._step(state, frozen, batch, self._hyper)
+        new, metrics = self._step(state, frozen, batch, self.hyper)
         return new, metrics
 
     def rows(self, state: TrainState, ids: Ids) -> Tree:
@@ -365,7 +366,7 @@ class HostBank(TaskBank):
         self._touched.update(tasks)
         self._stepped = True
         before = self._resident
-        new, metrics, self._resident = self._step(state, frozen, batch, self._hyper, self._incoming(tasks), before)
+        new, metrics, self._resident = self._step(state, frozen, batch, self.hyper, self._incoming(tasks), before)
         # Waits for the step before, while the device has this one to do.
         self._write(before)
         return new, metrics

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from hra_jax.data import audio, manifest
+from hra_jax.data.groups import parts_of
 from hra_jax.data.loader import TrainLoader, eval_batches
 from hra_jax.data.report import DataReport
 from hra_jax.data.sample_hashes import UtteranceHashes
@@ -229,6 +230,62 @@ def test_tasks_in_turn_are_equally_often_in_the_batches_and_go_on_from_a_positio
         _assert_same(_joined(parts), expected[15:])
 
 
+def test_groups_are_the_same_batches_on_1_2_and_3_hosts_and_go_on_in_an_epoch_on_another_number(corpus):
+    table = _table(_sources(corpus, rates=["proportional"] * 3))
+    settings = {"parts": parts_of(table, groups="speaker", temperature=3.0), "multiple": 6, "batch_seconds": 3.6}
+    with _train(table, **settings) as batches:
+        expected = _take(batches, 30)
+        whole = batches.drawn
+
+    def on_hosts(hosts, position, count):
+        parts, positions = [], []
+        for host in range(hosts):
+            with _train(table, position=position, local_rows=_of_host(host, hosts), **settings) as batches:
+                parts.append(_take(batches, count))
+                positions.append(json.loads(json.dumps(batches.position(), sort_keys=True)))
+        assert all(found == positions[0] for found in positions)
+        return _joined(parts), positions[0]
+
+    position, taken = None, []
+    for hosts, count in ((2, 9), (3, 14), (1, 7)):
+        batches, position = on_hosts(hosts, position, count)
+        taken += batches
+    _assert_same(taken, expected)
+    drawn = {name: count for name, (_, count) in position["parts"].items()}
+    assert drawn == dict(zip([part.spec.name for part in settings["parts"]], whole, strict=True))
+    assert any(count % part.spec.rows for part, count in zip(settings["parts"], whole, strict=True))
+
+
+def test_every_epoch_of_every_group_covers_each_of_its_utterances_once(corpus):
+    table = _table(_sources(corpus, rates=("proportional", "proportional", 4.0)))
+    parts = parts_of(table, groups="speaker", temperature=3.0)
+    seen = collections.Counter()
+    with _train(table, parts=parts) as batches:
+        for batch in _take(batches, 90):
+            seen.update(batch["utterance"].tolist())
+        position, drawn = batches.position(), batches.drawn
+    seen.update(table.index(*row) for rows in position["waiting"].values() for row in rows)
+    assert seen.total() == position["consumed"] == sum(drawn)
+    for part, count in zip(parts, drawn, strict=True):
+        times = [seen[index] for index in part.utterances.tolist()]
+        assert (min(times), sum(times)) == (count // len(times), count) and max(times) - min(times) <= 1
+
+
+def test_a_position_without_counts_goes_on_as_one_with_them_and_one_of_other_groups_is_refused(corpus):
+    table = _table(_sources(corpus))
+    with _train(table) as batches:
+        _take(batches, 23)
+        position, drawn = batches.position(), batches.drawn
+        expected = _take(batches, 20)
+    assert position["parts"] == {name: [rows, n] for (name, rows), n in zip(COUNTS.items(), drawn, strict=True)}
+    earlier = {key: value for key, value in position.items() if key != "parts"}
+    with _train(table, position=earlier) as batches:
+        assert batches.drawn == drawn
+        _assert_same(_take(batches, 20), expected)
+    with pytest.raises(UserError, match="utterances in the group 'first', now there are 0: restore the manifests"):
+        _train(table, position=position, parts=parts_of(table, groups="speaker"))
+
+
 def test_a_batch_keeps_to_its_tasks_and_threads_change_nothing(corpus, monkeypatch):
     table = _table(_sources(corpus))
     with _train(table, threads=1, prefetch=0, max_tasks=2) as batches:
@@ -334,6 +391,15 @@ def test_an_error_in_a_thread_surfaces_and_closing_stops_all_threads(corpus, mon
     assert [thread for thread in threading.enumerate() if thread.name.startswith("decode")] == []
     with pytest.raises(ValueError, match="closed"):
         next(batches)
+
+
+def test_closing_waits_for_the_utterance_that_a_thread_is_at_alone(corpus, monkeypatch):
+    decode, begun = audio.decode, []
+    monkeypatch.setattr(audio, "decode", lambda *args: begun.append(1) or time.sleep(0.02) or decode(*args))
+    with _train(_table(_sources(corpus)), threads=1) as batches:
+        next(batches)
+        before = len(begun)
+    assert len(begun) <= before + 2
 
 
 def test_waiting_for_input_is_measured(corpus, monkeypatch):

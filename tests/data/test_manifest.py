@@ -15,6 +15,7 @@ import soundfile
 
 from hra_jax.data import manifest
 from hra_jax.data.report import DataReport
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 
 GOOD = {"audio_filepath": "a.wav", "duration": 1.0, "text": "one"}
@@ -282,3 +283,50 @@ def test_check_names_every_kind_of_bad_audio_and_strict_exits_with_2(tmp_path):
     assert "1 good, 6 bad" in relaxed.stdout
     for name in names[1:]:
         assert name in relaxed.stdout
+
+
+def test_lines_mean_the_same_alone_and_among_thousands(tmp_path):
+    random = np.random.default_rng(2)
+    kinds = [
+        {"speaker": "anna", "age": 7},
+        {"speaker": "7", "age": 7.0, "offset": 0},
+        {"speaker": 7, "offset": 1.25, "more": [1, {"a": None}]},
+        {"offset": None, "speaker": None},
+        {"age": 10**30, "day": "2024-01-01"},
+        {"text": "caf\u00e9 \U0001f600 [null]", "ok": True},
+        {"audio_filepath": "gs://bucket/a.wav"},
+        {"audio_filepath": "/data/a.wav", "duration": 3},
+        *({f"tag{number}": number} for number in range(100)),  # more than have a column
+    ]
+    # Long runs of one kind, as tools write them, and lines of all kinds between them.
+    chosen = [{**kinds[0], "text": "one " * 60}] * 5000 + [
+        kinds[number] for number in random.integers(len(kinds), size=300)
+    ]
+    chosen += [kinds[1]] * 300 + [kinds[5]] * 300
+    rows = [{**GOOD, **kind, "line": number} for number, kind in enumerate(chosen, start=1)]
+    lines = [json.dumps(row, ensure_ascii=number % 2 == 0).encode() for number, row in enumerate(rows)]
+    bad = {number: [b"{", b'{"duration": 1}', b"", b"  "][number % 4] for number in range(7, len(lines), 997)}
+    (tmp_path / "m.jsonl").write_bytes(b"\r\n".join(bad.get(number, line) for number, line in enumerate(lines)))
+    report = DataReport()
+    utterances, refused = manifest.read_manifest(tmp_path / "m.jsonl", report=report)
+    good = [row for number, row in enumerate(rows) if number not in bad]
+    assert len(utterances) == len(good) > 5000
+    named = [number for number in bad if bad[number].strip()]
+    assert [row.key for row in refused] == [f"{tmp_path / 'm.jsonl'}:{number + 1}" for number in named]
+    for utterance, row in zip(utterances, good, strict=True):
+        path, offset = row["audio_filepath"], row.get("offset")
+        tags = {name: value for name, value in row.items() if name not in (*GOOD, "offset")}
+        expected = Utterance(
+            path if path.startswith("gs:") else os.path.normpath(tmp_path / path),
+            float(row["duration"]),
+            row["text"],
+            0.0 if offset is None else float(offset),
+            {name: tags[name] for name in utterance.tags},
+            path if offset is None else f"{path}@{offset:g}+{row['duration']:g}",
+            str(tmp_path / "m.jsonl"),
+            row["line"],
+        )
+        assert repr(utterance) == repr(expected) and utterance.tags.keys() == tags.keys()
+    for name in ("speaker", "age", "day", "more", "tag3", "tag99", "none"):
+        codes, values = utterances.tag(name)
+        assert [values[code] if code >= 0 else None for code in codes] == [row.tag(name) for row in utterances]

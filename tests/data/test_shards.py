@@ -91,6 +91,21 @@ def test_utterances_are_what_was_put_into_shards(tmp_path, encoding):
     assert [values[code] for code in codes] == ["s0", "s1", "s0", "s1", "s0"]
 
 
+def test_a_record_stands_where_a_manifest_names_a_file(tmp_path):
+    write(tmp_path)
+    utterances, _, _ = _read(tmp_path)
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("".join(json.dumps(row.as_line() | {"speaker": "x"}) + "\n" for row in utterances))
+    for row, line in zip(utterances, _read(manifest)[0], strict=True):
+        assert (line.audio_filepath, line.duration, line.offset) == (row.address, row.duration, 0.0)
+        np.testing.assert_array_equal(audio.decode(line, RATE), audio.decode(row, RATE))
+        assert audio.sample_hash(line) == audio.decode_hashed(line, RATE)[1] == row.sample_hash
+        assert audio.rate_of(line) == RATE
+    for name in (f"{tmp_path}/{shards.shard_name(0)}#3", f"{tmp_path}/none/{shards.shard_name(0)}#0"):
+        with pytest.raises(audio.AudioError, match="missing_file: no utterance at"):
+            audio.decode(Utterance(name, 1.0, "a"), RATE)
+
+
 def test_what_is_louder_than_full_scale_is_cut_and_not_wrapped():
     samples = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 1 / 65536, 3 / 65536], np.float32)
     sound = shard_files.encode_samples(samples, sample_rate=RATE, encoding="int16")

@@ -167,7 +167,7 @@ def test_sources_are_read_from_manifests_and_bad_lines_reported(tmp_path):
     line = json.dumps({"audio_filepath": "a.wav", "duration": 1.0, "text": "yes", "speaker": "anna"})
     path.write_text(line + "\n{broken\n")
     report = DataReport()
-    sources = read_sources([("mine", path, 2.0)], report=report)
+    sources = read_sources([("mine", str(path), 2.0)], report=report)
     table = _table(*sources, report=report)
     assert (table.specs()[0].rate, table.name(0), len(table)) == (2.0, "mine: a.wav", 1)
     assert report.counts()["bad_json"] == 1

@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.signal
 from reference import tiny
 
 from hra_jax.adapters.base import unbound
+from hra_jax.errors import UserError
 from hra_jax.models import augmentation, padding
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.augmentation import NO_AUGMENTATION
+from hra_jax.models.features import FeatureConfig
 
 KEY = jax.random.key(3)
 LENGTHS = np.array([40, 25, 8, 1, 0], np.int32)
@@ -137,6 +140,126 @@ def test_noise_on_silence_and_on_nothing_is_silence():
     assert not np.asarray(out).any()
 
 
+RATE = 8000
+# Two recordings that no shift turns into each other, and a room: direct sound, two echoes, and nothing else.
+RECORDINGS = (np.random.default_rng(7).standard_normal((2, 90)) * [[1.0], [0.01]]).astype(np.float32)
+ROOM = np.zeros(60, np.float32)
+ROOM[[0, 25, 59]] = 0.8, -0.5, 0.33
+BEFORE = [-1.969412, -3.327670, -3.312451, -3.460773, -0.873638, -1.080806]  # log-probabilities of a frame
+SOUNDS = {augmentation.NOISE: RECORDINGS, augmentation.IMPULSES: ROOM[None]}
+
+
+@pytest.fixture(scope="module")
+def heard():
+    """A function that gives what becomes of white noise of any length, with NaN behind it: (before, after, lengths)."""
+    lengths = np.array([4000, 2500, 3000, 3999], np.int32)
+    valid = np.arange(4000)[None] < lengths[:, None]
+    clean = np.random.default_rng(5).standard_normal(valid.shape).astype(np.float32)
+
+    @functools.partial(jax.jit, static_argnames="config")
+    def run(key, waveform, config):
+        sounds = jax.tree.map(jnp.asarray, SOUNDS)
+        return augmentation.change_waveform(key, waveform, lengths, config, sample_rate=RATE, sounds=sounds)
+
+    def changed(seed=0, **settings):
+        out = run(jax.random.key(seed), np.where(valid, clean, np.nan).astype(np.float32), only(**settings))
+        return np.where(valid, clean, 0.0).astype(np.float64), np.asarray(out, np.float64), lengths
+
+    return changed
+
+
+def test_a_room_convolves_with_its_impulse_response_and_leaves_loudness_and_length(heard):
+    before, after, lengths = heard(impulse_probability=1.0, impulse_source="rooms")
+    for x, y, length in zip(before, after, lengths, strict=True):
+        expected = scipy.signal.fftconvolve(x[:length], ROOM.astype(np.float64))[:length]
+        expected *= np.sqrt((x**2).sum() / (expected**2).sum())
+        np.testing.assert_allclose(y[:length], expected, atol=2e-5)
+        assert not y[length:].any()
+    # So the spectrum is multiplied with that of the room: what 60 samples hold of it, the echoes, is in the ratio.
+    ratio = np.fft.rfft(after[0]) / np.fft.rfft(before[0])
+    room = np.fft.rfft(ROOM, 4000)
+    assert np.corrcoef(np.abs(ratio), np.abs(room))[0, 1] > 0.9
+
+
+def test_recorded_noise_is_a_part_of_one_recording_at_the_asked_signal_to_noise_ratio(heard):
+    settings = dict(noise_source="street", noise_probability=1.0, noise_snr_db=(10.0, 10.0))
+    starts = set()
+    for seed in range(3):
+        before, after, lengths = heard(seed, **settings)
+        noise = after - before
+        ratio = 10 * np.log10((before**2).sum(axis=1) / (noise**2).sum(axis=1))
+        np.testing.assert_allclose(ratio, 10.0, atol=1e-3)
+        for row, length in zip(noise, lengths, strict=True):
+            assert not row[length:].any()
+            # It repeats after 90 samples, so its spectrum has lines at multiples of 8000 / 90 Hz and nothing else.
+            np.testing.assert_allclose(row[90:length], row[: length - 90], atol=2e-5)
+            found = row[:90] / np.linalg.norm(row[:90])
+            likeness = [
+                [abs(found @ np.roll(own, -at)) / np.linalg.norm(own) for at in range(90)] for own in RECORDINGS
+            ]
+            assert np.max(likeness) > 0.9999
+            starts.add(tuple(np.argwhere(np.array(likeness) > 0.9999)[0].tolist()))
+    assert len(starts) >= 10 and {number for number, _ in starts} == {0, 1}
+
+
+def test_a_telephone_leaves_a_random_band_and_nothing_beside_it(heard):
+    settings = dict(telephone_low_hz=(200.0, 500.0), telephone_high_hz=(2000.0, 3500.0))
+    edges = []
+    for seed in range(3):
+        before, after, lengths = heard(seed, telephone_probability=1.0, **settings)
+        for x, y, length in zip(before, after, lengths, strict=True):
+            assert not y[length:].any()
+            pair = [scipy.signal.welch(signal[:length], RATE, nperseg=800)[1] for signal in (x, y)]
+            gain = 10 * np.log10(pair[1] / pair[0])  # dB, by 10 Hz
+            assert (np.abs(gain[60:190]) < 1.0).all()  # 600 to 1,900 Hz
+            assert gain[2:9].max() < -30 and gain[370:].max() < -30  # below 90 Hz, above 3,700 Hz
+            edges.append((10 * np.argmax(gain > -6), 4000 - 10 * np.argmax(gain[::-1] > -6)))
+    low, high = np.array(edges).T
+    assert 180 <= low.min() < 300 < 400 < low.max() <= 520
+    assert 1980 <= high.min() < 2500 < 3000 < high.max() <= 3520
+
+
+def test_gain_is_uniform_in_decibels_and_changes_nothing_else(heard):
+    gains = []
+    for seed in range(40):
+        before, after, lengths = heard(seed, gain_db=(-20.0, 6.0))
+        for x, y, length in zip(before, after, lengths, strict=True):
+            ratio = y[:length] / x[:length]
+            np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+            gains.append(20 * np.log10(ratio[0]))
+    assert -20 <= min(gains) < -18 and 4 < max(gains) <= 6
+    np.testing.assert_allclose(np.mean(gains), -7.0, atol=2.0)
+
+
+def test_each_share_of_utterances_is_drawn_by_itself(heard):
+    settings = dict(impulse_source="rooms", noise_source="street", noise_snr_db=(0.0, 0.0))
+    names = ("impulse_probability", "noise_probability", "telephone_probability")
+    changed = {name: [] for name in names}
+    for seed in range(40):
+        for name in names:
+            before, after, lengths = heard(seed, **settings, **{name: 0.4})
+            changed[name] += [np.abs(x - y)[:n].max() > 1e-3 for x, y, n in zip(before, after, lengths, strict=True)]
+    shares = np.array([changed[name] for name in names])
+    assert (np.abs(shares.mean(axis=1) - 0.4) < 0.11).all()
+    assert (np.abs(np.corrcoef(shares)[np.triu_indices(3, 1)]) < 0.25).all()
+
+
+def test_all_of_them_together_are_decided_by_the_key_and_silence_stays_silence(heard):
+    settings = dict(impulse_source="rooms", impulse_probability=1.0, noise_source="street", noise_probability=1.0)
+    config = only(**settings, telephone_probability=1.0, gain_db=(-6.0, 6.0))
+    sounds = jax.tree.map(jnp.asarray, SOUNDS)
+    run = jax.jit(
+        lambda key, x: augmentation.change_waveform(
+            key, x, np.array([200, 200, 0], np.int32), config, sample_rate=RATE, sounds=sounds
+        )
+    )
+    x = np.stack([np.sin(np.arange(200)), np.zeros(200), np.full(200, np.nan)]).astype(np.float32)
+    once, again, other = (np.asarray(run(jax.random.key(seed), x)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(once, again)
+    assert np.abs(once - other)[0].max() > 0.01
+    assert np.isfinite(once).all() and not np.abs(once[1:]).any()
+
+
 def test_warping_by_factor_one_is_the_identity():
     # In float32, 1 +- 1e-9 is 1: the factors are exactly one, and the interpolation still runs.
     x = features()
@@ -195,3 +318,21 @@ def test_the_model_augments_only_where_a_key_is_given():
     changed, changed_lengths = run(strong, KEY)
     assert np.isfinite(changed).all() and (changed_lengths > 0).all() and (changed_lengths <= 12).all()
     assert np.abs(changed - plain)[:, : lengths.min()].max() > 0.1
+    # What a seed draws stays what it was when noise, warping and masks were all there was.
+    np.testing.assert_allclose(changed[0, 0], BEFORE, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (dict(noise_source="street"), "augment.noise_source = 'street': nothing is drawn from it"),
+        (dict(impulse_source="rooms"), "augment.impulse_source = 'rooms': nothing is drawn from it"),
+        (dict(impulse_probability=0.5), "augment.impulse_probability = 0.5: needs augment.impulse_source"),
+        (dict(telephone_probability=0.5, telephone_high_hz=(3000.0, 9000.0)), "above 400 Hz, .* and at most 4000 Hz"),
+        (dict(telephone_probability=0.5, telephone_low_hz=(100.0, 3000.0)), "above 3000 Hz"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(settings, told):
+    with pytest.raises(UserError, match=told) as error:
+        augmentation.check(only(**settings), FeatureConfig(sample_rate=RATE, fft=256, bins=8, high_hz=4000.0))
+    assert "\n" not in str(error.value)

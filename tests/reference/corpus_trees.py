@@ -89,7 +89,7 @@ def librispeech(folder: Path) -> Texts:
             sound(chapter / f"{name}.flac", seconds=1.2)
         rows = [f"{name} {text}" for name, text in zip(names, texts, strict=True)]
         write(chapter / f"{names[0].rsplit('-', 1)[0]}.trans.txt", *rows)
-        found[split] = {f"{name}.flac": text for name, text in zip(names, texts, strict=True)}
+        found[split] = {f"{name}.flac": text.lower() for name, text in zip(names, texts, strict=True)}
     return found
 
 
@@ -138,7 +138,9 @@ def user_libri(folder: Path) -> Texts:
         texts = ("STUFF IT INTO YOU", "HIS BELLY COUNSELLED HIM", "AFTER EARLY NIGHTFALL")
         rows = [f"{name} {text}" for name, text in zip(names, texts, strict=True)]
         write(audio / subset / user / f"{chapter}.trans.txt", *rows)
-        found[subset.replace("-", "_")] = {f"{name}.flac": text for name, text in zip(names, texts, strict=True)}
+        found[subset.replace("-", "_")] = {
+            f"{name}.flac": text.lower() for name, text in zip(names, texts, strict=True)
+        }
     return found
 
 

@@ -20,7 +20,7 @@ def one_device(monkeypatch):
 
 
 def read(config, report):
-    names = {"data": "data", "adapter": "adapter", "pretrain": "pretrain", "evaluation": "eval"}
+    names = {name: name for name in ("data", "adapter", "pretrain", "augment")} | {"evaluation": "eval"}
     groups = {argument: group(config, name) for argument, name in names.items()}
     return read_material(group(config, ""), **groups, report=report)
 

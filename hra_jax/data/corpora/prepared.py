@@ -11,8 +11,9 @@ from hra_jax.data.corpora import catalogue
 from hra_jax.data.corpora.sound_reader import in_place_of_pydub
 from hra_jax.data.examples import Example
 from hra_jax.data.report import DataReport
-from hra_jax.data.seqio_setup import libraries
-from hra_jax.errors import FAILURES, UserError, one_line
+from hra_jax.data.seqio_setup import failures, libraries
+from hra_jax.errors import UserError, one_line
+from hra_jax.storage import checksums
 
 _INFO = "dataset_info.json"
 
@@ -61,7 +62,7 @@ def prepare(name: str, data_dir: epath.PathLike, *, report: DataReport) -> Found
     found = find(name, data_dir)
     if found is not None:
         return found
-    tf, _ = libraries()
+    libraries()
     import tensorflow_datasets as tfds
 
     corpus, config, about = catalogue.split_name(name)
@@ -69,16 +70,16 @@ def prepare(name: str, data_dir: epath.PathLike, *, report: DataReport) -> Found
     try:
         with in_place_of_pydub(about.rate, report):
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    except (*FAILURES, *_failures(tf)) as error:
+    except _failures() as error:
         raise UserError(f"{name} cannot be prepared in {os.fspath(data_dir)}: {_reason(error)}") from error
     return Found(epath.Path(builder.data_dir), str(builder.version))
 
 
-def _failures(tf: Any) -> tuple[type[Exception], ...]:
-    """What TensorFlow and TensorFlow Datasets raise beside Python's own errors."""
+def _failures() -> tuple[type[Exception], ...]:
+    """What goes wrong in TensorFlow Datasets."""
     from tensorflow_datasets.core.download import download_manager, util
 
-    return (tf.errors.OpError, download_manager.NonMatchingChecksumError, util.DownloadError)
+    return (*failures(), download_manager.NonMatchingChecksumError, util.DownloadError)
 
 
 def _reason(error: BaseException) -> str:
@@ -94,6 +95,12 @@ def sizes(name: str, data_dir: epath.PathLike) -> dict[str, int]:
     return {split: info.num_examples for split, info in _builder(_needed(name, data_dir), name).info.splits.items()}
 
 
+def version(name: str, data_dir: epath.PathLike) -> list[Any]:
+    """The version of a corpus that is prepared, and the checksum of its description."""
+    found = _needed(name, data_dir)
+    return [found.version, *checksums.of_file(found.folder / _INFO)]
+
+
 def _needed(name: str, data_dir: epath.PathLike) -> Found:
     found = find(name, data_dir)
     if found is None:
@@ -107,12 +114,12 @@ def not_prepared(name: str, data_dir: epath.PathLike) -> str:
 
 
 def _builder(found: Found, name: str) -> Any:
-    tf, _ = libraries()
+    libraries()
     import tensorflow_datasets as tfds
 
     try:
         return tfds.builder_from_directory(os.fspath(found.folder))
-    except (*FAILURES, *_failures(tf)) as error:
+    except _failures() as error:
         raise UserError(f"{name}: {found.folder} is damaged: {_reason(error)}; {_again(found)}") from error
 
 
@@ -134,7 +141,7 @@ def examples(name: str, split: str, data_dir: epath.PathLike, *, report: DataRep
       UserError: there is no such corpus or split, it is not prepared, or its files are damaged.
     """
     wanted = catalogue.sources_of(name, split)
-    corpus = catalogue.split_name(name)[2]
+    corpus_name, _, corpus = catalogue.split_name(name)
     found = _needed(name, data_dir)
     builder = _builder(found, name)
     assert corpus.row is not None
@@ -155,12 +162,12 @@ def examples(name: str, split: str, data_dir: epath.PathLike, *, report: DataRep
             elif not len(audio):
                 report.add("empty_audio", f"{name}/{split}: {name_of_row}", "it could not be read, or has no samples")
             else:
-                yield Example(name_of_row, audio, corpus.rate, row.text, row.tags)
+                yield Example(name_of_row, audio, corpus.rate, row.text, {**row.tags, "corpus": corpus_name})
 
 
 def _rows(builder: Any, part: str, corpus: catalogue.Corpus, found: Found) -> Iterator[Mapping[str, Any]]:
     """The rows of a split of the source: texts and classes as `str`, audio as bytes or int16."""
-    tf, _ = libraries()
+    libraries()
     import tensorflow_datasets as tfds
 
     expected, count = builder.info.splits[part].num_examples, 0
@@ -175,7 +182,7 @@ def _rows(builder: Any, part: str, corpus: catalogue.Corpus, found: Found) -> It
         for row in rows:
             count += 1
             yield {name: _plain(value, builder.info.features[name]) for name, value in row.items()}
-    except (*FAILURES, *_failures(tf)) as error:
+    except _failures() as error:
         raise UserError(f"{found.folder} cannot be read: {_reason(error)}; {_again(found)}") from error
     if count != expected:
         raise UserError(f"{found.folder}: {count} rows in {part!r} of {expected}; {_again(found)}")

@@ -12,7 +12,7 @@ import tqdm
 from etils import epath
 
 from hra_jax.console import listed, say, stdout, table, tell
-from hra_jax.data import audio, manifest
+from hra_jax.data import audio, manifest, manifest_lines
 from hra_jax.data.importers import audio_folder, common_voice, kaldi, libri, nemo, tedlium
 from hra_jax.data.importers.corpus import Entry, Format, Split, canonical
 from hra_jax.data.report import DataReport
@@ -81,6 +81,8 @@ def find(
         needed = "; ".join(f"{form.kind}: {form.needs}" for form in wanted)
         raise UserError(f"no corpus of a known kind in {folder}; looked for {needed}")
     if len(found) > 1:
+        found.pop(nemo.FORMAT.kind, None)  # they are those that were made of the corpus before
+    if len(found) > 1:
         raise UserError(f"{folder} may be of several kinds; allowed: --kind={' or --kind='.join(found)}")
     kind, splits = next(iter(found.items()))
     return kind, sorted(splits, key=lambda split: _ORDER.get(split.name, len(_ORDER)))
@@ -90,17 +92,20 @@ def chosen(splits: Sequence[Split], names: Sequence[str]) -> list[Split]:
     """The splits of these names, theirs in manifests or in the corpus; where none is named, those that may be.
 
     Raises:
-      UserError: there is no such split.
+      UserError: there is no such split, or two would become one manifest.
     """
-    if not names:
-        return [split for split in splits if not split.named_only]
-    found = {}
+    wanted = [split for split in splits if not split.named_only and not names]
     for name in names:
-        named = [split for split in splits if name in (split.name, split.place) or canonical(name) == split.name]
+        named = [split for split in splits if split.place == name]
+        named = named or [split for split in splits if split.name in (name, canonical(name))]
         if not named:
             raise UserError(f"no split {name!r}; allowed: {', '.join(split.name for split in splits)}")
-        found[named[0].name] = named[0]
-    return list(found.values())
+        wanted += [split for split in named if split not in wanted]
+    for first, second in itertools.combinations(wanted, 2):
+        if first.name == second.name:
+            places = f"{first.place} and {second.place}"
+            raise UserError(f"{places} would both be {first.name}.jsonl; allowed: --splits with one of them")
+    return wanted
 
 
 # --- Audio ------------------------------------------------------------------------------------------------------------
@@ -174,7 +179,7 @@ def read(split: Split, manifest_path: epath.Path) -> Part:
         if entry.offset is not None:
             row["offset"] = entry.offset
         row |= {name: value for name, value in entry.tags.items() if name not in row}
-        wrong = manifest.why_refused(row)
+        wrong = manifest_lines.why_refused(row)
         if wrong is None:
             rows.append(row)
         else:

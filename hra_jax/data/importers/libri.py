@@ -15,6 +15,7 @@ from hra_jax.data.importers.corpus import Entry, Format, Split, entries, folders
 from hra_jax.data.report import DataReport
 
 _SUBSET: Final = re.compile(r"(train|dev|test)-\w[\w-]*")
+_GENDERS: Final = {"F": "female", "M": "male"}
 _USER: Final = re.compile(r"speaker-(\w+)-book-(\w+)")
 # Reads a chapter, with the tags of its utterances and what the report calls it.
 _Chapter = Callable[[epath.Path, Mapping[str, str], str, DataReport], Iterator[Entry]]
@@ -29,10 +30,10 @@ def _name(subset: str) -> str:
     return re.sub(r"-(\d+)$", r"\1", subset).replace("-", "_")
 
 
-def _chapters(subset: epath.Path) -> Iterator[tuple[str, epath.Path]]:
+def _chapters(subset: epath.Path, report: DataReport | None = None) -> Iterator[tuple[str, epath.Path]]:
     """Speaker and folder of each chapter."""
-    for speaker in folders(subset):
-        for chapter in folders(speaker):
+    for speaker in folders(subset, report):
+        for chapter in folders(speaker, report):
             yield speaker.name, chapter
 
 
@@ -50,7 +51,7 @@ def _holds(subsets: list[epath.Path], *suffixes: str) -> bool:
 
 
 def _genders(folder: epath.Path) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The gender of speakers, F or M, from SPEAKERS.TXT; and a note where there is none."""
+    """The gender of speakers, female or male, from SPEAKERS.TXT; and a note where there is none."""
     found = [path for path in entries(folder) if path.name.lower() == "speakers.txt"]
     if not found:
         return {}, (f"no SPEAKERS.TXT in {folder}: utterances have no gender",)
@@ -58,7 +59,7 @@ def _genders(folder: epath.Path) -> tuple[dict[str, str], tuple[str, ...]]:
     for _, line in lines(found[0], DataReport()):
         cells = [cell.strip() for cell in line.split("|")]  # of the name too, which may hold such a stroke
         if not line.startswith(";") and len(cells) >= 5:
-            genders[cells[0]] = cells[1]
+            genders[cells[0]] = _GENDERS.get(cells[1], cells[1])
     return genders, ()
 
 
@@ -67,7 +68,7 @@ def _by_chapters(folder: epath.Path, subsets: list[epath.Path], read_chapter: _C
 
     def reader(subset: epath.Path) -> Callable[[DataReport], Iterator[Entry]]:
         def read(report: DataReport) -> Iterator[Entry]:
-            for speaker, chapter in _chapters(subset):
+            for speaker, chapter in _chapters(subset, report):
                 known = tags(speaker=speaker, chapter=chapter.name, gender=genders.get(speaker))
                 yield from read_chapter(chapter, known, f"{subset.name}/{speaker}/{chapter.name}", report)
 
@@ -82,8 +83,8 @@ def _by_chapters(folder: epath.Path, subsets: list[epath.Path], read_chapter: _C
 def _with_transcripts(
     chapter: epath.Path, known: Mapping[str, str], name: str, report: DataReport, *, suffix: str = ".trans.txt"
 ) -> Iterator[Entry]:
-    """A folder of FLAC files and a file of lines `ID TEXT`."""
-    inside = entries(chapter)
+    """A folder of FLAC files and a file of lines `ID TEXT`, all in capitals, which say nothing of how it is written."""
+    inside = entries(chapter, report)
     left = {path.name.removesuffix(".flac") for path in inside if path.name.endswith(".flac")}
     for path in inside:
         if path.name.endswith(suffix):
@@ -91,7 +92,7 @@ def _with_transcripts(
                 left.discard(utterance)
                 if text:
                     audio = str(chapter / f"{utterance}.flac")
-                    yield Entry(f"{name}/{utterance}", audio, words(text), known)
+                    yield Entry(f"{name}/{utterance}", audio, words(text).lower(), known)
                 else:
                     report.add("no_text", f"{name}/{utterance}", "its line has no words")
     for utterance in sorted(left):
@@ -100,7 +101,7 @@ def _with_transcripts(
 
 def _with_tables(chapter: epath.Path, known: Mapping[str, str], name: str, report: DataReport) -> Iterator[Entry]:
     """A folder of WAV files, and their texts in a table `ID, original, normalised` or in a file beside each."""
-    inside = entries(chapter)
+    inside = entries(chapter, report)
     texts: dict[str, str] = {}
     for path in inside:
         if path.name.endswith(".trans.tsv"):
@@ -151,7 +152,7 @@ def _user_libri(folder: epath.Path, audio_dir: epath.Path | None) -> list[Split]
 
 def _users(subset: epath.Path) -> Callable[[DataReport], Iterator[Entry]]:
     def read(report: DataReport) -> Iterator[Entry]:
-        for user in folders(subset):
+        for user in folders(subset, report):
             match = _USER.fullmatch(user.name)
             if match:
                 known = {"user": user.name, "speaker": match[1], "book": match[2]}

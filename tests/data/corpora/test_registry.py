@@ -272,6 +272,11 @@ def test_a_task_keeps_its_rate(sharded):
         assert [(one.name, one.rate) for one in found] == [("mine", rate)]
 
 
+def test_where_no_folder_of_corpora_is_known_a_name_is_refused_with_the_folder_that_is_meant():
+    said = failure(sources.read_source, "seqio:hra/ljspeech/train", report=DataReport())
+    assert said.endswith("needed here: a manifest, or the folder of its shards, DATA/shards/hra/ljspeech/train")
+
+
 def test_a_suite_takes_tasks_and_no_mixture(sharded, monkeypatch):
     folder = sharded(part_0=2)
     assert sources.located("seqio:part_0/train", data_dir=folder) == f"{folder}/shards/part_0/train"

@@ -122,6 +122,15 @@ def test_splits_are_chosen_by_either_of_their_names(tmp_path):
         imported(tmp_path / "corpus", tmp_path / "out", splits=["eval"])
 
 
+def test_splits_that_would_be_one_manifest_are_refused(tmp_path):
+    expected = corpus_trees.nemo(tmp_path / "corpus")
+    importing.import_corpus(tmp_path / "corpus", tmp_path / "corpus")
+    with pytest.raises(UserError, match=r"train.jsonl and train_manifest.json would both be train.jsonl"):
+        imported(tmp_path / "corpus", tmp_path / "corpus")
+    splits, _ = imported(tmp_path / "corpus", tmp_path / "out", splits=["train_manifest.json"])
+    assert texts(splits) == {"train": expected["train"]}
+
+
 def test_one_split_can_be_written_to_a_manifest_of_any_name(tmp_path):
     expected = corpus_trees.kaldi(tmp_path / "corpus")
     splits, _ = imported(tmp_path / "corpus" / "test", tmp_path / "lists" / "own.jsonl")
@@ -141,11 +150,18 @@ def test_splits_are_made_anew_of_what_every_speaker_has(tmp_path):
 
 
 def test_a_folder_that_may_be_of_several_kinds_is_refused_unless_the_kind_is_named(tmp_path):
-    expected = corpus_trees.nemo(tmp_path / "corpus")
+    expected = corpus_trees.librispeech(tmp_path / "corpus")
     corpus_trees.kaldi(tmp_path / "corpus")
-    with pytest.raises(UserError, match="may be of several kinds; allowed: --kind=kaldi or --kind=nemo"):
+    with pytest.raises(UserError, match="may be of several kinds; allowed: --kind=kaldi or --kind=librispeech"):
         imported(tmp_path / "corpus", tmp_path / "out")
-    assert texts(imported(tmp_path / "corpus", tmp_path / "out", kind="nemo")[0]) == expected
+    assert texts(imported(tmp_path / "corpus", tmp_path / "out", kind="librispeech")[0]) == expected
+
+
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"nemo"}))
+def test_a_corpus_is_imported_again_into_its_own_folder(tmp_path, kind):
+    corpus, expected = tmp_path / "corpus", corpus_trees.TREES[kind](tmp_path / "corpus")
+    importing.import_corpus(corpus, corpus)
+    assert texts(imported(corpus, corpus)[0]) == expected
 
 
 def test_a_folder_of_no_kind_is_refused_with_what_is_looked_for(tmp_path):
