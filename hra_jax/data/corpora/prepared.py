@@ -14,6 +14,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.data.seqio_setup import failures, libraries
 from hra_jax.errors import UserError, one_line
 from hra_jax.storage import checksums
+from hra_jax.storage.json_files import read_object
 
 _INFO = "dataset_info.json"
 
@@ -91,8 +92,18 @@ def _reason(error: BaseException) -> str:
 
 
 def sizes(name: str, data_dir: epath.PathLike) -> dict[str, int]:
-    """How many rows each split of the source has, of a corpus that is prepared."""
-    return {split: info.num_examples for split, info in _builder(_needed(name, data_dir), name).info.splits.items()}
+    """How many rows each split of the source has, of a corpus that is prepared. TensorFlow is not needed for it.
+
+    Raises:
+      UserError: it is not prepared, or its description is damaged.
+    """
+    found = _needed(name, data_dir)
+    path = found.folder / _INFO
+    try:
+        splits = read_object(path, {"splits": list})["splits"]
+        return {split["name"]: sum(map(int, split.get("shardLengths", []))) for split in splits}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no description of a corpus: {_reason(error)}; {_again(found)}") from error
 
 
 def version(name: str, data_dir: epath.PathLike) -> list[Any]:
