@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import io
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,7 @@ class Prepared:
 def corpora(tmp_path_factory) -> Prepared:
     folder, downloads = tmp_path_factory.mktemp("corpora"), tmp_path_factory.mktemp("downloads")
     reports = {}
+    (folder / "spoken_digit" / "incomplete.ABCDEF_1.0.9").mkdir(parents=True)
     for name, make in TREES.items():
         reports[name] = DataReport()
         with trees.downloaded(make(downloads)):
@@ -165,6 +168,25 @@ def test_sounds_that_cannot_be_read_are_named_and_left_out(corpora):
     corpora.examples("hra/spoken_digit", "all", again)
     left = [f"hra/spoken_digit/all: {name}" for name in ("7_jackson_0.wav", "8_jackson_20.wav", "9_jackson_20.wav")]
     assert sorted(again.reasons()) == left and again.counts()["empty_audio"] == 3
+
+
+def test_what_a_killed_process_has_left_half_prepared_is_removed(corpora):
+    assert sorted(path.name for path in (corpora.folder / "spoken_digit").iterdir()) == ["1.0.9"]
+
+
+def test_a_corpus_that_another_process_prepares_is_not_touched(tmp_path):
+    half = tmp_path / "ljspeech" / "incomplete.ABCDEF_1.1.1"
+    half.mkdir(parents=True)
+    program = "import sys; from hra_jax.storage import locks\n"
+    program += "with locks.hold(sys.argv[1], 'prepare'):\n print(flush=True)\n input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, half.parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match="prepare"):
+            prepared.prepare("hra/ljspeech", tmp_path, report=DataReport())
+        other.communicate(b"\n")
+    assert half.is_dir()
 
 
 @pytest.mark.parametrize("name", TREES)
