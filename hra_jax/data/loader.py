@@ -82,7 +82,7 @@ class _Assembler:
         self._samples = [round(seconds * table.sample_rate) for seconds in buckets]
         self._slack = round(_SLACK_SECONDS * table.sample_rate)
         self._rows, self._local = rows, [local_rows(number) for number in rows]
-        self._threads = threads
+        self._threads, self._closed = threads, False
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def submit(self, bucket: int, indices: Sequence[int] | np.ndarray, *, position: dict | None = None) -> _Job:
@@ -114,6 +114,8 @@ class _Assembler:
     def _fill(self, batch: Batch, rows: Sequence[int], hashes: np.ndarray) -> None:
         """Decodes some rows in place: a task of a thread for each row would cost more than short audio does."""
         for row in rows:
+            if self._closed:
+                return
             self._fill_row(batch, row, hashes)
 
     def _fill_row(self, batch: Batch, row: int, hashes: np.ndarray) -> None:
@@ -163,7 +165,8 @@ class _Assembler:
         return len(self._local[0]) / self._rows[0]
 
     def close(self) -> None:
-        """Stops the threads; what they have not begun is dropped."""
+        """Stops the threads, each after the row that it is at: storage that is away may hold it for a minute."""
+        self._closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -29,6 +29,7 @@ _REMEMBERED: Final = 2**17  # files that are walked once: more than long recordi
 _BLOCK: Final = 2**20  # samples of all channels together
 # Of a file that is there: whoever mends the storage, or the permission, can read it.
 _AWAY: Final = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN}
+_IN_MEMORY: Final = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # what soundfile calls a file without a name
 _UNKNOWN: Final = 2**62  # lengths from here on are not lengths; libsndfile has 2**63 - 1 for what it does not know
 
 
@@ -213,7 +214,8 @@ def _named(path: str) -> Iterator[None]:
     # soundfile has ValueError and TypeError for what it is told too little of, such as raw samples.
     except (OSError, soundfile.SoundFileError, ValueError, TypeError) as error:
         away = isinstance(error, OSError) and error.errno in _AWAY
-        raise AudioError("unreachable_audio" if away else "undecodable_audio", one_line(error)) from error
+        detail = _IN_MEMORY.sub(path or "it", one_line(error))
+        raise AudioError("unreachable_audio" if away else "undecodable_audio", detail) from error
 
 
 @contextlib.contextmanager

@@ -393,6 +393,15 @@ def test_an_error_in_a_thread_surfaces_and_closing_stops_all_threads(corpus, mon
         next(batches)
 
 
+def test_closing_waits_for_the_utterance_that_a_thread_is_at_alone(corpus, monkeypatch):
+    decode, begun = audio.decode, []
+    monkeypatch.setattr(audio, "decode", lambda *args: begun.append(1) or time.sleep(0.02) or decode(*args))
+    with _train(_table(_sources(corpus)), threads=1) as batches:
+        next(batches)
+        before = len(begun)
+    assert len(begun) <= before + 2
+
+
 def test_waiting_for_input_is_measured(corpus, monkeypatch):
     decode = audio.decode
     with _train(_table(_sources(corpus)), prefetch=0, threads=1) as batches:
