@@ -172,6 +172,16 @@ def test_examples_of_a_corpus_have_the_samples_and_hashes_of_the_same_files(tmp_
         np.testing.assert_allclose(samples, audio.decode(original, RATE), rtol=0, atol=0.51 / 32768)
 
 
+def test_several_splits_of_a_corpus_are_named_in_one_command():
+    splits = ["seqio:hra/librispeech/lazy_decode/train", "seqio:hra/librispeech/lazy_decode/test"]
+    both = "seqio:hra/librispeech/lazy_decode/train,test"
+    assert cache.one_by_one(both, output=None) == splits
+    assert cache.one_by_one(splits[0], output="s") == splits[:1]
+    assert cache.one_by_one("a,b.jsonl", output="s") == ["a,b.jsonl"]
+    with pytest.raises(UserError, match="are 2 folders of shards; allowed: --data_dir, and no --output"):
+        cache.one_by_one(both, output="s")
+
+
 def test_utterances_without_tags_and_shards_without_utterances_are_read(tmp_path):
     sounds = [np.arange(16000, dtype=np.int16) * number for number in range(3)]
     broken = [Example(f"bad {number}", b"no sound" * 4000, 0, "a") for number in range(2)]
