@@ -48,6 +48,12 @@ VARIANTS = {
 # Adapters on published encoders.
 PUBLISHED = ("w2v_bert_hra", "parakeet_hra", "medasr_hra")
 PUBLISHED_TOPOLOGIES = ("v5e:2x4", "v5e:8x8")
+# On public corpora: topology, the longest bucket and the tasks of each, and room for its labels.
+CORPORA = {
+    "librispeech_hra": ("v5e:4x4", "--config.batch.buckets=(25.0,)", "--tasks=2338", "--labels_per_second=20"),
+    "common_voice_hra": ("v5e:2x4", "--config.batch.buckets=(15.0,)", "--tasks=8", "--labels_per_second=20"),
+    "user_libri_hra": ("v5e:2x4", "--config.batch.buckets=(35.0,)", "--tasks=107"),
+}
 
 
 def compile_programs(config: str, topology: str, *settings: str, workdir: epath.Path) -> dict:
@@ -75,6 +81,8 @@ def all_cells() -> dict[str, tuple[str, ...]]:
     for config in PUBLISHED:
         for place in PUBLISHED_TOPOLOGIES:
             found[f"{config} {place}"] = (config, place, "--steps=train")
+    for config, (place, *settings) in CORPORA.items():
+        found[f"{config} {place}"] = (config, place, "--steps=train", *settings)
     for method in METHODS:
         found[f"search {method}"] = (f"usm_2b_{method}", "v5e:16x16", "--search=batch")
     for name, (place, batch, settings) in VARIANTS.items():
@@ -181,11 +189,16 @@ def page(done: dict[str, dict]) -> str:
         "",
     ]
     on_published = {name: cell for name, cell in done.items() if name.split(" ")[0] in PUBLISHED}
-    rest = {name: cell for name, cell in done.items() if name not in on_published and not name.startswith("search")}
+    on_corpora = {name: cell for name, cell in done.items() if name.split(" ")[0] in CORPORA}
+    other = on_published | on_corpora
+    rest = {name: cell for name, cell in done.items() if name not in other and not name.startswith("search")}
     head = ("program", "utterances a chip", *_COLUMNS)
     lines += ["## Programs", "", *table(head, programs_of(rest))]
     if on_published:
         lines += ["## Adapters on published encoders", "", *table(head, programs_of(on_published))]
+    if on_corpora:
+        lines += ["## Adapters on public corpora: their own tasks, and the longest of their utterances", ""]
+        lines += table(head, programs_of(on_corpora))
     searches = {name: cell for name, cell in done.items() if name.startswith("search")}
     if searches:
         rows = []

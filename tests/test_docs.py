@@ -75,6 +75,10 @@ FAST: dict[str, list[str]] = {
 SLOW: dict[str, list[str]] = {
     "python -m hra_jax.data.corpora prepare hra/ljspeech --data_dir DATA": [],  # it is, from a tree of its layout
     "python -m hra_jax.data.cache --source seqio:hra/ljspeech/train --data_dir DATA": ["--workers=1"],
+    "python -m hra_jax.data.corpora prepare hra/user_libri --source DOWNLOADED --data_dir DATA": [],
+    "python -m hra_jax.data.cache --source seqio:hra/user_libri/train,validation,test --data_dir DATA": ["--workers=1"],
+    "python -m hra_jax.train --config user_libri_hra --config.backbone=BACKBONE --config.data.dir=DATA "
+    "--workdir runs/user_libri": [*QUICK, "--config.batch.multiple=1", "--config.eval.every_steps=10"],
     QUICKSTART: QUICK,
     "python -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own": SHORT,
     "python -m hra_jax.train --config own --config.data.dir=FOLDER --config.data.groups=speaker "
@@ -148,6 +152,8 @@ PLACES = {
         "M.jsonl": "FOLDER/train.jsonl"
     },
     SWEEP: {"1e-3,4e-3": "1e-3"},  # two runs of four
+    "python -m hra_jax.train --config user_libri_hra --config.backbone=BACKBONE --config.data.dir=DATA "
+    "--workdir runs/user_libri": {"BACKBONE": "builtin:tiny"},
     "python -m hra_jax.convert --source DIR --output NEW": {"DIR": "W2V_BERT", "NEW": "backbones/again"},
     "python -m hra_jax.aot --config NAME --topology v5e:2x2": {"NAME": "own"},
     "python -m hra_jax.train --config NAME --workdir W": {"NAME": "own", "W": "runs/own"},
@@ -160,6 +166,12 @@ PLACES = {
     "python -m hra_jax.verify PATH": {"PATH": "runs/own/adapter"},
     "python -m hra_jax.compare W1 W2": {"W1": "runs/own/eval/speakers", "W2": "runs/own/eval/speakers"},
     "python -m hra_jax.params --config NAME --tasks 1,10,100 --methods all": {"NAME": "own"},
+}
+# What downloads sixty gigabytes; tests/data/corpora prepares it from a small tree.
+DOWNLOADS = {
+    "python -m hra_jax.data.corpora prepare hra/librispeech/lazy_decode --data_dir DATA",
+    "python -m hra_jax.data.cache --source seqio:hra/librispeech/lazy_decode/"
+    "train,dev_clean,dev_other,test_clean,test_other --data_dir DATA --shards_dir gs://BUCKET/data",
 }
 # Commands of other programs, which need an account or a daemon that no test has; and of the shell itself.
 FOREIGN = {
@@ -210,7 +222,7 @@ def test_every_code_block_says_what_it_is():
 def test_every_command_of_the_pages_is_run_below():
     makes = {command for command in typed() if command.startswith("make ")}
     launches = {command for command in typed() if is_launch(command)}
-    assert set(typed()) - makes - launches == {*FAST, *SLOW, *FOREIGN} - {QUICKSTART}
+    assert set(typed()) - makes - launches == {*FAST, *SLOW, *FOREIGN, *DOWNLOADS} - {QUICKSTART}
     assert {"make quickstart", "make test", "make lint"} <= makes
     makefile = (ROOT / "Makefile").read_text()
     assert QUICKSTART.split()[1:5] == re.search(r"^quickstart:.*\n\t\S+ (.*) --workdir", makefile, re.M)[1].split()
@@ -256,6 +268,7 @@ def place(tmp_path_factory) -> Path:
     shutil.copytree(speech, here / "FSDD")
     published.write(here / "W2V_BERT", "w2v-bert bare")
     corpus_trees.librispeech(here / "CORPUS")
+    corpus_trees.user_libri(here / "DOWNLOADED")
     (here / "mine.py").write_text(python_of("docs/configuration.md"))
     first = sorted((here / "FOLDER" / "plain").glob("*.flac"))
     names = ("a.wav", "b.flac", "NOISE/street.wav", "ROOMS/kitchen.wav")

@@ -1,7 +1,7 @@
 """Writes shards: the utterances of a source, decoded and checked once, as files that training reads fast.
 
     python -m hra_jax.data.cache --source M.jsonl --output SHARDS
-    python -m hra_jax.data.cache --source seqio:hra/ljspeech/train --data_dir DATA
+    python -m hra_jax.data.cache --source seqio:hra/ljspeech/train,validation --data_dir DATA
 
 The source is a manifest, other shards, or a split of a corpus or of a seqio Task. SHARDS then stands wherever a
 manifest may: in data.sources, in suites, in commands. It is a data set of TFDS too (data/shards.py).
@@ -21,6 +21,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -253,7 +254,9 @@ def _is_whole(folder: epath.Path, parts: Mapping[int, _Part]) -> bool:
 
 def _parts_of(index: shards.Index) -> dict[int, _Part]:
     """The parts that an index was put together from."""
-    tags = pa.array([json.dumps(row, ensure_ascii=False) for row in shards.tags_of(index.tags)], pa.string())
+    tags = pa.array(
+        [json.dumps(row, ensure_ascii=False) for row in shards.tags_of(index.tags, len(index.rows))], pa.string()
+    )
     rows = index.rows.append_column("tags", tags).cast(_PART)
     number = np.asarray(rows.column("shard").combine_chunks())
     return {at: _Part(rows.take(np.flatnonzero(number == at)), shard) for at, shard in enumerate(index.shards)}
@@ -345,6 +348,7 @@ def _run(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[int, int]]:
         yield from map(_make, jobs)
         return
     context = multiprocessing.get_context("spawn")  # a fork would take locks of threads along
+    _start_tracker()
     with concurrent.futures.ProcessPoolExecutor(workers, context, _start, (os.getpid(),)) as pool:
         waiting: set[concurrent.futures.Future[tuple[int, int]]] = set()
         try:
@@ -361,6 +365,19 @@ def _run(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[int, int]]:
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _start_tracker() -> None:
+    """Starts the process that clears away what a pool leaves, which else warns of that after Ctrl-C."""
+    name, before = "PYTHONWARNINGS", os.environ.get("PYTHONWARNINGS")
+    os.environ[name] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _start(parent: int) -> None:
@@ -443,11 +460,16 @@ def items_of(source: str, *, data_dir: str, modules: Sequence[str], report: Data
 
 def define_flags() -> None:
     """The flags of this command."""
-    flags.DEFINE_string("source", None, "A manifest, a folder of shards, or seqio:NAME/SPLIT.", required=True)
+    flags.DEFINE_string("source", None, "A manifest, a folder of shards, or seqio:NAME/SPLIT[,SPLIT].", required=True)
     flags.DEFINE_string(
         "output", None, "The folder of shards; of seqio:NAME/SPLIT by default DATA_DIR/shards/NAME/SPLIT."
     )
     flags.DEFINE_string("data_dir", None, "Where corpora lie, as data.dir.")
+    flags.DEFINE_string(
+        "shards_dir",
+        None,
+        "Of seqio:NAME/SPLIT: the folder, such as one in a bucket, that gets shards in DATA_DIR's place.",
+    )
     flags.DEFINE_list("modules", [], "Modules that register seqio Tasks, as data.modules.")
     flags.DEFINE_integer(
         "sample_rate",
@@ -465,11 +487,36 @@ def main(argv: Sequence[str]) -> int:
     """Writes the shards that the command line asks for."""
     del argv
     values = flags.FLAGS
-    output, report = _output(values.source, values.output, values.data_dir), DataReport()
-    items = items_of(values.source, data_dir=values.data_dir or "", modules=values.modules, report=report)
     settings = ShardSettings(values.sample_rate, values.encoding, values.shard_seconds)
-    with tqdm.tqdm(total=items.total, desc="caching", unit="utterance", disable=None) as bar:
-        made = cache(items, output, settings=settings, workers=values.workers, report=report, told=bar.update)
+    jobs = []
+    # All of them are looked for before the first is begun, which may take hours.
+    for source in one_by_one(values.source, output=values.output):
+        output, report = _output(source, values.output, values.shards_dir or values.data_dir), DataReport()
+        items = items_of(source, data_dir=values.data_dir or "", modules=values.modules, report=report)
+        jobs.append((items, output, report))
+    for items, output, report in jobs:
+        with tqdm.tqdm(total=items.total, desc="caching", unit="utterance", disable=None) as bar:
+            made = cache(items, output, settings=settings, workers=values.workers, report=report, told=bar.update)
+        _tell(made, output)
+    return 0
+
+
+def one_by_one(source: str, *, output: str | None) -> list[str]:
+    """The sources that `seqio:NAME/SPLIT,SPLIT` stands for; of all others, themselves.
+
+    Raises:
+      UserError: several splits with one `output`.
+    """
+    if not registry.is_named(source):
+        return [source]
+    name, splits = registry.name_and_split(source)
+    found = [f"{registry.SCHEME}{name}/{split}" for split in splits.split(",") if split]
+    if output is not None and len(found) > 1:
+        raise UserError(f"--source={source} are {len(found)} folders of shards; allowed: --data_dir, and no --output")
+    return found
+
+
+def _tell(made: Made, output: str) -> None:
     if any(made.report.counts().values()):
         tell(f"left out: {made.report.summary()}; all of them are in {os.path.join(output, shards.REPORT)}")
     size = (
@@ -481,12 +528,11 @@ def main(argv: Sequence[str]) -> int:
         "" if made.new == made.shards else f"; {made.new:,} of them written now" if made.new else ", complete before"
     )
     tell(f"{made.utterances:,} utterances, {made.seconds / 3600:,.3f} h, in {output}: {size}{written}")
-    return 0
 
 
-def _output(source: str, output: str | None, data_dir: str | None) -> str:
-    if output is None and data_dir and registry.is_named(source):
-        return registry.shards_folder(*registry.name_and_split(source), data_dir)
+def _output(source: str, output: str | None, shards_dir: str | None) -> str:
+    if output is None and shards_dir and registry.is_named(source):
+        return registry.shards_folder(*registry.name_and_split(source), shards_dir)
     if output is None:
         raise UserError("--output is needed: the folder of shards to write; of seqio:NAME/SPLIT --data_dir will do")
     return output

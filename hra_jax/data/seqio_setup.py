@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hra_jax.console import tell
+from hra_jax.errors import FAILURES
 
 _CHATTER = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} ")
 
@@ -53,3 +54,9 @@ def _imported() -> tuple[Any, Any]:
             # The caller's own TensorFlow code has initialised the devices: too late to hide them, and not ours to.
             continue
     return tf, seqio
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What goes wrong in seqio, in TensorFlow and in code of the user's that they call."""
+    tf, _ = libraries()
+    return (*FAILURES, tf.errors.OpError)

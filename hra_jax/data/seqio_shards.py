@@ -17,6 +17,7 @@ from etils import epath
 from hra_jax.data import shards
 from hra_jax.data.report import DataReport
 from hra_jax.data.seqio_setup import libraries
+from hra_jax.data.utterance import Utterance
 
 
 def shards_source(folders: Mapping[str, epath.PathLike]) -> Any:
@@ -30,7 +31,7 @@ def shards_source(folders: Mapping[str, epath.PathLike]) -> Any:
     return _source_class()({split: _rows_by_shard(folder) for split, folder in folders.items()})
 
 
-def _rows_by_shard(folder: epath.PathLike) -> dict[str, Sequence[shards.Sharded]]:
+def _rows_by_shard(folder: epath.PathLike) -> dict[str, Sequence[Utterance]]:
     """The utterances of each shard of a folder, as columns."""
     utterances, _ = shards.read_shards(folder, report=DataReport())
     found = shards.read_index(folder)
@@ -38,9 +39,10 @@ def _rows_by_shard(folder: epath.PathLike) -> dict[str, Sequence[shards.Sharded]
     return {shard.path: utterances.take(number == at) for at, shard in enumerate(found.shards)}
 
 
-def _examples(parts: Sequence[Sequence[shards.Sharded]]) -> Iterator[dict[str, Any]]:
+def _examples(parts: Sequence[Sequence[Utterance]]) -> Iterator[dict[str, Any]]:
     for part in parts:
         for row in part:
+            assert isinstance(row, shards.Sharded)
             samples = np.rint(shards.samples(row) * 32768).astype(np.int16)
             tags = json.dumps(row.tags, ensure_ascii=False)
             yield {
@@ -59,10 +61,10 @@ def _source_class() -> Any:
     texts = {name: tf.TensorSpec([], tf.string) for name in ("text", "id", "tags")}
     signature = {"samples": tf.TensorSpec([None], tf.int16), "sample_rate": tf.TensorSpec([], tf.int32)} | texts
 
-    class ShardsSource(seqio.DataSource):  # type: ignore[misc, name-defined]
+    class ShardsSource(seqio.DataSource):  # type: ignore[name-defined]
         """Shards, read without TensorFlow, as a tf.data.Dataset."""
 
-        def __init__(self, rows: Mapping[str, Mapping[str, Sequence[shards.Sharded]]]):
+        def __init__(self, rows: Mapping[str, Mapping[str, Sequence[Utterance]]]):
             counts = {split: sum(map(len, parts.values())) for split, parts in rows.items()}
             super().__init__(splits=tuple(rows), num_input_examples=counts)
             self._rows = rows

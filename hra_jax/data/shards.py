@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import soundfile
 from etils import epath
@@ -141,7 +142,7 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
     good = np.flatnonzero(np.asarray(record) >= 0)
     bad = pa.array(np.flatnonzero(np.asarray(record) < 0))
     refused = []
-    for row, tags in zip(index.rows.take(bad).to_pylist(), tags_of(index.tags.take(bad)), strict=True):
+    for row, tags in zip(index.rows.take(bad).to_pylist(), tags_of(index.tags.take(bad), len(bad)), strict=True):
         kind, _, detail = row["why"].partition(": ")
         report.add(kind if kind in KINDS else "undecodable_audio", row["id"], detail)
         refused.append(Refused(row["id"], row["why"], tags))
@@ -163,9 +164,16 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
             row["hash"],
         )
 
-    chosen = pa.array(good)
-    rows = index.rows.drop_columns(["why"])
-    return UtteranceColumns(rows.take(chosen), index.tags.take(chosen), make), refused
+    def paths(rows: pa.Table) -> pa.ChunkedArray:
+        kind = pa.large_string()
+        shard = pa.array([shard.path for shard in index.shards], kind).take(rows["shard"].combine_chunks())
+        address = pc.binary_join_element_wise(shard, rows["record"].cast(kind).combine_chunks(), pa.scalar("#", kind))
+        return pc.if_else(pc.equal(rows["file"], pa.scalar("", kind)), address, rows["file"])
+
+    rows, tags = index.rows.drop_columns(["why"]), index.tags
+    if refused:  # a copy of all columns, which most indices need not
+        rows, tags = rows.take(pa.array(good)), tags.take(pa.array(good))
+    return UtteranceColumns(rows, tags, make, paths), refused
 
 
 def at_address(path: str) -> Sharded | None:
@@ -194,10 +202,10 @@ def _by_record(folder: str) -> tuple[UtteranceColumns, dict[tuple[int, int], int
     return read_shards(folder, report=DataReport())[0], {place: at for at, place in enumerate(good)}
 
 
-def tags_of(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The tags of each row of a table of tags, as the source had them."""
+def tags_of(table: pa.Table, count: int) -> Iterator[dict[str, Any]]:
+    """The tags of each of `count` rows of a table of tags, as the source had them."""
     as_json = {field.name for field in table.schema if (field.metadata or {}).items() >= JSON_FIELD.items()}
-    for row in table.to_pylist():
+    for row in table.to_pylist() if table.num_columns else [{}] * count:  # without columns it has no rows
         yield {
             name: parse_json(value, where="a tag") if name in as_json else value
             for name, value in row.items()

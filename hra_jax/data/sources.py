@@ -144,8 +144,9 @@ class DataSettings:
     )
     max_seconds: float = setting(
         0.0,
-        number(0, unit=" (seconds; 0: the last of batch.buckets)"),
-        "seconds; longer utterances are skipped; 0: the last of batch.buckets",
+        number(0, unit=" (seconds; 0: as far as batch.buckets go)"),
+        "seconds; longer utterances are skipped; 0: the last of batch.buckets, or what a batch holds where that is a "
+        "number",
     )
     threads: int = setting(4, integer(1), "threads that decode audio, per host")
 

@@ -172,6 +172,32 @@ def test_examples_of_a_corpus_have_the_samples_and_hashes_of_the_same_files(tmp_
         np.testing.assert_allclose(samples, audio.decode(original, RATE), rtol=0, atol=0.51 / 32768)
 
 
+def test_several_splits_of_a_corpus_are_named_in_one_command():
+    splits = ["seqio:hra/librispeech/lazy_decode/train", "seqio:hra/librispeech/lazy_decode/test"]
+    both = "seqio:hra/librispeech/lazy_decode/train,test"
+    assert cache.one_by_one(both, output=None) == splits
+    assert cache.one_by_one(splits[0], output="s") == splits[:1]
+    assert cache.one_by_one("a,b.jsonl", output="s") == ["a,b.jsonl"]
+    with pytest.raises(UserError, match="are 2 folders of shards; allowed: --data_dir, and no --output"):
+        cache.one_by_one(both, output="s")
+
+
+def test_utterances_without_tags_and_shards_without_utterances_are_read(tmp_path):
+    sounds = [np.arange(16000, dtype=np.int16) * number for number in range(3)]
+    broken = [Example(f"bad {number}", b"no sound" * 4000, 0, "a") for number in range(2)]
+    good = [Example(str(number), sound, RATE, "a") for number, sound in enumerate(sounds)]
+    items = Items("test", 1, [good[0], *broken, *good[1:]], None)
+    for _ in range(2):
+        cache.cache(items, tmp_path / "s", settings=ShardSettings(shard_seconds=1.0), report=DataReport())
+        utterances, refused = _content(tmp_path / "s")
+        assert [row.shard.records for row in utterances] == [1, 1, 1] and [row.key for row in refused] == [
+            "bad 0",
+            "bad 1",
+        ]
+        np.testing.assert_array_equal(audio.decode(utterances[2], RATE) * 32768, sounds[2])
+        (tmp_path / "s" / shards.shard_name(0)).unlink()  # which has the second call put parts together again
+
+
 def test_a_full_disk_ends_the_work_and_the_next_call_completes_it(tmp_path):
     manifest = _world(tmp_path / "m")
     _cache(manifest, tmp_path / "whole")
@@ -185,14 +211,17 @@ def test_a_full_disk_ends_the_work_and_the_next_call_completes_it(tmp_path):
 @pytest.mark.slow(minutes=1)
 def test_tensorflow_datasets_opens_the_folder_and_gives_the_samples(tmp_path):
     import tensorflow_datasets as tfds
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     manifest = _world(tmp_path / "m")
     for encoding in shard_files.ENCODINGS:
         _cache(manifest, tmp_path / encoding, encoding=encoding)
         source = tfds.builder_from_directory(tmp_path / encoding).as_data_source("train")
+        plain = ArrayRecordDataSource([str(path) for path in sorted((tmp_path / encoding).glob("shards-*"))])  # grain's
         utterances, _ = _content(tmp_path / encoding)
-        assert len(source) == len(utterances) == 12
-        for row, fields in zip(utterances, source, strict=True):
+        assert len(source) == len(plain) == len(utterances) == 12
+        for row, fields, record in zip(utterances, source, plain, strict=True):
+            assert shard_files.sound_of(record)[1] == row.sample_hash
             assert (fields["id"].decode(), fields["text"].decode(), fields["sample_rate"]) == (row.key, row.text, RATE)
             assert json.loads(fields["tags"]) == row.tags and int(fields["hash"], 16) == row.sample_hash
             sound = fields["audio"]

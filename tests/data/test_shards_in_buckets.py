@@ -6,7 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from hra_jax.data import shard_files, shards
+from hra_jax.data import cache, shard_files, shards
+from hra_jax.data.examples import Example
+from hra_jax.data.report import DataReport
 from hra_jax.data.shard_files import Shard, read_record
 from hra_jax.data.sound_files import AudioError
 from hra_jax.storage import remote
@@ -84,3 +86,32 @@ def test_what_is_wrong_with_a_shard_in_a_bucket_is_told_from_a_bucket_that_is_aw
 def test_shards_are_read_where_array_record_reads(monkeypatch):
     with pytest.raises(shards.UserError, match="shards at s3://bucket/x are not read; allowed: a folder"):
         shards.read_index("s3://bucket/x")
+
+
+@pytest.mark.slow(minutes=1)
+def test_shards_are_written_to_a_bucket_in_trouble_as_to_a_disk(gcs_storage, tmp_path):
+    random = np.random.default_rng(0)
+    sounds = [random.integers(-9000, 9000, 8000 + 100 * number).astype(np.int16) for number in range(12)]
+    examples = [Example(str(number), sound, RATE, "a", {"n": number}) for number, sound in enumerate(sounds)]
+    settings = cache.ShardSettings(shard_seconds=2.0)
+
+    def make(folder, count):
+        items = cache.Items("test", 1, iter(examples[:count]), None)
+        return cache.cache(items, folder, settings=settings, report=DataReport())
+
+    make(tmp_path / "s", 12)
+    gcs_storage.fail("o/s|upload", every=15)
+    with pytest.raises(ZeroDivisionError):  # stopped when some are complete
+        items = cache.Items("test", 1, (row if number < 7 else 1 / 0 for number, row in enumerate(examples)), None)
+        cache.cache(items, "gs://bucket/s", settings=settings, report=DataReport())
+    kept = [name for name in gcs_storage.names("gs://bucket/s/") if name.startswith("shards-")]
+    made = make("gs://bucket/s", 12)
+    gcs_storage.work()
+    assert kept and made.new == made.shards - len(kept)
+    names = {path.name for path in (tmp_path / "s").iterdir() if not path.name.startswith(".")}
+    assert {name for name in gcs_storage.names("gs://bucket/s/") if not name.startswith(".")} == names
+    for name in names - {"columns.parquet", "files.json"}:  # what has no path in it
+        assert gcs_storage.read(f"gs://bucket/s/{name}") == (tmp_path / "s" / name).read_bytes(), name
+    utterances, _ = shards.read_shards("gs://bucket/s", report=DataReport(strict=True))
+    for row, sound in zip(utterances, sounds, strict=True):
+        np.testing.assert_array_equal(shards.samples(row) * 32768, sound)

@@ -6,13 +6,15 @@ import os
 import numpy as np
 import pytest
 import safetensors.numpy
+from etils import epath
 from reference import micro as world
 
 from hra_jax.adapters import adapter_folder, task_records
-from hra_jax.data import cache, shards
+from hra_jax.data import audio, cache, shards, sources
 from hra_jax.data.cache import ShardSettings
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
+from hra_jax.tasks import adding, few_shot
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +135,19 @@ def test_a_run_on_a_bucket_in_trouble_is_the_run_on_local_shards(micro, sharded,
     _assert_same(_weights(tmp_path / "W"), _weights(on_shards.workdir))
     assert json.loads((tmp_path / "W/data_report.json").read_text())["counts"] == {}
     assert shards.is_shards("gs://bucket/data/train")
+
+
+@pytest.mark.slow(minutes=1)
+def test_heads_are_trained_on_the_records_of_shards(micro, sharded, tmp_path):
+    copy = epath.Path(tmp_path / "copy.jsonl")
+    adding.copy_manifest(str(sharded / "train"), copy, "newcomer")
+    rows = sources.read_source(sharded / "train", report=DataReport())[0]
+    head = few_shot.Head("ann", 2, 1, tuple(rows[:2]))
+    (tmp_path / "heads.jsonl").write_text(few_shot.manifest_of([head]))
+    for name, count in (("copy.jsonl", 12), ("heads.jsonl", 2)):
+        lines = sources.read_source(tmp_path / name, report=DataReport(strict=True))[0]
+        assert len(lines) == count
+        for line, row in zip(lines, rows, strict=False):
+            assert (line.text, line.tag("speaker")) == (row.text, row.tag("speaker"))
+            np.testing.assert_array_equal(audio.decode(line, world.RATE), audio.decode(row, world.RATE))
+            assert audio.sample_hash(line) == row.sample_hash

@@ -6,7 +6,8 @@ import os
 import pytest
 from ml_collections import ConfigDict
 
-from hra_jax.config.files import ready_made_names
+from hra_jax.config.files import load_config, ready_made_names
+from hra_jax.data.corpora import catalogue, registry
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
@@ -69,7 +70,15 @@ def test_ready_made_suites_load_and_have_the_name_of_their_file(tmp_path):
         write_manifest(tmp_path, f"{split}.jsonl")
     names = ready_made_names(kind="suites")
     assert set(names) >= {"fsdd", "fsdd_validation", "hard", "hard_validation", "plain", "plain_validation"}
-    for name in names:
+    public = {name for name in names if name.startswith(("librispeech", "common_voice", "user_libri"))}
+    for name in public:
+        config = load_config(name, kind="suites")
+        assert config.name == name
+        for _, source, _, _ in config.tasks:
+            corpus, split = registry.name_and_split(source)
+            parts = catalogue.sources_of(corpus, split)  # both are known
+            assert all(part.startswith(("dev", "validation") if "validation" in name else "test") for part in parts)
+    for name in set(names) - public:
         suite = suites.load_suite(name, data_dir=str(tmp_path), report=DataReport())
         assert suite.name == name
         assert {os.path.basename(task.manifest) for task in suite.tasks} == {

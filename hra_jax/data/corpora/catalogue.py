@@ -161,14 +161,14 @@ _MADE: Final = {"train": ("train",), "validation": ("train",), "test": ("train",
 
 CORPORA: Final[Mapping[str, Corpus]] = {
     "librispeech": Corpus(
-        "read English audiobooks, 960 h, 2,484 speakers",
+        "read English audiobooks, 960 h, 2,484 speakers; 61 GB to download",
         ("/lazy_decode",),
         _LIBRI_SPLITS,
         audio="speech",
         row=_librispeech,
     ),
     "xtreme_s": Corpus(
-        "FLEURS: the same sentences read in 102 languages, about 12 h each",
+        "FLEURS: the same sentences read in 102 languages, about 12 h each; 2 GB a language",
         tuple(f"/fleurs.{code}" for code in _FLEURS.split()),
         _USUAL,
         audio="audio",
@@ -176,7 +176,7 @@ CORPORA: Final[Mapping[str, Corpus]] = {
         row=_fleurs,
     ),
     "vctk": Corpus(
-        "read English, 44 h, 110 speakers with 12 accents, two microphones",
+        "read English, 44 h, 110 speakers with 12 accents, two microphones; 12 GB",
         ("/mic1", "/mic2"),
         _MADE,
         audio="speech",
@@ -186,7 +186,7 @@ CORPORA: Final[Mapping[str, Corpus]] = {
         parted=_BY_TEXT,
     ),
     "ljspeech": Corpus(
-        "read English audiobooks, 24 h, one speaker",
+        "read English audiobooks, 24 h, one speaker; 3 GB",
         ("",),
         _MADE,
         audio="speech",
@@ -196,7 +196,7 @@ CORPORA: Final[Mapping[str, Corpus]] = {
         parted=_BY_TEXT,
     ),
     "speech_commands": Corpus(
-        "ten spoken commands of many speakers, a second each; silence and other words are left out",
+        "ten spoken commands of many speakers, a second each; 3 GB; silence and other words are left out",
         ("",),
         _USUAL,
         audio="audio",

@@ -11,9 +11,10 @@ from hra_jax.data.corpora import catalogue
 from hra_jax.data.corpora.sound_reader import in_place_of_pydub
 from hra_jax.data.examples import Example
 from hra_jax.data.report import DataReport
-from hra_jax.data.seqio_setup import libraries
-from hra_jax.errors import FAILURES, UserError, one_line
-from hra_jax.storage import checksums
+from hra_jax.data.seqio_setup import failures, libraries
+from hra_jax.errors import UserError, one_line
+from hra_jax.storage import checksums, files, locks
+from hra_jax.storage.json_files import read_object
 
 _INFO = "dataset_info.json"
 
@@ -30,10 +31,15 @@ class Found(NamedTuple):
     version: str
 
 
+def _above(name: str, data_dir: epath.PathLike) -> epath.Path:
+    """The folder that has a folder for each version of a corpus."""
+    corpus, config, _ = catalogue.split_name(name)
+    return epath.Path(data_dir) / corpus / config if config else epath.Path(data_dir) / corpus
+
+
 def find(name: str, data_dir: epath.PathLike) -> Found | None:
     """The newest version of a corpus that is prepared in a folder, or None. TensorFlow is not needed for it."""
-    corpus, config, _ = catalogue.split_name(name)
-    above = epath.Path(data_dir) / corpus / config if config else epath.Path(data_dir) / corpus
+    above = _above(name, data_dir)
     versions = []
     try:
         for folder in above.iterdir() if above.is_dir() else ():
@@ -57,12 +63,22 @@ def prepare(name: str, data_dir: epath.PathLike, *, report: DataReport) -> Found
       report: gets the files that cannot be read, by name; their rows are left out when the corpus is read.
 
     Raises:
-      UserError: there is no such corpus, it cannot be downloaded, or its files are not as they should be.
+      UserError: there is no such corpus, it cannot be downloaded, its files are not as they should be, or
+        another process prepares it.
     """
-    found = find(name, data_dir)
-    if found is not None:
-        return found
-    tf, _ = libraries()
+    above = _above(name, data_dir)
+    if find(name, data_dir) is None:
+        with locks.hold(above, "prepare"):
+            for folder in above.iterdir():
+                if folder.name.startswith("incomplete."):  # of a process that was killed: none other prepares it now
+                    files.remove_folder(folder)
+            if find(name, data_dir) is None:
+                _prepare(name, data_dir, report)
+    return _needed(name, data_dir)
+
+
+def _prepare(name: str, data_dir: epath.PathLike, report: DataReport) -> None:
+    libraries()
     import tensorflow_datasets as tfds
 
     corpus, config, about = catalogue.split_name(name)
@@ -70,16 +86,15 @@ def prepare(name: str, data_dir: epath.PathLike, *, report: DataReport) -> Found
     try:
         with in_place_of_pydub(about.rate, report):
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    except (*FAILURES, *_failures(tf)) as error:
+    except _failures() as error:
         raise UserError(f"{name} cannot be prepared in {os.fspath(data_dir)}: {_reason(error)}") from error
-    return Found(epath.Path(builder.data_dir), str(builder.version))
 
 
-def _failures(tf: Any) -> tuple[type[Exception], ...]:
-    """What TensorFlow and TensorFlow Datasets raise beside Python's own errors."""
+def _failures() -> tuple[type[Exception], ...]:
+    """What goes wrong in TensorFlow Datasets."""
     from tensorflow_datasets.core.download import download_manager, util
 
-    return (tf.errors.OpError, download_manager.NonMatchingChecksumError, util.DownloadError)
+    return (*failures(), download_manager.NonMatchingChecksumError, util.DownloadError)
 
 
 def _reason(error: BaseException) -> str:
@@ -91,8 +106,18 @@ def _reason(error: BaseException) -> str:
 
 
 def sizes(name: str, data_dir: epath.PathLike) -> dict[str, int]:
-    """How many rows each split of the source has, of a corpus that is prepared."""
-    return {split: info.num_examples for split, info in _builder(_needed(name, data_dir), name).info.splits.items()}
+    """How many rows each split of the source has, of a corpus that is prepared. TensorFlow is not needed for it.
+
+    Raises:
+      UserError: it is not prepared, or its description is damaged.
+    """
+    found = _needed(name, data_dir)
+    path = found.folder / _INFO
+    try:
+        splits = read_object(path, {"splits": list})["splits"]
+        return {split["name"]: sum(map(int, split.get("shardLengths", []))) for split in splits}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no description of a corpus: {_reason(error)}; {_again(found)}") from error
 
 
 def version(name: str, data_dir: epath.PathLike) -> list[Any]:
@@ -114,12 +139,12 @@ def not_prepared(name: str, data_dir: epath.PathLike) -> str:
 
 
 def _builder(found: Found, name: str) -> Any:
-    tf, _ = libraries()
+    libraries()
     import tensorflow_datasets as tfds
 
     try:
         return tfds.builder_from_directory(os.fspath(found.folder))
-    except (*FAILURES, *_failures(tf)) as error:
+    except _failures() as error:
         raise UserError(f"{name}: {found.folder} is damaged: {_reason(error)}; {_again(found)}") from error
 
 
@@ -167,7 +192,7 @@ def examples(name: str, split: str, data_dir: epath.PathLike, *, report: DataRep
 
 def _rows(builder: Any, part: str, corpus: catalogue.Corpus, found: Found) -> Iterator[Mapping[str, Any]]:
     """The rows of a split of the source: texts and classes as `str`, audio as bytes or int16."""
-    tf, _ = libraries()
+    libraries()
     import tensorflow_datasets as tfds
 
     expected, count = builder.info.splits[part].num_examples, 0
@@ -182,7 +207,7 @@ def _rows(builder: Any, part: str, corpus: catalogue.Corpus, found: Found) -> It
         for row in rows:
             count += 1
             yield {name: _plain(value, builder.info.features[name]) for name, value in row.items()}
-    except (*FAILURES, *_failures(tf)) as error:
+    except _failures() as error:
         raise UserError(f"{found.folder} cannot be read: {_reason(error)}; {_again(found)}") from error
     if count != expected:
         raise UserError(f"{found.folder}: {count} rows in {part!r} of {expected}; {_again(found)}")

@@ -23,8 +23,8 @@ from hra_jax.data import shards
 from hra_jax.data.corpora import catalogue, imported, prepared
 from hra_jax.data.examples import Example
 from hra_jax.data.report import DataReport
-from hra_jax.data.seqio_setup import libraries
-from hra_jax.errors import FAILURES, UserError, one_line
+from hra_jax.data.seqio_setup import failures, libraries
+from hra_jax.errors import UserError, one_line
 from hra_jax.storage.json_files import parse_json
 
 SCHEME: Final = "seqio:"
@@ -139,7 +139,7 @@ def _rates(mixture: Any, tasks: Sequence[Any], data_dir: str) -> list[float]:
     with _corpora_in(data_dir):
         try:
             return [float(mixture.get_rate(task)) for task in tasks]
-        except (*FAILURES, *_failures()) as error:
+        except failures() as error:
             raise UserError(f"a rate of the Mixture {mixture.name} cannot be computed: {_reason(error)}") from error
 
 
@@ -207,7 +207,7 @@ def _classes() -> tuple[Any, Any]:
     """The data source and the Task of a corpus, as classes of seqio."""
     tf, seqio = libraries()
 
-    class CorpusSource(seqio.DataSource):  # type: ignore[misc, name-defined]
+    class CorpusSource(seqio.DataSource):  # type: ignore[name-defined]
         """A corpus, read without TensorFlow, as a tf.data.Dataset."""
 
         def __init__(self, name: str):
@@ -238,7 +238,7 @@ def _classes() -> tuple[Any, Any]:
             signature = {name: tf.TensorSpec([], feature.dtype) for name, feature in output_features().items()}
             return tf.data.Dataset.from_generator(rows, output_signature=signature)
 
-    class CorpusTask(seqio.Task):  # type: ignore[misc, name-defined]
+    class CorpusTask(seqio.Task):  # type: ignore[name-defined]
         """A Task whose name has slashes, as that of its corpus has; seqio refuses them where a Task is made."""
 
         def __init__(self, name: str, **settings: Any):
@@ -291,7 +291,7 @@ def import_modules(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except (*FAILURES, *_failures()) as error:
+        except failures() as error:
             raise UserError(f"data.modules: {module!r} cannot be imported: {_reason(error)}") from error
 
 
@@ -319,7 +319,7 @@ def own_names() -> list[str]:
 def _splits(task: Any) -> tuple[str, ...]:
     try:
         return tuple(task.splits)
-    except (*FAILURES, *_failures()) as error:
+    except failures() as error:
         raise UserError(f"the splits of {task.name} cannot be read: {_reason(error)}") from error
 
 
@@ -327,12 +327,6 @@ def _check_split(task: Any, split: str) -> None:
     splits = _splits(task)
     if split not in splits:
         raise UserError(f"{task.name} has no split {split!r}; {near_matches(split, splits)}")
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What code of the user's raises, beside Python's own errors."""
-    tf, _ = libraries()
-    return (tf.errors.OpError,)
 
 
 def _reason(error: BaseException) -> str:
@@ -418,7 +412,7 @@ def _task_examples(task: Any, split: str, data_dir: str, report: DataReport) -> 
                 report.add("no_text", f"{where}: {example.id}", "there is no transcript")
     except UserError:
         raise
-    except (*FAILURES, *_failures()) as error:
+    except failures() as error:
         raise UserError(f"{where} cannot be read: {_reason(error)}") from error
 
 

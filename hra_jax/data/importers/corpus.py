@@ -79,18 +79,25 @@ def canonical(name: str) -> str:
     return _CANONICAL.get(name.lower(), name)
 
 
-def folders(path: epath.Path) -> list[epath.Path]:
-    """The folders in a folder, sorted; what cannot be listed has none."""
-    return [entry for entry in entries(path) if entry.is_dir()]
+def folders(path: epath.Path, report: DataReport | None = None) -> list[epath.Path]:
+    """The folders in a folder, as `entries` lists them."""
+    return [entry for entry in entries(path, report) if entry.is_dir()]
 
 
-def entries(path: epath.Path) -> list[epath.Path]:
-    """What lies in a folder, sorted, but what macOS leaves there; what cannot be listed has nothing."""
+def entries(path: epath.Path, report: DataReport | None = None) -> list[epath.Path]:
+    """What lies in a folder, sorted, but what macOS leaves there.
+
+    Args:
+      path: the folder.
+      report: is told where the folder cannot be listed, which then has nothing.
+    """
     try:
         return sorted(entry for entry in path.iterdir() if not entry.name.startswith("._"))
     except StorageUnavailable:
         raise
-    except OSError:
+    except OSError as error:
+        if report is not None:
+            report.add("unreachable_audio", f"{path.parent.name}/{path.name}", f"{error.strerror or error}: the folder")
         return []
 
 

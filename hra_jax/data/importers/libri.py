@@ -30,10 +30,10 @@ def _name(subset: str) -> str:
     return re.sub(r"-(\d+)$", r"\1", subset).replace("-", "_")
 
 
-def _chapters(subset: epath.Path) -> Iterator[tuple[str, epath.Path]]:
+def _chapters(subset: epath.Path, report: DataReport | None = None) -> Iterator[tuple[str, epath.Path]]:
     """Speaker and folder of each chapter."""
-    for speaker in folders(subset):
-        for chapter in folders(speaker):
+    for speaker in folders(subset, report):
+        for chapter in folders(speaker, report):
             yield speaker.name, chapter
 
 
@@ -68,7 +68,7 @@ def _by_chapters(folder: epath.Path, subsets: list[epath.Path], read_chapter: _C
 
     def reader(subset: epath.Path) -> Callable[[DataReport], Iterator[Entry]]:
         def read(report: DataReport) -> Iterator[Entry]:
-            for speaker, chapter in _chapters(subset):
+            for speaker, chapter in _chapters(subset, report):
                 known = tags(speaker=speaker, chapter=chapter.name, gender=genders.get(speaker))
                 yield from read_chapter(chapter, known, f"{subset.name}/{speaker}/{chapter.name}", report)
 
@@ -84,7 +84,7 @@ def _with_transcripts(
     chapter: epath.Path, known: Mapping[str, str], name: str, report: DataReport, *, suffix: str = ".trans.txt"
 ) -> Iterator[Entry]:
     """A folder of FLAC files and a file of lines `ID TEXT`, all in capitals, which say nothing of how it is written."""
-    inside = entries(chapter)
+    inside = entries(chapter, report)
     left = {path.name.removesuffix(".flac") for path in inside if path.name.endswith(".flac")}
     for path in inside:
         if path.name.endswith(suffix):
@@ -101,7 +101,7 @@ def _with_transcripts(
 
 def _with_tables(chapter: epath.Path, known: Mapping[str, str], name: str, report: DataReport) -> Iterator[Entry]:
     """A folder of WAV files, and their texts in a table `ID, original, normalised` or in a file beside each."""
-    inside = entries(chapter)
+    inside = entries(chapter, report)
     texts: dict[str, str] = {}
     for path in inside:
         if path.name.endswith(".trans.tsv"):
@@ -152,7 +152,7 @@ def _user_libri(folder: epath.Path, audio_dir: epath.Path | None) -> list[Split]
 
 def _users(subset: epath.Path) -> Callable[[DataReport], Iterator[Entry]]:
     def read(report: DataReport) -> Iterator[Entry]:
-        for user in folders(subset):
+        for user in folders(subset, report):
             match = _USER.fullmatch(user.name)
             if match:
                 known = {"user": user.name, "speaker": match[1], "book": match[2]}

@@ -37,8 +37,8 @@ def _splits(folder: epath.Path, audio_dir: epath.Path | None) -> list[Split]:
 
 def _reader(folder: epath.Path, place: str) -> Callable[[DataReport], Iterator[Entry]]:
     def read(report: DataReport) -> Iterator[Entry]:
-        audio = {os.path.splitext(path.name)[0]: str(path) for path in entries(folder / "sph")}
-        for path in entries(folder / "stm"):
+        audio = {os.path.splitext(path.name)[0]: str(path) for path in entries(folder / "sph", report)}
+        for path in entries(folder / "stm", report):
             if path.name.endswith(".stm"):
                 for where, line in lines(path, report, name=f"{place}/{path.name}"):
                     entry = None if line.startswith(";;") else _entry(line, where, report)

@@ -15,6 +15,7 @@ from hra_jax.data.corpora import prepared, registry
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
+from hra_jax.run import read
 
 MODULE = """
 import functools
@@ -263,6 +264,12 @@ def test_a_mixture_becomes_a_source_for_each_task_and_their_rates_multiply(shard
     found = sources.read_sources(entries, report=DataReport(), data_dir=folder, modules=(NAME,))
     assert [(one.name, len(one.utterances)) for one in found] == [("mine/part_0", 2), ("mine/part_1", 10)]
     assert [one.rate for one in found] == pytest.approx([0.75 * total, 0.25 * total])
+
+
+def test_a_mixture_is_refused_where_tasks_take_turns(sharded):
+    sources_of_it = (("mine", "seqio:numbers/train", "proportional"),)
+    data = sources.DataSettings(dir=sharded(part_0=2, part_1=10), sources=sources_of_it, modules=(NAME,), draw="tasks")
+    assert "a Mixture in data.sources has rates" in failure(read.training_sources, data, DataReport())
 
 
 def test_a_task_keeps_its_rate(sharded):

@@ -1,0 +1,19 @@
+"""The test sets of LibriSpeech, whose readers no adapter knows, with the mean of its tasks.
+
+    python -m hra_jax.evaluate --workdir W --suite librispeech
+
+`data.dir` is where `hra_jax.data.cache` has put the shards of test_clean and test_other.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the suite; hra_jax/evaluation/suites.py says what its keys are."""
+    config = ConfigDict()
+    config.name = "librispeech"
+    config.normalizer = "basic"  # of references and hypotheses
+    config.tasks = tuple(
+        (name, f"seqio:hra/librispeech/lazy_decode/{name}", "", "__mean__") for name in ("test_clean", "test_other")
+    )
+    return config
