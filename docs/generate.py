@@ -327,7 +327,7 @@ def input_waiting() -> str:
     """What share of its time a training waits for input."""
     shares = cell("input_pipeline.json")["input_wait_shares"]
     parts = [f"{100 * sum(values) / len(values):.2f}% with {form}" for form, values in shares.items()]
-    return f"On two cores the configuration `fsdd`, with `builtin:tiny`, waits for its input for so much of its time: {', '.join(parts)}."
+    return f"The share of its time that the configuration `fsdd` waits for input, on two cores: {', '.join(parts)}."
 
 
 _LENGTHS = {
