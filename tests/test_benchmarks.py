@@ -160,3 +160,15 @@ def test_the_committed_page_on_tpus_follows_from_its_cells(benchmark):
     folder = FOLDER / "results" / "tpu_memory"
     done = {name: json.loads((folder / f"{memory.file_name(name)}.json").read_text()) for name in memory.all_cells()}
     assert memory.page(done) == (FOLDER / "results" / "tpu_memory.md").read_text()
+
+
+def test_eight_buckets_that_are_found_leave_a_ninth_of_padding_and_the_committed_shares_follow_from_the_lengths(
+    benchmark, fsdd_dir
+):
+    padding = benchmark("padding")
+    committed = json.loads((FOLDER / "results" / "padding.json").read_text(encoding="utf-8"))["padding"]
+    sets = padding.drawn_lengths() | {"fsdd": padding.lengths_of(str(fsdd_dir))}
+    for name, lengths in sets.items():
+        found = padding.padding_of(lengths, (1.0,), padding.FRAMES.get(name, 0.04))["padding"]
+        assert {str(number): share for number, share in found.items()} == pytest.approx(committed[name]["padding"])
+    assert len(committed) == 4 and max(found["padding"]["8"] for found in committed.values()) <= 0.115
