@@ -26,7 +26,8 @@ FLAGS = flags.FLAGS
 
 STEPS, SEEDS = 400, (0, 1, 2)
 MOST_BEYOND = 1  # learning rates beyond the three
-SHARED = {"batch__seconds": 24.0, "steps": STEPS, "eval__every_steps": 100, "checkpoint__every_steps": 1000}
+SHARED = {"batch__seconds": 24.0, "batch__buckets": (0.5, 0.8, 2.5), "steps": STEPS}
+SHARED |= {"eval__every_steps": 100, "checkpoint__every_steps": 1000}
 # Settings and three learning rates of each method.
 METHODS = {
     "hra": ({"adapter__name": "hra", "hra__width": 128}, (2e-3, 4e-3, 8e-3)),

@@ -314,6 +314,55 @@ def layers() -> str:
     return table("layer | way | forward and backward, median | times the first", rows, left=2)
 
 
+def input_pipeline() -> str:
+    """How much audio is read and put into batches, by us and by others."""
+    sides: dict[str, list[str]] = {}
+    for row in cell("input_pipeline.json")["rates"]:
+        sides.setdefault(row["side"], []).append(f"{row['median']:,.0f}")
+    columns = "10 s, int16 or WAV | 10 s, FLAC | 0.4 s, int16 or WAV | 0.4 s, FLAC"
+    return table(f"way | {columns}", [[side, *medians] for side, medians in sides.items()])
+
+
+def input_waiting() -> str:
+    """What share of its time a training waits for input."""
+    shares = cell("input_pipeline.json")["input_wait_shares"]
+    parts = [f"{100 * sum(values) / len(values):.2f}% with {form}" for form, values in shares.items()]
+    return f"The share of its time that the configuration `fsdd` waits for input, on two cores: {', '.join(parts)}."
+
+
+_LENGTHS = {
+    "LibriSpeech-like": "read books, drawn, {mean:.1f} s",
+    "Common-Voice-like": "single sentences, drawn, {mean:.1f} s",
+    "fsdd": "digits, of `fsdd`, {mean:.2f} s",
+    "quickstart": "synthetic voices, of `quickstart`, {mean:.1f} s",
+}
+
+
+def padding() -> str:
+    """Padding by number of buckets found in the data."""
+    sets, rows = cell("padding.json")["padding"], []
+    numbers = [number for number in sets["fsdd"]["padding"] if number != "1"]
+    for name, found in sets.items():
+        shares = [_percent(found["padding"][number]) for number in numbers]
+        edges = ", ".join(f"{edge:g}" for edge in found["configured"]["edges"])
+        rows.append([_LENGTHS[name].format(mean=found["mean_seconds"]), _percent(found["padding"]["1"]), *shares])
+        rows[-1].append(f"{_percent(found['configured']['padding'])} ({edges})")
+    head = " | ".join(f"{number} buckets" for number in numbers)
+    return table(f"utterances, mean length | 1 bucket | {head} | as configured", rows)
+
+
+def bucket_times() -> str:
+    """What whole runs take by number of buckets."""
+    rows = []
+    for name, found in cell("padding.json")["runs"].items():
+        for choice, entry in found["choices"].items():
+            number = f"{len(entry['edges'])}, as configured" if choice == "configured" else choice
+            rows.append([f"`{name}`", number, _percent(entry["padding"]), f"{entry['batch_seconds']:.1f} s"])
+            rows[-1] += [f"{entry[key]:,.0f} s" for key in ("compiling", "stepping", "clock")]
+    head = "run | buckets | padding | batch | compiling, CPU | steps, CPU | together, by the clock of two cores"
+    return table(head, rows, left=2)
+
+
 PARTS: dict[str, Callable[[], str]] = (
     {
         part.__name__: part
@@ -323,7 +372,7 @@ PARTS: dict[str, Callable[[], str]] = (
         part.__name__: part
         for part in (parameters, scaling, encoders, full_depth, tpus, tpu_variants, tpu_batches, layers)
     }
-    | {part.__name__: part for part in (held_out, held_out_facts)}
+    | {part.__name__: part for part in (held_out, held_out_facts, padding, bucket_times, input_pipeline, input_waiting)}
 )
 
 

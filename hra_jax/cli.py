@@ -51,8 +51,8 @@ USER_ERROR = 2  # exit status
 _TRUTHS = ("true", "false", "t", "f", "yes", "no", "1", "0")
 _HELP = {"help", "helpshort", "helpfull", "helpxml", "?"}
 _CONFIG_HELP = (
-    "Configuration: a ready-made name (such as quickstart) or the path of a file. Any of its keys can be overridden: "
-    "--config.key=value."
+    "Configuration: a ready-made name (such as quickstart), the path of a file, or W/config.json of a run. Any of its "
+    "keys can be overridden: --config.key=value."
 )
 # Storage trouble that is the user's to mend. TensorStore reports the same as plain text in other exceptions.
 _STORAGE_ERRNOS = {

@@ -21,6 +21,7 @@ from hra_jax.adapters import adapter_folder
 from hra_jax.config.files import config_to_json
 from hra_jax.config.keys import default_config
 from hra_jax.console import listed, tell
+from hra_jax.data.columns import joined
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import read_sources
 from hra_jax.data.utterance import Utterance
@@ -122,7 +123,7 @@ def evaluate(
             bootstrap=config.eval.bootstrap,
             untrained=system.untrained,
             command=evaluation_command(workdir=str(workdir), suite=suite, step=str(step), data_dir=data_dir),
-            training_texts=trained,
+            training=trained,
         )
         if system.beside:
             check_scored(found, results, differences, idle=evaluating.idle_of(system, runner))
@@ -380,26 +381,26 @@ def _check_keep(keep: epath.PathLike | None, held_out: Sequence[HeldOut]) -> Non
             raise UserError(f"--keep={str(keep)!r}: several suites train heads on {name!r}; allowed is one of them")
 
 
-def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> list[str] | None:
+def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> list[Sequence[Utterance]] | None:
     """Refuses suites that share utterances with the training data of a run, as far as its manifests are at hand.
 
     Returns:
-      The texts of the training, or None where not all of its manifests are.
+      The utterances of the training by source, or None where not all of its manifests are.
     """
-    trained: list[Utterance] = []
+    trained: list[Sequence[Utterance]] = []
     gone = []
     for entry in config.data.sources:
         try:
             # Not `data.modules`: the work directory may be a stranger's, and none of its modules is run.
             for source in read_sources([entry], report=DataReport(), data_dir=config.data.dir):
-                trained += source.utterances
+                trained.append(source.utterances)
         except UserError:
             gone.append(entry[1].replace("{dir}", config.data.dir))
     for suite in suites:
-        check_disjoint(suite.utterances, trained, suite=suite.name)
+        check_disjoint(suite.utterances, joined(trained), suite=suite.name)
     if gone and jax.process_index() == 0:
         tell(f"not compared with the training data, as the manifests are not here: {listed(gone)}")
-    return None if gone else [row.text for row in trained]
+    return None if gone else trained
 
 
 @contextlib.contextmanager
@@ -442,11 +443,11 @@ def _run_suite(
     report: DataReport,
     output: epath.Path,
     command: str,
-    trained: Sequence[str] | None,
+    trained: Sequence[Sequence[Utterance]] | None,
 ) -> dict[str, Any]:
     """Runs what is not finished of a suite, and reports on all of its systems together.
 
-    `trained` has the texts of the training of the run whose checkpoints are among them, where they are at hand.
+    `trained` is what the run was trained on whose checkpoints are among them, by source, where it is at hand.
     """
     results: dict[str, Any] = {}
     texts: dict[tuple[str, str], str] = {}
@@ -464,7 +465,7 @@ def _run_suite(
             kept=kept,
             report=report,
             command=command,
-            training_texts=trained if "step" in job.system.facts else None,  # of a checkpoint
+            training=trained if "step" in job.system.facts else None,  # of a checkpoint
         )
         if job.system.name == BASE:
             texts = evaluating.texts_of(job, results[BASE])

@@ -255,7 +255,7 @@ def test_the_table_says_what_does_not_fit_and_names_its_largest_buffers(micro, c
 def test_the_file_of_numbers_says_what_they_are_of(micro, tmp_path, monkeypatch):
     config = micro.config(**MESH, backbone_dtype="auto", seed=3)
     settings = dict(config=config, topology=f"cpu-{DEVICES}", json=str(tmp_path / "numbers.json"))
-    settings |= dict(plan=False, search="", steps=[], tasks=3, labels_per_second=10.0, parallel=1)
+    settings |= dict(plan=False, search="", steps=[], tasks=3, labels_per_second=10.0, parallel=1, durations=None)
     monkeypatch.setattr(aot, "FLAGS", types.SimpleNamespace(**settings))
     # JAX has looked for devices already.
     monkeypatch.setattr(topologies, "devices", lambda topology, slices: jax.devices()[: topology.chips])

@@ -21,6 +21,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -347,6 +348,7 @@ def _run(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[int, int]]:
         yield from map(_make, jobs)
         return
     context = multiprocessing.get_context("spawn")  # a fork would take locks of threads along
+    _start_tracker()
     with concurrent.futures.ProcessPoolExecutor(workers, context, _start, (os.getpid(),)) as pool:
         waiting: set[concurrent.futures.Future[tuple[int, int]]] = set()
         try:
@@ -363,6 +365,19 @@ def _run(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[int, int]]:
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _start_tracker() -> None:
+    """Starts the process that clears away what a pool leaves, which else warns of that after Ctrl-C."""
+    name, before = "PYTHONWARNINGS", os.environ.get("PYTHONWARNINGS")
+    os.environ[name] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _start(parent: int) -> None:

@@ -24,7 +24,11 @@ class UtteranceColumns(Sequence[Utterance]):
     """Utterances of one source as columns (N rows)."""
 
     def __init__(
-        self, rows: pa.Table, tags: pa.Table, make: Callable[[Mapping[str, Any], dict[str, Any]], Utterance]
+        self,
+        rows: pa.Table,
+        tags: pa.Table,
+        make: Callable[[Mapping[str, Any], dict[str, Any]], Utterance],
+        paths: Callable[[pa.Table], pa.ChunkedArray] | None = None,
     ) -> None:
         """Takes the columns.
 
@@ -34,8 +38,10 @@ class UtteranceColumns(Sequence[Utterance]):
           tags: a column for each tag, named for it: texts, integers, floats or booleans; null where an utterance has
             no such tag. A column whose field has the metadata `JSON_FIELD` holds the values as JSON texts.
           make: the utterance of a row, given its values by column, and its tags.
+          paths: of `rows` the `audio_filepath` of each, or another path of the same file. All texts that it is given
+            are of the type large_string.
         """
-        self._rows, self._tags, self._make = _whole(rows), _whole(tags), make
+        self._rows, self._tags, self._make, self._paths = _whole(rows), _whole(tags), make, paths
         self._row_arrays, self._tag_arrays = _arrays(self._rows), _arrays(self._tags)
         self._json = {name for name in tags.column_names if _is_json(tags.schema.field(name))}
         self.durations: np.ndarray = np.asarray(self._row_arrays["duration"], np.float64)
@@ -90,6 +96,14 @@ class UtteranceColumns(Sequence[Utterance]):
         found: list[str] = self._row_arrays["text"].take(pa.array(indices, pa.int64())).to_pylist()
         return found
 
+    def audio_paths(self, indices: np.ndarray) -> pa.ChunkedArray | None:
+        """Of some rows (int [M]) the `audio_filepath`, or another path of the same file; None where they are made."""
+        return None if self._paths is None else self._paths(self._rows).take(pa.array(indices, pa.int64()))
+
+    def numbers(self, name: str) -> np.ndarray | None:
+        """A column of numbers [N] that is among those that utterances are made of; None where there is none."""
+        return np.asarray(self._row_arrays[name]) if name in self._row_arrays else None
+
     def tag(self, name: str) -> tuple[np.ndarray, list[str]]:
         """What `Utterance.tag` gives for all rows.
 
@@ -112,7 +126,7 @@ class UtteranceColumns(Sequence[Utterance]):
     def take(self, indices: np.ndarray) -> Self:
         """The columns of some rows: int [M], or bool [N]."""
         chosen = pa.array(np.flatnonzero(indices) if indices.dtype == bool else indices, pa.int64())
-        return type(self)(self._rows.take(chosen), self._tags.take(chosen), self._make)
+        return type(self)(self._rows.take(chosen), self._tags.take(chosen), self._make, self._paths)
 
 
 class ListedUtterances(UtteranceColumns):
@@ -139,6 +153,14 @@ class ListedUtterances(UtteranceColumns):
     def texts(self, indices: np.ndarray) -> list[str]:
         """As `UtteranceColumns.texts`."""
         return [self._utterances[at].text for at in indices.tolist()]
+
+    def audio_paths(self, indices: np.ndarray) -> None:
+        """None."""
+        del indices
+
+    def numbers(self, name: str) -> None:
+        """None."""
+        del name
 
     def tag(self, name: str) -> tuple[np.ndarray, list[str]]:
         """As `UtteranceColumns.tag`."""
@@ -175,10 +197,29 @@ class JoinedUtterances(Sequence[Utterance]):
 
     def __iter__(self) -> Iterator[Utterance]:
         """All of them."""
+        return itertools.chain.from_iterable(columns.at(rows) for columns, rows in self.parts())
+
+    def parts(self) -> Iterator[tuple[UtteranceColumns, np.ndarray]]:
+        """Each source that there are utterances of, and which rows of it (int)."""
         edges = [0, *(np.flatnonzero(np.diff(self._source)) + 1).tolist(), len(self._source)]
         for start, end in itertools.pairwise(edges):
             if start < end:
-                yield from self._columns[self._source[start]].at(self._rows[start:end])
+                yield self._columns[self._source[start]], self._rows[start:end]
+
+
+def joined(sources: Iterable[Sequence[Utterance]]) -> JoinedUtterances:
+    """All utterances of some sources."""
+    columns = list(map(as_columns, sources))
+    sizes = list(map(len, columns))
+    rows = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, np.int64)
+    return JoinedUtterances(columns, np.repeat(np.arange(len(columns)), sizes), rows)
+
+
+def texts_of(sources: Iterable[Sequence[Utterance]]) -> Iterator[list[str]]:
+    """The texts of all utterances of some sources as written, many at a time."""
+    for columns in map(as_columns, sources):
+        for rows in blocks(np.arange(len(columns))):
+            yield columns.texts(rows)
 
 
 class TagColumns:

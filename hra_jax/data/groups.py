@@ -64,9 +64,8 @@ def parts_of(
         return rate_by_size(rows, temperature=temperature, cap_rows=cap_rows)
 
     if not groups:
-        if len(specs) == 1 and (temperature != 1 or cap_rows):
-            what = f"data.temperature = {temperature:g}" if temperature != 1 else f"data.cap_rows = {cap_rows}"
-            raise UserError(f"{what}: there is one source, and so nothing to mix; needed: data.groups, or more sources")
+        if temperature != 1 or cap_rows:
+            _check_mixes(specs, f"temperature = {temperature:g}" if temperature != 1 else f"cap_rows = {cap_rows}")
         rates = [by_size(spec.rows) if spec.rate == PROPORTIONAL else spec.rate for spec in specs]
         return tuple(
             Part(SourceSpec(spec.name, spec.rows, rate), np.arange(*table.starts[index : index + 2]))
@@ -93,9 +92,29 @@ def parts_of(
     return tuple(found)
 
 
+def _check_mixes(sources: Sequence[SourceSpec], setting: str) -> None:
+    """Refuses, with a UserError, a setting of rates by size that changes nothing."""
+    if len(sources) == 1:
+        raise UserError(f"data.{setting}: there is one source, and so nothing to mix; needed: data.groups, or another")
+    if all(source.rate != PROPORTIONAL for source in sources):
+        raise UserError(
+            f"data.{setting}: the rates of all sources are numbers, which it does not change; needed: data.groups, or "
+            "the rate 'proportional'"
+        )
+
+
 def _groups(table: UtteranceTable, tag: str) -> tuple[np.ndarray, list[str]]:
-    """(int32 [N]: the group of each utterance; their names, sorted)."""
-    codes, values = as_columns(table.utterances).tag(tag)
+    """(int [N]: the group of each utterance; their names, sorted)."""
+    numbers: dict[str, int] = {}
+    codes = np.zeros(len(table), np.int64)
+    for index, source in enumerate(table.sources):
+        found, texts = as_columns(source.utterances).tag(tag)
+        of_texts = np.asarray([*(numbers.setdefault(text, len(numbers)) for text in texts), -1])
+        inside = slice(*table.starts[index : index + 2])
+        codes[inside] = of_texts[found[table.rows[inside]]]
+    present = np.unique(codes).tolist()
+    every = list(numbers)
+    values = [every[code] for code in present if code >= 0]
     if not values:
         names = sorted({name for row in table.utterances[:_LOOKED_AT] for name in row.tags})
         hint = did_you_mean(tag, names)
@@ -107,16 +126,17 @@ def _groups(table: UtteranceTable, tag: str) -> tuple[np.ndarray, list[str]]:
         if not value.isprintable() or len(value) > _LONGEST_NAME:
             allowed = f"printable characters, at most {_LONGEST_NAME}"
             raise UserError(f"data.groups = {tag!r}: a group cannot have the name {value[:80]!r}; allowed: {allowed}")
-    names = sorted({*values, *([WITHOUT] if (codes < 0).any() else [])})
-    numbers = {name: number for number, name in enumerate(names)}
-    return np.asarray([numbers[value] for value in [*values, WITHOUT] if value in numbers], np.int32)[codes], names
+    names = sorted({*values, *([WITHOUT] if -1 in present else [])})
+    places = {name: place for place, name in enumerate(names)}
+    return np.asarray([places.get(name, -1) for name in [*every, WITHOUT]])[codes], names
 
 
 def _split(rows: np.ndarray, codes: np.ndarray, values: Sequence[str]) -> list[tuple[str, np.ndarray]]:
     """(name, int64 indices) of each group among some utterances, in the order of their names."""
     ordered = rows[np.argsort(codes[rows], kind="stable")]
     found, firsts = np.unique(codes[ordered], return_index=True)
-    return [(values[code], part) for code, part in zip(found.tolist(), np.split(ordered, firsts[1:]), strict=True)]
+    ends = [*firsts[1:], len(ordered)]
+    return [(values[code], ordered[start:end]) for code, start, end in zip(found.tolist(), firsts, ends, strict=False)]
 
 
 def digest(parts: Sequence[Part]) -> str:

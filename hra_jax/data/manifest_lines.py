@@ -139,7 +139,13 @@ def read(
             path = os.fspath(folder / path)
         return Utterance(path, duration, row["text"], offset or 0.0, tags, key, source, row["line"])
 
-    return UtteranceColumns(*lines.tags.tables(lines.table()), made), lines.refused
+    def paths(rows: pa.Table) -> pa.ChunkedArray:
+        path = rows["path"]
+        whole = pc.or_(pc.match_substring(path, "://"), pc.starts_with(path, os.sep))
+        above, slash = (pa.scalar(text, pa.large_string()) for text in (os.fspath(folder), "/"))
+        return pc.if_else(whole, path, pc.binary_join_element_wise(above, path, slash))
+
+    return UtteranceColumns(*lines.tags.tables(lines.table()), made, paths), lines.refused
 
 
 class _Lines:

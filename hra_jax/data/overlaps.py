@@ -4,8 +4,14 @@ import bisect
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hra_jax.data.columns import JoinedUtterances, UtteranceColumns, joined
 from hra_jax.data.shards import Sharded
 from hra_jax.data.utterance import Utterance
 from hra_jax.storage.remote import is_remote, local_path
@@ -21,12 +27,17 @@ def _files_of(folder: str) -> dict[str, tuple[int, int] | None]:
 
     None stands for a link.
     """
+    return dict(_listing(folder))
+
+
+def _listing(folder: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
     try:
         device = os.stat(folder).st_dev
         with os.scandir(folder) as listing:
-            return {entry.name: None if entry.is_symlink() else (device, entry.inode()) for entry in listing}
+            for entry in listing:
+                yield entry.name, None if entry.is_symlink() else (device, entry.inode())
     except OSError:
-        return {}  # missing files are named where they are read
+        return  # missing files are named where they are read
 
 
 def identity(path: str) -> object:
@@ -48,9 +59,12 @@ def shared(these: Iterable[Utterance], others: Iterable[Utterance]) -> list[Utte
     Where both come from shards, their indices also know copies by the hashes of their samples.
     """
     _files_of.cache_clear()  # files come and go between two calls
+    these = list(these)
+    files = {identity(utterance.audio_filepath) for utterance in these}
+    known = {utterance.sample_hash for utterance in these if isinstance(utterance, Sharded)}
     times: dict[object, list[tuple[float, float]]] = {}
     hashes = set()
-    for utterance in others:
+    for utterance in _near(others, files, known):
         if isinstance(utterance, Sharded):
             hashes.add(utterance.sample_hash)
         span = utterance.offset, utterance.offset + utterance.duration
@@ -65,6 +79,63 @@ def shared(these: Iterable[Utterance], others: Iterable[Utterance]) -> list[Utte
             seen.add((file, span))
             found.append(utterance)
     return found
+
+
+def _near(others: Iterable[Utterance], files: AbstractSet[object], hashes: AbstractSet[int]) -> Iterator[Utterance]:
+    """Those of `others` that may have one of some files or hashes: all that have, and a few more.
+
+    A million others are not asked one by one: of each folder it is found out once which of its files matter.
+    """
+    if isinstance(others, UtteranceColumns):
+        others = joined([others])
+    if not isinstance(others, JoinedUtterances):
+        yield from others
+        return
+    for columns, rows in others.parts():
+        paths = columns.audio_paths(rows)
+        if paths is None:
+            yield from columns.at(rows)
+            continue
+        near = _may_be(paths, files)
+        copies = columns.numbers("hash")
+        if copies is not None and hashes:
+            near |= np.isin(copies[rows], np.fromiter(hashes, np.uint64, len(hashes)))
+        yield from columns.at(rows[near])
+
+
+def _may_be(paths: pa.ChunkedArray, files: AbstractSet[object]) -> np.ndarray:
+    """bool [N]: whether each path may lead to one of some files, which are given by their `identity`."""
+    names = pc.replace_substring_regex(paths, "(?s)^.*/", "")
+    folders = pc.replace_substring_regex(paths, "[^/]*$", "").combine_chunks().dictionary_encode()
+    known: dict[str, set[str]] = {}
+    for file in files:
+        if isinstance(file, str):
+            folder, name = os.path.split(file)
+            known.setdefault(folder, set()).add(name)
+    found = [_names_in(folder, files, known) for folder in folders.dictionary.to_pylist()]
+    asked = np.asarray([names is None or len(names) > 0 for names in found], bool)
+    every = np.asarray([names is None for names in found], bool)
+    wanted = {"", ".", "..", *(name for names in found if names for name in names)}
+    codes = np.asarray(folders.indices)
+    there = np.asarray(pc.is_in(names, pa.array(sorted(wanted), names.type)))
+    odd = np.asarray(pc.is_in(names, pa.array(["", ".", ".."], names.type)))
+    return (asked[codes] & there) | every[codes] | odd
+
+
+def _names_in(
+    folder: str, files: AbstractSet[object], known: Mapping[str, AbstractSet[str]]
+) -> AbstractSet[str] | None:
+    """The names in a folder, which ends with a slash, that may be those of some files; None where all may.
+
+    `known` has, by folder, the names of the files that are known by their path: remote ones, and missing ones.
+    """
+    if is_remote(folder):
+        return known.get(folder[:-1], set())
+    if "://" in folder:
+        return None  # file://, in which names are written otherwise
+    names = set(known.get(os.path.realpath(folder), ())) if known else set()
+    listing = _listing(folder or os.curdir)
+    return names.union(name for name, file in listing if file is None or file in files)
 
 
 def _latest_ends(spans: Sequence[tuple[float, float]]) -> list[float]:

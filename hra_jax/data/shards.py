@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import soundfile
 from etils import epath
@@ -163,10 +164,16 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
             row["hash"],
         )
 
+    def paths(rows: pa.Table) -> pa.ChunkedArray:
+        kind = pa.large_string()
+        shard = pa.array([shard.path for shard in index.shards], kind).take(rows["shard"].combine_chunks())
+        address = pc.binary_join_element_wise(shard, rows["record"].cast(kind).combine_chunks(), pa.scalar("#", kind))
+        return pc.if_else(pc.equal(rows["file"], pa.scalar("", kind)), address, rows["file"])
+
     rows, tags = index.rows.drop_columns(["why"]), index.tags
     if refused:  # a copy of all columns, which most indices need not
         rows, tags = rows.take(pa.array(good)), tags.take(pa.array(good))
-    return UtteranceColumns(rows, tags, make), refused
+    return UtteranceColumns(rows, tags, make, paths), refused
 
 
 def at_address(path: str) -> Sharded | None:

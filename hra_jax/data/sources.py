@@ -24,7 +24,7 @@ from hra_jax.config.settings import (
 )
 from hra_jax.console import listed
 from hra_jax.data import mixtures, shards
-from hra_jax.data.corpora import registry
+from hra_jax.data.corpora import catalogue, registry
 from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
@@ -144,8 +144,9 @@ class DataSettings:
     )
     max_seconds: float = setting(
         0.0,
-        number(0, unit=" (seconds; 0: the last of batch.buckets)"),
-        "seconds; longer utterances are skipped; 0: the last of batch.buckets",
+        number(0, unit=" (seconds; 0: as far as batch.buckets go)"),
+        "seconds; longer utterances are skipped; 0: the last of batch.buckets, or what a batch holds where that is a "
+        "number",
     )
     threads: int = setting(4, integer(1), "threads that decode audio, per host")
 
@@ -181,6 +182,8 @@ def read_source(path: epath.PathLike, *, report: DataReport) -> tuple[Sequence[U
             f"the folder {os.fspath(path)} holds no {shards.INDEX}; needed: a manifest, or shards, which python -m "
             "hra_jax.data.cache makes, and completes where it was stopped"
         )
+    if os.fspath(path).startswith(catalogue.PREFIX) and not epath.Path(path).exists():
+        raise UserError(f"no manifest at {os.fspath(path)}; did you mean '{registry.SCHEME}{os.fspath(path)}'?")
     return read_manifest(path, report=report)
 
 

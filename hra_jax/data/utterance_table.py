@@ -231,7 +231,7 @@ class UtteranceTable:
         """The usable utterances of one source."""
         task = self._tasks_of(source, columns)
         seconds, bad = columns.durations, _Bad(source, columns)
-        self.unselected += np.count_nonzero(task == _UNSELECTED)
+        self.unselected += int(np.count_nonzero(task == _UNSELECTED))
         for row in np.flatnonzero(task == _NO_TAG).tolist():
             bad.add(row, "missing_field", _no_tag(columns[row], self.task_tag))
         for row in np.flatnonzero((task >= BASE_ID) & (seconds > self.max_seconds)).tolist():

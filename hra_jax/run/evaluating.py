@@ -13,7 +13,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from hra_jax.config.keys import group
 from hra_jax.data.batching import BatchSettings, bucket_rows
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings
+from hra_jax.data.utterance import Utterance
 from hra_jax.data.utterance_table import NothingUsable
 from hra_jax.errors import UserError
 from hra_jax.evaluation.predictions import read_predictions
@@ -273,7 +274,7 @@ def run_job(
     report: DataReport,
     command: str = "",
     printed: bool = True,
-    training_texts: Collection[str] | None = None,
+    training: Sequence[Sequence[Utterance]] | None = None,
 ) -> dict[str, Any]:
     """The results of a job; what is finished is not run again. A collective.
 
@@ -286,7 +287,7 @@ def run_job(
       report: where unusable data goes.
       command: what repeats it, for the report.
       printed: whether its table is printed.
-      training_texts: of what the system was trained on, where they are at hand.
+      training: what the system was trained on, by source, where it is at hand.
 
     Returns:
       As in results.json. Its "error", where it has one, is for the end of the evaluation.
@@ -324,7 +325,7 @@ def run_job(
         rewritten=is_written,
         command=command,
         printed=printed,
-        training_texts=training_texts,
+        training=training,
     )
 
 

@@ -12,6 +12,7 @@ from etils import epath
 from hra_jax.adapters import task_records
 from hra_jax.console import error_line, tell
 from hra_jax.data.report import DataReport
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import FAILURES, UserError
 from hra_jax.evaluation import leaks
 from hra_jax.evaluation.known_texts import known_texts
@@ -231,7 +232,7 @@ def score(
         bootstrap=bootstrap,
         untrained=untrained(run),
         command=command,
-        training_texts=[row.text for source in run.material.sources for row in source.utterances],
+        training=[source.utterances for source in run.material.sources],
     )
     if run.settings.method != "pretrain":
         check_scored(runner.suite, results, differences, idle=_idle(run, runner))
@@ -251,7 +252,7 @@ def write_scores(
     untrained: Collection[str] = (),
     rewritten: Callable[[str], bool] = is_report_file,
     command: str = "",
-    training_texts: Collection[str] | None = None,
+    training: Sequence[Sequence[Utterance]] | None = None,
     printed: bool = True,
 ) -> dict[str, Any]:
     """Counts the results of a suite, writes its report in process 0, and prints the table; a collective.
@@ -267,7 +268,7 @@ def write_scores(
       untrained: tasks of the adapter that no training step has reached: what is recognised with them has no rate.
       rewritten: as for `folders.replace_folder`: which files of an earlier report are gone.
       command: what repeats it, for the report.
-      training_texts: of what was trained on, where they are at hand.
+      training: what was trained on, by source, where it is at hand.
       printed: whether the table is printed.
 
     Returns:
@@ -284,7 +285,7 @@ def write_scores(
         for task in suite.tasks
         if task.adapter_task in untrained
     }
-    known = None if training_texts is None else known_texts(suite, training_texts)
+    known = None if training is None else known_texts(suite, training)
     more = {**facts, "utterances_not_scored": len(unscored), "texts_in_training": known}
     # The times of predictions of others are those of their machine.
     here = None if facts.get("method") == PREDICTIONS else hardware()

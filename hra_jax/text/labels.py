@@ -32,12 +32,12 @@ class Labeller:
     def __init__(self, vocabulary: Vocabulary):
         """Takes the vocabulary."""
         self._vocabulary = vocabulary
-        # The label of each character, where those of a text are those of its characters; None where they are not.
-        self._ids = np.zeros(0, np.int32) if vocabulary.by_character else None
+        self._by_character = vocabulary.by_character
+        self._ids = np.zeros(0, np.int32)  # of each character its label, where those of a text are those of characters
 
     def __call__(self, texts: Sequence[str]) -> Labels:
         """The labels of some texts: those of `Vocabulary.encode`."""
-        found = None if self._ids is None else self._by_character(texts)
+        found = self._looked_up(texts) if self._by_character else None
         if found is None:
             rows = [self._vocabulary.encode(text) for text in texts]
             lengths = np.fromiter(map(len, rows), np.int32, len(rows))
@@ -47,7 +47,7 @@ class Labeller:
         flat, lengths, dropped = found
         return Labels(flat, lengths, lengths + _repeats(flat, lengths), dropped)
 
-    def _by_character(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    def _looked_up(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """(labels, lengths, dropped), looked up; None where a character has several labels."""
         sizes = np.fromiter(map(len, texts), np.int64, len(texts))
         characters = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), "<u4")
@@ -66,7 +66,7 @@ class Labeller:
         for character in np.unique(characters[self._ids[characters] == _NOT_ASKED]).tolist():
             labels = self._vocabulary.encode(chr(character))
             if len(labels) > 1:
-                self._ids = None
+                self._by_character = False
                 return False
             self._ids[character] = labels[0] if labels else _DROPPED
         return True

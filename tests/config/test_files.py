@@ -134,6 +134,8 @@ def test_an_unknown_name_is_one_line_with_near_matches(tmp_path, monkeypatch, na
         ("data.tasks", ("a", "a"), "distinct"),
         ("data.tasks", ("__base__",), "reserved"),
         ("data.max_seconds", 99.0, "the last of batch.buckets"),
+        ("data.temperature", 0.0, "a number above 0"),
+        ("data.cap_rows", -1, "an integer of at least 0"),
         ("batch.buckets", (), "at least one"),
         ("batch.buckets", (2.0, 1.0), "ascending"),
         ("batch.seconds", float("inf"), "a number"),
@@ -180,6 +182,11 @@ BEST = {"export.step": "best_per_task", "eval.select_suite": "hard"}
         (PIECES | {"adapter.output": "shared_sentencepiece"}, None),
         (PIECES | {"adapter.output": "sentencepiece", "adapter.start": "there"}, "and config.adapter.start is ''"),
         ({"adapter.output": "sentencepiece", "adapter.start": "there"}, None),
+        # Rates where tasks take turns.
+        ({"data.draw": "tasks"}, None),
+        ({"data.draw": "tasks", "data.groups": "accent"}, "config.data.groups is 'accent'; allowed: '' where config."),
+        ({"data.draw": "tasks", "data.temperature": 2.0}, "data.temperature is 2.0; allowed: 1.0 where config.data.d"),
+        ({"data.draw": "tasks", "data.cap_rows": 9}, "data.cap_rows is 9; allowed: 0 where config.data.draw is 'task"),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_line(changes, told):

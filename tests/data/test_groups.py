@@ -132,6 +132,26 @@ def test_settings_that_mix_nothing_are_one_clear_line(settings, message):
         parts_of(table_of(("a", "proportional", ["x", "y"])), **settings)
 
 
+def test_a_temperature_that_changes_no_rate_is_one_clear_line():
+    table = table_of(("a", 2, ["x", "y"]), ("b", 1.0, ["x"]))
+    with pytest.raises(
+        UserError, match="data.temperature = 5: the rates of all sources are numbers, which it does not"
+    ):
+        parts_of(table, temperature=5.0)
+    assert len(parts_of(table, temperature=5.0, groups="accent")) == 3
+
+
+def test_values_of_utterances_that_are_left_out_make_no_group():
+    table = table_of(("a", "proportional", ["x", "y", "long", "x"]), ("b", "proportional", ["y", "z", None]))
+    found = _by_name(parts_of(table, groups="accent"))
+    assert {name: part.utterances.tolist() for name, part in found.items()} == {
+        "(none)": [5],
+        "x": [0, 2],
+        "y": [1, 3],
+        "z": [4],
+    }
+
+
 def test_too_many_groups_and_names_that_do_not_print_are_one_clear_line():
     many = table_of(("a", "proportional", [f"{i}" for i in range(257)]))
     with pytest.raises(UserError, match="'accent': 257 groups; allowed: at most 256"):

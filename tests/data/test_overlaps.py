@@ -1,10 +1,15 @@
 """Which utterances share audio."""
 
+import json
 import os
 
+import numpy as np
 import pytest
 
 from hra_jax.data import overlaps
+from hra_jax.data.columns import joined
+from hra_jax.data.manifest import load_manifest
+from hra_jax.data.report import DataReport
 from hra_jax.data.shards import Sharded
 from hra_jax.data.utterance import Utterance
 
@@ -82,3 +87,36 @@ def test_of_shards_a_copy_under_another_name_is_known_by_its_samples():
     copies = [Sharded(f"/other/{number}.wav", 1.0, "a", key=str(number), sample_hash=number) for number in (3, 4)]
     assert meet(copies, train) == ["3"]
     assert meet(copies[1:], train) == []
+
+
+def test_a_table_of_columns_is_compared_as_a_list_of_utterances(tmp_path):
+    for name in ("real/a.wav", "real/b.wav", "real/c.wav", "real/sub/a.wav", "other/a.wav", "other/b b.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"audio")
+    (tmp_path / "folder").symlink_to(tmp_path / "real")
+    (tmp_path / "other" / "link.wav").symlink_to(tmp_path / "real" / "c.wav")
+    os.link(tmp_path / "real" / "b.wav", tmp_path / "other" / "hard.wav")
+    paths = [
+        *("real/a.wav", "real/b.wav", "real/c.wav", "real/sub/a.wav", "other/a.wav", "other/b b.wav", "folder/a.wav"),
+        *("other/link.wav", "other/hard.wav", "folder/../real/./b.wav", "folder/gone.wav", "real/gone.wav", "no/a.wav"),
+        *("a.wav", "real/a.wav/.", "real//c.wav", f"file://{tmp_path}/other/b%20b.wav", f"{tmp_path}/folder/sub/a.wav"),
+        *("gs://bucket/a.wav", "gs://bucket/real/a.wav", "gs://other/a.wav"),
+    ]
+    random = np.random.default_rng(4)
+    met = 0
+    for _ in range(60):
+        lines = []
+        for path in random.choice(paths, 9):
+            row = {"audio_filepath": path, "duration": 1.0, "text": "one"}
+            lines.append(json.dumps(row if random.random() < 0.7 else {**row, "offset": float(random.integers(3))}))
+        for name, some in (("suite", lines[:3]), ("more", lines[3:5]), ("train", lines[5:])):
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(some) + "\n")
+        suite, more, train = (
+            load_manifest(tmp_path / f"{name}.jsonl", report=DataReport(strict=True))
+            for name in ("suite", "more", "train")
+        )
+        expected = meet(list(suite), [*more, *train])
+        assert meet(suite, joined([more, train])) == expected, lines
+        assert meet(suite, train) == meet(list(suite), list(train))
+        met += bool(expected)
+    assert 15 < met < 55

@@ -8,11 +8,15 @@ from hra_jax.text.vocabularies import CharacterVocabulary
 
 
 def table_of(*sources):
-    """A table of sources, (name, rate, accents of their utterances); None is an utterance without an accent."""
+    """A table of sources, (name, rate, accents of their utterances); None is an utterance without an accent.
+
+    One of the accent "long" is too long to be used.
+    """
     read = []
     for name, rate, accents in sources:
         tags = [{"speaker": f"{name}{i % 3}"} | ({"accent": value} if value else {}) for i, value in enumerate(accents)]
-        rows = [Utterance(f"/{name}/{i}.wav", 1.0, "yes", tags=found) for i, found in enumerate(tags)]
+        seconds = [9.0 if value == "long" else 1.0 for value in accents]
+        rows = [Utterance(f"/{name}/{i}.wav", seconds[i], "yes", tags=found) for i, found in enumerate(tags)]
         read.append(TableSource(name, rows, rate))
     return UtteranceTable(
         read,

@@ -13,7 +13,8 @@ from hra_jax.data.examples import Example
 from hra_jax.data.report import DataReport
 from hra_jax.data.seqio_setup import failures, libraries
 from hra_jax.errors import UserError, one_line
-from hra_jax.storage import checksums
+from hra_jax.storage import checksums, files, locks
+from hra_jax.storage.json_files import read_object
 
 _INFO = "dataset_info.json"
 
@@ -30,10 +31,15 @@ class Found(NamedTuple):
     version: str
 
 
+def _above(name: str, data_dir: epath.PathLike) -> epath.Path:
+    """The folder that has a folder for each version of a corpus."""
+    corpus, config, _ = catalogue.split_name(name)
+    return epath.Path(data_dir) / corpus / config if config else epath.Path(data_dir) / corpus
+
+
 def find(name: str, data_dir: epath.PathLike) -> Found | None:
     """The newest version of a corpus that is prepared in a folder, or None. TensorFlow is not needed for it."""
-    corpus, config, _ = catalogue.split_name(name)
-    above = epath.Path(data_dir) / corpus / config if config else epath.Path(data_dir) / corpus
+    above = _above(name, data_dir)
     versions = []
     try:
         for folder in above.iterdir() if above.is_dir() else ():
@@ -57,11 +63,21 @@ def prepare(name: str, data_dir: epath.PathLike, *, report: DataReport) -> Found
       report: gets the files that cannot be read, by name; their rows are left out when the corpus is read.
 
     Raises:
-      UserError: there is no such corpus, it cannot be downloaded, or its files are not as they should be.
+      UserError: there is no such corpus, it cannot be downloaded, its files are not as they should be, or
+        another process prepares it.
     """
-    found = find(name, data_dir)
-    if found is not None:
-        return found
+    above = _above(name, data_dir)
+    if find(name, data_dir) is None:
+        with locks.hold(above, "prepare"):
+            for folder in above.iterdir():
+                if folder.name.startswith("incomplete."):  # of a process that was killed: none other prepares it now
+                    files.remove_folder(folder)
+            if find(name, data_dir) is None:
+                _prepare(name, data_dir, report)
+    return _needed(name, data_dir)
+
+
+def _prepare(name: str, data_dir: epath.PathLike, report: DataReport) -> None:
     libraries()
     import tensorflow_datasets as tfds
 
@@ -72,7 +88,6 @@ def prepare(name: str, data_dir: epath.PathLike, *, report: DataReport) -> Found
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except _failures() as error:
         raise UserError(f"{name} cannot be prepared in {os.fspath(data_dir)}: {_reason(error)}") from error
-    return Found(epath.Path(builder.data_dir), str(builder.version))
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -91,8 +106,18 @@ def _reason(error: BaseException) -> str:
 
 
 def sizes(name: str, data_dir: epath.PathLike) -> dict[str, int]:
-    """How many rows each split of the source has, of a corpus that is prepared."""
-    return {split: info.num_examples for split, info in _builder(_needed(name, data_dir), name).info.splits.items()}
+    """How many rows each split of the source has, of a corpus that is prepared. TensorFlow is not needed for it.
+
+    Raises:
+      UserError: it is not prepared, or its description is damaged.
+    """
+    found = _needed(name, data_dir)
+    path = found.folder / _INFO
+    try:
+        splits = read_object(path, {"splits": list})["splits"]
+        return {split["name"]: sum(map(int, split.get("shardLengths", []))) for split in splits}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no description of a corpus: {_reason(error)}; {_again(found)}") from error
 
 
 def version(name: str, data_dir: epath.PathLike) -> list[Any]:

@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import io
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,7 @@ class Prepared:
 def corpora(tmp_path_factory) -> Prepared:
     folder, downloads = tmp_path_factory.mktemp("corpora"), tmp_path_factory.mktemp("downloads")
     reports = {}
+    (folder / "spoken_digit" / "incomplete.ABCDEF_1.0.9").mkdir(parents=True)
     for name, make in TREES.items():
         reports[name] = DataReport()
         with trees.downloaded(make(downloads)):
@@ -167,6 +170,35 @@ def test_sounds_that_cannot_be_read_are_named_and_left_out(corpora):
     assert sorted(again.reasons()) == left and again.counts()["empty_audio"] == 3
 
 
+def test_what_a_killed_process_has_left_half_prepared_is_removed(corpora):
+    assert sorted(path.name for path in (corpora.folder / "spoken_digit").iterdir()) == ["1.0.9"]
+
+
+def test_a_corpus_that_another_process_prepares_is_not_touched(tmp_path):
+    half = tmp_path / "ljspeech" / "incomplete.ABCDEF_1.1.1"
+    half.mkdir(parents=True)
+    program = "import sys; from hra_jax.storage import locks\n"
+    program += "with locks.hold(sys.argv[1], 'prepare'):\n print(flush=True)\n input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, half.parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match="prepare"):
+            prepared.prepare("hra/ljspeech", tmp_path, report=DataReport())
+        other.communicate(b"\n")
+    assert half.is_dir()
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_the_numbers_of_rows_are_those_that_tensorflow_datasets_reads(corpora, name):
+    import tensorflow_datasets as tfds
+
+    found = prepared.find(name, corpora.folder)
+    builder = tfds.builder_from_directory(found.folder)
+    expected = {split: info.num_examples for split, info in builder.info.splits.items()}
+    assert prepared.sizes(name, corpora.folder) == expected and min(expected.values()) > 0
+
+
 def test_a_corpus_that_is_prepared_is_not_downloaded_again(corpora):
     report = DataReport()
     assert prepared.prepare("hra/ljspeech", corpora.folder, report=report).version == "1.1.1"
@@ -180,6 +212,16 @@ def test_an_audio_file_that_is_missing_ends_the_preparation_of_files_that_are_ke
         prepared.prepare("hra/librispeech/lazy_decode", tmp_path / "D", report=DataReport())
     assert gone.name in str(raised.value) and "cannot be prepared" in str(raised.value)
     assert prepared.find("hra/librispeech/lazy_decode", tmp_path / "D") is None
+
+
+def test_a_table_that_is_missing_or_has_a_row_too_short_ends_the_preparation_with_a_line(tmp_path):
+    found = trees.ljspeech(tmp_path / "tree", rows=1)
+    table = found / "LJSpeech-1.1" / "metadata.csv"
+    for content, named in (("LJ001-0001|only a text\n", "ValueError"), (None, "metadata.csv")):
+        table.unlink() if content is None else table.write_text(content)
+        with trees.downloaded(found), pytest.raises(UserError) as raised:
+            prepared.prepare("hra/ljspeech", tmp_path / "D", report=DataReport())
+        assert f"hra/ljspeech cannot be prepared in {tmp_path}/D: " in str(raised.value) and named in str(raised.value)
 
 
 def test_what_others_have_prepared_as_array_records_is_read_as_well(corpora, tmp_path):
@@ -252,6 +294,15 @@ def test_a_file_that_is_missing_is_told_with_the_folder(copy):
 def test_a_description_that_is_damaged_is_told_with_the_folder(copy):
     (copy / "features.json").write_text("{")
     assert f"{copy} is damaged" in failure(copy)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "{}", '{"splits": [3]}', '{"splits": [{"name": "a", "shardLengths": ["x"]}]}']
+)
+def test_a_list_of_splits_that_is_damaged_is_told_with_its_file(copy, content):
+    (copy / "dataset_info.json").write_text(content)
+    with pytest.raises(UserError, match="dataset_info.json"):
+        prepared.sizes("hra/ljspeech", copy.parents[1])
 
 
 def test_the_newest_version_that_is_prepared_is_read(copy):

@@ -15,6 +15,7 @@ from hra_jax.data.corpora import prepared, registry
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
+from hra_jax.run import read
 
 MODULE = """
 import functools
@@ -265,6 +266,12 @@ def test_a_mixture_becomes_a_source_for_each_task_and_their_rates_multiply(shard
     assert [one.rate for one in found] == pytest.approx([0.75 * total, 0.25 * total])
 
 
+def test_a_mixture_is_refused_where_tasks_take_turns(sharded):
+    sources_of_it = (("mine", "seqio:numbers/train", "proportional"),)
+    data = sources.DataSettings(dir=sharded(part_0=2, part_1=10), sources=sources_of_it, modules=(NAME,), draw="tasks")
+    assert "a Mixture in data.sources has rates" in failure(read.training_sources, data, DataReport())
+
+
 def test_a_task_keeps_its_rate(sharded):
     folder = sharded(part_0=2)
     for rate in (0.3, "proportional"):
@@ -275,6 +282,11 @@ def test_a_task_keeps_its_rate(sharded):
 def test_where_no_folder_of_corpora_is_known_a_name_is_refused_with_the_folder_that_is_meant():
     said = failure(sources.read_source, "seqio:hra/ljspeech/train", report=DataReport())
     assert said.endswith("needed here: a manifest, or the folder of its shards, DATA/shards/hra/ljspeech/train")
+
+
+def test_a_name_without_its_scheme_is_told_with_it():
+    said = failure(sources.read_source, "hra/ljspeech/train", report=DataReport())
+    assert said == "no manifest at hra/ljspeech/train; did you mean 'seqio:hra/ljspeech/train'?"
 
 
 def test_a_suite_takes_tasks_and_no_mixture(sharded, monkeypatch):
