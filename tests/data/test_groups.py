@@ -151,6 +151,13 @@ def test_a_temperature_that_changes_no_rate_is_one_clear_line():
     assert len(parts_of(table, temperature=5.0, groups="accent")) == 3
 
 
+def test_a_source_of_which_nothing_is_usable_is_named_with_groups_as_without():
+    for rate in ("proportional", 2.0):
+        table = table_of(("a", "proportional", ["x", "y"]), ("b", rate, ["long"]))
+        with pytest.raises(UserError, match="source 'b' has no usable utterance"):
+            parts_of(table, groups="accent")
+
+
 def test_values_of_utterances_that_are_left_out_make_no_group():
     table = table_of(("a", "proportional", ["x", "y", "long", "x"]), ("b", "proportional", ["y", "z", None]))
     found = _by_name(parts_of(table, groups="accent"))
