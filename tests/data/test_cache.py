@@ -16,10 +16,11 @@ import soundfile
 from reference import full_disk
 
 from hra_jax import verify
-from hra_jax.data import audio, cache, shard_files, shards, sources
-from hra_jax.data.cache import Items, ShardSettings
+from hra_jax.data import audio, cache, shard_files, shard_parts, shards, sources
+from hra_jax.data.cache import Items
 from hra_jax.data.examples import Example
 from hra_jax.data.report import DataReport
+from hra_jax.data.shard_parts import ShardSettings
 from hra_jax.errors import UserError
 
 RATE = 16000
@@ -295,4 +296,4 @@ def test_the_command_killed_five_times_gives_the_bytes_of_one_that_was_not(tmp_p
     assert "of them written now" in done.stdout
     assert _digests(output) == _digests(tmp_path / "whole")
     assert "complete before" in _run(_command(manifest, output), command_env).stdout
-    assert not list(output.glob(".*tmp")) and not (output / cache.PARTS).exists()
+    assert not list(output.glob(".*tmp")) and not (output / shard_parts.FOLDER).exists()
