@@ -16,6 +16,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -335,7 +336,9 @@ def _records(job: _Job, rows: list[dict[str, Any]]) -> Iterator[bytes]:
 def _row(item: Utterance | Example, job: _Job) -> dict[str, Any]:
     """The row of `_PART` of an utterance, as far as it is known before it is decoded."""
     row: dict[str, Any] = {"text": item.text, "shard": job.number, "hash": 0, "why": None}
-    row["tags"] = json.dumps(item.tags, sort_keys=True, ensure_ascii=False)
+    # Corpora have NaN where they know no number, and JSON has no NaN.
+    tags = {name: value for name, value in item.tags.items() if not isinstance(value, float) or math.isfinite(value)}
+    row["tags"] = json.dumps(tags, sort_keys=True, ensure_ascii=False)
     if isinstance(item, Utterance):
         file = {"id": item.key, "file": item.audio_filepath, "offset": item.offset, "line": item.line}
         return row | file | {"duration": item.duration}
