@@ -94,10 +94,13 @@ def read_material(
         start = _start(adapter, base)
         own = _own_vocabularies(adapter, base, sources, start, data=data)
     test, select = (
-        load_suite(name, data_dir=data.dir if suite_dir is None else suite_dir, report=report) if name else None
-        for name in (evaluation.suite, evaluation.select_suite)
+        load_suite(place, data_dir=data.dir if suite_dir is None else suite_dir, report=report, modules=data.modules)
+        if place
+        else None
+        for place in (evaluation.suite, evaluation.select_suite)
     )
-    sounds = read_sounds(augment, folder=data.dir, sample_rate=base.features.sample_rate, report=report)
+    rate = base.features.sample_rate
+    sounds = read_sounds(augment, folder=data.dir, sample_rate=rate, report=report, modules=data.modules)
     return Material(sources, base, start, adapter.start if start else "", adapter.new_task, own, test, select, sounds)
 
 

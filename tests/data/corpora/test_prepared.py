@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from reference import prepared_trees as trees
 
+from hra_jax.data import cache
 from hra_jax.data.corpora import catalogue, prepared, registry, sound_reader
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
@@ -333,6 +334,19 @@ def test_a_list_of_splits_that_is_damaged_is_told_with_its_file(copy, content):
     (copy / "dataset_info.json").write_text(content)
     with pytest.raises(UserError, match="dataset_info.json"):
         prepared.sizes("hra/ljspeech", copy.parents[1])
+
+
+def test_shards_of_another_version_than_the_one_that_is_prepared_are_told(copy):
+    source, folder = "seqio:hra/ljspeech/all", str(copy.parents[1])
+    items = cache.items_of(source, data_dir=folder, modules=(), report=DataReport())
+    made = registry.shards_folder("hra/ljspeech", "all", folder)
+    cache.cache(items, made, settings=cache.ShardSettings(), report=DataReport())
+    assert [part.folder for part in registry.expand(source, data_dir=folder)] == [made]
+    copy.rename(copy.with_name("1.1.2"))
+    with pytest.raises(UserError, match="are of another version of hra/ljspeech than the one that is prepared in"):
+        registry.expand(source, data_dir=folder)
+    shutil.rmtree(copy.with_name("1.1.2"))
+    assert [part.folder for part in registry.expand(source, data_dir=folder)] == [made]
 
 
 def test_the_newest_version_that_is_prepared_is_read(copy):
