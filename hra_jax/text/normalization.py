@@ -30,7 +30,7 @@ _VIRAMA = 9  # its combining class; a joiner after it may end a word
 # A run is looked at from its beginning alone: from each apostrophe of it, the time would be the square of its length.
 _EDGE_APOSTROPHES = re.compile(r"(?<!\S)'+|(?<!')'++(?!\S)")
 _LONG = 1000  # characters
-_MOST_WORDS = 2**16  # that are remembered, of many texts
+_MOST_WORDS = 2**17  # that are remembered, of many texts
 
 
 def _without_format(text: str) -> str:
