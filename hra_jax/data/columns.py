@@ -312,7 +312,11 @@ def _whole(table: pa.Table) -> pa.Table:
     schema = pa.schema(
         [field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field for field in table.schema]
     )
-    return table.cast(schema).combine_chunks()
+    columns = [
+        column.cast(field.type) if column.num_chunks == 1 else column.cast(field.type).combine_chunks()
+        for field, column in zip(schema, table.columns, strict=True)
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _arrays(table: pa.Table) -> dict[str, pa.Array]:
