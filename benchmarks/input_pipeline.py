@@ -12,6 +12,7 @@ of its own: `pip install --target F --no-deps lhotse lilcom intervaltree sortedc
 audioread`, and PYTHONPATH=F.
 """
 
+import contextlib
 import importlib.util
 import json
 import statistics
@@ -133,8 +134,11 @@ def reading(corpus: Corpus, source: str) -> Callable[[], float]:
     return run
 
 
-def training(corpus: Corpus, source: str) -> Callable[[], float]:
-    """The batches that training takes, with references, labels, and hashes of what it meets for the first time."""
+def training(corpus: Corpus, source: str, opened: contextlib.ExitStack) -> Callable[[], float]:
+    """The batches that training takes, with references, labels, and hashes of what it meets for the first time.
+
+    The loader goes on where it was, until `opened` is closed.
+    """
     base = foundation.load("builtin:tiny")
     utterances = utterances_of(corpus, source)
     table = UtteranceTable(
@@ -148,7 +152,7 @@ def training(corpus: Corpus, source: str) -> Callable[[], float]:
         report=DataReport(strict=True),
     )
     hashes = UtteranceHashes(len(table))
-    loader = TrainLoader(
+    batches = TrainLoader(
         table,
         seed=0,
         batch_seconds=corpus.batch_seconds,
@@ -159,6 +163,7 @@ def training(corpus: Corpus, source: str) -> Callable[[], float]:
         report=DataReport(strict=True),
         hashes=hashes,
     )
+    loader = opened.enter_context(batches)
     epoch = float(table.duration.sum())
 
     def run() -> float:
@@ -263,16 +268,16 @@ def lhotse_shar(corpus: Corpus, manifest: str, form: str) -> Callable[[], float]
     return run
 
 
-def sides_of(corpus: Corpus) -> dict[str, dict[str, Callable[[], float]]]:
-    """{side: {what lies in shards: function}}."""
+def sides_of(corpus: Corpus, opened: contextlib.ExitStack) -> dict[str, dict[str, Callable[[], float]]]:
+    """{side: {what lies in shards: function}}, until `opened` is closed."""
     found: dict[str, dict[str, Callable[[], float]]] = {}
     for kind, shards in SHARDS.items():
         manifest = f"{kind}.jsonl"
         sides = {
             "read shards": reading(corpus, shards),
             "read files": reading(corpus, manifest),
-            "TrainLoader, shards": training(corpus, shards),
-            "TrainLoader, files": training(corpus, manifest),
+            "TrainLoader, shards": training(corpus, shards, opened),
+            "TrainLoader, files": training(corpus, manifest, opened),
             "PyTorch DataLoader, files": pytorch(corpus, manifest),
         }
         if has_lhotse():
@@ -351,13 +356,14 @@ def main(argv: list[str]) -> None:
         write(corpora["FSDD"], rows, digits)
         doubled = [audio.resample(samples, rate, 16_000) for samples in digits]
         write(corpora["10 s"], *joined(rows, doubled, 16_000))
-        sides = {
-            (name, corpus, form): function
-            for corpus, settings in corpora.items()
-            for name, forms in sides_of(settings).items()
-            for form, function in forms.items()
-        }
-        found = rates(sides, FLAGS.samples)
+        with contextlib.ExitStack() as opened:
+            sides = {
+                (name, corpus, form): function
+                for corpus, settings in corpora.items()
+                for name, forms in sides_of(settings, opened).items()
+                for form, function in forms.items()
+            }
+            found = rates(sides, FLAGS.samples)
         show(found)
         waits = {
             form: waiting(corpora["FSDD"].folder / source, folder / "runs" / source)

@@ -5,7 +5,7 @@
     python -m hra_jax.train --config common_voice_hra --config.backbone=BACKBONE --config.data.dir=DATA --workdir W
 
 The first two are typed for each of the languages below; DOWNLOADED is the folder of one, or a folder of them. For other
-languages, change LANGUAGES in a copy of this file. BACKBONE is what
+languages, or one, change LANGUAGES in a copy of this file, and name its suites '' or copies of theirs. BACKBONE is what
 `python -m hra_jax.convert --source W2V_BERT --output BACKBONE` makes of the published folder. The encoder has no output
 layer: each language gets one, for the characters of its texts. What it takes, without a TPU:
 

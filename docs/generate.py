@@ -314,6 +314,22 @@ def layers() -> str:
     return table("layer | way | forward and backward, median | times the first", rows, left=2)
 
 
+def input_pipeline() -> str:
+    """How much audio is read and put into batches, by us and by others."""
+    sides: dict[str, list[str]] = {}
+    for row in cell("input_pipeline.json")["rates"]:
+        sides.setdefault(row["side"], []).append(f"{row['median']:,.0f}")
+    columns = "10 s, int16 or WAV | 10 s, FLAC | 0.4 s, int16 or WAV | 0.4 s, FLAC"
+    return table(f"way | {columns}", [[side, *medians] for side, medians in sides.items()])
+
+
+def input_waiting() -> str:
+    """What share of its time a training waits for input."""
+    shares = cell("input_pipeline.json")["input_wait_shares"]
+    parts = [f"{100 * sum(values) / len(values):.2f}% with {form}" for form, values in shares.items()]
+    return f"The share of its time that the configuration `fsdd` waits for input, on two cores: {', '.join(parts)}."
+
+
 _LENGTHS = {
     "LibriSpeech-like": "read books, drawn, {mean:.1f} s",
     "Common-Voice-like": "single sentences, drawn, {mean:.1f} s",
@@ -374,7 +390,8 @@ PARTS: dict[str, Callable[[], str]] = (
         part.__name__: part
         for part in (parameters, scaling, encoders, full_depth, tpus, tpu_variants, tpu_batches, layers)
     }
-    | {part.__name__: part for part in (held_out, held_out_facts, padding, bucket_times, table_rows)}
+    | {part.__name__: part for part in (held_out, held_out_facts, padding, bucket_times)}
+    | {part.__name__: part for part in (input_pipeline, input_waiting, table_rows)}
 )
 
 

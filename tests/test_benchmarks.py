@@ -1,5 +1,6 @@
 """The benchmarks: how sides are timed and methods are compared, and that what is committed follows from its cells."""
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -74,6 +75,25 @@ def test_the_report_holds_every_sample_and_where_they_were_taken(harness, tmp_pa
         assert entry["samples_s"] == values and entry["median_s"] == statistics.median(values)
     printed = capsys.readouterr().out
     assert "pair: b" in printed and "1.50" in printed
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_all_sides_of_the_input_pipeline_go_through_the_same_audio(benchmark, tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is one of the sides")
+    module = benchmark("input_pipeline")
+    corpus = module.Corpus(module.epath.Path(tmp_path), 8000, (0.5, 1.0), 4.0)
+    random, sizes = np.random.default_rng(0), [2400 + 400 * number for number in range(12)]
+    rows = [{"speaker": f"s{number % 2}", "text": "one"} for number in range(len(sizes))]
+    module.write(corpus, rows, [0.1 * random.standard_normal(size).astype(np.float32) for size in sizes])
+    with contextlib.ExitStack() as opened:
+        for name, forms in module.sides_of(corpus, opened).items():
+            for form, function in forms.items():
+                seconds, most = [function(), function()], sum(sizes) / 8000
+                if name.startswith("TrainLoader"):  # which ends with a whole batch
+                    assert all(most <= found <= most + corpus.batch_seconds for found in seconds), (name, form)
+                else:
+                    assert seconds == pytest.approx([most, most]), (name, form)
+        assert all(len(found) == 2 and min(found) > 0 for found in module.rates({"a": function}, 2).values())
 
 
 # --- Cells and what is said of them -----------------------------------------------------------------------------------
@@ -177,3 +197,15 @@ def test_many_utterances_become_a_table_in_little_time_and_memory(benchmark, tmp
         # With an object for each utterance it took 73 microseconds and 3 kB of each.
         assert one["cpu_seconds_in_all"] < 2 + rows * 30e-6 and one["peak_bytes"] < 1e9
     assert found["train.jsonl"]["note"] == found["shards"]["note"]
+
+
+def test_eight_buckets_that_are_found_leave_a_ninth_of_padding_and_the_committed_shares_follow_from_the_lengths(
+    benchmark, fsdd_dir
+):
+    padding = benchmark("padding")
+    committed = json.loads((FOLDER / "results" / "padding.json").read_text(encoding="utf-8"))["padding"]
+    sets = padding.drawn_lengths() | {"fsdd": padding.lengths_of(str(fsdd_dir))}
+    for name, lengths in sets.items():
+        found = padding.padding_of(lengths, (1.0,), padding.FRAMES.get(name, 0.04))["padding"]
+        assert {str(number): share for number, share in found.items()} == pytest.approx(committed[name]["padding"])
+    assert len(committed) == 4 and max(found["padding"]["8"] for found in committed.values()) <= 0.115

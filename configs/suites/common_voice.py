@@ -7,7 +7,7 @@
 
 from ml_collections import ConfigDict
 
-LANGUAGES = ("cy", "eu", "hi", "ka", "lg", "tr", "uk", "vi")
+from hra_jax.config import load
 
 
 def get_config() -> ConfigDict:
@@ -15,5 +15,6 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "common_voice"
     config.normalizer = "basic"  # of references and hypotheses
-    config.tasks = tuple((language, f"seqio:hra/common_voice/{language}/test", "", language) for language in LANGUAGES)
+    languages = [name for name, _, _ in load("common_voice_hra").data.sources]
+    config.tasks = tuple((name, f"seqio:hra/common_voice/{name}/test", "", name) for name in languages)
     return config

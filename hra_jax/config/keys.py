@@ -108,7 +108,7 @@ def _leaves(config: ConfigDict | Mapping[str, Any], prefix: str) -> Iterator[tup
             yield f"{prefix}{key}", value
 
 
-class _OfTypes(FieldReference):  # type: ignore[misc]
+class _OfTypes(FieldReference):
     """The value of a key that may be of several types: ConfigDict holds any other to the type of its first value."""
 
     def set(self, value: Any, type_safe: bool = True) -> None:

@@ -93,7 +93,7 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
         return resample(utterance.samples, utterance.sample_rate, sample_rate)
     if isinstance(utterance, Sharded):
         return resample(shards.samples(utterance), utterance.shard.sample_rate, sample_rate)
-    with Sound(utterance.audio_filepath) as sound:
+    with Sound(utterance.audio_filepath, part=utterance.offset > 0) as sound:
         start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)
         return _read(sound, start=start, count=count, sample_rate=sample_rate)
 
@@ -103,7 +103,7 @@ def rate_of(utterance: Utterance) -> int:
     utterance = _resolved(utterance)
     if isinstance(utterance, Sharded):
         return utterance.shard.sample_rate
-    with Sound(utterance.audio_filepath) as sound:
+    with Sound(utterance.audio_filepath, part=True) as sound:
         return sound.rate
 
 
@@ -120,7 +120,7 @@ def decode_hashed(utterance: Utterance, sample_rate: int) -> tuple[np.ndarray, i
     if isinstance(utterance, Recording | Sharded):
         return decode(utterance, sample_rate), sample_hash(utterance)
     found = SampleHash()
-    with Sound(utterance.audio_filepath) as sound:
+    with Sound(utterance.audio_filepath, part=utterance.offset > 0) as sound:
         start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)
         samples = _read(sound, start=start, count=count, sample_rate=sample_rate, found=found)
         return samples, found.finish(sound, start + count)
@@ -168,7 +168,7 @@ def sample_hash(utterance: Utterance) -> int:
     if isinstance(utterance, Recording):
         collections.deque(found.of(iter([utterance.samples[:, None]])), maxlen=0)
         return found.value
-    with Sound(utterance.audio_filepath) as sound:
+    with Sound(utterance.audio_filepath, part=utterance.offset > 0) as sound:
         start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)
         for _ in found.of(sound.blocks(start, count)):
             pass

@@ -7,6 +7,7 @@ no part in it, so a position (what has been read, what waits) is valid for any n
 import bisect
 import dataclasses
 import heapq
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -170,15 +171,17 @@ class _Waiting:
         self.by_task.setdefault(task, []).append((arrival, row))
         self.count += 1
 
-    def arrivals(self) -> list[tuple[int, tuple[int, int]]]:
-        return sorted(entry for rows in self.by_task.values() for entry in rows)
-
     def take(self, wanted: int, *, max_tasks: int, limit: int) -> list[tuple[int, int]] | None:
         """Removes and returns `wanted` rows of at most `max_tasks` tasks; fewer once `limit` rows wait, else None."""
         if self.count < limit and self.count < max(wanted, self._promising):
             return None
         tasks = list(self.by_task)
         if len(tasks) > max_tasks:
+            # No tasks have more rows than the largest ones: with many tasks most searches end here, at once.
+            lacking = wanted - sum(heapq.nlargest(max_tasks, map(len, self.by_task.values())))
+            if lacking > 0 and self.count < limit:
+                self._promising = self.count + lacking
+                return None
             # The oldest row goes, so that none waits for ever; the other slots go to the tasks with the most rows,
             # and among equals to the one whose first row is older.
             oldest = min(tasks, key=lambda task: self.by_task[task][0])
@@ -198,6 +201,14 @@ class _Waiting:
         self.count -= len(taken)
         self._promising = 0
         return [row for _, row in taken]
+
+
+Snapshot = list[list[tuple[int, tuple[int, int]]]]  # of each bucket: arrival numbers and rows, in no order
+
+
+def waiting_of(snapshot: Snapshot) -> dict[str, list[list[int]]]:
+    """What `Batcher.waiting` would have given when the snapshot was made."""
+    return {str(bucket): [list(row) for _, row in sorted(rows)] for bucket, rows in enumerate(snapshot) if rows}
 
 
 class Batcher:
@@ -258,11 +269,14 @@ class Batcher:
 
     def waiting(self) -> dict[str, list[list[int]]]:
         """What waits, for JSON: {bucket: [[source, row], ...] in order of arrival}, buckets with nothing left out."""
-        return {
-            str(bucket): [list(row) for _, row in waiting.arrivals()]
-            for bucket, waiting in enumerate(self._waiting)
-            if waiting.count
-        }
+        return waiting_of(self.snapshot())
+
+    def snapshot(self) -> Snapshot:
+        """What waits now, in a form that is made quickly however much it is: `waiting_of` turns it into that for JSON.
+
+        A position follows every batch, and few of them are asked for.
+        """
+        return [list(itertools.chain.from_iterable(waiting.by_task.values())) for waiting in self._waiting]
 
     def restore(self, waiting: Mapping[str, Sequence[Sequence[int]]]) -> None:
         """Takes back what `waiting` gave; the batches that follow are those that would have followed then."""

@@ -15,6 +15,7 @@ a dict of numpy arrays; B is the rows per host, S the samples of the bucket, U i
 A row of weight 0 has task -1, no samples and no labels; where audio failed, `utterance` still says whose it was.
 """
 
+import functools
 import math
 import time
 from collections import deque
@@ -46,7 +47,7 @@ class _Job(NamedTuple):
 
     batch: Batch
     futures: list[Future]
-    position: dict | None
+    position: Callable[[], dict] | None
     tasks: tuple[int, ...]  # of the global batch, ascending, `__base__` left out
     seconds: float  # of audio in the global batch, as the manifests say
     hashes: np.ndarray  # uint64 [B], of the rows that were decoded for the first time; 0 for all others
@@ -85,7 +86,9 @@ class _Assembler:
         self._threads, self._closed = threads, False
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    def submit(self, bucket: int, indices: Sequence[int] | np.ndarray, *, position: dict | None = None) -> _Job:
+    def submit(
+        self, bucket: int, indices: Sequence[int] | np.ndarray, *, position: Callable[[], dict] | None = None
+    ) -> _Job:
         """Starts on the global batch of these utterances, padded to the bucket's rows."""
         everyones = np.full(self._rows[bucket], PADDING, np.int64)
         everyones[: len(indices)] = indices
@@ -176,7 +179,8 @@ def _capacities(table: UtteranceTable, buckets: Sequence[float]) -> tuple[int, .
     return batching.label_capacities(inside[kept], table.label_lengths[kept], buckets=len(buckets))
 
 
-_Plans = Iterator[tuple[int, Sequence[int], dict]]  # of each batch: its bucket, its utterances, the position after it
+# Of each batch: its bucket, its utterances, and what gives the position after it, which is seldom asked for.
+_Plans = Iterator[tuple[int, Sequence[int], Callable[[], dict]]]
 
 
 def _utterances_in_turn(
@@ -205,10 +209,14 @@ def _utterances_in_turn(
                 batcher.add(*table.place(int(parts[part].utterances[row])))
                 plan = batcher.pop()
             indices = [table.index(source, row) for source, row in plan.rows]
-            after = {"consumed": stream.consumed, "waiting": batcher.waiting()}
-            yield plan.bucket, indices, after | _counted(parts, stream.drawn)
+            after = {"consumed": stream.consumed} | _counted(parts, stream.drawn)
+            yield plan.bucket, indices, functools.partial(_position, after, batcher.snapshot())
 
     return plans()
+
+
+def _position(after: dict, waiting: batching.Snapshot) -> dict:
+    return after | {"waiting": batching.waiting_of(waiting)}
 
 
 def _counted(parts: Sequence[Part], drawn: Sequence[int]) -> dict:
@@ -241,7 +249,9 @@ def _tasks_in_turn(
         seed=seed,
         start=position["consumed"],
     )
-    return ((turn.bucket, turn.utterances, {"consumed": turns.consumed, "waiting": {}}) for turn in turns)
+    return (
+        (turn.bucket, turn.utterances, functools.partial(dict, consumed=turns.consumed, waiting={})) for turn in turns
+    )
 
 
 class TrainLoader(Iterator[Batch]):
@@ -304,7 +314,8 @@ class TrainLoader(Iterator[Batch]):
         self._table, self._report, self._prefetch, self._seed = table, report, prefetch, seed
         self._usable_rows = {spec.name: spec.rows for spec in table.specs()}
         self.parts = () if draw == "tasks" else tuple(parts) or parts_of(table)
-        self._position = self._checked(position)
+        begin = self._checked(position)
+        self._position: Callable[[], dict] = lambda: begin
         plans = _tasks_in_turn if draw == "tasks" else _utterances_in_turn
         self._plans = plans(
             table,
@@ -313,7 +324,7 @@ class TrainLoader(Iterator[Batch]):
             buckets=buckets,
             rows=rows,
             max_tasks=max_tasks,
-            position=self._position,
+            position=begin,
         )
         self._assembler = _Assembler(
             table,
@@ -368,7 +379,7 @@ class TrainLoader(Iterator[Batch]):
         started = time.perf_counter()
         while len(self._jobs) <= self._prefetch:
             bucket, indices, position = next(self._plans)
-            self._jobs.append(self._assembler.submit(bucket, indices, position=position | {"rows": self._usable_rows}))
+            self._jobs.append(self._assembler.submit(bucket, indices, position=position))
         job = self._jobs.popleft()
         batch = job.result()
         self._watch(batch)
@@ -401,17 +412,18 @@ class TrainLoader(Iterator[Batch]):
           and, of a mixture of several parts, "parts": {name: [utterances, references read]}; where tasks are drawn in
           turn, "consumed" counts batches, and nothing waits.
         """
-        return self._position
+        return self._position() | {"rows": self._usable_rows}
 
     @property
     def drawn(self) -> list[int]:
         """How many references of each part have been read for the batches handed out."""
         if not self.parts:
             return []
-        counted = self._position.get("parts")
+        position = self._position()
+        counted = position.get("parts")
         if counted is None:
             specs = [part.spec for part in self.parts]
-            return mixtures.draws_before(specs, self._position["consumed"], seed=self._seed)
+            return mixtures.draws_before(specs, position["consumed"], seed=self._seed)
         return [counted[part.spec.name][1] for part in self.parts]
 
     def close(self) -> None:

@@ -61,7 +61,7 @@ def _source_class() -> Any:
     texts = {name: tf.TensorSpec([], tf.string) for name in ("text", "id", "tags")}
     signature = {"samples": tf.TensorSpec([None], tf.int16), "sample_rate": tf.TensorSpec([], tf.int32)} | texts
 
-    class ShardsSource(seqio.DataSource):
+    class ShardsSource(seqio.DataSource):  # type: ignore[name-defined]
         """Shards, read without TensorFlow, as a tf.data.Dataset."""
 
         def __init__(self, rows: Mapping[str, Mapping[str, Sequence[Utterance]]]):

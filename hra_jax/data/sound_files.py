@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from typing import Final
+from typing import IO, Any, Final
 
 import numpy as np
 import soundfile
@@ -27,6 +27,7 @@ _MOST_PAGES: Final = 2**21  # of an Ogg file
 _MPEG_LEAD: Final = 32 * 1152  # samples
 _REMEMBERED: Final = 2**17  # files that are walked once: more than long recordings that a data set has
 _BLOCK: Final = 2**20  # samples of all channels together
+_WHOLE: Final = 2**23  # bytes up to which a file in a bucket is fetched whole, whatever is wanted of it
 # Of a file that is there: whoever mends the storage, or the permission, can read it.
 _AWAY: Final = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN}
 _IN_MEMORY: Final = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # what soundfile calls a file without a name
@@ -63,19 +64,22 @@ class Sound:
       frames: the number of samples per channel; None where the file does not say.
     """
 
-    def __init__(self, path: str, content: bytes | None = None):
+    def __init__(self, path: str, content: bytes | None = None, *, part: bool = False):
         """Opens a local or remote file.
 
         Args:
           path: a path, or a URI of the schemes file, gs and s3.
           content: of the file, where it is in memory; nothing is then read from `path`.
+          part: whether little of it is wanted: of a long file in a bucket no more than that is then fetched, but where
+            its length is known only by its whole content (MPEG audio, Ogg).
 
         Raises:
           AudioError: missing_file, empty_audio (no bytes), unreachable_audio (a scheme that is not read, storage that
             fails), undecodable_audio (not audio, or not readable).
         """
         self._path = local_path(path)
-        self._content = content
+        self._content, self._wants_part = content, part
+        self._part: _Part | None = None
         self._mpeg = False
         # The decoder prints notes where it begins, and where a stream is damaged.
         self._begins = self._damaged = False
@@ -139,7 +143,12 @@ class Sound:
     def _open(self) -> soundfile.SoundFile:
         with _named(self._path):
             if self._content is None and is_remote(self._path):
-                self._content = _read_remote(self._path)
+                found = _read_remote(self._path, part=self._wants_part)
+                self._content, self._part = (None, found) if isinstance(found, _Part) else (found, None)
+            if self._part is not None:
+                opened = _Unseeking(self._part)
+                self._part.check()
+                return opened
             head = _head_of_file(self._path) if self._content is None else self._content[:4]
             if not head:
                 raise AudioError("empty_audio", "the file has no bytes")
@@ -185,6 +194,7 @@ class Sound:
         try:
             with _quiet(self._mpeg):
                 self._sound.seek(first)
+            self._check_part()
         except (OSError, soundfile.SoundFileError):
             # It cannot be sought in (GSM 6.10): everything before is read and dropped.
             self._sound.close()
@@ -193,11 +203,16 @@ class Sound:
         while left and (passed := len(self._read(min(size, left)))):
             left -= passed
 
+    def _check_part(self) -> None:
+        if self._part is not None:
+            self._part.check()
+
     def _read(self, count: int) -> np.ndarray:
         if self._begins:
             count = min(count, _MPEG_LEAD)
         with _named(self._path), _quiet(self._begins or self._damaged):
             found: np.ndarray = self._sound.read(count, dtype="float32", always_2d=True)
+            self._check_part()
         self._begins = False
         return found
 
@@ -248,21 +263,62 @@ def _head_of_file(path: str) -> bytes:
         return file.read(4)
 
 
-def _read_remote(path: str) -> bytes:
-    """The content of a remote file; AudioError or OSError, such as StorageUnavailable where its bucket is away."""
+class _Part:
+    """A long file in a bucket as libsndfile reads it, which asks for what it needs and hears of no error."""
+
+    def __init__(self, path: str, file: IO[bytes]):
+        self._path, self._file = path, file
+        self._error: Exception | None = None
+        self.seek, self.tell = file.seek, file.tell  # neither asks the storage
+
+    def readinto(self, buffer: Any) -> int:
+        """Reads; 0, as at the end, where the storage fails."""
+        try:
+            return int(self._file.readinto(buffer)) if self._error is None else 0  # type: ignore[attr-defined]
+        except _remote_failures() as error:
+            self._error = error
+            return 0
+
+    def check(self) -> None:
+        """Raises what reading met, as `_read_remote` does."""
+        if self._error is not None:
+            raise _not_reached(self._error, self._path) from self._error
+
+
+def _read_remote(path: str, *, part: bool) -> bytes | _Part:
+    """The content of a remote file, or what reads parts of it, where a part of a long one is wanted.
+
+    Raises:
+      AudioError: it cannot be reached.
+      OSError: such as StorageUnavailable where its bucket is away.
+    """
     reason = why_unreachable(path)
     if reason is not None:
         raise AudioError("unreachable_audio", reason)
     try:
-        content: bytes = epath.Path(path).read_bytes()
+        file: IO[bytes] = epath.Path(path).open("rb")
+        if part and file.seek(0, os.SEEK_END) > _WHOLE:
+            file.seek(0)
+            head = file.read(4)
+            file.seek(0)
+            if head[:4] in (b"RIFF", b"fLaC", b"RF64"):
+                return _Part(path, file)
+        file.seek(0)
+        return file.read()
     except FileNotFoundError:
         raise
     except _remote_failures() as error:
-        # A recording that is unreachable is left out; a run must not leave out all of them while storage is away.
-        if isinstance(error, remote.StorageUnavailable) and not remote.answers(path):
-            raise
-        raise AudioError("unreachable_audio", one_line(error)[:300]) from error
-    return content
+        raise _not_reached(error, path) from error
+
+
+def _not_reached(error: Exception, path: str) -> Exception:
+    """What to raise where a file in a bucket could not be read.
+
+    A recording that is unreachable is left out; a run must not leave out all of them while storage is away.
+    """
+    if isinstance(error, remote.StorageUnavailable) and not remote.answers(path):
+        return error
+    return AudioError("unreachable_audio", one_line(error)[:300])
 
 
 def _remote_failures() -> tuple[type[Exception], ...]:

@@ -24,7 +24,7 @@ from hra_jax.config.settings import (
 )
 from hra_jax.console import listed
 from hra_jax.data import mixtures, shards
-from hra_jax.data.corpora import registry
+from hra_jax.data.corpora import catalogue, registry
 from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
@@ -135,7 +135,7 @@ class DataSettings:
     )
     temperature: float = setting(
         1.0,
-        number(0, above=True),
+        number(0.1),
         "of rates that are 'proportional': a source or group of n utterances is drawn as n to the power of 1 / "
         "temperature",
     )
@@ -182,6 +182,8 @@ def read_source(path: epath.PathLike, *, report: DataReport) -> tuple[Sequence[U
             f"the folder {os.fspath(path)} holds no {shards.INDEX}; needed: a manifest, or shards, which python -m "
             "hra_jax.data.cache makes, and completes where it was stopped"
         )
+    if os.fspath(path).startswith(catalogue.PREFIX) and not epath.Path(path).exists():
+        raise UserError(f"no manifest at {os.fspath(path)}; did you mean '{registry.SCHEME}{os.fspath(path)}'?")
     return read_manifest(path, report=report)
 
 

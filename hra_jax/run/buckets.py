@@ -54,7 +54,7 @@ def take_buckets(config: ConfigDict, path: epath.PathLike) -> None:
     found = durations.read_durations(path, group(config, "data"))
     try:
         sources = read.training_sources(group(config, "data"), DataReport())
-    except UserError:
+    except (UserError, OSError):
         pass  # the data is elsewhere, as it is where one asks for a file
     else:
         durations.check_same(path, found, lengths_of(config, sources))

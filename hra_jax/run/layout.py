@@ -164,7 +164,7 @@ def lay_out(
     if data.draw != "tasks":
         mixed = groups.parts_of(table, temperature=data.temperature, cap_rows=data.cap_rows, groups=data.groups)
     scored = {f"suite {runner.suite.name!r}": runner.digest for runner in (test, select) if runner}
-    heard = {f"augment.{kind}": hashlib.sha256(rows).hexdigest() for kind, rows in material.sounds.items()}
+    heard = {f"augment.{kind}": hashlib.sha256(rows.tobytes()).hexdigest() for kind, rows in material.sounds.items()}
     read = {"backbone": base.fingerprint, "training data": table.digest(), "mixture": groups.digest(mixed)}
     agreement.check_agreement(read | scored | heard)
     laid_out = programs.lay_out_programs(

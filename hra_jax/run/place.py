@@ -108,7 +108,10 @@ def start_weights(
     on_devices = programs.on_devices(weights, laid_out.bank)
     state = train_state.create(on_devices, laid_out.optimizer, train=programs.trained_part(settings, adapter))
     replicated = sharding.replicated(layout.mesh)
-    hyper = {"seed": np.uint32(settings.seed), "learning_rate": np.float32(laid_out.optimizer.learning_rate)}
+    hyper: dict[str, Any] = {
+        "seed": np.uint32(settings.seed),
+        "learning_rate": np.float32(laid_out.optimizer.learning_rate),
+    }
     hyper |= {SOUNDS: material.sounds} if material.sounds else {}
 
     def draw() -> dict[str, Any]:

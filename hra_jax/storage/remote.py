@@ -39,6 +39,8 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # TensorFlow's client asks again by itself, first for minutes and in silence; here all clients wait alike.
 os.environ.setdefault("GCS_RETRY_CONFIG_MAX_RETRIES", "2")
 os.environ.setdefault("GCS_REQUEST_CONNECTION_TIMEOUT_SECS", "20")
+# It also asks for 64 MB where a few bytes are read, such as a part of a long recording.
+os.environ.setdefault("GCS_READ_CACHE_BLOCK_SIZE_MB", "2")
 os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", "20")
 
 _T = TypeVar("_T")
@@ -470,6 +472,12 @@ class _Reading(io.RawIOBase):
         buffer[: len(content)] = content
         self._position += len(content)
         return len(content)
+
+    def readall(self) -> bytes:
+        """The rest, by one request."""
+        rest = bytearray(max(0, self._size - self._position))
+        count = self.readinto(rest)
+        return bytes(rest[:count])
 
     def _read(self, count: int) -> bytes:
         if self._file is None:

@@ -39,7 +39,9 @@ class Compilations:
     def _line(self) -> str:
         each = [self._seconds[samples] for samples in sorted(self._seconds)]
         sum_of = " + ".join(f"{seconds:.1f}" for seconds in each) + f" = {sum(each):.1f} s" if len(each) > 1 else ""
-        buckets = f"{len(each)} of {self._buckets} buckets" if self._buckets > 1 else "1 bucket"
+        buckets = "1 bucket" if self._buckets == 1 else f"{self._buckets} buckets"
+        if len(each) < self._buckets:
+            buckets = f"{len(each)} of {buckets}"
         return f"the train step was compiled for {buckets} in {sum_of or f'{each[0]:.1f} s'}"
 
 

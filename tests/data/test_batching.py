@@ -143,3 +143,12 @@ def test_a_row_longer_than_the_last_bucket_must_not_be_fed():
         _batcher([4.01], [0]).add(0, 0)
     with pytest.raises(UserError, match="max_tasks 0"):
         _batcher([1.0], [0], max_tasks=0)
+
+
+def test_a_number_of_buckets_has_no_edges_before_they_are_found():
+    assert batching.BatchSettings(buckets=BUCKETS).edges == BUCKETS
+    with pytest.raises(UserError, match="batch.buckets = 8: a run finds them in its training data when it begins"):
+        _ = batching.BatchSettings(buckets=8).edges
+    for wrong in (0, 65, True, (2.0, 1.0), ()):
+        with pytest.raises(UserError, match="allowed: a tuple of ascending numbers .*, or an integer of at least 1"):
+            batching.BatchSettings(buckets=wrong)

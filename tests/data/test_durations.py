@@ -9,6 +9,7 @@ import pytest
 from hra_jax.config.files import load_config
 from hra_jax.config.keys import group
 from hra_jax.data import durations
+from hra_jax.data.batching import Batcher, bucket_rows
 from hra_jax.data.sources import TableSource
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
@@ -123,3 +124,19 @@ def test_a_damaged_file_of_lengths_is_one_line(written, key, value, told):
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}), encoding="utf-8")
     with pytest.raises(UserError, match=told):
         durations.read_durations(path, _data())
+
+
+def test_padding_is_what_the_batches_of_a_run_hold():
+    lengths = np.random.default_rng(4).gamma(4.0, 0.5, 4000)
+    edges = durations.best_edges(durations.count_durations(lengths), 4, frame=0.02, limit=60.0)
+    rows = bucket_rows(edges, batch_seconds=40.0, multiple=2)
+    batcher = Batcher(edges, rows=rows, max_tasks=9, lookup=lambda source, row: (lengths[row], row % 9))
+    spoken = held = 0.0
+    for epoch in range(3):
+        for row in np.random.default_rng(epoch).permutation(len(lengths)):
+            batcher.add(0, int(row))
+            while (plan := batcher.pop()) is not None:
+                assert len(plan.rows) == rows[plan.bucket]
+                held += len(plan.rows) * edges[plan.bucket]
+                spoken += sum(lengths[row] for _, row in plan.rows)
+    assert durations.padding_share(lengths, edges) == pytest.approx(1 - spoken / held, abs=0.003)

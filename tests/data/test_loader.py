@@ -1,6 +1,7 @@
 """Loaders: batches that hosts and threads do not change, exact restarts, bad audio masked and named."""
 
 import collections
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -58,6 +59,12 @@ def _sources(corpus, rates=(3, "proportional", 2.0)):
         TableSource(name, manifest.load_manifest(path, report=report), rate)
         for (name, path), rate in zip(corpus.items(), rates, strict=False)
     ]
+
+
+def _gone(source):
+    """The source as if the audio of all of it were missing."""
+    rows = [dataclasses.replace(row, audio_filepath=row.audio_filepath + ".gone") for row in source.utterances]
+    return dataclasses.replace(source, utterances=rows)
 
 
 def _table(sources, report=None, **settings):
@@ -347,10 +354,7 @@ def test_bad_audio_is_an_error_when_strict(damaged):
 
 
 def test_audio_that_all_fails_ends_training_with_the_counts(corpus):
-    sources = _sources(corpus)
-    for source in sources:
-        for row in source.utterances:
-            object.__setattr__(row, "audio_filepath", row.audio_filepath + ".gone")
+    sources = list(map(_gone, _sources(corpus)))
     with (
         pytest.raises(UserError, match="no usable audio: .* utterances in a row failed, of 38 .*missing_file"),
         _train(_table(sources)) as batches,
@@ -360,8 +364,7 @@ def test_audio_that_all_fails_ends_training_with_the_counts(corpus):
 
 def test_one_bad_source_does_not_end_training_while_another_is_good(corpus):
     sources = _sources(corpus, rates=(50, 1, 1))
-    for row in sources[0].utterances:
-        object.__setattr__(row, "audio_filepath", row.audio_filepath + ".gone")
+    sources[0] = _gone(sources[0])
     with _train(_table(sources)) as batches:
         assert 0 < sum(batch["weight"].sum() for batch in _take(batches, 80)) < 40
 

@@ -11,10 +11,13 @@ from reference import micro as world
 
 from hra_jax.adapters import adapter_folder, task_records
 from hra_jax.data import audio, cache, shards, sources
-from hra_jax.data.cache import ShardSettings
 from hra_jax.data.report import DataReport
+from hra_jax.data.shard_parts import ShardSettings
 from hra_jax.errors import UserError
+from hra_jax.storage import remote
 from hra_jax.tasks import adding, few_shot
+
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def _assert_same(one, other):
 @pytest.fixture(scope="module")
 def on_shards(micro, sharded, tmp_path_factory):
     """A run on shards of this machine."""
-    return world.train(_config(micro, sharded), tmp_path_factory.mktemp("on_shards") / "W")
+    return world.train(_config(micro, sharded, steps=STEPS), tmp_path_factory.mktemp("on_shards") / "W")
 
 
 def _scores(workdir, suite):
@@ -61,7 +64,7 @@ def _scores(workdir, suite):
 
 @pytest.mark.slow(minutes=1)
 def test_a_run_on_shards_is_the_run_on_their_manifest(micro, sharded, on_shards, tmp_path):
-    on_manifest = world.train(micro.config(), tmp_path / "W")
+    on_manifest = world.train(micro.config(steps=STEPS), tmp_path / "W")
     # Of what has 16 bits at the rate that is trained at every sample is the same; what is resampled is rounded.
     np.testing.assert_allclose(world.losses(on_shards.workdir), world.losses(on_manifest.workdir), rtol=1e-4)
     tables = [run.run.layout.table for run in (on_shards, on_manifest)]
@@ -126,15 +129,33 @@ def test_a_run_on_a_bucket_in_trouble_is_the_run_on_local_shards(micro, sharded,
     gcs_storage.upload_folder(sharded, "gs://bucket/data")
     gcs_storage.fail("GET.*array_record", every=20)
     gcs_storage.hang("GET.*array_record", every=50, seconds=1.0)
-    config = _config(micro, "gs://bucket/data", data__threads=4, steps=4)
+    config = _config(micro, "gs://bucket/data", data__threads=4, steps=STEPS)
     done = world.train(config, tmp_path / "W")
     asked = [line for line in gcs_storage.requests if "array_record" in line]
     gcs_storage.work()
-    assert done.status == 0 and len(asked) > 20
+    assert done.status == 0 and len(asked) >= 50  # so that every kind of trouble was met
     assert world.losses(tmp_path / "W") == world.losses(on_shards.workdir)
     _assert_same(_weights(tmp_path / "W"), _weights(on_shards.workdir))
     assert json.loads((tmp_path / "W/data_report.json").read_text())["counts"] == {}
     assert shards.is_shards("gs://bucket/data/train")
+
+
+@pytest.mark.slow(minutes=1)
+def test_a_shard_that_a_bucket_does_not_give_costs_its_utterances_and_no_more(
+    micro, sharded, gcs_storage, monkeypatch, tmp_path
+):
+    gcs_storage.upload_folder(sharded, "gs://bucket/data")
+    name = shards.shard_name(1)
+    gcs_storage.fail(f"GET.*{name}")
+    monkeypatch.setenv(remote.SECONDS_VARIABLE, "1")
+    done = world.train(_config(micro, "gs://bucket/data", data__threads=4), tmp_path / "W")
+    gcs_storage.work()
+    assert done.status == 0
+    found = json.loads((tmp_path / "W/data_report.json").read_text())
+    assert set(found["counts"]) == {"unreachable_audio"}
+    rows = sources.read_source(sharded / "train", report=DataReport())[0]
+    gone = {f"micro: {row.key}" for row in rows if row.sound_file.endswith(name)}
+    assert gone and {row["name"] for row in found["utterances"]["unreachable_audio"]} == gone
 
 
 @pytest.mark.slow(minutes=1)

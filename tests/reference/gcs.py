@@ -106,6 +106,7 @@ class _Buckets:
     def __init__(self, names: list[str]):
         self.buckets: dict[str, dict[str, Blob]] = {name: {} for name in names}
         self.requests: list[str] = []
+        self.sent = 0
         self.trouble: dict[bool, Trouble] = {}  # by whether there is an answer
         self.matched = {True: 0, False: 0}
         self.lock = threading.RLock()
@@ -140,13 +141,15 @@ class _Buckets:
                 return sorted(name[len(prefix) :] for name in self.buckets[bucket] if name.startswith(prefix))
             if act == "requests":
                 return self.requests
+            if act == "sent":
+                return self.sent
             if act == "trouble":
                 trouble = Trouble(**value) if value else None
                 self.trouble = {} if trouble is None else self.trouble | {trouble.status > 0: trouble}
                 self.matched = {True: 0, False: 0}
                 return None
             assert act == "clear", act
-            self.trouble, self.requests = {}, []
+            self.trouble, self.requests, self.sent = {}, [], 0
             for blobs in self.buckets.values():
                 blobs.clear()
             return None
@@ -403,6 +406,7 @@ class _Handler(BaseHTTPRequestHandler):
         size = len(blob.content)
         found = re.fullmatch(r"bytes=(\d*)-(\d*)", asked.headers.get("range", ""))
         if found is None or found.groups() == ("", ""):
+            storage.sent += size
             self._send(200, blob.content, headers)
             return
         first, last = found.groups()
@@ -411,6 +415,7 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= size:
             raise _Refused(416, "The requested range cannot be satisfied.")
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        storage.sent += stop - start
         self._send(206, blob.content[start:stop], headers)
 
     def _rewrite(
@@ -571,6 +576,11 @@ class Storage:
     def requests(self) -> list[str]:
         """Every request since the last `clear`: method and decoded path."""
         return self._control("requests")
+
+    @property
+    def sent(self) -> int:
+        """Bytes of objects in all answers since the last `clear`."""
+        return self._control("sent")
 
     def write(self, path: str, content: bytes) -> None:
         """Puts an object there without a client; `path` is gs://BUCKET/NAME."""

@@ -57,11 +57,11 @@ def test_a_conditional_counts_its_dearest_branch():
 def test_a_step_is_counted_once_for_each_shape_of_batch():
     traced = []
 
-    def step(state, frozen, batch):
+    def step(state, frozen, batch, hyper):
         traced.append(batch["waveform"].shape)
-        return batch["waveform"] @ state
+        return batch["waveform"] @ state @ hyper["sounds"]
 
-    counted, state = flops.CountedStep(step), jnp.zeros((8, 3))
+    counted, state = flops.CountedStep(step, {"sounds": jnp.zeros((3, 1))}), jnp.zeros((8, 3))
     batches = [{"waveform": jnp.zeros((rows, 8))} for rows in (2, 5, 2)]
-    assert [counted(state, None, batch) for batch in batches] == [2 * rows * 8 * 3 for rows in (2, 5, 2)]
+    assert [counted(state, None, batch) for batch in batches] == [2 * rows * (8 * 3 + 3) for rows in (2, 5, 2)]
     assert traced == [(2, 8), (5, 8)]

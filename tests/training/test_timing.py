@@ -77,7 +77,7 @@ def test_peaks_of_known_chips():
 @pytest.mark.parametrize(
     ("samples", "told"),
     [
-        ([2, 1, 2, 3, 1, 2], "the train step was compiled for 3 of 3 buckets in 2.0 + 1.0 + 4.0 = 7.0 s; padded"),
+        ([2, 1, 2, 3, 1, 2], "the train step was compiled for 3 buckets in 2.0 + 1.0 + 4.0 = 7.0 s; padded"),
         ([2, 2], "the train step was compiled for 1 of 3 buckets in 1.0 s; padded"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from etils import epath
 
-from hra_jax.console import near_matches
+from hra_jax.console import listed, near_matches
 from hra_jax.errors import UserError
 from hra_jax.text.normalization import normalize_text
 
@@ -252,6 +252,9 @@ def split_name(name: str) -> tuple[str, str, Corpus]:
         if slash + config in corpus.configs or (rule is not None and rule.fullmatch(slash + config)):
             return corpus_name, config, corpus
         allowed = [f"{PREFIX}{corpus_name}{one}" for one in corpus.configs]
+        if not config:
+            every = listed(allowed, most=len(allowed), show=str)
+            raise UserError(f"{name!r} is a corpus in several configurations; allowed: {every}")
         raise UserError(f"unknown corpus {name!r}; {near_matches(PREFIX + short, allowed)}")
     raise UserError(f"unknown corpus {name!r}; {near_matches(PREFIX + short, families())}")
 

@@ -284,6 +284,11 @@ def test_where_no_folder_of_corpora_is_known_a_name_is_refused_with_the_folder_t
     assert said.endswith("needed here: a manifest, or the folder of its shards, DATA/shards/hra/ljspeech/train")
 
 
+def test_a_name_without_its_scheme_is_told_with_it():
+    said = failure(sources.read_source, "hra/ljspeech/train", report=DataReport())
+    assert said == "no manifest at hra/ljspeech/train; did you mean 'seqio:hra/ljspeech/train'?"
+
+
 def test_a_suite_takes_tasks_and_no_mixture(sharded, monkeypatch):
     folder = sharded(part_0=2)
     assert sources.located("seqio:part_0/train", data_dir=folder) == f"{folder}/shards/part_0/train"
