@@ -135,7 +135,7 @@ class DataSettings:
     )
     temperature: float = setting(
         1.0,
-        number(0, above=True),
+        number(0.1),
         "of rates that are 'proportional': a source or group of n utterances is drawn as n to the power of 1 / "
         "temperature",
     )
