@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     config.batch.multiple = 32
     config.batch.max_tasks = len(LANGUAGES)
     # 4,500 h of speech: a language of 100 h, at an eighth of the rows, is gone through six times. Output layers begin
-    # at nothing.
+    # at nothing. `aot` has 0.12 s for a step on v5e:2x4 at the chips' peak, so the run takes 40 minutes at the least.
     config.steps = 20000
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 1000

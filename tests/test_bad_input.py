@@ -262,6 +262,13 @@ def test_only_bad_lines_end_the_run_and_are_named(micro, data, tmp_path):
     assert sorted(report_of(tmp_path / "W")) == ["bad_json", "too_long"]
 
 
+def test_a_source_without_a_usable_line_is_named_where_tasks_take_turns(micro, data, tmp_path):
+    world.write_manifest(data / "empty.jsonl", [broken_line(data)])
+    sources = tuple((name, f"{{dir}}/{name}.jsonl", "proportional") for name in ("train", "empty"))
+    config = micro.config(data__dir=str(data), data__sources=sources, data__draw="tasks")
+    assert refused(config, tmp_path / "W") == "source 'empty' has no usable utterance"
+
+
 def test_only_bad_audio_ends_the_run_and_is_named(micro, data, tmp_path):
     shutil.rmtree(data / "audio")
     with pytest.raises(UserError) as caught:

@@ -16,6 +16,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -26,7 +27,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import soundfile
 import tqdm
 import xxhash
@@ -35,37 +35,18 @@ from etils import epath
 
 from hra_jax import cli
 from hra_jax.console import tell
-from hra_jax.data import audio, shard_files, shards, sound_files, sources
+from hra_jax.data import audio, shard_files, shard_parts, shards, sound_files, sources
 from hra_jax.data.corpora import imported, registry
 from hra_jax.data.examples import Example
 from hra_jax.data.report import KINDS, DataReport
-from hra_jax.data.shard_files import Shard
+from hra_jax.data.shard_parts import Part, ShardSettings
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
 from hra_jax.run import children
-from hra_jax.storage import checksums, files, locks, remote
-from hra_jax.storage.json_files import json_text, parse_json, read_object
+from hra_jax.storage import checksums, files, locks
+from hra_jax.storage.json_files import json_text, parse_json
 
-PARTS: Final = ".parts"  # what is known of the shards that are complete, until all are
-_JOB: Final = "job.json"
-_PART: Final = pa.schema([*shards.ROWS, ("tags", pa.string())])  # tags as a JSON object
-_OWN: Final = b"shard"
 _BYTES_PER_SECOND: Final = 16_000  # of sound whose header says nothing of its length
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardSettings:
-    """How shards are made.
-
-    Attributes:
-      sample_rate: Hz.
-      encoding: a value of `shard_files.ENCODINGS`.
-      shard_seconds: of audio in a shard, at most, unless one utterance is longer.
-    """
-
-    sample_rate: int = 16000
-    encoding: str = "int16"
-    shard_seconds: float = 3600.0
 
 
 class Items(NamedTuple):
@@ -115,13 +96,6 @@ class _Job(NamedTuple):
     settings: ShardSettings
 
 
-class _Part(NamedTuple):
-    """What is known of one shard that is complete."""
-
-    rows: pa.Table  # of `_PART`
-    shard: Shard
-
-
 def cache(
     items: Items,
     output: epath.PathLike,
@@ -148,8 +122,8 @@ def cache(
     folder = epath.Path(output)
     made_from = {"version": items.version, **dataclasses.asdict(settings)}
     with locks.hold(folder, "cache"):
-        parts = _begin(folder, made_from)
-        if (folder / checksums.LISTING).exists() and _is_whole(folder, parts):
+        parts = shard_parts.begin(folder, made_from)
+        if (folder / checksums.LISTING).exists() and shard_parts.is_whole(folder, parts):
             new = 0
             report.read(folder / shards.REPORT)
         else:
@@ -162,13 +136,13 @@ def cache(
 
 def _complete(
     folder: epath.Path,
-    parts: Mapping[int, _Part],
+    parts: Mapping[int, Part],
     items: Items,
     *,
     settings: ShardSettings,
     workers: int,
     told: Callable[[int], object],
-) -> tuple[dict[int, _Part], int]:
+) -> tuple[dict[int, Part], int]:
     """Writes the shards that are not among the parts; all parts, by number, and how many are new."""
     count, found = 0, dict(parts)
 
@@ -183,7 +157,7 @@ def _complete(
 
     new = 0
     for number, size in _run(wanted(), workers):
-        found[number] = _read_part(folder, number, settings)
+        found[number] = shard_parts.read_part(folder, number, settings)
         new += 1
         told(size)
     return {number: found[number] for number in range(count)}, new
@@ -192,82 +166,6 @@ def _complete(
 def _seconds_of(rows: pa.Table) -> float:
     good = np.asarray(rows.column("record").combine_chunks()) >= 0
     return float(np.asarray(rows.column("duration").combine_chunks())[good].sum())
-
-
-# --- What is there already --------------------------------------------------------------------------------------------
-
-
-def _begin(folder: epath.Path, made_from: Mapping[str, Any]) -> dict[int, _Part]:
-    """The parts that are complete; what a killed process left half-written is removed.
-
-    Raises:
-      UserError: the folder holds shards that were made from something else, or with other settings.
-    """
-    parts: dict[int, _Part] = {}
-    if shards.is_shards(folder):
-        index = shards.read_index(folder)
-        _check_same(folder, index.made_from, made_from)
-        parts = _parts_of(index)
-    elif (folder / PARTS / _JOB).exists():
-        _check_same(folder, read_object(folder / PARTS / _JOB), made_from)
-    else:
-        # A folder of something else would be filled with shards.
-        others = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
-        if others:
-            other = f"holds other files, such as {sorted(others)[0]!r}"
-            raise UserError(f"{os.fspath(folder)!r} {other}; allowed: a folder of shards, or a new one")
-        files.write_file(folder / PARTS / _JOB, json_text(made_from))
-    settings = ShardSettings(made_from["sample_rate"], made_from["encoding"], made_from["shard_seconds"])
-    if (folder / PARTS).is_dir():
-        for entry in sorted((folder / PARTS).iterdir()):
-            stem = entry.name.removesuffix(".parquet")
-            if stem.isdecimal() and stem != entry.name:
-                parts[int(stem)] = _read_part(folder, int(stem), settings)
-    if not remote.is_remote(folder):
-        for place in (folder, folder / PARTS):
-            names = {files.replaced_name(entry.name) for entry in place.iterdir()} if place.is_dir() else set()
-            if names - {None}:
-                files.remove_leftovers(place, {name for name in names if name is not None})
-    return {number: part for number, part in parts.items() if _size(part.shard.path) == part.shard.size}
-
-
-def _check_same(folder: epath.Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for name, value in now.items():
-        if before.get(name) != value:
-            was = "other content of the source" if name == "version" else f"{name} {before.get(name)!r}, not {value!r}"
-            raise UserError(
-                f"{os.fspath(folder)!r} holds shards made with {was}; allowed: another --output, or remove it"
-            )
-
-
-def _size(path: str) -> int:
-    try:
-        return int(epath.Path(path).stat().length)
-    except FileNotFoundError:
-        return -1
-
-
-def _is_whole(folder: epath.Path, parts: Mapping[int, _Part]) -> bool:
-    """Whether the index is there, and all shards that it names."""
-    return shards.is_shards(folder) and len(shards.read_index(folder).shards) == len(parts)
-
-
-def _parts_of(index: shards.Index) -> dict[int, _Part]:
-    """The parts that an index was put together from."""
-    tags = pa.array(
-        [json.dumps(row, ensure_ascii=False) for row in shards.tags_of(index.tags, len(index.rows))], pa.string()
-    )
-    rows = index.rows.append_column("tags", tags).cast(_PART)
-    number = np.asarray(rows.column("shard").combine_chunks())
-    return {at: _Part(rows.take(np.flatnonzero(number == at)), shard) for at, shard in enumerate(index.shards)}
-
-
-def _read_part(folder: epath.Path, number: int, settings: ShardSettings) -> _Part:
-    content = (folder / PARTS / f"{number:05d}.parquet").read_bytes()
-    table = pq.read_table(pa.BufferReader(content))
-    records, size, digest = parse_json(table.schema.metadata[_OWN], where=PARTS)
-    path = os.fspath(folder / shards.shard_name(number))
-    return _Part(table.cast(_PART), Shard(path, records, size, digest, settings.sample_rate, settings.encoding))
 
 
 # --- One shard --------------------------------------------------------------------------------------------------------
@@ -303,10 +201,7 @@ def _make(job: _Job) -> tuple[int, int]:
     rows: list[dict[str, Any]] = []
     path = epath.Path(job.folder) / shards.shard_name(job.number)
     counted = shard_files.write_shard(path, _records(job, rows))
-    table = pa.Table.from_pylist(rows, schema=_PART.with_metadata({_OWN: json.dumps(counted).encode()}))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    files.write_file(epath.Path(job.folder) / PARTS / f"{job.number:05d}.parquet", sink.getvalue().to_pybytes())
+    shard_parts.write_part(epath.Path(job.folder), job.number, rows, counted)
     return job.number, len(job.items)
 
 
@@ -333,9 +228,11 @@ def _records(job: _Job, rows: list[dict[str, Any]]) -> Iterator[bytes]:
 
 
 def _row(item: Utterance | Example, job: _Job) -> dict[str, Any]:
-    """The row of `_PART` of an utterance, as far as it is known before it is decoded."""
+    """The row of `shard_parts.SCHEMA` of an utterance, as far as it is known before it is decoded."""
     row: dict[str, Any] = {"text": item.text, "shard": job.number, "hash": 0, "why": None}
-    row["tags"] = json.dumps(item.tags, sort_keys=True, ensure_ascii=False)
+    # Corpora have NaN where they know no number, and JSON has no NaN.
+    tags = {name: value for name, value in item.tags.items() if not isinstance(value, float) or math.isfinite(value)}
+    row["tags"] = json.dumps(tags, sort_keys=True, ensure_ascii=False)
     if isinstance(item, Utterance):
         file = {"id": item.key, "file": item.audio_filepath, "offset": item.offset, "line": item.line}
         return row | file | {"duration": item.duration}
@@ -390,17 +287,17 @@ def _start(parent: int) -> None:
 
 
 def _finish(
-    folder: epath.Path, parts: Mapping[int, _Part], items: Items, made_from: Mapping[str, Any], *, report: DataReport
+    folder: epath.Path, parts: Mapping[int, Part], items: Items, made_from: Mapping[str, Any], *, report: DataReport
 ) -> None:
     """Writes everything beside the shards, the index last but one, and the checksums of all last."""
     found = [part.shard for part in parts.values()]
-    rows = pa.concat_tables([part.rows for part in parts.values()] or [_PART.empty_table()])
+    rows = pa.concat_tables([part.rows for part in parts.values()] or [shard_parts.SCHEMA.empty_table()])
     tags = [parse_json(text, where="tags") for text in rows.column("tags").to_pylist()]
     for row in rows.select(["id", "why"]).filter(pa.compute.is_valid(rows.column("why"))).to_pylist():
         kind, _, detail = row["why"].partition(": ")
         report.add(kind if kind in KINDS else "undecodable_audio", row["id"], detail)
     if not sum(shard.records for shard in found):
-        files.remove_folder(folder / PARTS)
+        files.remove_folder(folder / shard_parts.FOLDER)
         for shard in found:
             files.remove_file(shard.path)
         raise UserError(f"{items.name}: none of its utterances can be used ({report.summary()})")
@@ -421,7 +318,7 @@ def _finish(
     listed = {os.path.basename(one.path): [one.size, one.xxh3] for one in found}
     listed |= {name: [len(text), xxhash.xxh3_64_intdigest(text)] for name, text in content.items()}
     files.write_file(folder / checksums.LISTING, checksums.listing_text(listed))
-    files.remove_folder(folder / PARTS)
+    files.remove_folder(folder / shard_parts.FOLDER)
 
 
 # --- The command ------------------------------------------------------------------------------------------------------

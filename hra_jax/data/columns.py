@@ -38,8 +38,8 @@ class UtteranceColumns(Sequence[Utterance]):
           tags: a column for each tag, named for it: texts, integers, floats or booleans; null where an utterance has
             no such tag. A column whose field has the metadata `JSON_FIELD` holds the values as JSON texts.
           make: the utterance of a row, given its values by column, and its tags.
-          paths: of `rows` the `audio_filepath` of each, or another path of the same file. All texts that it is given
-            are of the type large_string.
+          paths: of some of `rows` the `audio_filepath` of each, or another path of the same file. All texts that it is
+            given are of the type large_string.
         """
         self._rows, self._tags, self._make, self._paths = _whole(rows), _whole(tags), make, paths
         self._row_arrays, self._tag_arrays = _arrays(self._rows), _arrays(self._tags)
@@ -98,7 +98,7 @@ class UtteranceColumns(Sequence[Utterance]):
 
     def audio_paths(self, indices: np.ndarray) -> pa.ChunkedArray | None:
         """Of some rows (int [M]) the `audio_filepath`, or another path of the same file; None where they are made."""
-        return None if self._paths is None else self._paths(self._rows).take(pa.array(indices, pa.int64()))
+        return None if self._paths is None else self._paths(self._rows.take(pa.array(indices, pa.int64())))
 
     def numbers(self, name: str) -> np.ndarray | None:
         """A column of numbers [N] that is among those that utterances are made of; None where there is none."""
@@ -299,9 +299,9 @@ def as_columns(utterances: Sequence[Utterance]) -> UtteranceColumns:
     return utterances if isinstance(utterances, UtteranceColumns) else ListedUtterances(utterances)
 
 
-def blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+def blocks(rows: np.ndarray, size: int = _HANDLED) -> Iterator[np.ndarray]:
     """Row numbers in pieces that are handled at a time."""
-    return (rows[start : start + _HANDLED] for start in range(0, len(rows), _HANDLED))
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _whole(table: pa.Table) -> pa.Table:
@@ -312,7 +312,11 @@ def _whole(table: pa.Table) -> pa.Table:
     schema = pa.schema(
         [field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field for field in table.schema]
     )
-    return table.cast(schema).combine_chunks()
+    columns = [
+        column.cast(field.type) if column.num_chunks == 1 else column.cast(field.type).combine_chunks()
+        for field, column in zip(schema, table.columns, strict=True)
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _arrays(table: pa.Table) -> dict[str, pa.Array]:

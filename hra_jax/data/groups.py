@@ -12,7 +12,7 @@ import numpy as np
 
 from hra_jax.console import did_you_mean, listed
 from hra_jax.data.columns import as_columns
-from hra_jax.data.mixtures import PROPORTIONAL, SourceSpec
+from hra_jax.data.mixtures import PROPORTIONAL, SourceSpec, check_sources
 from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.errors import UserError
 
@@ -55,8 +55,8 @@ def parts_of(
       groups: the tag that makes the groups; '' for none.
 
     Raises:
-      UserError: no utterance has the tag, or too many values, or one that cannot be a name; or only one part is left
-        where there are settings that mix.
+      UserError: there are groups, and no utterance has the tag, or too many values, or one that cannot be a name, or a
+        source has no usable utterance; or a temperature or a cap would change nothing.
     """
     specs = table.specs()
 
@@ -71,6 +71,7 @@ def parts_of(
             Part(SourceSpec(spec.name, spec.rows, rate), np.arange(*table.starts[index : index + 2]))
             for index, (spec, rate) in enumerate(zip(specs, rates, strict=True))
         )
+    check_sources(specs)
     codes, values = _groups(table, groups)
     pooled = np.asarray([spec.rate == PROPORTIONAL for spec in specs])
     found = [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +26,7 @@ _MOST_SECONDS: Final = 10**8  # of an offset or a duration: three years
 # Characters of a text. Nobody says a tenth of it, and normalising far more takes time.
 _MOST_TEXT: Final = 1000
 _MOST_TEXT_PER_SECOND: Final = 200
+_UNTIDY: Final = re.compile(r"(?:^|/)\.?(?:/|$)")  # a path with a part that a path has not: "a//b", "./a", "a/"
 _MOST_KEY: Final = 200  # characters of a path that is told
 _FIELDS: Final = {
     "audio_filepath": pa.string(),
@@ -132,18 +134,20 @@ def read(
         lines.add(content[start:end])
         start = end
 
+    above = os.fspath(folder / "x")[:-1]
+
     def made(row: Mapping[str, Any], tags: dict[str, Any]) -> Utterance:
         path, offset, duration = row["path"], row["offset"], row["duration"]
         key = path if offset is None else f"{path}@{offset:.15g}+{duration:.15g}"
         if "://" not in path and not os.path.isabs(path):  # an address of a file stays one
-            path = os.fspath(folder / path)
+            path = os.fspath(folder / path) if _UNTIDY.search(path) else above + path
         return Utterance(path, duration, row["text"], offset or 0.0, tags, key, source, row["line"])
 
     def paths(rows: pa.Table) -> pa.ChunkedArray:
         path = rows["path"]
         whole = pc.or_(pc.match_substring(path, "://"), pc.starts_with(path, os.sep))
-        above, slash = (pa.scalar(text, pa.large_string()) for text in (os.fspath(folder), "/"))
-        return pc.if_else(whole, path, pc.binary_join_element_wise(above, path, slash))
+        before, nothing = (pa.scalar(text, pa.large_string()) for text in (above, ""))
+        return pc.if_else(whole, path, pc.binary_join_element_wise(before, path, nothing))
 
     return UtteranceColumns(*lines.tags.tables(lines.table()), made, paths), lines.refused
 

@@ -65,7 +65,12 @@ class SourceSpec:
         return float(self.rows if self.rate == PROPORTIONAL else self.rate)
 
 
-def _check(sources: Sequence[SourceSpec]) -> None:
+def check_sources(sources: Sequence[SourceSpec]) -> None:
+    """Refuses sources that cannot be mixed.
+
+    Raises:
+      UserError: no source, a source without rows, a name given twice, or a rate that is none.
+    """
     if not sources:
         raise UserError("no data source given; at least one is needed")
     seen = set()
@@ -238,7 +243,7 @@ class ReferenceStream(Iterator[Reference]):
         Raises:
           UserError: no source, a source without rows, a name given twice, or a rate that is none.
         """
-        _check(sources)
+        check_sources(sources)
         self.consumed = int(start)
         self.drawn = draws_before(sources, self.consumed, seed=seed) if drawn is None else list(drawn)
         assert sum(self.drawn) == self.consumed and len(self.drawn) == len(sources)

@@ -4,14 +4,14 @@ import bisect
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hra_jax.data.columns import JoinedUtterances, UtteranceColumns, joined
+from hra_jax.data.columns import JoinedUtterances, UtteranceColumns, blocks, joined
 from hra_jax.data.shards import Sharded
 from hra_jax.data.utterance import Utterance
 from hra_jax.storage.remote import is_remote, local_path
@@ -19,6 +19,7 @@ from hra_jax.storage.remote import is_remote, local_path
 # Segments that follow each other may share the edges that their makers rounded or padded.
 _ALLOWED_SECONDS = 0.05
 _ALLOWED_SHARE = 0.5  # of the shorter one, for the shortest
+_PATHS = 2**17  # that are looked at at a time
 
 
 @functools.lru_cache(maxsize=4096)
@@ -91,28 +92,22 @@ def _near(others: Iterable[Utterance], files: AbstractSet[object], hashes: Abstr
     if not isinstance(others, JoinedUtterances):
         yield from others
         return
-    for columns, rows in others.parts():
-        paths = columns.audio_paths(rows)
-        if paths is None:
-            yield from columns.at(rows)
-            continue
-        near = _may_be(paths, files)
+    names_in = _names_in(files)
+    for columns, every in others.parts():
         copies = columns.numbers("hash")
-        if copies is not None and hashes:
-            near |= np.isin(copies[rows], np.fromiter(hashes, np.uint64, len(hashes)))
-        yield from columns.at(rows[near])
+        for rows in blocks(every, _PATHS):
+            paths = columns.audio_paths(rows)
+            near = np.ones(len(rows), bool) if paths is None else _may_be(paths, names_in)
+            if copies is not None and hashes:
+                near |= np.isin(copies[rows], np.fromiter(hashes, np.uint64, len(hashes)))
+            yield from columns.at(rows[near])
 
 
-def _may_be(paths: pa.ChunkedArray, files: AbstractSet[object]) -> np.ndarray:
-    """bool [N]: whether each path may lead to one of some files, which are given by their `identity`."""
+def _may_be(paths: pa.ChunkedArray, names_in: Callable[[str], AbstractSet[str] | None]) -> np.ndarray:
+    """bool [N]: whether each path may lead to one of the files that `names_in` knows."""
     names = pc.replace_substring_regex(paths, "(?s)^.*/", "")
     folders = pc.replace_substring_regex(paths, "[^/]*$", "").combine_chunks().dictionary_encode()
-    known: dict[str, set[str]] = {}
-    for file in files:
-        if isinstance(file, str):
-            folder, name = os.path.split(file)
-            known.setdefault(folder, set()).add(name)
-    found = [_names_in(folder, files, known) for folder in folders.dictionary.to_pylist()]
+    found = [names_in(folder) for folder in folders.dictionary.to_pylist()]
     asked = np.asarray([names is None or len(names) > 0 for names in found], bool)
     every = np.asarray([names is None for names in found], bool)
     wanted = {"", ".", "..", *(name for names in found if names for name in names)}
@@ -122,20 +117,28 @@ def _may_be(paths: pa.ChunkedArray, files: AbstractSet[object]) -> np.ndarray:
     return (asked[codes] & there) | every[codes] | odd
 
 
-def _names_in(
-    folder: str, files: AbstractSet[object], known: Mapping[str, AbstractSet[str]]
-) -> AbstractSet[str] | None:
-    """The names in a folder, which ends with a slash, that may be those of some files; None where all may.
+def _names_in(files: AbstractSet[object]) -> Callable[[str], AbstractSet[str] | None]:
+    """What gives the names in a folder that may be those of some files, which are given by their `identity`.
 
-    `known` has, by folder, the names of the files that are known by their path: remote ones, and missing ones.
+    The folder ends with a slash; None stands for all names. It remembers what it was asked.
     """
-    if is_remote(folder):
-        return known.get(folder[:-1], set())
-    if "://" in folder:
-        return None  # file://, in which names are written otherwise
-    names = set(known.get(os.path.realpath(folder), ())) if known else set()
-    listing = _listing(folder or os.curdir)
-    return names.union(name for name, file in listing if file is None or file in files)
+    known: dict[str, set[str]] = {}  # by folder: remote files, and missing ones
+    for file in files:
+        if isinstance(file, str):
+            folder, name = os.path.split(file)
+            known.setdefault(folder, set()).add(name)
+
+    @functools.cache
+    def names_in(folder: str) -> AbstractSet[str] | None:
+        if is_remote(folder):
+            return known.get(folder[:-1], set())
+        if "://" in folder:
+            return None  # file://, in which names are written otherwise
+        names = set(known.get(os.path.realpath(folder), ())) if known else set()
+        listing = _listing(folder or os.curdir)
+        return names.union(name for name, file in listing if file is None or file in files)
+
+    return names_in
 
 
 def _latest_ends(spans: Sequence[tuple[float, float]]) -> list[float]:

@@ -146,10 +146,10 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
         kind, _, detail = row["why"].partition(": ")
         report.add(kind if kind in KINDS else "undecodable_audio", row["id"], detail)
         refused.append(Refused(row["id"], row["why"], tags))
-    source = os.fspath(folder)
+    source, files = os.fspath(folder), index.shards  # the index itself is not kept
 
     def make(row: Mapping[str, Any], tags: dict[str, Any]) -> Sharded:
-        shard = index.shards[row["shard"]]
+        shard = files[row["shard"]]
         return Sharded(
             row["file"] or f"{shard.path}#{row['record']}",
             row["duration"],
@@ -166,7 +166,7 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
 
     def paths(rows: pa.Table) -> pa.ChunkedArray:
         kind = pa.large_string()
-        shard = pa.array([shard.path for shard in index.shards], kind).take(rows["shard"].combine_chunks())
+        shard = pa.array([shard.path for shard in files], kind).take(rows["shard"].combine_chunks())
         address = pc.binary_join_element_wise(shard, rows["record"].cast(kind).combine_chunks(), pa.scalar("#", kind))
         return pc.if_else(pc.equal(rows["file"], pa.scalar("", kind)), address, rows["file"])
 

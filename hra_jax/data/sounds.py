@@ -1,6 +1,6 @@
 """Recordings that augmentation draws from: noise and impulse responses of rooms, read once and kept as arrays."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from hra_jax.models.augmentation import AugmentConfig
 _Cut = Callable[[np.ndarray, int, int], Iterator[np.ndarray]]
 
 
-def read_sounds(augment: AugmentConfig, *, folder: str, sample_rate: int, report: DataReport) -> dict[str, np.ndarray]:
+def read_sounds(
+    augment: AugmentConfig, *, folder: str, sample_rate: int, report: DataReport, modules: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """The recordings of `augment.noise_source` and `augment.impulse_source`, the same in every process.
 
     Args:
@@ -23,6 +25,7 @@ def read_sounds(augment: AugmentConfig, *, folder: str, sample_rate: int, report
       folder: what `{dir}` in a source stands for.
       sample_rate: Hz, of the features.
       report: gets what cannot be used.
+      modules: `data.modules`.
 
     Returns:
       {kind: float32 `[K, R]`} as `augmentation.Sounds`; K may be smaller than in `augmentation.sound_shapes`.
@@ -38,6 +41,7 @@ def read_sounds(augment: AugmentConfig, *, folder: str, sample_rate: int, report
             source,
             cuts[kind],
             folder=folder,
+            modules=modules,
             shape=shapes[kind],
             sample_rate=sample_rate,
             report=report,
@@ -47,10 +51,19 @@ def read_sounds(augment: AugmentConfig, *, folder: str, sample_rate: int, report
 
 
 def _rows(
-    key: str, source: str, cut: _Cut, *, folder: str, shape: tuple[int, int], sample_rate: int, report: DataReport
+    key: str,
+    source: str,
+    cut: _Cut,
+    *,
+    folder: str,
+    modules: Sequence[str],
+    shape: tuple[int, int],
+    sample_rate: int,
+    report: DataReport,
 ) -> np.ndarray:
     """At most `shape` of a source: where it holds more, recordings are drawn by a seed that never changes."""
-    utterances, refused = read_source(located(source, data_dir=folder, key=key), report=report)
+    place = located(source, data_dir=folder, key=key, modules=modules)
+    utterances, refused = read_source(place, report=report)
     most, length = shape
     each = max(1, most // max(1, len(utterances)))
     rows: list[np.ndarray] = []

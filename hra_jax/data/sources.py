@@ -135,7 +135,7 @@ class DataSettings:
     )
     temperature: float = setting(
         1.0,
-        number(0, above=True),
+        number(0.1),
         "of rates that are 'proportional': a source or group of n utterances is drawn as n to the power of 1 / "
         "temperature",
     )
@@ -187,19 +187,20 @@ def read_source(path: epath.PathLike, *, report: DataReport) -> tuple[Sequence[U
     return read_manifest(path, report=report)
 
 
-def located(source: str, *, data_dir: str, key: str = "data.sources") -> str:
+def located(source: str, *, data_dir: str, key: str = "data.sources", modules: Sequence[str] = ()) -> str:
     """Where a source of utterances lies: a manifest, or the shards of a seqio Task that is named.
 
     Args:
       source: a path, in which `{dir}` stands for `data_dir`, or `seqio:NAME/SPLIT`.
       data_dir: `data.dir`.
       key: what errors name.
+      modules: `data.modules`.
 
     Raises:
       UserError: `data_dir` is needed and empty; there are no shards; it names a Mixture.
     """
     if registry.is_named(source):
-        parts = registry.expand(source, data_dir=data_dir)
+        parts = registry.expand(source, data_dir=data_dir, modules=modules)
         if len(parts) > 1 or parts[0].share != 1:
             _, split = registry.name_and_split(source)
             rows = listed([f"{registry.SCHEME}{part.task}/{split}" for part in parts], show=str)

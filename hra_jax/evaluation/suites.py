@@ -40,7 +40,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -142,19 +142,20 @@ class Suite:
         return tuple(utterance for task in self.tasks for utterance in task.utterances)
 
 
-def load_suite(suite: str, *, data_dir: str, report: DataReport) -> Suite:
+def load_suite(suite: str, *, data_dir: str, report: DataReport, modules: Sequence[str] = ()) -> Suite:
     """The suite of a file, its manifests read.
 
     Args:
       suite: a path of a suite file, or the name of one in `configs/suites`.
       data_dir: what `{dir}` in a manifest path stands for.
       report: where bad manifest lines go, and utterances without the tag that a row of the suite asks for.
+      modules: as `data.modules`, which know how the shards are made that are not there.
 
     Raises:
       UserError: an unknown suite, normalizer, manifest, tag or tag value; a row that is not four strings; two tasks of
         one name; a task without a line, or no task with a usable one.
     """
-    return build_suite(load_config(suite, kind="suites"), data_dir=data_dir, report=report)
+    return build_suite(load_config(suite, kind="suites"), data_dir=data_dir, report=report, modules=modules)
 
 
 def trains_heads(suite: str) -> bool:
@@ -170,7 +171,9 @@ def trains_heads(suite: str) -> bool:
     return any(row[3] == FEW_TASK for row in config.tasks)
 
 
-def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: DataReport) -> Suite:
+def build_suite(
+    config: ml_collections.ConfigDict, *, data_dir: str, report: DataReport, modules: Sequence[str] = ()
+) -> Suite:
     """As `load_suite`, from the config that a suite file returns (keys: see the top of this module)."""
     settings = _checked_settings(config)
     manifests: dict[str, list[Utterance | Refused]] = {}
@@ -178,7 +181,7 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
     for row in config.tasks:
         _check_row(row, config.name)
         metric = row[4] if len(row) > 4 else settings["metric"]
-        path = located(row[1], data_dir=data_dir, key=f"suite {config.name!r}")
+        path = located(row[1], data_dir=data_dir, key=f"suite {config.name!r}", modules=modules)
         if path not in manifests:
             utterances, refused = read_source(path, report=report)
             manifests[path] = [*utterances, *refused]
@@ -201,7 +204,7 @@ def build_suite(config: ml_collections.ConfigDict, *, data_dir: str, report: Dat
         lost,
         **settings,
         chunk_seconds=_chunk_seconds(config),
-        **_few_settings(config, data_dir),
+        **_few_settings(config, data_dir, modules),
     )
 
 
@@ -238,7 +241,7 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _few_settings(config: ml_collections.ConfigDict, data_dir: str) -> dict[str, Any]:
+def _few_settings(config: ml_collections.ConfigDict, data_dir: str, modules: Sequence[str]) -> dict[str, Any]:
     """The settings of the adapter task `__few__`, checked; {} where no row has it."""
     wanted = any(row[3] == FEW_TASK for row in config.tasks)
     given = [key for key in (*_FEW_KEYS, _TRAINING) if key in config]
@@ -261,7 +264,7 @@ def _few_settings(config: ml_collections.ConfigDict, data_dir: str) -> dict[str,
     pairs = isinstance(few, tuple | list) and all(isinstance(row, tuple | list) and len(row) == 2 for row in few)
     if not pairs or not all(isinstance(key, str) for key, _ in few):
         raise UserError(f"suite {config.name!r}: few = {few!r}; allowed: a tuple of pairs (configuration key, value)")
-    path = located(support, data_dir=data_dir, key=f"suite {config.name!r}")
+    path = located(support, data_dir=data_dir, key=f"suite {config.name!r}", modules=modules)
     return {"support": path, "shots": tuple(shots), "draws": draws, "few": dict(few)}
 
 

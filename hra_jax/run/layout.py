@@ -14,6 +14,7 @@ from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data import groups
 from hra_jax.data.batching import BatchSettings, bucket_rows
+from hra_jax.data.mixtures import check_sources
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings
 from hra_jax.data.utterance_table import NothingUsable, UtteranceTable, lost_line
@@ -161,7 +162,9 @@ def lay_out(
     table = _table(material, adapted=settings.method == "adapter", data=data, batch=batch, report=report)
     test, select = _runners(material, table, mesh=mesh, data=data, batch=batch, evaluation=evaluation, report=report)
     mixed: tuple[groups.Part, ...] = ()
-    if data.draw != "tasks":
+    if data.draw == "tasks":
+        check_sources(table.specs())  # nothing is mixed, and nobody else would miss one
+    else:
         mixed = groups.parts_of(table, temperature=data.temperature, cap_rows=data.cap_rows, groups=data.groups)
     scored = {f"suite {runner.suite.name!r}": runner.digest for runner in (test, select) if runner}
     heard = {f"augment.{kind}": hashlib.sha256(rows.tobytes()).hexdigest() for kind, rows in material.sounds.items()}

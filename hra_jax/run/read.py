@@ -9,6 +9,7 @@ from hra_jax.adapters import adapter_folder, initial, methods
 from hra_jax.adapters.output_kinds import OWN_VOCABULARIES, SHARED_VOCABULARIES
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data import synthesize
+from hra_jax.data.columns import texts_of
 from hra_jax.data.learnt_vocabularies import own_vocabularies
 from hra_jax.data.report import DataReport
 from hra_jax.data.sounds import read_sounds
@@ -19,7 +20,7 @@ from hra_jax.evaluation.suites import Suite, load_suite
 from hra_jax.models.augmentation import AugmentConfig
 from hra_jax.run import foundation
 from hra_jax.run.settings import PretrainSettings, RunSettings
-from hra_jax.text.normalization import normalize_text
+from hra_jax.text.normalization import normalize_texts
 from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.text.vocabularies import Vocabulary
 from hra_jax.training import agreement
@@ -94,10 +95,13 @@ def read_material(
         start = _start(adapter, base)
         own = _own_vocabularies(adapter, base, sources, start, data=data)
     test, select = (
-        load_suite(name, data_dir=data.dir if suite_dir is None else suite_dir, report=report) if name else None
-        for name in (evaluation.suite, evaluation.select_suite)
+        load_suite(place, data_dir=data.dir if suite_dir is None else suite_dir, report=report, modules=data.modules)
+        if place
+        else None
+        for place in (evaluation.suite, evaluation.select_suite)
     )
-    sounds = read_sounds(augment, folder=data.dir, sample_rate=base.features.sample_rate, report=report)
+    rate = base.features.sample_rate
+    sounds = read_sounds(augment, folder=data.dir, sample_rate=rate, report=report, modules=data.modules)
     return Material(sources, base, start, adapter.start if start else "", adapter.new_task, own, test, select, sounds)
 
 
@@ -123,7 +127,8 @@ def training_sources(data: DataSettings, report: DataReport) -> list[TableSource
 
 def _texts(sources: Sequence[TableSource], normalizer: str) -> list[str]:
     """The normalised training texts."""
-    return [normalize_text(row.text, normalizer) for source in sources for row in source.utterances]
+    written = texts_of(source.utterances for source in sources)
+    return [text for texts in written for text in normalize_texts(texts, normalizer)]
 
 
 def _start(adapter: AdapterSettings, base: foundation.Foundation) -> adapter_folder.ExportedAdapter | None:

@@ -17,6 +17,12 @@ from hra_jax.text import published_normalizers
 # turn it into a space and a combining accent.
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u2018\u02bc\u00b4\uff07`", "'"))
 _ASCII = _APOSTROPHES | {i: " " for i in range(128) if chr(i) != "'" and unicodedata.category(chr(i))[0] == "P"}
+_OTHER = b"\xff"
+# Of ASCII what is no control character and no apostrophe needs no more than to be looked up.
+_SIMPLE = bytearray(_OTHER * 256)
+for _character in filter(str.isprintable, map(chr, range(128))):
+    if _character not in "'`":
+        _SIMPLE[ord(_character)] = ord(_ASCII.get(ord(_character), _character.lower()))
 # What no one sees or hears: control characters but white space, and what Unicode calls default ignorable: soft hyphen,
 # zero-width space, byte order mark, marks of direction, selectors of variations, fillers, tags. Not the joiners.
 _FORMAT = re.compile(
@@ -30,7 +36,7 @@ _VIRAMA = 9  # its combining class; a joiner after it may end a word
 # A run is looked at from its beginning alone: from each apostrophe of it, the time would be the square of its length.
 _EDGE_APOSTROPHES = re.compile(r"(?<!\S)'+|(?<!')'++(?!\S)")
 _LONG = 1000  # characters
-_MOST_WORDS = 2**16  # that are remembered, of many texts
+_MOST_WORDS = 2**17  # that are remembered, of many texts
 
 
 def _without_format(text: str) -> str:
@@ -156,8 +162,13 @@ def normalize_texts(texts: Sequence[str], normalizer: str) -> list[str]:
     words = _words(normalizer)
     found = []
     for text in texts:
-        joined = "\u200c" in text or "\u200d" in text
-        found.append(function(text) if joined else "".join(map(words.__getitem__, text.split()))[1:])
+        simple = text.encode().translate(_SIMPLE) if text.isascii() else _OTHER
+        if _OTHER not in simple:
+            found.append(b" ".join(simple.split()).decode())
+        elif "\u200c" in text or "\u200d" in text:
+            found.append(function(text))
+        else:
+            found.append("".join(map(words.__getitem__, text.split()))[1:])
         if len(words) > _MOST_WORDS:
             words.clear()
     return found

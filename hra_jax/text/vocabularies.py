@@ -101,7 +101,7 @@ class CharacterVocabulary:
 
     def unknown_characters(self, text: str) -> set[str]:
         """The characters of `text` that the vocabulary does not have."""
-        return {c for c in text if c not in self._ids}
+        return set(text).difference(self._ids)
 
     def to_json(self) -> dict:
         """{"type": "characters", "characters": [in the order of their ids]}."""

@@ -134,7 +134,7 @@ def test_an_unknown_name_is_one_line_with_near_matches(tmp_path, monkeypatch, na
         ("data.tasks", ("a", "a"), "distinct"),
         ("data.tasks", ("__base__",), "reserved"),
         ("data.max_seconds", 99.0, "the last of batch.buckets"),
-        ("data.temperature", 0.0, "a number above 0"),
+        ("data.temperature", 0.0, "a number of at least 0.1"),
         ("data.cap_rows", -1, "an integer of at least 0"),
         ("batch.buckets", (), "at least one"),
         ("batch.buckets", (2.0, 1.0), "ascending"),

@@ -16,10 +16,11 @@ import soundfile
 from reference import full_disk
 
 from hra_jax import verify
-from hra_jax.data import audio, cache, shard_files, shards, sources
-from hra_jax.data.cache import Items, ShardSettings
+from hra_jax.data import audio, cache, shard_files, shard_parts, shards, sources
+from hra_jax.data.cache import Items
 from hra_jax.data.examples import Example
 from hra_jax.data.report import DataReport
+from hra_jax.data.shard_parts import ShardSettings
 from hra_jax.errors import UserError
 
 RATE = 16000
@@ -120,6 +121,8 @@ def test_a_shard_that_was_lost_is_made_again_as_it_was(tmp_path):
     cut = output / shards.shard_name(2)
     cut.write_bytes(cut.read_bytes()[:-100])
     assert _cache(manifest, output).new == 2 and _digests(output) == before
+    (output / "files.json").unlink()  # a process was killed before it had written the last file
+    assert _cache(manifest, output).new == 0 and _digests(output) == before
     (output / shards.INDEX).unlink()
     with pytest.raises(UserError, match="holds other files"):
         _cache(manifest, output)
@@ -185,7 +188,7 @@ def test_several_splits_of_a_corpus_are_named_in_one_command():
 def test_utterances_without_tags_and_shards_without_utterances_are_read(tmp_path):
     sounds = [np.arange(16000, dtype=np.int16) * number for number in range(3)]
     broken = [Example(f"bad {number}", b"no sound" * 4000, 0, "a") for number in range(2)]
-    good = [Example(str(number), sound, RATE, "a") for number, sound in enumerate(sounds)]
+    good = [Example(str(number), sound, RATE, "a", {"x": float("nan")}) for number, sound in enumerate(sounds)]
     items = Items("test", 1, [good[0], *broken, *good[1:]], None)
     for _ in range(2):
         cache.cache(items, tmp_path / "s", settings=ShardSettings(shard_seconds=1.0), report=DataReport())
@@ -195,6 +198,7 @@ def test_utterances_without_tags_and_shards_without_utterances_are_read(tmp_path
             "bad 1",
         ]
         np.testing.assert_array_equal(audio.decode(utterances[2], RATE) * 32768, sounds[2])
+        assert [row.tags for row in utterances] == [{}] * 3
         (tmp_path / "s" / shards.shard_name(0)).unlink()  # which has the second call put parts together again
 
 
@@ -292,4 +296,4 @@ def test_the_command_killed_five_times_gives_the_bytes_of_one_that_was_not(tmp_p
     assert "of them written now" in done.stdout
     assert _digests(output) == _digests(tmp_path / "whole")
     assert "complete before" in _run(_command(manifest, output), command_env).stdout
-    assert not list(output.glob(".*tmp")) and not (output / cache.PARTS).exists()
+    assert not list(output.glob(".*tmp")) and not (output / shard_parts.FOLDER).exists()

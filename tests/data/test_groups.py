@@ -108,6 +108,16 @@ def test_what_is_drawn_is_within_three_standard_deviations_of_what_was_asked():
         assert found.sum() == count and deviations.max() < 3, (temperature, cap, found)
 
 
+def test_256_groups_are_drawn_as_asked():
+    sizes = [max(1, 20_000 // (number + 1)) for number in range(256)]
+    specs = [SourceSpec(f"group {i}", rows, rate_by_size(rows, temperature=3.0)) for i, rows in enumerate(sizes)]
+    found = np.asarray(mixtures.draws_before(specs, 100_000, seed=2))
+    expected = np.cbrt(sizes) / np.cbrt(sizes).sum() * 100_000
+    # The sum of squares that the chi-squared test takes, whose mean is 255 and whose variance is 510.
+    assert abs(((found - expected) ** 2 / expected).sum() - 255) < 3 * np.sqrt(510)
+    assert found.min() > 0
+
+
 def test_a_cap_is_of_rates_and_every_row_still_comes_once_an_epoch():
     specs = [SourceSpec("big", 300, rate_by_size(300, cap_rows=20)), SourceSpec("small", 20, rate_by_size(20))]
     assert specs[0].weight == specs[1].weight == 20
@@ -139,6 +149,13 @@ def test_a_temperature_that_changes_no_rate_is_one_clear_line():
     ):
         parts_of(table, temperature=5.0)
     assert len(parts_of(table, temperature=5.0, groups="accent")) == 3
+
+
+def test_a_source_of_which_nothing_is_usable_is_named_with_groups_as_without():
+    for rate in ("proportional", 2.0):
+        table = table_of(("a", "proportional", ["x", "y"]), ("b", rate, ["long"]))
+        with pytest.raises(UserError, match="source 'b' has no usable utterance"):
+            parts_of(table, groups="accent")
 
 
 def test_values_of_utterances_that_are_left_out_make_no_group():

@@ -38,6 +38,17 @@ def test_what_is_written_merges_back_to_the_same_report(tmp_path):
     assert other.to_json() == content
 
 
+def test_what_was_drawn_of_a_mixture_stays_in_the_file_and_is_no_news(tmp_path):
+    report, other = DataReport(), DataReport()
+    report.mixture = {"references": 3, "parts": [], "tasks_never_drawn": ["ann"]}
+    report.write(tmp_path / "report.json")
+    other.read(tmp_path / "report.json")
+    assert other.to_json() == report.to_json() and other.mixture == report.mixture and "mixture" not in report.news()
+    (tmp_path / "report.json").write_text(json.dumps({"utterances": {}, "mixture": [1]}))
+    other.read(tmp_path / "report.json")
+    assert other.mixture is None
+
+
 def test_the_news_are_what_no_other_report_has_told_yet():
     one, other = DataReport(), DataReport()
     one.add("missing_file", "a.wav", "no file at a.wav")

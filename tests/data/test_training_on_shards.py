@@ -11,8 +11,8 @@ from reference import micro as world
 
 from hra_jax.adapters import adapter_folder, task_records
 from hra_jax.data import audio, cache, shards, sources
-from hra_jax.data.cache import ShardSettings
 from hra_jax.data.report import DataReport
+from hra_jax.data.shard_parts import ShardSettings
 from hra_jax.errors import UserError
 from hra_jax.storage import remote
 from hra_jax.tasks import adding, few_shot

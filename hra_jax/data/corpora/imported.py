@@ -12,6 +12,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.data.sound_files import AudioError, Sound
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
+from hra_jax.storage import checksums
 
 
 def folder(name: str, data_dir: epath.PathLike) -> epath.Path:
@@ -34,6 +35,14 @@ def manifests(name: str, split: str, data_dir: epath.PathLike) -> list[epath.Pat
             command = catalogue.prepare_command(name, data_dir, split=split)
             raise UserError(f"{name}/{split} is not prepared: there is no {path}; {command}")
     return paths
+
+
+def version_of(name: str, split: str, data_dir: epath.PathLike) -> list[int] | None:
+    """What shards of a split are made from: the checksums of its manifests; None where they are not there."""
+    try:
+        return [number for path in manifests(name, split, data_dir) for number in checksums.of_file(path)]
+    except UserError:
+        return None
 
 
 def prepare(

@@ -120,6 +120,13 @@ def sizes(name: str, data_dir: epath.PathLike) -> dict[str, int]:
         raise UserError(f"{path} is no description of a corpus: {_reason(error)}; {_again(found)}") from error
 
 
+def version_of(name: str, split: str, data_dir: epath.PathLike) -> list[Any] | None:
+    """What shards of a split are made from: `version`, and the splits of the source; None where it is not prepared."""
+    if find(name, data_dir) is None:
+        return None
+    return [*version(name, data_dir), *catalogue.sources_of(name, split)]
+
+
 def version(name: str, data_dir: epath.PathLike) -> list[Any]:
     """The version of a corpus that is prepared, and the checksum of its description."""
     found = _needed(name, data_dir)

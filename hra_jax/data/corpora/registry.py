@@ -85,6 +85,7 @@ def expand(source: str, *, data_dir: str, modules: Sequence[str] = ()) -> list[S
     if not data_dir:
         raise UserError(f"{source} needs data.dir, which is '': its shards are looked for there")
     if has_shards(name, split, data_dir):
+        _check_version(name, split, data_dir)
         return [Source(name, shards_folder(name, split, data_dir), 1.0)]
     if name.startswith(catalogue.PREFIX):
         raise UserError(_not_cached(name, split, data_dir, modules))
@@ -94,6 +95,20 @@ def expand(source: str, *, data_dir: str, modules: Sequence[str] = ()) -> list[S
         _check_split(provider, split)
         raise UserError(_not_cached(name, split, data_dir, modules))
     return _expanded(provider, split, data_dir=data_dir, modules=modules)
+
+
+def _check_version(name: str, split: str, data_dir: str) -> None:
+    """Refuses, with a UserError, shards of a corpus that is prepared there by now in another version."""
+    if not name.startswith(catalogue.PREFIX):
+        return
+    there = imported if catalogue.split_name(name)[2].imported else prepared
+    now = there.version_of(name, split, data_dir)
+    folder = shards_folder(name, split, data_dir)
+    if now is not None and shards.read_index(folder).made_from.get("version") != now:
+        raise UserError(
+            f"the shards in {folder} are of another version of {name} than the one that is prepared in {data_dir}; "
+            f"remove them, and {_cache_command(name, split, data_dir)}"
+        )
 
 
 def has_shards(name: str, split: str, data_dir: str) -> bool:
@@ -110,9 +125,14 @@ def _not_cached(name: str, split: str, data_dir: str, modules: Sequence[str]) ->
             imported.manifests(name, split, data_dir)
         elif prepared.find(name, data_dir) is None:
             return prepared.not_prepared(name, data_dir)
-    given = f" --modules {','.join(modules)}" if modules and not name.startswith(catalogue.PREFIX) else ""
-    command = f"python -m hra_jax.data.cache --source {SCHEME}{name}/{split} --data_dir {data_dir}{given}"
+    given = modules if not name.startswith(catalogue.PREFIX) else ()
+    command = _cache_command(name, split, data_dir, given)
     return f"there are no shards of {SCHEME}{name}/{split} in {shards_folder(name, split, data_dir)}; {command}"
+
+
+def _cache_command(name: str, split: str, data_dir: str, modules: Sequence[str] = ()) -> str:
+    given = f" --modules {','.join(modules)}" if modules else ""
+    return f"python -m hra_jax.data.cache --source {SCHEME}{name}/{split} --data_dir {data_dir}{given}"
 
 
 def _expanded(mixture: Any, split: str, *, data_dir: str, modules: Sequence[str]) -> list[Source]:
@@ -123,6 +143,7 @@ def _expanded(mixture: Any, split: str, *, data_dir: str, modules: Sequence[str]
     for task in tasks:
         if not has_shards(task.name, split, data_dir):
             raise UserError(f"{mixture.name}: {_not_cached(task.name, split, data_dir, modules)}")
+        _check_version(task.name, split, data_dir)
     rates = _rates(mixture, tasks, data_dir)
     for task, rate in zip(tasks, rates, strict=True):
         if not 0 < rate < float("inf"):
@@ -370,10 +391,10 @@ def origin(name: str, split: str, *, data_dir: str, modules: Sequence[str] = ())
       UserError: there is no such Task or split, or it is not prepared.
     """
     if name.startswith(catalogue.PREFIX):
-        parts = list(catalogue.sources_of(name, split))
+        parts = catalogue.sources_of(name, split)
         sizes = prepared.sizes(name, data_dir)
-        version = prepared.version(name, data_dir)
-        return [*version, *parts], None if catalogue.split_name(name)[2].part else sum(sizes[part] for part in parts)
+        total = None if catalogue.split_name(name)[2].part else sum(sizes[part] for part in parts)
+        return prepared.version_of(name, split, data_dir), total
     _task(name, split, modules)
     return [name, split], None
 

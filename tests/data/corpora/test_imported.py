@@ -81,3 +81,20 @@ def test_shards_are_made_of_the_manifests_so_that_all_processes_decode(tmp_path)
         row.text for row in registry.examples("hra/libritts", "train_clean100", data_dir=str(tmp_path / "D"))
     ]
     assert items.total == 2
+
+
+def test_shards_of_manifests_that_were_written_anew_are_told_from_those_of_the_manifests_that_are_there(tmp_path):
+    corpus_trees.libritts(tmp_path / "LibriTTS")
+    imported.prepare("hra/libritts", tmp_path / "D", source=tmp_path / "LibriTTS")
+    source, folder = "seqio:hra/libritts/train_clean100", str(tmp_path / "D")
+    items = cache.items_of(source, data_dir=folder, modules=(), report=DataReport())
+    made = registry.shards_folder("hra/libritts", "train_clean100", folder)
+    cache.cache(items, made, settings=cache.ShardSettings(), report=DataReport())
+    assert [part.folder for part in registry.expand(source, data_dir=folder)] == [made]
+    manifest = tmp_path / "D/manifests/libritts/train_clean100.jsonl"
+    manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[1:]))
+    said = failure(registry.expand, source, data_dir=folder)
+    assert said.startswith(f"the shards in {made} are of another version of hra/libritts than the one that is prepared")
+    assert said.endswith(f"remove them, and python -m hra_jax.data.cache --source {source} --data_dir {folder}")
+    manifest.unlink()  # where nothing is prepared, shards need nothing
+    assert [part.folder for part in registry.expand(source, data_dir=folder)] == [made]

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from reference import prepared_trees as trees
 
+from hra_jax.data import cache
 from hra_jax.data.corpora import catalogue, prepared, registry, sound_reader
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
@@ -239,6 +240,36 @@ def test_what_others_have_prepared_as_array_records_is_read_as_well(corpora, tmp
         assert (example.text, example.tags) == (ours[example.id].text, ours[example.id].tags)
 
 
+def test_what_is_prepared_here_is_read_by_the_tasks_that_users_of_seqio_have(corpora):
+    import seqio
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    def canonical(dataset):
+        kept = {"audio": "speech", "text": "text", "id": "id", "speaker": "speaker_id"}
+        return dataset.map(lambda row: {name: row[field] for name, field in kept.items()})
+
+    feature = seqio.Feature(seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=tf.string, rank=0)
+    seqio.TaskRegistry.add(
+        "librispeech_of_a_user",
+        source=seqio.TfdsDataSource(
+            tfds_name="librispeech/lazy_decode:2.1.2",
+            tfds_data_dir=str(corpora.folder),
+            splits={"train": "train_clean100", "validation": "dev_clean[:50%]"},
+            decoders={"speech": tfds.decode.SkipDecoding()},
+        ),
+        preprocessors=[canonical],
+        output_features={"audio": feature, "text": feature},
+    )
+    ours = {row.id: row for row in corpora.examples("hra/librispeech/lazy_decode", "train_clean100")}
+    theirs = list(registry.examples("librispeech_of_a_user", "train", data_dir=""))
+    assert {row.id for row in theirs} == set(ours)
+    for row in theirs:
+        assert (row.audio, row.text.lower()) == (ours[row.id].audio, ours[row.id].text)
+        assert row.tags == {"speaker": int(ours[row.id].tags["speaker"])}
+    assert len(list(registry.examples("librispeech_of_a_user", "validation", data_dir=""))) == 1
+
+
 # --- What goes wrong --------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +334,19 @@ def test_a_list_of_splits_that_is_damaged_is_told_with_its_file(copy, content):
     (copy / "dataset_info.json").write_text(content)
     with pytest.raises(UserError, match="dataset_info.json"):
         prepared.sizes("hra/ljspeech", copy.parents[1])
+
+
+def test_shards_of_another_version_than_the_one_that_is_prepared_are_told(copy):
+    source, folder = "seqio:hra/ljspeech/all", str(copy.parents[1])
+    items = cache.items_of(source, data_dir=folder, modules=(), report=DataReport())
+    made = registry.shards_folder("hra/ljspeech", "all", folder)
+    cache.cache(items, made, settings=cache.ShardSettings(), report=DataReport())
+    assert [part.folder for part in registry.expand(source, data_dir=folder)] == [made]
+    copy.rename(copy.with_name("1.1.2"))
+    with pytest.raises(UserError, match="are of another version of hra/ljspeech than the one that is prepared in"):
+        registry.expand(source, data_dir=folder)
+    shutil.rmtree(copy.with_name("1.1.2"))
+    assert [part.folder for part in registry.expand(source, data_dir=folder)] == [made]
 
 
 def test_the_newest_version_that_is_prepared_is_read(copy):

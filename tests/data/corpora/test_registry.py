@@ -8,6 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 import soundfile
+from reference import micro as world
 from reference import prepared_trees as trees
 
 from hra_jax.data import shards, sources
@@ -15,6 +16,7 @@ from hra_jax.data.corpora import prepared, registry
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
+from hra_jax.evaluation import suites
 from hra_jax.run import read
 
 MODULE = """
@@ -289,11 +291,17 @@ def test_a_name_without_its_scheme_is_told_with_it():
     assert said == "no manifest at hra/ljspeech/train; did you mean 'seqio:hra/ljspeech/train'?"
 
 
+def test_a_suite_without_shards_says_what_makes_them_of_a_task_of_a_module(tmp_path):
+    held = world.write_suite(tmp_path / "held.py", (("x", "seqio:encoded/test", "", "x"),))
+    said = failure(suites.load_suite, held, data_dir=str(tmp_path), report=DataReport(), modules=(NAME,))
+    assert said.endswith(f"--source seqio:encoded/test --data_dir {tmp_path}{GIVEN}")
+
+
 def test_a_suite_takes_tasks_and_no_mixture(sharded, monkeypatch):
     folder = sharded(part_0=2)
     assert sources.located("seqio:part_0/train", data_dir=folder) == f"{folder}/shards/part_0/train"
     parts = [registry.Source("part_0", "a", 0.5), registry.Source("part_1", "b", 0.5)]
-    monkeypatch.setattr(registry, "expand", lambda source, *, data_dir: parts)
+    monkeypatch.setattr(registry, "expand", lambda source, **others: parts)
     said = failure(sources.located, "seqio:numbers/train", data_dir=folder, key="suite 'x'")
     allowed = "seqio:part_0/train, seqio:part_1/train"
     assert said == f"suite 'x': seqio:numbers/train is a Mixture; allowed: its Tasks one by one, {allowed}"
