@@ -223,7 +223,7 @@ def test_wait_delete_and_resume_print_their_commands(place):
         ("create", [*POD, "--config.mesh.fsdp=3"], ["mesh.fsdp = 3", "16"]),
         ("create", [*POD, "--config.batch.multiple=3"], ["batch.multiple = 3", "16"]),
         ("run", [*RUN, "--config.batch.buckets=(0.5, 30.0)"], ["30 s bucket", "480 s"]),
-        ("resume", [*RUN, "--config.batch.seconds=8"], ["8 s of audio", "12.8 s"]),
+        ("resume", [*RUN, "--config.batch.seconds=8"], ["8 s of audio", "8.32 s"]),
         ("create", [*POD, "--config.stpes=3"], ["stpes", "did you mean 'steps'"]),
         ("create", ["--zone", "z", *POD[4:]], ["--name is missing"]),
         ("setup", POD[:4], ["--topology is missing"]),
