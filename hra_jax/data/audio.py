@@ -77,7 +77,7 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
 
     Args:
       utterance: `audio_filepath`, `offset` and `duration` (seconds) are used; of a `Recording`, its samples; of a
-        `Sharded`, its record.
+        `Sharded`, its record, and of an address of a record, what `offset` and `duration` leave of it.
       sample_rate: Hz of the result.
 
     Returns:
@@ -88,14 +88,27 @@ def decode(utterance: Utterance, sample_rate: int) -> np.ndarray:
       AudioError: missing_file, unreachable_audio, empty_audio, undecodable_audio, nan_samples, silent_audio (channels
         that cancel each other) or too_long (more than `MOST_SAMPLES`).
     """
-    utterance = _resolved(utterance)
-    if isinstance(utterance, Recording):
-        return resample(utterance.samples, utterance.sample_rate, sample_rate)
-    if isinstance(utterance, Sharded):
-        return resample(shards.samples(utterance), utterance.shard.sample_rate, sample_rate)
+    found = _resolved(utterance)
+    if isinstance(found, Recording):
+        return resample(found.samples, found.sample_rate, sample_rate)
+    if isinstance(found, Sharded):
+        return resample(_record_of(found, utterance), found.shard.sample_rate, sample_rate)
     with Sound(utterance.audio_filepath, part=utterance.offset > 0) as sound:
         start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)
         return _read(sound, start=start, count=count, sample_rate=sample_rate)
+
+
+def _record_of(found: Sharded, utterance: Utterance) -> np.ndarray:
+    """The samples of a record, or the part of them that an utterance has which names it by its address."""
+    samples = shards.samples(found)
+    if utterance is found or (not utterance.offset and utterance.duration >= found.duration):
+        return samples
+    start, count = (round(seconds * found.shard.sample_rate) for seconds in (utterance.offset, utterance.duration))
+    part = samples[start : start + count]
+    if not part.size:
+        end = utterance.offset + utterance.duration
+        raise AudioError("empty_audio", f"no samples between {utterance.offset:g} and {end:g} s of {found.address}")
+    return part
 
 
 def rate_of(utterance: Utterance) -> int:
@@ -116,9 +129,8 @@ def _resolved(utterance: Utterance) -> Utterance:
 
 def decode_hashed(utterance: Utterance, sample_rate: int) -> tuple[np.ndarray, int]:
     """What `decode` gives, and the `sample_hash` of the utterance: it is read once for both."""
-    utterance = _resolved(utterance)
-    if isinstance(utterance, Recording | Sharded):
-        return decode(utterance, sample_rate), sample_hash(utterance)
+    if isinstance(resolved := _resolved(utterance), Recording | Sharded):
+        return decode(utterance, sample_rate), sample_hash(resolved)
     found = SampleHash()
     with Sound(utterance.audio_filepath, part=utterance.offset > 0) as sound:
         start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)

@@ -40,8 +40,9 @@ class Utterance:
 
     @property
     def sound_file(self) -> str:
-        """Path or URI of the file that its samples are read from."""
-        return self.audio_filepath
+        """Path or URI of the file that its samples are read from: of the address of a record, the shard."""
+        path, mark, record = self.audio_filepath.rpartition("#")
+        return path if mark and record.isdecimal() and ".array_record-" in path else self.audio_filepath
 
     def as_line(self) -> dict[str, Any]:
         """What a manifest says of it, wherever that lies; but its tags."""

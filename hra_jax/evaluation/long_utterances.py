@@ -135,12 +135,13 @@ def parts_of(utterance: Utterance, *, longest_seconds: float, sample_rate: int, 
         chunks = pauses.chunks(waveform, hop, sample_rate=sample_rate, longest_seconds=longest_seconds)
     if not chunks:  # nothing is said, and that is scored: a part of which no frame counts
         chunks = [pauses.Chunk(0, min(len(waveform), int(longest_seconds * sample_rate)), 0, 0, after_pause=True)]
+    line = utterance.as_line()  # of an utterance in shards it names the record
     return [
         Part(
-            audio_filepath=utterance.audio_filepath,
+            audio_filepath=line["audio_filepath"],
             duration=min((chunk.stop - chunk.start) / sample_rate, longest_seconds),
             text=utterance.text,
-            offset=utterance.offset + chunk.start / sample_rate,
+            offset=line.get("offset", 0.0) + chunk.start / sample_rate,
             tags=utterance.tags,
             key=utterance.key,
             source=utterance.source,

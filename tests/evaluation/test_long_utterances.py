@@ -12,8 +12,10 @@ from reference import micro as world
 
 from hra_jax import api
 from hra_jax.config.keys import group
-from hra_jax.data import audio
+from hra_jax.data import audio, cache
+from hra_jax.data.cache import ShardSettings
 from hra_jax.data.report import DataReport
+from hra_jax.data.sources import read_source
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.evaluation import long_utterances
@@ -139,6 +141,26 @@ def test_parts_hold_the_samples_of_their_whole_at_any_rate_and_offset(tmp_path):
             assert len(samples) == len(wanted)
             inside = slice(edge, len(wanted) - edge)
             np.testing.assert_allclose(samples[inside], wanted[inside], atol=tolerance)
+
+
+def test_parts_of_what_is_in_shards_are_read_from_the_record_and_not_from_what_it_was_made_of(tmp_path):
+    sound = np.concatenate([np.zeros(12345, np.float32), long_sound(0.5)])
+    soundfile.write(tmp_path / "a.wav", sound, world.RATE)
+    row = {"audio_filepath": "a.wav", "duration": len(sound) / world.RATE - 1, "offset": 1.0, "text": "words"}
+    world.write_manifest(tmp_path / "m.jsonl", [row])
+    items = cache.items_of(str(tmp_path / "m.jsonl"), data_dir="", modules=(), report=DataReport())
+    cache.cache(items, tmp_path / "S", settings=ShardSettings(sample_rate=world.RATE), report=DataReport())
+    (tmp_path / "a.wav").unlink()
+    (whole,) = read_source(tmp_path / "S", report=DataReport())[0]
+    # As it is in shards, and as a manifest that was copied from them names it.
+    for utterance in (whole, Utterance(whole.address, whole.duration, "words", key="copy")):
+        waveform = audio.decode(utterance, world.RATE)
+        assert len(waveform) == round(whole.duration * world.RATE)
+        parts = long_utterances.parts_of(utterance, longest_seconds=0.7, sample_rate=world.RATE, hop=160)
+        assert len(parts) > len(PIECES)
+        for part in parts:
+            assert part.sound_file == whole.shard.path
+            np.testing.assert_array_equal(audio.decode(part, world.RATE), waveform[part.chunk.start : part.chunk.stop])
 
 
 def test_one_long_utterance_in_two_tasks_is_two(trained, micro, data):
