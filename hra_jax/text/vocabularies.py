@@ -131,7 +131,8 @@ class SentencePieceVocabulary:
             raise UserError(f"{len(self._model)} bytes are not a SentencePiece model: {error}") from error
         if not self._processor.GetPieceSize():
             raise UserError(f"{len(self._model)} bytes are not a SentencePiece model: it has no pieces")
-        self._known: dict[str, bool] = {}
+        self._known: set[str] = set()  # characters that were asked for
+        self._unknown: set[str] = set()
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int, *, fewer: bool = False) -> "SentencePieceVocabulary":
@@ -189,12 +190,6 @@ class SentencePieceVocabulary:
         """False."""
         return False
 
-    def _knows(self, character: str) -> bool:
-        if character not in self._known:
-            pieces = self._processor.EncodeAsIds(character)
-            self._known[character] = self._processor.unk_id() not in pieces
-        return self._known[character]
-
     def encode(self, text: str) -> list[int]:
         """Ids in [1, V) of the pieces of `text`; characters that the model does not know are dropped first."""
         dropped = self.unknown_characters(text)
@@ -210,7 +205,11 @@ class SentencePieceVocabulary:
 
     def unknown_characters(self, text: str) -> set[str]:
         """The characters of `text` that the model does not know."""
-        return {c for c in set(text) if not self._knows(c)}
+        characters = set(text)
+        for character in characters.difference(self._known, self._unknown):
+            unknown = self._processor.unk_id() in self._processor.EncodeAsIds(character)
+            (self._unknown if unknown else self._known).add(character)
+        return characters.difference(self._known)
 
     def to_json(self) -> dict:
         """{"type": "sentencepiece", "model": the serialized model in base64}."""
