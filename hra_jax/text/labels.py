@@ -1,5 +1,6 @@
 """The labels of many transcripts at a time, as arrays."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ class Labeller:
         if found is None:
             rows = [self._vocabulary.encode(text) for text in texts]
             lengths = np.fromiter(map(len, rows), np.int32, len(rows))
-            flat = np.fromiter((label for row in rows for label in row), np.int32, int(lengths.sum()))
+            flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(lengths.sum()))
             unknown = (bool(self._vocabulary.unknown_characters(text)) for text in texts)
             found = flat, lengths, np.fromiter(unknown, bool, len(rows))
         flat, lengths, dropped = found
