@@ -121,9 +121,20 @@ COMMANDS: dict[str, Callable[[Place], list[str]]] = {
     "config": lambda place: module("config"),
     "topologies": lambda place: module("tpu.topologies", "v5e:16x16"),
     "verify": lambda place: module("verify", place.own(place.trained.workdir)),
+    "cache": lambda place: module(
+        "data.cache",
+        "--source",
+        place.micro.data / "train.jsonl",
+        "--output",
+        place.folder / "shards",
+        "--workers",
+        "2",
+    ),
+    "corpora": lambda place: module("data.corpora", "list"),
+    "durations": lambda place: module("data.durations", "--config", place.config, "--output", place.folder / "d.json"),
     "check": lambda place: module("check", "--config", place.config, "--workdir", place.folder / "W"),
 }
-FINISHED = ("train", "train by launch/local.py", "launch/sweep.py", "tasks add", "synthesize", "convert")
+FINISHED = ("train", "train by launch/local.py", "launch/sweep.py", "tasks add", "synthesize", "convert", "cache")
 
 
 def left_behind(folder: Path) -> list[int]:
