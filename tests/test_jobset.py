@@ -175,7 +175,7 @@ def test_apply_hands_the_manifest_to_kubectl_and_returns_its_status(jobset, tmp_
         ([*FLAGS, "--topology", "v5e:5x5"], ["v5e:5x5", "16x16"]),
         ([*FLAGS, "--topology", "cpu-8"], ["cpu-8", "v5e:16x16"]),
         ([*FLAGS, "--config.mesh.tensor=5"], ["mesh.tensor = 5", "16"]),
-        ([*FLAGS, "--config.batch.seconds=8"], ["8 s of audio", "12.8 s"]),
+        ([*FLAGS, "--config.batch.seconds=8"], ["8 s of audio", "8.32 s"]),
         ([*FLAGS, "--slices", "2", "--topology", "v5e:2x4"], ["--slices 2", "one host"]),
         ([*FLAGS, "--config.mesh.slices=2"], ["--slices sets mesh.slices"]),
         ([*FLAGS, "--config.data.strict"], ["--config.data.strict=VALUE"]),

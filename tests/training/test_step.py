@@ -127,7 +127,8 @@ def test_the_gradient_tree_has_only_trainable_leaves():
     model, batch = model_of(), batch_of()
     learned = {"shared": adapter_state().trainable["shared"], "rows": adapter_state().trainable["tasks"]}
     _, _, _, grads = jax.eval_shape(
-        lambda learned: _gradients(model, learned, backbone(), None, batch["task"], batch, 0, 0, 0, 1), learned
+        lambda learned: _gradients(model, learned, backbone(), None, batch["task"], batch, 0, {"seed": 0}, 0, 1),
+        learned,
     )
     assert jax.tree.structure(grads) == jax.tree.structure(learned)
     assert train_state.count(grads) == train_state.count(learned)
