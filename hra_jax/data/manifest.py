@@ -20,7 +20,7 @@ from etils import epath
 
 from hra_jax import cli
 from hra_jax.console import listed, tell
-from hra_jax.data import audio, manifest_lines, recordings, sound_files
+from hra_jax.data import audio, manifest_lines, recordings, shards, sound_files
 from hra_jax.data.columns import UtteranceColumns
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
@@ -200,7 +200,7 @@ def check(path: epath.PathLike, *, sample_rate: int = 16000, threads: int = 4) -
       The utterances whose audio is good, and the report of all others.
 
     Raises:
-      UserError: the manifest cannot be read, or has no line.
+      UserError: the manifest cannot be read, or has no line, or these are shards.
     """
     report = DataReport()
 
@@ -212,6 +212,8 @@ def check(path: epath.PathLike, *, sample_rate: int = 16000, threads: int = 4) -
             return False
         return True
 
+    if shards.is_shards(path):
+        raise UserError(f"{os.fspath(path)} holds shards; python -m hra_jax.verify {os.fspath(path)} checks them")
     utterances = load_manifest(path, report=report)
     if not utterances and not sum(report.counts().values()):
         raise UserError(f"the manifest {path} is empty; needed: a line for each utterance")

@@ -167,6 +167,12 @@ def test_checking_an_empty_manifest_is_an_error(tmp_path):
             manifest.check(tmp_path / "m.jsonl")
 
 
+def test_checking_shards_says_what_checks_them(tmp_path):
+    (tmp_path / "columns.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=f"{tmp_path} holds shards; python -m hra_jax.verify {tmp_path} checks them"):
+        manifest.check(tmp_path)
+
+
 def test_interrupting_a_check_decodes_nothing_more(tmp_path, monkeypatch):
     _sound(tmp_path / "a.wav", seconds=1.0)
     file = _write(tmp_path / "m.jsonl", *[GOOD] * 2000)
