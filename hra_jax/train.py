@@ -265,7 +265,7 @@ def _loop(
                 return guard.status
             if step == start + 1:
                 times.restart()  # the first step is mostly compilation
-    _tell_used(run, skipped, loader)
+    _tell_used(run, skipped, loader.drawn)
     return 0
 
 
@@ -282,15 +282,13 @@ def _tell_batches(run: Run, batch: BatchSettings) -> str:
     return padded
 
 
-def _tell_used(run: Run, skipped: SkippedSteps, loader: TrainLoader) -> None:
+def _tell_used(run: Run, skipped: SkippedSteps, drawn: Sequence[int]) -> None:
     """Tells, after the last step, what was drawn, which data could not be used, and how many steps were skipped."""
-    drawn = loader.drawn
     never = mixing.undrawn(run, drawn)
     write_data_report(run)
     if jax.process_index() != 0:
         return
     mixing.tell_drawn(run, drawn, never)
-    mixing.tell_unheard(run, loader.unheard)
     tell(f"data: {run.report.summary()}")
     if skipped.total:
         tell(f"{skipped.total} of {run.settings.steps} steps were skipped, as their loss or a gradient was not finite")
