@@ -142,7 +142,7 @@ PUBLISHED = {
 class FromFeatures(AsrModel):
     """The model behind its features."""
 
-    def _features(self, waveform, num_samples):
+    def _features(self, waveform, num_samples, sounds=None):
         return waveform, num_samples
 
 

@@ -46,7 +46,7 @@ PAIRS += [("w2v-bert bare", variant) for variant, settings in VARIANTS.items() i
 class FromFeatures(AsrModel):
     """The model behind its features."""
 
-    def _features(self, waveform, num_samples):
+    def _features(self, waveform, num_samples, sounds=None):
         return waveform, num_samples
 
 
