@@ -26,6 +26,16 @@ def test_a_language_of_a_download_of_several_is_imported_without_its_validated_s
         assert {row.tags["locale"] for row in found} == {"ga-IE"}
 
 
+@pytest.mark.parametrize(("folder", "there"), [("", "'ga-IE', 'nl'"), ("nl", "'nl'")])
+def test_a_download_without_the_language_that_is_named_is_refused(tmp_path, folder, there):
+    corpus_trees.common_voice(tmp_path / "cv")
+    said = failure(imported.prepare, "hra/common_voice/cs", tmp_path / "D", source=tmp_path / "cv" / folder)
+    assert said == (
+        f"{tmp_path / 'cv' / folder} is Common Voice in {there}; needed: the folder of 'cs', or one that holds it"
+    )
+    assert not (tmp_path / "D").exists()
+
+
 def test_validated_sentences_are_imported_where_they_are_named(tmp_path):
     corpus_trees.common_voice(tmp_path / "cv")
     source = tmp_path / "cv" / "nl"
