@@ -18,6 +18,7 @@ from hra_jax.config.files import validate_config
 from hra_jax.config.keys import group
 from hra_jax.console import error_line, listed, tell
 from hra_jax.data.batching import BatchSettings
+from hra_jax.data.drawn import draw_weights
 from hra_jax.data.durations import padding_share
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
@@ -271,7 +272,8 @@ def _loop(
 
 def _tell_batches(run: Run, batch: BatchSettings) -> str:
     """Prints what the batches are, and what will be drawn; returns how much of them is padding, and in one bucket."""
-    share, in_one = (padding_share(run.layout.table.duration, edges) for edges in (batch.edges, batch.edges[-1:]))
+    table, weights = run.layout.table, draw_weights(run.layout.table, run.layout.parts)
+    share, in_one = (padding_share(table.duration, edges, weights) for edges in (batch.edges, batch.edges[-1:]))
     padded = f"{share:.1%} of the audio in batches is padding"
     if len(batch.edges) > 1:
         padded += f", and would be {in_one:.1%} in one bucket"
