@@ -70,6 +70,16 @@ def test_what_is_no_such_corpus_is_told_in_a_line(tmp_path, name, splits, named)
     assert named in failure(imported.prepare, name, tmp_path / "D", source=tmp_path / "other", splits=splits)
 
 
+def test_another_release_than_the_one_that_is_named_is_refused(tmp_path):
+    corpus_trees.tedlium(tmp_path / "TED")
+    said = failure(imported.prepare, "hra/tedlium/release1", tmp_path / "D", source=tmp_path / "TED")
+    assert said == f"{tmp_path}/TED is release 3 of TED-LIUM; needed: the folder of release1"
+    (tmp_path / "TED/legacy").rename(tmp_path / "old")
+    said = failure(imported.prepare, "hra/tedlium/release3", tmp_path / "D", source=tmp_path / "old")
+    assert said == f"{tmp_path}/old is release 1 or 2 of TED-LIUM; needed: the folder of release3"
+    assert not (tmp_path / "D").exists()
+
+
 def test_segments_of_talks_are_the_samples_of_their_time(tmp_path):
     corpus_trees.tedlium(tmp_path / "TED")
     imported.prepare("hra/tedlium/release3", tmp_path / "D", source=tmp_path / "TED")
