@@ -18,6 +18,7 @@ from hra_jax.config.files import validate_config
 from hra_jax.config.keys import group
 from hra_jax.console import error_line, listed, tell
 from hra_jax.data.batching import BatchSettings
+from hra_jax.data.drawn import draw_weights
 from hra_jax.data.durations import padding_share
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.sources import DataSettings
@@ -265,13 +266,14 @@ def _loop(
                 return guard.status
             if step == start + 1:
                 times.restart()  # the first step is mostly compilation
-    _tell_used(run, skipped, loader)
+    _tell_used(run, skipped, loader.drawn)
     return 0
 
 
 def _tell_batches(run: Run, batch: BatchSettings) -> str:
     """Prints what the batches are, and what will be drawn; returns how much of them is padding, and in one bucket."""
-    share, in_one = (padding_share(run.layout.table.duration, edges) for edges in (batch.edges, batch.edges[-1:]))
+    table, weights = run.layout.table, draw_weights(run.layout.table, run.layout.parts)
+    share, in_one = (padding_share(table.duration, edges, weights) for edges in (batch.edges, batch.edges[-1:]))
     padded = f"{share:.1%} of the audio in batches is padding"
     if len(batch.edges) > 1:
         padded += f", and would be {in_one:.1%} in one bucket"
@@ -282,15 +284,13 @@ def _tell_batches(run: Run, batch: BatchSettings) -> str:
     return padded
 
 
-def _tell_used(run: Run, skipped: SkippedSteps, loader: TrainLoader) -> None:
+def _tell_used(run: Run, skipped: SkippedSteps, drawn: Sequence[int]) -> None:
     """Tells, after the last step, what was drawn, which data could not be used, and how many steps were skipped."""
-    drawn = loader.drawn
     never = mixing.undrawn(run, drawn)
     write_data_report(run)
     if jax.process_index() != 0:
         return
     mixing.tell_drawn(run, drawn, never)
-    mixing.tell_unheard(run, loader.unheard)
     tell(f"data: {run.report.summary()}")
     if skipped.total:
         tell(f"{skipped.total} of {run.settings.steps} steps were skipped, as their loss or a gradient was not finite")

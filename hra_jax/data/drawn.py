@@ -33,6 +33,14 @@ def asked(parts: Sequence[Part]) -> np.ndarray:
     return weights / weights.sum()
 
 
+def draw_weights(table: UtteranceTable, parts: Sequence[Part]) -> np.ndarray:
+    """float64 [N]: how often each utterance of a table is drawn, by the rates of the parts; 1 where there are none."""
+    found = np.zeros(len(table)) if parts else np.ones(len(table))
+    for part, share in zip(parts, asked(parts).tolist() if parts else (), strict=True):
+        found[part.utterances] += share / len(part.utterances)
+    return found
+
+
 def shares(parts: Sequence[Part], drawn: Sequence[int]) -> list[Share]:
     """What was asked and drawn of each part; `drawn`: references of each."""
     rows = zip(parts, asked(parts).tolist(), drawn, strict=True)

@@ -147,12 +147,12 @@ def _partition(lengths: np.ndarray, counts: np.ndarray, parts: int) -> list[int]
 
 
 def padding_share(durations: np.ndarray, edges: Sequence[float], counts: np.ndarray | None = None) -> float:
-    """Which part of the audio in batches is padding, 0 to 1, where every utterance has its turn equally often.
+    """Which part of the audio in batches is padding, 0 to 1.
 
     Args:
       durations: seconds, float64 [N]; those beyond the last bucket are left out.
       edges: the longest utterance of each bucket, seconds, ascending.
-      counts: int64 [N], how many utterances have each length; None: one.
+      counts: [N], how many utterances have each length, or how often each comes; None: once.
     """
     inside = bucket_of(durations, edges)
     kept = inside < len(edges)

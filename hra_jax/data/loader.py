@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -239,15 +239,19 @@ def _tasks_in_turn(
 ) -> _Plans:
     """Batches in which every task has its turn equally often; nothing is mixed."""
     del parts
-    start = position["consumed"]
-    turns = _turns(table, seed=seed, buckets=buckets, rows=rows, max_tasks=max_tasks, start=start)
+    turns = Turns(
+        table.duration,
+        table.task,
+        names=table.task_names,
+        buckets=buckets,
+        rows=rows,
+        max_tasks=max_tasks,
+        seed=seed,
+        start=position["consumed"],
+    )
     return (
         (turn.bucket, turn.utterances, functools.partial(dict, consumed=turns.consumed, waiting={})) for turn in turns
     )
-
-
-def _turns(table: UtteranceTable, **settings: Any) -> Turns:
-    return Turns(table.duration, table.task, names=table.task_names, **settings)
 
 
 class TrainLoader(Iterator[Batch]):
@@ -313,7 +317,6 @@ class TrainLoader(Iterator[Batch]):
         begin = self._checked(position)
         self._position: Callable[[], dict] = lambda: begin
         plans = _tasks_in_turn if draw == "tasks" else _utterances_in_turn
-        self._turns = functools.partial(_turns, table, seed=seed, buckets=buckets, rows=rows, max_tasks=max_tasks)
         self._plans = plans(
             table,
             parts=self.parts,
@@ -422,15 +425,6 @@ class TrainLoader(Iterator[Batch]):
             specs = [part.spec for part in self.parts]
             return mixtures.draws_before(specs, position["consumed"], seed=self._seed)
         return [counted[part.spec.name][1] for part in self.parts]
-
-    @property
-    def unheard(self) -> list[str]:
-        """Where tasks are drawn in turn, those with utterances that have not had a turn in the batches handed out."""
-        if self.parts:
-            return []
-        # Each batch is a turn of one of them at least.
-        batches = min(self._position()["consumed"], len(self._table.learning))
-        return [self._table.task_names[task] for task in self._turns(start=batches).unheard.tolist() if task >= 0]
 
     def close(self) -> None:
         """Stops the decoding threads; batches not handed out are dropped."""

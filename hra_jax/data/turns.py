@@ -139,12 +139,6 @@ class Turns(Iterator[Turn]):
         """Rounds that are over: the turns that every task has had."""
         return self._begun - bool(len(self._left))
 
-    @property
-    def unheard(self) -> np.ndarray:
-        """int [M]: the tasks that have not had a turn, ascending."""
-        waiting = self._left if self._begun else self._tasks
-        return np.sort(waiting) if self._begun < 2 else waiting[:0]
-
     def _of(self, task: int) -> _Epochs:
         epochs = self._epochs[int(task)]
         epochs.begin()

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from hra_jax.config.keys import group
 from hra_jax.data import durations
-from hra_jax.data.batching import set_buckets
+from hra_jax.data.batching import bucket_rows, set_buckets
 from hra_jax.data.durations import Durations
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import TableSource
@@ -33,14 +33,24 @@ def find_buckets(config: ConfigDict, sources: Sequence[TableSource], base: Found
       Whether there was a number.
 
     Raises:
-      UserError: the processes have found different ones.
+      UserError: the processes have found different ones; or no batch of an evaluation holds them.
     """
     if not isinstance(config.batch.buckets, int):
         return False
     found = _edges(config, lengths_of(config, sources), config.batch.buckets, base.features, base.encoder)
     agreement.check_agreement({"length buckets": repr(found)})
-    set_buckets(config, found)
+    _set(config, found)
     return True
+
+
+def _set(config: ConfigDict, edges: tuple[float, ...]) -> None:
+    """Sets the buckets of a configuration, whose evaluations must hold them, too, now or later; UserError else."""
+    seconds, multiple = config.eval.batch_seconds, config.batch.multiple
+    try:
+        bucket_rows(edges, batch_seconds=seconds, multiple=multiple)
+    except UserError as error:
+        raise UserError(f"config.eval.batch_seconds is {seconds:g}: {error}") from error
+    set_buckets(config, edges)
 
 
 def take_buckets(config: ConfigDict, path: epath.PathLike) -> None:
@@ -58,7 +68,7 @@ def take_buckets(config: ConfigDict, path: epath.PathLike) -> None:
         pass  # the data is elsewhere, as it is where one asks for a file
     else:
         durations.check_same(path, found, lengths_of(config, sources))
-    set_buckets(config, edges_of(config, found, config.batch.buckets))
+    _set(config, edges_of(config, found, config.batch.buckets))
 
 
 def lengths_of(config: ConfigDict, sources: Sequence[TableSource]) -> Durations:
@@ -71,9 +81,9 @@ def lengths_of(config: ConfigDict, sources: Sequence[TableSource]) -> Durations:
 
 def limit_of(config: ConfigDict) -> float:
     """Seconds of the longest utterance that buckets are found for: `data.max_seconds`, or what a batch holds."""
-    batch, evaluation = group(config, "batch"), group(config, "eval")
+    batch = group(config, "batch")
     # As many as the hundredth of a second below, so that a batch holds `multiple` rows for certain.
-    most = math.floor(100 * min(batch.seconds, evaluation.batch_seconds) / batch.multiple) / 100
+    most = math.floor(100 * batch.seconds / batch.multiple) / 100
     return group(config, "data").max_seconds or most
 
 

@@ -76,13 +76,6 @@ def tell_drawn(run: Run, counts: Sequence[int], never: Sequence[str]) -> None:
         tell(f"{len(never)} of {len(run.layout.table.learning)} tasks were never drawn: {listed(never)}; {_REMEDIES}")
 
 
-def tell_unheard(run: Run, tasks: Sequence[str]) -> None:
-    """Prints which tasks have not had a turn, where tasks are drawn in turn and the run is over."""
-    if tasks:
-        every = len(run.layout.table.learning)
-        tell(f"{len(tasks)} of {every} tasks were never drawn: {listed(tasks)}; more steps, or tasks in a batch, would")
-
-
 def _print_table(found: Sequence[drawn.Share]) -> None:
     total = max(sum(share.drawn for share in found), 1)
     ordered = sorted(found, key=lambda share: -share.drawn / share.utterances)

@@ -8,6 +8,7 @@ import pytest
 from reference.accents import table_of
 
 from hra_jax.data import batching, drawn
+from hra_jax.data.durations import padding_share
 from hra_jax.data.groups import parts_of
 from hra_jax.data.mixtures import ReferenceStream
 
@@ -45,16 +46,25 @@ def test_tasks_that_were_not_drawn_are_those_that_the_stream_did_not_give(parts_
     assert count < 400 or expected == []
 
 
-def test_the_references_of_steps_are_foreseen(parts_and_table):
+def test_the_references_of_steps_and_their_padding_are_foreseen(parts_and_table):
     parts, table = parts_and_table
     random = np.random.default_rng(0)
     table.duration = random.choice([0.3, 0.9, 1.8], len(table), p=[0.5, 0.3, 0.2])
+    table.duration[parts[1].utterances] = 1.1  # of those that are drawn far more often than others
     buckets, rows = (0.5, 1.0, 2.0), (16, 8, 4)
     batcher = batching.Batcher(buckets, rows=rows, max_tasks=99, lookup=table.lookup)
     stream, batches = ReferenceStream([part.spec for part in parts], seed=0), 0
+    spoken = held = 0.0
     while batches < 300:
         part, row, _ = next(stream)
         batcher.add(*table.place(int(parts[part].utterances[row])))
-        batches += batcher.pop() is not None
+        plan = batcher.pop()
+        if plan is not None:
+            batches += 1
+            held += rows[plan.bucket] * buckets[plan.bucket]
+            spoken += sum(table.lookup(*place)[0] for place in plan.rows)
     foreseen = drawn.references_in(300, table, parts, buckets=buckets, rows=rows)
     assert foreseen == pytest.approx(stream.consumed, rel=0.03)
+    padding = padding_share(table.duration, buckets, drawn.draw_weights(table, parts))
+    assert padding == pytest.approx(1 - spoken / held, abs=0.02)
+    assert abs(padding - padding_share(table.duration, buckets)) > 0.05  # as if all came equally often

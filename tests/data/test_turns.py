@@ -35,16 +35,6 @@ def test_no_two_tasks_ever_differ_by_more_than_one_update_whatever_the_numbers_o
     assert updates.min() > 50
 
 
-@pytest.mark.parametrize("max_tasks", [1, 3, 100])
-def test_tasks_without_a_turn_are_known_until_all_have_had_one(max_tasks):
-    _, tasks, turns = _turns(max_tasks=max_tasks)
-    heard: set[int] = set()
-    for turn in itertools.islice(turns, 3 * len(SIZES)):
-        heard |= {*tasks[list(turn.utterances)].tolist()}
-        assert turns.unheard.tolist() == [task for task in range(len(SIZES)) if task not in heard]
-    assert len(heard) == len(SIZES) == len(_turns()[2].unheard)
-
-
 def test_after_whole_rounds_every_task_has_had_exactly_as_many_updates():
     _, tasks, turns = _turns()
     count = batches_of_rounds(_turns()[2], 37)

@@ -58,6 +58,18 @@ def test_without_a_limit_no_utterance_is_longer_than_a_batch_holds(config):
     assert max(length for length in lengths if length <= 0.5) <= group(config, "batch").edges[-1] <= 0.5 < max(lengths)
 
 
+def test_batches_of_evaluations_that_do_not_hold_what_is_trained_on_are_one_line_and_leave_nothing_out(config):
+    with config.unlocked():
+        config.batch.multiple, config.eval.batch_seconds = 2, 1.0
+    with pytest.raises(UserError) as caught:
+        _found(config)
+    assert str(caught.value) == (
+        "config.eval.batch_seconds is 1: 1 s of audio per batch hold 1 rows of the 0.72 s bucket, fewer than the batch "
+        "multiple 2: at least 1.44 s are needed"
+    )
+    assert config.batch.buckets == 3
+
+
 def test_a_limit_that_no_batch_holds_is_one_line(config):
     with config.unlocked():
         config.data.max_seconds = 5.0

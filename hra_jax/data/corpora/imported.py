@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
+from hra_jax.console import listed
 from hra_jax.data import audio
 from hra_jax.data.corpora import catalogue
 from hra_jax.data.examples import Example
+from hra_jax.data.importers import common_voice, tedlium
 from hra_jax.data.manifest import read_manifest
 from hra_jax.data.report import DataReport
 from hra_jax.data.sound_files import AudioError, Sound
@@ -69,11 +71,30 @@ def prepare(
         catalogue.sources_of(name, split)
     # A folder of several languages: the one that is named.
     own = epath.Path(source) / config if config else epath.Path(source)
-    parts = import_corpus(
-        own if own.is_dir() else source, folder(name, data_dir), kind=corpus, splits=splits, split_by=about.split_by
-    )
+    own = own if own.is_dir() else epath.Path(source)
+    if corpus == common_voice.FORMAT.kind:
+        _check_language(own, config)
+    elif corpus == tedlium.FORMAT.kind:
+        _check_release(own, config)
+    parts = import_corpus(own, folder(name, data_dir), kind=corpus, splits=splits, split_by=about.split_by)
     print_table(parts, tag="speaker")
     return {path: part.report for path, part in parts.items()}
+
+
+def _check_language(place: epath.Path, language: str) -> None:
+    """Refuses, with a UserError, a folder of Common Voice that is of another language, or of several."""
+    found = common_voice.languages(place)
+    if len(found) > 1 or any(known and known.lower() != language.lower() for known in found.values()):
+        there = listed([known or name for name, known in found.items()])
+        raise UserError(f"{place} is Common Voice in {there}; needed: the folder of {language!r}, or one that holds it")
+
+
+def _check_release(place: epath.Path, release: str) -> None:
+    """Refuses, with a UserError, a folder of the third release of TED-LIUM in the place of another, or the reverse."""
+    third = tedlium.is_third(place)
+    if tedlium.FORMAT.splits(place, None) and third != (release == "release3"):
+        found = "release 3" if third else "release 1 or 2"
+        raise UserError(f"{place} is {found} of TED-LIUM; needed: the folder of {release}")
 
 
 def examples(name: str, split: str, data_dir: epath.PathLike, *, report: DataReport) -> Iterator[Example]:

@@ -22,7 +22,7 @@ _NO_TAGS: Final = ("path", "sentence")
 
 def _splits(folder: epath.Path, audio_dir: epath.Path | None) -> list[Split]:
     del audio_dir
-    languages = [path for path in (folder, *folders(folder)) if (path / "clips").is_dir()]
+    languages = _folders(folder)
     found = []
     for name in (*_SPLITS, *_NAMED_ONLY):
         having = [path for path in languages if (path / f"{name}.tsv").exists()]
@@ -32,6 +32,24 @@ def _splits(folder: epath.Path, audio_dir: epath.Path | None) -> list[Split]:
             read = _reader(having, f"{name}.tsv")
             found.append(Split(canonical(name), f"{name}.tsv", read, named_only=name in _NAMED_ONLY, notes=notes))
     return found
+
+
+def _folders(folder: epath.Path) -> list[epath.Path]:
+    """The folders of languages that a folder is, or has."""
+    return [path for path in (folder, *folders(folder)) if (path / "clips").is_dir()]
+
+
+def languages(folder: epath.PathLike) -> dict[str, str]:
+    """{name of a folder: its language, as the first row of its tables says, '' where they have no such column}."""
+    return {path.name: _language(path) for path in _folders(epath.Path(folder))}
+
+
+def _language(folder: epath.Path) -> str:
+    for name in (*_SPLITS, *_NAMED_ONLY):
+        if (folder / f"{name}.tsv").exists():
+            for _, row in tabbed(folder / f"{name}.tsv", DataReport()):
+                return row.get("locale", "")
+    return ""
 
 
 def _reader(languages: list[epath.Path], table: str) -> Callable[[DataReport], Iterator[Entry]]:

@@ -35,6 +35,11 @@ def _splits(folder: epath.Path, audio_dir: epath.Path | None) -> list[Split]:
     return found
 
 
+def is_third(folder: epath.PathLike) -> bool:
+    """Whether a folder has the layout of the third release."""
+    return any((epath.Path(folder) / place).is_dir() for place in ("data", "legacy"))
+
+
 def _reader(folder: epath.Path, place: str) -> Callable[[DataReport], Iterator[Entry]]:
     def read(report: DataReport) -> Iterator[Entry]:
         audio = {os.path.splitext(path.name)[0]: str(path) for path in entries(folder / "sph", report)}

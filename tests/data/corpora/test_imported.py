@@ -26,6 +26,16 @@ def test_a_language_of_a_download_of_several_is_imported_without_its_validated_s
         assert {row.tags["locale"] for row in found} == {"ga-IE"}
 
 
+@pytest.mark.parametrize(("folder", "there"), [("", "'ga-IE', 'nl'"), ("nl", "'nl'")])
+def test_a_download_without_the_language_that_is_named_is_refused(tmp_path, folder, there):
+    corpus_trees.common_voice(tmp_path / "cv")
+    said = failure(imported.prepare, "hra/common_voice/cs", tmp_path / "D", source=tmp_path / "cv" / folder)
+    assert said == (
+        f"{tmp_path / 'cv' / folder} is Common Voice in {there}; needed: the folder of 'cs', or one that holds it"
+    )
+    assert not (tmp_path / "D").exists()
+
+
 def test_validated_sentences_are_imported_where_they_are_named(tmp_path):
     corpus_trees.common_voice(tmp_path / "cv")
     source = tmp_path / "cv" / "nl"
@@ -58,6 +68,16 @@ def test_a_set_that_is_not_there_is_told_with_the_command_that_prepares_it(tmp_p
 def test_what_is_no_such_corpus_is_told_in_a_line(tmp_path, name, splits, named):
     corpus_trees.libritts(tmp_path / "other")
     assert named in failure(imported.prepare, name, tmp_path / "D", source=tmp_path / "other", splits=splits)
+
+
+def test_another_release_than_the_one_that_is_named_is_refused(tmp_path):
+    corpus_trees.tedlium(tmp_path / "TED")
+    said = failure(imported.prepare, "hra/tedlium/release1", tmp_path / "D", source=tmp_path / "TED")
+    assert said == f"{tmp_path}/TED is release 3 of TED-LIUM; needed: the folder of release1"
+    (tmp_path / "TED/legacy").rename(tmp_path / "old")
+    said = failure(imported.prepare, "hra/tedlium/release3", tmp_path / "D", source=tmp_path / "old")
+    assert said == f"{tmp_path}/old is release 1 or 2 of TED-LIUM; needed: the folder of release3"
+    assert not (tmp_path / "D").exists()
 
 
 def test_segments_of_talks_are_the_samples_of_their_time(tmp_path):
