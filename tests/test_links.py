@@ -334,7 +334,9 @@ def test_a_trained_backbone_is_written_through_no_link(micro, tmp_path, monkeypa
 OUTPUTS = {
     "hra_jax.aot": (["--config", "fsdd", "--topology", "cpu-8"], {"json"}),
     "hra_jax.compare": (["run/eval/test", "run/eval/test"], {"json"}),
+    "hra_jax.data.durations": (["--config", "fsdd"], {"output"}),
     "hra_jax.data.manifest": (["check", "m.jsonl"], {"report"}),
+    "hra_jax.data.manifest import": (["import", "recordings", "--output", "imported"], {"report"}),
     "hra_jax.data.manifest make": (["make", "recordings"], {"output"}),
     "hra_jax.params": (["--config", "fsdd"], {"json", "plot"}),
     "hra_jax.tasks": (["list", "run/adapter"], {"json"}),
