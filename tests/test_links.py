@@ -21,7 +21,7 @@ from hra_jax import evaluate, train
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.config.files import load_config
 from hra_jax.convert.conversion import convert
-from hra_jax.data import manifest
+from hra_jax.data import cache, manifest
 from hra_jax.data.report import DataReport
 from hra_jax.errors import UserError
 from hra_jax.run import own_exports, workdirs
@@ -190,6 +190,18 @@ def test_manifests_are_written_through_no_link(tmp_path):
         manifest.make(folder / "recordings", folder / "out" / "all.jsonl")
 
     assert {"out/all.jsonl"} == {found for found, _ in links(tmp_path, prepare, act, given=("out",))}
+
+
+def test_shards_are_written_through_no_link(micro, tmp_path):
+    def act(folder: Path) -> None:
+        report = DataReport()
+        items = cache.items_of(str(micro.data / "test.jsonl"), data_dir="", modules=(), report=report)
+        settings = cache.ShardSettings(sample_rate=8000, shard_seconds=1.0)
+        cache.cache(items, folder / "shards", settings=settings, report=report)
+
+    more = ("shards/.parts/00000.parquet", "shards/.parts/job.json")
+    tried = {found for found, _ in links(tmp_path, Path.mkdir, act, given=("shards",), more=more)}
+    assert {*more, "shards/columns.parquet", "shards/shards-train.array_record-00000"} <= tried
 
 
 def test_a_work_directory_s_own_files_are_written_through_no_link(tmp_path):
