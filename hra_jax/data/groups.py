@@ -85,6 +85,11 @@ def parts_of(
             Part(SourceSpec(f"{specs[index].name}/{value}", len(rows), share * by_size(len(rows))), rows)
             for value, rows in inside
         ]
+    if len(found) == 1 and (temperature != 1 or cap_rows):
+        raise UserError(
+            f"data.groups = {groups!r}: all utterances are in one group, {found[0].spec.name!r}, and so there is "
+            "nothing to mix; needed: another tag, or no data.temperature and data.cap_rows"
+        )
     if len(found) > MOST_GROUPS:
         raise UserError(
             f"data.groups = {groups!r}: {len(found):,} groups; allowed: at most {MOST_GROUPS} "

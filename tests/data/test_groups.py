@@ -142,6 +142,14 @@ def test_settings_that_mix_nothing_are_one_clear_line(settings, message):
         parts_of(table_of(("a", "proportional", ["x", "y"])), **settings)
 
 
+def test_one_group_alone_is_mixed_with_nothing():
+    table = table_of(("a", "proportional", ["x", "x"]))
+    for settings in ({"temperature": 5.0}, {"cap_rows": 1}):
+        with pytest.raises(UserError, match="data.groups = 'accent': all utterances are in one group, 'x', and so"):
+            parts_of(table, groups="accent", **settings)
+    assert [part.spec.name for part in parts_of(table, groups="accent")] == ["x"]
+
+
 def test_a_temperature_that_changes_no_rate_is_one_clear_line():
     table = table_of(("a", 2, ["x", "y"]), ("b", 1.0, ["x"]))
     with pytest.raises(
