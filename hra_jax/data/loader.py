@@ -220,11 +220,11 @@ def _position(after: dict, waiting: batching.Snapshot) -> dict:
 
 
 def _counted(parts: Sequence[Part], drawn: Sequence[int]) -> dict:
-    """What a position says of several parts: {"parts": {name: [utterances, references drawn]}}."""
+    """What a position says of several parts: {"parts": {name: [utterances, references drawn, rate]}}."""
     if len(parts) == 1:
         return {}
     counts = zip(parts, drawn, strict=True)
-    return {"parts": {part.spec.name: [part.spec.rows, count] for part, count in counts}}
+    return {"parts": {part.spec.name: [part.spec.rows, count, part.spec.weight] for part, count in counts}}
 
 
 def _tasks_in_turn(
@@ -356,7 +356,8 @@ class TrainLoader(Iterator[Batch]):
                 f" {self._usable_rows}: restore the manifests, or start in another work directory"
             )
         # Earlier versions stored none: the stream then counts them itself.
-        before = {name: rows for name, (rows, _) in position.get("parts", {}).items()}
+        stored = position.get("parts", {})
+        before = {name: rows for name, (rows, *_) in stored.items()}
         now = {part.spec.name: part.spec.rows for part in self.parts}
         if before and before != now:
             changed = sorted(name for name in before | now if before.get(name) != now.get(name))[0]
@@ -364,6 +365,14 @@ class TrainLoader(Iterator[Batch]):
                 f"the data position was made with {before.get(changed, 0)} utterances in the group {changed!r}, now"
                 f" there are {now.get(changed, 0)}: restore the manifests, or start in another work directory"
             )
+        # The configuration holds the rates of sources, but those of a seqio Mixture stand in a module of the user's.
+        for part in self.parts if before else ():
+            name, rate = part.spec.name, stored[part.spec.name][2]
+            if rate != part.spec.weight:
+                raise UserError(
+                    f"the data position was made with the rate {rate:g} of {name!r}, now it is {part.spec.weight:g}: "
+                    "restore the rates of the Mixture, or start in another work directory"
+                )
         return dict(position)
 
     def __next__(self) -> Batch:
@@ -409,8 +418,8 @@ class TrainLoader(Iterator[Batch]):
 
         Returns:
           {"consumed": references read, "waiting": {bucket: [[source, row], ...]}, "rows": {source: usable utterances}}
-          and, of a mixture of several parts, "parts": {name: [utterances, references read]}; where tasks are drawn in
-          turn, "consumed" counts batches, and nothing waits.
+          and, of a mixture of several parts, "parts": {name: [utterances, references read, rate]}; where tasks are
+          drawn in turn, "consumed" counts batches, and nothing waits.
         """
         return self._position() | {"rows": self._usable_rows}
 

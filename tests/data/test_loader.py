@@ -258,7 +258,7 @@ def test_groups_are_the_same_batches_on_1_2_and_3_hosts_and_go_on_in_an_epoch_on
         batches, position = on_hosts(hosts, position, count)
         taken += batches
     _assert_same(taken, expected)
-    drawn = {name: count for name, (_, count) in position["parts"].items()}
+    drawn = {name: count for name, (_, count, _) in position["parts"].items()}
     assert drawn == dict(zip([part.spec.name for part in settings["parts"]], whole, strict=True))
     assert any(count % part.spec.rows for part, count in zip(settings["parts"], whole, strict=True))
 
@@ -284,13 +284,26 @@ def test_a_position_without_counts_goes_on_as_one_with_them_and_one_of_other_gro
         _take(batches, 23)
         position, drawn = batches.position(), batches.drawn
         expected = _take(batches, 20)
-    assert position["parts"] == {name: [rows, n] for (name, rows), n in zip(COUNTS.items(), drawn, strict=True)}
+    counted = {name: found[:2] for name, found in position["parts"].items()}
+    assert counted == {name: [rows, n] for (name, rows), n in zip(COUNTS.items(), drawn, strict=True)}
     earlier = {key: value for key, value in position.items() if key != "parts"}
     with _train(table, position=earlier) as batches:
         assert batches.drawn == drawn
         _assert_same(_take(batches, 20), expected)
     with pytest.raises(UserError, match="utterances in the group 'first', now there are 0: restore the manifests"):
         _train(table, position=position, parts=parts_of(table, groups="speaker"))
+
+
+def test_a_position_of_other_rates_is_refused(corpus):
+    table = _table(_sources(corpus, rates=(1.0, 2.0, 3.0)))
+    with _train(table) as batches:
+        _take(batches, 5)
+        position = json.loads(json.dumps(batches.position()))
+    _train(table, position=position).close()
+    # As where a module of the user's gives the Tasks of a Mixture other rates than before.
+    other = _table(_sources(corpus, rates=(1.0, 2.5, 3.0)))
+    with pytest.raises(UserError, match="made with the rate 2 of '.*', now it is 2.5: restore the rates of"):
+        _train(other, position=position)
 
 
 def test_a_batch_keeps_to_its_tasks_and_threads_change_nothing(corpus, monkeypatch):

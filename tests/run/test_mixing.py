@@ -115,8 +115,8 @@ def test_a_mixture_of_groups_that_is_killed_goes_on_with_other_processes_as_if_n
         metrics.append([line for line in lines if "data/drawn/rare" in line][-1])
     assert positions[0] == positions[1] and reports[0] == reports[1] and metrics[0] == metrics[1]
     parts = positions[0]["parts"]
-    assert {name: rows for name, (rows, _) in parts.items()} == {"other": 5, "plain": 6, "rare": 1}
-    assert any(drawn % rows for rows, drawn in parts.values())
+    assert {name: rows for name, (rows, *_) in parts.items()} == {"other": 5, "plain": 6, "rare": 1}
+    assert any(drawn % rows for rows, drawn, _ in parts.values())
     # One recording in twelve, drawn three times as often.
     assert metrics[0]["data/asked/rare"] == pytest.approx(1 / (1 + 5 ** (1 / 3) + 6 ** (1 / 3)))
     assert reports[0]["references"] == positions[0]["consumed"] and reports[0]["tasks_never_drawn"] == []
