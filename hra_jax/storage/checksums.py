@@ -23,7 +23,7 @@ from hra_jax.storage.json_files import check_fields, read_json
 from hra_jax.storage.remote import StorageUnavailable
 
 LISTING = "files.json"
-_PIECE = 1 << 20  # bytes that are read at a time
+_PIECE = 1 << 18  # bytes that are read at a time: they stay in the cache
 _THREADS = 4  # xxhash and hashlib let others run meanwhile
 
 

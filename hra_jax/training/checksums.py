@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import functools
 import math
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -65,10 +66,10 @@ _MASK = 2**64 - 1
 # The finalizer of SplitMix64 (public domain).
 _STEP, _ROUNDS, _LAST = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)), 31
 # Words go in pairs. A pair has the factor of its place in a block times that of its block: one table serves all blocks.
-_BLOCK = 1 << 14  # pairs; they and the table stay in the cache
-_RANGE = 1 << 7  # blocks that a thread takes
+_BLOCK = 1 << 16  # pairs: so many that threads seldom wait for each other, so few that they stay in the cache
+_RANGE = 1 << 5  # blocks that a thread takes
 _SMALL = 1 << 23  # bytes that are not worth threads
-_THREADS = 4  # numpy lets others run meanwhile
+_THREADS = min(8, os.cpu_count() or 1)  # numpy lets others run meanwhile
 
 
 def _factor(number: Any, *, of_block: bool, unsigned: Any = int) -> Any:
