@@ -1,6 +1,6 @@
 # make quickstart   make the environment, adapt the shipped backbone to hard synthetic speakers, print the table
 # make test         the tests that are not marked slow (at most 8 minutes on 2 cores)
-# make test-slow    the rest (at most 35 minutes); installs PyTorch, transformers and PEFT, which some compare with
+# make test-slow    the rest (at most 45 minutes); installs PyTorch, transformers and PEFT, which some compare with
 # make test-oldest  the oldest versions that must work: the fast tests where Colab's packages are installed, two steps
 #                   of training where those of its TPU machines are
 # make lint         ruff and mypy
