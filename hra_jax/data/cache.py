@@ -29,7 +29,6 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 import tqdm
-import xxhash
 from absl import flags
 from etils import epath
 
@@ -38,7 +37,7 @@ from hra_jax.console import tell
 from hra_jax.data import audio, shard_files, shard_parts, shards, sound_files, sources
 from hra_jax.data.corpora import imported, registry
 from hra_jax.data.examples import Example
-from hra_jax.data.report import KINDS, DataReport
+from hra_jax.data.report import DataReport
 from hra_jax.data.shard_parts import Part, ShardSettings
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.errors import UserError
@@ -122,8 +121,8 @@ def cache(
     folder = epath.Path(output)
     made_from = {"version": items.version, **dataclasses.asdict(settings)}
     with locks.hold(folder, "cache"):
-        parts = shard_parts.begin(folder, made_from)
-        if (folder / checksums.LISTING).exists() and shard_parts.is_whole(folder, parts):
+        parts, whole = shard_parts.begin(folder, made_from)
+        if whole and (folder / checksums.LISTING).exists():
             new = 0
             report.read(folder / shards.REPORT)
         else:
@@ -294,8 +293,7 @@ def _finish(
     rows = pa.concat_tables([part.rows for part in parts.values()] or [shard_parts.SCHEMA.empty_table()])
     tags = [parse_json(text, where="tags") for text in rows.column("tags").to_pylist()]
     for row in rows.select(["id", "why"]).filter(pa.compute.is_valid(rows.column("why"))).to_pylist():
-        kind, _, detail = row["why"].partition(": ")
-        report.add(kind if kind in KINDS else "undecodable_audio", row["id"], detail)
+        report.add_why(row["id"], row["why"])
     if not sum(shard.records for shard in found):
         files.remove_folder(folder / shard_parts.FOLDER)
         for shard in found:
@@ -315,8 +313,8 @@ def _finish(
     }
     for name, text in content.items():
         files.write_file(folder / name, text)
-    listed = {os.path.basename(one.path): [one.size, one.xxh3] for one in found}
-    listed |= {name: [len(text), xxhash.xxh3_64_intdigest(text)] for name, text in content.items()}
+    listed = {os.path.basename(one.path): (one.size, one.xxh3) for one in found}
+    listed |= {name: checksums.of_bytes(text) for name, text in content.items()}
     files.write_file(folder / checksums.LISTING, checksums.listing_text(listed))
     files.remove_folder(folder / shard_parts.FOLDER)
 

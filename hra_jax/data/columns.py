@@ -57,7 +57,7 @@ class UtteranceColumns(Sequence[Utterance]):
     def __getitem__(self, at: slice) -> Self: ...
 
     def __getitem__(self, at: int | slice) -> Utterance | Self:
-        """The utterance of a row, made anew each time; of a slice its columns."""
+        """The utterance of a row, made each time it is asked for; of a slice its columns."""
         if isinstance(at, slice):
             return self.take(np.arange(*at.indices(len(self))))
         at = range(len(self))[at]
@@ -190,7 +190,7 @@ class JoinedUtterances(Sequence[Utterance]):
     def __getitem__(self, at: slice) -> Sequence[Utterance]: ...
 
     def __getitem__(self, at: int | slice) -> Utterance | Sequence[Utterance]:
-        """An utterance, made anew each time, or some of them."""
+        """An utterance, made each time it is asked for, or some of them."""
         if isinstance(at, slice):
             return JoinedUtterances(self._columns, self._source[at], self._rows[at])
         return self._columns[self._source[at]][int(self._rows[at])]

@@ -209,14 +209,16 @@ def _utterances_in_turn(
                 batcher.add(*table.place(int(parts[part].utterances[row])))
                 plan = batcher.pop()
             indices = [table.index(source, row) for source, row in plan.rows]
-            after = {"consumed": stream.consumed} | _counted(parts, stream.drawn)
-            yield plan.bucket, indices, functools.partial(_position, after, batcher.snapshot())
+            position_after = functools.partial(
+                _position, parts, stream.consumed, tuple(stream.drawn), batcher.snapshot()
+            )
+            yield plan.bucket, indices, position_after
 
     return plans()
 
 
-def _position(after: dict, waiting: batching.Snapshot) -> dict:
-    return after | {"waiting": batching.waiting_of(waiting)}
+def _position(parts: Sequence[Part], consumed: int, drawn: Sequence[int], waiting: batching.Snapshot) -> dict:
+    return {"consumed": consumed, "waiting": batching.waiting_of(waiting)} | _counted(parts, drawn)
 
 
 def _counted(parts: Sequence[Part], drawn: Sequence[int]) -> dict:

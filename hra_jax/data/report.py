@@ -69,6 +69,11 @@ class DataReport:
         if self.strict:
             raise UserError(f"{kind}: {name}: {detail} (bad data is an error here, because data.strict is on)")
 
+    def add_why(self, name: str, why: str) -> None:
+        """As `add`, of what `Refused.why` and the index of shards say: "kind: detail"."""
+        kind, _, detail = why.partition(": ")
+        self.add(kind if kind in KINDS else "undecodable_audio", name, detail)
+
     def counts(self) -> dict[str, int]:
         """Number of distinct names by kind, every kind of KINDS included."""
         with self._lock:

@@ -33,8 +33,8 @@ def shards_source(folders: Mapping[str, epath.PathLike]) -> Any:
 
 def _rows_by_shard(folder: epath.PathLike) -> dict[str, Sequence[Utterance]]:
     """The utterances of each shard of a folder, as columns."""
-    utterances, _ = shards.read_shards(folder, report=DataReport())
     found = shards.read_index(folder)
+    utterances, _ = shards.utterances_of(found, folder, report=DataReport())
     number = np.asarray(found.rows.column("shard"))[np.asarray(found.rows.column("record")) >= 0]
     return {shard.path: utterances.take(number == at) for at, shard in enumerate(found.shards)}
 

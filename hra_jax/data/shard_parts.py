@@ -57,17 +57,21 @@ class Part(NamedTuple):
     shard: Shard
 
 
-def begin(folder: epath.Path, made_from: Mapping[str, Any]) -> dict[int, Part]:
-    """The parts that are complete; what a killed process left half-written is removed.
+def begin(folder: epath.Path, made_from: Mapping[str, Any]) -> tuple[dict[int, Part], bool]:
+    """Looks at what there is; what a killed process left half-written is removed.
+
+    Returns:
+      The parts that are complete; whether the index is there, and all shards that it names.
 
     Raises:
       UserError: the folder holds shards that were made from something else, or with other settings.
     """
     parts: dict[int, Part] = {}
+    named = None
     if shards.is_shards(folder):
         index = shards.read_index(folder)
         _check_same(folder, index.made_from, made_from)
-        parts = _parts_of(index)
+        parts, named = _parts_of(index), len(index.shards)
     elif (folder / FOLDER / _JOB).exists():
         _check_same(folder, read_object(folder / FOLDER / _JOB), made_from)
     else:
@@ -89,7 +93,8 @@ def begin(folder: epath.Path, made_from: Mapping[str, Any]) -> dict[int, Part]:
             names = {files.replaced_name(entry.name) for entry in place.iterdir()} if place.is_dir() else set()
             if names - {None}:
                 files.remove_leftovers(place, {name for name in names if name is not None})
-    return {number: part for number, part in parts.items() if _size(part.shard.path) == part.shard.size}
+    found = {number: part for number, part in parts.items() if _size(part.shard.path) == part.shard.size}
+    return found, len(found) == named
 
 
 def _check_same(folder: epath.Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -106,11 +111,6 @@ def _size(path: str) -> int:
         return int(epath.Path(path).stat().length)
     except FileNotFoundError:
         return -1
-
-
-def is_whole(folder: epath.Path, parts: Mapping[int, Part]) -> bool:
-    """Whether the index is there, and all shards that it names."""
-    return shards.is_shards(folder) and len(shards.read_index(folder).shards) == len(parts)
 
 
 def _parts_of(index: shards.Index) -> dict[int, Part]:

@@ -27,7 +27,7 @@ from etils import epath
 
 from hra_jax.data import shard_files
 from hra_jax.data.columns import JSON_FIELD, UtteranceColumns
-from hra_jax.data.report import KINDS, DataReport
+from hra_jax.data.report import DataReport
 from hra_jax.data.shard_files import Shard
 from hra_jax.data.sound_files import AudioError, one_line
 from hra_jax.data.utterance import Refused, Utterance
@@ -132,7 +132,13 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
     Raises:
       UserError: the index is damaged or of a later version, or anything is bad and the report strict.
     """
-    index = read_index(folder)
+    return utterances_of(read_index(folder), folder, report=report)
+
+
+def utterances_of(
+    index: Index, folder: epath.PathLike, *, report: DataReport
+) -> tuple[UtteranceColumns, list[Refused]]:
+    """As `read_shards`, of an index that is read."""
     for shard in index.shards:
         fault = shard.fault()
         if fault:
@@ -143,8 +149,7 @@ def read_shards(folder: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
     bad = pa.array(np.flatnonzero(np.asarray(record) < 0))
     refused = []
     for row, tags in zip(index.rows.take(bad).to_pylist(), tags_of(index.tags.take(bad), len(bad)), strict=True):
-        kind, _, detail = row["why"].partition(": ")
-        report.add(kind if kind in KINDS else "undecodable_audio", row["id"], detail)
+        report.add_why(row["id"], row["why"])
         refused.append(Refused(row["id"], row["why"], tags))
     source, files = os.fspath(folder), index.shards  # the index itself is not kept
 

@@ -69,6 +69,11 @@ def of_file(file: epath.PathLike, *, told: Callable[[int], object] = lambda coun
     return count, digest.intdigest()
 
 
+def of_bytes(content: bytes) -> tuple[int, int]:
+    """Bytes and XXH3 of the content of a file, as `of_file` gives them."""
+    return len(content), xxhash.xxh3_64_intdigest(content)
+
+
 def files_of(folder: epath.PathLike, *, but: Callable[[str], bool] = lambda path: False) -> list[str]:
     """The regular files of a local folder and of the folders in it, as sorted paths `a/b`.
 

@@ -50,7 +50,7 @@ class Corpus:
       part: of a corpus without a test set, which of `train`, `validation` and `test` a row is in.
       parted: how, in words.
       more: a rule for further configurations.
-      split_by: of a corpus that is imported without training data: the tag by whose values it is split anew.
+      split_by: of a corpus that is imported without training data: the tag by whose values it is split here.
     """
 
     about: str

@@ -205,8 +205,8 @@ def import_corpus(
       kind: one of FORMATS; None finds it out.
       splits: the names of those that are wanted; () for all but those that hold the others too.
       audio_dir: where relative paths of recordings begin, in formats that do not say it.
-      split_by: a tag. All splits become train, validation and test anew, a tenth of what every value of the tag has in
-        each of the last two.
+      split_by: a tag. All splits are put together, and split into train, validation and test: a tenth of what every
+        value of the tag has in each of the last two.
 
     Returns:
       {path of the manifest: what it was made of}.
@@ -235,13 +235,13 @@ def import_corpus(
         if not part.rows:
             raise UserError(f"no usable utterance in {split.place} of {folder}: {part.report.summary()}")
     if split_by:
-        parts = _split_anew(list(parts.values()), path, split_by)
+        parts = _resplit(list(parts.values()), path, split_by)
     for name, part in parts.items():
         write_file(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part.rows))
     return parts
 
 
-def _split_anew(parts: Sequence[Part], output: epath.Path, tag: str) -> dict[str, Part]:
+def _resplit(parts: Sequence[Part], output: epath.Path, tag: str) -> dict[str, Part]:
     rows = [row for part in parts for row in part.rows]
     report = DataReport()
     for part in parts:
