@@ -49,7 +49,8 @@ _MODELS = Rule(
 )
 _PHRASES = Rule(
     lambda: (
-        "a tuple of phrases (with a weight: pairs), a file with a phrase in each line, or a tuple of pairs (task, one of these)"
+        "a tuple of phrases, each a text or a pair (text, weight), a file with a phrase in each line, or a tuple of "
+        "pairs (task, one of these)"
     ),
     lambda value: value == "" or _is_phrase_list(value) or _by_task(value, _is_phrase_list),
     types=(tuple, str),
