@@ -263,8 +263,12 @@ class Decoder:
 
     def _automaton(self, task: _Task, phrases: tuple[Weighted, ...], *, where: str = "phrases") -> Automaton:
         key = (id(task.vocabulary), phrases)
-        make = functools.partial(phrase_lists.automaton_of, phrases, _own(task.vocabulary), where=where)
-        return _kept(self._lists, key, make, most=_LISTS)
+        return _kept(
+            self._lists,
+            key,
+            lambda: phrase_lists.automaton_of(phrases, _own(task.vocabulary), where=where),
+            most=_LISTS,
+        )
 
     def _phrase_table(
         self, rows: Sequence[_Task], phrases: Sequence[tuple[Weighted, ...]], size: int
