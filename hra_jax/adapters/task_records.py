@@ -35,6 +35,8 @@ HASHES, OWN_HASHES = "hashes", "own_hashes"
 # Why a task is recognised by the backbone alone, as `tasks gate` found it: {"suite", "metric", "rate", "base_rate",
 # "tolerance"}; absent where the adapter is used.
 SET_ASIDE = "set_aside"
+# How sure words are and when they were said, as `decoding.calibration` measures it on a validation suite: its facts.
+CALIBRATION = "calibration"
 
 
 class FieldRecord(NamedTuple):
@@ -73,6 +75,7 @@ FIELDS: dict[str, FieldRecord] = {
     "init": FieldRecord(str),
     "vocabulary": FieldRecord(dict, copied=True),
     SET_ASIDE: FieldRecord(dict),
+    CALIBRATION: FieldRecord(dict),
 }
 # 64-bit hashes of utterances (data/sample_hashes.py), sorted, each once: of those that also trained what tasks share,
 # and of those that trained the task's own parameters alone.
