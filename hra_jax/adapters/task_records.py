@@ -40,6 +40,8 @@ SET_ASIDE = "set_aside"
 DECODE = "decode"
 # The bytes of a language model, where somebody has put it there: it gives back the texts that it was made from.
 LM = "lm"
+# How sure words are and when they were said, as `decoding.calibration` measures it on a validation suite: its facts.
+CALIBRATION = "calibration"
 
 
 class FieldRecord(NamedTuple):
@@ -79,6 +81,7 @@ FIELDS: dict[str, FieldRecord] = {
     "vocabulary": FieldRecord(dict, copied=True),
     SET_ASIDE: FieldRecord(dict),
     DECODE: FieldRecord(dict),
+    CALIBRATION: FieldRecord(dict),
 }
 # 64-bit hashes of utterances (data/sample_hashes.py), sorted, each once: of those that also trained what tasks share,
 # and of those that trained the task's own parameters alone.
