@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -133,8 +134,29 @@ def test_a_task_that_had_no_step_is_told_by_transcribe_and_by_tasks_list(trained
     assert "without a training step: 'bob'" in capsys.readouterr().out
 
 
+@pytest.fixture
+def flag_values(monkeypatch) -> Callable[..., None]:
+    """Gives the flags of the command, which then runs in this process, values beside their defaults."""
+    monkeypatch.setattr(command_of, "setup_jax", lambda: None)  # this process has its own compile cache
+
+    defaults: dict = {}
+    defining = {
+        f"DEFINE_{kind}": lambda name, default, *more, **others: defaults.update({name: default})
+        for kind in ("string", "bool", "float", "integer", "list", "enum", "multi_string")
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(command_of, "flags", types.SimpleNamespace(**defining))
+        command_of.define_flags()
+
+    def give(**values) -> None:
+        assert values.keys() <= defaults.keys()
+        monkeypatch.setattr(command_of, "FLAGS", types.SimpleNamespace(**{**defaults, **values}))
+
+    return give
+
+
 def test_what_was_not_asked_for_is_said_on_stderr_and_the_text_alone_on_stdout(
-    files, micro, trained, tmp_path, monkeypatch, capsys
+    files, micro, trained, tmp_path, capsys, flag_values
 ):
     """The command in this process: what it says beside the text of a file."""
     one = str(tmp_path / "one")
@@ -143,14 +165,12 @@ def test_what_was_not_asked_for_is_said_on_stderr_and_the_text_alone_on_stdout(
         commands.remove(one, name)
     exported = read_adapter(one)
     library.write(epath.Path(one), dataclasses.replace(exported, tasks_json=[exported.tasks_json[0] | {"step": 0}]))
-    monkeypatch.setattr(command_of, "setup_jax", lambda: None)  # this process has its own compile cache
     capsys.readouterr()
     never = "task 'bob' had no training step\n"
     cases = [(None, f"task 'bob', the only one of {one}; {never}"), ("bob", never), ("__base__", "")]
     printed = []
     for task, notice in cases:
-        settings = dict(adapter=one, backbone=micro.backbone, task=task, json=False, chunk_seconds=None)
-        monkeypatch.setattr(command_of, "FLAGS", types.SimpleNamespace(**settings))
+        flag_values(adapter=one, backbone=micro.backbone, task=task)
         assert command_of.main(["transcribe", files[0][0]]) == 0
         out, err = capsys.readouterr()
         assert err == notice

@@ -3,10 +3,12 @@
 What cannot be recognised is a request as well, with the reason, so that nothing is lost without a word.
 """
 
+import dataclasses
+import itertools
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -16,12 +18,12 @@ from hra_jax.data import audio, recordings, sources
 from hra_jax.data.columns import as_columns
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
+from hra_jax.decoding import phrases
+from hra_jax.decoding.phrases import Weighted
 from hra_jax.errors import UserError
-from hra_jax.tasks.names import unknown_task
 
 TASK_TAG: Final = "task"
 ALL: Final = "__all__"  # the session of everything in one call
-_MOST_PHRASES: Final = 10_000  # of one line
 
 
 class Request(NamedTuple):
@@ -43,7 +45,7 @@ class Request(NamedTuple):
     task: str
     name: str
     utterance: Utterance | None = None
-    phrases: tuple[str, ...] = ()
+    phrases: tuple[Weighted, ...] = ()
     session: str = ""
     error: str = ""
 
@@ -59,7 +61,8 @@ class Request(NamedTuple):
         return audio.decode(self.utterance, sample_rate)
 
 
-class Requests(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Requests:
     """Requests, made as they are asked for.
 
     Attributes:
@@ -70,9 +73,9 @@ class Requests(NamedTuple):
     count: int
     make: Callable[[], Iterator[Request]]
 
-    def __add__(self, other: Any) -> "Requests":
-        """These, then the others."""
-        return Requests(self.count + other.count, lambda: (one for part in (self, other) for one in part.make()))
+    def then(self, other: "Requests") -> "Requests":
+        """These and the others after them."""
+        return Requests(self.count + other.count, lambda: itertools.chain(self.make(), other.make()))
 
 
 # --- Files and folders ------------------------------------------------------------------------------------------------
@@ -119,9 +122,9 @@ def of_manifest(
     source: str,
     *,
     task: str | None,
-    allowed: Callable[[str], bool],
-    missing: Callable[[], UserError],
-    names: Sequence[str],
+    known: Collection[str],
+    unknown: Callable[[str], UserError],
+    missing: UserError | None = None,
     task_tag: str = TASK_TAG,
     session_tag: str = "",
 ) -> Requests:
@@ -130,9 +133,9 @@ def of_manifest(
     Args:
       source: the manifest or the folder of shards.
       task: of the lines that name none; None where each must.
-      allowed: whether there is a task.
+      known: the tasks that there are.
+      unknown: the error of another one.
       missing: the error where a line names none, and `task` is None.
-      names: the tasks that there are, for the error of another one.
       task_tag: the field whose value is the task.
       session_tag: the field whose value is the session; `ALL` for one session of all.
 
@@ -147,37 +150,29 @@ def of_manifest(
     if not len(columns) and not refused:
         raise UserError(f"the manifest {source} is empty; needed: a line for each utterance")
     numbers, values = columns.tag(task_tag)
-    if task is None and (numbers < 0).any():
-        raise missing()
-    unknown = {value for value in values if not allowed(value)}
-    known = (numbers < 0) | np.isin(numbers, [at for at, value in enumerate(values) if value not in unknown])
-    if len(columns) and not known.any():
-        first = unknown_task(values[int(numbers[0])], names)
-        raise UserError(f"{source}: no line has a task that there is ({task_tag} = {listed(values, most=3)}): {first}")
+    if task is None and missing is not None and (numbers < 0).any():
+        raise missing
+    others = {value: str(unknown(value)) for value in values if value not in known}
+    if len(columns) and len(others) == len(values) and (numbers >= 0).all():
+        shown = f"{task_tag} = {listed(values, most=3)}"
+        raise UserError(f"{source}: no line has a task that there is ({shown}): {others[values[0]]}")
 
     def make() -> Iterator[Request]:
         for row in columns:
-            yield _of_line(row, task=row.tag(task_tag) or task or "", unknown=unknown, names=names, tag=session_tag)
+            yield _of_line(row, task=row.tag(task_tag) or task or "", unknown=others, tag=session_tag)
         for line in refused:
             yield _of_refused(line, task=line.tag(task_tag) or task or "")
 
     return Requests(len(columns) + len(refused), make)
 
 
-def _of_line(row: Utterance, *, task: str, unknown: set[str], names: Sequence[str], tag: str) -> Request:
+def _of_line(row: Utterance, *, task: str, unknown: Mapping[str, str], tag: str) -> Request:
     end = f"@{row.offset:.15g}+{row.duration:.15g}"
     session = ALL if tag == ALL else (row.tag(tag) or "") if tag else ""
     request = Request(row.key, row.audio_filepath, task, _name(row.key.removesuffix(end)), row, (), session)
     if task in unknown:
-        return request._replace(error=f"unknown_task: {unknown_task(task, names)}")
-    phrases = row.tags.get("phrases")
-    if phrases is None:
-        return request
-    if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
-        return request._replace(error=f"bad_phrases: phrases is {phrases!r:.80}; needed: a list of texts")
-    if len(phrases) > _MOST_PHRASES:
-        return request._replace(error=f"bad_phrases: {len(phrases):,} phrases; allowed: {_MOST_PHRASES:,}")
-    return request._replace(phrases=tuple(phrases))
+        return request._replace(error=f"unknown_task: {unknown[task]}")
+    return request._replace(phrases=phrases.of_line(row.tags))
 
 
 def _of_refused(line: Refused, *, task: str) -> Request:
