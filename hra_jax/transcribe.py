@@ -258,8 +258,9 @@ def _run(task: str | None, form: str) -> dict[str, Any]:
     """What an output depends on, as JSON has it: nothing else may go on with it."""
     adapter = None
     if FLAGS.adapter is not None:
-        tasks = [[entry["name"], gate.reason(entry)] for entry in adapter_folder.read_tasks(FLAGS.adapter)]
-        content = json.dumps([initial.content_hash(FLAGS.adapter), tasks])
+        entries = adapter_folder.read_tasks(FLAGS.adapter)
+        aside = sorted(task_records.set_aside(entries))
+        content = json.dumps([initial.content_hash(FLAGS.adapter), [entry["name"] for entry in entries], aside])
         adapter = hashlib.sha256(content.encode()).hexdigest()
     return {
         "format": form,

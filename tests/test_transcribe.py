@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -212,3 +213,94 @@ def test_a_task_is_chosen_without_reading_the_weights(trained, tmp_path):
     shutil.copytree(trained.workdir / "adapter", tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     assert choose_task(str(tmp_path / "adapter"), "bob") == ("bob", "")
+
+
+# --- Manifests and outputs --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(micro, trained, tmp_path) -> dict:
+    """A manifest of the test recordings without texts, each with its own task, and the flags that recognise it."""
+    rows = [
+        {"audio_filepath": str(micro.data / row["audio_filepath"]), "duration": row["duration"], "who": row["speaker"]}
+        for row in world.read_manifest(micro.data / "test.jsonl")
+    ]
+    world.write_manifest(tmp_path / "m.jsonl", rows)
+    flags = dict(adapter=str(trained.workdir / "adapter"), backbone=micro.backbone, task_tag="who")
+    return flags | dict(manifest=str(tmp_path / "m.jsonl"), output=str(tmp_path / "texts.jsonl"))
+
+
+def test_a_manifest_mixes_tasks_and_every_line_has_the_text_of_its_own(asked, micro, trained, flag_values, capsys):
+    rows = world.read_manifest(Path(asked["manifest"]))
+    flag_values(**asked)
+    assert command_of.main(["transcribe"]) == 0
+    lines = [json.loads(line) for line in Path(asked["output"]).read_text().splitlines()]
+    assert [line["audio_filepath"] for line in lines] == [row["audio_filepath"] for row in rows]
+    assert [line["task"] for line in lines] == [row["who"] for row in rows]
+    model = hra_jax.load_adapter(trained.workdir / "adapter", hra_jax.load_backbone(micro.backbone))
+    for line in lines:
+        sound = decode_file(line["audio_filepath"], world.RATE)
+        assert line["text"] == model.transcribe([sound], sample_rate=world.RATE, tasks=[line["task"]])[0]
+    printed = capsys.readouterr().out
+    assert "6 of 6 recognised" in printed and "x real time" in printed and all(name in printed for name in model.tasks)
+
+
+def test_the_same_command_again_adds_what_is_missing_and_loads_no_model_where_nothing_is(
+    asked, flag_values, monkeypatch, capsys
+):
+    flag_values(**asked)
+    assert command_of.main(["transcribe"]) == 0
+    output = Path(asked["output"])
+    whole = output.read_bytes()
+    output.write_bytes(whole[: 3 * len(whole) // 4])
+    there = output.read_bytes().count(b"\n")
+    capsys.readouterr()
+    assert command_of.main(["transcribe"]) == 0
+    assert output.read_bytes() == whole and f"; {there} were there" in capsys.readouterr().out and 2 < there < 6
+    monkeypatch.setattr(command_of, "load", None)
+    assert command_of.main(["transcribe"]) == 0
+    assert output.read_bytes() == whole and "6 were there" in capsys.readouterr().out
+    for change in ({"task_tag": "text"}, {"chunk_seconds": 1.0}, {"task": "ann"}):
+        flag_values(**{**asked, **change})
+        with pytest.raises(
+            UserError, match=f"was begun with {next(iter(change))} = |no line has a task|--task is miss"
+        ):
+            command_of.main(["transcribe"])
+    assert output.read_bytes() == whole
+
+
+def test_unknown_tasks_of_a_manifest_are_counted_and_named_and_the_rest_goes_on(asked, flag_values, capsys):
+    rows = world.read_manifest(Path(asked["manifest"]))
+    changed = [row | ({"who": "bop"} if number < 2 else {}) for number, row in enumerate(rows)]
+    world.write_manifest(Path(asked["manifest"]), changed)
+    flag_values(**asked)
+    assert command_of.main(["transcribe"]) == 2
+    told = capsys.readouterr()
+    assert told.err.count("unknown_task: unknown task 'bop'; did you mean 'bob'?") == 2
+    assert "not recognised: 2 unknown_task" in told.out and "4 of 6 recognised" in told.out
+    world.write_manifest(Path(asked["manifest"]), [row | {"who": "bop"} for row in rows])
+    with pytest.raises(UserError, match=r"no line has a task that there is \(who = 'bop'\): unknown task 'bop'"):
+        command_of.main(["transcribe"])
+
+
+def test_lines_without_a_task_are_asked_for_one(asked, flag_values):
+    flag_values(**{**asked, "task_tag": "task"})
+    with pytest.raises(UserError, match="--task is missing, and .* has 3 tasks"):
+        command_of.main(["transcribe"])
+
+
+def test_flags_that_do_not_fit_each_other_are_refused_in_one_line(asked, flag_values, tmp_path):
+    cases = [
+        (dict(json=True), "--json is short lines on stdout"),
+        (dict(output=None, format="srt"), "--format=srt needs --output: a folder"),
+        (dict(output=str(tmp_path)), "is a folder; allowed: the path of a file"),
+        (dict(adapter=None), "no line has a task that there is .*: task = 'ann' needs --adapter"),
+        (dict(chunk_seconds=-1.0), "chunk_seconds = -1.0: allowed are numbers of seconds above 0"),
+    ]
+    for change, told in cases:
+        flag_values(**{**asked, **change})
+        with pytest.raises(UserError, match=told):
+            command_of.main(["transcribe"])
+    flag_values(adapter=asked["adapter"], backbone=asked["backbone"])
+    with pytest.raises(UserError, match="no audio file given"):
+        command_of.main(["transcribe"])
