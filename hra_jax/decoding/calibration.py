@@ -19,11 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import kaldialign
 import numpy as np
 
-from hra_jax.adapters import task_records
-from hra_jax.config.settings import is_number
 from hra_jax.data import audio
 from hra_jax.data.utterance import Utterance
-from hra_jax.decoding.words import Calibration, Word, words_of
+from hra_jax.decoding.words import NO_WORD, Word, words_of
 from hra_jax.errors import UserError
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models import alignment
@@ -43,7 +41,6 @@ _LOG_TEMPERATURES = np.linspace(-3, 3, 601)
 _LEAST_POSTERIOR = 1e-6
 _SILENCE_DB = 35.0  # below the loudest of an utterance
 _LEVEL_SECONDS = 0.01  # over which a level is taken
-_GAP = "\0"  # no word
 
 
 class Judged(NamedTuple):
@@ -51,30 +48,6 @@ class Judged(NamedTuple):
 
     posteriors: np.ndarray
     right: np.ndarray
-
-
-# --- What is stored ---------------------------------------------------------------------------------------------------
-
-
-def stored(entries: Iterable[Mapping[str, Any]], *, where: str) -> dict[str, Calibration]:
-    """The calibrations in the entries of tasks.json, by task; of tasks without one, nothing.
-
-    Raises:
-      UserError: something else than finite numbers, or a temperature that is not above 0.
-    """
-    found = {}
-    for entry in entries:
-        facts = entry.get(task_records.CALIBRATION)
-        if facts is None:
-            continue
-        values = Calibration(facts.get("temperature"), facts.get("lag_seconds"))
-        if not all(is_number(value) and math.isfinite(value) for value in values) or values.temperature <= 0:
-            raise UserError(
-                f"{where}: task {entry['name']!r:.80}: calibration has temperature {values.temperature!r:.40} and "
-                f"lag_seconds {values.lag_seconds!r:.40}; allowed: a number above 0, and a number of seconds"
-            )
-        found[entry["name"]] = values
-    return found
 
 
 # --- The temperature --------------------------------------------------------------------------------------------------
@@ -212,8 +185,8 @@ def judge(text: str, words: Sequence[Word], *, normalizer: str) -> list[tuple[fl
     parts = [
         (number, part) for number, word in enumerate(words) for part in normalize_text(word.text, normalizer).split()
     ]
-    pairs = kaldialign.align(said, [part for _, part in parts], _GAP)
-    same = [one == other for one, other in pairs if other != _GAP]
+    pairs = kaldialign.align(said, [part for _, part in parts], NO_WORD)
+    same = [one == other for one, other in pairs if other != NO_WORD]
     right: dict[int, bool] = {}
     for (number, _), found in zip(parts, same, strict=True):
         right[number] = right.get(number, True) and found
