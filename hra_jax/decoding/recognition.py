@@ -33,6 +33,7 @@ class Recognition:
       seconds: of the recording.
       words: with times and confidences, where they were asked for; else ().
       confidence: the share of them that is expected to be right; None where there are none.
+      calibrated: whether their confidences were calibrated for the task; if not, they are posteriors.
       alternatives: the best hypotheses, as many as `decode.n_best` says; () where decoding is greedy, and where the
         recording was recognised in several chunks.
       chunks: the parts that were recognised at once.
@@ -44,6 +45,7 @@ class Recognition:
     seconds: float
     words: tuple[Word, ...] = ()
     confidence: float | None = None
+    calibrated: bool = False
     alternatives: tuple[Alternative, ...] = ()
     chunks: tuple[pauses.Chunk, ...] = ()
     paths: tuple[np.ndarray, ...] = dataclasses.field(default=(), repr=False)
@@ -112,8 +114,12 @@ def recognise(
     for number, (waveform, chunks, task) in enumerate(zip(waveforms, cut, tasks, strict=True)):
         mine = [next(numbers) for _ in chunks]
         said: tuple[Word, ...] = ()
+        known = False
         if words:
             calibration = (calibrations or {}).get(task, NOT_CALIBRATED)
+            known = task in (calibrations or {}) and (
+                number not in searched or calibration.search_temperature is not None
+            )
             said = words_of_chunks(
                 chunks,
                 [paths[n] for n in mine],
@@ -130,6 +136,7 @@ def recognise(
                 len(waveform) / sample_rate,
                 words=said,
                 confidence=confidence_of(said),
+                calibrated=known,
                 alternatives=alternatives[mine[0]] if len(mine) == 1 else (),
                 chunks=tuple(chunks),
                 paths=tuple(paths[n] for n in mine),
