@@ -130,7 +130,19 @@ def renamed(records: Records, names: Mapping[str, str]) -> Records:
 
 def without_hashes(records: Records) -> Records:
     """The records but for the hashes of utterances."""
-    return {record: by_task for record, by_task in records.items() if record not in (HASHES, OWN_HASHES)}
+    return without(records, HASHES, OWN_HASHES)
+
+
+def without(records: Records, *some: str) -> Records:
+    """The records but for some."""
+    return {record: by_task for record, by_task in records.items() if record not in some}
+
+
+def each_its_own(records: Records, record: str, tasks: Iterable[str]) -> Records:
+    """Records in which these tasks have what one record holds for all, as their own, and nothing is for all."""
+    by_task = records.get(record, {})
+    own = {task: by_task[task if task in by_task else SHARED] for task in tasks if by_task.keys() & {task, SHARED}}
+    return _tidy({**records, record: own})
 
 
 def joined(*several: Records) -> Records:
@@ -171,6 +183,11 @@ def merged(records: Records, task: str) -> Records:
 def copied_fields(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What the entry of a task in tasks.json passes on to one that starts as its copy."""
     return {name: value for name, value in entry.items() if name in FIELDS and FIELDS[name].copied}
+
+
+def measured(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What the entry of a task says of how it is recognised, which holds for as long as its weights are the same."""
+    return {name: entry[name] for name in (DECODE, CALIBRATION) if entry.get(name) is not None}
 
 
 def set_aside(entries: Iterable[Mapping[str, Any]]) -> frozenset[str]:

@@ -51,11 +51,13 @@ class Decoded(NamedTuple):
       paths: of each row, int32 `[frames]`, in the ids of its task's vocabulary.
       scores: of each row that of its best hypothesis; where decoding is greedy, the log-probability of the path.
       alternatives: of each row the `n_best` hypotheses, best first; () where decoding is greedy.
+      rivals: the same, as many as were asked for.
     """
 
     paths: list[np.ndarray]
     scores: list[float]
     alternatives: list[tuple[Alternative, ...]]
+    rivals: list[tuple[Alternative, ...]]
 
 
 class _Task(NamedTuple):
@@ -98,7 +100,7 @@ class Decoder:
             self._tasks[name] = _Task(
                 vocabulary,
                 model,
-                weights_of(self.settings, model, adapter.tuned.get(name), task=name),
+                weights_of(self.settings, model, adapter.tuned_for(name), task=name),
                 _read(self.settings.phrases_of(name), where="decode.phrases"),
                 _columns(vocabulary),
             )
@@ -131,6 +133,7 @@ class Decoder:
         tasks: Sequence[str],
         *,
         phrases: Sequence[Sequence[Any]] | None = None,
+        rivals: int = 1,
     ) -> Decoded:
         """Decodes a batch.
 
@@ -141,6 +144,7 @@ class Decoder:
           lengths: int `[B]`, frames.
           tasks: of each row.
           phrases: of each row, beside those of its task; None for none.
+          rivals: how many hypotheses are wanted to compare with, if so many are kept.
 
         Raises:
           UserError: phrases that cannot be written.
@@ -149,7 +153,7 @@ class Decoder:
         given = [()] * len(tasks) if phrases is None else phrases
         asked = [self._phrases(task, own) for task, own in zip(tasks, given, strict=True)]
         searched = [self.searches(task, own) for task, own in zip(tasks, asked, strict=True)]
-        found = self._search(log_probs, lengths, tasks, asked) if any(searched) else None
+        found = self._search(log_probs, lengths, tasks, asked, rivals=rivals) if any(searched) else None
         if found is not None and all(searched):
             return found
         greedy = _greedy(log_probs, lengths)
@@ -197,6 +201,8 @@ class Decoder:
         lengths: np.ndarray,
         tasks: Sequence[str],
         phrases: Sequence[tuple[Weighted, ...]],
+        *,
+        rivals: int,
     ) -> Decoded:
         rows = [self._tasks[task] for task in tasks]
         count, frames, size = log_probs.shape
@@ -222,7 +228,7 @@ class Decoder:
             padded_lengths,
             blanks,
             width=self._width,
-            n_best=self.settings.n_best,
+            n_best=max(self.settings.n_best, min(rivals, self._width)),
             model=model,
             model_start=None if model is None else column(model_start, np.int32, -1),
             phrases=table,
@@ -234,12 +240,13 @@ class Decoder:
         paths, _ = alignment.viterbi(
             log_probs, padded_lengths, hypotheses.tokens[:, 0, :most], hypotheses.lengths[:, 0], blanks
         )
-        decoded = Decoded([], [], [])
+        decoded = Decoded([], [], [], [])
         for at, (row, path) in enumerate(zip(rows, np.asarray(paths), strict=False)):
             path = path[: lengths[at]]
             decoded.paths.append(path if row.columns is None else row.columns[path])
             decoded.scores.append(float(hypotheses.scores[at, 0]))
-            decoded.alternatives.append(_alternatives(hypotheses, at, row))
+            decoded.rivals.append(_alternatives(hypotheses, at, row))
+            decoded.alternatives.append(decoded.rivals[-1][: self.settings.n_best])
         return decoded
 
     def _model_table(self, rows: Sequence[_Task], size: int) -> tuple[Any, list[int]]:
@@ -355,6 +362,7 @@ def _greedy(log_probs: np.ndarray | jax.Array, lengths: np.ndarray) -> Decoded:
     return Decoded(
         [path[:length] for path, length in zip(paths, lengths, strict=True)],
         [float(scores[:length].sum()) for scores, length in zip(best, lengths, strict=True)],
+        [() for _ in paths],
         [() for _ in paths],
     )
 
