@@ -99,15 +99,19 @@ class Backbone:
         Returns:
           float32 numpy `[B, T, V]` and int32 `[B]`: the valid encoder frames of each.
         """
-        return Model(self, Adapter(), {}, {}, ()).log_probs(waveforms, sample_rate=sample_rate)
+        return self.alone().log_probs(waveforms, sample_rate=sample_rate)
 
     def transcribe(self, waveforms: Recordings, **options: Unpack[Options]) -> list[str]:
         """Texts without an adapter; takes what `Model.transcribe` takes."""
-        return Model(self, Adapter(), {}, {}, ()).transcribe(waveforms, **options)
+        return self.alone().transcribe(waveforms, **options)
 
     def recognise(self, waveforms: Recordings, **options: Unpack[Options]) -> list[Recognition]:
         """What is said, without an adapter; takes what `Model.recognise` takes."""
-        return Model(self, Adapter(), {}, {}, ()).recognise(waveforms, **options)
+        return self.alone().recognise(waveforms, **options)
+
+    def alone(self) -> "Model":
+        """It as a model without an adapter, of no task but `__base__`."""
+        return Model(self, Adapter(), {}, {}, ())
 
 
 def load_backbone(

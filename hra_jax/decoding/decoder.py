@@ -166,7 +166,7 @@ class Decoder:
 
     def facts(self) -> dict[str, Any]:
         """What decodes, as results have it: what differs between tasks is by task."""
-        tasks = {name: self._facts_of(task) for name, task in self._tasks.items()}
+        tasks = {name: self.facts_of(name) for name in self._tasks}
         keys = list(dict.fromkeys(key for facts in tasks.values() for key in facts))
         merged: dict[str, Any] = {}
         for key in keys:
@@ -175,9 +175,12 @@ class Decoder:
             merged[key] = values[0] if same else {name: facts[key] for name, facts in tasks.items() if key in facts}
         return merged or {"method": "greedy"}
 
-    def _facts_of(self, task: _Task) -> dict[str, Any]:
-        if not (self._asks_for_a_beam or task.model is not None or task.phrases):
+    def facts_of(self, name: str, phrases: Sequence[Any] = ()) -> dict[str, Any]:
+        """What decodes an utterance of a task that has phrases of its own, or none."""
+        task = self._tasks[name]
+        if not self.searches(name, phrases):
             return {"method": "greedy"}
+        count = len(task.phrases) + len(phrases)
         facts: dict[str, Any] = {"method": "beam", "beam": self._width}
         if task.model is not None:
             facts |= {
@@ -185,8 +188,8 @@ class Decoder:
                 "lm_weight": task.weights.lm_weight,
             }
         facts["token_bonus"] = task.weights.token_bonus
-        if task.phrases:
-            facts |= {"phrase_weight": task.weights.phrase_weight, "phrases": len(task.phrases)}
+        if count:
+            facts |= {"phrase_weight": task.weights.phrase_weight, "phrases": count}
         return facts
 
     @property

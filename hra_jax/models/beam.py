@@ -13,16 +13,16 @@ are tried, S states, A arcs.
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from hra_jax.text.automaton import Automaton
 
-ALL_TOKENS = 128  # vocabularies up to this size are searched without pruning
+ALL_TOKENS = 256  # vocabularies up to this size are searched without pruning
 _PRUNED_TOKENS = 32  # tokens of a frame that are tried in larger ones
 _DENSE_BYTES = 64 * 2**20  # of tables that are dense where nothing is said
 _LEAST_STATES, _LEAST_ARCS, _LEAST_ROWS = 1024, 4096, 64  # smaller tables are padded to this
@@ -90,10 +90,10 @@ class Hypotheses(NamedTuple):
     ctc: float32 `[B, N]`, log of the sum over all alignments, without what was added.
     """
 
-    tokens: jax.Array
-    lengths: jax.Array
-    scores: jax.Array
-    ctc: jax.Array
+    tokens: jax.Array | np.ndarray
+    lengths: jax.Array | np.ndarray
+    scores: jax.Array | np.ndarray
+    ctc: jax.Array | np.ndarray
 
 
 class _Beam(NamedTuple):
@@ -127,11 +127,31 @@ def tables(
     offsets = np.cumsum([0, *(automaton.states for automaton in automata)]).astype(np.int32)
     states = _padded_size(int(offsets[-1]), _LEAST_STATES)
     if dense is None:
-        dense = states * vocabulary_size * 8 <= _DENSE_BYTES
+        dense = _is_dense(states, vocabulary_size)
     starts = np.array([automaton.start for automaton in automata], np.int32) + offsets[:-1]
     arrays = (_dense if dense else _arcs)(automata, offsets, states=states, vocabulary_size=vocabulary_size)
     found = {name: jnp.asarray(array) for name, array in arrays.items()}
     return Tables(**found) if dense else Arcs(**found), starts
+
+
+def table_shapes(vocabulary_size: int, *, states: int, arcs: int, rows: int) -> Tables | Arcs:
+    """The shapes that `tables` has for so many states, and if they are not dense, arcs and rows: powers of two."""
+
+    def shape(dtype: DTypeLike, *sizes: int) -> Any:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    floats, integers = functools.partial(shape, jnp.float32), functools.partial(shape, jnp.int32)
+    if _is_dense(states, vocabulary_size):
+        size = states, vocabulary_size
+        return Tables(floats(*size), integers(*size), floats(states))
+    flat = arcs + rows * vocabulary_size
+    of_states = {name: integers(states) for name in ("first", "counts", "row", "backoff")}
+    of_states |= {name: floats(states) for name in ("backoff_scores", "final")}
+    return Arcs(floats(flat), integers(flat), integers(arcs), slots=integers(_FEW_ARCS), **of_states)
+
+
+def _is_dense(states: int, vocabulary_size: int) -> bool:
+    return states * vocabulary_size * 8 <= _DENSE_BYTES
 
 
 def _padded_size(size: int, least: int) -> int:
