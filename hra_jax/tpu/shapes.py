@@ -17,7 +17,7 @@ from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
 from hra_jax.config.keys import group
 from hra_jax.data import batching
 from hra_jax.decoding.settings import DEFAULT_BEAM
-from hra_jax.models import augmentation, beam
+from hra_jax.models import augmentation, automaton_tables, beam
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import foundation, programs
 from hra_jax.run.layout import adapter_method
@@ -177,7 +177,7 @@ class Shapes:
             return beam.search(log_probs, lengths, blanks, **options, **tables, **rows)
 
         sizes = {"model": _MODEL, "phrases": _PHRASES}
-        tables = {name: beam.table_shapes(log_probs.shape[2], **given) for name, given in sizes.items()}
+        tables = {name: automaton_tables.table_shapes(log_probs.shape[2], **given) for name, given in sizes.items()}
         tables = jax.tree.map(lambda leaf: self._replicated(leaf.shape, leaf.dtype), tables)
         column = self._split((rows,), jnp.int32, "start")
         weights: list[Any] = [self._split((rows,), jnp.float32, name) for name in beam.Weights._fields]
