@@ -113,6 +113,9 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.compare W1 W2": [],
     "python -m hra_jax.verify PATH": [],
     "python -m hra_jax.verify runs/own": [],
+    "python -m hra_jax.export runs/own/adapter --output served": [],
+    "python -m hra_jax.export runs/own/adapter --output served --task SPEAKER": [],
+    "python -m hra_jax.verify served": [],
     "python -m hra_jax.data.cache --source FOLDER/train.jsonl --output shards/train": ["--workers=2"],
     "python -m hra_jax.verify shards/train": [],
     "python -m hra_jax.tasks export-checkpoint --workdir runs/own --step last --output runs/again": [],
@@ -375,6 +378,20 @@ def test_the_training_from_python_of_the_pages_runs(place, command_env):
     )
 
 
+@pytest.mark.slow(minutes=0.3)
+def test_the_server_of_the_pages_runs(run, place, command_env):
+    run("python -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own")
+    run("python -m hra_jax.export runs/own/adapter --output served")
+    (code,) = fences(generate._PART.sub("", PAGES["docs/serving.md"]), "python")
+    before = (
+        "import numpy\n"
+        "waveform, another = (numpy.random.default_rng(0).normal(size=n).astype('float32') for n in (9000, 16000))\n"
+    )
+    after = "\nassert 'hra_jax' not in sys.modules and [row.shape[1] for row in found] == [29, 29]\n"
+    code = before + code.replace("anna.safetensors", "whisper.safetensors") + after
+    executed(["-c", code], place, command_env, what="docs/serving.md")
+
+
 def test_the_suite_that_the_pages_show_is_the_ready_made_one():
     def suite(code: str) -> ConfigDict:
         space: dict = {}
@@ -387,6 +404,7 @@ def test_the_suite_that_the_pages_show_is_the_ready_made_one():
 
 def test_no_python_of_the_pages_is_left_out():
     run_above = {"README.md", "docs/configuration.md", "docs/encoders.md", "docs/evaluation.md", "docs/tasks.md"}
+    run_above |= {"docs/serving.md"}
     assert {page for page, text in PAGES.items() if fences(text, "python")} == run_above
 
 
