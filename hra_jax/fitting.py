@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from hra_jax.adapters import adapter_folder, initial, methods, task_records
 from hra_jax.adapters.base import no_parameters
 from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
-from hra_jax.api import Backbone, Model, padded_size
+from hra_jax.api import Backbone, Model
 from hra_jax.config.files import config_of, near_key
 from hra_jax.config.keys import default_config, flatten_config, group, method_groups
 from hra_jax.console import listed, tell
@@ -37,6 +37,7 @@ from hra_jax.data.sounds import read_sounds
 from hra_jax.data.sources import TableSource
 from hra_jax.data.utterance import Recording
 from hra_jax.errors import UserError
+from hra_jax.models.padding import padded_size
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.layout import Layout, check_rows
 from hra_jax.run.place import start_weights
@@ -115,7 +116,8 @@ def fit(
     records = initial.started_from(material.start, layout.tasks, material.new_task, trained=found)
     shared, rows = (jax.tree.map(jnp.asarray, no_parameters() | tree) for tree in (shared, rows))
     aside = frozenset() if start is None else start.set_aside - examples.keys()
-    more: dict[str, Any] = {"set_aside": aside, "records": records}
+    entries = {} if start is None else {task: e for task, e in start.entries.items() if task not in examples}
+    more: dict[str, Any] = {"set_aside": aside, "records": records, "entries": entries}
     # A few short recordings do not say what is long for the backbone, which says it itself.
     seconds = 0.0 if start is None else start.trained_seconds
     return Model(backbone, layout.method, shared, rows, layout.tasks, material.own, trained_seconds=seconds, **more)
@@ -175,6 +177,7 @@ def save_adapter(model: Model, folder: epath.PathLike) -> None:
     entries = [
         {**entry, task_records.SET_ASIDE: {}} if entry["name"] in model.set_aside else entry for entry in entries
     ]
+    entries = [{**entry, **task_records.measured(model.entries.get(entry["name"], {}))} for entry in entries]
     vocabulary = model.backbone.vocabulary
     if own is not None and own.shared is not None:
         vocabulary = own.shared

@@ -110,6 +110,11 @@ SLOW: dict[str, list[str]] = {
     "--data_dir FOLDER": [],
     "python -m hra_jax.evaluate --predictions runs/own/eval/speakers --suite speakers --data_dir FOLDER "
     "--normalizer basic@1": [],
+    "python -m hra_jax.lm make --workdir runs/own --output own.lm": [],
+    "python -m hra_jax.lm make --text texts.txt --manifest FOLDER/train.jsonl --output other.lm": [],
+    "python -m hra_jax.lm show own.lm --arpa own.arpa": [],
+    "python -m hra_jax.lm make --arpa own.arpa --output again.lm": [],
+    "python -m hra_jax.lm score own.lm --manifest FOLDER/test.jsonl": [],
     "python -m hra_jax.compare W1 W2": [],
     "python -m hra_jax.verify PATH": [],
     "python -m hra_jax.verify runs/own": [],
@@ -273,6 +278,7 @@ def place(tmp_path_factory) -> Path:
     corpus_trees.librispeech(here / "CORPUS")
     corpus_trees.user_libri(here / "DOWNLOADED")
     (here / "mine.py").write_text(python_of("docs/configuration.md"))
+    (here / "texts.txt").write_text("turn the kitchen light on\ncall anna before nine\n")
     first = sorted((here / "FOLDER" / "plain").glob("*.flac"))
     names = ("a.wav", "b.flac", "NOISE/street.wav", "ROOMS/kitchen.wav")
     for name, source in zip(names, (*first[:2], *first[:2]), strict=True):
@@ -392,6 +398,17 @@ def test_the_server_of_the_pages_runs(run, place, command_env):
     executed(["-c", code], place, command_env, what="docs/serving.md")
 
 
+@pytest.mark.slow(minutes=0.3)
+def test_the_decoding_from_python_of_the_pages_runs(tmp_path, command_env):
+    before = (
+        "import numpy, soundfile\n"
+        "soundfile.write('a.wav', 0.1 * numpy.random.default_rng(0).normal(size=16000), 8000)\n"
+        "texts = ['call anna schmidt', 'a table for two', 'call a taxi']\n"
+    )
+    after = "\nassert len(found.alternatives) <= 3 and [word.text for word in found.words] == found.text.split()\n"
+    executed(["-c", before + python_of("docs/decoding.md") + after], tmp_path, command_env, what="docs/decoding.md")
+
+
 def test_the_suite_that_the_pages_show_is_the_ready_made_one():
     def suite(code: str) -> ConfigDict:
         space: dict = {}
@@ -403,8 +420,8 @@ def test_the_suite_that_the_pages_show_is_the_ready_made_one():
 
 
 def test_no_python_of_the_pages_is_left_out():
-    run_above = {"README.md", "docs/configuration.md", "docs/encoders.md", "docs/evaluation.md", "docs/tasks.md"}
-    run_above |= {"docs/serving.md"}
+    pages = ("configuration", "decoding", "encoders", "evaluation", "serving", "tasks")
+    run_above = {"README.md", *(f"docs/{name}.md" for name in pages)}
     assert {page for page, text in PAGES.items() if fences(text, "python")} == run_above
 
 

@@ -82,14 +82,18 @@ def evaluate(place: Place) -> list[str]:
 
 
 def transcribe(place: Place) -> list[str]:
-    audio = sorted((place.micro.data / "audio").glob("test-*"))
-    words = ("--adapter", place.adapter, "--backbone", place.micro.backbone, "--task", "ann")
-    return module("transcribe", *words, *audio)
+    words = ("--adapter", place.adapter, "--backbone", place.micro.backbone, "--task_tag", "speaker")
+    manifest = place.micro.data / "train.jsonl"
+    return module("transcribe", *words, "--manifest", manifest, "--output", place.folder / "texts.jsonl")
 
 
 def make_manifest(place: Place) -> list[str]:
     recordings = world.make_recordings(place.micro, place.folder / "recordings")
     return module("data.manifest", "make", recordings, "--output", place.folder / "made.jsonl")
+
+
+def make_lm(place: Place) -> list[str]:
+    return module("lm", "make", "--workdir", place.trained.workdir, "--output", place.folder / "own.lm")
 
 
 def compare(place: Place) -> list[str]:
@@ -116,6 +120,7 @@ COMMANDS: dict[str, Callable[[Place], list[str]]] = {
     ),
     "convert": convert,
     "compare": compare,
+    "lm make": make_lm,
     "params": lambda place: module("params", "--config", place.config),
     "manifest make": make_manifest,
     "config": lambda place: module("config"),

@@ -35,6 +35,11 @@ HASHES, OWN_HASHES = "hashes", "own_hashes"
 # Why a task is recognised by the backbone alone, as `tasks gate` found it: {"suite", "metric", "rate", "base_rate",
 # "tolerance"}; absent where the adapter is used.
 SET_ASIDE = "set_aside"
+# How the task is decoded best, as `lm tune` found it: {"lm": {"name", "digest"}, "beam", "lm_weight", "token_bonus",
+# "phrase_weight", "suite", "wer"}.
+DECODE = "decode"
+# The bytes of a language model, where somebody has put it there: it gives back the texts that it was made from.
+LM = "lm"
 # How sure words are and when they were said, as `decoding.calibration` measures it on a validation suite: its facts.
 CALIBRATION = "calibration"
 
@@ -75,6 +80,7 @@ FIELDS: dict[str, FieldRecord] = {
     "init": FieldRecord(str),
     "vocabulary": FieldRecord(dict, copied=True),
     SET_ASIDE: FieldRecord(dict),
+    DECODE: FieldRecord(dict),
     CALIBRATION: FieldRecord(dict),
 }
 # 64-bit hashes of utterances (data/sample_hashes.py), sorted, each once: of those that also trained what tasks share,
@@ -82,6 +88,7 @@ FIELDS: dict[str, FieldRecord] = {
 ARRAYS: dict[str, ArrayRecord] = {
     HASHES: ArrayRecord("uint64", 1, outlives=True, copied=True, merged=True),
     OWN_HASHES: ArrayRecord("uint64", 1, copied=True, merged=True),
+    LM: ArrayRecord("uint8", 1),
 }
 _MOST_BYTES = 2**33  # of the file
 # What a record of a later version is taken for.
@@ -123,7 +130,19 @@ def renamed(records: Records, names: Mapping[str, str]) -> Records:
 
 def without_hashes(records: Records) -> Records:
     """The records but for the hashes of utterances."""
-    return {record: by_task for record, by_task in records.items() if record not in (HASHES, OWN_HASHES)}
+    return without(records, HASHES, OWN_HASHES)
+
+
+def without(records: Records, *some: str) -> Records:
+    """The records but for some."""
+    return {record: by_task for record, by_task in records.items() if record not in some}
+
+
+def each_its_own(records: Records, record: str, tasks: Iterable[str]) -> Records:
+    """Records in which these tasks have what one record holds for all, as their own, and nothing is for all."""
+    by_task = records.get(record, {})
+    own = {task: by_task[task if task in by_task else SHARED] for task in tasks if by_task.keys() & {task, SHARED}}
+    return _tidy({**records, record: own})
 
 
 def joined(*several: Records) -> Records:
@@ -164,6 +183,11 @@ def merged(records: Records, task: str) -> Records:
 def copied_fields(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What the entry of a task in tasks.json passes on to one that starts as its copy."""
     return {name: value for name, value in entry.items() if name in FIELDS and FIELDS[name].copied}
+
+
+def measured(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What the entry of a task says of how it is recognised, which holds for as long as its weights are the same."""
+    return {name: entry[name] for name in (DECODE, CALIBRATION) if entry.get(name) is not None}
 
 
 def set_aside(entries: Iterable[Mapping[str, Any]]) -> frozenset[str]:

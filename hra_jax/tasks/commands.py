@@ -6,13 +6,14 @@
     python -m hra_jax.tasks add ADAPTER TASK --init zero|mean|NAME --manifest M.jsonl [--steps N] [--workdir W]
     python -m hra_jax.tasks remove ADAPTER TASK [TASK ...] [--output DIR]
     python -m hra_jax.tasks rename ADAPTER OLD NEW [--output DIR]
-    python -m hra_jax.tasks export ADAPTER TASK [TASK ...] --output DIR
+    python -m hra_jax.tasks export ADAPTER TASK [TASK ...] --output DIR [--with-lm] [--lm FILE ...]
     python -m hra_jax.tasks import ADAPTER FROM [--task NAME ...] [--as NEW] [--output DIR]
     python -m hra_jax.tasks export-checkpoint --workdir W --output DIR [--step N|last|best] [--backbone DIR]
         [--rename OLD=NEW ...]
     python -m hra_jax.tasks specialize ADAPTER TASK --output DIR [--backbone DIR] [--peft]
     python -m hra_jax.tasks gate ADAPTER --suite A [--tolerance 0.01] [--check] [--backbone DIR] [--data_dir DIR]
     python -m hra_jax.tasks gate ADAPTER --results RESULTS.json [--tolerance 0.01] [--check]
+    python -m hra_jax.tasks calibrate ADAPTER --suite A [--backbone DIR] [--data_dir DIR]
 
 Without --output the adapter is changed in place. Whatever a command is not about stays the same bytes.
 """
@@ -34,7 +35,7 @@ from hra_jax.errors import UserError
 from hra_jax.storage import folders, locks
 from hra_jax.storage.files import is_remote, real_path, write_file
 from hra_jax.storage.json_files import json_text
-from hra_jax.tasks import adding, descriptions, gate, library, merging
+from hra_jax.tasks import adding, calibrating, descriptions, gate, language_models, library, merging
 from hra_jax.tasks.backbone import load_backbone
 from hra_jax.tasks.names import check_name, check_tasks
 
@@ -127,7 +128,8 @@ def list_tasks(adapter: str, *, json: str | None = None) -> None:
       UserError: not an adapter folder, or `json` is a folder.
     """
     cli.check_output("json", json)
-    found = descriptions.describe(_read(adapter))
+    exported = _read(adapter)
+    found = descriptions.describe(exported)
     console = stdout()
     _print_header(console, adapter, found)
     header = ("task", "row", "step", "WER", "parameters", "norm")
@@ -135,6 +137,9 @@ def list_tasks(adapter: str, *, json: str | None = None) -> None:
     untrained = [entry["name"] for entry in found["tasks"] if descriptions.is_untrained(entry)]
     if untrained:
         say(console, f"without a training step: {listed(untrained)}")
+    models = exported.records.get(task_records.LM, {})
+    if models:
+        say(console, f"with a language model for: {'all tasks' if '' in models else listed(sorted(models))}")
     aside = task_records.set_aside(found["tasks"])
     if aside:
         say(console, f"set aside, and recognised by the backbone alone: {listed(sorted(aside))}")
@@ -155,6 +160,8 @@ def show(adapter: str, task: str, *, json: str | None = None) -> None:
     _print_header(console, adapter, descriptions.describe(exported))
     name, row, step, rate, count, norm = _cells(found)
     say(console, f"task {name!r}: row {row}, trained at step {step}, WER {rate}, {count} parameters of norm {norm}")
+    if model := language_models.name_of(exported, task):
+        say(console, f"language model {model}")
     for key in sorted(found.keys() - _KNOWN_FIELDS):
         text = json_text(found[key]).strip() if not isinstance(found[key], str) else found[key]
         say(console, f"{key}: {' '.join(text.split())}")
@@ -257,16 +264,30 @@ def rename(adapter: str, old: str, new: str, *, output: str | None = None) -> No
         _finish(destination, result, f"renamed {old!r} to {new!r}")
 
 
-def export_tasks(adapter: str, *tasks: str, output: str | None) -> None:
+def export_tasks(
+    adapter: str, *tasks: str, output: str | None, with_lm: bool = False, models: Sequence[str] = ()
+) -> None:
     """Writes an adapter folder with some tasks of another one and all that they share.
 
+    Args:
+      adapter: the folder.
+      *tasks: names.
+      output: the folder to write.
+      with_lm: whether the language models of the tasks go with them, which give back the texts that they were made of.
+      models: files of these models; none takes what the adapter has, or the run beside it.
+
     Raises:
-      UserError: an unknown task, or no output, or one that is there already.
+      UserError: an unknown task, or no output, or one that is there already; a language model that is not there.
     """
     _check_output_given("export", output)
+    if models and not with_lm:
+        raise UserError(f"--lm={models[0]!r} has no use without --with-lm, which puts language models into the adapter")
     with _writing(adapter, output, "export", in_place=False) as destination:
         result = library.picked(read_adapter(adapter), tasks)
-        _finish(destination, result, f"exported {listed(result.tasks)}")
+        put = language_models.with_models(result, adapter, models) if with_lm else None
+        result = put or language_models.without(result)
+        what = " with their language models" if with_lm else ""
+        _finish(destination, result, f"exported {listed(result.tasks)}{what}")
 
 
 def _check_output_given(command: str, output: str | None) -> None:
@@ -323,7 +344,8 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
         method = methods.from_folder(exported.config)
         reason = None if peft else merging.why_not_merged(method)
         if reason is not None:
-            _finish(destination, library.picked(exported, [task]), f"exported {task!r} alone; {reason}")
+            alone = language_models.without(library.picked(exported, [task]))
+            _finish(destination, alone, f"exported {task!r} alone; {reason}")
             return
         files = load_backbone(exported, backbone)
         if peft:
@@ -399,6 +421,35 @@ def gate_tasks(
     return 0
 
 
+def calibrate(
+    adapter: str,
+    *,
+    suite: str | None = None,
+    backbone: str | None = None,
+    data_dir: str | None = None,
+    output: str | None = None,
+) -> None:
+    """Measures on a validation suite how sure the words of the tasks are, and by how much they come late.
+
+    Args:
+      adapter: the folder.
+      suite: name or path of the suite.
+      backbone: folder of the backbone, or builtin:NAME; None takes what the adapter names.
+      data_dir: what `{dir}` in the manifests of the suite stands for.
+      output: where the result goes; None changes the folder in place.
+
+    Raises:
+      UserError: no suite, or as `calibrating.measured`.
+    """
+    if suite is None:
+        raise UserError("calibrate needs --suite, a validation suite")
+    with _writing(adapter, output, "calibrate") as destination:
+        exported = _read(adapter)
+        found = calibrating.measured(adapter, exported, suite, backbone=backbone, data_dir=data_dir)
+        tell(*calibrating.lines(found))
+        _finish(destination, calibrating.with_calibrations(exported, found), calibrating.summary(found))
+
+
 def export_checkpoint(
     *,
     workdir: str | None,
@@ -449,7 +500,7 @@ COMMANDS = {
     ),
     "remove": cli.Command(remove, "ADAPTER TASK [TASK ...]", 2, _MANY, ("output",)),
     "rename": cli.Command(rename, "ADAPTER OLD NEW", 3, 3, ("output",)),
-    "export": cli.Command(export_tasks, "ADAPTER TASK [TASK ...] --output DIR", 2, _MANY, ("output",)),
+    "export": cli.Command(export_tasks, "ADAPTER TASK [TASK ...] --output DIR", 2, _MANY, ("output", "with-lm", "lm")),
     "export-checkpoint": cli.Command(
         export_checkpoint, "--workdir W --output DIR", 0, 0, ("workdir", "output", "step", "backbone", "rename")
     ),
@@ -461,10 +512,11 @@ COMMANDS = {
         1,
         ("suite", "results", "tolerance", "check", "backbone", "data_dir", "output"),
     ),
+    "calibrate": cli.Command(calibrate, "ADAPTER --suite A", 1, 1, ("suite", "backbone", "data_dir", "output")),
     "specialize": cli.Command(specialize, "ADAPTER TASK --output DIR", 2, 2, ("output", "backbone", "peft")),
 }
 # Flags that are called otherwise in Python.
-_KEYWORDS = {"task": "tasks", "as": "new_name", "rename": "renames"}
+_KEYWORDS = {"task": "tasks", "as": "new_name", "rename": "renames", "with-lm": "with_lm", "lm": "models"}
 
 
 def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
@@ -472,10 +524,10 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
     strings = {
         "json": "list, show: a file to write everything to.",
         "output": "The folder to write; without it the adapter is changed in place (where that is possible).",
-        "backbone": "add, specialize, gate, export-checkpoint: folder of the backbone, or builtin:NAME.",
-        "suite": "gate: name or path of the validation suite.",
+        "backbone": "add, specialize, gate, calibrate, export-checkpoint: folder of the backbone, or builtin:NAME.",
+        "suite": "gate, calibrate: name or path of the validation suite.",
         "results": "gate: in place of --suite, the results.json of an evaluation of this adapter.",
-        "data_dir": "gate: what {dir} in the suite's manifests stands for.",
+        "data_dir": "gate, calibrate: what {dir} in the suite's manifests stands for.",
         "init": "add: what the task starts as: zero (no effect), mean of the tasks, or the name of a task.",
         "manifest": "add: recordings to train the task on; all that tasks share stays as it is.",
         "workdir": "add: work directory of the training; without it a temporary one. export-checkpoint: of the run.",
@@ -488,6 +540,10 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_float(
         "tolerance", 0.0, "gate: how much worse a task may be, a fraction of words.", 0.0, 1.0, flag_values=flag_values
     )
+    flags.DEFINE_bool(
+        "with-lm", False, "export: put the tasks' language models into the adapter.", flag_values=flag_values
+    )
+    flags.DEFINE_multi_string("lm", [], "export: a language model to put there, any number.", flag_values=flag_values)
     flags.DEFINE_bool("peft", False, "specialize: write a LoRA as PEFT reads it.", flag_values=flag_values)
     flags.DEFINE_integer("steps", None, "add: optimizer steps; 300 if not given.", 1, flag_values=flag_values)
     flags.DEFINE_float("learning_rate", None, "add: peak learning rate.", 0.0, flag_values=flag_values)

@@ -26,6 +26,11 @@ class BlankFirst:
         self._moved = {old: new for new, old in enumerate(self._original)}
 
     @property
+    def original(self) -> Vocabulary:
+        """The vocabulary with the blank where it was."""
+        return self._vocabulary
+
+    @property
     def size(self) -> int:
         """V, as before."""
         return self._vocabulary.size
@@ -39,6 +44,12 @@ class BlankFirst:
     def by_character(self) -> bool:
         """As the vocabulary itself."""
         return self._vocabulary.by_character
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Those of the vocabulary itself, the blank's first."""
+        symbols = self._vocabulary.tokens
+        return tuple(symbols[i] for i in self._original)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, in [1, V)."""
@@ -152,3 +163,9 @@ class OwnVocabularies:
     def symbols(self, task: str) -> np.ndarray:
         """int32 [O], see `output_symbols`."""
         return np.asarray(output_symbols(self.of(task), self.base, self.size), np.int32)
+
+
+def own_vocabularies(config: Mapping, tasks: Sequence[Mapping], base: Vocabulary, *, where: str) -> OwnVocabularies:
+    """What `stored_vocabularies` found beside the backbone's vocabulary."""
+    found, shared = stored_vocabularies(config, tasks, where=where)
+    return OwnVocabularies(base, found, config["method"]["output_size"], shared)
