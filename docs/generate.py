@@ -404,6 +404,12 @@ def word_confidences() -> str:
     return table(head, rows, left=2)
 
 
+def serving_script() -> str:
+    """The script that runs an exported program, as it is put beside it."""
+    script = (ROOT / "hra_jax" / "serving" / "standalone.py").read_text(encoding="utf-8")
+    return f"```python\n{script}```"
+
+
 PARTS: dict[str, Callable[[], str]] = (
     {
         part.__name__: part
@@ -414,7 +420,8 @@ PARTS: dict[str, Callable[[], str]] = (
         for part in (parameters, scaling, encoders, full_depth, tpus, tpu_variants, tpu_batches, layers)
     }
     | {part.__name__: part for part in (held_out, held_out_facts, padding, bucket_times)}
-    | {part.__name__: part for part in (input_pipeline, input_waiting, table_rows, word_times, word_confidences)}
+    | {part.__name__: part for part in (input_pipeline, input_waiting, table_rows, serving_script)}
+    | {part.__name__: part for part in (word_times, word_confidences)}
 )
 
 
