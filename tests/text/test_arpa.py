@@ -180,6 +180,20 @@ def test_words_of_another_vocabulary_are_counted_and_some_named():
         arpa.from_bytes(GIVEN.encode(), CharacterVocabulary("ac "), where="a.arpa")
 
 
+def test_damaged_files_are_refused_in_a_line_or_are_models_still():
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(400):
+        broken = bytearray(GIVEN.encode())
+        for at in rng.integers(0, len(broken), rng.integers(1, 4)):
+            broken[at] = rng.choice(list(b"\x00\xff-.9 \t\n\\<e_"))
+        try:
+            arpa.from_bytes(bytes(broken), PLAIN, where="a.arpa").automaton.score([1, 2, 3])
+        except UserError as error:
+            refused += str(error).startswith("a.arpa")
+    assert refused > 50
+
+
 @pytest.mark.slow(minutes=0.1)
 @pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize("most_bytes", [2**20, 4000])
