@@ -58,10 +58,16 @@ class Writer(NamedTuple):
 
 
 class _Texts(NamedTuple):
-    """What was read: normalised texts, some at a time, and how they were read."""
+    """Normalised texts.
+
+    Attributes:
+      parts: the texts, some at a time.
+      total: how many there are, where that is known.
+      what: where they are from, for errors.
+    """
 
     parts: Iterable[list[str]]
-    count: int | None
+    total: int | None
     what: str
 
 
@@ -110,6 +116,7 @@ def _of_run(
     workdir: str, *, adapter: str | None, backbone: str | None, task: str | None, normalizer: str | None
 ) -> tuple[Writer, _Texts]:
     """The vocabulary that a run writes in, and the texts that it trains on: those of one task, where it is named."""
+    from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
     from hra_jax.data.learnt_vocabularies import texts_of_tasks
     from hra_jax.run import workdirs
     from hra_jax.run.read import training_sources
@@ -117,7 +124,11 @@ def _of_run(
     config = workdirs.stored_config(workdir)
     folder = workdirs.named(workdir)
     own, whole = folder / workdirs.ADAPTER, folder / workdirs.BACKBONE
-    adapter = str(own) if adapter is None and backbone is None and own.exists() else adapter
+    if adapter is None and backbone is None:
+        made = whole if config.method == "pretrain" else own
+        if not made.exists() and (made is whole or config.adapter.output in OWN_VOCABULARIES):
+            raise UserError(f"--workdir={workdir!r}: its vocabulary comes with {made}, which is not there yet")
+        adapter = str(own) if own.exists() else None
     if backbone is None:
         backbone = str(whole) if whole.exists() else config.backbone
     written = writer(adapter=adapter, backbone=backbone, task=task)
@@ -172,7 +183,7 @@ def _lines_of(file: str) -> list[str]:
 def _labelled(texts: _Texts, vocabulary: Vocabulary) -> Iterator[tuple[list[str], Labels]]:
     """The texts and their tokens, some at a time; a bar shows how far they are."""
     labeller = Labeller(vocabulary)
-    with tqdm(total=texts.count, desc="reading", unit="text", disable=None) as bar:
+    with tqdm(total=texts.total, desc="reading", unit="text", disable=None) as bar:
         for part in texts.parts:
             # A vocabulary of pieces takes its time.
             for start in range(0, len(part), 1024):
@@ -255,7 +266,6 @@ def make(
             console,
             f"{dropped:,} texts have characters that the vocabulary of {written.name} lacks; these were left out",
         )
-    return model
 
 
 # --- Looking ----------------------------------------------------------------------------------------------------------
@@ -278,7 +288,7 @@ def _print_model(console: rich.console.Console, model: LanguageModel, *, where: 
     cells = [(f"{n}", f"{kept:,}", f"{out:,}", few) for n, (kept, out, few) in enumerate(rows, start=1)]
     console.print(table(("order", "n-grams", "left out", "kept from a count of"), cells))
     if model.one_discount:
-        orders = listed(model.one_discount, show=str)
+        orders = ", ".join(map(str, model.one_discount))
         say(console, f"too few n-grams are rare for three discounts, so there is one: of order {orders}")
 
 
@@ -341,7 +351,7 @@ def score(
     count = words = tokens = characters = lost = 0
     total, unknown = 0.0, set[str]()
     for some, labels in _labelled(texts, written.vocabulary):
-        rows = np.split(labels.flat, np.cumsum(labels.lengths)[:-1])
+        rows = [row.tolist() for row in np.split(labels.flat, np.cumsum(labels.lengths)[:-1])]
         total += float(ngram.scores(model, rows).sum())
         for at in np.flatnonzero(labels.dropped):
             found = written.vocabulary.unknown_characters(some[at])

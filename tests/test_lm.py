@@ -32,7 +32,8 @@ def normal(texts: list[str]) -> list[list[int]]:
 
 
 def test_a_model_of_a_text_file_is_that_of_its_normalised_lines(text, tmp_path, capsys):
-    lm.make(text=[text], output=str(tmp_path / "a.lm"), order=4)
+    status = lm.COMMANDS["make"].run(text=[text], output=str(tmp_path / "a.lm"), order=4)
+    assert not status
     model = ngram.read(tmp_path / "a.lm")
     assert model.digest == ngram.train(normal(TEXTS), tiny(), order=4).digest
     assert (model.name, model.order, model.texts, model.tokens) == ("a", 4, 5, sum(map(len, normal(TEXTS))))
@@ -64,6 +65,18 @@ def test_a_run_gives_its_training_texts_or_those_of_one_task(trained, micro, tmp
     with pytest.raises(UserError, match="unknown task 'nobody'"):
         lm.make(workdir=workdir, output=str(tmp_path / "b.lm"), task="nobody")
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "made"), [("method", "pretrain", "backbone"), ("output", "characters", "adapter")]
+)
+def test_a_run_whose_vocabulary_is_not_exported_yet_has_no_model(key, value, made, trained, tmp_path):
+    config = json.loads((trained.workdir / "config.json").read_text())
+    (config if key in config else config["adapter"])[key] = value
+    (tmp_path / "W").mkdir()
+    (tmp_path / "W" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"its vocabulary comes with .*/{made}, which is not there yet"):
+        lm.make(workdir=str(tmp_path / "W"), output=str(tmp_path / "a.lm"))
 
 
 def test_showing_a_model_tells_what_was_left_out_and_what_it_gives_back(text, tmp_path, capsys):
@@ -102,10 +115,10 @@ def test_scores_of_texts_are_perplexities_per_token_and_word_and_name_unknown_ch
 
 def test_texts_that_are_drawn_come_as_often_as_the_model_finds_them_likely():
     model = ngram.train([[1, 2], [1, 2], [2], [1]], CharacterVocabulary("ab"), order=2)
-    drawn = ngram.drawn_texts(model, blank_id=0, count=3000, seed=1)
+    drawn = ngram.drawn_texts(model, blank_id=0, count=1000, seed=1)
     for text in ([1, 2], [2], [1]):
         share = sum(one == text for one in drawn) / len(drawn)
-        assert share == pytest.approx(math.exp(model.automaton.score(text)), abs=0.03)
+        assert share == pytest.approx(math.exp(model.automaton.score(text)), abs=0.05)
 
 
 @pytest.mark.parametrize(
