@@ -249,7 +249,10 @@ def _paired_rows(
 
 
 def _describe(side: _Side) -> dict[str, Any]:
-    return {"path": side.path} | {name: side.results[name] for name in ("suite", *_PARAMETERS)}
+    # Whoever says nothing of decoding has decoded greedily; of predictions alone nobody knows.
+    decoding = side.results.get("decoding", {"method": "greedy"} if "tasks" in side.results else None)
+    named = {name: side.results[name] for name in ("suite", *_PARAMETERS)}
+    return {"path": side.path} | named | {"decoding": decoding}
 
 
 def _differences(a: _Side, b: _Side, *, samples: int, seed: int) -> dict[str, Any]:
