@@ -9,6 +9,7 @@ from typing import Any
 
 from hra_jax.config.settings import Rule, check_settings, integer, is_number, setting
 from hra_jax.console import near_matches
+from hra_jax.decoding.phrases import is_phrase
 from hra_jax.errors import UserError
 
 TRAIN, ADAPTER = "train", "adapter"  # language models without a path
@@ -26,7 +27,7 @@ def _is_model(value: Any) -> bool:
 def _is_phrase_list(value: Any) -> bool:
     if isinstance(value, str):
         return bool(value)
-    return isinstance(value, tuple) and all(isinstance(phrase, str) for phrase in value)
+    return isinstance(value, tuple) and all(map(is_phrase, value))
 
 
 def _by_task(value: Any, allowed: Any) -> bool:
@@ -47,7 +48,10 @@ _MODELS = Rule(
     types=(str, tuple),
 )
 _PHRASES = Rule(
-    lambda: "a tuple of phrases, a file with a phrase in each line, or a tuple of pairs (task, one of these)",
+    lambda: (
+        "a tuple of phrases, each a text or a pair (text, weight), a file with a phrase in each line, or a tuple of "
+        "pairs (task, one of these)"
+    ),
     lambda value: value == "" or _is_phrase_list(value) or _by_task(value, _is_phrase_list),
     types=(tuple, str),
 )

@@ -45,6 +45,7 @@ def test_a_configuration_a_suite_and_python_give_the_same_settings():
         ({"beam": 4, "n_best": 5}, "decode.n_best = 5: allowed: at most decode.beam, which is 4"),
         ({"lm": (("a", "x.lm"), ("a", "y.lm"))}, "each task once"),
         ({"lm": (("a", ""),)}, "decode.lm = (('a', ''),)"),
+        ({"phrases": ("anna", 2.0)}, "decode.phrases = ('anna', 2.0): allowed: a tuple of phrases"),
         ({"phrases": ((1, ("x",)),)}, "decode.phrases = ((1, ('x',)),)"),
         ({"phrases": (("a", ("x",)), ("a", ("y",)))}, "decode.phrases"),
         ({"lm_wieght": 1.0}, "unknown key 'lm_wieght'; did you mean 'lm_weight'?"),
@@ -52,6 +53,13 @@ def test_a_configuration_a_suite_and_python_give_the_same_settings():
 )
 def test_what_is_not_allowed_is_one_line_that_names_it(given, words):
     assert words in refusal(**given)
+
+
+def test_phrases_may_have_weights():
+    wanted = DecodeSettings(phrases=("boston", ("anna", 2.0)))
+    assert decode_settings({"phrases": ["boston", ["anna", 2.0]]}) == wanted
+    by_task = DecodeSettings(phrases=(("a", ("boston", ("anna", 2.0))), ("b", "names.txt")))
+    assert decode_settings({"phrases": {"a": ["boston", ["anna", 2.0]], "b": "names.txt"}}) == by_task
 
 
 def test_pairs_of_a_suite_are_checked_as_such():
