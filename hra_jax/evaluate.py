@@ -19,22 +19,25 @@ from ml_collections import ConfigDict
 from hra_jax import cli
 from hra_jax.adapters import adapter_folder
 from hra_jax.config.files import config_to_json
-from hra_jax.config.keys import default_config
+from hra_jax.config.keys import default_config, group
 from hra_jax.console import listed, tell
 from hra_jax.data.columns import joined
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import read_sources
 from hra_jax.data.utterance import Utterance
+from hra_jax.decoding import flags as decode_flags
+from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.settings import TRAIN, DecodeSettings
 from hra_jax.errors import UserError
 from hra_jax.evaluation.outsiders import matched_rows
 from hra_jax.evaluation.report import evaluation_command
 from hra_jax.evaluation.rescoring import PREDICTIONS, rescore
-from hra_jax.evaluation.runner import share_shapes
+from hra_jax.evaluation.runner import SuiteRunner, share_shapes
 from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite, trains_heads
 from hra_jax.models.dtypes import compute_dtype
-from hra_jax.run import evaluating, foundation, matrices, processes, systems
+from hra_jax.run import decoders, evaluating, foundation, matrices, own_models, processes, systems
 from hra_jax.run import held_out as held_outs
-from hra_jax.run.evaluating import Job, Setup, setup_of
+from hra_jax.run.evaluating import NO_TEXTS, Job, Setup, setup_of
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.held_out import HeldOut
 from hra_jax.run.jax_setup import setup_jax
@@ -47,6 +50,7 @@ from hra_jax.run.workdirs import (
     CONFIG,
     DATA_REPORT,
     EVALUATIONS,
+    LANGUAGE,
     changing_files,
     check_links,
     named,
@@ -56,6 +60,7 @@ from hra_jax.storage import locks
 from hra_jax.storage.files import make_folder
 from hra_jax.tasks.backbone import resolve_backbone
 from hra_jax.tasks.names import FEW_TASK
+from hra_jax.text.ngram import LanguageModel
 from hra_jax.text.vocabularies import BlankVocabulary
 from hra_jax.training.agreement import agreed, check_agreement, first_alone
 from hra_jax.training.checkpoints import Checkpoints
@@ -72,6 +77,7 @@ def evaluate(
     step: str | int = "last",
     data_dir: str | None = None,
     backbone: str | None = None,
+    decode: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Scores a checkpoint; writes W/eval/<suite>/ and prints the table.
 
@@ -81,6 +87,7 @@ def evaluate(
       step: 'last', 'best', or the number of a checkpoint.
       data_dir: what `{dir}` in the suite's manifests stands for; None means the run's own `data.dir`.
       backbone: folder of the backbone of the run, or builtin:NAME; None means what the run names.
+      decode: keys `decode.*` with their values, which go before those of the suite and of the run.
 
     Returns:
       The results, as in results.json.
@@ -108,10 +115,13 @@ def evaluate(
         runner = agreed(lambda: evaluating.make_runner(system, found, setup, report))
         check_agreement({"backbone": base.fingerprint, "checkpoint": system.digest, "suite": runner.digest})
         check_not_trained_on(found, system.trained_on)
+        settings = decoders.settings_of(group(config, "decode"), found, decode)
+        train = _training_models([settings], workdir, config, system, trained)
+        decoder = agreed(lambda: decoders.make_decoder(settings, runner, adapter=system.held, train=train))
 
         # -------------------------------------------------------------------------------------------------- recognise
         frozen = _frozen(base, setup)() if system.beside else {}
-        rows, differences = evaluating.recognise(system, runner, system.weights(setup.mesh), frozen, setup)
+        rows, differences = evaluating.recognise(system, runner, system.weights(setup.mesh), frozen, setup, decoder)
         results = write_scores(
             rows,
             found,
@@ -122,7 +132,10 @@ def evaluate(
             facts=system.facts,
             bootstrap=config.eval.bootstrap,
             untrained=system.untrained,
-            command=evaluation_command(workdir=str(workdir), suite=suite, step=str(step), data_dir=data_dir),
+            decoding=decoders.facts_of(decoder, runner),
+            command=evaluation_command(
+                workdir=str(workdir), suite=suite, step=str(step), data_dir=data_dir, **_decode_flags(decode)
+            ),
             training=trained,
         )
         if system.beside:
@@ -142,6 +155,7 @@ def evaluate_systems(
     data_dir: str | None = None,
     matrix: bool = False,
     keep: epath.PathLike | None = None,
+    decode: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores any number of systems on any number of suites, side by side; what is finished is not run again.
 
@@ -161,6 +175,7 @@ def evaluate_systems(
         R/<suite>_matrix/<system>/.
       keep: where the heads of held-out tasks are kept as an adapter, in a folder for each system where there are
         several; None keeps them in the folder of the results alone.
+      decode: keys `decode.*` with their values, which go before those of the suites and of the run.
 
     Returns:
       {suite: {system: results, as in results.json}}.
@@ -175,7 +190,7 @@ def evaluate_systems(
     outsiders = {name: path for name, path in (_named(text, needs_name=True) for text in predictions)}
     others = {name: path for name, path in map(_named, backbones[1:])}
     _check_names([*map(_name_of, adapters), *outsiders, *others])
-    command = _command(suites, output, adapters, workdir, steps, backbones, predictions, data_dir, keep, matrix)
+    command = _command(suites, output, adapters, workdir, steps, backbones, predictions, data_dir, keep, matrix, decode)
     processes.check_same_command(output, config_to_json(config))
     with contextlib.ExitStack() as stack:
         first_alone(lambda: _take(stack, output))
@@ -198,9 +213,22 @@ def evaluate_systems(
             raise UserError(f"the backbone {base.name!r} has no output layer of its own; needed: --adapter DIR")
         _tell_set_aside(known)
         held_out: list[HeldOut] = []
-        jobs = agreed(lambda: _jobs(known, found, setup, output, base, report, held_out))
+        settings = {suite.name: decoders.settings_of(group(config, "decode"), suite, decode) for suite in found}
+        of_run = next((system for system in known if "step" in system.facts), None)
+        train = None
+        if workdir is not None and of_run is not None:
+            train = _training_models(list(settings.values()), epath.Path(workdir), config, of_run, trained)
+
+        def decoder(system: System, runner: SuiteRunner, suite: Suite) -> Decoder | None:
+            # The frozen base is decoded as the first system is that it stands beside.
+            beside = next((other for other in known if other.beside), system) if system.name == BASE else system
+            if system.name == BASE and beside.own is not None:
+                return None
+            return decoders.make_decoder(settings[suite.name], runner, adapter=beside.held, train=train)
+
+        jobs = agreed(lambda: _jobs(known, found, setup, output, base, report, held_out, decoder))
         _check_keep(keep, held_out)
-        crossed = agreed(lambda: matrices.jobs_of(known, found, setup, output, base, report)) if matrix else []
+        crossed = agreed(lambda: matrices.jobs_of(known, found, setup, output, base, report, decoder)) if matrix else []
         every = [*jobs, *(other.job for other in crossed)]
         share_shapes(*(job.runner for job in every))
         check_agreement({f"{job.name}": job.digest for job in every})
@@ -236,6 +264,7 @@ def _command(
     data_dir: str | None,
     keep: epath.PathLike | None,
     matrix: bool,
+    decode: Mapping[str, Any] | None,
 ) -> str:
     """The command that does the same."""
     return evaluation_command(
@@ -249,7 +278,13 @@ def _command(
         output=str(output),
         keep=None if keep is None else str(keep),
         matrix=matrix,
+        **_decode_flags(decode),
     )
+
+
+def _decode_flags(decode: Mapping[str, Any] | None) -> dict[str, str]:
+    """The flags that say how to decode."""
+    return {f"decode.{key}": str(value) for key, value in (decode or {}).items()}
 
 
 def _take(stack: contextlib.ExitStack, output: epath.Path) -> None:
@@ -353,6 +388,7 @@ def _jobs(
     base: Foundation,
     report: DataReport,
     held_out: list[HeldOut],
+    decoder: Callable[[System, SuiteRunner, Suite], Decoder | None],
 ) -> list[Job]:
     """Every suite on every system; what is to be trained for it goes to `held_out`."""
     found = []
@@ -364,7 +400,7 @@ def _jobs(
                 held_out.append(planned)
                 suite, system = planned.suite, planned.system
             runner = evaluating.make_runner(system, suite, setup, report)
-            found.append(evaluating.job(system, runner, setup, output, base))
+            found.append(evaluating.job(system, runner, setup, output, base, decoder(known_system, runner, asked)))
     check_links(output, [job.name for job in found])
     return found
 
@@ -401,6 +437,34 @@ def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> list[Sequence[U
     if gone and jax.process_index() == 0:
         tell(f"not compared with the training data, as the manifests are not here: {listed(gone)}")
     return None if gone else trained
+
+
+def _training_models(
+    settings: Sequence[DecodeSettings],
+    workdir: epath.Path,
+    config: ConfigDict,
+    system: System,
+    trained: Sequence[Sequence[Utterance]] | None,
+) -> Callable[[str], LanguageModel] | None:
+    """Gives the language models of what a run trains on, where they are asked for; a collective."""
+    if not any(map(decoders.needs_training_texts, settings)):
+        return None
+
+    def utterances() -> Sequence[Sequence[Utterance]]:
+        if trained is None:
+            raise UserError(
+                f"decode.lm = {TRAIN!r}: {workdir / LANGUAGE} has no language model, and it cannot be made, as not all "
+                "manifests of the training data are here; allowed: a file of python -m hra_jax.lm, or '' for none"
+            )
+        return trained
+
+    return own_models.models_of(
+        workdir,
+        utterances,
+        own_models.vocabularies_of(system.base.vocabulary, system.own, system.tasks),
+        task_tag=config.data.task_tag,
+        normalizer=config.data.text_normalizer,
+    )
 
 
 @contextlib.contextmanager
@@ -450,13 +514,13 @@ def _run_suite(
     `trained` is what the run was trained on whose checkpoints are among them, by source, where it is at hand.
     """
     results: dict[str, Any] = {}
-    texts: dict[tuple[str, str], str] = {}
+    texts = NO_TEXTS
     for job in jobs:
         if job.system.name == BASE:
             weights: Callable[[], dict[str, Any]] = lambda: {"backbone": frozen()}  # noqa: E731
         else:
             weights = functools.partial(job.system.weights, setup.mesh)
-        kept = held_outs.kept_texts(texts, job.runner.suite) if job.system.beside else {}
+        kept = held_outs.kept_texts(texts, job.runner.suite) if job.system.beside else NO_TEXTS
         results[job.system.name] = evaluating.run_job(
             job,
             setup,
@@ -471,7 +535,7 @@ def _run_suite(
             texts = evaluating.texts_of(job, results[BASE])
     for name, path in outsiders.items():
         results[name] = write_scores(
-            agreed(functools.partial(matched_rows, path, suite, only=texts or None, base=texts)),
+            agreed(functools.partial(matched_rows, path, suite, only=texts.texts or None, base=texts.texts)),
             suite,
             report,
             root=output,
@@ -501,7 +565,7 @@ def _run_matrices(
     mine = [other for other in crossed if other.suite is suite]
     if not mine:
         return {}
-    texts = evaluating.texts_of(jobs[0], results[BASE]) if jobs[0].system.name == BASE else {}
+    texts = evaluating.texts_of(jobs[0], results[BASE]) if jobs[0].system.name == BASE else NO_TEXTS
     return {
         other.job.system.name: matrices.run(other, setup, frozen=frozen, texts=texts, report=report) for other in mine
     }
@@ -532,12 +596,14 @@ def define_flags() -> None:
         "data_dir", None, "What {dir} in the suites' manifests stands for; default: the run's data.dir."
     )
     flags.DEFINE_string("keep", None, "Folder of an adapter that keeps the heads of held-out tasks.")
+    decode_flags.define_flags()
     processes.define_flags()
 
 
 def _rescore() -> None:
     """Scores predictions that are there already; JAX is not started."""
     others = [name for name in ("adapter", "workdir", "backbone", "system", "keep", "matrix") if FLAGS[name].value]
+    others += [f"decode.{key}" for key in decode_flags.asked()]
     if others:
         raise UserError(f"--predictions needs no model; allowed: without --{others[0]}")
     for suite in FLAGS.suite:
@@ -571,6 +637,7 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.workdir is None and FLAGS["step"].present:
         raise UserError(f"--step={','.join(FLAGS.step)} needs --workdir W, the run whose checkpoints these are")
     config = default_config() if FLAGS.workdir is None else stored_config(FLAGS.workdir, notify=False)
+    decode = decode_flags.asked()
     # A signal while heads are trained saves them; the rest of an evaluation it ends.
     trains = any(trains_heads(suite) for suite in FLAGS.suite)
     processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=trains)
@@ -578,7 +645,9 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.output is None:
         for suite in FLAGS.suite:
             backbone = FLAGS.backbone[0] if FLAGS.backbone else None
-            evaluate(FLAGS.workdir, suite, step=FLAGS.step[0], data_dir=FLAGS.data_dir, backbone=backbone)
+            evaluate(
+                FLAGS.workdir, suite, step=FLAGS.step[0], data_dir=FLAGS.data_dir, backbone=backbone, decode=decode
+            )
         return
     evaluate_systems(
         FLAGS.suite,
@@ -591,6 +660,7 @@ def main(argv: Sequence[str]) -> None:
         data_dir=FLAGS.data_dir,
         matrix=FLAGS.matrix,
         keep=FLAGS.keep,
+        decode=decode,
     )
 
 

@@ -22,9 +22,9 @@ from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import eval_batches, eval_plans
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings
-from hra_jax.data.utterance import Utterance
 from hra_jax.data.utterance_table import UtteranceTable
 from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.phrases import Weighted, of_line
 from hra_jax.errors import UserError
 from hra_jax.evaluation import long_utterances
 from hra_jax.evaluation.predictions import UtteranceResult
@@ -294,9 +294,9 @@ class SuiteRunner:
         if greedy is not None:
             self.kept_greedy[self._name(number)] = greedy
 
-    def phrases_of(self, number: int) -> tuple[str, ...]:
+    def phrases_of(self, number: int) -> tuple[Weighted, ...]:
         """The phrases that the line of an utterance in its manifest has, by its number in `table`."""
-        return phrases_of(self.table.utterances[number])
+        return of_line(self.table.utterances[number].tags)
 
     def _outputs(self, outputs: Mapping[str, jax.Array], decoder: Decoder | None) -> dict[str, np.ndarray]:
         """What a step gave, with the paths of the decoder in place of those of the step, which become `greedy_*`."""
@@ -453,12 +453,6 @@ class SuiteRunner:
             greedy_text=base_greedy if is_base and base_greedy is not None else found.greedy,
             base_greedy_text=base_greedy,
         )
-
-
-def phrases_of(utterance: Utterance) -> tuple[str, ...]:
-    """The phrases that the line of an utterance in its manifest has: its field `phrases`, a list of texts."""
-    phrases = utterance.tags.get("phrases")
-    return tuple(phrases) if isinstance(phrases, list) and all(isinstance(one, str) for one in phrases) else ()
 
 
 def share_shapes(*runners: SuiteRunner) -> None:

@@ -25,6 +25,7 @@ from hra_jax.evaluation.suites import Suite
 from hra_jax.models import backbone_folder
 from hra_jax.models.backbone_folder import BackboneFiles
 from hra_jax.run import systems
+from hra_jax.run.evaluating import BaseTexts
 from hra_jax.run.systems import System
 from hra_jax.run.workdirs import ADAPTER
 from hra_jax.tasks import few_shot
@@ -139,8 +140,12 @@ def support_hashes(found: HeldOut) -> dict[str, np.ndarray]:
     return {"a head of its held-out tasks": hashes[hashes != 0]}
 
 
-def kept_texts(texts: Mapping[tuple[str, str], str], suite: Suite) -> dict[tuple[str, str], str]:
-    """What the base recognises by task and key, for the tasks of heads as well."""
+def kept_texts(texts: BaseTexts, suite: Suite) -> BaseTexts:
+    """What the base recognises, for the tasks of heads as well."""
+    return texts._replace(texts=_with_heads_texts(texts.texts, suite), greedy=_with_heads_texts(texts.greedy, suite))
+
+
+def _with_heads_texts(texts: Mapping[tuple[str, str], str], suite: Suite) -> dict[tuple[str, str], str]:
     by_task: dict[str, dict[str, str]] = {}
     for (task, key), text in texts.items():
         by_task.setdefault(task, {})[key] = text

@@ -1,0 +1,78 @@
+"""The decoder of a suite: what its settings name is looked up in a run, in an adapter, or in files, before it runs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.language_models import NOTHING_HELD, Held, chosen
+from hra_jax.decoding.settings import TRAIN, DecodeSettings, decode_settings
+from hra_jax.evaluation.runner import SuiteRunner
+from hra_jax.evaluation.suites import Suite
+from hra_jax.text.ngram import LanguageModel
+from hra_jax.text.vocabularies import Vocabulary
+
+GREEDY = {"method": "greedy"}  # as results say it
+
+
+def settings_of(settings: DecodeSettings, suite: Suite, asked: Mapping[str, Any] | None = None) -> DecodeSettings:
+    """How a suite is decoded: as it says itself, and else as the configuration does; what was asked for goes before.
+
+    Args:
+      settings: those of the configuration.
+      suite: the suite.
+      asked: keys and values of the command.
+    """
+    own = decode_settings(suite.decode, where=f"suite {suite.name!r}, decode", base=settings)
+    return decode_settings(asked or {}, base=own)
+
+
+def needs_training_texts(settings: DecodeSettings) -> bool:
+    """Whether the language model of any task is that of the training texts of a run."""
+    return TRAIN in ([settings.lm] if not isinstance(settings.lm, tuple) else [model for _, model in settings.lm])
+
+
+def vocabularies_of(runner: SuiteRunner) -> dict[str, Vocabulary]:
+    """The vocabulary of everything that a suite is recognised with, with the ids of a batch."""
+    return {name: runner.table.vocabulary_of(name) for name in dict.fromkeys(runner.adapters)}
+
+
+def make_decoder(
+    settings: DecodeSettings,
+    runner: SuiteRunner,
+    *,
+    adapter: Held = NOTHING_HELD,
+    train: Callable[[str], LanguageModel] | None = None,
+) -> Decoder | None:
+    """The decoder of a suite; None where all of it is greedy.
+
+    Args:
+      settings: from `settings_of`.
+      runner: of the suite.
+      adapter: what is held of decoding with the weights that the suite is run with.
+      train: gives the language model of the training texts, by task; None where there is no run.
+
+    Raises:
+      UserError: a language model, weights or phrases that are not there or not allowed.
+    """
+    vocabularies = vocabularies_of(runner)
+    entries = list(adapter.tuned.values())
+    # What was tuned for all together holds for a mean of tasks and for new ones too.
+    common = entries[0] if entries and all(entry == entries[0] for entry in entries) else adapter.tuned.get("")
+    tuned = {name: entry for name in vocabularies if (entry := adapter.tuned.get(name, common)) is not None}
+    models = chosen(settings, vocabularies, adapter=adapter, train=train)
+    decoder = Decoder(settings, vocabularies=vocabularies, models=models, tuned=tuned)
+    searches = any(decoder.searches(name) for name in vocabularies)
+    for number, source in enumerate(runner.table.source.tolist()):
+        phrases = runner.phrases_of(number)
+        if phrases:
+            decoder.check_phrases(runner.adapters[source], phrases, where=runner.table.utterances[number].key)
+            searches = True
+    return decoder if searches else None
+
+
+def facts_of(decoder: Decoder | None, runner: SuiteRunner) -> dict[str, Any]:
+    """How a suite is decoded, as results have it."""
+    if decoder is None:
+        return dict(GREEDY)
+    with_phrases = sum(bool(runner.phrases_of(number)) for number in range(len(runner.table)))
+    return decoder.facts() | ({"utterances_with_phrases": with_phrases} if with_phrases else {})
