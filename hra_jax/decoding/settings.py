@@ -4,6 +4,7 @@ Where neither a beam nor a language model nor phrases are given, decoding is gre
 """
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from hra_jax.config.settings import Rule, check_settings, integer, is_number, se
 from hra_jax.console import near_matches
 from hra_jax.decoding.phrases import is_phrase
 from hra_jax.errors import UserError
+from hra_jax.text.ngram import LanguageModel
 
 TRAIN, ADAPTER = "train", "adapter"  # language models without a path
 TUNED = "tuned"
@@ -21,13 +23,11 @@ _MOST_HYPOTHESES = 1024
 
 
 def _is_model(value: Any) -> bool:
-    return isinstance(value, str)
+    return isinstance(value, str | LanguageModel)
 
 
 def _is_phrase_list(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(value)
-    return isinstance(value, tuple) and all(map(is_phrase, value))
+    return bool(value) if isinstance(value, str) else isinstance(value, tuple) and all(map(is_phrase, value))
 
 
 def _by_task(value: Any, allowed: Any) -> bool:
@@ -44,7 +44,7 @@ _MODELS = Rule(
         f"'' (none), a file of hra_jax.lm, '{TRAIN}' (made from the texts that the run trains on), '{ADAPTER}' (that "
         "in the adapter), or a tuple of pairs (task, one of these), each task once"
     ),
-    lambda value: _is_model(value) or (bool(value) and _by_task(value, lambda model: _is_model(model) and bool(model))),
+    lambda value: _is_model(value) or (bool(value) and _by_task(value, _is_model)),
     types=(str, tuple),
 )
 _PHRASES = Rule(
@@ -76,8 +76,8 @@ class DecodeSettings:
         f"hypotheses that are kept; 0: {DEFAULT_BEAM} where a language model, phrases or n_best are given, else greedy",
     )
     n_best: int = setting(1, integer(1, _MOST_HYPOTHESES), "hypotheses that are returned, at most as many as are kept")
-    lm: str | tuple[tuple[str, str], ...] = setting(
-        "", _MODELS, "language model of all tasks, or of each; the tasks that pairs name are all that have one"
+    lm: str | LanguageModel | tuple[tuple[str, str | LanguageModel], ...] = setting(
+        "", _MODELS, "language model of all tasks, or that of each that is recognised"
     )
     lm_weight: float | str = setting(
         TUNED,
@@ -112,15 +112,15 @@ class DecodeSettings:
             return self.beam
         return max(DEFAULT_BEAM, self.n_best) if self.lm or phrases or self.n_best > 1 else 0
 
-    def model_of(self, task: str) -> str:
-        """What names the language model of a task; '' for none."""
-        return self.lm if isinstance(self.lm, str) else dict(self.lm).get(task, "")
+    def model_of(self, task: str) -> str | LanguageModel | None:
+        """What names the language model of a task; '' for none, None where there are pairs and the task is in none."""
+        return dict(self.lm).get(task) if isinstance(self.lm, tuple) else self.lm
 
-    def phrases_of(self, task: str) -> str | tuple[str, ...]:
+    def phrases_of(self, task: str) -> str | tuple[Any, ...]:
         """The phrases of a task, or the file that has them."""
-        if isinstance(self.phrases, str) or not any(isinstance(item, tuple) for item in self.phrases):
+        if isinstance(self.phrases, str) or _is_phrase_list(self.phrases):
             return self.phrases
-        by_task: dict[str, str | tuple[str, ...]] = dict(self.phrases)
+        by_task: dict[str, str | tuple[Any, ...]] = dict(self.phrases)
         return by_task.get(task, ())
 
 
@@ -165,7 +165,9 @@ def decode_settings(
 
 
 def _tuples(value: Any) -> Any:
-    """A value in which lists are tuples, and mappings by task pairs."""
+    """A value in which lists are tuples, mappings by task pairs, and paths texts."""
     if isinstance(value, Mapping):
         return tuple((task, _tuples(one)) for task, one in value.items())
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return tuple(_tuples(item) for item in value) if isinstance(value, tuple | list) else value

@@ -12,7 +12,7 @@ are tried, S states, A arcs.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,17 +25,52 @@ from hra_jax.text.automaton import Automaton
 ALL_TOKENS = 128  # vocabularies up to this size are searched without pruning
 _PRUNED_TOKENS = 32  # tokens of a frame that are tried in larger ones
 _DENSE_BYTES = 64 * 2**20  # of tables that are dense where nothing is said
-_LEAST_STATES, _LEAST_ARCS = 1024, 4096  # smaller tables are padded to this
+_LEAST_STATES, _LEAST_ARCS, _LEAST_ROWS = 1024, 4096, 64  # smaller tables are padded to this
+_FEW_ARCS = 8  # states that have at most so many need no row, and more have none where rows would take _ROW_BYTES
+_ROW_BYTES = 32 * 2**20
 # Instead of -inf, which would make NaN of differences. What is below _DEAD is no hypothesis.
 _NEVER, _DEAD = -1e30, -1e29
 
 
 class Tables(NamedTuple):
-    """Several automata in one, dense: float32 scores `[S, V]`, int32 targets `[S, V]`, float32 final `[S]`."""
+    """Several automata in one, dense: float32 scores and int32 targets of each state and token, `[S, V]`.
+
+    final: float32 `[S]`, what is added at the end.
+    """
 
     scores: jax.Array
     targets: jax.Array
     final: jax.Array
+
+
+class Arcs(NamedTuple):
+    """Several automata in one, where V is large: arcs of the states that have few, rows of V of those that have more.
+
+    A token is looked for among the at most C arcs of a state, then of its back-off, up to a state that has a row, which
+    says what the automaton does with each token, all back-off arcs followed.
+
+    scores: float32 `[A + R * V]`, of the arcs and then of the R rows.
+    targets: int32 `[A + R * V]`, the state after.
+    tokens: int32 `[A]`.
+    first: int32 `[S]`, the first arc of a state.
+    counts: int32 `[S]`, how many arcs it has, at most C; 0 where it has a row.
+    row: int32 `[S]`, where in `scores` the row of a state begins; -1: it has none.
+    backoff: int32 `[S]`; that of a state with a row is the state itself.
+    backoff_scores: float32 `[S]`; 0 there.
+    final: float32 `[S]`.
+    slots: int32 `[C]`, 0 to C - 1.
+    """
+
+    scores: jax.Array
+    targets: jax.Array
+    tokens: jax.Array
+    first: jax.Array
+    counts: jax.Array
+    row: jax.Array
+    backoff: jax.Array
+    backoff_scores: jax.Array
+    final: jax.Array
+    slots: jax.Array
 
 
 class Weights(NamedTuple):
@@ -76,43 +111,132 @@ class _Beam(NamedTuple):
 # --- Automata ---------------------------------------------------------------------------------------------------------
 
 
-def tables(automata: Sequence[Automaton], *, vocabulary_size: int) -> tuple[Tables, np.ndarray]:
+def tables(
+    automata: Sequence[Automaton], *, vocabulary_size: int, dense: bool | None = None
+) -> tuple[Tables | Arcs, np.ndarray]:
     """Several automata as one, on the device.
 
     Args:
       automata: over token ids below `vocabulary_size`, which may be more than they know.
       vocabulary_size: V of the log-probabilities.
+      dense: whether it is `Tables` or `Arcs`; None: `Tables` where they take at most 64 MiB.
 
     Returns:
       The table, and the start state of each automaton in it, int32 `[len(automata)]`.
     """
-    offsets = np.cumsum([0, *(len(automaton.final) for automaton in automata)]).astype(np.int32)
+    offsets = np.cumsum([0, *(automaton.states for automaton in automata)]).astype(np.int32)
     states = _padded_size(int(offsets[-1]), _LEAST_STATES)
-    scores = np.full((states, vocabulary_size), _NEVER, np.float32)
-    targets = np.zeros((states, vocabulary_size), np.int32)
-    final = np.zeros(states, np.float32)
-    for automaton, begin, end in zip(automata, offsets[:-1], offsets[1:], strict=True):
-        row_scores, row_targets = automaton.dense()
-        size = row_scores.shape[1]
-        scores[begin:end, :size] = np.maximum(row_scores, _NEVER)
-        targets[begin:end, :size] = row_targets + begin
-        final[begin:end] = np.maximum(automaton.final, _NEVER)
+    if dense is None:
+        dense = states * vocabulary_size * 8 <= _DENSE_BYTES
     starts = np.array([automaton.start for automaton in automata], np.int32) + offsets[:-1]
-    return Tables(jnp.asarray(scores), jnp.asarray(targets), jnp.asarray(final)), starts
+    arrays = (_dense if dense else _arcs)(automata, offsets, states=states, vocabulary_size=vocabulary_size)
+    found = {name: jnp.asarray(array) for name, array in arrays.items()}
+    return Tables(**found) if dense else Arcs(**found), starts
 
 
 def _padded_size(size: int, least: int) -> int:
     return max(least, 1 << max(size - 1, 0).bit_length())
 
 
-def _scores(table: Tables, states: jax.Array, tokens: jax.Array) -> jax.Array:
-    """What each state gives each token of its row: float32 `[B, W, K]` for int32 `[B, W]` and `[B, K]`."""
-    return table.scores[states[:, :, None], tokens[:, None, :]]
+def _joined(parts: Iterable[np.ndarray], size: int, filler: float = 0) -> np.ndarray:
+    """The parts one after the other, and the filler up to `size`."""
+    parts = list(parts)
+    found = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    return np.pad(found, (0, size - len(found)), constant_values=filler)
 
 
-def _step(table: Tables, states: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Scores and next states, `[B, W]` each, of one token for each state."""
-    return table.scores[states, tokens], table.targets[states, tokens]
+def _dense(
+    automata: Sequence[Automaton], offsets: np.ndarray, *, states: int, vocabulary_size: int
+) -> dict[str, np.ndarray]:
+    """The arrays of `Tables`."""
+    scores = np.full((states, vocabulary_size), _NEVER, np.float32)
+    targets = np.zeros((states, vocabulary_size), np.int32)
+    for automaton, begin, end in zip(automata, offsets[:-1], offsets[1:], strict=True):
+        row_scores, row_targets = automaton.dense()
+        scores[begin:end, : automaton.vocabulary_size] = row_scores
+        targets[begin:end, : automaton.vocabulary_size] = row_targets + begin
+    final = _joined((automaton.final for automaton in automata), states)
+    return {"scores": scores, "targets": targets, "final": final.astype(np.float32)}
+
+
+def _blocks(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    return (array[begin : begin + size] for begin in range(0, len(array), size))
+
+
+def _arcs(
+    automata: Sequence[Automaton], offsets: np.ndarray, *, states: int, vocabulary_size: int
+) -> dict[str, np.ndarray]:
+    """The arrays of `Arcs`."""
+    degrees = _joined((np.diff(automaton.first) for automaton in automata), states)
+    is_row = np.zeros(states, bool)
+    is_row[[0, *offsets[:-1]]] = True  # the roots, so that every state comes to a row
+    most = _FEW_ARCS
+    while (is_row | (degrees > most)).sum() * vocabulary_size * 8 > _ROW_BYTES and most < degrees.max():
+        most *= 2
+    is_row |= degrees > most
+    rows = _padded_size(int(is_row.sum()), _LEAST_ROWS)
+    arcs = _padded_size(int(degrees.sum()), _LEAST_ARCS)
+    scores = np.full((rows, vocabulary_size), _NEVER, np.float32)
+    targets = np.zeros((rows, vocabulary_size), np.int32)
+    done = 0
+    for automaton, begin, end in zip(automata, offsets[:-1], offsets[1:], strict=True):
+        size = automaton.vocabulary_size
+        for block in _blocks(np.flatnonzero(is_row[begin:end]), 256):
+            last = done + len(block)
+            found = automaton.steps(np.repeat(block, size), np.tile(np.arange(size), len(block)))
+            scores[done:last, :size], row_targets = (array.reshape(-1, size) for array in found)
+            targets[done:last, :size] = row_targets + begin
+            done = last
+    shifted = list(zip(automata, offsets[:-1], strict=True))
+    backoff = _joined((automaton.backoff + begin for automaton, begin in shifted), states)
+    backoff_scores = _joined((automaton.backoff_scores for automaton in automata), states)
+    arc_scores = _joined((automaton.scores for automaton in automata), arcs)
+    arc_targets = _joined((automaton.targets + begin for automaton, begin in shifted), arcs)
+    floats = {
+        "scores": np.concatenate([arc_scores, scores.ravel()]),
+        "backoff_scores": np.where(is_row, 0.0, backoff_scores),
+        "final": _joined((automaton.final for automaton in automata), states),
+    }
+    integers = {
+        "targets": np.concatenate([arc_targets, targets.ravel()]),
+        "tokens": _joined((automaton.tokens for automaton in automata), arcs),
+        "first": np.cumsum(degrees) - degrees,
+        "counts": np.where(is_row, 0, degrees),
+        "row": np.where(is_row, arcs + (np.cumsum(is_row) - 1) * vocabulary_size, -1),
+        "backoff": np.where(is_row, np.arange(states), backoff),
+        "slots": np.arange(most),
+    }
+    typed = ((floats, np.float32), (integers, np.int32))
+    return {name: array.astype(dtype) for arrays, dtype in typed for name, array in arrays.items()}
+
+
+def _places(table: Tables | Arcs, states: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+    """Where in the scores of a table, taken as one dimension, that of each state and token stands.
+
+    Args:
+      table: of S states.
+      states: int32 `[B, W]`.
+      tokens: int32 `[B, K]`.
+
+    Returns:
+      Places, int32 `[B, W, K]`, and what back-off arcs on the way there gave, float32 `[B, W, K]`.
+    """
+    if isinstance(table, Tables):
+        return states[:, :, None] * table.scores.shape[1] + tokens[:, None, :], 0.0
+
+    def look(carried: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        states, places, given = carried
+        arc = table.first[states][:, :, None] + table.slots[None, None, :]
+        token = jnp.where(table.slots[None, None, :] < table.counts[states][:, :, None], table.tokens[arc], -1)
+        found = jnp.where(token[:, :, :, None] == tokens[:, None, None, :], arc[:, :, :, None], -1).max(axis=2)
+        places = jnp.where(places < 0, found, places)
+        given += jnp.where(places < 0, table.backoff_scores[states][:, :, None], 0.0)
+        return table.backoff[states], places, given
+
+    shape = (*states.shape, tokens.shape[1])
+    start = states, jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32)
+    states, places, given = jax.lax.while_loop(lambda carried: (table.row[carried[0]] < 0).any(), look, start)
+    return jnp.where(places < 0, table.row[states][:, :, None] + tokens[:, None, :], places), given
 
 
 # --- The search -------------------------------------------------------------------------------------------------------
@@ -127,9 +251,9 @@ def search(
     width: int,
     n_best: int = 1,
     frame_tokens: int = 0,
-    model: Tables | None = None,
+    model: Tables | Arcs | None = None,
     model_start: ArrayLike | None = None,
-    phrases: Tables | None = None,
+    phrases: Tables | Arcs | None = None,
     phrase_start: ArrayLike | None = None,
     weights: Weights | None = None,
 ) -> Hypotheses:
@@ -198,8 +322,8 @@ def search(
 
 
 def _automata(
-    batch: int, weights: Weights | None, *given: tuple[Tables | None, ArrayLike | None, str]
-) -> tuple[jax.Array, list[tuple[Tables, jax.Array, jax.Array]]]:
+    batch: int, weights: Weights | None, *given: tuple[Tables | Arcs | None, ArrayLike | None, str]
+) -> tuple[jax.Array, list[tuple[Tables | Arcs, jax.Array, jax.Array]]]:
     """The bonus `[B, 1]`, and for each automaton its table, start states `[B]` and weights `[B, 1]`."""
     weights = weights or Weights(*[jnp.zeros(batch)] * 3)
     column = {name: jnp.asarray(value, jnp.float32)[:, None] for name, value in weights._asdict().items()}
@@ -234,7 +358,7 @@ def _advance(
     tried: jax.Array,
     *,
     bonus: jax.Array,
-    automata: Sequence[tuple[Tables, jax.Array, jax.Array]],
+    automata: Sequence[tuple[Tables | Arcs, jax.Array, jax.Array]],
 ) -> tuple[_Beam, jax.Array, jax.Array]:
     """The beam after one frame, and for each of its prefixes where it came from.
 
@@ -271,14 +395,19 @@ def _advance(
     )
     before = jnp.where(beam.last[:, :, None] == tried[:, None, :], beam.in_blank[:, :, None], both[:, :, None])
     extended = before + tried_scores[:, None, :] + (beam.added + bonus)[:, :, None]
+    looked_up = []
     for (table, _, weight), states in zip(automata, beam.states, strict=True):
-        extended += weight[:, :, None] * _scores(table, states, tried)
+        places, given = _places(table, states, tried)
+        given = weight[:, :, None] * (given + table.scores.reshape(-1)[places])
+        looked_up.append((table, places, given))
+        extended += given
     extended = jnp.where((is_child > 0) | (tried_scores[:, None, :] <= _DEAD), _NEVER, extended)
 
     candidates = jnp.concatenate([stays, extended.reshape(len(stays), -1)], axis=1)
     _, chosen = jax.lax.top_k(candidates, width)
     stay = chosen < width
-    source, place = jnp.divmod(jnp.maximum(chosen - width, 0), tried.shape[1])
+    extension_chosen = jnp.maximum(chosen - width, 0)
+    source, place = jnp.divmod(extension_chosen, tried.shape[1])
     source = jnp.where(stay, chosen, source)
     token = jnp.take_along_axis(tried, place, axis=1)
 
@@ -288,10 +417,12 @@ def _advance(
     kept = jax.tree.map(take, beam._replace(in_blank=in_blank, in_token=in_token))
     start = jnp.where(kept.last == token, take(beam.in_blank), take(both))
     added, targets = kept.added + bonus, []
-    for (table, _, weight), states in zip(automata, kept.states, strict=True):
-        score, target = _step(table, states, token)
-        added += weight * score
-        targets.append(target)
+    for table, places, given in looked_up:
+        places, given = (
+            jnp.take_along_axis(array.reshape(len(array), -1), extension_chosen, axis=1) for array in (places, given)
+        )
+        added += given
+        targets.append(table.targets.reshape(-1)[places])
     extension = _Beam(
         in_blank=jnp.full_like(start, _NEVER),
         in_token=start + jnp.take_along_axis(tried_scores, place, axis=1),

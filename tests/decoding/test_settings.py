@@ -44,7 +44,8 @@ def test_a_configuration_a_suite_and_python_give_the_same_settings():
         ({"beam": -1}, "decode.beam = -1: allowed: an integer of at least 0 and at most 1024"),
         ({"beam": 4, "n_best": 5}, "decode.n_best = 5: allowed: at most decode.beam, which is 4"),
         ({"lm": (("a", "x.lm"), ("a", "y.lm"))}, "each task once"),
-        ({"lm": (("a", ""),)}, "decode.lm = (('a', ''),)"),
+        ({"lm": (("a", 1),)}, "decode.lm = (('a', 1),)"),
+        ({"lm": ()}, "decode.lm = ()"),
         ({"phrases": ("anna", 2.0)}, "decode.phrases = ('anna', 2.0): allowed: a tuple of phrases"),
         ({"phrases": ((1, ("x",)),)}, "decode.phrases = ((1, ('x',)),)"),
         ({"phrases": (("a", ("x",)), ("a", ("y",)))}, "decode.phrases"),
@@ -85,7 +86,7 @@ def test_nothing_given_is_greedy_and_anything_to_search_with_a_beam_of_16():
 
 def test_what_is_for_all_tasks_and_what_is_for_some():
     assert DecodeSettings(lm="x.lm").model_of("a") == "x.lm"
-    assert [DecodeSettings(lm=(("a", "x.lm"),)).model_of(task) for task in "ab"] == ["x.lm", ""]
+    assert [DecodeSettings(lm=(("a", "x.lm"),)).model_of(task) for task in "ab"] == ["x.lm", None]
     assert DecodeSettings(phrases=("x", "y")).phrases_of("a") == ("x", "y")
     assert DecodeSettings(phrases="names.txt").phrases_of("a") == "names.txt"
     some = DecodeSettings(phrases=(("a", ("x", "y")), ("b", "names.txt")))

@@ -21,7 +21,10 @@ def random_automaton(seed: int, vocabulary: int, contexts: int = 12) -> Automato
     rng = np.random.default_rng(seed)
     found = {tuple(rng.integers(0, vocabulary, rng.integers(1, 4)).tolist()) for _ in range(contexts)} | {()}
     arcs = {
-        context: {int(token): float(rng.normal()) for token in rng.choice(vocabulary, vocabulary // 2, replace=False)}
+        context: {
+            int(token): float(rng.normal())
+            for token in rng.choice(vocabulary, rng.integers(1, vocabulary), replace=False)
+        }
         for context in sorted(found)
     }
     scores = {
@@ -223,3 +226,23 @@ def test_pruned_tokens_that_matter_little_change_nothing():
     pruned = beam.search(log_probs, lengths, 0, frame_tokens=LETTERS - 2, **given)
     assert [texts(pruned, row) for row in range(ROWS)] == [texts(every, row) for row in range(ROWS)]
     np.testing.assert_allclose(pruned.scores, every.scores, atol=0.05)
+
+
+def test_arcs_are_what_dense_tables_are():
+    log_probs, lengths, _, _, weights = spoken_case()
+    models = [random_automaton(row, LETTERS, 40 + 20 * row) if row != 1 else None for row in range(ROWS)]
+    phrases = [random_automaton(50 + row, LETTERS, 4) for row in range(ROWS)]
+    found = [
+        beam.search(
+            log_probs,
+            lengths,
+            0,
+            width=BEAM,
+            n_best=3,
+            weights=weights,
+            **with_automata(models, phrases, LETTERS, dense=dense),
+        )
+        for dense in (True, False)
+    ]
+    np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
+    np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-4)
