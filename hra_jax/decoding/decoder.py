@@ -6,6 +6,8 @@ the likeliest path of the tokens that the search has found. So everything after 
 
 import collections
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +21,7 @@ from hra_jax.decoding.phrases import Weighted
 from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.models import alignment, beam
 from hra_jax.models.padding import padded_size
+from hra_jax.text import ngram
 from hra_jax.text.automaton import Automaton
 from hra_jax.text.ngram import LanguageModel
 from hra_jax.text.task_vocabularies import BlankFirst, outputs_in_order
@@ -160,19 +163,33 @@ class Decoder:
               for pair in zip(found, greedy, strict=True))
         )  # fmt: skip
 
-    def facts(self) -> dict[str, Any]:
-        """What decodes, as results have it: what differs between tasks is by task."""
-        tasks = {name: self._facts_of(task) for name, task in self._tasks.items()}
+    def facts(self, *, with_phrases: int = 0) -> dict[str, Any]:
+        """What decodes, as results have it: what differs between tasks is by task.
+
+        Args:
+          with_phrases: how many of the utterances have phrases of their own.
+        """
+        tasks = {name: self._facts_of(task, with_phrases > 0) for name, task in self._tasks.items()}
         keys = list(dict.fromkeys(key for facts in tasks.values() for key in facts))
         merged: dict[str, Any] = {}
         for key in keys:
             values = [facts.get(key) for facts in tasks.values()]
             same = all(value == values[0] for value in values)
             merged[key] = values[0] if same else {name: facts[key] for name, facts in tasks.items() if key in facts}
+        merged |= {"utterances_with_phrases": with_phrases} if with_phrases else {}
         return merged or {"method": "greedy"}
 
-    def _facts_of(self, task: _Task) -> dict[str, Any]:
-        if not (self._asks_for_a_beam or task.model is not None or task.phrases):
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of everything but what rows bring: with another one other paths may be found."""
+        tasks = {
+            name: [self._facts_of(task), task.weights, task.phrases, ngram.vocabulary_digest(task.vocabulary)]
+            for name, task in self._tasks.items()
+        }
+        return hashlib.sha256(json.dumps([tasks, self._width], sort_keys=True).encode()).hexdigest()
+
+    def _facts_of(self, task: _Task, with_phrases: bool = False) -> dict[str, Any]:
+        if not (self._asks_for_a_beam or task.model is not None or task.phrases or with_phrases):
             return {"method": "greedy"}
         facts: dict[str, Any] = {"method": "beam", "beam": self._width}
         if task.model is not None:
@@ -181,7 +198,7 @@ class Decoder:
                 "lm_weight": task.weights.lm_weight,
             }
         facts["token_bonus"] = task.weights.token_bonus
-        if task.phrases:
+        if task.phrases or with_phrases:
             facts |= {"phrase_weight": task.weights.phrase_weight, "phrases": len(task.phrases)}
         return facts
 

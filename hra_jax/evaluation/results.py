@@ -34,6 +34,7 @@ ACCOUNTING = (
     "backbone_fingerprint",
 )
 _RATES = ("wer", "base_wer", "cer", "base_cer")
+_WEIGHTS = ("lm_weight", "token_bonus", "phrase_weight")
 _GREEDY_RATES = ("greedy_wer", "base_greedy_wer", "greedy_cer", "base_greedy_cer")  # where decoding is not greedy
 
 
@@ -194,7 +195,6 @@ class _Counter:
     seed: int
 
     def group(self, rows: Sequence[UtteranceResult]) -> _Group:
-        normalizer = self.suite.normalizer
         texts = [[row.pred_text for row in rows]] + [[row.base_pred_text or "" for row in rows]] * self.base
         counts = [self._count(rows, side) for side in texts]
         totals = [{metric: error_rates.total(row[metric] for row in side) for metric in METRICS} for side in counts]
@@ -318,6 +318,33 @@ def _speed(rows: Sequence[UtteranceResult], hardware: Mapping[str, Any] | None) 
     measured_on = {} if hardware is None else {"hardware": dict(hardware)}
     factor = {"real_time_factor": seconds / audio, **measured_on}
     return {"audio_seconds": round(audio, 6), "seconds": round(seconds, 6), **factor}
+
+
+def decoding_words(decoding: Mapping[str, Any] | None) -> str:
+    """How texts were found, in words; '' where that is greedy decoding, or nobody knows.
+
+    Args:
+      decoding: the field of results.json, see `decoding.decoder.Decoder.facts`.
+    """
+    if decoding is None or decoding.get("method") == "greedy":
+        return ""
+    said = [f"a beam of {decoding['beam']}" if isinstance(decoding.get("beam"), int) else "beams by task"]
+    model = decoding.get("lm")
+    if isinstance(model, Mapping):
+        one = isinstance(model.get("name"), str) and isinstance(model.get("digest"), str)
+        said.append(
+            f"the language model {model['name']!r} ({model['digest'][:12]})" if one else "language models by task"
+        )
+    said += [f"{name} {_number(decoding[name])}" for name in _WEIGHTS if name in decoding]
+    if "phrases" in decoding:
+        count, more = decoding["phrases"], decoding.get("utterances_with_phrases")
+        said.append(f"{count} phrases" if isinstance(count, int) else "phrases by task")
+        said += [f"phrases of {more:,} utterances"] if isinstance(more, int) else []
+    return ", ".join(said)
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else "by task"
 
 
 def software_versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -233,27 +233,14 @@ class SuiteRunner:
           UserError: no utterance of the suite could be read.
         """
         found = dict(done or {})
-        sizes: dict[str, Any] = {
-            "batch_seconds": self._evaluation.batch_seconds,
-            "buckets": self._batch.edges,
-            "multiple": self._batch.multiple,
-        }
-        plans, checks = self._checks_first(eval_plans(self.table, **sizes))
+        plans, checks = self._checks_first(eval_plans(self.table, **self._sizes))
         wanted = [
             (at < checks, plan)
             for at, plan in enumerate(plans)
             if not all(number in found for number in plan[1].tolist())
         ]
         acting = {int(self.table.source[number]) for number, row in found.items() if row.difference}
-        batches = eval_batches(
-            self.table,
-            **sizes,
-            threads=self._data.threads,
-            report=self._report,
-            label_capacities=self.label_capacities,
-            local_rows=functools.partial(sharding.local_rows, self._mesh),
-            plans=[plan for _, plan in wanted],
-        )
+        batches = self._batches([plan for _, plan in wanted])
         bar = self._bar(len(found), shown=progress)
         compiled: set[tuple[Any, int]] = set()
         with bar, contextlib.closing(batches):
@@ -274,22 +261,92 @@ class SuiteRunner:
                 found |= fresh
                 after(fresh)
                 bar.update(len(fresh))
-        differences, found = self._differences(found), self._whole(found)
-        if not found:
+        differences = self._differences(found)
+        losses = [found[at].loss for at in sorted(found) if self.table.utterances[at].labelled]
+        return self.results_of(found), float(np.mean(losses)) if losses else math.nan, differences
+
+    def log_probs(
+        self,
+        evaluation_step: Callable[..., dict[str, jax.Array]],
+        weights: dict[str, Any],
+        frozen: dict[str, Any],
+        *,
+        progress: bool = False,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The log-probabilities of the suite, a batch at a time; arguments as for `run`.
+
+        Args:
+          evaluation_step: one without the base beside it, which gives log-probabilities.
+          weights: of `run`.
+          frozen: of `run`.
+          progress: whether to show a bar.
+
+        Yields:
+          Log-probabilities, float32 `[B, T, V]`; frames of each row, int32 `[B]`; and the numbers of its utterances in
+          `table`, int `[B]`, -1 for none.
+        """
+        plans = eval_plans(self.table, **self._sizes)
+        batches = self._batches(plans)
+        with self._bar(0, shown=progress) as bar, contextlib.closing(batches):
+            for _ in plans:
+                batch = agreed(lambda: next(batches))
+                outputs = evaluation_step(weights, frozen, sharding.shard_batch(batch, self._mesh))
+                numbers = np.where(np.asarray(outputs["weight"]) > 0, np.asarray(outputs["utterance"]), -1)
+                yield np.asarray(outputs[LOG_PROBS]), np.asarray(outputs["lengths"]), numbers
+                bar.update(int((numbers >= 0).sum()))
+
+    def decoded(
+        self, decoder: Decoder, log_probs: np.ndarray | jax.Array, lengths: np.ndarray, numbers: np.ndarray
+    ) -> list[np.ndarray]:
+        """What a decoder makes of a batch, as `log_probs` yields it: the path of each row, int32 `[frames]`."""
+        known = np.where(numbers >= 0, numbers, numbers.max())  # a row of nothing is of any task
+        tasks = [self.adapters[self.table.source[number]] for number in known]
+        phrases = [self.phrases_of(number) for number in known]
+        return decoder.paths(log_probs, np.where(numbers >= 0, lengths, 0), tasks, phrases=phrases).paths
+
+    def text_of(self, number: int, path: np.ndarray) -> str:
+        """What a path says of an utterance or part, by its number in `table`; see `long_utterances.recognised`."""
+        vocabulary = self.table.vocabulary_of(self.adapters[self.table.source[number]])
+        return long_utterances.recognised(self.table.utterances[number], path, vocabulary)
+
+    def results_of(self, found: Mapping[int, Recognised]) -> list[UtteranceResult]:
+        """The results of what was recognised, by number, in the order of the table.
+
+        Raises:
+          UserError: there is nothing.
+        """
+        whole = self._whole(found)
+        if not whole:
             raise UserError(
                 f"suite {self.suite.name!r}: none of its utterances could be read; {self._report.summary()}"
             )
-        order = sorted(found)
-        results = [self._result(at, found[at]) for at in order]
-        losses = [found[at].loss for at in order if self.table.utterances[at].labelled]
-        return results, float(np.mean(losses)) if losses else math.nan, differences
+        return [self._result(at, whole[at]) for at in sorted(whole)]
+
+    @property
+    def _sizes(self) -> dict[str, Any]:
+        return {
+            "batch_seconds": self._evaluation.batch_seconds,
+            "buckets": self._batch.edges,
+            "multiple": self._batch.multiple,
+        }
+
+    def _batches(self, plans: Sequence[_Plan]) -> Iterator[dict[str, np.ndarray]]:
+        return eval_batches(
+            self.table,
+            **self._sizes,
+            threads=self._data.threads,
+            report=self._report,
+            label_capacities=self.label_capacities,
+            local_rows=functools.partial(sharding.local_rows, self._mesh),
+            plans=plans,
+        )
 
     def base_texts(self, number: int) -> tuple[str | None, str | None]:
         """What `kept` and `kept_greedy` have of an utterance, by its number in `table`; None where nothing."""
         return self.kept.get(self._name(number)), self.kept_greedy.get(self._name(number))
 
     def keep(self, number: int, text: str, greedy: str | None = None) -> None:
-        """Notes what the base recognises in an utterance, and what greedy decoding says where that is something else."""
+        """Notes what the base recognises in an utterance, and the same by greedy decoding, where `text` is not."""
         self.kept[self._name(number)] = text
         if greedy is not None:
             self.kept_greedy[self._name(number)] = greedy
@@ -303,22 +360,15 @@ class SuiteRunner:
         found = {name: np.asarray(value) for name, value in outputs.items() if not name.endswith(LOG_PROBS)}
         if decoder is None:
             return found
-        rows = np.flatnonzero((found["utterance"] >= 0) & (found["weight"] > 0))
-        numbers = np.full(len(found["utterance"]), found["utterance"][rows[0]] if len(rows) else 0)
-        numbers[rows] = found["utterance"][rows]
-        lengths = np.zeros_like(found["lengths"])
-        lengths[rows] = found["lengths"][rows]
-        tasks = [self.adapters[self.table.source[number]] for number in numbers]
-        phrases = [self.phrases_of(number) for number in numbers]
+        numbers = np.where(found["weight"] > 0, found["utterance"], -1)
         for side in ("", "base_"):
             log_probs = outputs.get(f"{side}{LOG_PROBS}")
             # The base writes in its own vocabulary.
             if log_probs is not None and (not side or self.table.symbols is None):
-                decoded = decoder.paths(log_probs, lengths, tasks, phrases=phrases)
-                found[f"{side}greedy_paths"] = found[f"{side}paths"]
-                found[f"{side}paths"] = np.zeros_like(found[f"{side}paths"])
-                for row, length in enumerate(lengths):
-                    found[f"{side}paths"][row, :length] = decoded.paths[row][:length]
+                paths = found[f"{side}greedy_paths"] = found[f"{side}paths"]
+                found[f"{side}paths"] = np.zeros_like(paths)
+                for row, path in enumerate(self.decoded(decoder, log_probs, found["lengths"], numbers)):
+                    found[f"{side}paths"][row, : len(path)] = path
         if "base_paths" in found:
             found.setdefault("base_greedy_paths", found["base_paths"])
         return found

@@ -93,8 +93,9 @@ def notes(results: Mapping[str, Mapping[str, Any]], pairs: Sequence[Pair]) -> li
     ]
     faults = [f"{name}: {found['error']}" for name, found in results.items() if found.get("error")]
     decoded = {name: decoding_words(found.get("decoding")) for name, found in results.items()}
-    decoded_with = [f"{name}: decoded with {words}" for name, words in decoded.items() if words]
-    return [*left_out, *faults, *decoded_with, *(f"{a} and {b} are not compared: {why}" for a, b, _, why in pairs if why)]
+    with_what = [f"{name}: decoded with {words}" for name, words in decoded.items() if words]
+    missing = [f"{a} and {b} are not compared: {why}" for a, b, _, why in pairs if why]
+    return [*left_out, *faults, *with_what, *missing]
 
 
 def markdown(suite: str, results: Mapping[str, Mapping[str, Any]], pairs: Sequence[Pair]) -> str:

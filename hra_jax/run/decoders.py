@@ -61,18 +61,36 @@ def make_decoder(
     tuned = {name: entry for name in vocabularies if (entry := adapter.tuned.get(name, common)) is not None}
     models = chosen(settings, vocabularies, adapter=adapter, train=train)
     decoder = Decoder(settings, vocabularies=vocabularies, models=models, tuned=tuned)
-    searches = any(decoder.searches(name) for name in vocabularies)
-    for number, source in enumerate(runner.table.source.tolist()):
-        phrases = runner.phrases_of(number)
-        if phrases:
-            decoder.check_phrases(runner.adapters[source], phrases, where=runner.table.utterances[number].key)
-            searches = True
+    searches = _check_phrases(decoder, runner) or any(decoder.searches(name) for name in vocabularies)
     return decoder if searches else None
+
+
+def has_phrases(settings: DecodeSettings, runner: SuiteRunner) -> bool:
+    """Whether any utterance of a suite has phrases, its own or those of its task."""
+    of_tasks = any(settings.phrases_of(name) for name in vocabularies_of(runner))
+    return of_tasks or any(runner.phrases_of(number) for number in range(len(runner.table)))
+
+
+def check(settings: DecodeSettings, runner: SuiteRunner, *, adapter: Held = NOTHING_HELD) -> None:
+    """Refuses what `make_decoder` would refuse, but for the models of training texts, which may be made later."""
+    vocabularies = vocabularies_of(runner)
+    known = {task: vocabulary for task, vocabulary in vocabularies.items() if settings.model_of(task) != TRAIN}
+    chosen(settings, known, adapter=adapter)
+    _check_phrases(Decoder(settings, vocabularies=vocabularies), runner)
+
+
+def _check_phrases(decoder: Decoder, runner: SuiteRunner) -> bool:
+    """Whether there are utterances with phrases, all of which can be written."""
+    found = False
+    for number, source in enumerate(runner.table.source.tolist()):
+        if phrases := runner.phrases_of(number):
+            decoder.check_phrases(runner.adapters[source], phrases, where=runner.table.utterances[number].key)
+            found = True
+    return found
 
 
 def facts_of(decoder: Decoder | None, runner: SuiteRunner) -> dict[str, Any]:
     """How a suite is decoded, as results have it."""
     if decoder is None:
         return dict(GREEDY)
-    with_phrases = sum(bool(runner.phrases_of(number)) for number in range(len(runner.table)))
-    return decoder.facts() | ({"utterances_with_phrases": with_phrases} if with_phrases else {})
+    return decoder.facts(with_phrases=sum(bool(runner.phrases_of(number)) for number in range(len(runner.table))))

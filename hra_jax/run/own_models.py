@@ -23,11 +23,11 @@ from hra_jax.errors import UserError
 from hra_jax.run.workdirs import LANGUAGE, check_links
 from hra_jax.storage.files import make_folder, write_file
 from hra_jax.storage.json_files import json_text, read_object
+from hra_jax.tasks.names import BASE_TASK
 from hra_jax.text import ngram
 from hra_jax.text.labels import Labeller, Labels
 from hra_jax.text.ngram import LanguageModel
 from hra_jax.text.normalization import normalize_texts
-from hra_jax.tasks.names import BASE_TASK
 from hra_jax.text.task_vocabularies import BlankFirst, OwnVocabularies
 from hra_jax.text.vocabularies import Vocabulary
 from hra_jax.training.agreement import agreed, first_alone
@@ -76,7 +76,9 @@ def models_of(
     def model_of(task: str) -> LanguageModel:
         if task in found or len(groups) == 1:
             return found.get(task) or next(iter(found.values()))
-        raise UserError(f"decode.lm = {TRAIN!r}: there are no training texts of the task {task!r}; allowed: {listed(found)}")
+        raise UserError(
+            f"decode.lm = {TRAIN!r}: there are no training texts of the task {task!r}; there are of: {listed(found)}"
+        )
 
     return model_of
 

@@ -197,9 +197,7 @@ def evaluation_steps(
     """The evaluation steps of a model from `model_on`, jitted: with the base beside it, and without."""
     out = sharding.replicated(mesh)
     both, alone = (
-        jax.jit(
-            make_evaluation_step(model, blank_id=blank_id, beside=beside, log_probs=log_probs), out_shardings=out
-        )
+        jax.jit(make_evaluation_step(model, blank_id=blank_id, beside=beside, log_probs=log_probs), out_shardings=out)
         for beside in (True, False)
     )
     return both, alone

@@ -80,5 +80,5 @@ def test_the_tables_hold_every_rate_and_mark_the_best():
     assert [title for title, _, _ in shown] == [f"phrase_weight {value:g}" for value in (1, 3, 5)]
     cells = [cell for _, _, rows in shown for row in rows for cell in row[1:]]
     assert len(cells) == len(found.rates) and [cell for cell in cells if cell.endswith("*")] == ["10.0%*"]
-    (title, header, rows), = tables(tune(valley(lm_weight=0.8), [AXES["lm_weight"]]))
+    ((title, header, rows),) = tables(tune(valley(lm_weight=0.8), [AXES["lm_weight"]]))
     assert (title, header) == ("", ("lm_weight", "error rate")) and rows[2] == ("0.8", "10.0%*")
