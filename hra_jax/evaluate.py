@@ -463,7 +463,7 @@ def _training_models(
         utterances,
         own_models.vocabularies_of(system.base.vocabulary, system.own, system.tasks),
         task_tag=config.data.task_tag,
-        normalizer=config.data.text_normalizer,
+        normalizer=group(config, "data").text_normalizer,
     )
 
 

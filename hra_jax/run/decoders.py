@@ -1,10 +1,11 @@
 """The decoder of a suite: what its settings name is looked up in a run, in an adapter, or in files, before it runs."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from hra_jax.decoding.decoder import Decoder
-from hra_jax.decoding.language_models import NOTHING_HELD, Held, chosen
+from hra_jax.decoding.language_models import NOTHING_HELD, Held
 from hra_jax.decoding.settings import TRAIN, DecodeSettings, decode_settings
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.evaluation.suites import Suite
@@ -55,12 +56,7 @@ def make_decoder(
       UserError: a language model, weights or phrases that are not there or not allowed.
     """
     vocabularies = vocabularies_of(runner)
-    entries = list(adapter.tuned.values())
-    # What was tuned for all together holds for a mean of tasks and for new ones too.
-    common = entries[0] if entries and all(entry == entries[0] for entry in entries) else adapter.tuned.get("")
-    tuned = {name: entry for name in vocabularies if (entry := adapter.tuned.get(name, common)) is not None}
-    models = chosen(settings, vocabularies, adapter=adapter, train=train)
-    decoder = Decoder(settings, vocabularies=vocabularies, models=models, tuned=tuned)
+    decoder = Decoder(settings, vocabularies=vocabularies, adapter=adapter, train=train)
     searches = _check_phrases(decoder, runner) or any(decoder.searches(name) for name in vocabularies)
     return decoder if searches else None
 
@@ -74,9 +70,11 @@ def has_phrases(settings: DecodeSettings, runner: SuiteRunner) -> bool:
 def check(settings: DecodeSettings, runner: SuiteRunner, *, adapter: Held = NOTHING_HELD) -> None:
     """Refuses what `make_decoder` would refuse, but for the models of training texts, which may be made later."""
     vocabularies = vocabularies_of(runner)
-    known = {task: vocabulary for task, vocabulary in vocabularies.items() if settings.model_of(task) != TRAIN}
-    chosen(settings, known, adapter=adapter)
-    _check_phrases(Decoder(settings, vocabularies=vocabularies), runner)
+    if needs_training_texts(settings):
+        given = {task: model for task in vocabularies if (model := settings.model_of(task)) is not None}
+        pairs = tuple((task, "" if model == TRAIN else model) for task, model in given.items())
+        settings = dataclasses.replace(settings, lm=pairs)
+    _check_phrases(Decoder(settings, vocabularies=vocabularies, adapter=adapter), runner)
 
 
 def _check_phrases(decoder: Decoder, runner: SuiteRunner) -> bool:

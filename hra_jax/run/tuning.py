@@ -4,6 +4,7 @@ W/lm holds both; the adapter of the run has the weights as well, in tasks.json. 
 `eval.select_suite`, and never on a suite that tests.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,7 +50,7 @@ def training_models(run: Run, config: ConfigDict) -> Models | None:
         lambda: [source.utterances for source in material.sources],
         own_models.vocabularies_of(material.base.vocabulary, material.own, run.layout.tasks),
         task_tag=config.data.task_tag,
-        normalizer=config.data.text_normalizer,
+        normalizer=group(config, "data").text_normalizer,
     )
 
 
@@ -107,14 +108,17 @@ def tuned_entries(
     """
     vocabularies = decoders.vocabularies_of(runner)
     models = agreed(lambda: chosen(settings, vocabularies, adapter=adapter, train=train))
-
-    def decoder_of(weights: Mapping[str, float]) -> Decoder:
-        return Decoder(tuning.with_weights(settings, weights), vocabularies=vocabularies, models=models)
-
-    plain = agreed(lambda: decoders.make_decoder(settings, runner, adapter=adapter, train=train))
-    axes = tuning.axes_of(settings, models=bool(models), phrases=decoders.has_phrases(settings, runner))
+    # From here on the models are at hand.
+    pairs = tuple((task, models.get(task, "")) for task in vocabularies)
+    given = dataclasses.replace(settings, lm=pairs if models else "")
+    plain = agreed(lambda: decoders.make_decoder(given, runner))
+    axes = tuning.axes_of(given, models=bool(models), phrases=decoders.has_phrases(given, runner))
     if plain is None or not axes:
         return {}
+
+    def decoder_of(weights: Mapping[str, float]) -> Decoder:
+        return Decoder(tuning.with_weights(given, weights), vocabularies=vocabularies)
+
     tuned = tuning.tune(runner, tuning.Heard(log_probs()), decoder_of, axes, per_task=per_task, progress=True)
     suite = runner.suite.name
     if jax.process_index() == 0:
