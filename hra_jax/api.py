@@ -35,7 +35,7 @@ from hra_jax.models.padding import padded_size
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, check_name, unknown_task
-from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
+from hra_jax.text.task_vocabularies import OwnVocabularies, own_vocabularies
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary, vocabulary_from_json, vocabulary_of_outputs
 from hra_jax.training import placement
 
@@ -176,8 +176,7 @@ def load_adapter(folder: epath.PathLike, backbone: Backbone, *, slots: int = 0) 
     adapter = methods.from_folder(exported.config)
     own = None
     if adapter.own_vocabulary:
-        found, shared_vocabulary = stored_vocabularies(exported.config, exported.tasks_json, where=str(folder))
-        own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size, shared_vocabulary)
+        own = own_vocabularies(exported.config, exported.tasks_json, backbone.vocabulary, where=str(folder))
     trained_seconds = float(exported.config.get("trained_seconds", 0))
     aside = task_records.set_aside(exported.tasks_json)
     entries = {entry["name"]: entry for entry in exported.tasks_json}
