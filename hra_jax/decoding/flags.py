@@ -11,21 +11,20 @@ from hra_jax.decoding.settings import DecodeSettings, decode_settings
 _GROUP = "decode"
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """A flag for each key of `DecodeSettings`; what is left out is as it would be without them."""
     for key, default, rule, meaning in settings_of(DecodeSettings):
-        flags.DEFINE_string(
-            f"{_GROUP}.{key}", None, f"{meaning} (allowed: {rule.describe()}; default: {default!r} or as stored)."
-        )
+        told = f"{meaning} (allowed: {rule.describe()}; default: {default!r} or as stored)."
+        flags.DEFINE_string(f"{_GROUP}.{key}", None, told, flag_values=values)
 
 
-def asked() -> dict[str, Any]:
+def asked(values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
     """The keys that the command gives, with their values, written as in a configuration.
 
     Raises:
       UserError: a value that is not allowed.
     """
-    given = {key: flags.FLAGS[f"{_GROUP}.{key}"].value for key, *_ in settings_of(DecodeSettings)}
+    given = {key: values[f"{_GROUP}.{key}"].value for key, *_ in settings_of(DecodeSettings)}
     found = {key: _value(text) for key, text in given.items() if text is not None}
     decode_settings(found)
     return found

@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from hra_jax.console import listed, tell
@@ -25,7 +24,7 @@ from hra_jax.storage.files import make_folder, write_file
 from hra_jax.storage.json_files import json_text, read_object
 from hra_jax.tasks.names import BASE_TASK
 from hra_jax.text import ngram
-from hra_jax.text.labels import Labeller, Labels
+from hra_jax.text.labels import Labeller, joined
 from hra_jax.text.ngram import LanguageModel
 from hra_jax.text.normalization import normalize_texts
 from hra_jax.text.task_vocabularies import BlankFirst, OwnVocabularies
@@ -113,9 +112,7 @@ def _texts(
 def _make(path: epath.Path, texts: Iterable[list[str]], vocabulary: Vocabulary) -> None:
     own = vocabulary.original if isinstance(vocabulary, BlankFirst) else vocabulary
     labeller = Labeller(own)
-    parts = [labeller(some) for some in texts]
-    joined = Labels(*(np.concatenate([part[n] for part in parts]) for n in range(4))) if parts else labeller([])
-    model = ngram.train(joined, own, name=_NAME)
+    model = ngram.train(joined(map(labeller, texts)), own, name=_NAME)
     make_folder(path.parent)
     ngram.write(path, model)
     tell(f"{path}: a language model of {model.texts:,} training texts, {sum(model.ngrams):,} n-grams of {model.order}")
