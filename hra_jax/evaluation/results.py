@@ -337,9 +337,9 @@ def decoding_words(decoding: Mapping[str, Any] | None) -> str:
         )
     said += [f"{name} {_number(decoding[name])}" for name in _WEIGHTS if name in decoding]
     if "phrases" in decoding:
-        count, more = decoding["phrases"], decoding.get("utterances_with_phrases")
-        said.append(f"{count} phrases" if isinstance(count, int) else "phrases by task")
-        said += [f"phrases of {more:,} utterances"] if isinstance(more, int) else []
+        said.append(f"{count} phrases" if isinstance(count := decoding["phrases"], int) else "phrases by task")
+    if isinstance(count := decoding.get("utterances_with_phrases"), int):
+        said.append(f"phrases of {count:,} utterances")
     return ", ".join(said)
 
 

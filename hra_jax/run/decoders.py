@@ -91,4 +91,12 @@ def facts_of(decoder: Decoder | None, runner: SuiteRunner) -> dict[str, Any]:
     """How a suite is decoded, as results have it."""
     if decoder is None:
         return dict(GREEDY)
-    return decoder.facts(with_phrases=sum(bool(runner.phrases_of(number)) for number in range(len(runner.table))))
+    facts = decoder.facts()
+    own = [number for number in range(len(runner.table)) if runner.phrases_of(number)]
+    if own:
+        # What decodes one of them; the number of its phrases is its own.
+        task = runner.adapters[runner.table.source[own[0]]]
+        one = decoder.facts_of(task, runner.phrases_of(own[0]))
+        facts = {name: value for name, value in one.items() if name != "phrases"} | (facts if facts != GREEDY else {})
+        facts |= {"utterances_with_phrases": len(own)}
+    return facts
