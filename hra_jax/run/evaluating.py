@@ -127,6 +127,7 @@ def recognise(
     weights: dict[str, Any],
     frozen: dict[str, Any],
     setup: Setup,
+    *,
     decoder: Decoder | None = None,
     **options: Any,
 ) -> tuple[list[Any], dict[str, float]]:
@@ -343,7 +344,7 @@ def run_job(
         job.runner.kept_greedy.update(kept.greedy)
     store = Unfinished(job)
     rows, differences = recognise(
-        job.system, job.runner, weights(), frozen(), setup, job.decoder, done=store.read(), after=store.add
+        job.system, job.runner, weights(), frozen(), setup, decoder=job.decoder, done=store.read(), after=store.add
     )
     error = None
     if job.system.beside:
