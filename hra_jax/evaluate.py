@@ -121,7 +121,9 @@ def evaluate(
 
         # -------------------------------------------------------------------------------------------------- recognise
         frozen = _frozen(base, setup)() if system.beside else {}
-        rows, differences = evaluating.recognise(system, runner, system.weights(setup.mesh), frozen, setup, decoder=decoder)
+        rows, differences = evaluating.recognise(
+            system, runner, system.weights(setup.mesh), frozen, setup, decoder=decoder
+        )
         results = write_scores(
             rows,
             found,

@@ -27,6 +27,7 @@ from hra_jax.evaluation.report import evaluation_command
 from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
 from hra_jax.run import mixing, processes, tuning
+from hra_jax.run.calibrating import calibrate
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, as_stored, export
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import Run
@@ -403,12 +404,12 @@ def finish(
     export(run, config=config, dtype=exported.dtype, step=step, task_steps=task_steps)
     _tell_untrained(run)
     models = attempt(run, "the language model of the training texts", lambda: tuning.training_models(run, config))
-    attempt(run, "tuning how to decode", lambda: tuning.tune(run, config, models))
-    if run.tuned:
-        add_results(run, None, task_steps=task_steps)
+    attempt(run, "tuning how to decode", lambda: tuning.tune(run, config, models, task_steps=task_steps))
     if run.layout.select is not None:
         chosen = run.layout.select.suite
         attempt(run, f"the look at suite {chosen.name!r}", lambda: check_leaks(run, chosen), comes_again=True)
+        if config.eval.calibrate:
+            attempt(run, "the calibration", lambda: calibrate(run, chosen, task_steps=task_steps), comes_again=True)
     if test is None:
         return None
 

@@ -110,6 +110,11 @@ SLOW: dict[str, list[str]] = {
     "--data_dir FOLDER": [],
     "python -m hra_jax.evaluate --predictions runs/own/eval/speakers --suite speakers --data_dir FOLDER "
     "--normalizer basic@1": [],
+    "python -m hra_jax.lm make --workdir runs/own --output own.lm": [],
+    "python -m hra_jax.lm make --text texts.txt --manifest FOLDER/train.jsonl --output other.lm": [],
+    "python -m hra_jax.lm show own.lm --arpa own.arpa": [],
+    "python -m hra_jax.lm make --arpa own.arpa --output again.lm": [],
+    "python -m hra_jax.lm score own.lm --manifest FOLDER/test.jsonl": [],
     "python -m hra_jax.compare W1 W2": [],
     "python -m hra_jax.verify PATH": [],
     "python -m hra_jax.verify runs/own": [],
@@ -270,6 +275,7 @@ def place(tmp_path_factory) -> Path:
     corpus_trees.librispeech(here / "CORPUS")
     corpus_trees.user_libri(here / "DOWNLOADED")
     (here / "mine.py").write_text(python_of("docs/configuration.md"))
+    (here / "texts.txt").write_text("turn the kitchen light on\ncall anna before nine\n")
     first = sorted((here / "FOLDER" / "plain").glob("*.flac"))
     names = ("a.wav", "b.flac", "NOISE/street.wav", "ROOMS/kitchen.wav")
     for name, source in zip(names, (*first[:2], *first[:2]), strict=True):

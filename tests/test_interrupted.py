@@ -92,6 +92,10 @@ def make_manifest(place: Place) -> list[str]:
     return module("data.manifest", "make", recordings, "--output", place.folder / "made.jsonl")
 
 
+def make_lm(place: Place) -> list[str]:
+    return module("lm", "make", "--workdir", place.trained.workdir, "--output", place.folder / "own.lm")
+
+
 def compare(place: Place) -> list[str]:
     side = place.trained.workdir / "eval" / "test"
     return module("compare", side, side)
@@ -116,6 +120,7 @@ COMMANDS: dict[str, Callable[[Place], list[str]]] = {
     ),
     "convert": convert,
     "compare": compare,
+    "lm make": make_lm,
     "params": lambda place: module("params", "--config", place.config),
     "manifest make": make_manifest,
     "config": lambda place: module("config"),

@@ -163,9 +163,11 @@ class Decoder:
         if found is None:
             return greedy
         return Decoded(
-            *([row if take else plain for take, row, plain in zip(searched, *pair, strict=True)]
-              for pair in zip(found, greedy, strict=True))
-        )  # fmt: skip
+            _either(searched, found.paths, greedy.paths),
+            _either(searched, found.scores, greedy.scores),
+            _either(searched, found.alternatives, greedy.alternatives),
+            _either(searched, found.rivals, greedy.rivals),
+        )
 
     def facts(self) -> dict[str, Any]:
         """What decodes, as results have it: what differs between tasks is by task."""
@@ -250,17 +252,21 @@ class Decoder:
             phrase_start=None if table is None else column(phrase_start, np.int32, -1),
             weights=weights,
         )
-        hypotheses = beam.Hypotheses(*map(np.asarray, found))
-        most = padded_size(int(hypotheses.lengths[:, 0].max(initial=1)), _LEAST_TOKENS)
-        paths, _ = alignment.viterbi(
-            log_probs, padded_lengths, hypotheses.tokens[:, 0, :most], hypotheses.lengths[:, 0], blanks
-        )
+        tokens, counts, scores, ctc = map(np.asarray, found)
+        most = padded_size(int(counts[:, 0].max(initial=1)), _LEAST_TOKENS)
+        paths, _ = alignment.viterbi(log_probs, padded_lengths, tokens[:, 0, :most], counts[:, 0], blanks)
         decoded = Decoded([], [], [], [])
         for at, (row, path) in enumerate(zip(rows, np.asarray(paths), strict=False)):
             path = path[: lengths[at]]
             decoded.paths.append(path if row.columns is None else row.columns[path])
-            decoded.scores.append(float(hypotheses.scores[at, 0]))
-            decoded.rivals.append(_alternatives(hypotheses, at, row))
+            decoded.scores.append(float(scores[at, 0]))
+            vocabulary = _own(row.vocabulary)
+            some = [
+                Alternative(vocabulary.decode(tokens[at, n, : counts[at, n]].tolist()), float(score), float(ctc[at, n]))
+                for n, score in enumerate(scores[at])
+                if np.isfinite(score)
+            ]
+            decoded.rivals.append(tuple(some))
             decoded.alternatives.append(decoded.rivals[-1][: self.settings.n_best])
         return decoded
 
@@ -372,6 +378,10 @@ def _in_own_order(log_probs: np.ndarray | jax.Array, rows: Sequence[_Task]) -> n
     return take(log_probs, columns[:, None, :], axis=2)
 
 
+def _either(searched: Sequence[bool], found: list[_Value], greedy: list[_Value]) -> list[_Value]:
+    return [ours if take else plain for take, ours, plain in zip(searched, found, greedy, strict=True)]
+
+
 def _greedy(log_probs: np.ndarray | jax.Array, lengths: np.ndarray) -> Decoded:
     paths, best = np.asarray(log_probs.argmax(axis=-1)).astype(np.int32), np.asarray(log_probs.max(axis=-1), np.float64)
     return Decoded(
@@ -379,14 +389,4 @@ def _greedy(log_probs: np.ndarray | jax.Array, lengths: np.ndarray) -> Decoded:
         [float(scores[:length].sum()) for scores, length in zip(best, lengths, strict=True)],
         [() for _ in paths],
         [() for _ in paths],
-    )
-
-
-def _alternatives(hypotheses: beam.Hypotheses, at: int, row: _Task) -> tuple[Alternative, ...]:
-    vocabulary = _own(row.vocabulary)
-    found = zip(hypotheses.tokens[at], hypotheses.lengths[at], hypotheses.scores[at], hypotheses.ctc[at], strict=True)
-    return tuple(
-        Alternative(vocabulary.decode(tokens[:length].tolist()), float(score), float(ctc))
-        for tokens, length, score, ctc in found
-        if np.isfinite(score)
     )

@@ -82,10 +82,9 @@ def chosen(
     for task, vocabulary in vocabularies.items():
         given = settings.model_of(task)
         if given is None:
-            some = listed(sorted(name for name, _ in settings.lm))  # type: ignore[misc]
             raise UserError(
-                f"decode.lm has no language model for task {task!r}, but for {some}; allowed: one for each task that "
-                "is recognised, or '' for none"
+                f"decode.lm has no language model for task {task!r}, but for {listed(settings.tasks_with_models)}; "
+                "allowed: one for each task that is recognised, or '' for none"
             )
         if given == "":
             continue

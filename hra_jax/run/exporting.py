@@ -96,17 +96,11 @@ def export(
     agreement.barrier("exported")
 
 
-def add_results(run: Run, results: dict[str, Any] | None, *, task_steps: Mapping[str, int]) -> None:
-    """Writes what is known since into what `export` has written; all processes must call it.
-
-    Args:
-      run: the run; of an adapter, the weights of decoding are written as well.
-      results: the scores of the test suite; None where there are none, or none yet.
-      task_steps: as for `export`.
-    """
+def add_results(run: Run, results: dict[str, Any], *, task_steps: Mapping[str, int]) -> None:
+    """Writes the scores of the test suite into what `export` has written; all processes must call it."""
     if run.settings.method == "adapter":
         _export_adapter(run, task_steps=task_steps, results=results)
-    elif jax.process_index() == 0 and results is not None:
+    elif jax.process_index() == 0:
         backbone_folder.add_info(_folder(run), {"wer": {results["suite"]: results["wer"]}})
     agreement.barrier("results exported")
 
@@ -157,8 +151,6 @@ def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[st
         entry = {"step": task_steps[name]} if trained else dict(earlier.get(name, {"step": 0}))
         if results is not None and name in scored:
             entry = {**entry, "wer": scored[name], "suite": results["suite"]}
-        if name in run.tuned:
-            entry = {**entry, task_records.DECODE: run.tuned[name]}
         if own is not None and own.shared is None:
             entry = {**entry, "vocabulary": own.of(name).to_json()}
         entry |= {field: values[name] for field, values in run.fields.items() if name in values}

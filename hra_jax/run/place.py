@@ -41,7 +41,6 @@ class Run:
       best_rows: the rows of those steps, where each task is exported at its own best.
       hashes: of the utterances that were trained on; None where nobody is to know them.
       fields: what was found of tasks after the last step, `{field: {task: value}}` of `task_records.FIELDS`.
-      tuned: the weights of decoding that were found on the selection suite, by task, as tasks.json has them.
       failures: validations and reports that failed; the run goes on without them.
     """
 
@@ -57,7 +56,6 @@ class Run:
     best_rows: BestRows = dataclasses.field(default_factory=BestRows)
     hashes: UtteranceHashes | None = None
     fields: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    tuned: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     failures: list[str] = dataclasses.field(default_factory=list)
 
 

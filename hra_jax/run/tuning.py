@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from hra_jax.adapters.task_records import DECODE
 from hra_jax.config.keys import group
 from hra_jax.console import tell
 from hra_jax.decoding import tuning
@@ -19,6 +20,7 @@ from hra_jax.decoding.language_models import NOTHING_HELD, Held, chosen, held
 from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.run import decoders, own_models
+from hra_jax.run.exporting import add_field
 from hra_jax.run.place import Run
 from hra_jax.run.scoring import base_weights, suite_weights
 from hra_jax.text.ngram import LanguageModel
@@ -54,13 +56,14 @@ def training_models(run: Run, config: ConfigDict) -> Models | None:
     )
 
 
-def tune(run: Run, config: ConfigDict, train: Models | None) -> None:
-    """Tunes on the selection suite what is not given, and keeps it in `run.tuned` and in W/lm; a collective.
+def tune(run: Run, config: ConfigDict, train: Models | None, *, task_steps: Mapping[str, int]) -> None:
+    """Tunes on the selection suite what is not given, and keeps it in W/lm and in the adapter; a collective.
 
     Args:
       run: the run, with the weights that it exports.
       config: its configuration.
       train: from `training_models`.
+      task_steps: as for `exporting.export`.
     """
     runner = run.layout.select
     if runner is None:
@@ -79,8 +82,10 @@ def tune(run: Run, config: ConfigDict, train: Models | None) -> None:
         tasks=run.layout.tasks,
     )
     if found:
-        run.tuned = found
-        first_alone(lambda: own_models.write_tuned(run.workdir, run.tuned))
+        run.fields[DECODE] = found
+        first_alone(lambda: own_models.write_tuned(run.workdir, found))
+        if run.settings.method == "adapter":
+            add_field(run, DECODE, found, task_steps=task_steps)
 
 
 def tuned_entries(
@@ -135,7 +140,7 @@ def decoder_of(run: Run, config: ConfigDict, runner: SuiteRunner, train: Models 
     stored, settings = _held(run), _settings(config, runner)
     if train is None and decoders.needs_training_texts(settings):
         return None
-    adapter = stored._replace(tuned={**stored.tuned, **run.tuned})
+    adapter = stored._replace(tuned={**stored.tuned, **run.fields.get(DECODE, {})})
     decoder = agreed(lambda: decoders.make_decoder(settings, runner, adapter=adapter, train=train))
     if decoder is not None and jax.process_index() == 0 and run.layout.select is None:
         tell("decoding is not tuned, as there is no eval.select_suite; the weights are those given, or the defaults")
