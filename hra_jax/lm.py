@@ -58,10 +58,16 @@ class Writer(NamedTuple):
 
 
 class _Texts(NamedTuple):
-    """What was read: normalised texts, some at a time, and how they were read."""
+    """Normalised texts.
+
+    Attributes:
+      parts: the texts, some at a time.
+      total: how many there are, where that is known.
+      what: where they are from, for errors.
+    """
 
     parts: Iterable[list[str]]
-    count: int | None
+    total: int | None
     what: str
 
 
@@ -172,7 +178,7 @@ def _lines_of(file: str) -> list[str]:
 def _labelled(texts: _Texts, vocabulary: Vocabulary) -> Iterator[tuple[list[str], Labels]]:
     """The texts and their tokens, some at a time; a bar shows how far they are."""
     labeller = Labeller(vocabulary)
-    with tqdm(total=texts.count, desc="reading", unit="text", disable=None) as bar:
+    with tqdm(total=texts.total, desc="reading", unit="text", disable=None) as bar:
         for part in texts.parts:
             # A vocabulary of pieces takes its time.
             for start in range(0, len(part), 1024):
@@ -255,7 +261,6 @@ def make(
             console,
             f"{dropped:,} texts have characters that the vocabulary of {written.name} lacks; these were left out",
         )
-    return model
 
 
 # --- Looking ----------------------------------------------------------------------------------------------------------
@@ -278,7 +283,7 @@ def _print_model(console: rich.console.Console, model: LanguageModel, *, where: 
     cells = [(f"{n}", f"{kept:,}", f"{out:,}", few) for n, (kept, out, few) in enumerate(rows, start=1)]
     console.print(table(("order", "n-grams", "left out", "kept from a count of"), cells))
     if model.one_discount:
-        orders = listed(model.one_discount, show=str)
+        orders = ", ".join(map(str, model.one_discount))
         say(console, f"too few n-grams are rare for three discounts, so there is one: of order {orders}")
 
 
@@ -341,7 +346,7 @@ def score(
     count = words = tokens = characters = lost = 0
     total, unknown = 0.0, set[str]()
     for some, labels in _labelled(texts, written.vocabulary):
-        rows = np.split(labels.flat, np.cumsum(labels.lengths)[:-1])
+        rows = [row.tolist() for row in np.split(labels.flat, np.cumsum(labels.lengths)[:-1])]
         total += float(ngram.scores(model, rows).sum())
         for at in np.flatnonzero(labels.dropped):
             found = written.vocabulary.unknown_characters(some[at])

@@ -103,6 +103,9 @@ SLOW: dict[str, list[str]] = {
     "--config.batch.multiple=8": ["--plan"],
     "python -m hra_jax.transcribe --adapter runs/own/adapter --task SPEAKER a.wav b.flac": [],
     "python -m hra_jax.transcribe --adapter runs/own/adapter --task SPEAKER --json a.wav": [],
+    "python -m hra_jax.transcribe --adapter runs/own/adapter --manifest FOLDER/test.jsonl --task_tag speaker "
+    "--output texts.jsonl": [],
+    "python -m hra_jax.transcribe --adapter runs/own/adapter --task SPEAKER --format vtt --output subtitles FOLDER": [],
     "python -m hra_jax.transcribe --adapter DIR --task NAME a.wav": [],
     "python -m hra_jax.evaluate --workdir W --suite NAME --step best": [],
     "python -m hra_jax.evaluate --workdir W --suite speakers --step best": [],

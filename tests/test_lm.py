@@ -32,7 +32,8 @@ def normal(texts: list[str]) -> list[list[int]]:
 
 
 def test_a_model_of_a_text_file_is_that_of_its_normalised_lines(text, tmp_path, capsys):
-    lm.make(text=[text], output=str(tmp_path / "a.lm"), order=4)
+    status = lm.COMMANDS["make"].run(text=[text], output=str(tmp_path / "a.lm"), order=4)
+    assert not status
     model = ngram.read(tmp_path / "a.lm")
     assert model.digest == ngram.train(normal(TEXTS), tiny(), order=4).digest
     assert (model.name, model.order, model.texts, model.tokens) == ("a", 4, 5, sum(map(len, normal(TEXTS))))

@@ -29,7 +29,7 @@ from hra_jax.text.vocabularies import Vocabulary
 
 _LEAST_FRAMES, _LEAST_TOKENS = 64, 16  # of a batch that is searched, padded: few compiled shapes
 _ONE_TABLE_BYTES = 2**26  # of all models, dense; beyond it only those of a batch are put into its table
-_LISTS, _TABLES = 1024, 8  # lists of phrases, and batches of them, that are kept
+_LISTS, _TABLES = 1024, 4  # lists of phrases, and batches of them, that are kept
 _Value = TypeVar("_Value")
 
 
@@ -97,6 +97,7 @@ class Decoder:
     ):
         self.settings = settings or DecodeSettings()
         models = chosen(self.settings, vocabularies, adapter=adapter, train=train)
+        read = functools.cache(_read)  # a file that is for all tasks is read once
         self._tasks: dict[str, _Task] = {}
         for name, vocabulary in vocabularies.items():
             model = models.get(name)
@@ -104,13 +105,14 @@ class Decoder:
                 vocabulary,
                 model,
                 weights_of(self.settings, model, adapter.tuned_for(name), task=name),
-                _read(self.settings.phrases_of(name), where="decode.phrases"),
+                read(self.settings.phrases_of(name)),
                 _columns(vocabulary),
             )
         self._lists: collections.OrderedDict[Hashable, Automaton] = collections.OrderedDict()
         self._phrase_tables: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
-        for name in self._tasks:
-            self.check_phrases(name, ())
+        for task in self._tasks.values():
+            if task.phrases:
+                self._automaton(task, task.phrases, where="decode.phrases")
 
     def check_phrases(self, task: str, phrases: Sequence[Any], *, where: str = "phrases") -> None:
         """Refuses phrases of an utterance of a task, before anything is recognised.
@@ -118,7 +120,8 @@ class Decoder:
         Raises:
           UserError: as `phrases.automaton_of`.
         """
-        self._automaton(self._tasks[task], self._phrases(task, phrases, where=where), where=where)
+        if phrases:
+            self._automaton(self._tasks[task], self._phrases(task, phrases, where=where), where=where)
 
     def searches(self, task: str, phrases: Sequence[Any] = ()) -> bool:
         """Whether an utterance of a task is searched for, and not decoded greedily."""
@@ -306,14 +309,12 @@ class Decoder:
         automata = {key: self._automaton(row, own) for key, row, own in zip(keys, rows, phrases, strict=True) if own}
         if not automata:
             return None, []
-        order = tuple(automata)
-        table, starts = _kept(
-            self._phrase_tables,
-            (order, size),
-            lambda: beam.tables(list(automata.values()), vocabulary_size=size),
-            most=_TABLES,
-        )
-        at = dict(zip(order, starts.tolist(), strict=True))
+
+        def made() -> tuple[Any, dict[Hashable, int]]:
+            table, starts = beam.tables(list(automata.values()), vocabulary_size=size)
+            return table, dict(zip(automata, starts.tolist(), strict=True))
+
+        table, at = _kept(self._phrase_tables, (frozenset(automata), size), made, most=_TABLES)
         return table, [at.get(key, -1) for key in keys]
 
 
@@ -347,10 +348,10 @@ def _kept(
     return store[key]
 
 
-def _read(given: str | tuple[Any, ...], *, where: str) -> tuple[Weighted, ...]:
+def _read(given: str | tuple[Any, ...]) -> tuple[Weighted, ...]:
     if isinstance(given, str):
         return phrase_lists.read_phrases(given) if given else ()
-    return phrase_lists.weighted(given, where=where)
+    return phrase_lists.weighted(given, where="decode.phrases")
 
 
 def _own(vocabulary: Vocabulary) -> Vocabulary:
