@@ -5,7 +5,6 @@ Nobody may tune on a suite that tests: see `run.tuning`.
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from hra_jax.decoding.settings import DEFAULT_WEIGHTS, TUNED, DecodeSettings
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.runner import Recognised, SuiteRunner
+from hra_jax.storage.scratch import on_disk
 from hra_jax.text.ngram import LanguageModel
 
 _MOST_MEMORY = 2**31  # bytes of log-probabilities, above which they are in a file
@@ -43,10 +43,7 @@ class Heard:
         for log_probs, lengths, numbers in batches:
             used += log_probs.nbytes
             if used > most_memory:
-                with tempfile.TemporaryFile(prefix="hra_jax-log_probs-") as file:
-                    stored = np.memmap(file, np.float32, mode="w+", shape=log_probs.shape)  # the map keeps the file
-                stored[:] = log_probs
-                log_probs = stored
+                log_probs = on_disk(log_probs)
             self._batches.append((log_probs, lengths, numbers))
 
     def __iter__(self) -> Iterator[Batch]:
