@@ -19,38 +19,34 @@ from ml_collections import ConfigDict
 from hra_jax import cli
 from hra_jax.adapters import adapter_folder
 from hra_jax.config.files import config_to_json
-from hra_jax.config.keys import default_config, group
+from hra_jax.config.keys import default_config
 from hra_jax.console import listed, tell
-from hra_jax.data.columns import joined
 from hra_jax.data.report import DataReport
-from hra_jax.data.sources import read_sources
 from hra_jax.data.utterance import Utterance
 from hra_jax.decoding import flags as decode_flags
-from hra_jax.decoding.decoder import Decoder
-from hra_jax.decoding.settings import TRAIN, DecodeSettings
 from hra_jax.errors import UserError
 from hra_jax.evaluation.outsiders import matched_rows
 from hra_jax.evaluation.report import evaluation_command
 from hra_jax.evaluation.rescoring import PREDICTIONS, rescore
-from hra_jax.evaluation.runner import SuiteRunner, share_shapes
-from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite, trains_heads
+from hra_jax.evaluation.runner import share_shapes
+from hra_jax.evaluation.suites import Suite, load_suite, trains_heads
 from hra_jax.models.dtypes import compute_dtype
-from hra_jax.run import decoders, evaluating, foundation, matrices, own_models, processes, systems
+from hra_jax.run import decoders, evaluating, foundation, matrices, processes, systems
 from hra_jax.run import held_out as held_outs
+from hra_jax.run.decoders import SystemDecoders
 from hra_jax.run.evaluating import NO_TEXTS, Job, Setup, setup_of
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.held_out import HeldOut
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import backbone_weights
 from hra_jax.run.reporting import report_all
-from hra_jax.run.scoring import check_not_trained_on, check_scored, data_report, write_scores
+from hra_jax.run.scoring import check_apart, check_not_trained_on, check_scored, data_report, write_scores
 from hra_jax.run.systems import BASE, System
 from hra_jax.run.workdirs import (
     CHECKPOINTS,
     CONFIG,
     DATA_REPORT,
     EVALUATIONS,
-    LANGUAGE,
     changing_files,
     check_links,
     named,
@@ -59,8 +55,6 @@ from hra_jax.run.workdirs import (
 from hra_jax.storage import locks
 from hra_jax.storage.files import make_folder
 from hra_jax.tasks.backbone import resolve_backbone
-from hra_jax.tasks.names import FEW_TASK
-from hra_jax.text.ngram import LanguageModel
 from hra_jax.text.vocabularies import BlankVocabulary
 from hra_jax.training.agreement import agreed, check_agreement, first_alone
 from hra_jax.training.checkpoints import Checkpoints
@@ -109,15 +103,14 @@ def evaluate(
         setup = setup_of(config, free=False)
         place = config.data.dir if data_dir is None else data_dir
         found = agreed(lambda: load_suite(suite, data_dir=place, report=report))
-        trained = agreed(lambda: _check_apart([found], config))
+        trained = agreed(lambda: check_apart([found], config))
         base = agreed(lambda: systems.base_of_run(config, workdir, backbone))
         system = systems.of_checkpoint("", checkpoints, _step(step), config, base, setup.mesh)
         runner = agreed(lambda: evaluating.make_runner(system, found, setup, report))
         check_agreement({"backbone": base.fingerprint, "checkpoint": system.digest, "suite": runner.digest})
         check_not_trained_on(found, system.trained_on)
-        settings = decoders.settings_of(group(config, "decode"), found, decode)
-        train = _training_models([settings], workdir, config, system, trained)
-        decoder = agreed(lambda: decoders.make_decoder(settings, runner, adapter=system.held, train=train))
+        decoding = decoders.for_systems([system], [found], config, decode, workdir=workdir, trained=trained)
+        decoder = agreed(lambda: decoding.of(system, runner, found))
 
         # -------------------------------------------------------------------------------------------------- recognise
         frozen = _frozen(base, setup)() if system.beside else {}
@@ -202,7 +195,7 @@ def evaluate_systems(
         place = (config.data.dir if workdir is not None else "") if data_dir is None else data_dir
         found = agreed(lambda: _load_suites(suites, place, report))
         agreed(lambda: [matched_rows(path, suite) for path in outsiders.values() for suite in found])
-        trained = None if workdir is None else agreed(lambda: _check_apart(found, config))
+        trained = None if workdir is None else agreed(lambda: check_apart(found, config))
         setup = setup_of(config, free=workdir is None)
         base = agreed(lambda: _base(backbones, asked, config, workdir))
         known = agreed(lambda: [systems.of_adapter(name, path, base) for name, path in asked.items()])
@@ -214,23 +207,11 @@ def evaluate_systems(
         if not known:
             raise UserError(f"the backbone {base.name!r} has no output layer of its own; needed: --adapter DIR")
         _tell_set_aside(known)
-        held_out: list[HeldOut] = []
-        settings = {suite.name: decoders.settings_of(group(config, "decode"), suite, decode) for suite in found}
-        of_run = next((system for system in known if "step" in system.facts), None)
-        train = None
-        if workdir is not None and of_run is not None:
-            train = _training_models(list(settings.values()), epath.Path(workdir), config, of_run, trained)
-
-        def decoder(system: System, runner: SuiteRunner, suite: Suite) -> Decoder | None:
-            # The frozen base is decoded as the first system is that it stands beside.
-            beside = next((other for other in known if other.beside), system) if system.name == BASE else system
-            if system.name == BASE and beside.own is not None:
-                return None
-            return decoders.make_decoder(settings[suite.name], runner, adapter=beside.held, train=train)
-
-        jobs = agreed(lambda: _jobs(known, found, setup, output, base, report, held_out, decoder))
-        _check_keep(keep, held_out)
-        crossed = agreed(lambda: matrices.jobs_of(known, found, setup, output, base, report, decoder)) if matrix else []
+        decoding = decoders.for_systems(known, found, config, decode, workdir=workdir, trained=trained)
+        jobs, held_out = agreed(lambda: _jobs(known, found, setup, output, base, report, decoding))
+        held_outs.check_keep(keep, held_out)
+        read = (setup, output, base, report, decoding)
+        crossed = agreed(lambda: matrices.jobs_of(known, found, *read)) if matrix else []
         every = [*jobs, *(other.job for other in crossed)]
         share_shapes(*(job.runner for job in every))
         check_agreement({f"{job.name}": job.digest for job in every})
@@ -238,15 +219,15 @@ def evaluate_systems(
 
         # ------------------------------------------------------------------------------------------- recognise, report
         frozen, results = _frozen(base, setup), {}
+        more = (setup, frozen, report, output, command, trained)
         for suite in found:
             mine = [job for job in jobs if job.runner.suite.name == suite.name]
-            more = (setup, frozen, report, output, command, trained)
             results[suite.name] = _run_suite(suite, mine, outsiders, crossed, *more)
         if keep is not None:
             held_outs.keep(held_out, keep, mesh=setup.mesh)
-    faults = [entry["error"] for entries in results.values() for entry in entries.values() if entry.get("error")]
-    if faults:
-        raise UserError(faults[0])
+    for fault in (entry.get("error") for entries in results.values() for entry in entries.values()):
+        if fault:
+            raise UserError(fault)
     return results
 
 
@@ -389,11 +370,11 @@ def _jobs(
     output: epath.Path,
     base: Foundation,
     report: DataReport,
-    held_out: list[HeldOut],
-    decoder: Callable[[System, SuiteRunner, Suite], Decoder | None],
-) -> list[Job]:
-    """Every suite on every system; what is to be trained for it goes to `held_out`."""
-    found = []
+    decoding: SystemDecoders,
+) -> tuple[list[Job], list[HeldOut]]:
+    """Every suite on every system, and what is to be trained for it."""
+    found: list[Job] = []
+    held_out: list[HeldOut] = []
     for asked in suites:
         for known_system in known:
             suite, system = asked, known_system
@@ -402,77 +383,16 @@ def _jobs(
                 held_out.append(planned)
                 suite, system = planned.suite, planned.system
             runner = evaluating.make_runner(system, suite, setup, report)
-            found.append(evaluating.job(system, runner, setup, output, base, decoder(known_system, runner, asked)))
+            found.append(evaluating.job(system, runner, setup, output, base, decoding.of(known_system, runner, asked)))
     check_links(output, [job.name for job in found])
-    return found
-
-
-def _check_keep(keep: epath.PathLike | None, held_out: Sequence[HeldOut]) -> None:
-    """Refuses to keep heads that there are not, or that two suites train on one system."""
-    if keep is None:
-        return
-    names = [one.system.name for one in held_out]
-    if not names:
-        raise UserError(f"--keep={str(keep)!r}: no suite trains heads; needed: one with the adapter task {FEW_TASK!r}")
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--keep={str(keep)!r}: several suites train heads on {name!r}; allowed is one of them")
-
-
-def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> list[Sequence[Utterance]] | None:
-    """Refuses suites that share utterances with the training data of a run, as far as its manifests are at hand.
-
-    Returns:
-      The utterances of the training by source, or None where not all of its manifests are.
-    """
-    trained: list[Sequence[Utterance]] = []
-    gone = []
-    for entry in config.data.sources:
-        try:
-            # Not `data.modules`: the work directory may be a stranger's, and none of its modules is run.
-            for source in read_sources([entry], report=DataReport(), data_dir=config.data.dir):
-                trained.append(source.utterances)
-        except UserError:
-            gone.append(entry[1].replace("{dir}", config.data.dir))
-    for suite in suites:
-        check_disjoint(suite.utterances, joined(trained), suite=suite.name)
-    if gone and jax.process_index() == 0:
-        tell(f"not compared with the training data, as the manifests are not here: {listed(gone)}")
-    return None if gone else trained
-
-
-def _training_models(
-    settings: Sequence[DecodeSettings],
-    workdir: epath.Path,
-    config: ConfigDict,
-    system: System,
-    trained: Sequence[Sequence[Utterance]] | None,
-) -> Callable[[str], LanguageModel] | None:
-    """Gives the language models of what a run trains on, where they are asked for; a collective."""
-    if not any(map(decoders.needs_training_texts, settings)):
-        return None
-
-    def utterances() -> Sequence[Sequence[Utterance]]:
-        if trained is None:
-            raise UserError(
-                f"decode.lm = {TRAIN!r}: {workdir / LANGUAGE} has no language model, and it cannot be made, as not all "
-                "manifests of the training data are here; allowed: a file of python -m hra_jax.lm, or '' for none"
-            )
-        return trained
-
-    return own_models.models_of(
-        workdir,
-        utterances,
-        own_models.vocabularies_of(system.base.vocabulary, system.own, system.tasks),
-        task_tag=config.data.task_tag,
-        normalizer=group(config, "data").text_normalizer,
-    )
+    return found, held_out
 
 
 @contextlib.contextmanager
 def _checkpoints(workdir: epath.Path) -> Iterator[Checkpoints]:
-    folder = workdir / CHECKPOINTS
-    with Checkpoints(folder, keep_latest=1, keep_best=0, every_steps=1, finite=True, read_only=True) as found:
+    with Checkpoints(
+        workdir / CHECKPOINTS, keep_latest=1, keep_best=0, every_steps=1, finite=True, read_only=True
+    ) as found:
         yield found
 
 
@@ -647,9 +567,8 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.output is None:
         for suite in FLAGS.suite:
             backbone = FLAGS.backbone[0] if FLAGS.backbone else None
-            evaluate(
-                FLAGS.workdir, suite, step=FLAGS.step[0], data_dir=FLAGS.data_dir, backbone=backbone, decode=decode
-            )
+            settings = {"data_dir": FLAGS.data_dir, "backbone": backbone, "decode": decode}
+            evaluate(FLAGS.workdir, suite, step=FLAGS.step[0], **settings)
         return
     evaluate_systems(
         FLAGS.suite,

@@ -34,6 +34,7 @@ ACCOUNTING = (
     "backbone_fingerprint",
 )
 _RATES = ("wer", "base_wer", "cer", "base_cer")
+_SIDES = {"base": "base_pred_text", "greedy": "greedy_text"}  # what may stand beside what the system recognises
 _WEIGHTS = ("lm_weight", "token_bonus", "phrase_weight")
 _GREEDY_RATES = ("greedy_wer", "base_greedy_wer", "greedy_cer", "base_greedy_cer")  # where decoding is not greedy
 
@@ -84,13 +85,8 @@ def evaluate_results(
         raise ValueError(f"the accounting lacks {missing[0]!r}; needed: {', '.join(ACCOUNTING)}")
     scored = [task for task in suite.tasks if task.name not in left_out]
     rows = [row for task in scored for row in by_task[task.name]]
-    count = _Counter(
-        suite,
-        base=all(row.base_pred_text is not None for row in rows),
-        greedy=all(row.greedy_text is not None for row in rows),
-        samples=bootstrap,
-        seed=seed,
-    )
+    known = {name: all(getattr(row, field) is not None for row in rows) for name, field in _SIDES.items()}
+    count = _Counter(suite, **known, samples=bootstrap, seed=seed)
     groups = {task.name: count.group(by_task[task.name]) for task in scored}
     rates = rate_suite(
         {task.name: groups[task.name].samples[task.metric] for task in scored},
@@ -108,7 +104,7 @@ def evaluate_results(
         }
         for task in scored
     }
-    fields = (*_RATES, *_GREEDY_RATES) if count.greedy else _RATES
+    fields = (*_RATES, *(_GREEDY_RATES if count.greedy else ()))
     macro = {f"{field}_macro": _mean([task[field] for task in tasks.values()]) for field in fields}
     results = {
         "format": FORMAT,

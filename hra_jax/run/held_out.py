@@ -29,6 +29,7 @@ from hra_jax.run.evaluating import BaseTexts
 from hra_jax.run.systems import System
 from hra_jax.run.workdirs import ADAPTER
 from hra_jax.tasks import few_shot
+from hra_jax.tasks.names import FEW_TASK
 from hra_jax.training.agreement import agreed, first_alone
 
 _START = "start"  # the adapter of a checkpoint that heads are trained on, in the work directory
@@ -153,6 +154,18 @@ def _with_heads_texts(texts: Mapping[tuple[str, str], str], suite: Suite) -> dic
         (name, key): text for name, (task, _, _) in suite.heads.items() for key, text in by_task.get(task, {}).items()
     }
     return {**texts, **more}
+
+
+def check_keep(keep: epath.PathLike | None, held_out: Sequence[HeldOut]) -> None:
+    """Refuses to keep heads that there are not, or that two suites train on one system."""
+    if keep is None:
+        return
+    names = [one.system.name for one in held_out]
+    if not names:
+        raise UserError(f"--keep={str(keep)!r}: no suite trains heads; needed: one with the adapter task {FEW_TASK!r}")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--keep={str(keep)!r}: several suites train heads on {name!r}; allowed is one of them")
 
 
 def keep(found: Sequence[HeldOut], folder: epath.PathLike, *, mesh: Mesh) -> None:

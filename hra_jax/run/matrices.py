@@ -12,12 +12,11 @@ from etils import epath
 
 from hra_jax.console import say, stdout, table
 from hra_jax.data.report import DataReport
-from hra_jax.decoding.decoder import Decoder
 from hra_jax.errors import UserError
 from hra_jax.evaluation import matrix
-from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.evaluation.suites import Suite
 from hra_jax.run import evaluating
+from hra_jax.run.decoders import SystemDecoders
 from hra_jax.run.evaluating import BaseTexts, Job, Setup
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.systems import System
@@ -45,9 +44,9 @@ def jobs_of(
     output: epath.Path,
     base: Foundation,
     report: DataReport,
-    decoder: Callable[[System, SuiteRunner, Suite], Decoder | None],
+    decoding: SystemDecoders,
 ) -> list[CrossedJob]:
-    """A matrix for every suite and every adapter; `decoder` gives what a system decodes a suite with.
+    """A matrix for every suite and every adapter.
 
     Raises:
       UserError: there is no adapter, a suite without a task that has one, or a suite with the name of a matrix.
@@ -62,7 +61,7 @@ def jobs_of(
             if crossed.suite.name in [other.name for other in suites]:
                 raise UserError(f"a suite is named {crossed.suite.name!r}, as the matrix of {suite.name!r} is")
             runner = evaluating.make_runner(system, crossed.suite, setup, report)
-            job = evaluating.job(system, runner, setup, output, base, decoder(system, runner, suite))
+            job = evaluating.job(system, runner, setup, output, base, decoding.of(system, runner, suite))
             check_links(output, [job.name, *(f"{job.name}/{file}" for file in FILES)])
             found.append(CrossedJob(suite, crossed, job))
     return found

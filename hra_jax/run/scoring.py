@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from hra_jax.adapters import task_records
-from hra_jax.console import error_line, tell
+from hra_jax.console import error_line, listed, tell
+from hra_jax.data.columns import joined
 from hra_jax.data.report import DataReport
+from hra_jax.data.sources import read_sources
 from hra_jax.data.utterance import Utterance
 from hra_jax.decoding.decoder import Decoder
 from hra_jax.errors import FAILURES, UserError
@@ -22,7 +25,7 @@ from hra_jax.evaluation.report import is_report_file, print_table, write_report
 from hra_jax.evaluation.rescoring import PREDICTIONS
 from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
-from hra_jax.evaluation.suites import Suite
+from hra_jax.evaluation.suites import Suite, check_disjoint
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import decoders, saving, workdirs
 from hra_jax.run.jax_setup import hardware
@@ -167,6 +170,28 @@ def check_leaks(run: Run, suite: Suite) -> None:
     """
     saving.gather_hashes(run)
     check_not_trained_on(suite, _trained_on(run))
+
+
+def check_apart(suites: Sequence[Suite], config: ConfigDict) -> list[Sequence[Utterance]] | None:
+    """Refuses suites that share utterances with the training data of a run, as far as its manifests are at hand.
+
+    Returns:
+      The utterances of the training by source, or None where not all of its manifests are.
+    """
+    trained: list[Sequence[Utterance]] = []
+    gone = []
+    for entry in config.data.sources:
+        try:
+            # Not `data.modules`: the work directory may be a stranger's, and none of its modules is run.
+            for source in read_sources([entry], report=DataReport(), data_dir=config.data.dir):
+                trained.append(source.utterances)
+        except UserError:
+            gone.append(entry[1].replace("{dir}", config.data.dir))
+    for suite in suites:
+        check_disjoint(suite.utterances, joined(trained), suite=suite.name)
+    if gone and jax.process_index() == 0:
+        tell(f"not compared with the training data, as the manifests are not here: {listed(gone)}")
+    return None if gone else trained
 
 
 def check_not_trained_on(suite: Suite, trained_on: Mapping[str, np.ndarray]) -> None:

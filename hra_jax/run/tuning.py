@@ -20,13 +20,11 @@ from hra_jax.decoding.language_models import NOTHING_HELD, Held, chosen, held
 from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.run import decoders, own_models
+from hra_jax.run.decoders import Models
 from hra_jax.run.exporting import add_field
 from hra_jax.run.place import Run
 from hra_jax.run.scoring import base_weights, suite_weights
-from hra_jax.text.ngram import LanguageModel
 from hra_jax.training.agreement import agreed, first_alone
-
-Models = Callable[[str], LanguageModel]
 
 
 def check(run: Run, config: ConfigDict) -> None:
@@ -44,15 +42,10 @@ def training_models(run: Run, config: ConfigDict) -> Models | None:
     """Gives the language models of the training texts, in W/lm, where they are asked for; a collective."""
     runners = [runner for runner in (run.layout.test, run.layout.select) if runner is not None]
     settings = [_settings(config, runner) for runner in runners] or [group(config, "decode")]
-    if not any(map(decoders.needs_training_texts, settings)):
-        return None
     material = run.material
-    return own_models.models_of(
-        run.workdir,
-        lambda: [source.utterances for source in material.sources],
-        own_models.vocabularies_of(material.base.vocabulary, material.own, run.layout.tasks),
-        task_tag=config.data.task_tag,
-        normalizer=group(config, "data").text_normalizer,
+    written = (material.base.vocabulary, material.own, run.layout.tasks)
+    return decoders.training_models(
+        settings, run.workdir, config, written, lambda: [source.utterances for source in material.sources]
     )
 
 

@@ -16,7 +16,7 @@ from hra_jax.config.keys import default_config, group
 from hra_jax.console import tell
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import read_sources
-from hra_jax.decoding.settings import DecodeSettings
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.evaluation import suites
 from hra_jax.evaluation.suites import Suite, load_suite
@@ -76,7 +76,10 @@ def tune_stored(
         _check_not_scored_on(found, exported)
     setup = evaluating.setup_of(config, free=workdir is None)
     runner = evaluating.make_runner(system, found, setup, report)
-    train = None if workdir is None else _training_models(workdir, settings, config, system)
+    written = (system.base.vocabulary, system.own, system.tasks)
+    train = None
+    if workdir is not None:
+        train = decoders.training_models([settings], workdir, config, written, lambda: _trained(config))
     if decoders.make_decoder(settings, runner, adapter=system.held, train=train) is None:
         raise UserError("decoding is greedy and has no weights; needed: --decode.lm, --decode.phrases or --decode.beam")
     scoring.check_not_trained_on(found, system.trained_on)
@@ -146,25 +149,11 @@ def _system(
     return systems.of_adapter("", folder, base), exported
 
 
-def _training_models(
-    workdir: str, settings: DecodeSettings, config: ConfigDict, system: System
-) -> tuning.Models | None:
-    """Gives the language models of what a run trains on, where they are asked for."""
-    if not decoders.needs_training_texts(settings):
-        return None
-
-    def trained() -> Sequence[Any]:
-        # Not `data.modules`: the work directory may be a stranger's, and none of its modules is run.
-        sources = read_sources(config.data.sources, report=DataReport(), data_dir=config.data.dir)
-        return [source.utterances for source in sources]
-
-    return own_models.models_of(
-        workdir,
-        trained,
-        own_models.vocabularies_of(system.base.vocabulary, system.own, system.tasks),
-        task_tag=config.data.task_tag,
-        normalizer=group(config, "data").text_normalizer,
-    )
+def _trained(config: ConfigDict) -> list[Sequence[Utterance]]:
+    """What a run trains on, by source."""
+    # Not `data.modules`: the work directory may be a stranger's, and none of its modules is run.
+    sources = read_sources(config.data.sources, report=DataReport(), data_dir=config.data.dir)
+    return [source.utterances for source in sources]
 
 
 def _with_entries(exported: ExportedAdapter, entries: Mapping[str, Mapping[str, Any]]) -> ExportedAdapter:
