@@ -137,6 +137,9 @@ COMMANDS: dict[str, Callable[[Place], list[str]]] = {
     ),
     "corpora": lambda place: module("data.corpora", "list"),
     "durations": lambda place: module("data.durations", "--config", place.config, "--output", place.folder / "d.json"),
+    "export": lambda place: module(
+        "export", place.adapter, "--backbone", place.micro.backbone, "--output", place.folder / "served"
+    ),
     "check": lambda place: module("check", "--config", place.config, "--workdir", place.folder / "W"),
 }
 FINISHED = ("train", "train by launch/local.py", "launch/sweep.py", "tasks add", "synthesize", "convert", "cache")
