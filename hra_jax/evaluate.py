@@ -33,7 +33,6 @@ from hra_jax.evaluation.suites import Suite, load_suite, trains_heads
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import decoders, evaluating, foundation, matrices, processes, systems
 from hra_jax.run import held_out as held_outs
-from hra_jax.run.decoders import SystemDecoders
 from hra_jax.run.evaluating import NO_TEXTS, Job, Setup, setup_of
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.held_out import HeldOut
@@ -41,6 +40,7 @@ from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import backbone_weights
 from hra_jax.run.reporting import report_all
 from hra_jax.run.scoring import check_apart, check_not_trained_on, check_scored, data_report, write_scores
+from hra_jax.run.system_decoders import SystemDecoders, for_systems
 from hra_jax.run.systems import BASE, System
 from hra_jax.run.workdirs import (
     CHECKPOINTS,
@@ -109,7 +109,7 @@ def evaluate(
         runner = agreed(lambda: evaluating.make_runner(system, found, setup, report))
         check_agreement({"backbone": base.fingerprint, "checkpoint": system.digest, "suite": runner.digest})
         check_not_trained_on(found, system.trained_on)
-        decoding = decoders.for_systems([system], [found], config, decode, workdir=workdir, trained=trained)
+        decoding = for_systems([system], [found], config, decode, workdir=workdir, trained=trained)
         decoder = agreed(lambda: decoding.of(system, runner, found))
 
         # -------------------------------------------------------------------------------------------------- recognise
@@ -207,7 +207,7 @@ def evaluate_systems(
         if not known:
             raise UserError(f"the backbone {base.name!r} has no output layer of its own; needed: --adapter DIR")
         _tell_set_aside(known)
-        decoding = decoders.for_systems(known, found, config, decode, workdir=workdir, trained=trained)
+        decoding = for_systems(known, found, config, decode, workdir=workdir, trained=trained)
         jobs, held_out = agreed(lambda: _jobs(known, found, setup, output, base, report, decoding))
         held_outs.check_keep(keep, held_out)
         read = (setup, output, base, report, decoding)

@@ -16,9 +16,9 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation import matrix
 from hra_jax.evaluation.suites import Suite
 from hra_jax.run import evaluating
-from hra_jax.run.decoders import SystemDecoders
 from hra_jax.run.evaluating import BaseTexts, Job, Setup
 from hra_jax.run.foundation import Foundation
+from hra_jax.run.system_decoders import SystemDecoders
 from hra_jax.run.systems import System
 from hra_jax.run.workdirs import check_links
 from hra_jax.storage.files import write_file
