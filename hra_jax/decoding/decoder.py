@@ -6,6 +6,8 @@ the likeliest path of the tokens that the search has found. So everything after 
 
 import collections
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +21,7 @@ from hra_jax.decoding.phrases import Weighted
 from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.models import alignment, beam
 from hra_jax.models.padding import padded_size
+from hra_jax.text import ngram
 from hra_jax.text.automaton import Automaton
 from hra_jax.text.ngram import LanguageModel
 from hra_jax.text.task_vocabularies import BlankFirst, outputs_in_order
@@ -179,6 +182,15 @@ class Decoder:
             same = all(value == values[0] for value in values)
             merged[key] = values[0] if same else {name: facts[key] for name, facts in tasks.items() if key in facts}
         return merged or {"method": "greedy"}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of everything but what rows bring: with another one other paths may be found."""
+        tasks = {
+            name: [self.facts_of(name), task.weights, task.phrases, ngram.vocabulary_digest(task.vocabulary)]
+            for name, task in self._tasks.items()
+        }
+        return hashlib.sha256(json.dumps([tasks, self._width], sort_keys=True).encode()).hexdigest()
 
     def facts_of(self, name: str, phrases: Sequence[Any] = ()) -> dict[str, Any]:
         """What decodes an utterance of a task that has phrases of its own, or none."""
