@@ -488,6 +488,11 @@ class Model:
         """
         return stored_calibrations(self.entries.values(), where=self.folder)
 
+    @property
+    def held(self) -> language_models.Held:
+        """What the adapter holds of language models and weights."""
+        return language_models.held(self.entries.values(), self.records, where=self.folder)
+
     def decoder(self, decode: DecodeSettings | Mapping[str, Any] | None, tasks: Iterable[str]) -> Decoder:
         """What decodes recordings of some tasks; `Decoder.facts` says with what.
 
@@ -500,8 +505,7 @@ class Model:
         """
         settings, names = decode_settings(decode), tuple(sorted(set(tasks)))
         if (settings, names) not in self._decoders:
-            held = language_models.held(self.entries.values(), self.records, where=self.folder)
-            made = Decoder(settings, vocabularies={name: self.vocabulary(name) for name in names}, adapter=held)
+            made = Decoder(settings, vocabularies={name: self.vocabulary(name) for name in names}, adapter=self.held)
             while len(self._decoders) >= _DECODERS:
                 del self._decoders[next(iter(self._decoders))]
             self._decoders[settings, names] = made
