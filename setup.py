@@ -66,8 +66,10 @@ EXTRAS = {
     # The normalizers english and indic:LANGUAGE: exactly one version, whose rules are a part of their results.
     "normalizers": ["whisper-normalizer==0.1.15"],
     "notebooks": ["ipykernel>=6.29", "ipython>=8.0", "nbclient>=0.10", "nbformat>=5.10"],
-    # setuptools and wheel: a test builds the wheel with what is installed.
+    # fast-ctc-decode: what the beam search is compared with. setuptools and wheel: a test builds the wheel with what is
+    # installed.
     "dev": [
+        "fast-ctc-decode>=0.3.7",
         "google-cloud-storage>=2.10",
         "jiwer>=3.0",
         "mypy>=1.18",

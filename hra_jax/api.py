@@ -27,6 +27,7 @@ from hra_jax.data.audio import resample
 from hra_jax.errors import UserError
 from hra_jax.models import attention_parts, backbone_folder, dtypes
 from hra_jax.models.asr import AsrModel
+from hra_jax.models.padding import padded_size
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, check_name, unknown_task
@@ -35,16 +36,6 @@ from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary, vocabulary_fr
 from hra_jax.training import placement
 
 Waveforms = Sequence[ArrayLike]  # each 1-D, mono, float samples
-
-
-def padded_size(size: int, least: int) -> int:
-    """The smallest of 1, 1.5, 2, 3, 4, 6, 8, ... times `least` that holds `size`: few compiled shapes."""
-    padded = least
-    while padded < size:
-        if padded + padded // 2 >= size:
-            return padded + padded // 2
-        padded *= 2
-    return padded
 
 
 @dataclasses.dataclass(frozen=True)

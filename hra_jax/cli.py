@@ -68,8 +68,12 @@ _STORAGE_ERRNOS = {
 _before_failing: list[Callable[[int], None]] = []
 
 
-class _NumberOrTuple(flags.ArgumentParser):
-    """Reads `8`, and `(2.0, 4.0)` as other keys do that are tuples."""
+class _OneOfTypes(flags.ArgumentParser):
+    """Reads a key that may be of several types: `8`, `(2.0, 4.0)` and `'a word'` as Python, other words as they are."""
+
+    def __init__(self, types: tuple[type, ...]):
+        self._types = types
+        super().__init__()
 
     def parse(self, argument: Any) -> Any:
         """The value of a text; another value, the one that is there already, as it is."""
@@ -78,15 +82,22 @@ class _NumberOrTuple(flags.ArgumentParser):
         try:
             value = ast.literal_eval(argument.strip())
         except (SyntaxError, ValueError) as error:
+            if str in self._types:
+                return argument
             raise ValueError(f"{argument!r} is neither a number nor a tuple") from error
-        return value if isinstance(value, (int, tuple)) else tuple(value) if isinstance(value, list) else (value,)
+        if isinstance(value, self._types):
+            return value
+        if str in self._types:
+            return argument
+        return tuple(value) if isinstance(value, list) else (value,)
 
     def flag_type(self) -> str:
         """What --help calls it."""
-        return "number or tuple"
+        return " or ".join("word" if kind is str else kind.__name__ for kind in self._types)
 
 
-config_flags.register_flag_parser_for_type((tuple, int), _NumberOrTuple())
+for _types in ((tuple, int), (str, tuple), (tuple, str), (str, int, float)):
+    config_flags.register_flag_parser_for_type(_types, _OneOfTypes(_types))
 _STORAGE_TEXTS = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS))
 
 

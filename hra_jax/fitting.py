@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from hra_jax.adapters import adapter_folder, initial, methods, task_records
 from hra_jax.adapters.base import no_parameters
 from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
-from hra_jax.api import Backbone, Model, padded_size
+from hra_jax.api import Backbone, Model
 from hra_jax.config.files import config_of, near_key
 from hra_jax.config.keys import default_config, flatten_config, group, method_groups
 from hra_jax.console import listed, tell
@@ -37,6 +37,7 @@ from hra_jax.data.sounds import read_sounds
 from hra_jax.data.sources import TableSource
 from hra_jax.data.utterance import Recording
 from hra_jax.errors import UserError
+from hra_jax.models.padding import padded_size
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.layout import Layout, check_rows
 from hra_jax.run.place import start_weights

@@ -387,12 +387,6 @@ def test_chunks_are_as_long_as_what_was_trained_on(model, backbone, trained):
 # --- Shapes -----------------------------------------------------------------------------------------------------------
 
 
-def test_few_shapes_hold_any_size():
-    sizes = {api.padded_size(size, 8) for size in range(1, 1025)}
-    assert sizes == {8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024}
-    assert all(size <= api.padded_size(size, 8) <= max(8, 1.5 * size) for size in range(1, 1025))
-
-
 def test_weights_split_over_a_mesh_recognise_as_those_on_one_device(micro, backbone, waveforms):
     mesh = sharding.make_mesh(2, 2, tensor=2)
     split = hra_jax.load_backbone(micro.backbone, mesh)

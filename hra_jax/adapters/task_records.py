@@ -35,6 +35,13 @@ HASHES, OWN_HASHES = "hashes", "own_hashes"
 # Why a task is recognised by the backbone alone, as `tasks gate` found it: {"suite", "metric", "rate", "base_rate",
 # "tolerance"}; absent where the adapter is used.
 SET_ASIDE = "set_aside"
+# How the task is decoded best, as `lm tune` found it: {"lm": {"name", "digest"}, "beam", "lm_weight", "token_bonus",
+# "phrase_weight", "suite", "wer"}.
+DECODE = "decode"
+# The bytes of a language model, where somebody has put it there: it gives back the texts that it was made from.
+LM = "lm"
+# How sure words are and when they were said, as `decoding.calibration` measures it on a validation suite: its facts.
+CALIBRATION = "calibration"
 
 
 class FieldRecord(NamedTuple):
@@ -73,12 +80,15 @@ FIELDS: dict[str, FieldRecord] = {
     "init": FieldRecord(str),
     "vocabulary": FieldRecord(dict, copied=True),
     SET_ASIDE: FieldRecord(dict),
+    DECODE: FieldRecord(dict),
+    CALIBRATION: FieldRecord(dict),
 }
 # 64-bit hashes of utterances (data/sample_hashes.py), sorted, each once: of those that also trained what tasks share,
 # and of those that trained the task's own parameters alone.
 ARRAYS: dict[str, ArrayRecord] = {
     HASHES: ArrayRecord("uint64", 1, outlives=True, copied=True, merged=True),
     OWN_HASHES: ArrayRecord("uint64", 1, copied=True, merged=True),
+    LM: ArrayRecord("uint8", 1),
 }
 _MOST_BYTES = 2**33  # of the file
 # What a record of a later version is taken for.

@@ -30,6 +30,7 @@ FORMAT = 2  # of config.json; 1 has no number, and keys that `renamed` knows
 RESUMABLE = (
     "steps",
     "eval",
+    "decode",
     "checkpoint",
     "profile",
     "mesh",

@@ -22,6 +22,7 @@ def groups() -> dict[str, type]:
     from hra_jax.adapters.settings import AdapterSettings
     from hra_jax.data.batching import BatchSettings
     from hra_jax.data.sources import DataSettings
+    from hra_jax.decoding.settings import DecodeSettings
     from hra_jax.evaluation.runner import EvaluationSettings
     from hra_jax.models.augmentation import AugmentConfig
     from hra_jax.run.exporting import ExportSettings
@@ -43,6 +44,7 @@ def groups() -> dict[str, type]:
         "optimizer": OptimizerConfig,
         "checkpoint": CheckpointSettings,
         "eval": EvaluationSettings,
+        "decode": DecodeSettings,
         "export": ExportSettings,
         "mesh": MeshSettings,
         "distributed": DistributedSettings,

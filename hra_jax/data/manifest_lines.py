@@ -15,6 +15,7 @@ from hra_jax.console import printable
 from hra_jax.data.columns import TagColumns, UtteranceColumns
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Refused, Utterance
+from hra_jax.decoding import phrases
 from hra_jax.errors import UserError
 from hra_jax.storage.json_columns import plain_objects
 from hra_jax.storage.json_files import parse_json
@@ -90,6 +91,9 @@ def _parse(row: dict[str, Any]) -> _Line:
     most = int(_MOST_TEXT + _MOST_TEXT_PER_SECOND * duration)
     if len(text) > most:
         raise _LineError("too_short", f"{duration:g} s cannot hold {len(text):,} characters; allowed: {most:,}")
+    wrong = phrases.why_no_phrases(row.get(phrases.FIELD))
+    if wrong is not None:
+        raise _LineError("missing_field", wrong)
     offset = None if row.get("offset") is None else _seconds(row, "offset")  # NeMo writes null for the whole file
     return _Line(path, duration, text, offset)
 
@@ -220,7 +224,8 @@ _SCHEMA: Final = pa.schema(
 
 def _is_good(found: pa.Table) -> bool:
     """Whether each row is what `_parse` takes, so that nobody has to be told what is wrong with it."""
-    if any(found[name].null_count for name in _REQUIRED):
+    # A list of phrases is not plain, so where there is such a column it is something else.
+    if any(found[name].null_count for name in _REQUIRED) or phrases.FIELD in found.column_names:
         return False
     paths, durations, offsets = found["audio_filepath"], found["duration"].to_numpy(), found["offset"].drop_null()
     addresses = pc.filter(paths, pc.match_substring(paths, "://"))

@@ -21,6 +21,16 @@ def zero_invalid(x: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.where(valid.reshape(shape), x, jnp.zeros((), x.dtype))
 
 
+def padded_size(size: int, least: int) -> int:
+    """The smallest of 1, 1.5, 2, 3, 4, 6, 8, ... times `least` that holds `size`: few compiled shapes."""
+    padded = least
+    while padded < size:
+        if padded + padded // 2 >= size:
+            return padded + padded // 2
+        padded *= 2
+    return padded
+
+
 def strided_length(length: Any, *, kernel: int, stride: int, pad: int) -> Any:
     """Length after a strided convolution with `pad` zeros on both sides (int or integer array)."""
     return (length + 2 * pad - kernel) // stride + 1

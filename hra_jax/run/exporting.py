@@ -105,6 +105,20 @@ def add_results(run: Run, results: dict[str, Any], *, task_steps: Mapping[str, i
     agreement.barrier("results exported")
 
 
+def add_field(run: Run, field: str, values: Mapping[str, Any], *, task_steps: Mapping[str, int]) -> None:
+    """Writes what was found of tasks into what `export` has written; all processes must call it.
+
+    Args:
+      run: the run, of an adapter.
+      field: of tasks.json, one of `task_records.FIELDS`.
+      values: of the tasks that have one; the same in every process.
+      task_steps: as for `export`.
+    """
+    run.fields[field] = dict(values)
+    _export_adapter(run, task_steps=task_steps, results=None)
+    agreement.barrier(f"{field} exported")
+
+
 def _check_names(tasks: Sequence[str], workdir: epath.Path) -> None:
     """Tells the way out of a run, begun before names were looked at, with a task that no adapter may have."""
     try:
@@ -134,11 +148,12 @@ def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[st
     entries = []
     for row, (name, trained) in enumerate(zip(run.layout.tasks, rows["count"] > 0, strict=True)):
         # A task that only came along says what it said where it was trained; one that was never drawn says step 0.
-        entry = {"step": task_steps[name]} if trained else earlier.get(name, {"step": 0})
+        entry = {"step": task_steps[name]} if trained else dict(earlier.get(name, {"step": 0}))
         if results is not None and name in scored:
             entry = {**entry, "wer": scored[name], "suite": results["suite"]}
         if own is not None and own.shared is None:
             entry = {**entry, "vocabulary": own.of(name).to_json()}
+        entry |= {field: values[name] for field, values in run.fields.items() if name in values}
         entries.append({**entry, "name": name, "row": row})
     vocabulary = own.shared if own is not None and own.shared is not None else base.vocabulary
 

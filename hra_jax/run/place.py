@@ -40,6 +40,7 @@ class Run:
       best: best so far on the selection suite, JSON: macro, by task, by row.
       best_rows: the rows of those steps, where each task is exported at its own best.
       hashes: of the utterances that were trained on; None where nobody is to know them.
+      fields: what was found of tasks after the last step, `{field: {task: value}}` of `task_records.FIELDS`.
       failures: validations and reports that failed; the run goes on without them.
     """
 
@@ -54,6 +55,7 @@ class Run:
     best: dict[str, Any] = dataclasses.field(default_factory=dict)
     best_rows: BestRows = dataclasses.field(default_factory=BestRows)
     hashes: UtteranceHashes | None = None
+    fields: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     failures: list[str] = dataclasses.field(default_factory=list)
 
 

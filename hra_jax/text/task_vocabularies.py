@@ -26,6 +26,11 @@ class BlankFirst:
         self._moved = {old: new for new, old in enumerate(self._original)}
 
     @property
+    def original(self) -> Vocabulary:
+        """The vocabulary with the blank where it was."""
+        return self._vocabulary
+
+    @property
     def size(self) -> int:
         """V, as before."""
         return self._vocabulary.size

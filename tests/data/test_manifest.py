@@ -108,6 +108,10 @@ BAD_LINES = {
     "path is null": ({**GOOD, "audio_filepath": None}, "missing_field"),
     "path is a list": ({**GOOD, "audio_filepath": ["a.wav"]}, "missing_field"),
     "text is null": ({**GOOD, "text": None}, "missing_field"),
+    "phrases are a text": ({**GOOD, "phrases": "anna"}, "missing_field"),
+    "phrases are numbers": ({**GOOD, "phrases": [1, 2]}, "missing_field"),
+    "an empty phrase": ({**GOOD, "phrases": ["anna", " "]}, "missing_field"),
+    "a phrase of a page": ({**GOOD, "phrases": ["a" * 2000]}, "missing_field"),
     "http": ({**GOOD, "audio_filepath": "http://example.org/a.wav"}, "unreachable_audio"),
     "an unknown scheme": ({**GOOD, "audio_filepath": "nonsense://a.wav"}, "unreachable_audio"),
     "more text than audio": ({**GOOD, "text": "'" * 16_000}, "too_short"),
@@ -123,6 +127,18 @@ def test_every_kind_of_bad_line_is_counted_and_named_and_the_rest_goes_on(tmp_pa
     assert [utterance.line for utterance in utterances] == [1, len(lines) + 2]
     found = {row["name"]: kind for kind, rows in report.to_json()["utterances"].items() for row in rows}
     assert found == {f"{file}:{i}": kind for i, (_, kind) in enumerate(BAD_LINES.values(), start=2)}
+
+
+def test_lines_have_phrases_and_wrong_ones_among_many_plain_lines_are_refused(tmp_path):
+    lines = [dict(GOOD) for _ in range(40)]
+    lines[3]["phrases"], lines[4]["phrases"], lines[30]["phrases"] = ["anna", "new york"], None, "anna"
+    report = DataReport()
+    utterances = manifest.load_manifest(_write(tmp_path / "m.jsonl", *lines), report=report)
+    assert [utterance.line for utterance in utterances] == [line for line in range(1, 41) if line != 31]
+    assert {utterance.line: utterance.tags.get("phrases") for utterance in utterances}[4] == ["anna", "new york"]
+    assert report.counts()["missing_field"] == 1
+    detail = report.to_json()["utterances"]["missing_field"][0]["detail"]
+    assert detail == "phrases is 'anna'; needed: a list of texts"
 
 
 def test_an_offset_of_null_is_none_and_long_texts_of_long_audio_are_kept(tmp_path):

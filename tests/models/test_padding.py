@@ -42,3 +42,9 @@ def test_statistics_are_those_of_the_valid_part_alone():
         np.testing.assert_allclose(mean[row, 0], x[row, :length].mean(axis=0), atol=1e-6)
         np.testing.assert_allclose(variance[row, 0], x[row, :length].var(axis=0), atol=1e-6)
     assert not np.asarray(mean[2]).any() and not np.asarray(variance[2]).any()
+
+
+def test_few_shapes_hold_any_size():
+    sizes = {padding.padded_size(size, 8) for size in range(1, 1025)}
+    assert sizes == {8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024}
+    assert all(size <= padding.padded_size(size, 8) <= max(8, 1.5 * size) for size in range(1, 1025))

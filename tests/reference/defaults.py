@@ -9,7 +9,7 @@ import pytest
 from hra_jax.config.settings import Setting, settings_of
 
 # Tried after the other choices, the negation, and numbers near a default.
-_CANDIDATES: tuple[Any, ...] = ("another", (0,), (1.0, 3.0), ("another",), (("another", "m.jsonl", 2.0),))
+_CANDIDATES: tuple[Any, ...] = ("another", (0,), (1.0, 3.0), ("another",), (("another", "m.jsonl", 2.0),), 0.5)
 
 
 def other_value(setting: Setting) -> Any:
@@ -20,7 +20,8 @@ def other_value(setting: Setting) -> Any:
         tried.append(not default)
     elif isinstance(default, (int, float)):
         tried += [default + 1, default + 2, default * 2, default / 2, default + 0.25]
-    fitting = [value for value in (*tried, *_CANDIDATES) if type(value) is type(default) and value != default]
+    types = setting.rule.types or (type(default),)
+    fitting = [value for value in (*tried, *_CANDIDATES) if type(value) in types and value != default]
     return next(value for value in fitting if setting.rule.accepts(value))
 
 

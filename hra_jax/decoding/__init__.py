@@ -1,0 +1,1 @@
+"""From log-probabilities to words: search, language models, phrases, times, and tasks that nobody has named."""

@@ -1,0 +1,153 @@
+"""Which language model serves which task, and with which weights.
+
+A model may give back the texts that it was made from. So an exported adapter has none, unless somebody has put it
+there: it has the name and the digest of the model that its weights were tuned for.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from hra_jax.adapters import task_records
+from hra_jax.adapters.task_records import DECODE, LM, SHARED
+from hra_jax.console import listed, printable
+from hra_jax.decoding.settings import ADAPTER, DEFAULT_WEIGHTS, TRAIN, TUNED, DecodeSettings, decode_settings
+from hra_jax.errors import UserError
+from hra_jax.text import ngram
+from hra_jax.text.ngram import LanguageModel
+from hra_jax.text.vocabularies import Vocabulary
+
+_SHOWN = 12  # characters of a digest that errors show
+
+
+class TaskWeights(NamedTuple):
+    """What the scores of a task are multiplied with, and what each of its tokens adds."""
+
+    lm_weight: float
+    token_bonus: float
+    phrase_weight: float
+
+
+class Held(NamedTuple):
+    """What an adapter holds of decoding.
+
+    Attributes:
+      tuned: of each task, the field `decode` of tasks.json.
+      records: of the adapter; of them the language models are read.
+      where: the adapter folder, for errors.
+    """
+
+    tuned: Mapping[str, Mapping[str, Any]]
+    records: task_records.Records
+    where: str
+
+
+NOTHING_HELD = Held({}, {}, "")
+
+
+def held(entries: Iterable[Mapping[str, Any]], records: task_records.Records, *, where: str) -> Held:
+    """What an adapter holds of decoding, from the entries of its tasks.json and its records."""
+    found = {entry["name"]: entry[DECODE] for entry in entries if entry.get(DECODE) is not None}
+    return Held(found, records, where)
+
+
+def chosen(
+    settings: DecodeSettings,
+    vocabularies: Mapping[str, Vocabulary],
+    *,
+    adapter: Held = NOTHING_HELD,
+    train: Callable[[str], LanguageModel] | None = None,
+) -> dict[str, LanguageModel]:
+    """The language model of each task that has one.
+
+    Args:
+      settings: of decoding.
+      vocabularies: of each task that will be decoded.
+      adapter: what `decode.lm='adapter'` and the weights are taken from.
+      train: gives the model that `decode.lm='train'` stands for, by task; None where there is no run.
+
+    Raises:
+      UserError: a model that is not there, one that cannot be read or of another vocabulary than the task's; a task
+        that is not among those whose models are given.
+    """
+    files: dict[str, LanguageModel] = {}
+    found = {}
+    for task, vocabulary in vocabularies.items():
+        given = settings.model_of(task)
+        if given is None:
+            some = listed(sorted(name for name, _ in settings.lm))  # type: ignore[misc]
+            raise UserError(
+                f"decode.lm has no language model for task {task!r}, but for {some}; allowed: one for each task that "
+                "is recognised, or '' for none"
+            )
+        if given == "":
+            continue
+        if isinstance(given, LanguageModel):
+            model, name = given, printable(given.name) or "a language model"
+        elif given == ADAPTER:
+            model, name = _of_adapter(task, adapter, files), f"that of {adapter.where}"
+        elif given == TRAIN:
+            if train is None:
+                raise UserError(
+                    f"decode.lm = {TRAIN!r}: there is no run here whose training texts are known; allowed: a file of "
+                    f"python -m hra_jax.lm, {ADAPTER!r}, or '' for none"
+                )
+            model, name = train(task), "that of the training texts"
+        else:
+            if given not in files:
+                files[given] = ngram.read(given)
+            model, name = files[given], given
+        model.check_vocabulary(vocabulary, where=f"decode.lm, task {task!r}: {name}")
+        found[task] = model
+    return found
+
+
+def _of_adapter(task: str, adapter: Held, read: dict[str, LanguageModel]) -> LanguageModel:
+    """The model that an adapter holds for a task, or for all; `read` keeps those that were read."""
+    models = adapter.records.get(LM, {})
+    owner = task if task in models else SHARED
+    if owner not in models:
+        lm = adapter.tuned.get(task, {}).get("lm")
+        known = ""
+        if isinstance(lm, dict):
+            name, digest = (printable(lm.get(key, ""), most=80) for key in ("name", "digest"))
+            known = f"; its weights were tuned with {name!r} ({digest[:_SHOWN]})"
+        where = adapter.where or "the backbone alone"
+        raise UserError(
+            f"decode.lm = {ADAPTER!r}: {where} holds no language model for task {task!r}{known}; allowed: the file of "
+            "a language model, or an adapter that python -m hra_jax.tasks export --with-lm has written"
+        )
+    key = f"{ADAPTER} {owner}"
+    if key not in read:
+        whose = f"the language model of task {owner!r}" if owner else "the language model of all tasks"
+        read[key] = ngram.from_bytes(models[owner].tobytes(), where=f"{adapter.where}: {whose}")
+    return read[key]
+
+
+def weights_of(
+    settings: DecodeSettings, model: LanguageModel | None, stored: Mapping[str, Any] | None = None, *, task: str = ""
+) -> TaskWeights:
+    """The weights of a task: as given, else as tuned for its model, else the defaults.
+
+    Args:
+      settings: of decoding.
+      model: of the task; None for none.
+      stored: the field `decode` of the task's entry in tasks.json.
+      task: its name, for errors.
+
+    Raises:
+      UserError: what is stored is no weight.
+    """
+    lm = (stored or {}).get("lm")
+    tuned_for = lm.get("digest", "") if isinstance(lm, dict) else ""
+    fits = stored is not None and tuned_for == ("" if model is None else model.digest)
+    found = {}
+    for name, default in DEFAULT_WEIGHTS.items():
+        value = getattr(settings, name)
+        if value == TUNED and fits and name in stored:  # type: ignore[operator]
+            given = stored[name]  # type: ignore[index]
+            value = getattr(decode_settings({name: given}, where=f"tasks.json, task {task!r}, decode"), name)
+        if value == TUNED:
+            # Without a model nothing is held against tokens that a bonus could make up for.
+            value = 0.0 if name == "token_bonus" and model is None else default
+        found[name] = float(value)
+    return TaskWeights(**found)
