@@ -9,7 +9,7 @@ import math
 import numbers
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,9 +24,10 @@ from hra_jax.adapters.output_kinds import NEVER
 from hra_jax.console import listed, tell
 from hra_jax.data import pauses
 from hra_jax.data.audio import resample
+from hra_jax.decoding import unknown_task as auto
 from hra_jax.errors import UserError
 from hra_jax.models import attention_parts, backbone_folder, dtypes
-from hra_jax.models.asr import AsrModel
+from hra_jax.models.asr import AsrModel, apply_with_voice
 from hra_jax.models.padding import padded_size
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
@@ -348,28 +349,16 @@ class Model:
         if not waveforms:
             return np.zeros((0, 0, self.backbone.vocabulary.size), np.float32), np.zeros(0, np.int32)
         count = len(waveforms)
-        rows = padded_size(count, 1)
-        samples = padded_size(max(len(waveform) for waveform in waveforms), self.backbone.sample_rate)
-        batch = np.zeros((rows, samples), np.float32)
-        for row, waveform in enumerate(waveforms):
-            batch[row, : len(waveform)] = waveform
-        lengths = np.array([len(waveform) for waveform in waveforms] + [0] * (rows - count), np.int32)
-        index = np.full(rows, task_rows.NO_TASK, np.int32)
+        batch, lengths = self._padded(waveforms)
+        index = np.full(len(batch), task_rows.NO_TASK, np.int32)
         index[:count] = self._task_ids(tasks)
         symbols = None
         if self.own is not None:
-            symbols = np.stack([self.own.symbols(task) for task in [*tasks, *[BASE_TASK] * (rows - count)]])
-        model = AsrModel(
-            self.backbone.files.features,
-            self.backbone.files.encoder,
-            adapter=self.adapter,
-            attention_block=attention_parts.for_platform(jax.default_backend()),
-            dtype=self.backbone.dtype,
-        )
+            symbols = np.stack([self.own.symbols(task) for task in [*tasks, *[BASE_TASK] * (len(batch) - count)]])
         # How many rows are in use is an argument, so that the same program serves while free slots are filled.
         used = np.int32(len(self.tasks))
         log_probs, frames = _apply(
-            model, self.backbone.params, self.shared, self.rows, used, batch, lengths, index, symbols
+            self._encoder, self.backbone.params, self.shared, self.rows, used, batch, lengths, index, symbols
         )
         frames = np.asarray(frames)[:count]
         log_probs = np.asarray(log_probs)[:count, : max(int(frames.max()), 1)]
@@ -380,6 +369,69 @@ class Model:
         log_probs = np.take_along_axis(log_probs, columns[:, None, :], axis=2)
         # What a vocabulary does not have is impossible, not just unlikely.
         return np.where(log_probs > NEVER / 2, log_probs, -np.inf), frames
+
+    @property
+    def _encoder(self) -> AsrModel:
+        return AsrModel(
+            self.backbone.files.features,
+            self.backbone.files.encoder,
+            adapter=self.adapter,
+            attention_block=attention_parts.for_platform(jax.default_backend()),
+            dtype=self.backbone.dtype,
+        )
+
+    def _padded(self, waveforms: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """A batch of few shapes: float32 `[rows, S]` with silence beyond the waveforms, and their lengths, int32."""
+        samples = padded_size(max(len(waveform) for waveform in waveforms), self.backbone.sample_rate)
+        batch = np.zeros((padded_size(len(waveforms), 1), samples), np.float32)
+        lengths = np.zeros(len(batch), np.int32)
+        for row, waveform in enumerate(waveforms):
+            batch[row, : len(waveform)], lengths[row] = waveform, len(waveform)
+        return batch, lengths
+
+    def voices(self, waveforms: Waveforms, *, sample_rate: int) -> auto.Heard:
+        """How utterances sound to the adapter, whatever their task, and what the backbone alone makes of them.
+
+        Args:
+          waveforms, sample_rate: as for `log_probs`.
+
+        Raises:
+          UserError: as `log_probs`.
+        """
+        return self._listen([self._prepare(waveform, sample_rate) for waveform in waveforms])
+
+    def _listen(self, waveforms: Sequence[np.ndarray]) -> auto.Heard:
+        batch, lengths = self._padded(waveforms)
+        count = len(waveforms)
+        found = _apply_with_voice(self._encoder, self.backbone.params, self.shared, self.rows, batch, lengths)
+        log_probs, frames, voices = (np.asarray(part)[:count] for part in found)
+        log_probs = log_probs[:, : max(int(frames.max()), 1)]
+        where = {"backbone": str(self.backbone.files.folder), "adapter": self.folder}
+        _check_finite(log_probs, frames, [BASE_TASK] * count, **where)
+        writes = not isinstance(self.backbone.vocabulary, BlankVocabulary)
+        return auto.Heard(voices, log_probs if writes else None, frames)
+
+    def choose_tasks(
+        self, parts: Sequence[Sequence[np.ndarray]], sessions: Sequence[Hashable] | None = None
+    ) -> list[auto.Choice]:
+        """The task of each of some utterances of which nobody says it; see `decoding.unknown_task`.
+
+        Args:
+          parts: of each utterance its waveforms, float32 at the backbone's rate; several where it is long.
+          sessions: of each utterance; those with the same one are by one voice. None: each is by itself.
+
+        Raises:
+          UserError: the adapter does not say how its tasks sound; the line has the command that has it say so.
+        """
+        voices = auto.voices_of(self.records, self.tasks, where=self.folder, aside=self.set_aside)
+        return auto.choose(
+            parts,
+            range(len(parts)) if sessions is None else sessions,
+            voices=voices,
+            listen=self._listen,
+            recognise=self._run,
+            blank_of=lambda task: self.vocabulary(task).blank_id,
+        )
 
     def transcribe(
         self,
@@ -493,3 +545,22 @@ def apply_model(
 
 
 _apply = jax.jit(apply_model, static_argnums=0)
+
+
+def apply_model_with_voice(
+    model: AsrModel,
+    params: Mapping[str, Any],
+    shared: dict[str, Any],
+    rows: dict[str, Any],
+    waveform: jax.Array,
+    num_samples: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`apply_with_voice` of utterances without a task; arguments as of `apply_model`."""
+    count = jax.tree.leaves(rows)[0].shape[0] if jax.tree.leaves(rows) else 1
+    # Beyond the bank: what the tasks share runs, and no task's own part does.
+    nothing = jnp.full(waveform.shape[:1], count, jnp.int32)
+    bound = bind(model.adapter, model.encoder, shared, rows, nothing) if rows else unbound()
+    return apply_with_voice(model, params, waveform, num_samples, bound)
+
+
+_apply_with_voice = jax.jit(apply_model_with_voice, static_argnums=0)

@@ -32,6 +32,7 @@ SHARED = ""  # the task of what all tasks share
 Records = dict[str, dict[str, np.ndarray]]
 
 HASHES, OWN_HASHES = "hashes", "own_hashes"
+CENTROID, WHITENING = "centroid", "whitening"
 # Why a task is recognised by the backbone alone, as `tasks gate` found it: {"suite", "metric", "rate", "base_rate",
 # "tolerance"}; absent where the adapter is used.
 SET_ASIDE = "set_aside"
@@ -88,6 +89,10 @@ FIELDS: dict[str, FieldRecord] = {
 ARRAYS: dict[str, ArrayRecord] = {
     HASHES: ArrayRecord("uint64", 1, outlives=True, copied=True, merged=True),
     OWN_HASHES: ArrayRecord("uint64", 1, copied=True, merged=True),
+    # How a task sounds, and, of what all share, in which units that is compared: see `decoding.unknown_task`. A copy of
+    # a task is there for another voice.
+    CENTROID: ArrayRecord("float32", 1),
+    WHITENING: ArrayRecord("float32", 2),
     LM: ArrayRecord("uint8", 1),
 }
 _MOST_BYTES = 2**33  # of the file
@@ -131,6 +136,11 @@ def renamed(records: Records, names: Mapping[str, str]) -> Records:
 def without_hashes(records: Records) -> Records:
     """The records but for the hashes of utterances."""
     return {record: by_task for record, by_task in records.items() if record not in (HASHES, OWN_HASHES)}
+
+
+def without_voices(records: Records) -> Records:
+    """The records but for what they say of how tasks sound."""
+    return {record: by_task for record, by_task in records.items() if record not in (CENTROID, WHITENING)}
 
 
 def joined(*several: Records) -> Records:
