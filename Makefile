@@ -1,6 +1,7 @@
 # make quickstart   make the environment, adapt the shipped backbone to hard synthetic speakers, print the table
 # make test         the tests that are not marked slow (at most 8 minutes on 2 cores)
-# make test-slow    the rest (at most 45 minutes); installs PyTorch, transformers and PEFT, which some compare with
+# make test-slow    the rest (at most 45 minutes); installs PyTorch, transformers, PEFT and kenlm, which some compare
+#                   with
 # make test-oldest  the oldest versions that must work: the fast tests where Colab's packages are installed, two steps
 #                   of training where those of its TPU machines are
 # make lint         ruff and mypy
@@ -35,7 +36,7 @@ test: $(VENV)/.installed-dev
 	$(RUN) $(FAST_TESTS)
 
 # In the order of tests/conftest.py, longest last. pytest's status 5 says that no test is marked slow.
-test-slow: $(VENV)/.installed-dev $(VENV)/.installed-parity
+test-slow: $(VENV)/.installed-dev $(VENV)/.installed-parity $(VENV)/.installed-kenlm
 	$(RUN) -m pytest -m slow $(SHARED) --no-loadscope-reorder || test $$? -eq 5
 
 test-oldest: .venv-colab/.installed .venv-colab-tpu/.installed
@@ -76,6 +77,10 @@ $(VENV)/.installed-dev: setup.py | $(RUN)
 # Where this fails the tests that need it are skipped, by name, and the next `make test-slow` tries again.
 $(VENV)/.installed-parity: setup.py | $(VENV)/.installed-dev
 	-$(INSTALL) -e '.[parity]' && touch $@
+
+# As above. It is published as its source alone: this takes a C++ compiler, and a minute or two.
+$(VENV)/.installed-kenlm: setup.py | $(VENV)/.installed-dev
+	-$(INSTALL) -e '.[kenlm]' && touch $@
 
 # What Colab brings first, then hra_jax without these as constraints: pip must leave them alone by itself. The
 # environment is made anew when either file changes, because what an earlier hra_jax brought would still be there.

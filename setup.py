@@ -63,6 +63,8 @@ EXTRAS = {
     "torch": ["torch>=2.13"],
     # What slow tests and benchmarks compare published models with: exactly what was measured, whatever is newest.
     "parity": ["peft==0.21.2", "torch==2.13.0", "transformers==5.23.0"],
+    # What slow tests compare the scores of language models with.
+    "kenlm": ["kenlm>=0.3.0"],
     # The normalizers english and indic:LANGUAGE: exactly one version, whose rules are a part of their results.
     "normalizers": ["whisper-normalizer==0.1.15"],
     "notebooks": ["ipykernel>=6.29", "ipython>=8.0", "nbclient>=0.10", "nbformat>=5.10"],

@@ -1,28 +1,40 @@
-"""Audio files to text, through the adapter of a task.
+"""Recordings to text, through the adapter of a task or of many.
 
-python -m hra_jax.transcribe --adapter runs/quickstart/adapter --task whisper a.wav b.flac
+python -m hra_jax.transcribe --adapter runs/quickstart/adapter --task whisper a.wav b.flac recordings
+python -m hra_jax.transcribe --adapter runs/quickstart/adapter --manifest M.jsonl --output texts.jsonl
 """
 
+import contextlib
+import functools
+import hashlib
+import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import numpy as np
 from absl import flags
 
 from hra_jax import cli
-from hra_jax.adapters import adapter_folder, task_records
+from hra_jax.adapters import adapter_folder, initial, task_records
 from hra_jax.api import load_adapter, load_backbone
-from hra_jax.console import error_line, listed, printable, tell
-from hra_jax.data import audio, pauses
+from hra_jax.console import listed, say, stdout, tell
+from hra_jax.data import pauses, sources
 from hra_jax.errors import UserError
+from hra_jax.models import backbone_folder
+from hra_jax.run import signals
 from hra_jax.run.jax_setup import setup_jax
+from hra_jax.storage import locks
 from hra_jax.tasks import gate
 from hra_jax.tasks.descriptions import is_untrained
-from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
+from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, unknown_task
+from hra_jax.transcription import outputs, requests
+from hra_jax.transcription.outputs import Output
+from hra_jax.transcription.recognising import Options, Recogniser, results
+from hra_jax.transcription.requests import Request, Requests
+from hra_jax.transcription.summary import Summary
 
 FLAGS = flags.FLAGS
-_TOGETHER = 16  # files decoded and recognised at a time
 
 
 def choose_task(adapter: str | None, task: str | None) -> tuple[str, str]:
@@ -74,51 +86,40 @@ def transcribe(
       UserError: an unknown task, or an adapter of another backbone, before any file is read; or an adapter that gives
         no numbers for any of the first files.
     """
+    recogniser = load(adapter, backbone, tasks=[task], options=Options(chunk_seconds))
+    asked = [Request(file, file, task, file) for file in files]
+    for result in results(iter(asked), recogniser):
+        yield result.request.path, result.text, result.error or None
+
+
+def load(adapter: str | None, backbone: str, *, tasks: Sequence[str], options: Options) -> Recogniser:
+    """What recognises.
+
+    Args:
+      adapter, backbone: as for `transcribe`.
+      tasks: some that will be asked for.
+      options: how.
+
+    Raises:
+      UserError: an unknown task, an adapter of another backbone, or one of both that cannot be loaded.
+    """
     base = load_backbone(backbone)
-    if adapter is None and task != BASE_TASK:
-        raise UserError(f"task = {task!r} needs --adapter; without one only {BASE_TASK!r} is there")
-    model = None if adapter is None else load_adapter(adapter, base)
-    if model is not None:
-        model = model.mean() if task == MEAN_TASK else model
-        model.vocabulary(task)  # an unknown task fails now
-
-    def recognised(waveforms: list[np.ndarray]) -> list[str]:
-        if model is None:
-            return base.transcribe(waveforms, sample_rate=base.sample_rate, chunk_seconds=chunk_seconds)
-        tasks = [task] * len(waveforms)
-        return model.transcribe(waveforms, sample_rate=base.sample_rate, tasks=tasks, chunk_seconds=chunk_seconds)
-
-    for start in range(0, len(files), _TOGETHER):
-        part = files[start : start + _TOGETHER]
-        waveforms: list[np.ndarray] = []
-        errors: dict[str, str] = {}
-        for file in part:
-            try:
-                waveforms.append(audio.decode_file(file, base.sample_rate))
-            except audio.AudioError as error:
-                errors[file] = str(error)
-        texts = iter(_each(recognised, waveforms, all_may_fail=start > 0))
-        for file in part:
-            text, why = (None, errors[file]) if file in errors else next(texts)
-            yield file, text, why
+    for task in tasks if adapter is None else ():
+        if task != BASE_TASK:
+            raise _needs_adapter(task)
+    if adapter is None:
+        return Recogniser(base, None, options)
+    model = load_adapter(adapter, base)
+    for task in tasks:
+        (model.mean() if task == MEAN_TASK else model).vocabulary(task)  # an unknown task fails now
+    return Recogniser(base, model, options)
 
 
-def _each(
-    recognised: Callable[[list[np.ndarray]], list[str]], waveforms: list[np.ndarray], *, all_may_fail: bool
-) -> list[tuple[str | None, str | None]]:
-    """(text, error) of each waveform; those that overflow cost no other its text, unless it is all of them."""
-    try:
-        return [(text, None) for text in recognised(waveforms)]
-    except UserError:
-        alone: list[tuple[str | None, str | None]] = []
-        for waveform in waveforms:
-            try:
-                alone.append((recognised([waveform])[0], None))
-            except UserError as error:
-                alone.append((None, str(error)))
-        if all_may_fail or any(error is None for _, error in alone):
-            return alone
-        raise
+def _needs_adapter(task: str) -> UserError:
+    return UserError(f"task = {task!r} needs --adapter; without one only {BASE_TASK!r} is there")
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
 
 
 def define_flags() -> None:
@@ -126,41 +127,149 @@ def define_flags() -> None:
     flags.DEFINE_string("adapter", None, "Folder of an exported adapter; without it the backbone alone is used.")
     flags.DEFINE_string("backbone", "builtin:tiny", "Folder of the backbone, or builtin:NAME.")
     flags.DEFINE_string(
-        "task", None, "Task of the adapter, __mean__ or __base__; may be left out where the adapter has one task."
+        "task",
+        None,
+        "Task of the adapter, __mean__ or __base__, of all that names none; may be left out where the adapter has one.",
     )
+    flags.DEFINE_string("manifest", None, "A manifest, a folder of shards, or seqio:NAME/SPLIT.")
+    flags.DEFINE_string("task_tag", requests.TASK_TAG, "With --manifest: the field whose value is the task of a line.")
+    flags.DEFINE_string("data_dir", "", "With --manifest: what {dir} in it stands for; where corpora lie.")
+    flags.DEFINE_list("modules", [], "With --manifest: modules that register seqio Tasks, as data.modules.")
     flags.DEFINE_float(
         "chunk_seconds",
         None,
         "Longer audio is cut at pauses into chunks of at most this; default: as long as what was trained on.",
     )
-    flags.DEFINE_bool("json", False, "JSON Lines on stdout: audio_filepath, text, task; or error.")
+    flags.DEFINE_string(
+        "output", None, "A file, or of subtitles a folder. The same command goes on where it was stopped."
+    )
+    flags.DEFINE_enum("format", None, outputs.FORMATS, "Of the output; default: what its name ends in, or text.")
+    flags.DEFINE_bool("json", False, "Short JSON Lines on stdout: audio_filepath, text, task; or error.")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the text of each file; returns 2 if any file could not be read, after all others are done."""
-    files = argv[1:]
-    if not files:
-        raise UserError("no audio file given; usage: --adapter DIR --task NAME a.wav b.flac ...")
+    """Recognises what is asked for; returns 2 if any of it could not be, after all else is done."""
+    form = _format(FLAGS.output, FLAGS.format, short=FLAGS.json)
+    if not argv[1:] and FLAGS.manifest is None:
+        raise UserError("no audio file given; usage: --adapter DIR --task NAME a.wav b.flac ..., or --manifest M.jsonl")
     if FLAGS.chunk_seconds is not None:
         pauses.check_seconds(FLAGS.chunk_seconds)
     setup_jax()
-    task, notice = choose_task(FLAGS.adapter, FLAGS.task)
-    if notice:
-        tell(notice, to=sys.stderr)
-    failed = 0
-    recognised = transcribe(
-        files, adapter=FLAGS.adapter, backbone=FLAGS.backbone, task=task, chunk_seconds=FLAGS.chunk_seconds
-    )
-    for file, text, error in recognised:
-        failed += error is not None
-        if FLAGS.json:
-            found = {"text": text, "task": task} if error is None else {"error": error}
-            tell(json.dumps({"audio_filepath": file, **found}, ensure_ascii=False))
-        elif error is None:
-            tell("\t".join(printable(part, most=None) for part in (file, text)))
-        if error is not None:
-            error_line(f"{file}: {error}")
-    return 2 if failed else 0
+    asked, task = _asked(argv[1:])
+    with contextlib.ExitStack() as stack:
+        if FLAGS.output is None:
+            note = "stopped by SIGTERM; with --output the same command would go on"
+            stack.enter_context(signals.sigterm_says(note))
+            output: Output = outputs.Printed(form)
+        else:
+            stack.enter_context(locks.hold_beside(FLAGS.output, "transcribing"))
+            output = outputs.open_output(FLAGS.output, form, _run(task, form), asked)
+        stack.callback(output.close)
+        return _recognise(asked, task, output, words=form not in (outputs.TEXT, outputs.SHORT))
+
+
+def _recognise(asked: Requests, task: str | None, output: Output, *, words: bool) -> int:
+    """Writes what is not there yet to the output; the exit status."""
+    there = [0]
+
+    def missing() -> Iterator[Request]:
+        for request in asked.make():
+            if output.has(request):
+                there[0] += 1
+            else:
+                yield request
+
+    left = missing()
+    first = next(left, None)
+    printed = FLAGS.output is None
+    with Summary(asked.count, done=lambda: there[0], shown=not (printed and sys.stdout.isatty())) as summary:
+        if first is not None:
+            options = Options(FLAGS.chunk_seconds, words)
+            recogniser = load(FLAGS.adapter, FLAGS.backbone, tasks=[task] if task else [], options=options)
+            for result in results(itertools.chain([first], left), recogniser):
+                output.write(result)
+                output.flush()
+                summary.add(result)
+    lines, tasks = summary.lines()
+    if not printed:
+        console = stdout()
+        if tasks is not None:
+            found = tasks
+            console.print(found)
+        for line in lines:
+            say(console, line)
+    elif sys.stderr.isatty():
+        tell(*lines, to=sys.stderr)
+    return cli.USER_ERROR if summary.failed else 0
+
+
+def _format(output: str | None, form: str | None, *, short: bool) -> str:
+    """The format that is meant; UserError where the flags do not fit each other."""
+    if short:
+        if output is not None or form is not None:
+            raise UserError("--json is short lines on stdout; allowed beside it: neither --output nor --format")
+        return outputs.SHORT
+    ending = (output or "").rpartition(".")[2].lower()
+    form = form or (ending if ending in outputs.FORMATS else outputs.TEXT)
+    if form in outputs.SUBTITLES:
+        if output is None:
+            raise UserError(f"--format={form} needs --output: a folder, in which each recording has a file")
+        if not output.lower().endswith(f".{form}"):
+            return form
+    cli.check_output("output", output)
+    return form
+
+
+def _asked(words: Sequence[str]) -> tuple[Requests, str | None]:
+    """The requests of the command line, and the task of those that name none; None where each names one.
+
+    Raises:
+      UserError: something is missing, is not there, or names no task that there is.
+    """
+    refusal: UserError | None = None
+    task: str | None = None
+    try:
+        task, notice = choose_task(FLAGS.adapter, FLAGS.task)
+        if notice:
+            tell(notice, to=sys.stderr)
+    except UserError as error:
+        if words or FLAGS.task is not None or FLAGS.manifest is None:
+            raise
+        refusal = error
+    parts = [requests.of_paths(words, task=task or "")] if words else []
+    if FLAGS.manifest is not None:
+        names = [] if FLAGS.adapter is None else [entry["name"] for entry in adapter_folder.read_tasks(FLAGS.adapter)]
+        known = [*names, BASE_TASK, *([MEAN_TASK] if names else [])]
+        source = sources.located(FLAGS.manifest, data_dir=FLAGS.data_dir, key="--manifest", modules=FLAGS.modules)
+        parts.append(
+            requests.of_manifest(
+                source,
+                task=task,
+                known=known,
+                unknown=lambda name: unknown_task(name, known) if names else _needs_adapter(name),
+                missing=refusal,
+                task_tag=FLAGS.task_tag,
+            )
+        )
+    return functools.reduce(Requests.then, parts), task
+
+
+def _run(task: str | None, form: str) -> dict[str, Any]:
+    """What an output depends on, as JSON has it: nothing else may go on with it."""
+    adapter = None
+    if FLAGS.adapter is not None:
+        entries = adapter_folder.read_tasks(FLAGS.adapter)
+        aside = sorted(task_records.set_aside(entries))
+        content = json.dumps([initial.content_hash(FLAGS.adapter), [entry["name"] for entry in entries], aside])
+        adapter = hashlib.sha256(content.encode()).hexdigest()
+    return {
+        "format": form,
+        "adapter": adapter,
+        "backbone": backbone_folder.load(FLAGS.backbone).fingerprint,
+        "task": task,
+        "task_tag": FLAGS.task_tag if FLAGS.manifest is not None else None,
+        "chunk_seconds": FLAGS.chunk_seconds,
+    }
 
 
 if __name__ == "__main__":

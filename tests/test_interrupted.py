@@ -82,9 +82,9 @@ def evaluate(place: Place) -> list[str]:
 
 
 def transcribe(place: Place) -> list[str]:
-    audio = sorted((place.micro.data / "audio").glob("test-*"))
-    words = ("--adapter", place.adapter, "--backbone", place.micro.backbone, "--task", "ann")
-    return module("transcribe", *words, *audio)
+    words = ("--adapter", place.adapter, "--backbone", place.micro.backbone, "--task_tag", "speaker")
+    manifest = place.micro.data / "train.jsonl"
+    return module("transcribe", *words, "--manifest", manifest, "--output", place.folder / "texts.jsonl")
 
 
 def make_manifest(place: Place) -> list[str]:

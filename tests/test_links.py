@@ -352,6 +352,7 @@ OUTPUTS = {
     "hra_jax.data.manifest make": (["make", "recordings"], {"output"}),
     "hra_jax.params": (["--config", "fsdd"], {"json", "plot"}),
     "hra_jax.tasks": (["list", "run/adapter"], {"json"}),
+    "hra_jax.transcribe": (["a.wav"], {"output"}),
     "hra_jax.verify": (["run/adapter"], {"json"}),
 }
 

@@ -179,7 +179,7 @@ def fake_environment(folder: Path) -> Path:
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    for stamp in (".installed", ".installed-dev", ".installed-parity"):
+    for stamp in (".installed", ".installed-dev", ".installed-parity", ".installed-kenlm"):
         (folder / ".venv" / stamp).touch()
     return python
 
@@ -199,14 +199,15 @@ def test_make_installs_once_and_again_only_when_setup_py_changed(tmp_path):
     assert "pip install" in make(tmp_path, "-n", "test") and "pip install" in make(tmp_path, "-n", "quickstart")
 
 
-def test_pytorch_is_installed_for_the_slow_tests_only_and_may_be_missing(tmp_path):
+def test_pytorch_and_kenlm_are_installed_for_the_slow_tests_only_and_may_be_missing(tmp_path):
     for name in ("Makefile", "setup.py"):
         shutil.copy(REPOSITORY / name, tmp_path)
     python = fake_environment(tmp_path)
     os.utime(tmp_path / "setup.py", (0, 0))
     assert "pip install" not in make(tmp_path, "-n", "test-slow")
-    (tmp_path / ".venv" / ".installed-parity").unlink()
-    assert "[parity]" in make(tmp_path, "-n", "test-slow")
+    for extra in ("parity", "kenlm"):
+        (tmp_path / ".venv" / f".installed-{extra}").unlink()
+        assert f"[{extra}]" in make(tmp_path, "-n", "test-slow")
     for target in ("test", "quickstart", "lint"):
         assert "pip install" not in make(tmp_path, "-n", target)
     # An index that cannot be reached.
@@ -214,7 +215,7 @@ def test_pytorch_is_installed_for_the_slow_tests_only_and_may_be_missing(tmp_pat
     for _ in range(2):
         make(tmp_path, "test-slow")
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert [call.split()[1] for call in calls] == ["pip", "pytest"] * 2
+    assert [call.split()[1] for call in calls] == ["pip", "pip", "pytest"] * 2
 
 
 @pytest.mark.parametrize("version", [(2, 7), (3, 10), (3, 11), (3, 13), (3, 14)])

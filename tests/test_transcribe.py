@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import types
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -133,8 +135,29 @@ def test_a_task_that_had_no_step_is_told_by_transcribe_and_by_tasks_list(trained
     assert "without a training step: 'bob'" in capsys.readouterr().out
 
 
+@pytest.fixture
+def flag_values(monkeypatch) -> Callable[..., None]:
+    """Gives the flags of the command, which then runs in this process, values beside their defaults."""
+    monkeypatch.setattr(command_of, "setup_jax", lambda: None)  # this process has its own compile cache
+
+    defaults: dict = {}
+    defining = {
+        f"DEFINE_{kind}": lambda name, default, *more, **others: defaults.update({name: default})
+        for kind in ("string", "bool", "float", "integer", "list", "enum", "multi_string")
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(command_of, "flags", types.SimpleNamespace(**defining))
+        command_of.define_flags()
+
+    def give(**values) -> None:
+        assert values.keys() <= defaults.keys()
+        monkeypatch.setattr(command_of, "FLAGS", types.SimpleNamespace(**{**defaults, **values}))
+
+    return give
+
+
 def test_what_was_not_asked_for_is_said_on_stderr_and_the_text_alone_on_stdout(
-    files, micro, trained, tmp_path, monkeypatch, capsys
+    files, micro, trained, tmp_path, capsys, flag_values
 ):
     """The command in this process: what it says beside the text of a file."""
     one = str(tmp_path / "one")
@@ -143,14 +166,12 @@ def test_what_was_not_asked_for_is_said_on_stderr_and_the_text_alone_on_stdout(
         commands.remove(one, name)
     exported = read_adapter(one)
     library.write(epath.Path(one), dataclasses.replace(exported, tasks_json=[exported.tasks_json[0] | {"step": 0}]))
-    monkeypatch.setattr(command_of, "setup_jax", lambda: None)  # this process has its own compile cache
     capsys.readouterr()
     never = "task 'bob' had no training step\n"
     cases = [(None, f"task 'bob', the only one of {one}; {never}"), ("bob", never), ("__base__", "")]
     printed = []
     for task, notice in cases:
-        settings = dict(adapter=one, backbone=micro.backbone, task=task, json=False, chunk_seconds=None)
-        monkeypatch.setattr(command_of, "FLAGS", types.SimpleNamespace(**settings))
+        flag_values(adapter=one, backbone=micro.backbone, task=task)
         assert command_of.main(["transcribe", files[0][0]]) == 0
         out, err = capsys.readouterr()
         assert err == notice
@@ -192,3 +213,94 @@ def test_a_task_is_chosen_without_reading_the_weights(trained, tmp_path):
     shutil.copytree(trained.workdir / "adapter", tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     assert choose_task(str(tmp_path / "adapter"), "bob") == ("bob", "")
+
+
+# --- Manifests and outputs --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(micro, trained, tmp_path) -> dict:
+    """A manifest of the test recordings without texts, each with its own task, and the flags that recognise it."""
+    rows = [
+        {"audio_filepath": str(micro.data / row["audio_filepath"]), "duration": row["duration"], "who": row["speaker"]}
+        for row in world.read_manifest(micro.data / "test.jsonl")
+    ]
+    world.write_manifest(tmp_path / "m.jsonl", rows)
+    flags = dict(adapter=str(trained.workdir / "adapter"), backbone=micro.backbone, task_tag="who")
+    return flags | dict(manifest=str(tmp_path / "m.jsonl"), output=str(tmp_path / "texts.jsonl"))
+
+
+def test_a_manifest_mixes_tasks_and_every_line_has_the_text_of_its_own(asked, micro, trained, flag_values, capsys):
+    rows = world.read_manifest(Path(asked["manifest"]))
+    flag_values(**asked)
+    assert command_of.main(["transcribe"]) == 0
+    lines = [json.loads(line) for line in Path(asked["output"]).read_text().splitlines()]
+    assert [line["audio_filepath"] for line in lines] == [row["audio_filepath"] for row in rows]
+    assert [line["task"] for line in lines] == [row["who"] for row in rows]
+    model = hra_jax.load_adapter(trained.workdir / "adapter", hra_jax.load_backbone(micro.backbone))
+    for line in lines:
+        sound = decode_file(line["audio_filepath"], world.RATE)
+        assert line["text"] == model.transcribe([sound], sample_rate=world.RATE, tasks=[line["task"]])[0]
+    printed = capsys.readouterr().out
+    assert "6 of 6 recognised" in printed and "x real time" in printed and all(name in printed for name in model.tasks)
+
+
+def test_the_same_command_again_adds_what_is_missing_and_loads_no_model_where_nothing_is(
+    asked, flag_values, monkeypatch, capsys
+):
+    flag_values(**asked)
+    assert command_of.main(["transcribe"]) == 0
+    output = Path(asked["output"])
+    whole = output.read_bytes()
+    output.write_bytes(whole[: 3 * len(whole) // 4])
+    there = output.read_bytes().count(b"\n")
+    capsys.readouterr()
+    assert command_of.main(["transcribe"]) == 0
+    assert output.read_bytes() == whole and f"; {there} were there" in capsys.readouterr().out and 2 < there < 6
+    monkeypatch.setattr(command_of, "load", None)
+    assert command_of.main(["transcribe"]) == 0
+    assert output.read_bytes() == whole and "6 were there" in capsys.readouterr().out
+    for change in ({"task_tag": "text"}, {"chunk_seconds": 1.0}, {"task": "ann"}):
+        flag_values(**{**asked, **change})
+        with pytest.raises(
+            UserError, match=f"was begun with {next(iter(change))} = |no line has a task|--task is miss"
+        ):
+            command_of.main(["transcribe"])
+    assert output.read_bytes() == whole
+
+
+def test_unknown_tasks_of_a_manifest_are_counted_and_named_and_the_rest_goes_on(asked, flag_values, capsys):
+    rows = world.read_manifest(Path(asked["manifest"]))
+    changed = [row | ({"who": "bop"} if number < 2 else {}) for number, row in enumerate(rows)]
+    world.write_manifest(Path(asked["manifest"]), changed)
+    flag_values(**asked)
+    assert command_of.main(["transcribe"]) == 2
+    told = capsys.readouterr()
+    assert told.err.count("unknown_task: unknown task 'bop'; did you mean 'bob'?") == 2
+    assert "not recognised: 2 unknown_task" in told.out and "4 of 6 recognised" in told.out
+    world.write_manifest(Path(asked["manifest"]), [row | {"who": "bop"} for row in rows])
+    with pytest.raises(UserError, match=r"no line has a task that there is \(who = 'bop'\): unknown task 'bop'"):
+        command_of.main(["transcribe"])
+
+
+def test_lines_without_a_task_are_asked_for_one(asked, flag_values):
+    flag_values(**{**asked, "task_tag": "task"})
+    with pytest.raises(UserError, match="--task is missing, and .* has 3 tasks"):
+        command_of.main(["transcribe"])
+
+
+def test_flags_that_do_not_fit_each_other_are_refused_in_one_line(asked, flag_values, tmp_path):
+    cases = [
+        (dict(json=True), "--json is short lines on stdout"),
+        (dict(output=None, format="srt"), "--format=srt needs --output: a folder"),
+        (dict(output=str(tmp_path)), "is a folder; allowed: the path of a file"),
+        (dict(adapter=None), "no line has a task that there is .*: task = 'ann' needs --adapter"),
+        (dict(chunk_seconds=-1.0), "chunk_seconds = -1.0: allowed are numbers of seconds above 0"),
+    ]
+    for change, told in cases:
+        flag_values(**{**asked, **change})
+        with pytest.raises(UserError, match=told):
+            command_of.main(["transcribe"])
+    flag_values(adapter=asked["adapter"], backbone=asked["backbone"])
+    with pytest.raises(UserError, match="no audio file given"):
+        command_of.main(["transcribe"])

@@ -37,13 +37,16 @@ def load_manifest(path: epath.PathLike, *, report: DataReport) -> UtteranceColum
     return read_manifest(path, report=report)[0]
 
 
-def read_manifest(path: epath.PathLike, *, report: DataReport) -> tuple[UtteranceColumns, list[Refused]]:
+def read_manifest(
+    path: epath.PathLike, *, report: DataReport, texts: bool = True
+) -> tuple[UtteranceColumns, list[Refused]]:
     """Reads a manifest; the audio itself is not looked at.
 
     Args:
       path: the manifest.
       report: gets every bad line (bad_json, missing_field, empty_audio, unreachable_audio, too_short: more text than
         any speech of that length), named `manifest:line`.
+      texts: whether lines need a text; without, nothing is asked of it, and every text is ''.
 
     Returns:
       The usable utterances, and the other lines, both in the order of the lines. Empty lines are passed over.
@@ -62,7 +65,7 @@ def read_manifest(path: epath.PathLike, *, report: DataReport) -> tuple[Utteranc
     if content[:8].count(0) > 2:  # each of its letters is two bytes, or four
         raise UserError(f"the manifest {path} is UTF-16 or UTF-32; needed: UTF-8")
     folder, source = file.parent if is_remote(file) else file.absolute().parent, os.fspath(path)
-    return manifest_lines.read(content, folder=folder, source=source, report=report)
+    return manifest_lines.read(content, folder=folder, source=source, report=report, texts=texts)
 
 
 # --- Make -------------------------------------------------------------------------------------------------------------

@@ -73,7 +73,8 @@ class _Line(NamedTuple):
     offset: float | None
 
 
-def _parse(row: dict[str, Any]) -> _Line:
+def _parse(row: dict[str, Any], *, texts: bool = True) -> _Line:
+    row = row if texts else {**row, "text": ""}
     missing = [field for field in _REQUIRED if field not in row]
     if missing:
         raise _LineError("missing_field", f"there is no {' and no '.join(missing)}")
@@ -115,7 +116,7 @@ def why_refused(row: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def read(
-    content: bytes, *, folder: epath.Path, source: str, report: DataReport
+    content: bytes, *, folder: epath.Path, source: str, report: DataReport, texts: bool = True
 ) -> tuple[UtteranceColumns, list[Refused]]:
     """The utterances of the content of a manifest, and its other lines.
 
@@ -124,13 +125,14 @@ def read(
       folder: what paths of audio are relative to.
       source: the manifest, for `Utterance.source` and the report.
       report: gets every bad line.
+      texts: whether lines need a text; without, nothing is asked of it, and every text is ''.
 
     Raises:
       UserError: a line is bad and the report strict.
     """
     if b"\r" in content:
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    lines, start = _Lines(source, report), 0
+    lines, start = _Lines(source, report, texts=texts), 0
     while start < len(content):
         end = content.rfind(b"\n", start, start + _BLOCK) + 1 or content.find(b"\n", start) + 1 or len(content)
         if start + _BLOCK >= len(content):
@@ -159,8 +161,8 @@ def read(
 class _Lines:
     """Collects the lines of a manifest, in their order."""
 
-    def __init__(self, source: str, report: DataReport):
-        self._source, self._report = source, report
+    def __init__(self, source: str, report: DataReport, *, texts: bool):
+        self._source, self._report, self._texts = source, report, texts
         self._number = 1  # of the next line
         self._tables: list[pa.Table] = []
         self.tags = TagColumns()
@@ -173,6 +175,9 @@ class _Lines:
     def add(self, block: bytes) -> None:
         """Takes whole lines."""
         found = plain_objects(block, _FIELDS) if block.count(b"\n") >= _FEW else None
+        if found is not None and not self._texts:
+            nothing = pa.array([""] * found.num_rows, pa.string())
+            found = found.set_column(found.column_names.index("text"), "text", nothing)
         if found is not None and _is_good(found):
             self._add_plain(found)
             return
@@ -199,7 +204,7 @@ class _Lines:
             row: dict[str, Any] = {}
             try:
                 row = _object(line)
-                rows.append((*_parse(row), number))
+                rows.append((*_parse(row, texts=self._texts), number))
                 tags.append(_tags(row))
             except _LineError as error:
                 where, named = f"{self._source}:{number}", row.get("audio_filepath")

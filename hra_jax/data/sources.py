@@ -159,12 +159,15 @@ class DataSettings:
         return f"{self.normalizer}@{2 if self.format_characters == 'removed' else 1}"
 
 
-def read_source(path: epath.PathLike, *, report: DataReport) -> tuple[Sequence[Utterance], list[Refused]]:
+def read_source(
+    path: epath.PathLike, *, report: DataReport, texts: bool = True
+) -> tuple[Sequence[Utterance], list[Refused]]:
     """Reads whatever a source is: a manifest, or a folder of shards.
 
     Args:
       path: of the manifest, or of the folder.
       report: gets every line that cannot be used.
+      texts: whether the lines of a manifest need a text, as `read_manifest` has it.
 
     Returns:
       The usable utterances, and the other lines, both in the order of the source.
@@ -184,7 +187,7 @@ def read_source(path: epath.PathLike, *, report: DataReport) -> tuple[Sequence[U
         )
     if os.fspath(path).startswith(catalogue.PREFIX) and not epath.Path(path).exists():
         raise UserError(f"no manifest at {os.fspath(path)}; did you mean '{registry.SCHEME}{os.fspath(path)}'?")
-    return read_manifest(path, report=report)
+    return read_manifest(path, report=report, texts=texts)
 
 
 def located(source: str, *, data_dir: str, key: str = "data.sources", modules: Sequence[str] = ()) -> str:

@@ -368,3 +368,31 @@ def check_regular(path: epath.PathLike) -> None:
     text = os.fspath(epath.Path(path))
     if not is_remote(text) and os.path.exists(text) and not os.path.isfile(text):
         raise OSError(errno.EINVAL, "not a regular file", text)
+
+
+def read_bytes(path: epath.PathLike, *, what: str = "", most_bytes: int) -> bytes:
+    """The content of a file that somebody else may have made.
+
+    Args:
+      path: of the file.
+      what: is needed there, for errors.
+      most_bytes: that it may have.
+
+    Raises:
+      UserError: there is no file, or it is too large, no regular file, or cannot be read.
+    """
+    path = epath.Path(path)
+    needed = f"; needed is {what}" if what else ""
+    try:
+        if not path.exists() or path.is_dir():
+            raise UserError(f"{path} is not a file{needed}")
+        check_regular(path)
+        length = path.stat().length
+        if length > most_bytes:
+            raise UserError(f"{path}: {length:,} bytes; allowed: at most {most_bytes:,}")
+        content: bytes = path.read_bytes()
+    except remote.StorageUnavailable:
+        raise  # which says nothing of the file
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}){needed}") from error
+    return content

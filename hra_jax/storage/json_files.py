@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from hra_jax.errors import UserError
-from hra_jax.storage.files import check_regular
-from hra_jax.storage.remote import StorageUnavailable
+from hra_jax.storage.files import read_bytes
 
 MOST_BYTES = 2**26  # of a file, unless the reader allows another size
 MOST_DEPTH = 64  # objects and lists inside each other
@@ -167,32 +166,16 @@ def read_json(
       UserError: there is no such file, it cannot be read, or as `parse_json`.
       StorageUnavailable: its bucket does not answer.
     """
-    content = _read_bytes(path, what=what, most_bytes=most_bytes)
+    content = read_bytes(path, what=what, most_bytes=most_bytes or MOST_BYTES)
     return parse_json(content, where=str(path), most_bytes=most_bytes, most_values=most_values)
 
 
 def read_text(path: epath.PathLike, *, what: str = "", most_bytes: int | None = None) -> str:
     """The text of a file that `parse_json` takes; arguments and errors as `read_json`."""
     try:
-        return _read_bytes(path, what=what, most_bytes=most_bytes).decode("utf-8-sig")
+        return read_bytes(path, what=what, most_bytes=most_bytes or MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
-
-
-def _read_bytes(path: epath.PathLike, *, what: str, most_bytes: int | None) -> bytes:
-    path = epath.Path(path)
-    needed = f"; needed is {what}" if what else ""
-    try:
-        if not path.exists() or path.is_dir():
-            raise UserError(f"{path} is not a file{needed}")
-        check_regular(path)
-        _check_size(path.stat().length, where=str(path), most_bytes=most_bytes)
-        content: bytes = path.read_bytes()
-    except StorageUnavailable:
-        raise  # which says nothing of the file
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}){needed}") from error
-    return content
 
 
 def read_object(
@@ -222,7 +205,7 @@ def read_lines(path: epath.PathLike, fields: Mapping[str, Kind], *, what: str) -
     Raises:
       UserError: as `read_json` and `check_fields`.
     """
-    content = _read_bytes(path, what=what, most_bytes=_MOST_BYTES_OF_LINES)
+    content = read_bytes(path, what=what, most_bytes=_MOST_BYTES_OF_LINES)
     # As bytes: text also ends a line at characters that JSON leaves as they are in a string.
     for number, line in enumerate(content.splitlines(), start=1):
         where = f"{path}:{number}"

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -20,12 +20,12 @@ from etils import epath
 from hra_jax.console import size
 from hra_jax.errors import UserError
 from hra_jax.storage import safetensors
-from hra_jax.storage.files import check_regular, write_file
+from hra_jax.storage.files import read_bytes, write_file
 from hra_jax.storage.json_files import COUNT, Kind, check_fields, check_shown, parse_json
-from hra_jax.storage.remote import StorageUnavailable
 from hra_jax.text.automaton import ARRAYS, ROOT, Automaton
 from hra_jax.text.labels import Labels
-from hra_jax.text.ngram_counts import Level, count, end_mark, most_frequent_extension, start_mark
+from hra_jax.text.ngram_automaton import Grams, assemble
+from hra_jax.text.ngram_counts import Level, count, end_mark, most_frequent_extension
 from hra_jax.text.smoothing import SMOOTHINGS, Smoothed, smoothed
 from hra_jax.text.vocabularies import Vocabulary
 
@@ -220,65 +220,31 @@ def _compiled(
     vocabulary_size: int,
     blank_id: int,
 ) -> Automaton:
-    """The automaton of smoothed n-grams: a state for the root and each context after which an n-gram is kept.
+    """The automaton of smoothed n-grams: a state for each context after which an n-gram is kept.
 
-    What is kept occurs no less often than what it is a part of, so that the context of a kept n-gram, less its first
-    token, is a state as well.
+    What is kept occurs no less often than what it is a part of, so that what is kept has its context and its suffix.
     """
-    end, start = end_mark(vocabulary_size), start_mark(vocabulary_size)
-    logs = [np.log(np.maximum(level.probabilities, 1e-300)) for level in found]
-    parts = _Arcs([], [], [], [])
-    backoff, backoff_scores = [np.zeros(1, np.int64)], [np.zeros(1)]
-    final = np.array([logs[0][end]], np.float32)
-    numbers = np.zeros(1, np.int64)  # of each n-gram of the order below, its state, if it has one
-    reached = np.zeros(1, np.int64)  # and the longest state at its end
-    for n, (level, log, least) in enumerate(zip(levels, logs, least_counts, strict=True)):
-        kept = level.counts >= least
-        if n:
-            ends = kept & (level.token == end)
-            final[numbers[level.context[ends]]] = log[ends]
-        is_state = np.zeros(len(level.counts), bool)
-        if n + 1 < len(levels):
-            is_state = most_frequent_extension(levels[n + 1], len(level.counts)) >= least_counts[n + 1]
-        own = np.where(is_state, len(final) + np.cumsum(is_state) - 1, 0)
-        below = reached[level.suffix]
-        contexts, reached = numbers, np.where(is_state, own, below)
-        arcs = kept & (level.token < end)
-        parts.states.append(contexts[level.context[arcs]])
-        parts.tokens.append(level.token[arcs])
-        parts.scores.append(log[arcs])
-        parts.targets.append(reached[arcs])
-        numbers = own
-        if is_state.any():
-            backoff.append(below[is_state])
-            backoff_scores.append(np.log(found[n + 1].rest[is_state]))
-            # Contexts after which no end is kept get theirs by backing off; the others follow with the next order.
-            final = np.append(final, backoff_scores[-1].astype(np.float32) + final[below[is_state]])
-        if n == 0:
-            first_state = int(reached[start])
-    states = np.concatenate(parts.states)
+    empty = np.zeros(1, np.int64)
+    before = np.cumsum([0, 1, *(len(level.counts) for level in levels[:-1])])  # n-grams of lower orders, by order
+    extended = [
+        most_frequent_extension(above, len(level.counts)) >= least
+        for level, above, least in zip(levels[:-1], levels[1:], least_counts[1:], strict=True)
+    ]
+    none = np.zeros(len(levels[-1].counts))
+    probabilities = np.concatenate([[1.0], *(level.probabilities for level in found)])
+    grams = Grams(
+        orders=[1, *(len(level.counts) for level in levels)],
+        context=np.concatenate([empty, *(level.context + low for level, low in zip(levels, before, strict=False))]),
+        token=np.concatenate([empty, *(level.token for level in levels)]),
+        suffix=np.concatenate([empty, *(level.suffix + low for level, low in zip(levels, before, strict=False))]),
+        scores=np.log(np.maximum(probabilities, np.exp(NEVER))),
+        rest=np.concatenate([[0.0], *(np.log(level.rest) for level in found[1:]), none]),
+        kept=np.concatenate([[True], *(lv.counts >= least for lv, least in zip(levels, least_counts, strict=True))]),
+        states=np.concatenate([[True], *extended, none > 0]),
+    )
     missing = np.full(vocabulary_size, np.log(found[0].rest[ROOT] / vocabulary_size), np.float32)
     missing[blank_id] = NEVER
-    return Automaton(
-        first=np.searchsorted(states, np.arange(len(final) + 1)).astype(np.int32),
-        tokens=np.concatenate(parts.tokens).astype(np.int32),
-        scores=np.concatenate(parts.scores).astype(np.float32),
-        targets=np.concatenate(parts.targets).astype(np.int32),
-        backoff=np.concatenate(backoff).astype(np.int32),
-        backoff_scores=np.concatenate(backoff_scores).astype(np.float32),
-        missing=missing,
-        final=final,
-        start=first_state,
-    )
-
-
-class _Arcs(NamedTuple):
-    """Arcs, order by order."""
-
-    states: list[np.ndarray]
-    tokens: list[np.ndarray]
-    scores: list[np.ndarray]
-    targets: list[np.ndarray]
+    return assemble(grams, missing=missing)
 
 
 # --- Asking -----------------------------------------------------------------------------------------------------------
@@ -371,17 +337,5 @@ def read(path: epath.PathLike) -> LanguageModel:
     Raises:
       UserError: there is none, it cannot be read, or it holds something else.
     """
-    file = epath.Path(path)
-    try:
-        if not file.exists() or file.is_dir():
-            raise UserError(f"no language model at {file}; python -m hra_jax.lm make makes one")
-        check_regular(file)
-        length = file.stat().length
-        if length > _MOST_FILE_BYTES:
-            raise UserError(f"{file}: has {length:,} bytes; allowed: at most {_MOST_FILE_BYTES:,}")
-        content = file.read_bytes()
-    except StorageUnavailable:
-        raise
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
-    return from_bytes(content, where=str(file))
+    needed = f"a language model ({SUFFIX}), which python -m hra_jax.lm make makes"
+    return from_bytes(read_bytes(path, what=needed, most_bytes=_MOST_FILE_BYTES), where=str(path))

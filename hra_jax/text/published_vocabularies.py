@@ -308,6 +308,11 @@ class TokenizerVocabulary(_Cased):
         """False."""
         return False
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The pieces as the file spells them; '' for a blank without one."""
+        return tuple(self._pieces.get(number, "") for number in range(self._size))
+
     def encode(self, text: str) -> list[int]:
         """Ids of the pieces of a text, with the marks that the tokenizer frames it with; [] where nothing is known."""
         text = self._spelled_text(text)

@@ -45,6 +45,12 @@ class BlankFirst:
         """As the vocabulary itself."""
         return self._vocabulary.by_character
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Those of the vocabulary itself, the blank's first."""
+        symbols = self._vocabulary.tokens
+        return tuple(symbols[i] for i in self._original)
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, in [1, V)."""
         return [self._moved[i] for i in self._vocabulary.encode(text)]

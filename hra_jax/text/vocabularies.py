@@ -37,6 +37,10 @@ class Vocabulary(Protocol):
     def by_character(self) -> bool:
         """Whether `encode` and `unknown_characters` of a text are always those of its characters, put together."""
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The V symbols in the order of their ids, each another one; what stands for the blank varies."""
+
     def encode(self, text: str) -> list[int]:
         """Label ids in [0, V) of a text, never the blank; characters outside the vocabulary are dropped."""
 
@@ -90,6 +94,11 @@ class CharacterVocabulary:
     def by_character(self) -> bool:
         """True."""
         return True
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """'' for the blank, and the characters."""
+        return ("", *self._characters)
 
     def encode(self, text: str) -> list[int]:
         """One id in [1, V) for every character of the vocabulary in `text`; the others are dropped."""
@@ -190,6 +199,11 @@ class SentencePieceVocabulary:
         """False."""
         return False
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """'' for the blank, and the pieces as the model spells them."""
+        return ("", *map(self._processor.IdToPiece, range(self._processor.GetPieceSize())))
+
     def encode(self, text: str) -> list[int]:
         """Ids in [1, V) of the pieces of `text`; characters that the model does not know are dropped first."""
         dropped = self.unknown_characters(text)
@@ -233,6 +247,11 @@ class BlankVocabulary:
     def by_character(self) -> bool:
         """True."""
         return True
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """('',)."""
+        return ("",)
 
     def encode(self, text: str) -> list[int]:
         """[]: every character is dropped."""

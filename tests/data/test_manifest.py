@@ -352,3 +352,21 @@ def test_lines_mean_the_same_alone_and_among_thousands(tmp_path):
     for name in ("speaker", "age", "day", "more", "tag3", "tag99", "none"):
         codes, values = utterances.tag(name)
         assert [values[code] if code >= 0 else None for code in codes] == [row.tag(name) for row in utterances]
+
+
+def test_without_texts_nothing_is_asked_of_them_in_few_lines_and_in_many(tmp_path):
+    kinds = [{}, {"text": "one two"}, {"text": 7}, {"text": "x" * 5000}, {"phrases": ["a", "b"]}]
+    for count in (5, 200):
+        rows = [{"audio_filepath": f"{n}.wav", "duration": 0.5, **kinds[n % count % 5]} for n in range(count)]
+        plain = [{"audio_filepath": f"{n}.wav", "duration": 0.5} for n in range(count)]
+        for lines in (rows, plain):
+            path = tmp_path / "m.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+            report = DataReport()
+            found, refused = manifest.read_manifest(path, report=report, texts=False)
+            assert [row.text for row in found] == [""] * count and refused == []
+            assert [row.key for row in found] == [row["audio_filepath"] for row in lines]
+            assert [row.tags for row in found] == [
+                {name: value for name, value in row.items() if name == "phrases"} for row in lines
+            ]
+    assert len(manifest.read_manifest(path, report=DataReport())[0]) == 0

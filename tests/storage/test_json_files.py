@@ -103,7 +103,7 @@ def test_a_reader_may_allow_other_sizes(tmp_path):
 def test_a_file_that_is_too_long_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("[1, 2]")
     monkeypatch.setattr(json_files, "MOST_BYTES", 5)
-    with pytest.raises(UserError, match=r"file: 6 bytes of JSON; allowed: at most 5"):
+    with pytest.raises(UserError, match=r"file: 6 bytes; allowed: at most 5"):
         read_json(tmp_path / "file")
     with pytest.raises(UserError, match=r"^x: 6 bytes of JSON; allowed: at most 5"):
         parse_json("[1, 2]", where="x")

@@ -1,0 +1,220 @@
+"""When each word was said, and how sure it is: from the path of what was decoded, a label or the blank for each frame.
+
+CTC puts a label where it is recognised, not where it begins or ends, and the blank between labels. So two words that
+follow one another are taken to meet in the middle of the gap between their labels, and a word beside a pause to reach
+a little beyond its labels. All labels may come late, or early, by the lag of the encoder, which is measured on joined
+utterances (`decoding.calibration`) and taken off.
+
+A word is as sure as its labels together: the product of what each label has where it is likeliest, of the spaces beside
+it too, as what belongs to a word hangs on them. That is a posterior of the encoder alone, whatever a language model
+made of it; the temperature of a calibration makes it the share of such words that are right.
+
+Words are what has spaces around it: a text without spaces is one word.
+
+Letters: T frames, V vocabulary.
+"""
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hra_jax.data.pauses import Chunk
+from hra_jax.text.vocabularies import Vocabulary
+
+_ADJOINING_SECONDS = 0.5  # the longest gap between the labels of two words with no pause between them
+_REACH_SECONDS = 0.05  # of a word beyond its labels, beside a pause: half of what it is between words
+_BLOCK = 64  # labels whose texts are told apart at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """A word that was recognised.
+
+    Attributes:
+      text: without spaces.
+      start, end: seconds from the beginning of the recording.
+      confidence: from 0 to 1; where the task is calibrated, the share of such words that are right.
+    """
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
+class Calibration(NamedTuple):
+    """What is known of the words of a task, or NOT_CALIBRATED.
+
+    Attributes:
+      temperature: by which the log odds of a word's posterior are divided.
+      lag_seconds: by which labels come late.
+    """
+
+    temperature: float = 1.0
+    lag_seconds: float = 0.0
+
+
+NOT_CALIBRATED = Calibration()
+
+
+def words_of(
+    path: np.ndarray,
+    log_probs: np.ndarray,
+    vocabulary: Vocabulary,
+    *,
+    frame_seconds: float,
+    offset: float = 0.0,
+    calibration: Calibration = NOT_CALIBRATED,
+) -> tuple[Word, ...]:
+    """The words that a path says.
+
+    Args:
+      path: int `[T]`, the label or the blank of each frame.
+      log_probs: float `[T, V]`, or those of the path alone, `[T]`.
+      vocabulary: of the labels.
+      frame_seconds: of an encoder frame.
+      offset: seconds at which the first frame begins.
+      calibration: of the task.
+    """
+    path, blank = np.asarray(path), vocabulary.blank_id
+    edges = np.flatnonzero(path[1:] != path[:-1]) + 1
+    starts = np.concatenate([[0], edges])[: path.size]
+    stops = np.concatenate([edges, [path.size]])[: path.size]
+    said = path[starts] != blank
+    starts, stops = starts[said], stops[said]
+    spans = word_labels(path[starts].tolist(), vocabulary)
+    if not spans:
+        return ()
+    values = path_log_probs(path, log_probs)
+    peaks = np.array([values[start:stop].max() for start, stop in zip(starts, stops, strict=True)])
+    begins = frame_seconds * starts[[span.first for span in spans]] - calibration.lag_seconds
+    ends = frame_seconds * stops[[span.last for span in spans]] - calibration.lag_seconds
+    gaps = begins[1:] - ends[:-1]
+    reach = np.where(gaps <= _ADJOINING_SECONDS, gaps / 2, _REACH_SECONDS)
+    begins -= np.concatenate([[_REACH_SECONDS], reach])
+    ends += np.concatenate([reach, [_REACH_SECONDS]])
+    times = np.clip(np.stack([begins, ends]), 0, frame_seconds * path.size) + offset
+    found = []
+    for number, (span, start, end) in enumerate(zip(spans, *times.tolist(), strict=True)):
+        first = spans[number - 1].last + 1 if number else 0
+        stop = spans[number + 1].first if number + 1 < len(spans) else len(peaks)
+        posterior = math.exp(peaks[min(first, span.first) : max(stop, span.last + 1)].sum())
+        confidence = calibrated(posterior, temperature=calibration.temperature)
+        found.append(Word(span.text, start, max(end, start), confidence))
+    return tuple(found)
+
+
+def path_log_probs(path: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
+    """The log-probabilities of a path, float32 `[T]`, from those of all labels `[T, V]`, or the path's themselves."""
+    found = np.asarray(log_probs, np.float32)
+    return found if found.ndim == 1 else np.take_along_axis(found[: len(path)], np.asarray(path)[:, None], 1)[:, 0]
+
+
+def words_of_chunks(
+    chunks: Sequence[Chunk],
+    paths: Sequence[np.ndarray],
+    log_probs: Sequence[np.ndarray],
+    vocabulary: Vocabulary,
+    *,
+    hop: int,
+    sample_rate: int,
+    calibration: Calibration = NOT_CALIBRATED,
+) -> tuple[Word, ...]:
+    """The words of a waveform that was recognised in chunks, with their times in it; as `data.pauses.text`.
+
+    Args:
+      chunks: of the waveform.
+      paths: of each chunk the label of each frame that it hears, int `[frames]`.
+      log_probs: of each chunk, as for `words_of`.
+      vocabulary: of the labels.
+      hop: samples of an encoder frame.
+      sample_rate: Hz.
+      calibration: of the task.
+    """
+    found: list[Word] = []
+    for first, last in _stretches(chunks):
+        parts = [(chunks[at], paths[at], path_log_probs(paths[at], log_probs[at])) for at in range(first, last)]
+        kept = [[array[chunk.first : chunk.last] for array in arrays] for chunk, *arrays in parts]
+        start, stop = chunks[first].start + hop * chunks[first].first, chunks[last - 1].stop
+        words = words_of(
+            np.concatenate([path for path, _ in kept]),
+            np.concatenate([values for _, values in kept]),
+            vocabulary,
+            frame_seconds=hop / sample_rate,
+            offset=start / sample_rate,
+            calibration=calibration,
+        )
+        # The last frame may reach beyond the samples.
+        most = stop / sample_rate
+        found += [dataclasses.replace(word, start=min(word.start, most), end=min(word.end, most)) for word in words]
+    return tuple(found)
+
+
+def _stretches(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
+    """The numbers [first, last) of the chunks between two pauses."""
+    edges = [number for number, chunk in enumerate(chunks) if chunk.after_pause]
+    return list(zip(edges, [*edges[1:], len(chunks)], strict=True))
+
+
+def calibrated(posterior: float, *, temperature: float) -> float:
+    """A posterior from 0 to 1 with its log odds divided by the temperature."""
+    if not 0 < posterior < 1:
+        return min(max(posterior, 0.0), 1.0)
+    odds = (math.log(posterior) - math.log1p(-posterior)) / temperature
+    return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
+
+
+def confidence_of(words: Sequence[Word]) -> float | None:
+    """How sure a text is: the share of its words that are expected to be right; None where there is none."""
+    return sum(word.confidence for word in words) / len(words) if words else None
+
+
+# --- Which labels write which word ------------------------------------------------------------------------------------
+
+
+class Span(NamedTuple):
+    """A word, and the numbers of the first and the last label that write it."""
+
+    text: str
+    first: int
+    last: int
+
+
+def word_labels(labels: Sequence[int], vocabulary: Vocabulary) -> list[Span]:
+    """The words of a text, and the labels that write each; a label that writes of two words is in both.
+
+    Args:
+      labels: what a path says.
+      vocabulary: of any kind; what it decodes from the first labels tells what each of them adds.
+    """
+    texts = vocabulary.decode(labels).split()
+    written = _written(labels, vocabulary)
+    spans, begun = [], 0
+    for text in texts:
+        first, last = bisect.bisect_right(written, begun), bisect.bisect_left(written, begun + len(text))
+        spans.append(Span(text, first, last))
+        begun += len(text)
+    return spans
+
+
+def _written(labels: Sequence[int], vocabulary: Vocabulary) -> list[int]:
+    """How many characters, without spaces, are written after each label."""
+
+    def count(ids: Sequence[int]) -> int:
+        return len("".join(vocabulary.decode(ids).split()))
+
+    found: list[int] = []
+    # In blocks, as the time for one is quadratic in its length.
+    for start in range(0, len(labels), _BLOCK):
+        block, before = labels[start : start + _BLOCK], found[-1] if found else 0
+        found += [before + count(block[: size + 1]) for size in range(len(block))]
+    if found and found[-1] != count(labels):  # a character that several labels write lies in two blocks
+        found = [count(labels[: size + 1]) for size in range(len(labels))]
+    # Of several labels that write one character, some are decoded to more until the last one is there.
+    for at in range(len(found) - 2, -1, -1):
+        found[at] = min(found[at], found[at + 1])
+    return found

@@ -1,0 +1,322 @@
+"""Where text goes: a file that grows line by line, or subtitles, a file for each recording.
+
+An output may be begun by one process and finished by another, however the first one ended. Beside it lies what was
+asked for (FILE.run.json, or run.json in a folder), and nobody goes on with anything else. Lines that are whole stay; a
+line that was begun is cut off; and what could not be recognised is tried again.
+"""
+
+import collections
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+from etils import epath
+
+from hra_jax.console import printable, tell
+from hra_jax.errors import UserError
+from hra_jax.storage.files import GrowingFile, check_no_link, check_regular, write_file
+from hra_jax.storage.json_files import check_fields, json_text, parse_json, read_object
+from hra_jax.transcription.requests import Request, Requests
+
+TEXT, JSON_LINES, SUBTITLES = "text", "jsonl", ("srt", "vtt")
+SHORT: Final = "short"  # JSON Lines without all that is not the text
+FORMATS: Final = (TEXT, JSON_LINES, *SUBTITLES)
+_RUN: Final = "run.json"
+
+
+class Result(NamedTuple):
+    """What came of a request.
+
+    Attributes:
+      request: the request.
+      seconds: of audio; 0 where it could not be read.
+      text: what was recognised; None where there is an error.
+      task: what recognised it.
+      error: "kind: detail", or ''.
+      words: each with its text, start and end in its audio file (seconds) and confidence, where they were asked for.
+      confidence: of the whole; None where it is not known.
+      decoding: how it was decoded.
+    """
+
+    request: Request
+    seconds: float
+    text: str | None
+    task: str
+    error: str = ""
+    words: Sequence[Any] = ()
+    confidence: float | None = None
+    decoding: Mapping[str, Any] = {}
+
+
+class Output(Protocol):
+    """What takes results in their order."""
+
+    def has(self, request: Request) -> bool:
+        """Whether it has the result of a request from an earlier run; each is asked for once, in its order."""
+
+    def write(self, result: Result) -> None:
+        """Takes one. Raises OSError."""
+
+    def flush(self) -> None:
+        """Makes what was taken visible to others. Raises OSError."""
+
+    def close(self) -> None:
+        """Flushes, and ends. Raises OSError."""
+
+
+def line_of(result: Result, form: str) -> str | None:
+    """The line of a result in a format, without its end; None where that has none for errors."""
+    if form == TEXT:
+        return (
+            None
+            if result.text is None
+            else f"{printable(result.request.key, most=None)}\t{printable(result.text, most=None)}"
+        )
+    if form == SHORT:
+        found = {"text": result.text, "task": result.task} if result.text is not None else {"error": result.error}
+        return json.dumps({"audio_filepath": result.request.key, **found}, ensure_ascii=False)
+    request = result.request
+    row: dict[str, Any] = {"audio_filepath": request.path}
+    row |= {"key": request.key} if request.key != request.path else {}
+    row |= {"offset": request.offset} if request.offset else {}
+    row |= {"duration": round(result.seconds, 6)} if result.seconds else {}
+    if result.text is None:
+        row |= {"task": request.task, "error": result.error}
+    else:
+        row |= {"text": result.text, "task": result.task}
+        row |= {"asked": request.task} if request.task != result.task else {}
+        row |= {} if result.confidence is None else {"confidence": round(result.confidence, 4)}
+        row["words"] = [
+            {"word": word.text, "start": round(word.start, 3), "end": round(word.end, 3)}
+            | ({} if word.confidence is None else {"confidence": round(word.confidence, 4)})
+            for word in result.words
+        ]
+        row["decoding"] = dict(result.decoding)
+    row |= {"session": request.session} if request.session else {}
+    return json.dumps(row, ensure_ascii=False)
+
+
+# --- Lines ------------------------------------------------------------------------------------------------------------
+
+
+class Printed:
+    """Lines on standard output."""
+
+    def __init__(self, form: str):
+        """Takes the format."""
+        self._form = form
+
+    def has(self, request: Request) -> bool:
+        """No."""
+        del request
+        return False
+
+    def write(self, result: Result) -> None:
+        """Prints it."""
+        line = line_of(result, self._form)
+        if line is not None:
+            tell(line)
+
+    def flush(self) -> None:
+        """Nothing is left to do."""
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+
+class Lines:
+    """Lines in a file, which an earlier run may have begun."""
+
+    def __init__(self, path: str, form: str, run: Mapping[str, Any]):
+        """Opens the file; the lines of an earlier run stay that are whole and hold a text.
+
+        Args:
+          path: the file.
+          form: its format.
+          run: what was asked for, as JSON has it.
+
+        Raises:
+          UserError: it is there and is of another command, or was begun with another run.
+          OSError: it cannot be read or written.
+        """
+        self._path, self._form = epath.Path(path), form
+        check_no_link(self._path)
+        _claim(epath.Path(f"{path}.{_RUN}"), path, run, begun=self._path.exists() and self._path.stat().length > 0)
+        content, self._done = self._kept()
+        self._file = GrowingFile(self._path, content=content)
+
+    def _kept(self) -> tuple[bytes, "collections.Counter[tuple[str, str]]"]:
+        if not self._path.exists():
+            return b"", collections.Counter()
+        check_regular(self._path)
+        old = self._path.read_bytes()
+        names: collections.Counter[tuple[str, str]] = collections.Counter()
+        kept = []
+        for number, line in enumerate(old[: old.rfind(b"\n") + 1].splitlines(keepends=True), start=1):
+            name = self._name_in(line, where=f"{self._path}:{number}")
+            if name is not None:
+                names[name] += 1
+                kept.append(line)
+        content = b"".join(kept)
+        if content != old:
+            write_file(self._path, content)
+        return content, names
+
+    def _name_in(self, line: bytes, *, where: str) -> tuple[str, str] | None:
+        """What names the request of a line; None of one that is to be tried again."""
+        if self._form == TEXT:
+            key, tab, _ = line.partition(b"\t")
+            if not tab:
+                raise UserError(f"{where} is {printable(line)!r}; needed: a line of this command, file and text")
+            return key.decode("utf-8", "replace"), ""
+        row = check_fields(parse_json(line, where=where), {"audio_filepath": str, "task": str}, where=where)
+        if "error" in row:
+            return None
+        return str(row.get("key", row["audio_filepath"])), str(row.get("asked", row["task"]))
+
+    def has(self, request: Request) -> bool:
+        """As `Output.has`; of several requests that are alike, as many as there are lines."""
+        name = (printable(request.key, most=None), "") if self._form == TEXT else (request.key, request.task)
+        if not self._done[name]:
+            return False
+        self._done[name] -= 1
+        return True
+
+    def write(self, result: Result) -> None:
+        """As `Output.write`."""
+        line = line_of(result, self._form)
+        if line is not None:
+            self._file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+
+    def flush(self) -> None:
+        """As `Output.flush`; to a bucket once a minute at most."""
+        self._file.flush_if_cheap()
+
+    def close(self) -> None:
+        """As `Output.close`."""
+        self._file.close()
+
+
+# --- Subtitles --------------------------------------------------------------------------------------------------------
+
+
+class SubtitleFiles:
+    """A file of subtitles for each recording, written when all of its utterances are there."""
+
+    def __init__(self, path: str, form: str, run: Mapping[str, Any], requests: Requests):
+        """Looks for what an earlier run wrote.
+
+        Args:
+          path: the folder; of a single recording the file may be given, with the suffix of the format.
+          form: srt or vtt.
+          run: what was asked for, as JSON has it.
+          requests: all of them.
+
+        Raises:
+          UserError: two recordings would be one file, or files are there that another command or run wrote.
+          OSError: they cannot be read or written.
+        """
+        self._form = form
+        self._left: collections.Counter[str] = collections.Counter()
+        names: dict[str, str] = {}
+        for request in requests.make():
+            self._left[request.path] += 1
+            names.setdefault(request.path, request.name)
+        single = path.lower().endswith(f".{form}")
+        if single and len(names) != 1:
+            raise UserError(f"--output={path!r} is one file for {len(names):,} recordings; allowed: a folder")
+        root = epath.Path(path)
+        self._files = {next(iter(names)): root} if single else _files_in(root, names, form)
+        self._root = root.parent if single else root
+        check_no_link(root)
+        there = [file for file in self._files.values() if file.exists()]
+        _claim(epath.Path(f"{path}.{_RUN}") if single else root / _RUN, path, run, begun=bool(there))
+        written = set(there)
+        self._done = {source for source, file in self._files.items() if file in written}
+        self._results: dict[str, list[Result]] = {}
+
+    def has(self, request: Request) -> bool:
+        """As `Output.has`."""
+        return request.path in self._done
+
+    def write(self, result: Result) -> None:
+        """As `Output.write`."""
+        source = result.request.path
+        self._results.setdefault(source, []).append(result)
+        self._left[source] -= 1
+        if self._left[source]:
+            return
+        results = sorted(self._results.pop(source), key=lambda one: one.request.offset)
+        good = [one for one in results if one.text is not None]
+        if good:
+            for folder in self._files[source].parents:
+                if folder == self._root:
+                    break
+                check_no_link(folder)
+            write_file(self._files[source], subtitles_of(good, self._form))
+
+    def flush(self) -> None:
+        """Each file is whole when it is there."""
+
+    def close(self) -> None:
+        """Each file is whole when it is there."""
+
+
+def subtitles_of(results: Sequence[Result], form: str) -> str:
+    """The subtitles of a recording, of its utterances in their order."""
+    from hra_jax.text import subtitles
+
+    words = [word for result in results for word in result.words]
+    return subtitles.srt(words) if form == "srt" else subtitles.vtt(words)
+
+
+def _files_in(root: epath.Path, names: Mapping[str, str], form: str) -> dict[str, epath.Path]:
+    """The file of each recording: its name with another suffix, which is added where that alone tells two apart."""
+    stems = collections.Counter(os.path.splitext(name)[0] for name in names.values())
+    found: dict[str, epath.Path] = {}
+    taken: dict[str, str] = {}
+    for source, name in names.items():
+        stem = os.path.splitext(name)[0]
+        file = f"{stem if stems[stem] == 1 else name}.{form}"
+        if taken.setdefault(file, source) != source:
+            raise UserError(f"{taken[file]} and {source} would both be {file}; allowed: a folder that holds both")
+        found[source] = root / file
+    return found
+
+
+def open_output(path: str, form: str, run: Mapping[str, Any], requests: Requests) -> Output:
+    """The output of a format; arguments and errors as `Lines` and `SubtitleFiles` have them."""
+    return SubtitleFiles(path, form, run, requests) if form in SUBTITLES else Lines(path, form, run)
+
+
+# --- What was asked for -----------------------------------------------------------------------------------------------
+
+
+def _claim(file: epath.Path, output: str, run: Mapping[str, Any], *, begun: bool) -> None:
+    """Writes down what was asked for, or compares it with what is written.
+
+    Args:
+      file: where it is written.
+      output: what the user gave, for errors.
+      run: what was asked for.
+      begun: whether there is something of the output.
+
+    Raises:
+      UserError: there is, and something else was asked for, or it is not known what.
+    """
+    check_no_link(file)
+    wanted = parse_json(json_text(run), where="what is asked for")  # as it is read again
+    if begun:
+        if not file.exists():
+            raise UserError(f"--output={output!r} is there, and is not of this command; allowed: another path")
+        stored = read_object(file, what="what an earlier run was asked for")
+        for name in sorted({*stored, *wanted}):
+            if stored.get(name) != wanted.get(name):
+                was, now = (json.dumps(side.get(name), ensure_ascii=False) for side in (stored, wanted))
+                raise UserError(
+                    f"--output={output!r} was begun with {name} = {was:.200}, not {now:.200}; allowed: the same "
+                    "command, or another path"
+                )
+    else:
+        write_file(file, json_text(wanted))
