@@ -10,7 +10,7 @@ import numbers
 import os
 import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +22,39 @@ from hra_jax.adapters import adapter_folder, methods, task_records, task_rows
 from hra_jax.adapters.base import Adapter, bind, no_parameters, unbound
 from hra_jax.adapters.output_kinds import NEVER
 from hra_jax.console import listed, tell
-from hra_jax.data import pauses
+from hra_jax.data import audio, pauses
 from hra_jax.data.audio import resample
+from hra_jax.decoding import language_models, recognition
 from hra_jax.decoding import unknown_task as auto
+from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.recognition import Recognition
+from hra_jax.decoding.settings import DecodeSettings, decode_settings
 from hra_jax.errors import UserError
 from hra_jax.models import attention_parts, backbone_folder, dtypes
 from hra_jax.models.asr import AsrModel, apply_with_voice
 from hra_jax.models.padding import padded_size
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
-from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, check_name, unknown_task
+from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, MEAN_TASK, check_name, unknown_task
 from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary, vocabulary_from_json, vocabulary_of_outputs
 from hra_jax.training import placement
 
 Waveforms = Sequence[ArrayLike]  # each 1-D, mono, float samples
+Recordings = Sequence[ArrayLike | str | os.PathLike]  # or the path of an audio file
+_DECODERS = 8  # that a model keeps
+
+
+class Options(TypedDict, total=False):
+    """What recognition takes beside the recordings; `Model.recognise` says what it means."""
+
+    sample_rate: int | None
+    tasks: Iterable[str] | None
+    decode: DecodeSettings | Mapping[str, Any] | Decoder | None
+    phrases: Sequence[Sequence[Any]] | None
+    sessions: Sequence[Hashable] | None
+    words: bool
+    chunk_seconds: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +102,13 @@ class Backbone:
         """
         return Model(self, Adapter(), {}, {}, ()).log_probs(waveforms, sample_rate=sample_rate)
 
-    def transcribe(self, waveforms: Waveforms, *, sample_rate: int, chunk_seconds: float | None = None) -> list[str]:
-        """Texts without an adapter; as `Model.transcribe`."""
-        bare = Model(self, Adapter(), {}, {}, ())
-        return bare.transcribe(waveforms, sample_rate=sample_rate, chunk_seconds=chunk_seconds)
+    def transcribe(self, waveforms: Recordings, **options: Unpack[Options]) -> list[str]:
+        """Texts without an adapter; takes what `Model.transcribe` takes."""
+        return Model(self, Adapter(), {}, {}, ()).transcribe(waveforms, **options)
+
+    def recognise(self, waveforms: Recordings, **options: Unpack[Options]) -> list[Recognition]:
+        """What is said, without an adapter; takes what `Model.recognise` takes."""
+        return Model(self, Adapter(), {}, {}, ()).recognise(waveforms, **options)
 
 
 def load_backbone(
@@ -161,8 +182,10 @@ def load_adapter(folder: epath.PathLike, backbone: Backbone, *, slots: int = 0) 
         own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size, shared_vocabulary)
     trained_seconds = float(exported.config.get("trained_seconds", 0))
     aside = task_records.set_aside(exported.tasks_json)
+    entries = {entry["name"]: entry for entry in exported.tasks_json}
     return Model(
-        backbone, adapter, shared, tasks, names, own, os.fspath(folder), trained_seconds, aside, exported.records
+        *(backbone, adapter, shared, tasks, names, own, os.fspath(folder), trained_seconds, aside),
+        *(exported.records, entries),
     )
 
 
@@ -182,6 +205,9 @@ class Model:
     set_aside: frozenset[str] = frozenset()
     # What the adapter's folder holds for its tasks beside weights, for who stores the model again.
     records: task_records.Records = dataclasses.field(default_factory=dict, repr=False)
+    # What tasks.json of that folder says of its tasks, by name, such as how they are decoded best.
+    entries: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict, repr=False)
+    _decoders: dict[Any, Decoder] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def chunk_seconds(self) -> float:
@@ -264,6 +290,7 @@ class Model:
             tasks=tasks,
             set_aside=left,
             records=task_records.kept(self.records, tasks),
+            entries={task: entry for task, entry in self.entries.items() if task != name},
         )
 
     def mean(self) -> "Model":
@@ -318,11 +345,11 @@ class Model:
           UserError: an unknown task; a waveform that is not 1-D, empty, or not finite; log-probabilities that are not
             finite.
         """
-        names = self._one_task_each(waveforms, tasks)
+        names = self._recognised_as(self._one_task_each(waveforms, tasks))
         return self._run([self._prepare(waveform, sample_rate) for waveform in waveforms], names)
 
-    def _one_task_each(self, waveforms: Waveforms, tasks: Iterable[str] | None) -> list[str]:
-        """What recognises every waveform: its task, or `__base__` where that is set aside, which is said once.
+    def _one_task_each(self, waveforms: Recordings, tasks: Iterable[str] | None) -> list[str]:
+        """The task of every waveform.
 
         Raises:
           UserError: unknown tasks, or more or fewer tasks than waveforms.
@@ -330,12 +357,41 @@ class Model:
         names = [BASE_TASK] * len(waveforms) if tasks is None else list(tasks)
         if len(names) != len(waveforms):
             raise UserError(f"{len(names)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
-        self._task_ids(names)
-        for name in sorted(self.set_aside.intersection(names)):
-            _say_set_aside(self.folder, name)
-        return [BASE_TASK if name in self.set_aside else name for name in names]
+        self._task_ids(name for name in names if name != AUTO_TASK)
+        return names
 
-    def _prepare(self, samples: ArrayLike, sample_rate: int) -> np.ndarray:
+    def _chosen(
+        self,
+        waveforms: Sequence[np.ndarray],
+        tasks: Sequence[str],
+        sessions: Sequence[Hashable] | None,
+        longest_seconds: float,
+    ) -> list[str]:
+        """The tasks with one of the adapter's, or `__base__`, in place of `__auto__`."""
+        if sessions is not None and len(sessions) != len(waveforms):
+            raise UserError(f"{len(sessions)} sessions for {len(waveforms)} recordings: one for each is needed")
+        asked = [number for number, task in enumerate(tasks) if task == AUTO_TASK]
+        lengths: dict[str, Any] = {"sample_rate": self.backbone.sample_rate, "longest_seconds": longest_seconds}
+        parts = []
+        for number in asked:
+            found = pauses.chunks(waveforms[number], self.backbone.hop, **lengths)
+            parts.append([waveforms[number][chunk.start : chunk.stop] for chunk in found])
+        choices = self.choose_tasks(parts, None if sessions is None else [sessions[number] for number in asked])
+        chosen = dict(zip(asked, (choice.task for choice in choices), strict=True))
+        return [chosen.get(number, task) for number, task in enumerate(tasks)]
+
+    def _recognised_as(self, tasks: Sequence[str]) -> list[str]:
+        """What recognises for every task: it, or `__base__` where it is set aside, which is said once."""
+        for name in sorted(self.set_aside.intersection(tasks)):
+            _say_set_aside(self.folder, name)
+        return [BASE_TASK if name in self.set_aside else name for name in tasks]
+
+    def _prepare(self, samples: ArrayLike | str | os.PathLike, sample_rate: int | None) -> np.ndarray:
+        if isinstance(samples, str | os.PathLike):
+            try:
+                return audio.decode_file(os.fspath(samples), self.backbone.sample_rate)
+            except audio.AudioError as error:
+                raise UserError(f"{os.fspath(samples)}: {error}") from error
         waveform = np.asarray(samples, np.float32)
         if waveform.ndim != 1 or not waveform.size:
             raise UserError(f"a waveform has shape {waveform.shape}; allowed is 1-D (mono) and not empty")
@@ -433,48 +489,90 @@ class Model:
             blank_of=lambda task: self.vocabulary(task).blank_id,
         )
 
-    def transcribe(
+    def transcribe(self, waveforms: Recordings, **options: Unpack[Options]) -> list[str]:
+        """The texts of recordings: those of `recognise`, which says what it takes."""
+        return [found.text for found in self.recognise(waveforms, **options)]
+
+    def recognise(
         self,
-        waveforms: Waveforms,
+        waveforms: Recordings,
         *,
-        sample_rate: int,
+        sample_rate: int | None = None,
         tasks: Iterable[str] | None = None,
+        decode: DecodeSettings | Mapping[str, Any] | Decoder | None = None,
+        phrases: Sequence[Sequence[Any]] | None = None,
+        sessions: Sequence[Hashable] | None = None,
+        words: bool = False,
         chunk_seconds: float | None = None,
-    ) -> list[str]:
-        """Texts of utterances, each through the adapter of its task; what is longer than a chunk is cut at pauses.
+    ) -> list[Recognition]:
+        """What is said in recordings, each through the adapter of its task; long ones are cut at pauses.
 
         Args:
-          waveforms, sample_rate, tasks: as for `log_probs`.
+          waveforms: 1-D float arrays, mono, any lengths, or paths of audio files.
+          sample_rate: of the arrays, Hz; resampled to the backbone's.
+          tasks: a task name per recording, `__base__` for no adapter; None means `__base__` for all. `__auto__` is
+            the task that sounds most like the recording, see `choose_tasks`; `Recognition.task` says which.
+          decode: the keys `decode.*` of a configuration, such as {"lm": "adapter"}; None decodes greedily. Or what
+            `decoder` gave.
+          phrases: of each recording the words and phrases that are likelier than elsewhere; None for none.
+          sessions: of each recording; those of `__auto__` with the same one are by one voice. None: each is by itself.
+          words: whether words are wanted, with their times and confidences.
           chunk_seconds: the longest that is recognised at once; None for what was trained on, `Model.chunk_seconds`.
 
         Raises:
-          UserError: as `log_probs`; a chunk that is not a number of seconds above 0.
+          UserError: as `log_probs`; a file that cannot be read; a chunk that is not a number of seconds above 0; as
+            `decoder`; phrases that the vocabulary cannot write.
         """
         longest = self.chunk_seconds if chunk_seconds is None else pauses.check_seconds(chunk_seconds)
         names = self._one_task_each(waveforms, tasks)
-        if BASE_TASK in names and isinstance(self.backbone.vocabulary, BlankVocabulary):
+        prepared = [self._prepare(waveform, sample_rate) for waveform in waveforms]
+        if AUTO_TASK in names:
+            names = self._chosen(prepared, names, sessions, longest)
+        used = self._recognised_as(names)
+        if BASE_TASK in used and isinstance(self.backbone.vocabulary, BlankVocabulary):
             raise UserError(
                 f"task {BASE_TASK!r}: the backbone {self.backbone.files.info['name']!r} has no output layer of its "
                 f"own; allowed: {', '.join(self.tasks) or 'none, an adapter with an output layer is needed'}"
             )
-        rate, hop = self.backbone.sample_rate, self.backbone.hop
-        prepared = [self._prepare(waveform, sample_rate) for waveform in waveforms]
-        cut = [pauses.chunks(waveform, hop, sample_rate=rate, longest_seconds=longest) for waveform in prepared]
-        parts = [(i, chunk) for i, found in enumerate(cut) for chunk in found]
-        # Parts of like length run together, a few at a time: little padding, bounded memory.
-        order = sorted(range(len(parts)), key=lambda n: parts[n][1].stop - parts[n][1].start)
-        paths: dict[int, np.ndarray] = {}
-        for start in range(0, len(order), 16):
-            together = order[start : start + 16]
-            heard = [prepared[i][chunk.start : chunk.stop] for i, chunk in (parts[n] for n in together)]
-            log_probs, lengths = self._run(heard, [names[parts[n][0]] for n in together])
-            for n, row, length in zip(together, log_probs.argmax(axis=-1), lengths, strict=True):
-                paths[n] = row[:length]
-        found_paths = iter(paths[n] for n in range(len(parts)))
-        return [
-            pauses.text(found, [next(found_paths) for _ in found], self.vocabulary(task))
-            for found, task in zip(cut, names, strict=True)
-        ]
+        if phrases is not None and len(phrases) != len(names):
+            raise UserError(f"{len(phrases)} lists of phrases for {len(names)} recordings: one for each is needed")
+        decoder = decode if isinstance(decode, Decoder) else self.decoder(decode, names)
+        for number, own in enumerate(phrases or ()):
+            decoder.check_phrases(names[number], own, where=f"phrases[{number}]")
+        return recognition.recognise(
+            prepared,
+            names,
+            lambda heard, rows: self._run(heard, [used[row] for row in rows]),
+            decoder=decoder,
+            vocabularies={name: self.vocabulary(name) for name in names},
+            phrases=phrases,
+            hop=self.backbone.hop,
+            sample_rate=self.backbone.sample_rate,
+            longest_seconds=longest,
+            words=words,
+        )
+
+    def decoder(self, decode: DecodeSettings | Mapping[str, Any] | None, tasks: Iterable[str]) -> Decoder:
+        """What decodes recordings of some tasks; `Decoder.facts` says with what.
+
+        Args:
+          decode: as for `recognise`.
+          tasks: names.
+
+        Raises:
+          UserError: settings that are not allowed; a language model that is not there or of another vocabulary.
+        """
+        asked = set(tasks)
+        if AUTO_TASK in asked:  # which may be any
+            asked = asked - {AUTO_TASK} | {*self.tasks, BASE_TASK}
+        settings, names = decode_settings(decode), tuple(sorted(asked))
+        if (settings, names) not in self._decoders:
+            held = language_models.held(self.entries.values(), self.records, where=self.folder)
+            made = Decoder(settings, vocabularies={name: self.vocabulary(name) for name in names}, adapter=held)
+            while len(self._decoders) >= _DECODERS:
+                del self._decoders[next(iter(self._decoders))]
+            self._decoders[settings, names] = made
+        return self._decoders[settings, names]
 
 
 @functools.cache

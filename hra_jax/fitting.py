@@ -116,7 +116,8 @@ def fit(
     records = initial.started_from(material.start, layout.tasks, material.new_task, trained=found)
     shared, rows = (jax.tree.map(jnp.asarray, no_parameters() | tree) for tree in (shared, rows))
     aside = frozenset() if start is None else start.set_aside - examples.keys()
-    more: dict[str, Any] = {"set_aside": aside, "records": records}
+    entries = {} if start is None else {task: e for task, e in start.entries.items() if task not in examples}
+    more: dict[str, Any] = {"set_aside": aside, "records": records, "entries": entries}
     # A few short recordings do not say what is long for the backbone, which says it itself.
     seconds = 0.0 if start is None else start.trained_seconds
     return Model(backbone, layout.method, shared, rows, layout.tasks, material.own, trained_seconds=seconds, **more)
@@ -176,6 +177,7 @@ def save_adapter(model: Model, folder: epath.PathLike) -> None:
     entries = [
         {**entry, task_records.SET_ASIDE: {}} if entry["name"] in model.set_aside else entry for entry in entries
     ]
+    entries = [{**entry, **task_records.measured(model.entries.get(entry["name"], {}))} for entry in entries]
     vocabulary = model.backbone.vocabulary
     if own is not None and own.shared is not None:
         vocabulary = own.shared

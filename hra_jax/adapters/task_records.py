@@ -183,6 +183,11 @@ def copied_fields(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if name in FIELDS and FIELDS[name].copied}
 
 
+def measured(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What the entry of a task says of how it is recognised, which holds for as long as its weights are the same."""
+    return {name: entry[name] for name in (DECODE, CALIBRATION) if entry.get(name) is not None}
+
+
 def set_aside(entries: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     """The tasks that are recognised by the backbone alone, from the entries of tasks.json."""
     return frozenset(entry["name"] for entry in entries if entry.get(SET_ASIDE) is not None)

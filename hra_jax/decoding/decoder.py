@@ -98,7 +98,7 @@ class Decoder:
             self._tasks[name] = _Task(
                 vocabulary,
                 model,
-                weights_of(self.settings, model, adapter.tuned.get(name), task=name),
+                weights_of(self.settings, model, adapter.tuned_for(name), task=name),
                 _read(self.settings.phrases_of(name), where="decode.phrases"),
                 _columns(vocabulary),
             )

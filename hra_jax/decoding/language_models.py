@@ -40,6 +40,13 @@ class Held(NamedTuple):
     records: task_records.Records
     where: str
 
+    def tuned_for(self, task: str) -> Mapping[str, Any] | None:
+        """What was tuned for a task: what all tasks have in common is that of a mean of them and of a new one too."""
+        if task in self.tuned:
+            return self.tuned[task]
+        first, *others = self.tuned.values() or [None]
+        return first if all(other == first for other in others) else None
+
 
 NOTHING_HELD = Held({}, {}, "")
 
@@ -106,7 +113,7 @@ def _of_adapter(task: str, adapter: Held, read: dict[str, LanguageModel]) -> Lan
     models = adapter.records.get(LM, {})
     owner = task if task in models else SHARED
     if owner not in models:
-        lm = adapter.tuned.get(task, {}).get("lm")
+        lm = (adapter.tuned_for(task) or {}).get("lm")
         known = ""
         if isinstance(lm, dict):
             name, digest = (printable(lm.get(key, ""), most=80) for key in ("name", "digest"))
