@@ -29,6 +29,7 @@ from hra_jax.decoding import unknown_task as auto
 from hra_jax.decoding.decoder import Decoder
 from hra_jax.decoding.recognition import Recognition
 from hra_jax.decoding.settings import DecodeSettings, decode_settings
+from hra_jax.decoding.words import Calibration, stored_calibrations
 from hra_jax.errors import UserError
 from hra_jax.models import attention_parts, backbone_folder, dtypes
 from hra_jax.models.asr import AsrModel, apply_with_voice
@@ -36,7 +37,7 @@ from hra_jax.models.padding import padded_size
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
 from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, MEAN_TASK, check_name, unknown_task
-from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
+from hra_jax.text.task_vocabularies import OwnVocabularies, own_vocabularies
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary, vocabulary_from_json, vocabulary_of_outputs
 from hra_jax.training import placement
 
@@ -100,15 +101,19 @@ class Backbone:
         Returns:
           float32 numpy `[B, T, V]` and int32 `[B]`: the valid encoder frames of each.
         """
-        return Model(self, Adapter(), {}, {}, ()).log_probs(waveforms, sample_rate=sample_rate)
+        return self.alone().log_probs(waveforms, sample_rate=sample_rate)
 
     def transcribe(self, waveforms: Recordings, **options: Unpack[Options]) -> list[str]:
         """Texts without an adapter; takes what `Model.transcribe` takes."""
-        return Model(self, Adapter(), {}, {}, ()).transcribe(waveforms, **options)
+        return self.alone().transcribe(waveforms, **options)
 
     def recognise(self, waveforms: Recordings, **options: Unpack[Options]) -> list[Recognition]:
         """What is said, without an adapter; takes what `Model.recognise` takes."""
-        return Model(self, Adapter(), {}, {}, ()).recognise(waveforms, **options)
+        return self.alone().recognise(waveforms, **options)
+
+    def alone(self) -> "Model":
+        """It as a model without an adapter, of no task but `__base__`."""
+        return Model(self, Adapter(), {}, {}, ())
 
 
 def load_backbone(
@@ -178,8 +183,7 @@ def load_adapter(folder: epath.PathLike, backbone: Backbone, *, slots: int = 0) 
     adapter = methods.from_folder(exported.config)
     own = None
     if adapter.own_vocabulary:
-        found, shared_vocabulary = stored_vocabularies(exported.config, exported.tasks_json, where=str(folder))
-        own = OwnVocabularies(backbone.vocabulary, found, adapter.output_size, shared_vocabulary)
+        own = own_vocabularies(exported.config, exported.tasks_json, backbone.vocabulary, where=str(folder))
     trained_seconds = float(exported.config.get("trained_seconds", 0))
     aside = task_records.set_aside(exported.tasks_json)
     entries = {entry["name"]: entry for entry in exported.tasks_json}
@@ -550,7 +554,18 @@ class Model:
             sample_rate=self.backbone.sample_rate,
             longest_seconds=longest,
             words=words,
+            # A task that is set aside is not what was calibrated.
+            calibrations={name: self.calibrations[name] for name in set(used).intersection(self.calibrations)},
         )
+
+    @functools.cached_property
+    def calibrations(self) -> dict[str, Calibration]:
+        """How sure words are, and by how much they come late, of the tasks for which `tasks calibrate` measured it.
+
+        Raises:
+          UserError: what the adapter holds of it is no calibration.
+        """
+        return stored_calibrations(self.entries.values(), where=self.folder)
 
     def decoder(self, decode: DecodeSettings | Mapping[str, Any] | None, tasks: Iterable[str]) -> Decoder:
         """What decodes recordings of some tasks; `Decoder.facts` says with what.

@@ -14,14 +14,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
+from etils import epath
 
 from hra_jax import cli
 from hra_jax.adapters import adapter_folder, initial, task_records
-from hra_jax.api import load_adapter, load_backbone
 from hra_jax.console import listed, say, stdout, tell
 from hra_jax.data import pauses, sources
+from hra_jax.decoding.phrases import read_phrases
+from hra_jax.decoding.settings import DecodeSettings, decode_settings
 from hra_jax.errors import UserError
-from hra_jax.models import backbone_folder
 from hra_jax.run import signals
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.storage import locks
@@ -30,7 +31,7 @@ from hra_jax.tasks.descriptions import is_untrained
 from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, unknown_task
 from hra_jax.transcription import outputs, requests
 from hra_jax.transcription.outputs import Output
-from hra_jax.transcription.recognising import Options, Recogniser, results
+from hra_jax.transcription.recognising import Options, Recogniser, needs_adapter, results
 from hra_jax.transcription.requests import Request, Requests
 from hra_jax.transcription.summary import Summary
 
@@ -86,37 +87,11 @@ def transcribe(
       UserError: an unknown task, or an adapter of another backbone, before any file is read; or an adapter that gives
         no numbers for any of the first files.
     """
-    recogniser = load(adapter, backbone, tasks=[task], options=Options(chunk_seconds))
+    recogniser = Recogniser(adapter, backbone, [task], Options(chunk_seconds=chunk_seconds))
+    recogniser.load()
     asked = [Request(file, file, task, file) for file in files]
     for result in results(iter(asked), recogniser):
         yield result.request.path, result.text, result.error or None
-
-
-def load(adapter: str | None, backbone: str, *, tasks: Sequence[str], options: Options) -> Recogniser:
-    """What recognises.
-
-    Args:
-      adapter, backbone: as for `transcribe`.
-      tasks: some that will be asked for.
-      options: how.
-
-    Raises:
-      UserError: an unknown task, an adapter of another backbone, or one of both that cannot be loaded.
-    """
-    base = load_backbone(backbone)
-    for task in tasks if adapter is None else ():
-        if task != BASE_TASK:
-            raise _needs_adapter(task)
-    if adapter is None:
-        return Recogniser(base, None, options)
-    model = load_adapter(adapter, base)
-    for task in tasks:
-        (model.mean() if task == MEAN_TASK else model).vocabulary(task)  # an unknown task fails now
-    return Recogniser(base, model, options)
-
-
-def _needs_adapter(task: str) -> UserError:
-    return UserError(f"task = {task!r} needs --adapter; without one only {BASE_TASK!r} is there")
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -135,6 +110,11 @@ def define_flags() -> None:
     flags.DEFINE_string("task_tag", requests.TASK_TAG, "With --manifest: the field whose value is the task of a line.")
     flags.DEFINE_string("data_dir", "", "With --manifest: what {dir} in it stands for; where corpora lie.")
     flags.DEFINE_list("modules", [], "With --manifest: modules that register seqio Tasks, as data.modules.")
+    flags.DEFINE_integer("beam", 0, "decode.beam: hypotheses that are kept; 0: 16 where anything needs them.")
+    flags.DEFINE_string("lm", "", "decode.lm: a language model, 'adapter', or TASK=MODEL,TASK=MODEL,...")
+    for name in ("lm_weight", "token_bonus", "phrase_weight"):
+        flags.DEFINE_float(name, None, f"decode.{name}; default: what was tuned.")
+    flags.DEFINE_string("phrases", "", "decode.phrases: a file with a word or phrase a line, which are then likelier.")
     flags.DEFINE_float(
         "chunk_seconds",
         None,
@@ -154,8 +134,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("no audio file given; usage: --adapter DIR --task NAME a.wav b.flac ..., or --manifest M.jsonl")
     if FLAGS.chunk_seconds is not None:
         pauses.check_seconds(FLAGS.chunk_seconds)
+    decode = _decode()
     setup_jax()
     asked, task = _asked(argv[1:])
+    options = Options(decode, FLAGS.chunk_seconds, words=form not in (outputs.TEXT, outputs.SHORT))
+    recogniser = Recogniser(FLAGS.adapter, FLAGS.backbone, asked.tasks, options)
     with contextlib.ExitStack() as stack:
         if FLAGS.output is None:
             note = "stopped by SIGTERM; with --output the same command would go on"
@@ -163,12 +146,12 @@ def main(argv: Sequence[str]) -> int:
             output: Output = outputs.Printed(form)
         else:
             stack.enter_context(locks.hold_beside(FLAGS.output, "transcribing"))
-            output = outputs.open_output(FLAGS.output, form, _run(task, form), asked)
+            output = outputs.open_output(FLAGS.output, form, _run(recogniser, task, form), asked)
         stack.callback(output.close)
-        return _recognise(asked, task, output, words=form not in (outputs.TEXT, outputs.SHORT))
+        return _recognise(asked, recogniser, output)
 
 
-def _recognise(asked: Requests, task: str | None, output: Output, *, words: bool) -> int:
+def _recognise(asked: Requests, recogniser: Recogniser, output: Output) -> int:
     """Writes what is not there yet to the output; the exit status."""
     there = [0]
 
@@ -184,8 +167,7 @@ def _recognise(asked: Requests, task: str | None, output: Output, *, words: bool
     printed = FLAGS.output is None
     with Summary(asked.count, done=lambda: there[0], shown=not (printed and sys.stdout.isatty())) as summary:
         if first is not None:
-            options = Options(FLAGS.chunk_seconds, words)
-            recogniser = load(FLAGS.adapter, FLAGS.backbone, tasks=[task] if task else [], options=options)
+            recogniser.load()
             for result in results(itertools.chain([first], left), recogniser):
                 output.write(result)
                 output.flush()
@@ -201,6 +183,17 @@ def _recognise(asked: Requests, task: str | None, output: Output, *, words: bool
     elif sys.stderr.isatty():
         tell(*lines, to=sys.stderr)
     return cli.USER_ERROR if summary.failed else 0
+
+
+def _decode() -> DecodeSettings:
+    """How log-probabilities become text, of the flags that are named like the keys `decode.*`."""
+    lm = FLAGS.lm
+    # A path may hold what stands between a task and its model.
+    if "=" in lm and not epath.Path(lm).exists():
+        lm = tuple(tuple(pair.split("=", 1)) for pair in lm.split(","))
+    given = {"lm": lm, "beam": FLAGS.beam, "phrases": FLAGS.phrases or ()}
+    weights = {name: getattr(FLAGS, name) for name in ("lm_weight", "token_bonus", "phrase_weight")}
+    return decode_settings(given | {name: value for name, value in weights.items() if value is not None}, where="flags")
 
 
 def _format(output: str | None, form: str | None, *, short: bool) -> str:
@@ -246,7 +239,7 @@ def _asked(words: Sequence[str]) -> tuple[Requests, str | None]:
                 source,
                 task=task,
                 known=known,
-                unknown=lambda name: unknown_task(name, known) if names else _needs_adapter(name),
+                unknown=lambda name: unknown_task(name, known) if names else needs_adapter(name),
                 missing=refusal,
                 task_tag=FLAGS.task_tag,
             )
@@ -254,22 +247,27 @@ def _asked(words: Sequence[str]) -> tuple[Requests, str | None]:
     return functools.reduce(Requests.then, parts), task
 
 
-def _run(task: str | None, form: str) -> dict[str, Any]:
+def _run(recogniser: Recogniser, task: str | None, form: str) -> dict[str, Any]:
     """What an output depends on, as JSON has it: nothing else may go on with it."""
     adapter = None
     if FLAGS.adapter is not None:
         entries = adapter_folder.read_tasks(FLAGS.adapter)
         aside = sorted(task_records.set_aside(entries))
-        content = json.dumps([initial.content_hash(FLAGS.adapter), [entry["name"] for entry in entries], aside])
-        adapter = hashlib.sha256(content.encode()).hexdigest()
+        adapter = _digest([initial.content_hash(FLAGS.adapter), [entry["name"] for entry in entries], aside])
     return {
         "format": form,
         "adapter": adapter,
-        "backbone": backbone_folder.load(FLAGS.backbone).fingerprint,
+        "backbone": recogniser.fingerprint,
         "task": task,
         "task_tag": FLAGS.task_tag if FLAGS.manifest is not None else None,
+        "decode": recogniser.facts(),
+        "phrases": _digest(read_phrases(FLAGS.phrases)) if FLAGS.phrases else None,
         "chunk_seconds": FLAGS.chunk_seconds,
     }
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 if __name__ == "__main__":

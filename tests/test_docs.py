@@ -375,6 +375,17 @@ def test_the_training_from_python_of_the_pages_runs(place, command_env):
     )
 
 
+@pytest.mark.slow(minutes=0.3)
+def test_the_decoding_from_python_of_the_pages_runs(tmp_path, command_env):
+    before = (
+        "import numpy, soundfile\n"
+        "soundfile.write('a.wav', 0.1 * numpy.random.default_rng(0).normal(size=16000), 8000)\n"
+        "texts = ['call anna schmidt', 'a table for two', 'call a taxi']\n"
+    )
+    after = "\nassert len(found.alternatives) <= 3 and [word.text for word in found.words] == found.text.split()\n"
+    executed(["-c", before + python_of("docs/decoding.md") + after], tmp_path, command_env, what="docs/decoding.md")
+
+
 def test_the_suite_that_the_pages_show_is_the_ready_made_one():
     def suite(code: str) -> ConfigDict:
         space: dict = {}
@@ -386,7 +397,8 @@ def test_the_suite_that_the_pages_show_is_the_ready_made_one():
 
 
 def test_no_python_of_the_pages_is_left_out():
-    run_above = {"README.md", "docs/configuration.md", "docs/encoders.md", "docs/evaluation.md", "docs/tasks.md"}
+    pages = ("configuration", "decoding", "encoders", "evaluation", "tasks")
+    run_above = {"README.md", *(f"docs/{name}.md" for name in pages)}
     assert {page for page, text in PAGES.items() if fences(text, "python")} == run_above
 
 

@@ -53,6 +53,7 @@ def model_card(
         "",
         *(_error_rate_lines(results) if results else ()),
         *_hash_lines(records or {}),
+        *_language_model_lines(records or {}),
         "## Use",
         "",
         f"Give the backbone's own folder in place of {markdown_code(backbone)} where it is not a built-in one.",
@@ -92,6 +93,23 @@ def _hash_lines(records: task_records.Records) -> list[str]:
         f"`{task_records.RECORDS_FILE}` holds 64 bits of a hash of each of {count:,} utterances that were trained on, "
         "so that evaluation refuses test data that has one of them. No audio or text can be had from it, but whoever "
         "has a recording can tell that it was used; `export.hashes=False` leaves it out.",
+        "",
+    ]
+
+
+def _language_model_lines(records: task_records.Records) -> list[str]:
+    """The part of a model card that says which language models lie in the folder; nothing where none do."""
+    models = records.get(task_records.LM, {})
+    if not models:
+        return []
+    whose = (
+        "all tasks" if task_records.SHARED in models else listed(sorted(models), most=_MOST_LISTED, show=markdown_cell)
+    )
+    return [
+        "## Language models",
+        "",
+        f"`{task_records.RECORDS_FILE}` holds a language model for {whose}, which `decode.lm='adapter'` decodes with. "
+        "Much of the texts that it was made from can be had from it.",
         "",
     ]
 

@@ -135,7 +135,19 @@ def renamed(records: Records, names: Mapping[str, str]) -> Records:
 
 def without_hashes(records: Records) -> Records:
     """The records but for the hashes of utterances."""
-    return {record: by_task for record, by_task in records.items() if record not in (HASHES, OWN_HASHES)}
+    return without(records, HASHES, OWN_HASHES)
+
+
+def without(records: Records, *some: str) -> Records:
+    """The records but for some."""
+    return {record: by_task for record, by_task in records.items() if record not in some}
+
+
+def each_its_own(records: Records, record: str, tasks: Iterable[str]) -> Records:
+    """Records in which these tasks have what one record holds for all, as their own, and nothing is for all."""
+    by_task = records.get(record, {})
+    own = {task: by_task[task if task in by_task else SHARED] for task in tasks if by_task.keys() & {task, SHARED}}
+    return _tidy({**records, record: own})
 
 
 def without_voices(records: Records) -> Records:

@@ -110,7 +110,9 @@ def write(folder: epath.PathLike, exported: ExportedAdapter, task: str, method: 
     write_file(epath.Path(folder) / adapter_folder.CONFIG_FILE, json_text(config))
     (entry,) = (entry for entry in exported.tasks_json if entry["name"] == task)
     write_file(epath.Path(folder) / adapter_folder.TASKS_FILE, json_text({"tasks": [entry | {"row": 0}]}))
-    task_records.put(epath.Path(folder), task_records.to_bytes(task_records.kept(exported.records, [task])))
+    # Nobody has asked for the language model, which gives back the texts that it was made from.
+    records = task_records.without(task_records.kept(exported.records, [task]), task_records.LM)
+    task_records.put(epath.Path(folder), task_records.to_bytes(records))
     return len(targets)
 
 

@@ -51,11 +51,13 @@ class Decoded(NamedTuple):
       paths: of each row, int32 `[frames]`, in the ids of its task's vocabulary.
       scores: of each row that of its best hypothesis; where decoding is greedy, the log-probability of the path.
       alternatives: of each row the `n_best` hypotheses, best first; () where decoding is greedy.
+      rivals: the same, as many as were asked for.
     """
 
     paths: list[np.ndarray]
     scores: list[float]
     alternatives: list[tuple[Alternative, ...]]
+    rivals: list[tuple[Alternative, ...]]
 
 
 class _Task(NamedTuple):
@@ -131,6 +133,7 @@ class Decoder:
         tasks: Sequence[str],
         *,
         phrases: Sequence[Sequence[Any]] | None = None,
+        rivals: int = 1,
     ) -> Decoded:
         """Decodes a batch.
 
@@ -141,6 +144,7 @@ class Decoder:
           lengths: int `[B]`, frames.
           tasks: of each row.
           phrases: of each row, beside those of its task; None for none.
+          rivals: how many hypotheses are wanted to compare with, if so many are kept.
 
         Raises:
           UserError: phrases that cannot be written.
@@ -149,7 +153,7 @@ class Decoder:
         given = [()] * len(tasks) if phrases is None else phrases
         asked = [self._phrases(task, own) for task, own in zip(tasks, given, strict=True)]
         searched = [self.searches(task, own) for task, own in zip(tasks, asked, strict=True)]
-        found = self._search(log_probs, lengths, tasks, asked) if any(searched) else None
+        found = self._search(log_probs, lengths, tasks, asked, rivals=rivals) if any(searched) else None
         if found is not None and all(searched):
             return found
         greedy = _greedy(log_probs, lengths)
@@ -162,7 +166,7 @@ class Decoder:
 
     def facts(self) -> dict[str, Any]:
         """What decodes, as results have it: what differs between tasks is by task."""
-        tasks = {name: self._facts_of(task) for name, task in self._tasks.items()}
+        tasks = {name: self.facts_of(name) for name in self._tasks}
         keys = list(dict.fromkeys(key for facts in tasks.values() for key in facts))
         merged: dict[str, Any] = {}
         for key in keys:
@@ -171,9 +175,12 @@ class Decoder:
             merged[key] = values[0] if same else {name: facts[key] for name, facts in tasks.items() if key in facts}
         return merged or {"method": "greedy"}
 
-    def _facts_of(self, task: _Task) -> dict[str, Any]:
-        if not (self._asks_for_a_beam or task.model is not None or task.phrases):
+    def facts_of(self, name: str, phrases: Sequence[Any] = ()) -> dict[str, Any]:
+        """What decodes an utterance of a task that has phrases of its own, or none."""
+        task = self._tasks[name]
+        if not self.searches(name, phrases):
             return {"method": "greedy"}
+        count = len(task.phrases) + len(phrases)
         facts: dict[str, Any] = {"method": "beam", "beam": self._width}
         if task.model is not None:
             facts |= {
@@ -181,8 +188,8 @@ class Decoder:
                 "lm_weight": task.weights.lm_weight,
             }
         facts["token_bonus"] = task.weights.token_bonus
-        if task.phrases:
-            facts |= {"phrase_weight": task.weights.phrase_weight, "phrases": len(task.phrases)}
+        if count:
+            facts |= {"phrase_weight": task.weights.phrase_weight, "phrases": count}
         return facts
 
     @property
@@ -197,6 +204,8 @@ class Decoder:
         lengths: np.ndarray,
         tasks: Sequence[str],
         phrases: Sequence[tuple[Weighted, ...]],
+        *,
+        rivals: int,
     ) -> Decoded:
         rows = [self._tasks[task] for task in tasks]
         count, frames, size = log_probs.shape
@@ -222,7 +231,7 @@ class Decoder:
             padded_lengths,
             blanks,
             width=self._width,
-            n_best=self.settings.n_best,
+            n_best=max(self.settings.n_best, min(rivals, self._width)),
             model=model,
             model_start=None if model is None else column(model_start, np.int32, -1),
             phrases=table,
@@ -234,12 +243,13 @@ class Decoder:
         paths, _ = alignment.viterbi(
             log_probs, padded_lengths, hypotheses.tokens[:, 0, :most], hypotheses.lengths[:, 0], blanks
         )
-        decoded = Decoded([], [], [])
+        decoded = Decoded([], [], [], [])
         for at, (row, path) in enumerate(zip(rows, np.asarray(paths), strict=False)):
             path = path[: lengths[at]]
             decoded.paths.append(path if row.columns is None else row.columns[path])
             decoded.scores.append(float(hypotheses.scores[at, 0]))
-            decoded.alternatives.append(_alternatives(hypotheses, at, row))
+            decoded.rivals.append(_alternatives(hypotheses, at, row))
+            decoded.alternatives.append(decoded.rivals[-1][: self.settings.n_best])
         return decoded
 
     def _model_table(self, rows: Sequence[_Task], size: int) -> tuple[Any, list[int]]:
@@ -355,6 +365,7 @@ def _greedy(log_probs: np.ndarray | jax.Array, lengths: np.ndarray) -> Decoded:
     return Decoded(
         [path[:length] for path, length in zip(paths, lengths, strict=True)],
         [float(scores[:length].sum()) for scores, length in zip(best, lengths, strict=True)],
+        [() for _ in paths],
         [() for _ in paths],
     )
 

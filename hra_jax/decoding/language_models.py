@@ -42,8 +42,9 @@ class Held(NamedTuple):
 
     def tuned_for(self, task: str) -> Mapping[str, Any] | None:
         """What was tuned for a task: what all tasks have in common is that of a mean of them and of a new one too."""
-        if task in self.tuned:
-            return self.tuned[task]
+        for name in (task, SHARED):
+            if name in self.tuned:
+                return self.tuned[name]
         first, *others = self.tuned.values() or [None]
         return first if all(other == first for other in others) else None
 

@@ -8,9 +8,18 @@ import numpy as np
 
 from hra_jax.data import pauses
 from hra_jax.decoding.decoder import Alternative, Decoder
-from hra_jax.decoding.words import NOT_CALIBRATED, Calibration, Word, confidence_of, path_log_probs, words_of_chunks
+from hra_jax.decoding.words import (
+    NOT_CALIBRATED,
+    Calibration,
+    Word,
+    agreed_log_probs,
+    confidence_of,
+    path_log_probs,
+    words_of_chunks,
+)
 from hra_jax.text.vocabularies import Vocabulary
 
+_RIVALS = 8  # hypotheses that say how sure words are
 _TOGETHER = 16  # parts that are run at a time: little padding, bounded memory
 
 
@@ -77,6 +86,7 @@ def recognise(
     order = sorted(range(len(parts)), key=lambda n: parts[n][1].stop - parts[n][1].start)
     paths: dict[int, np.ndarray] = {}
     of_paths: dict[int, np.ndarray] = {}  # their log-probabilities
+    searched: set[int] = set()  # waveforms
     alternatives: dict[int, tuple[Alternative, ...]] = {}
     for start in range(0, len(order), _TOGETHER):
         together = order[start : start + _TOGETHER]
@@ -84,17 +94,26 @@ def recognise(
         heard = [waveforms[i][parts[n][1].start : parts[n][1].stop] for n, i in zip(together, rows, strict=True)]
         log_probs, lengths = run(heard, rows)
         own = None if phrases is None else [phrases[i] for i in rows]
-        decoded = decoder.paths(log_probs, lengths, [tasks[i] for i in rows], phrases=own)
+        rivals = _RIVALS if words else 1
+        decoded = decoder.paths(log_probs, lengths, [tasks[i] for i in rows], phrases=own, rivals=rivals)
         paths |= zip(together, decoded.paths, strict=True)
         alternatives |= zip(together, decoded.alternatives, strict=True)
         if words:
-            of_paths |= zip(together, map(path_log_probs, decoded.paths, log_probs), strict=True)
+            for n, i, path, values, others in zip(
+                together, rows, decoded.paths, log_probs, decoded.rivals, strict=True
+            ):
+                of_paths[n] = path_log_probs(path, values)
+                if len(others) > 1:
+                    scored = [(other.text, other.score) for other in others]
+                    of_paths[n] = agreed_log_probs(path, scored, vocabularies[tasks[i]])
+                    searched.add(i)
     numbers = iter(range(len(parts)))
     found = []
-    for waveform, chunks, task in zip(waveforms, cut, tasks, strict=True):
+    for number, (waveform, chunks, task) in enumerate(zip(waveforms, cut, tasks, strict=True)):
         mine = [next(numbers) for _ in chunks]
         said: tuple[Word, ...] = ()
         if words:
+            calibration = (calibrations or {}).get(task, NOT_CALIBRATED)
             said = words_of_chunks(
                 chunks,
                 [paths[n] for n in mine],
@@ -102,7 +121,7 @@ def recognise(
                 vocabularies[task],
                 hop=hop,
                 sample_rate=sample_rate,
-                calibration=(calibrations or {}).get(task, NOT_CALIBRATED),
+                calibration=calibration.of_search() if number in searched else calibration,
             )
         found.append(
             Recognition(

@@ -6,8 +6,9 @@ a little beyond its labels. All labels may come late, or early, by the lag of th
 utterances (`decoding.calibration`) and taken off.
 
 A word is as sure as its labels together: the product of what each label has where it is likeliest, of the spaces beside
-it too, as what belongs to a word hangs on them. That is a posterior of the encoder alone, whatever a language model
-made of it; the temperature of a calibration makes it the share of such words that are right.
+it too, as what belongs to a word hangs on them. Where a search has weighed hypotheses, with a language model or without
+one, it is the share of them, by their scores, that have the word. The temperature of a calibration makes either the
+share of such words that are right.
 
 Words are what has spaces around it: a text without spaces is one word.
 
@@ -17,16 +18,23 @@ Letters: T frames, V vocabulary.
 import bisect
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import kaldialign
 import numpy as np
 
+from hra_jax.adapters import task_records
+from hra_jax.config.settings import is_number
+from hra_jax.console import printable
 from hra_jax.data.pauses import Chunk
+from hra_jax.errors import UserError
 from hra_jax.text.vocabularies import Vocabulary
 
 _ADJOINING_SECONDS = 0.5  # the longest gap between the labels of two words with no pause between them
 _REACH_SECONDS = 0.05  # of a word beyond its labels, beside a pause: half of what it is between words
+_LEAST = 1e-9  # of a share of hypotheses
+NO_WORD = "\0"  # beside which an alignment puts what the other text does not have
 _BLOCK = 64  # labels whose texts are told apart at once
 
 
@@ -52,13 +60,42 @@ class Calibration(NamedTuple):
     Attributes:
       temperature: by which the log odds of a word's posterior are divided.
       lag_seconds: by which labels come late.
+      search_temperature: as `temperature`, where the text was searched for.
     """
 
     temperature: float = 1.0
     lag_seconds: float = 0.0
+    search_temperature: float = 1.0
+
+    def of_search(self) -> "Calibration":
+        """That of words that were searched for."""
+        return self._replace(temperature=self.search_temperature)
 
 
 NOT_CALIBRATED = Calibration()
+
+
+def stored_calibrations(entries: Iterable[Mapping[str, Any]], *, where: str) -> dict[str, Calibration]:
+    """The calibrations in the entries of tasks.json, by task; of tasks without one, nothing.
+
+    Raises:
+      UserError: something else than finite numbers, or a temperature that is not above 0.
+    """
+    found = {}
+    for entry in entries:
+        facts = entry.get(task_records.CALIBRATION)
+        if facts is None:
+            continue
+        for field in Calibration._fields:
+            value = facts.get(field, getattr(NOT_CALIBRATED, field))
+            if not is_number(value) or not math.isfinite(value) or (field != "lag_seconds" and value <= 0):
+                allowed = "finite numbers" + (" above 0" if field != "lag_seconds" else "")
+                raise UserError(
+                    f"{where}: task {printable(entry['name'], most=80)!r}: calibration has {field} {value!r:.40}; "
+                    f"allowed: {allowed}"
+                )
+        found[entry["name"]] = Calibration(*(facts.get(f, getattr(NOT_CALIBRATED, f)) for f in Calibration._fields))
+    return found
 
 
 def words_of(
@@ -74,18 +111,13 @@ def words_of(
 
     Args:
       path: int `[T]`, the label or the blank of each frame.
-      log_probs: float `[T, V]`, or those of the path alone, `[T]`.
+      log_probs: float `[T, V]`, or those of the path alone, `[T]`, for which `agreed_log_probs` may stand.
       vocabulary: of the labels.
       frame_seconds: of an encoder frame.
       offset: seconds at which the first frame begins.
       calibration: of the task.
     """
-    path, blank = np.asarray(path), vocabulary.blank_id
-    edges = np.flatnonzero(path[1:] != path[:-1]) + 1
-    starts = np.concatenate([[0], edges])[: path.size]
-    stops = np.concatenate([edges, [path.size]])[: path.size]
-    said = path[starts] != blank
-    starts, stops = starts[said], stops[said]
+    starts, stops = _runs(path, vocabulary.blank_id)
     spans = word_labels(path[starts].tolist(), vocabulary)
     if not spans:
         return ()
@@ -108,10 +140,45 @@ def words_of(
     return tuple(found)
 
 
+def _runs(path: np.ndarray, blank: int) -> tuple[np.ndarray, np.ndarray]:
+    """The frames [start, stop) of each label that a path says, int `[U]` each."""
+    edges = np.flatnonzero(path[1:] != path[:-1]) + 1
+    starts = np.concatenate([[0], edges])[: path.size]
+    stops = np.concatenate([edges, [path.size]])[: path.size]
+    said = path[starts] != blank
+    return starts[said], stops[said]
+
+
 def path_log_probs(path: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
     """The log-probabilities of a path, float32 `[T]`, from those of all labels `[T, V]`, or the path's themselves."""
     found = np.asarray(log_probs, np.float32)
     return found if found.ndim == 1 else np.take_along_axis(found[: len(path)], np.asarray(path)[:, None], 1)[:, 0]
+
+
+def agreed_log_probs(path: np.ndarray, rivals: Sequence[tuple[str, float]], vocabulary: Vocabulary) -> np.ndarray:
+    """What stands for the log-probabilities of a path that was searched for, float32 `[T]`.
+
+    Their sum over the labels of a word is the log of the share of the hypotheses, each with the exponential of its
+    score, that have the word where the path has it, in the alignment with the least errors.
+
+    Args:
+      path: of the best hypothesis, int `[T]`.
+      rivals: text and score of the hypotheses, the best one among them.
+      vocabulary: of the labels.
+    """
+    starts, stops = _runs(path, vocabulary.blank_id)
+    spans = word_labels(path[starts].tolist(), vocabulary)
+    scores = np.array([score for _, score in rivals], np.float64)
+    weights = np.exp(scores - scores.max())
+    shares = np.zeros(len(spans))
+    for (text, _), weight in zip(rivals, weights / weights.sum(), strict=True):
+        pairs = kaldialign.align([span.text for span in spans], text.split(), NO_WORD)
+        shares += weight * np.array([one == other for one, other in pairs if one != NO_WORD], bool)
+    found = np.zeros(len(path), np.float32)
+    for span, share in zip(spans, shares, strict=True):
+        for label in range(span.first, span.last + 1):
+            found[starts[label] : stops[label]] = math.log(max(share, _LEAST)) / (span.last + 1 - span.first)
+    return found
 
 
 def words_of_chunks(

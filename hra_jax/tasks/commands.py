@@ -6,7 +6,7 @@
     python -m hra_jax.tasks add ADAPTER TASK --init zero|mean|NAME --manifest M.jsonl [--steps N] [--workdir W]
     python -m hra_jax.tasks remove ADAPTER TASK [TASK ...] [--output DIR]
     python -m hra_jax.tasks rename ADAPTER OLD NEW [--output DIR]
-    python -m hra_jax.tasks export ADAPTER TASK [TASK ...] --output DIR
+    python -m hra_jax.tasks export ADAPTER TASK [TASK ...] --output DIR [--with-lm] [--lm FILE ...]
     python -m hra_jax.tasks import ADAPTER FROM [--task NAME ...] [--as NEW] [--output DIR]
     python -m hra_jax.tasks export-checkpoint --workdir W --output DIR [--step N|last|best] [--backbone DIR]
         [--rename OLD=NEW ...]
@@ -36,7 +36,7 @@ from hra_jax.errors import UserError
 from hra_jax.storage import folders, locks
 from hra_jax.storage.files import is_remote, real_path, write_file
 from hra_jax.storage.json_files import json_text
-from hra_jax.tasks import adding, centroids, descriptions, gate, library, merging
+from hra_jax.tasks import adding, centroids, descriptions, gate, language_models, library, merging
 from hra_jax.tasks.backbone import load_backbone
 from hra_jax.tasks.names import check_name, check_tasks
 
@@ -129,7 +129,8 @@ def list_tasks(adapter: str, *, json: str | None = None) -> None:
       UserError: not an adapter folder, or `json` is a folder.
     """
     cli.check_output("json", json)
-    found = descriptions.describe(_read(adapter))
+    exported = _read(adapter)
+    found = descriptions.describe(exported)
     console = stdout()
     _print_header(console, adapter, found)
     header = ("task", "row", "step", "WER", "parameters", "norm")
@@ -137,6 +138,9 @@ def list_tasks(adapter: str, *, json: str | None = None) -> None:
     untrained = [entry["name"] for entry in found["tasks"] if descriptions.is_untrained(entry)]
     if untrained:
         say(console, f"without a training step: {listed(untrained)}")
+    models = exported.records.get(task_records.LM, {})
+    if models:
+        say(console, f"with a language model for: {'all tasks' if '' in models else listed(sorted(models))}")
     aside = task_records.set_aside(found["tasks"])
     if aside:
         say(console, f"set aside, and recognised by the backbone alone: {listed(sorted(aside))}")
@@ -157,6 +161,8 @@ def show(adapter: str, task: str, *, json: str | None = None) -> None:
     _print_header(console, adapter, descriptions.describe(exported))
     name, row, step, rate, count, norm = _cells(found)
     say(console, f"task {name!r}: row {row}, trained at step {step}, WER {rate}, {count} parameters of norm {norm}")
+    if model := language_models.name_of(exported, task):
+        say(console, f"language model {model}")
     for key in sorted(found.keys() - _KNOWN_FIELDS):
         text = json_text(found[key]).strip() if not isinstance(found[key], str) else found[key]
         say(console, f"{key}: {' '.join(text.split())}")
@@ -259,16 +265,30 @@ def rename(adapter: str, old: str, new: str, *, output: str | None = None) -> No
         _finish(destination, result, f"renamed {old!r} to {new!r}")
 
 
-def export_tasks(adapter: str, *tasks: str, output: str | None) -> None:
+def export_tasks(
+    adapter: str, *tasks: str, output: str | None, with_lm: bool = False, models: Sequence[str] = ()
+) -> None:
     """Writes an adapter folder with some tasks of another one and all that they share.
 
+    Args:
+      adapter: the folder.
+      *tasks: names.
+      output: the folder to write.
+      with_lm: whether the language models of the tasks go with them, which give back the texts that they were made of.
+      models: files of these models; none takes what the adapter has, or the run beside it.
+
     Raises:
-      UserError: an unknown task, or no output, or one that is there already.
+      UserError: an unknown task, or no output, or one that is there already; a language model that is not there.
     """
     _check_output_given("export", output)
+    if models and not with_lm:
+        raise UserError(f"--lm={models[0]!r} has no use without --with-lm, which puts language models into the adapter")
     with _writing(adapter, output, "export", in_place=False) as destination:
         result = library.picked(read_adapter(adapter), tasks)
-        _finish(destination, result, f"exported {listed(result.tasks)}")
+        put = language_models.with_models(result, adapter, models) if with_lm else None
+        result = put or language_models.without(result)
+        what = " with their language models" if with_lm else ""
+        _finish(destination, result, f"exported {listed(result.tasks)}{what}")
 
 
 def _check_output_given(command: str, output: str | None) -> None:
@@ -325,7 +345,8 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
         method = methods.from_folder(exported.config)
         reason = None if peft else merging.why_not_merged(method)
         if reason is not None:
-            _finish(destination, library.picked(exported, [task]), f"exported {task!r} alone; {reason}")
+            alone = language_models.without(library.picked(exported, [task]))
+            _finish(destination, alone, f"exported {task!r} alone; {reason}")
             return
         files = load_backbone(exported, backbone)
         if peft:
@@ -479,7 +500,7 @@ COMMANDS = {
     ),
     "remove": cli.Command(remove, "ADAPTER TASK [TASK ...]", 2, _MANY, ("output",)),
     "rename": cli.Command(rename, "ADAPTER OLD NEW", 3, 3, ("output",)),
-    "export": cli.Command(export_tasks, "ADAPTER TASK [TASK ...] --output DIR", 2, _MANY, ("output",)),
+    "export": cli.Command(export_tasks, "ADAPTER TASK [TASK ...] --output DIR", 2, _MANY, ("output", "with-lm", "lm")),
     "export-checkpoint": cli.Command(
         export_checkpoint, "--workdir W --output DIR", 0, 0, ("workdir", "output", "step", "backbone", "rename")
     ),
@@ -501,7 +522,7 @@ COMMANDS = {
     "specialize": cli.Command(specialize, "ADAPTER TASK --output DIR", 2, 2, ("output", "backbone", "peft")),
 }
 # Flags that are called otherwise in Python.
-_KEYWORDS = {"task": "tasks", "as": "new_name", "rename": "renames"}
+_KEYWORDS = {"task": "tasks", "as": "new_name", "rename": "renames", "with-lm": "with_lm", "lm": "models"}
 
 
 def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
@@ -526,6 +547,10 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_float(
         "tolerance", 0.0, "gate: how much worse a task may be, a fraction of words.", 0.0, 1.0, flag_values=flag_values
     )
+    flags.DEFINE_bool(
+        "with-lm", False, "export: put the tasks' language models into the adapter.", flag_values=flag_values
+    )
+    flags.DEFINE_multi_string("lm", [], "export: a language model to put there, any number.", flag_values=flag_values)
     flags.DEFINE_bool("peft", False, "specialize: write a LoRA as PEFT reads it.", flag_values=flag_values)
     flags.DEFINE_integer("steps", None, "add: optimizer steps; 300 if not given.", 1, flag_values=flag_values)
     flags.DEFINE_float("learning_rate", None, "add: peak learning rate.", 0.0, flag_values=flag_values)

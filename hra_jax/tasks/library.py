@@ -249,7 +249,9 @@ def merged_in(
         entry["name"] if new_name is None else new_name: (other.tasks[entry["name"]], entry)
         for entry in found.tasks_json
     }
-    records = found.records if new_name is None else task_records.renamed(found.records, {names[0]: new_name})
+    # A language model of all tasks there is none of all tasks here.
+    records = task_records.each_its_own(found.records, task_records.LM, found.tasks)
+    records = records if new_name is None else task_records.renamed(records, {names[0]: new_name})
     return _with_more(exported, more, records)
 
 

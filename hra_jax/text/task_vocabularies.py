@@ -163,3 +163,9 @@ class OwnVocabularies:
     def symbols(self, task: str) -> np.ndarray:
         """int32 [O], see `output_symbols`."""
         return np.asarray(output_symbols(self.of(task), self.base, self.size), np.int32)
+
+
+def own_vocabularies(config: Mapping, tasks: Sequence[Mapping], base: Vocabulary, *, where: str) -> OwnVocabularies:
+    """What `stored_vocabularies` found beside the backbone's vocabulary."""
+    found, shared = stored_vocabularies(config, tasks, where=where)
+    return OwnVocabularies(base, found, config["method"]["output_size"], shared)

@@ -23,7 +23,7 @@ from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.storage.json_files import read_object
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks.names import BASE_TASK
-from hra_jax.text.task_vocabularies import OwnVocabularies, stored_vocabularies
+from hra_jax.text.task_vocabularies import own_vocabularies
 from hra_jax.text.vocabularies import vocabulary_from_json
 
 
@@ -101,8 +101,7 @@ class AdaptedModel(torch.nn.Module):
         base = vocabulary_from_json(content)
         if not self.method.own_vocabulary:
             return base, None
-        by_task, shared = stored_vocabularies(exported.config, exported.tasks_json, where=self._folder)
-        return base, OwnVocabularies(base, by_task, self.method.output_size, shared)
+        return base, own_vocabularies(exported.config, exported.tasks_json, base, where=self._folder)
 
     def _register(self, exported) -> None:
         """The adapter's weights as buffers, so that `.to(device)` moves them; row A of the bank is all zeros."""

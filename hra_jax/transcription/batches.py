@@ -11,8 +11,8 @@ from typing import Final, NamedTuple, Self
 
 import numpy as np
 
-from hra_jax.api import padded_size
 from hra_jax.data.audio import AudioError
+from hra_jax.models.padding import padded_size
 from hra_jax.transcription.requests import Request
 
 AHEAD: Final = 128  # recordings that are decoded and wait

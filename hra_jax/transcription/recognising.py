@@ -1,11 +1,18 @@
 """Requests to results: decoded in threads, recognised in batches that mix tasks, given out in their order."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
-from hra_jax.api import Backbone, Model
+import numpy as np
+
+from hra_jax.api import Backbone, load_adapter, load_backbone
+from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.recognition import Recognition
+from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.errors import UserError
-from hra_jax.tasks.names import MEAN_TASK
+from hra_jax.models import backbone_folder
+from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 from hra_jax.transcription.batches import Decoded, Decoding
 from hra_jax.transcription.outputs import Result
 from hra_jax.transcription.requests import Request
@@ -18,31 +25,65 @@ class Options(NamedTuple):
     """How recordings are recognised.
 
     Attributes:
+      decode: how log-probabilities become text.
       chunk_seconds: the longest that is recognised at once; None for as long as what was trained on.
       words: whether words are wanted, with their times.
     """
 
+    decode: DecodeSettings | None = None
     chunk_seconds: float | None = None
     words: bool = False
 
 
 class Recogniser:
-    """A backbone with an adapter or without, for requests of any of its tasks."""
+    """A backbone with an adapter or without, for requests of any of its tasks.
 
-    def __init__(self, backbone: Backbone, model: Model | None, options: Options | None = None):
-        """Takes what recognises.
+    Everything is checked when it is made; weights of the backbone are read by `load`.
+
+    Attributes:
+      fingerprint: of the backbone.
+    """
+
+    def __init__(self, adapter: str | None, backbone: str, tasks: Collection[str], options: Options | None = None):
+        """Reads the adapter and all that decoding needs.
 
         Args:
-          backbone: the backbone.
-          model: with the adapter; None for the backbone alone.
+          adapter: folder of an exported adapter; None for the backbone alone.
+          backbone: folder of the backbone, or `builtin:NAME`.
+          tasks: those that will be asked for.
           options: how.
+
+        Raises:
+          UserError: an unknown task, an adapter of another backbone; as `Model.decoder`.
         """
-        self._backbone, self._model, self._options = backbone, model, options or Options()
+        self._location, self._options = backbone, options or Options()
+        files = backbone_folder.load(backbone)
+        self.fingerprint = files.fingerprint
+        bare = Backbone(files, {}, np.dtype(np.float32))
+        model = bare.alone() if adapter is None else load_adapter(adapter, bare)
+        if adapter is None and any(task != BASE_TASK for task in tasks):
+            raise needs_adapter(next(task for task in tasks if task != BASE_TASK))
+        mean = [task for task in tasks if task == MEAN_TASK]
+        others = [task for task in tasks if task != MEAN_TASK]
+        self._models = ({MEAN_TASK: model.mean()} if mean else {}) | ({"": model} if others else {})
+        asked = {MEAN_TASK: mean, "": others}
+        self._decoders = {kind: each.decoder(self._options.decode, asked[kind]) for kind, each in self._models.items()}
+
+    def load(self) -> None:
+        """Reads the weights of the backbone. UserError as `load_backbone`."""
+        backbone = load_backbone(self._location)
+        if backbone.fingerprint != self.fingerprint:
+            raise UserError(f"the backbone {self._location!r} was replaced meanwhile; allowed: the same command again")
+        self._models = {kind: dataclasses.replace(model, backbone=backbone) for kind, model in self._models.items()}
 
     @property
     def sample_rate(self) -> int:
         """Hz, of the waveforms."""
-        return self._backbone.sample_rate
+        return next(iter(self._models.values())).backbone.sample_rate
+
+    def facts(self) -> dict[str, Any]:
+        """What decodes, as `Decoder.facts` has it."""
+        return {key: value for decoder in self._decoders.values() for key, value in decoder.facts().items()}
 
     def kind(self, request: Request) -> str:
         """Only requests of one kind share a batch: the mean of all tasks is a model of its own."""
@@ -52,25 +93,35 @@ class Recogniser:
         """What becomes of recordings of one kind.
 
         Raises:
-          UserError: not for one recording alone, but for a model that cannot be used.
+          UserError: the log-probabilities of one of them are not finite.
         """
-        waveforms = [one.samples for one in decoded]
         requests = [one.request for one in decoded]
-        tasks = [request.task for request in requests]
-        options = self._options
-        if self._model is None:
-            texts = self._backbone.transcribe(
-                waveforms, sample_rate=self.sample_rate, chunk_seconds=options.chunk_seconds
-            )
-        else:
-            model = self._model.mean() if tasks[0] == MEAN_TASK else self._model
-            texts = model.transcribe(
-                waveforms, sample_rate=self.sample_rate, tasks=tasks, chunk_seconds=options.chunk_seconds
-            )
-        return [
-            Result(request, waveform.size / self.sample_rate, text, request.task)
-            for request, waveform, text in zip(requests, waveforms, texts, strict=True)
-        ]
+        kind = self.kind(requests[0])
+        decoder = self._decoders[kind]
+        found = self._models[kind].recognise(
+            [one.samples for one in decoded],
+            sample_rate=self.sample_rate,
+            tasks=[request.task for request in requests],
+            decode=decoder,
+            phrases=[request.phrases for request in requests] if any(one.phrases for one in requests) else None,
+            words=self._options.words,
+            chunk_seconds=self._options.chunk_seconds,
+        )
+        return [_result(*pair, decoder) for pair in zip(requests, found, strict=True)]
+
+
+def _result(request: Request, found: Recognition, decoder: Decoder) -> Result:
+    words = [
+        dataclasses.replace(word, start=word.start + request.offset, end=word.end + request.offset)
+        for word in found.words
+    ]
+    facts = decoder.facts_of(found.task, request.phrases)
+    return Result(request, found.seconds, found.text, found.task, "", words, found.confidence, facts)
+
+
+def needs_adapter(task: str) -> UserError:
+    """The error where a task is asked for without an adapter."""
+    return UserError(f"task = {task!r} needs --adapter; without one only {BASE_TASK!r} is there")
 
 
 def results(requests: Iterator[Request], recogniser: Recogniser, *, together: int = TOGETHER) -> Iterator[Result]:

@@ -67,15 +67,18 @@ class Requests:
 
     Attributes:
       count: how many there are.
+      tasks: of those without an error.
       make: gives them, in their order, each time it is called.
     """
 
     count: int
+    tasks: frozenset[str]
     make: Callable[[], Iterator[Request]]
 
     def then(self, other: "Requests") -> "Requests":
         """These and the others after them."""
-        return Requests(self.count + other.count, lambda: itertools.chain(self.make(), other.make()))
+        tasks = self.tasks | other.tasks
+        return Requests(self.count + other.count, tasks, lambda: itertools.chain(self.make(), other.make()))
 
 
 # --- Files and folders ------------------------------------------------------------------------------------------------
@@ -100,7 +103,7 @@ def of_paths(paths: Sequence[str], *, task: str, session: str = "") -> Requests:
             raise UserError(f"{path} is no audio; allowed: --manifest {path}, where it is a manifest")
         else:
             found.append(Request(path, path, task, posixpath.basename(path), session=session))
-    return Requests(len(found), lambda: iter(found))
+    return Requests(len(found), frozenset([task]), lambda: iter(found))
 
 
 def _of_folder(folder: str, task: str, session: str) -> Iterator[Request]:
@@ -163,7 +166,8 @@ def of_manifest(
         for line in refused:
             yield _of_refused(line, task=line.tag(task_tag) or task or "")
 
-    return Requests(len(columns) + len(refused), make)
+    tasks = frozenset(values) - others.keys() | ({task} if task is not None and (numbers < 0).any() else set())
+    return Requests(len(columns) + len(refused), tasks, make)
 
 
 def _of_line(row: Utterance, *, task: str, unknown: Mapping[str, str], tag: str) -> Request:

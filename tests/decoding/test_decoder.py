@@ -184,7 +184,7 @@ def test_what_cannot_decode_is_refused_in_one_line_before_anything_is_loaded(mod
     assert "decode.lm, task 'b': model 0: a language model of the vocabulary" in refusal({"lm": model}, other)
     assert f"task 'b': {tmp_path / 'x.lm'}" in refusal({"lm": tmp_path / "x.lm"}, other)
     assert "no language model for task 'b', but for 'a'" in refusal({"lm": {"a": model}}, other)
-    assert "no language model at none.lm" in refusal({"lm": "none.lm"}, one)
+    assert "none.lm is not a file" in refusal({"lm": "none.lm"}, one)
     assert "bad.lm" in refusal({"lm": tmp_path / "bad.lm"}, one)
     assert "'train': there is no run here" in refusal({"lm": "train"}, one)
     assert "'adapter': the backbone alone holds no language model for task 'a'" in refusal({"lm": "adapter"}, one)

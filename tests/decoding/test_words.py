@@ -9,6 +9,7 @@ import pytest
 from hra_jax.data import pauses
 from hra_jax.decoding import words
 from hra_jax.decoding.words import Calibration
+from hra_jax.errors import UserError
 from hra_jax.text.published_vocabularies import CtcTokenVocabulary, TokenizerVocabulary
 from hra_jax.text.vocabularies import CharacterVocabulary, SentencePieceVocabulary
 
@@ -114,6 +115,35 @@ def test_a_word_is_as_sure_as_its_labels_and_the_spaces_beside_it_together():
     flat = words.words_of(path, whole, CHARACTERS, frame_seconds=0.02, calibration=Calibration(temperature=2.0))
     for word, before in zip(flat, expected, strict=True):
         assert word.confidence / (1 - word.confidence) == pytest.approx((before / (1 - before)) ** 0.5, rel=1e-4)
+
+
+def test_a_word_that_was_searched_for_is_as_sure_as_the_share_of_hypotheses_that_have_it():
+    path = path_of("so i do", lengths=[(2, 1)], first=2)
+    rivals = [("so i do", -1.0), ("so i did", -1.5), ("i do", -3.0), ("so do", -4.0)]
+    weights = np.exp([score for _, score in rivals])
+    weights /= weights.sum()
+    values = words.agreed_log_probs(path, rivals, CHARACTERS)
+    found = words.words_of(path, values, CHARACTERS, frame_seconds=0.02)
+    has = [[True, True, False, True], [True, True, True, False], [True, False, True, True]]
+    assert [word.confidence for word in found] == pytest.approx([weights[mask].sum() for mask in has], rel=1e-5)
+    # Shared over its labels, so that a word that is cut keeps what each part says of it.
+    first = words.words_of(path[:3], values[:3], CHARACTERS, frame_seconds=0.02)
+    assert first[0].confidence == pytest.approx(found[0].confidence ** 0.5, rel=1e-5)
+    assert words.agreed_log_probs(path[:2], [("", -1.0), ("a", -2.0)], CHARACTERS).tolist() == [0.0, 0.0]
+
+
+def test_what_is_stored_of_a_calibration_is_checked():
+    entries = [
+        {"name": "a", "calibration": {"temperature": 2, "lag_seconds": -0.01, "words": 5}},
+        {"name": "b", "calibration": {"temperature": 2.0, "lag_seconds": 0.0, "search_temperature": 0.5}},
+        {"name": "c"},
+    ]
+    found = words.stored_calibrations(entries, where="A")
+    assert found == {"a": Calibration(2, -0.01, 1.0), "b": Calibration(2.0, 0.0, 0.5)}
+    assert found["b"].of_search().temperature == 0.5
+    for wrong in ({"temperature": 0.0}, {"temperature": "1"}, {"lag_seconds": float("nan")}, {"temperature": True}):
+        with pytest.raises(UserError, match=r"^A: task 'd': calibration has \w+ .*; allowed: finite numbers"):
+            words.stored_calibrations([{"name": "d", "calibration": wrong}], where="A")
 
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 50.0])

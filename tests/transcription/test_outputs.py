@@ -27,7 +27,7 @@ def word(text, start, end):
 
 
 def all_of(asked) -> Requests:
-    return Requests(len(asked), lambda: iter(asked))
+    return Requests(len(asked), frozenset(), lambda: iter(asked))
 
 
 def finish(path, form, asked, *, run=RUN):

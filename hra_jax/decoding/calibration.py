@@ -1,0 +1,273 @@
+"""How sure words are, and by how much their labels come late: measured for the tasks of an adapter on a suite.
+
+The suite is one of validation data, which neither the adapter was trained on nor its error rates are told of.
+
+A word's posterior becomes the share of such words that are right by a temperature that its log odds are divided by (Guo
+et al., On Calibration of Modern Neural Networks, ICML 2017). It is fitted by likelihood: one for all tasks, and that of
+each task near it, the nearer the fewer its words are. The order of words by confidence stays as it is.
+
+The lag is measured where the time of a boundary is known: two utterances of a task, without the silence at the ends
+that meet, are put together, and what is said in them is aligned. It is the median, over all tasks, of how far behind
+the joint the boundary between the words on its two sides comes.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import kaldialign
+import numpy as np
+
+from hra_jax.data import audio
+from hra_jax.data.utterance import Utterance
+from hra_jax.decoding.words import NO_WORD, Word, words_of
+from hra_jax.errors import UserError
+from hra_jax.evaluation.suites import Suite
+from hra_jax.models import alignment
+from hra_jax.text.normalization import normalize_text
+from hra_jax.text.vocabularies import Vocabulary
+
+if TYPE_CHECKING:
+    from hra_jax.api import Model
+
+_MOST_UTTERANCES = 200  # of a task
+_MOST_JOINTS = 40  # of a task
+_LEAST_JOINTS = 10  # of all tasks, for a lag
+_TOGETHER = 16  # recognised at a time
+_BINS = 10  # of the expected calibration error
+_PRIOR = 2.0  # on the square of the distance of log temperatures: as much as some tens of words say
+_LOG_TEMPERATURES = np.linspace(-3, 3, 601)
+_LEAST_POSTERIOR = 1e-6
+_SILENCE_DB = 35.0  # below the loudest of an utterance
+_LEVEL_SECONDS = 0.01  # over which a level is taken
+
+
+class Judged(NamedTuple):
+    """Words of a task: posteriors, float64 `[N]`, and whether each was right, bool `[N]`."""
+
+    posteriors: np.ndarray
+    right: np.ndarray
+
+
+# --- The temperature --------------------------------------------------------------------------------------------------
+
+
+def fit_temperature(words: Judged, *, near: float = 1.0) -> float:
+    """The temperature under which it is likeliest that these words are right or wrong, as they are.
+
+    Args:
+      words: any number, all of them right or wrong included.
+      near: what the temperature is without a word, and not far from which it is with few.
+    """
+    posteriors = np.clip(words.posteriors, _LEAST_POSTERIOR, 1 - _LEAST_POSTERIOR)
+    odds = np.log(posteriors) - np.log1p(-posteriors)
+    # Of a word that is right, the log of its confidence; of another one, that of the rest.
+    signed = np.where(words.right, odds, -odds)
+    likelihoods = [-np.logaddexp(0, -signed / math.exp(value)).sum() for value in _LOG_TEMPERATURES]
+    penalties = _PRIOR * np.square(_LOG_TEMPERATURES - math.log(near))
+    return float(np.exp(_LOG_TEMPERATURES[np.argmax(likelihoods - penalties)]))
+
+
+def calibrated(posteriors: np.ndarray, temperature: float) -> np.ndarray:
+    """Posteriors `[N]` with their log odds divided by the temperature, as `words.calibrated` does it."""
+    clipped = np.clip(np.asarray(posteriors, np.float64), 1e-300, 1 - 1e-16)
+    return 1 / (1 + np.exp(-(np.log(clipped) - np.log1p(-clipped)) / temperature))
+
+
+def calibration_error(words: Judged, *, temperature: float = 1.0) -> float:
+    """The expected calibration error: by how much confidence and share right differ, over ten bins of confidence.
+
+    Returns:
+      The mean over words of the difference in their bin (Naeini et al., AAAI 2015), from 0 to 1; NaN for no words.
+    """
+    confidences = calibrated(words.posteriors, temperature)
+    bins = np.minimum((confidences * _BINS).astype(int), _BINS - 1)
+    differences = np.bincount(bins, confidences - words.right, minlength=_BINS)
+    return float(np.abs(differences).sum() / len(bins)) if len(bins) else math.nan
+
+
+# --- Measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(model: "Model", suite: Suite) -> dict[str, dict[str, Any]]:
+    """The calibration of each task of a model that a suite scores, for its entry in tasks.json.
+
+    Args:
+      model: a backbone with an adapter. Tasks that are set aside are left out.
+      suite: of data that nothing was trained on. Of a task at most 200 utterances are recognised, greedily.
+
+    Returns:
+      Of each task: `temperature`; `lag_seconds`, the same for all of them, 0 where there are too few joints; `words`
+      and `right`, how many there were and the share that was right; `ece_before` and `ece_after`, the expected
+      calibration error of these words without the temperature and with it; `joints`, of all tasks; `suite`.
+
+    Raises:
+      UserError: the suite has no task of the model with a usable utterance.
+    """
+    chosen = utterances_of(model, suite)
+    judged = judged_words(model, chosen, normalizer=suite.normalizer)
+    if not judged:
+        tasks = ", ".join(model.tasks[:10]) or "none"
+        raise UserError(
+            f"suite {suite.name!r}: none of its utterances can be recognised as a task of the adapter; the tasks that "
+            f"can be calibrated: {tasks}"
+        )
+    errors = lateness(model, chosen)
+    lag = float(np.median(errors)) if len(errors) >= _LEAST_JOINTS else 0.0
+    whole = fit_temperature(joined(judged.values()))
+    found = {}
+    for task, words in judged.items():
+        temperature = fit_temperature(words, near=whole)
+        found[task] = {
+            "temperature": round(temperature, 4),
+            "lag_seconds": round(lag, 4),
+            "words": len(words.right),
+            "right": round(float(words.right.mean()), 4),
+            "ece_before": round(calibration_error(words), 4),
+            "ece_after": round(calibration_error(words, temperature=temperature), 4),
+            "joints": len(errors),
+            "suite": suite.name,
+        }
+    return found
+
+
+def joined(several: Iterable[Judged]) -> Judged:
+    """The words of several tasks."""
+    parts = list(several)
+    return Judged(*(np.concatenate([part[field] for part in parts]) for field in (0, 1)))
+
+
+def utterances_of(model: "Model", suite: Suite) -> dict[str, list[Utterance]]:
+    """What is recognised of a suite, by task of the model: utterances that fit in a chunk, spread over all of them."""
+    found: dict[str, list[Utterance]] = {}
+    for task in suite.tasks:
+        if task.adapter_task in model.tasks and task.adapter_task not in model.set_aside:
+            fitting = [row for row in task.utterances if row.duration <= model.chunk_seconds]
+            found.setdefault(task.adapter_task, []).extend(fitting)
+    return {task: rows[:: -(-len(rows) // _MOST_UTTERANCES)] for task, rows in found.items() if rows}
+
+
+def judged_words(
+    model: "Model", utterances: Mapping[str, Sequence[Utterance]], *, normalizer: str
+) -> dict[str, Judged]:
+    """The words that are recognised in the utterances of each task, and whether they are right.
+
+    Tasks in which no word is recognised are left out, as are utterances that cannot be read: the report of an
+    evaluation names them.
+    """
+    found: dict[str, list[tuple[float, bool]]] = {}
+    rows = sorted(((task, row) for task, rows in utterances.items() for row in rows), key=lambda pair: pair[1].duration)
+    readable = ((*pair, samples) for pair in rows if (samples := _samples(pair[1], model)) is not None)
+    while part := list(itertools.islice(readable, _TOGETHER)):
+        log_probs, lengths = _log_probs(model, [(task, samples) for task, _, samples in part])
+        for (task, row, _), values, length in zip(part, log_probs, lengths, strict=True):
+            path, vocabulary = values[:length].argmax(axis=-1), model.vocabulary(task)
+            words = words_of(path, values[:length], vocabulary, frame_seconds=_frame_seconds(model))
+            found.setdefault(task, []).extend(judge(row.text, words, normalizer=normalizer))
+    return {
+        task: Judged(np.array([posterior for posterior, _ in words]), np.array([right for _, right in words]))
+        for task, words in found.items()
+        if words
+    }
+
+
+def judge(text: str, words: Sequence[Word], *, normalizer: str) -> list[tuple[float, bool]]:
+    """The confidence of each word, and whether it is right, in the alignment with the least errors.
+
+    Args:
+      text: what was said.
+      words: what was recognised.
+      normalizer: which is applied to every word by itself. One of which it leaves nothing is passed over; one of which
+        it makes several is right where all of them are.
+    """
+    said = [part for word in text.split() for part in normalize_text(word, normalizer).split()]
+    parts = [
+        (number, part) for number, word in enumerate(words) for part in normalize_text(word.text, normalizer).split()
+    ]
+    pairs = kaldialign.align(said, [part for _, part in parts], NO_WORD)
+    same = [one == other for one, other in pairs if other != NO_WORD]
+    right: dict[int, bool] = {}
+    for (number, _), found in zip(parts, same, strict=True):
+        right[number] = right.get(number, True) and found
+    return [(words[number].confidence, found) for number, found in right.items()]
+
+
+def lateness(model: "Model", utterances: Mapping[str, Sequence[Utterance]]) -> np.ndarray:
+    """By how many seconds the boundary of words comes behind the joint of two utterances of a task, float64 `[N]`.
+
+    Those that cannot be read are passed over, as is what says nothing, or is too long together for a chunk.
+    """
+    rate, found = model.backbone.sample_rate, []
+    pairs = (pair for task, rows in utterances.items() for pair in _pairs(model, task, rows))
+    while part := list(itertools.islice(pairs, _TOGETHER)):
+        log_probs, lengths = _log_probs(model, [(pair.task, np.concatenate(pair.sounds)) for pair in part])
+        vocabularies = [model.vocabulary(pair.task) for pair in part]
+        blanks = np.array([vocabulary.blank_id for vocabulary in vocabularies])
+        paths, scores = alignment.align(log_probs, lengths, [pair.labels for pair in part], blanks)
+        for pair, vocabulary, path, score in zip(part, vocabularies, paths, scores, strict=True):
+            boundary = boundary_after(path, vocabulary, pair.words, frame_seconds=_frame_seconds(model))
+            if math.isfinite(score) and boundary is not None:
+                found.append(boundary - len(pair.sounds[0]) / rate)
+    return np.array(found, np.float64)
+
+
+def boundary_after(path: np.ndarray, vocabulary: Vocabulary, count: int, *, frame_seconds: float) -> float | None:
+    """The middle of the gap after the first `count` words of a path, seconds; None where no word comes after them."""
+    words = words_of(path, np.zeros(len(path)), vocabulary, frame_seconds=frame_seconds)
+    return (words[count - 1].end + words[count].start) / 2 if 0 < count < len(words) else None
+
+
+class _Pair(NamedTuple):
+    """Two utterances that are put together: their samples, the labels of both, and how many words the first has."""
+
+    task: str
+    sounds: tuple[np.ndarray, np.ndarray]
+    labels: list[int]
+    words: int
+
+
+def _pairs(model: "Model", task: str, utterances: Sequence[Utterance]) -> Iterator[_Pair]:
+    vocabulary, rate = model.vocabulary(task), model.backbone.sample_rate
+    # Of short ones more fit together.
+    short = sorted(utterances, key=lambda row: row.duration)[: 2 * _MOST_JOINTS]
+    for first, second in zip(short[::2], short[1::2], strict=False):
+        texts = [_written(row.text, vocabulary) for row in (first, second)]
+        sounds = [_samples(row, model) for row in (first, second)]
+        if sounds[0] is None or sounds[1] is None or not all(texts):
+            continue
+        before, after = trimmed(sounds[0], rate, end=True), trimmed(sounds[1], rate, end=False)
+        if len(before) + len(after) <= model.chunk_seconds * rate:
+            yield _Pair(task, (before, after), vocabulary.encode(" ".join(texts)), len(texts[0].split()))
+
+
+def _written(text: str, vocabulary: Vocabulary) -> str:
+    """A text as the vocabulary writes it: as it is where that can be, and else without what `basic` takes away."""
+    if vocabulary.unknown_characters(text):
+        text = normalize_text(text, "basic")
+    return vocabulary.decode(vocabulary.encode(text))
+
+
+def trimmed(samples: np.ndarray, sample_rate: int, *, end: bool) -> np.ndarray:
+    """An utterance, float32 `[S]`, without the silence at its end, or else at its beginning."""
+    size = max(round(_LEVEL_SECONDS * sample_rate), 1)
+    count = max(len(samples) // size, 1)
+    powers = np.array([np.square(block).mean() for block in np.array_split(samples.astype(np.float64), count)])
+    (loud,) = np.nonzero(powers >= powers.max() * 10 ** (-_SILENCE_DB / 10))
+    return samples[: size * (int(loud[-1]) + 1)] if end else samples[size * int(loud[0]) :]
+
+
+def _samples(utterance: Utterance, model: "Model") -> np.ndarray | None:
+    try:
+        return audio.decode(utterance, model.backbone.sample_rate)
+    except audio.AudioError:
+        return None
+
+
+def _log_probs(model: "Model", sounds: Sequence[tuple[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    tasks, waveforms = zip(*sounds, strict=True)
+    return model.log_probs(waveforms, sample_rate=model.backbone.sample_rate, tasks=tasks)
+
+
+def _frame_seconds(model: "Model") -> float:
+    return model.backbone.hop / model.backbone.sample_rate
