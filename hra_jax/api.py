@@ -19,12 +19,12 @@ from etils import epath
 from numpy.typing import ArrayLike
 
 from hra_jax.adapters import adapter_folder, methods, task_records, task_rows
-from hra_jax.adapters.base import Adapter, bind, no_parameters, unbound
+from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.adapters.output_kinds import NEVER
-from hra_jax.console import listed, tell
+from hra_jax.console import tell
 from hra_jax.data import audio, pauses
 from hra_jax.data.audio import resample
-from hra_jax.decoding import language_models, recognition
+from hra_jax.decoding import language_models, recognition, step
 from hra_jax.decoding import unknown_task as auto
 from hra_jax.decoding.decoder import Decoder
 from hra_jax.decoding.recognition import Recognition
@@ -32,8 +32,7 @@ from hra_jax.decoding.settings import DecodeSettings, decode_settings
 from hra_jax.decoding.words import Calibration, stored_calibrations
 from hra_jax.errors import UserError
 from hra_jax.models import attention_parts, backbone_folder, dtypes
-from hra_jax.models.asr import AsrModel, apply_with_voice
-from hra_jax.models.padding import padded_size
+from hra_jax.models.asr import AsrModel
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
 from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, MEAN_TASK, check_name, unknown_task
@@ -409,7 +408,7 @@ class Model:
         if not waveforms:
             return np.zeros((0, 0, self.backbone.vocabulary.size), np.float32), np.zeros(0, np.int32)
         count = len(waveforms)
-        batch, lengths = self._padded(waveforms)
+        batch, lengths = step.padded(waveforms, least=self.backbone.sample_rate)
         index = np.full(len(batch), task_rows.NO_TASK, np.int32)
         index[:count] = self._task_ids(tasks)
         symbols = None
@@ -417,12 +416,12 @@ class Model:
             symbols = np.stack([self.own.symbols(task) for task in [*tasks, *[BASE_TASK] * (len(batch) - count)]])
         # How many rows are in use is an argument, so that the same program serves while free slots are filled.
         used = np.int32(len(self.tasks))
-        log_probs, frames = _apply(
+        log_probs, frames = step.ALONE(
             self._encoder, self.backbone.params, self.shared, self.rows, used, batch, lengths, index, symbols
         )
         frames = np.asarray(frames)[:count]
         log_probs = np.asarray(log_probs)[:count, : max(int(frames.max()), 1)]
-        _check_finite(log_probs, frames, tasks, backbone=str(self.backbone.files.folder), adapter=self.folder)
+        step.check_finite(log_probs, frames, tasks, backbone=str(self.backbone.files.folder), adapter=self.folder)
         if self.own is None:
             return log_probs, frames
         columns = np.stack([self.own.columns(task) for task in tasks])
@@ -440,15 +439,6 @@ class Model:
             dtype=self.backbone.dtype,
         )
 
-    def _padded(self, waveforms: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """A batch of few shapes: float32 `[rows, S]` with silence beyond the waveforms, and their lengths, int32."""
-        samples = padded_size(max(len(waveform) for waveform in waveforms), self.backbone.sample_rate)
-        batch = np.zeros((padded_size(len(waveforms), 1), samples), np.float32)
-        lengths = np.zeros(len(batch), np.int32)
-        for row, waveform in enumerate(waveforms):
-            batch[row, : len(waveform)], lengths[row] = waveform, len(waveform)
-        return batch, lengths
-
     def voices(self, waveforms: Waveforms, *, sample_rate: int) -> auto.Heard:
         """How utterances sound to the adapter, whatever their task, and what the backbone alone makes of them.
 
@@ -461,13 +451,13 @@ class Model:
         return self._listen([self._prepare(waveform, sample_rate) for waveform in waveforms])
 
     def _listen(self, waveforms: Sequence[np.ndarray]) -> auto.Heard:
-        batch, lengths = self._padded(waveforms)
+        batch, lengths = step.padded(waveforms, least=self.backbone.sample_rate)
         count = len(waveforms)
-        found = _apply_with_voice(self._encoder, self.backbone.params, self.shared, self.rows, batch, lengths)
+        found = step.WITH_VOICE(self._encoder, self.backbone.params, self.shared, self.rows, batch, lengths)
         log_probs, frames, voices = (np.asarray(part)[:count] for part in found)
         log_probs = log_probs[:, : max(int(frames.max()), 1)]
         where = {"backbone": str(self.backbone.files.folder), "adapter": self.folder}
-        _check_finite(log_probs, frames, [BASE_TASK] * count, **where)
+        step.check_finite(log_probs, frames, [BASE_TASK] * count, **where)
         writes = not isinstance(self.backbone.vocabulary, BlankVocabulary)
         return auto.Heard(voices, log_probs if writes else None, frames)
 
@@ -594,86 +584,3 @@ class Model:
 def _say_set_aside(folder: str, task: str) -> None:
     """Says once that a task is not recognised with its adapter."""
     tell(f"{folder}: task {task!r} is set aside: it is recognised by the backbone alone", to=sys.stderr)
-
-
-def _check_finite(
-    log_probs: np.ndarray, frames: np.ndarray, tasks: Sequence[str], *, backbone: str, adapter: str
-) -> None:
-    """Refuses what overflowed: the likeliest label of NaN would be the blank, and every text empty.
-
-    Args:
-      log_probs: `[B, T, V]`.
-      frames: `[B]`, how many frames of each are valid.
-      tasks: of each utterance.
-      backbone, adapter: where they lie.
-
-    Raises:
-      UserError: something is not finite; the line names the tasks, and where what they use lies.
-    """
-    valid = np.arange(log_probs.shape[1]) < frames[:, None]
-    wrong = (valid & ~np.isfinite(log_probs).all(axis=-1)).any(axis=-1)
-    if wrong.any():
-        names = sorted({task for task, found in zip(tasks, wrong, strict=True) if found})
-        own = "" if names == [BASE_TASK] else f"the adapter {adapter!r}, or else of "
-        raise UserError(
-            f"task {listed(names)}: the log-probabilities are not finite; the weights or settings of {own}the backbone "
-            f"{backbone!r}, or the samples, are too large"
-        )
-
-
-def apply_model(
-    model: AsrModel,
-    params: Mapping[str, Any],
-    shared: dict[str, Any],
-    rows: dict[str, Any],
-    used: jax.Array,
-    waveform: jax.Array,
-    num_samples: jax.Array,
-    task: jax.Array,
-    symbols: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
-    """The transcription step: log-probabilities `[B, T, V]` and lengths `[B]` of a batch.
-
-    Args:
-      model: the encoder with its adapter method.
-      params: the backbone's weights.
-      shared: the parameters that all tasks of the adapter share.
-      rows: the task bank of the adapter, leaves `[A, ...]`, or {} for no adapter.
-      used: how many rows of the bank are in use.
-      waveform: float32 `[B, S]`.
-      num_samples: int32 `[B]`.
-      task: int32 `[B]`. Task ids outside the rows in use get no adapter.
-      symbols: as `AsrModel` takes them.
-    """
-    if not rows:
-        bound = unbound()
-    else:
-        count = jax.tree.leaves(rows)[0].shape[0]
-        # Rows are read by id straight from the bank; ids beyond its end get no adapter.
-        index = jnp.where((task >= 0) & (task < used), task, count)
-        bound = bind(model.adapter, model.encoder, shared, rows, index)
-    outputs: Any = model.apply({"params": params}, waveform, num_samples, bound, symbols)
-    log_probs, lengths = outputs
-    return log_probs, lengths
-
-
-_apply = jax.jit(apply_model, static_argnums=0)
-
-
-def apply_model_with_voice(
-    model: AsrModel,
-    params: Mapping[str, Any],
-    shared: dict[str, Any],
-    rows: dict[str, Any],
-    waveform: jax.Array,
-    num_samples: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`apply_with_voice` of utterances without a task; arguments as of `apply_model`."""
-    count = jax.tree.leaves(rows)[0].shape[0] if jax.tree.leaves(rows) else 1
-    # Beyond the bank: what the tasks share runs, and no task's own part does.
-    nothing = jnp.full(waveform.shape[:1], count, jnp.int32)
-    bound = bind(model.adapter, model.encoder, shared, rows, nothing) if rows else unbound()
-    return apply_with_voice(model, params, waveform, num_samples, bound)
-
-
-_apply_with_voice = jax.jit(apply_model_with_voice, static_argnums=0)
