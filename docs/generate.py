@@ -382,6 +382,12 @@ def table_rows() -> str:
     return table(head, rows)
 
 
+def serving_script() -> str:
+    """The script that runs an exported program, as it is put beside it."""
+    script = (ROOT / "hra_jax" / "serving" / "standalone.py").read_text(encoding="utf-8")
+    return f"```python\n{script}```"
+
+
 PARTS: dict[str, Callable[[], str]] = (
     {
         part.__name__: part
@@ -392,7 +398,7 @@ PARTS: dict[str, Callable[[], str]] = (
         for part in (parameters, scaling, encoders, full_depth, tpus, tpu_variants, tpu_batches, layers)
     }
     | {part.__name__: part for part in (held_out, held_out_facts, padding, bucket_times)}
-    | {part.__name__: part for part in (input_pipeline, input_waiting, table_rows)}
+    | {part.__name__: part for part in (input_pipeline, input_waiting, table_rows, serving_script)}
 )
 
 

@@ -3,9 +3,9 @@
     python -m hra_jax.aot --config usm_2b_hra --topology v5e:16x16
     python -m hra_jax.aot --config fsdd --topology cpu-8
 
-The real train, evaluation and transcription steps are compiled for every length bucket, from shapes alone. `--plan`
-only checks topology, mesh and buckets; `--search batch` finds the largest batch that fits. Exit status 3 says that
-something does not fit.
+The real train, evaluation and transcription steps are compiled for every length bucket, from shapes alone; with
+`--steps decode` the beam search, with a language model and phrases for each row. `--plan` only checks topology, mesh
+and buckets; `--search batch` finds the largest batch that fits. Exit status 3 says that something does not fit.
 
 Where `batch.buckets` is a number, a run finds its buckets in its data. Here they are those of a run that has begun
 (`--config W/config.json`), or of the lengths that `hra_jax.data.durations` counted (`--durations FILE`).
@@ -28,7 +28,7 @@ from hra_jax.run.layout import open_mesh
 from hra_jax.storage.files import write_file
 from hra_jax.storage.json_files import json_text
 from hra_jax.tpu import topologies
-from hra_jax.tpu.plan import LABELS_PER_SECOND, STEPS, Plan, make_plan
+from hra_jax.tpu.plan import GREEDY_STEPS, LABELS_PER_SECOND, STEPS, Plan, make_plan
 
 FLAGS = flags.FLAGS
 DOES_NOT_FIT = 3  # exit status
@@ -109,7 +109,7 @@ def define_flags() -> None:
     flags.DEFINE_string("topology", None, "What to compile for: v5e:16x16, v5p:4x4x4, cpu-8, ...", required=True)
     flags.DEFINE_bool("plan", False, "Only check topology, mesh and buckets; compile nothing.")
     flags.DEFINE_enum("search", "", ["", "batch"], "batch: find the largest batch of the longest bucket that fits.")
-    flags.DEFINE_list("steps", list(STEPS), f"Which programs: {', '.join(STEPS)}.")
+    flags.DEFINE_list("steps", list(GREEDY_STEPS), f"Which programs: {', '.join(STEPS)}.")
     flags.DEFINE_integer("tasks", 1024, "Tasks of the bank.", lower_bound=1)
     flags.DEFINE_float("labels_per_second", LABELS_PER_SECOND, "Room for labels in a bucket.", lower_bound=0.1)
     flags.DEFINE_integer("parallel", 0, "Programs compiled at a time; 0: as cores and memory allow.", lower_bound=0)

@@ -27,6 +27,7 @@ from hra_jax.evaluation.report import evaluation_command
 from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
 from hra_jax.run import mixing, processes, voices
+from hra_jax.run.calibrating import calibrate
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, add_voices, as_stored, export
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import Run
@@ -406,6 +407,8 @@ def finish(
     if run.layout.select is not None:
         chosen = run.layout.select.suite
         attempt(run, f"the look at suite {chosen.name!r}", lambda: check_leaks(run, chosen), comes_again=True)
+        if config.eval.calibrate:
+            attempt(run, "the calibration", lambda: calibrate(run, chosen, task_steps=task_steps), comes_again=True)
     if test is None:
         return None
 

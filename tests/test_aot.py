@@ -112,6 +112,19 @@ def test_numbers_of_a_compiled_step(micro):
     assert {"all-gather", "all-reduce"} <= kinds
 
 
+def test_the_beam_search_with_automata_is_a_step(micro):
+    config = micro.config(**MESH, decode__beam=4, decode__n_best=2)
+    planned = make_plan(config, f"cpu-{DEVICES}")
+    (job,) = Shapes(config, mesh_of(config), tasks=3).jobs(["decode"])
+    entry = cost.compile_job(job, planned)
+    hypotheses = jax.eval_shape(job.function, *job.arguments)
+    tables, log_probs = job.arguments[:2]
+    assert hypotheses.tokens.shape == (job.rows, 2, log_probs.shape[1])
+    assert entry["fits"] and entry["flops"] > 0 and entry["unknown_loops"] == 0
+    # Each device has the tables, and searches its rows alone.
+    assert entry["arguments"] > 8 * tables["model"].scores.size and entry["collectives"] == []
+
+
 def test_the_text_that_the_compiler_writes_says_what_jax_reads_back(micro, monkeypatch):
     config = micro.config(**MESH)
     shapes = Shapes(config, mesh_of(config), tasks=3)

@@ -90,6 +90,7 @@ MEANT_BEFORE: dict[str, Any] = {
     "augment.telephone_low_hz": (200.0, 400.0),
     "augment.telephone_high_hz": (2800.0, 3600.0),
     "augment.gain_db": (0.0, 0.0),
+    "eval.calibrate": False,
     "decode.beam": 0,
     "decode.n_best": 1,
     "decode.lm": "",

@@ -43,6 +43,10 @@ _SILENCE_DB = 35.0  # below the loudest of an utterance
 _LEVEL_SECONDS = 0.01  # over which a level is taken
 
 
+class NothingSaid(UserError):
+    """No word was recognised that could be judged."""
+
+
 class Judged(NamedTuple):
     """Words of a task: posteriors, float64 `[N]`, and whether each was right, bool `[N]`."""
 
@@ -103,14 +107,14 @@ def measure(model: "Model", suite: Suite) -> dict[str, dict[str, Any]]:
       calibration error of these words without the temperature and with it; `joints`, of all tasks; `suite`.
 
     Raises:
-      UserError: the suite has no task of the model with a usable utterance.
+      NothingSaid: no word is recognised as a task of the model.
     """
     chosen = utterances_of(model, suite)
     judged = judged_words(model, chosen, normalizer=suite.normalizer)
     if not judged:
         tasks = ", ".join(model.tasks[:10]) or "none"
-        raise UserError(
-            f"suite {suite.name!r}: none of its utterances can be recognised as a task of the adapter; the tasks that "
+        raise NothingSaid(
+            f"suite {suite.name!r}: no word is recognised in its utterances as a task of the adapter; the tasks that "
             f"can be calibrated: {tasks}"
         )
     errors = lateness(model, chosen)

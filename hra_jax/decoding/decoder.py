@@ -26,7 +26,7 @@ from hra_jax.text.vocabularies import Vocabulary
 
 _LEAST_FRAMES, _LEAST_TOKENS = 64, 16  # of a batch that is searched, padded: few compiled shapes
 _ONE_TABLE_BYTES = 2**26  # of all models, dense; beyond it only those of a batch are put into its table
-_LISTS, _TABLES = 1024, 8  # lists of phrases, and batches of them, that are kept
+_LISTS, _TABLES = 1024, 4  # lists of phrases, and batches of them, that are kept
 _Value = TypeVar("_Value")
 
 
@@ -94,6 +94,7 @@ class Decoder:
     ):
         self.settings = settings or DecodeSettings()
         models = chosen(self.settings, vocabularies, adapter=adapter, train=train)
+        read = functools.cache(_read)  # a file that is for all tasks is read once
         self._tasks: dict[str, _Task] = {}
         for name, vocabulary in vocabularies.items():
             model = models.get(name)
@@ -101,13 +102,14 @@ class Decoder:
                 vocabulary,
                 model,
                 weights_of(self.settings, model, adapter.tuned_for(name), task=name),
-                _read(self.settings.phrases_of(name), where="decode.phrases"),
+                read(self.settings.phrases_of(name)),
                 _columns(vocabulary),
             )
         self._lists: collections.OrderedDict[Hashable, Automaton] = collections.OrderedDict()
         self._phrase_tables: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
-        for name in self._tasks:
-            self.check_phrases(name, ())
+        for task in self._tasks.values():
+            if task.phrases:
+                self._automaton(task, task.phrases, where="decode.phrases")
 
     def check_phrases(self, task: str, phrases: Sequence[Any], *, where: str = "phrases") -> None:
         """Refuses phrases of an utterance of a task, before anything is recognised.
@@ -115,7 +117,8 @@ class Decoder:
         Raises:
           UserError: as `phrases.automaton_of`.
         """
-        self._automaton(self._tasks[task], self._phrases(task, phrases, where=where), where=where)
+        if phrases:
+            self._automaton(self._tasks[task], self._phrases(task, phrases, where=where), where=where)
 
     def searches(self, task: str, phrases: Sequence[Any] = ()) -> bool:
         """Whether an utterance of a task is searched for, and not decoded greedily."""
@@ -160,9 +163,11 @@ class Decoder:
         if found is None:
             return greedy
         return Decoded(
-            *([row if take else plain for take, row, plain in zip(searched, *pair, strict=True)]
-              for pair in zip(found, greedy, strict=True))
-        )  # fmt: skip
+            _either(searched, found.paths, greedy.paths),
+            _either(searched, found.scores, greedy.scores),
+            _either(searched, found.alternatives, greedy.alternatives),
+            _either(searched, found.rivals, greedy.rivals),
+        )
 
     def facts(self) -> dict[str, Any]:
         """What decodes, as results have it: what differs between tasks is by task."""
@@ -238,17 +243,21 @@ class Decoder:
             phrase_start=None if table is None else column(phrase_start, np.int32, -1),
             weights=weights,
         )
-        hypotheses = beam.Hypotheses(*map(np.asarray, found))
-        most = padded_size(int(hypotheses.lengths[:, 0].max(initial=1)), _LEAST_TOKENS)
-        paths, _ = alignment.viterbi(
-            log_probs, padded_lengths, hypotheses.tokens[:, 0, :most], hypotheses.lengths[:, 0], blanks
-        )
+        tokens, counts, scores, ctc = map(np.asarray, found)
+        most = padded_size(int(counts[:, 0].max(initial=1)), _LEAST_TOKENS)
+        paths, _ = alignment.viterbi(log_probs, padded_lengths, tokens[:, 0, :most], counts[:, 0], blanks)
         decoded = Decoded([], [], [], [])
         for at, (row, path) in enumerate(zip(rows, np.asarray(paths), strict=False)):
             path = path[: lengths[at]]
             decoded.paths.append(path if row.columns is None else row.columns[path])
-            decoded.scores.append(float(hypotheses.scores[at, 0]))
-            decoded.rivals.append(_alternatives(hypotheses, at, row))
+            decoded.scores.append(float(scores[at, 0]))
+            vocabulary = _own(row.vocabulary)
+            some = [
+                Alternative(vocabulary.decode(tokens[at, n, : counts[at, n]].tolist()), float(score), float(ctc[at, n]))
+                for n, score in enumerate(scores[at])
+                if np.isfinite(score)
+            ]
+            decoded.rivals.append(tuple(some))
             decoded.alternatives.append(decoded.rivals[-1][: self.settings.n_best])
         return decoded
 
@@ -288,14 +297,12 @@ class Decoder:
         automata = {key: self._automaton(row, own) for key, row, own in zip(keys, rows, phrases, strict=True) if own}
         if not automata:
             return None, []
-        order = tuple(automata)
-        table, starts = _kept(
-            self._phrase_tables,
-            (order, size),
-            lambda: beam.tables(list(automata.values()), vocabulary_size=size),
-            most=_TABLES,
-        )
-        at = dict(zip(order, starts.tolist(), strict=True))
+
+        def made() -> tuple[Any, dict[Hashable, int]]:
+            table, starts = beam.tables(list(automata.values()), vocabulary_size=size)
+            return table, dict(zip(automata, starts.tolist(), strict=True))
+
+        table, at = _kept(self._phrase_tables, (frozenset(automata), size), made, most=_TABLES)
         return table, [at.get(key, -1) for key in keys]
 
 
@@ -329,10 +336,10 @@ def _kept(
     return store[key]
 
 
-def _read(given: str | tuple[Any, ...], *, where: str) -> tuple[Weighted, ...]:
+def _read(given: str | tuple[Any, ...]) -> tuple[Weighted, ...]:
     if isinstance(given, str):
         return phrase_lists.read_phrases(given) if given else ()
-    return phrase_lists.weighted(given, where=where)
+    return phrase_lists.weighted(given, where="decode.phrases")
 
 
 def _own(vocabulary: Vocabulary) -> Vocabulary:
@@ -360,6 +367,10 @@ def _in_own_order(log_probs: np.ndarray | jax.Array, rows: Sequence[_Task]) -> n
     return take(log_probs, columns[:, None, :], axis=2)
 
 
+def _either(searched: Sequence[bool], found: list[_Value], greedy: list[_Value]) -> list[_Value]:
+    return [ours if take else plain for take, ours, plain in zip(searched, found, greedy, strict=True)]
+
+
 def _greedy(log_probs: np.ndarray | jax.Array, lengths: np.ndarray) -> Decoded:
     paths, best = np.asarray(log_probs.argmax(axis=-1)).astype(np.int32), np.asarray(log_probs.max(axis=-1), np.float64)
     return Decoded(
@@ -367,14 +378,4 @@ def _greedy(log_probs: np.ndarray | jax.Array, lengths: np.ndarray) -> Decoded:
         [float(scores[:length].sum()) for scores, length in zip(best, lengths, strict=True)],
         [() for _ in paths],
         [() for _ in paths],
-    )
-
-
-def _alternatives(hypotheses: beam.Hypotheses, at: int, row: _Task) -> tuple[Alternative, ...]:
-    vocabulary = _own(row.vocabulary)
-    found = zip(hypotheses.tokens[at], hypotheses.lengths[at], hypotheses.scores[at], hypotheses.ctc[at], strict=True)
-    return tuple(
-        Alternative(vocabulary.decode(tokens[:length].tolist()), float(score), float(ctc))
-        for tokens, length, score, ctc in found
-        if np.isfinite(score)
     )

@@ -78,14 +78,14 @@ def chosen(
         that is not among those whose models are given.
     """
     files: dict[str, LanguageModel] = {}
+    fitting: set[tuple[int, int]] = set()  # models and vocabularies that were compared: most tasks share both
     found = {}
     for task, vocabulary in vocabularies.items():
         given = settings.model_of(task)
         if given is None:
-            some = listed(sorted(name for name, _ in settings.lm))  # type: ignore[misc]
             raise UserError(
-                f"decode.lm has no language model for task {task!r}, but for {some}; allowed: one for each task that "
-                "is recognised, or '' for none"
+                f"decode.lm has no language model for task {task!r}, but for {listed(settings.tasks_with_models)}; "
+                "allowed: one for each task that is recognised, or '' for none"
             )
         if given == "":
             continue
@@ -104,7 +104,9 @@ def chosen(
             if given not in files:
                 files[given] = ngram.read(given)
             model, name = files[given], given
-        model.check_vocabulary(vocabulary, where=f"decode.lm, task {task!r}: {name}")
+        if (id(model), id(vocabulary)) not in fitting:
+            model.check_vocabulary(vocabulary, where=f"decode.lm, task {task!r}: {name}")
+            fitting.add((id(model), id(vocabulary)))
         found[task] = model
     return found
 

@@ -116,6 +116,11 @@ class DecodeSettings:
         """What names the language model of a task; '' for none, None where there are pairs and the task is in none."""
         return dict(self.lm).get(task) if isinstance(self.lm, tuple) else self.lm
 
+    @property
+    def tasks_with_models(self) -> list[str]:
+        """The tasks that pairs give a language model to, or none, sorted."""
+        return sorted(dict(self.lm)) if isinstance(self.lm, tuple) else []
+
     def phrases_of(self, task: str) -> str | tuple[Any, ...]:
         """The phrases of a task, or the file that has them."""
         if isinstance(self.phrases, str) or _is_phrase_list(self.phrases):

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from hra_jax.config.settings import Rule, check_settings, integer, number, setting
+from hra_jax.config.settings import Rule, boolean, check_settings, integer, number, setting
 from hra_jax.data import batching
 from hra_jax.data.batching import BatchSettings
 from hra_jax.data.loader import eval_batches, eval_plans
@@ -95,6 +95,11 @@ class EvaluationSettings:
         "seconds of audio in an evaluation batch, padding included",
     )
     bootstrap: int = setting(1000, integer(0), "resamples of the 95% interval; 0 for no interval")
+    calibrate: bool = setting(
+        True,
+        boolean(),
+        "whether confidences and times of words are calibrated on select_suite once all steps are done, for the export",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self, "eval")

@@ -15,6 +15,7 @@
         [--output DIR]
     python -m hra_jax.tasks gate ADAPTER --suite A [--tolerance 0.01] [--check] [--backbone DIR] [--data_dir DIR]
     python -m hra_jax.tasks gate ADAPTER --results RESULTS.json [--tolerance 0.01] [--check]
+    python -m hra_jax.tasks calibrate ADAPTER --suite A [--backbone DIR] [--data_dir DIR]
 
 Without --output the adapter is changed in place. Whatever a command is not about stays the same bytes.
 """
@@ -36,7 +37,7 @@ from hra_jax.errors import UserError
 from hra_jax.storage import folders, locks
 from hra_jax.storage.files import is_remote, real_path, write_file
 from hra_jax.storage.json_files import json_text
-from hra_jax.tasks import adding, centroids, descriptions, gate, language_models, library, merging
+from hra_jax.tasks import adding, calibrating, centroids, descriptions, gate, language_models, library, merging
 from hra_jax.tasks.backbone import load_backbone
 from hra_jax.tasks.names import check_name, check_tasks
 
@@ -450,6 +451,35 @@ def gate_tasks(
     return 0
 
 
+def calibrate(
+    adapter: str,
+    *,
+    suite: str | None = None,
+    backbone: str | None = None,
+    data_dir: str | None = None,
+    output: str | None = None,
+) -> None:
+    """Measures on a validation suite how sure the words of the tasks are, and by how much they come late.
+
+    Args:
+      adapter: the folder.
+      suite: name or path of the suite.
+      backbone: folder of the backbone, or builtin:NAME; None takes what the adapter names.
+      data_dir: what `{dir}` in the manifests of the suite stands for.
+      output: where the result goes; None changes the folder in place.
+
+    Raises:
+      UserError: no suite, or as `calibrating.measured`.
+    """
+    if suite is None:
+        raise UserError("calibrate needs --suite, a validation suite")
+    with _writing(adapter, output, "calibrate") as destination:
+        exported = _read(adapter)
+        found = calibrating.measured(adapter, exported, suite, backbone=backbone, data_dir=data_dir)
+        tell(*calibrating.lines(found))
+        _finish(destination, calibrating.with_calibrations(exported, found), calibrating.summary(found))
+
+
 def export_checkpoint(
     *,
     workdir: str | None,
@@ -519,6 +549,7 @@ COMMANDS = {
         1,
         ("suite", "results", "tolerance", "check", "backbone", "data_dir", "output"),
     ),
+    "calibrate": cli.Command(calibrate, "ADAPTER --suite A", 1, 1, ("suite", "backbone", "data_dir", "output")),
     "specialize": cli.Command(specialize, "ADAPTER TASK --output DIR", 2, 2, ("output", "backbone", "peft")),
 }
 # Flags that are called otherwise in Python.
@@ -531,10 +562,10 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
         "json": "list, show: a file to write everything to.",
         "output": "The folder to write; without it the adapter is changed in place (where that is possible).",
         "tag": "centroids: manifest tag that names the task of a recording; speaker if not given.",
-        "backbone": "add, specialize, centroids, gate, export-checkpoint: folder of the backbone, or builtin:NAME.",
-        "suite": "gate: name or path of the validation suite.",
+        "backbone": "add, specialize, centroids, gate, calibrate, export-checkpoint: its folder, or builtin:NAME.",
+        "suite": "gate, calibrate: name or path of the validation suite.",
         "results": "gate: in place of --suite, the results.json of an evaluation of this adapter.",
-        "data_dir": "gate: what {dir} in the suite's manifests stands for.",
+        "data_dir": "gate, calibrate: what {dir} in the suite's manifests stands for.",
         "init": "add: what the task starts as: zero (no effect), mean of the tasks, or the name of a task.",
         "manifest": "add: recordings to train the task on; what tasks share stays as it is. centroids: of all tasks.",
         "workdir": "add: where it trains; without it a temporary folder. export-checkpoint, centroids: of the run.",

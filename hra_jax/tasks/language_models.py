@@ -50,9 +50,10 @@ def with_models(exported: ExportedAdapter, folder: epath.PathLike, files: Sequen
             (model,) = given.values()
         elif given or task not in here:
             others = given or beside
-            model = next((one for one in others.values() if one.digest == wanted.get("digest")), None)
-            if model is None:
+            fitting = [one for one in others.values() if one.digest == wanted.get("digest")]
+            if not fitting:
                 raise UserError(_missing(task, wanted, folder, others))
+            model = fitting[0]
         else:
             model = here[task]
         vocabulary = vocabulary_from_json(entry.get("vocabulary") or exported.config["vocabulary"])

@@ -35,6 +35,7 @@ MOST_BYTES = 2**27  # of a model, unless another bound is given
 SUFFIX = ".lm"
 NEVER = -99 * float(np.log(10))  # ln p of what a model never gives; ARPA files have the same
 
+_LONGEST_DRAWN = 300  # tokens of a text
 _TOGETHER = 4096  # texts that are scored at a time
 _FORMAT = 1
 _MOST_FILE_BYTES = 2**33
@@ -276,6 +277,25 @@ def perplexity(model: LanguageModel, token_sequences: Sequence[Sequence[int]]) -
     """exp of the mean of -ln p over the tokens and ends of texts; at least one text."""
     symbols = sum(map(len, token_sequences)) + len(token_sequences)
     return float(np.exp(-scores(model, token_sequences).sum() / symbols))
+
+
+def drawn_texts(model: LanguageModel, *, blank_id: int, count: int = 5, seed: int = 0) -> list[list[int]]:
+    """The tokens of texts that are drawn from a model, each of them as often as the model finds it likely."""
+    automaton, rng = model.automaton, np.random.default_rng(seed)
+    tokens = np.delete(np.arange(automaton.vocabulary_size), blank_id)
+    found: list[list[int]] = []
+    for _ in range(count):
+        text, state = list[int](), automaton.start
+        while len(text) < _LONGEST_DRAWN:
+            added, after = automaton.steps(np.full(len(tokens), state), tokens)
+            odds = np.exp([*added, float(automaton.final[state])])
+            chosen = int(rng.choice(len(odds), p=odds / odds.sum()))
+            if chosen == len(tokens):
+                break
+            text.append(int(tokens[chosen]))
+            state = int(after[chosen])
+        found.append(text)
+    return found
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from hra_jax.run.layout import check_rows
 from hra_jax.tpu import topologies
 from hra_jax.training import sharding
 
-STEPS = ("train", "evaluation", "transcription")  # the programs of a run
+STEPS = ("train", "evaluation", "transcription", "decode")  # the programs of a run
+GREEDY_STEPS = STEPS[:3]  # those of one that searches for nothing
 LABELS_PER_SECOND = 8.0  # room for labels: sentence pieces of fast speech come at about half of that
 
 

@@ -16,15 +16,19 @@ from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
 from hra_jax.config.keys import group
 from hra_jax.data import batching
 from hra_jax.decoding import step
-from hra_jax.models import augmentation
+from hra_jax.decoding.settings import DEFAULT_BEAM
+from hra_jax.models import augmentation, automaton_tables, beam
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import foundation, programs
 from hra_jax.run.layout import adapter_method
-from hra_jax.tpu.plan import LABELS_PER_SECOND, STEPS
+from hra_jax.tpu.plan import GREEDY_STEPS, LABELS_PER_SECOND
 from hra_jax.training import placement, sharding, train_state
 from hra_jax.training.step import SOUNDS
 
 _Program = tuple[Callable[..., Any], tuple[Any, ...]]  # a jitted function, and the shapes of its arguments
+# Of the language models and the lists of phrases of a batch that is searched: a model of a few thousand texts.
+_MODEL = {"states": 2**15, "arcs": 2**16, "rows": 2**10}
+_PHRASES = {"states": 2**10, "arcs": 2**12, "rows": 2**6}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Job:
     """One program to compile.
 
     Attributes:
-      kind: of STEPS.
+      kind: of `plan.STEPS`.
       seconds: the length bucket.
       rows: utterances of the global batch.
       function: jitted.
@@ -72,6 +76,7 @@ class Shapes:
         labels_per_second: float = LABELS_PER_SECOND,
     ):
         settings, adapter = group(config, ""), group(config, "adapter")
+        self._config = config
         self._settings, self._mesh, self._labels = settings, mesh, labels_per_second
         self._batch_settings, self._evaluation_settings = group(config, "batch"), group(config, "eval")
         self._base = foundation.shapes_alone(settings.backbone, group(config, "pretrain"))
@@ -101,14 +106,14 @@ class Shapes:
             self._weights, tasks, train_state.count(self._base.shapes()), train=self._trained
         )
 
-    def jobs(self, kinds: Sequence[str] = STEPS) -> list[Job]:
+    def jobs(self, kinds: Sequence[str] = GREEDY_STEPS) -> list[Job]:
         """The programs of those kinds for every bucket, the longest bucket first."""
         batch, buckets = self._batch_settings, self._batch_settings.edges
         train = batching.bucket_rows(buckets, batch_seconds=batch.seconds, multiple=batch.multiple)
         evaluation = batching.bucket_rows(
             buckets, batch_seconds=self._evaluation_settings.batch_seconds, multiple=batch.multiple
         )
-        rows = {"train": train, "evaluation": evaluation, "transcription": evaluation}
+        rows = {"train": train, "evaluation": evaluation, "transcription": evaluation, "decode": evaluation}
         return [
             self.job(kind, seconds, rows[kind][position])
             for position, seconds in reversed(list(enumerate(buckets)))
@@ -117,8 +122,13 @@ class Shapes:
 
     def job(self, kind: str, seconds: float, rows: int) -> Job:
         """One program, for a global batch of so many utterances."""
-        make = {"train": self._train, "evaluation": self._evaluation, "transcription": self._transcription}[kind]
-        function, arguments = make(seconds, rows)
+        make: dict[str, Callable[[float, int], _Program]] = {
+            "train": self._train,
+            "evaluation": self._evaluation,
+            "transcription": self._transcription,
+            "decode": self._decode,
+        }
+        function, arguments = make[kind](seconds, rows)
         return Job(kind, seconds, rows, cast(jax.stages.Wrapped, function), arguments)
 
     def _train(self, seconds: float, rows: int) -> _Program:
@@ -151,6 +161,31 @@ class Shapes:
         args = (weights.get("backbone", self._frozen()), shared, bank, self._replicated((), jnp.int32))
         inputs = (batch["waveform"], batch["num_samples"], batch["task"], batch.get("symbols"))
         return jax.jit(functools.partial(step.apply_model, model)), args + inputs
+
+    def _decode(self, seconds: float, rows: int) -> _Program:
+        """The beam search of what `_transcription` gives, with a language model and phrases for each row.
+
+        Each device searches its own rows.
+        """
+        function, arguments = self._transcription(seconds, rows)
+        log_probs, _ = jax.eval_shape(function, *arguments)
+        settings = group(self._config, "decode")
+        width = settings.beam or DEFAULT_BEAM
+
+        def decode(tables: dict[str, Any], log_probs: Any, lengths: Any, blanks: Any, rows: dict[str, Any]) -> Any:
+            options = {"width": width, "n_best": min(settings.n_best, width)}
+            return beam.search(log_probs, lengths, blanks, **options, **tables, **rows)
+
+        sizes = {"model": _MODEL, "phrases": _PHRASES}
+        tables = {name: automaton_tables.table_shapes(log_probs.shape[2], **given) for name, given in sizes.items()}
+        tables = jax.tree.map(lambda leaf: self._replicated(leaf.shape, leaf.dtype), tables)
+        column = self._split((rows,), jnp.int32, "start")
+        weights: list[Any] = [self._split((rows,), jnp.float32, name) for name in beam.Weights._fields]
+        own = {"model_start": column, "phrase_start": column, "weights": beam.Weights(*weights)}
+        given = self._split(log_probs.shape, log_probs.dtype, "log_probs"), column, column, own
+        specs = jax.tree.map(lambda leaf: leaf.sharding.spec, (tables, *given))
+        split = jax.shard_map(decode, mesh=self._mesh, in_specs=specs, out_specs=column.sharding.spec, check_vma=False)
+        return jax.jit(split), (tables, *given)
 
     def _shared_weights(self) -> dict[str, Any]:
         """The weights that a suite is run with: rows of the bank are replicated."""

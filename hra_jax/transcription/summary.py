@@ -71,6 +71,8 @@ class Summary:
         """Lines that sum it up, and a table of the tasks; None for no more than one."""
         seconds, audio = time.monotonic() - self._start, self._seconds.total()
         count = self._counts.total()
+        if not count:
+            return [f"nothing is missing: {self._done():,} were there"], None
         told = [
             f"{count - self.failed:,} of {count:,} recognised, {audio:,.1f} s of audio in {duration(seconds)}: "
             f"{self._speed():.3g} x real time"

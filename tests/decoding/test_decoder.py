@@ -225,5 +225,9 @@ def test_tuned_weights_are_those_of_the_model_that_they_were_tuned_for(models):
     assert weights({"lm": "train"}, train=lambda task: mine) == [1.5, 2.0, None]
     assert weights({"lm": other, "phrases": ["egg"]}) == [0.8, 1.0, 3.0]
     assert weights({"phrases": ["egg"]}) == [None, 0.0, 3.0]
+    # What all tasks have in common is that of a new one and of their mean too; of what differs, nothing is.
+    for tuned, weight in (({"b": stored, "c": stored}, 1.5), ({"b": stored, "c": {**stored, "beam": 8}}, 0.8)):
+        held = Held(tuned, {}, "ADAPTER")
+        assert weights({"lm": mine})[0] == weight
     message = refusal({"lm": mine}, {"a": LETTERS}, adapter=Held({"a": stored | {"lm_weight": "much"}}, {}, "ADAPTER"))
     assert "tasks.json, task 'a', decode: decode.lm_weight = 'much'" in message

@@ -1,11 +1,21 @@
 """The search against a sum over all paths, a plain prefix beam search and fast-ctc-decode; any batch and padding."""
 
+import functools
+import json
+import os
+from pathlib import Path
+
 import fast_ctc_decode
 import numpy as np
 import pytest
+import soundfile
 from reference import beam_reference
 
-from hra_jax.models import beam
+from hra_jax import api
+from hra_jax.data.synthetic.rendering import render
+from hra_jax.evaluation import error_rates
+from hra_jax.models import beam, ctc
+from hra_jax.text import ngram
 from hra_jax.text.automaton import Automaton, from_contexts
 
 BATCH, FRAMES, TOKENS, WIDTH = 8, 4, 4, 128  # WIDTH is more than there are prefixes of 3 tokens in 4 frames
@@ -246,3 +256,66 @@ def test_arcs_are_what_dense_tables_are():
     ]
     np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
     np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-4)
+
+
+# --- Speech -----------------------------------------------------------------------------------------------------------
+
+
+def speech(folder: Path, run: str | None) -> tuple[list, list[str], ngram.LanguageModel]:
+    """Log-probabilities and texts of test utterances, and a model of the texts of the training set beside them."""
+    data = Path(json.loads((Path(run) / "config.json").read_text())["data"]["dir"]) if run else folder
+    backbone = api.load_backbone("builtin:tiny")
+    model = api.load_adapter(Path(run) / "adapter", backbone) if run else None
+    splits = ("test", "train")
+    rows, train = ([json.loads(line) for line in (data / f"{name}.jsonl").open()] for name in splits)
+    rows.sort(key=lambda row: row["duration"])
+    found = []
+    for begin in range(0, len(rows), 16):
+        part = rows[begin : begin + 16]
+        waveforms = [soundfile.read(data / row["audio_filepath"], dtype="float32") for row in part]
+        given = {"sample_rate": waveforms[0][1]}
+        if model:
+            given["tasks"] = [row["speaker"] for row in part]
+        log_probs, lengths = (model or backbone).log_probs([waveform for waveform, _ in waveforms], **given)
+        found.append((log_probs, lengths))
+    texts_of_training = [backbone.vocabulary.encode(row["text"]) for row in train]
+    return found, [row["text"] for row in rows], ngram.train(texts_of_training, backbone.vocabulary)
+
+
+@pytest.mark.slow(minutes=0.7)
+@pytest.mark.optimised
+def test_every_utterance_is_recognised_as_by_the_plain_search(tmp_path):
+    """Rendered speech, or that of the run of the quickstart in the folder that HRA_QUICKSTART names."""
+    run = os.environ.get("HRA_QUICKSTART")
+    folder = tmp_path if run else render("hard", tmp_path / "hard", scale=0.1, progress=False)
+    batches, said, model = speech(folder, run)
+    automaton, vocabulary = model.automaton, api.load_backbone("builtin:tiny").vocabulary
+    table, (start,) = beam.tables([automaton], vocabulary_size=vocabulary.size)
+
+    @functools.cache
+    def state(prefix):
+        return automaton.step(state(prefix[:-1]), prefix[-1])[1] if prefix else automaton.start
+
+    @functools.cache
+    def extend(prefix, token):
+        return 1.0 + 0.8 * automaton.step(state(prefix), token)[0]
+
+    added = {"extend": extend, "end": lambda prefix: 0.8 * float(automaton.final[state(prefix)])}
+    recognised, greedy = [], []
+    for log_probs, lengths in batches:
+        rows = len(lengths)
+        weights = beam.Weights(*(np.full(rows, value, np.float32) for value in (0.8, 1.0, 0.0)))
+        given = {"model": table, "model_start": np.full(rows, start), "weights": weights}
+        found = beam.search(log_probs, lengths, vocabulary.blank_id, width=16, n_best=2, **given)
+        for row in range(rows):
+            plain = log_probs[row, : lengths[row]].astype(float).tolist()
+            expected = beam_reference.prefix_beam(plain, blank=vocabulary.blank_id, width=16, **added)
+            assert_same(found, row, expected[:3])
+            recognised.append(texts(found, row)[0])
+        greedy += ctc.greedy_decode(log_probs, lengths, vocabulary.blank_id)
+    rates = []
+    for decoded in (recognised, greedy):
+        pairs = zip(said, (vocabulary.decode(list(tokens)) for tokens in decoded), strict=True)
+        counts = [error_rates.word_errors(*pair, normalizer="basic") for pair in pairs]
+        rates.append(sum(count.errors for count in counts) / sum(count.words for count in counts))
+    assert rates[0] < 0.8 * rates[1], rates

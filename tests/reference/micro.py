@@ -158,6 +158,7 @@ class Micro:
             "eval.every_steps": 100,
             "eval.batch_seconds": 6.0,
             "eval.bootstrap": 20,
+            "eval.calibrate": False,
             "export.voices": False,  # it is one more program
         }
         settings |= {key.replace("__", "."): value for key, value in changes.items()}
