@@ -403,7 +403,12 @@ def finish(
     export(run, config=config, dtype=exported.dtype, step=step, task_steps=task_steps)
     _tell_untrained(run)
     if exported.voices and voices.has_any(run):
-        attempt(run, "the look at how tasks sound", lambda: _add_voices(run, config, task_steps=task_steps))
+        attempt(
+            run,
+            "the look at how tasks sound",
+            lambda: _add_voices(run, config, task_steps=task_steps),
+            comes_again=True,
+        )
     if run.layout.select is not None:
         chosen = run.layout.select.suite
         attempt(run, f"the look at suite {chosen.name!r}", lambda: check_leaks(run, chosen), comes_again=True)
