@@ -382,6 +382,28 @@ def table_rows() -> str:
     return table(head, rows)
 
 
+def word_times() -> str:
+    """Errors of word boundaries, beside the silence that they may lie in."""
+    found, rows = cell("word_times.json"), []
+    sides = ("boundary", "boundary_outside_silence", "first_label", "silence_before", "silence_after")
+    for clips, times in found["times"].items():
+        cells = [f"{times[side]['median_ms']:.0f} / {times[side]['p95_ms']:.0f} ms" for side in sides]
+        rows.append([clips, str(times["joints"]), *cells])
+    head = "clips put together | joints | boundary | from the nearest silence at the joint"
+    return table(f"{head} | the first label alone | silence before the joint | after it", rows)
+
+
+def word_confidences() -> str:
+    """Calibration errors on test suites."""
+    rows = []
+    for name, what in (("word_times.json", "`fsdd`, 400 steps"), ("word_confidences.json", "`quickstart`")):
+        for decoding, found in cell(name)["confidences"].items():
+            errors = [_percent(found[key][side]) for key in ("ece", "mean_ece_of_tasks") for side in found["ece"]]
+            rows.append([what, decoding, f"{found['words']:,}", _percent(found["right"]), *errors])
+    head = "adapter | decoding | words | right | all words, before | after | mean of tasks, before | after"
+    return table(head, rows, left=2)
+
+
 def serving_script() -> str:
     """The script that runs an exported program, as it is put beside it."""
     script = (ROOT / "hra_jax" / "serving" / "standalone.py").read_text(encoding="utf-8")
@@ -399,6 +421,7 @@ PARTS: dict[str, Callable[[], str]] = (
     }
     | {part.__name__: part for part in (held_out, held_out_facts, padding, bucket_times)}
     | {part.__name__: part for part in (input_pipeline, input_waiting, table_rows, serving_script)}
+    | {part.__name__: part for part in (word_times, word_confidences)}
 )
 
 

@@ -116,6 +116,7 @@ def _of_run(
     workdir: str, *, adapter: str | None, backbone: str | None, task: str | None, normalizer: str | None
 ) -> tuple[Writer, _Texts]:
     """The vocabulary that a run writes in, and the texts that it trains on: those of one task, where it is named."""
+    from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
     from hra_jax.data.learnt_vocabularies import texts_of_tasks
     from hra_jax.run import workdirs
     from hra_jax.run.read import training_sources
@@ -123,7 +124,11 @@ def _of_run(
     config = workdirs.stored_config(workdir)
     folder = workdirs.named(workdir)
     own, whole = folder / workdirs.ADAPTER, folder / workdirs.BACKBONE
-    adapter = str(own) if adapter is None and backbone is None and own.exists() else adapter
+    if adapter is None and backbone is None:
+        made = whole if config.method == "pretrain" else own
+        if not made.exists() and (made is whole or config.adapter.output in OWN_VOCABULARIES):
+            raise UserError(f"--workdir={workdir!r}: its vocabulary comes with {made}, which is not there yet")
+        adapter = str(own) if own.exists() else None
     if backbone is None:
         backbone = str(whole) if whole.exists() else config.backbone
     written = writer(adapter=adapter, backbone=backbone, task=task)

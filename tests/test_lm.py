@@ -67,6 +67,18 @@ def test_a_run_gives_its_training_texts_or_those_of_one_task(trained, micro, tmp
     capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "made"), [("method", "pretrain", "backbone"), ("output", "characters", "adapter")]
+)
+def test_a_run_whose_vocabulary_is_not_exported_yet_has_no_model(key, value, made, trained, tmp_path):
+    config = json.loads((trained.workdir / "config.json").read_text())
+    (config if key in config else config["adapter"])[key] = value
+    (tmp_path / "W").mkdir()
+    (tmp_path / "W" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"its vocabulary comes with .*/{made}, which is not there yet"):
+        lm.make(workdir=str(tmp_path / "W"), output=str(tmp_path / "a.lm"))
+
+
 def test_showing_a_model_tells_what_was_left_out_and_what_it_gives_back(text, tmp_path, capsys):
     lm.make(text=[text], output=str(tmp_path / "a.lm"), order=4, most_bytes=2500)
     capsys.readouterr()
@@ -103,10 +115,10 @@ def test_scores_of_texts_are_perplexities_per_token_and_word_and_name_unknown_ch
 
 def test_texts_that_are_drawn_come_as_often_as_the_model_finds_them_likely():
     model = ngram.train([[1, 2], [1, 2], [2], [1]], CharacterVocabulary("ab"), order=2)
-    drawn = ngram.drawn_texts(model, blank_id=0, count=3000, seed=1)
+    drawn = ngram.drawn_texts(model, blank_id=0, count=1000, seed=1)
     for text in ([1, 2], [2], [1]):
         share = sum(one == text for one in drawn) / len(drawn)
-        assert share == pytest.approx(math.exp(model.automaton.score(text)), abs=0.03)
+        assert share == pytest.approx(math.exp(model.automaton.score(text)), abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ class Decoder:
         What a row gets depends on no other row and on no padding.
 
         Args:
-          log_probs: float `[B, T, V]`; columns beyond a task's vocabulary are not used.
+          log_probs: float `[B, T, V]`; what a task's vocabulary does not have must be impossible.
           lengths: int `[B]`, frames.
           tasks: of each row.
           phrases: of each row, beside those of its task; None for none.
