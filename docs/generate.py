@@ -404,6 +404,40 @@ def word_confidences() -> str:
     return table(head, rows, left=2)
 
 
+_PHRASES = {
+    "greedy": "greedy",
+    "none": "beam",
+    "none phrases": "beam, phrases",
+    "none distractors": "beam, distractors",
+    "all": "language model of all training texts",
+    "all phrases": "language model of all training texts, phrases",
+    "all distractors": "language model of all training texts, distractors",
+    "without": "language model of training texts without the words",
+    "without phrases": "language model of training texts without the words, phrases",
+    "without distractors": "language model of training texts without the words, distractors",
+}
+
+
+def phrases() -> str:
+    """What phrases bring for rare words."""
+    found, rows = cell("phrases.json"), []
+    for name, shown in _PHRASES.items():
+        entry = found["test"][name]
+        recalled = "-" if entry["recall"] is None else f"{entry['right']} of {entry['said']}"
+        weight = f"{found['phrase_weights'][name.split()[0]]:g}" if " " in name else "-"
+        rows.append([shown, weight, recalled, str(entry["false_insertions"]), _percent(entry["wer"])])
+    return table("decoding | weight | recognised | made up | word error rate", rows)
+
+
+def phrase_weights() -> str:
+    """Rare words by the weight of phrases, with a language model that lacks them."""
+    rows = [
+        [weight, f"{entry['right']} of {entry['said']}", str(entry["false_insertions"]), _percent(entry["wer"])]
+        for weight, entry in cell("phrases.json")["test_by_weight"].items()
+    ]
+    return table("`decode.phrase_weight` | recognised | made up | word error rate", rows)
+
+
 def serving_script() -> str:
     """The script that runs an exported program, as it is put beside it."""
     script = (ROOT / "hra_jax" / "serving" / "standalone.py").read_text(encoding="utf-8")
@@ -420,7 +454,10 @@ PARTS: dict[str, Callable[[], str]] = (
         for part in (parameters, scaling, encoders, full_depth, tpus, tpu_variants, tpu_batches, layers)
     }
     | {part.__name__: part for part in (held_out, held_out_facts, padding, bucket_times)}
-    | {part.__name__: part for part in (input_pipeline, input_waiting, table_rows, serving_script)}
+    | {
+        part.__name__: part
+        for part in (input_pipeline, input_waiting, table_rows, serving_script, phrases, phrase_weights)
+    }
     | {part.__name__: part for part in (word_times, word_confidences)}
 )
 

@@ -23,6 +23,7 @@ import numpy as np
 from hra_jax.adapters import task_records
 from hra_jax.data import audio
 from hra_jax.data.utterance import Utterance
+from hra_jax.decoding.decoder import Decoder
 from hra_jax.decoding.settings import ADAPTER
 from hra_jax.decoding.words import NO_WORD, Word, words_of
 from hra_jax.errors import UserError
@@ -97,18 +98,20 @@ def calibration_error(words: Judged, *, temperature: float = 1.0) -> float:
 # --- Measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(model: "Model", suite: Suite) -> dict[str, dict[str, Any]]:
+def measure(model: "Model", suite: Suite, *, decoder: Decoder | None = None) -> dict[str, dict[str, Any]]:
     """The calibration of each task of a model that a suite scores, for its entry in tasks.json.
 
     Args:
       model: a backbone with an adapter. Tasks that are set aside are left out.
       suite: of data that nothing was trained on. Of a task at most 200 utterances are recognised.
+      decoder: of which the tasks that are searched are calibrated as well; None for that with the language models of
+        the adapter.
 
     Returns:
       Of each task: `temperature`; `lag_seconds`, the same for all of them, 0 where there are too few joints; `words`
       and `right`, how many there were and the share that was right; `ece_before` and `ece_after`, the expected
-      calibration error of these words without the temperature and with it; `joints`, of all tasks; `suite`. Where the
-      adapter holds a language model of the task, `search_temperature` and the others of these once more, with it.
+      calibration error of these words without the temperature and with it; `joints`, of all tasks; `suite`. Of tasks
+      that are searched, `search_temperature` and the others of these once more.
 
     Raises:
       NothingSaid: no word is recognised as a task of the model.
@@ -122,8 +125,13 @@ def measure(model: "Model", suite: Suite) -> dict[str, dict[str, Any]]:
             f"suite {suite.name!r}: no word is recognised in its utterances as a task of the adapter; the tasks that "
             f"can be calibrated: {tasks}"
         )
-    held = _with_models(model, chosen)
-    searched = judged_words(model, held, normalizer=normalizer, decode={"lm": ADAPTER}) if held else {}
+    models = model.records.get(task_records.LM, {})
+    held = {
+        task: rows
+        for task, rows in chosen.items()
+        if (task in models or task_records.SHARED in models if decoder is None else decoder.searches(task))
+    }
+    searched = judged_words(model, held, normalizer=normalizer, decode=decoder or {"lm": ADAPTER})
     searched = {task: words for task, words in searched.items() if task in judged}
     errors = lateness(model, chosen)
     lag = float(np.median(errors)) if len(errors) >= _LEAST_JOINTS else 0.0
@@ -144,12 +152,6 @@ def not_calibrated(model: "Model") -> "Model":
         for task, entry in model.entries.items()
     }
     return dataclasses.replace(model, entries=bare)
-
-
-def _with_models(model: "Model", utterances: Mapping[str, list[Utterance]]) -> dict[str, list[Utterance]]:
-    """Of the tasks for which the adapter holds a language model."""
-    models = model.records.get(task_records.LM, {})
-    return {task: rows for task, rows in utterances.items() if task in models or task_records.SHARED in models}
 
 
 def _fitted(judged: Mapping[str, Judged]) -> dict[str, dict[str, Any]]:
@@ -191,7 +193,7 @@ def judged_words(
     utterances: Mapping[str, Sequence[Utterance]],
     *,
     normalizer: str,
-    decode: Mapping[str, Any] | None = None,
+    decode: Mapping[str, Any] | Decoder | None = None,
 ) -> dict[str, Judged]:
     """The words that are recognised in the utterances of each task, and whether they are right.
 

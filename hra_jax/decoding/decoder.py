@@ -6,6 +6,8 @@ the likeliest path of the tokens that the search has found. So everything after 
 
 import collections
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +21,7 @@ from hra_jax.decoding.phrases import Weighted
 from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.models import alignment, beam
 from hra_jax.models.padding import padded_size
+from hra_jax.text import ngram
 from hra_jax.text.automaton import Automaton
 from hra_jax.text.ngram import LanguageModel
 from hra_jax.text.task_vocabularies import BlankFirst, outputs_in_order
@@ -180,6 +183,15 @@ class Decoder:
             merged[key] = values[0] if same else {name: facts[key] for name, facts in tasks.items() if key in facts}
         return merged or {"method": "greedy"}
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of everything but what rows bring: with another one other paths may be found."""
+        tasks = {
+            name: [self.facts_of(name), task.weights, task.phrases, ngram.vocabulary_digest(task.vocabulary)]
+            for name, task in self._tasks.items()
+        }
+        return hashlib.sha256(json.dumps([tasks, self._width], sort_keys=True).encode()).hexdigest()
+
     def facts_of(self, name: str, phrases: Sequence[Any] = ()) -> dict[str, Any]:
         """What decodes an utterance of a task that has phrases of its own, or none."""
         task = self._tasks[name]
@@ -266,8 +278,9 @@ class Decoder:
         used = [row.model for row in rows if row.model is not None]
         if not used:
             return None, []
-        known = {task.model.digest: task.model for task in self._tasks.values() if task.model is not None}
+        every = (task.model for task in self._tasks.values() if task.model is not None)
         # One table for all batches, unless there are so many models that their table would be large.
+        known = {model.digest: model for model in every if model.automaton.vocabulary_size <= size}
         if sum(model.automaton.dense_bytes for model in known.values()) > _ONE_TABLE_BYTES:
             known = {model.digest: model for model in used}
         table, starts = _table_of_models(tuple(_ByDigest(known[digest]) for digest in sorted(known)), size)

@@ -37,6 +37,7 @@ NEVER = -99 * float(np.log(10))  # ln p of what a model never gives; ARPA files 
 
 _LONGEST_DRAWN = 300  # tokens of a text
 _TOGETHER = 4096  # texts that are scored at a time
+_ARPA_START = 1000  # bytes, in which an ARPA file says that it is one
 _FORMAT = 1
 _MOST_FILE_BYTES = 2**33
 _DESCRIPTION = "description"  # the tensor that holds everything but the automaton, as JSON
@@ -323,6 +324,8 @@ def from_bytes(content: bytes, *, where: str) -> LanguageModel:
     Raises:
       UserError: it is no such file, or damaged.
     """
+    if b"\\data\\" in content[:_ARPA_START]:
+        raise UserError(f"{where}: an ARPA file; python -m hra_jax.lm make --arpa makes a language model of it")
     arrays = safetensors.from_bytes(content, where=where)
     lacking = sorted({*ARRAYS, "start", _DESCRIPTION} - arrays.keys())
     if lacking or arrays[_DESCRIPTION].dtype != np.uint8 or arrays["start"].shape != (1,):

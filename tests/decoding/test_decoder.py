@@ -165,6 +165,21 @@ def test_a_vocabulary_whose_blank_was_moved_in_the_batch_is_searched_in_its_own_
         assert found.alternatives[row] == plain.alternatives[row]
 
 
+def test_vocabularies_of_several_sizes_share_a_batch(models):
+    few = CharacterVocabulary(" abcd")
+    lm = ngram.train([few.encode("cab dad"), few.encode("bad cab")], few, order=3, name="few")
+    settings = decode_settings({"lm": {"many": models[TASKS[0]], "few": lm}, "phrases": {"few": ["dad"]}, "beam": 8})
+    decoder = Decoder(settings, vocabularies={"many": LETTERS, "few": few})
+    log_probs = LOG_PROBS[:2].copy()
+    small = log_probs_of(1, FRAMES, few.size, seed=4)
+    log_probs[1, :, : few.size] = small
+    log_probs[1, :, few.size :] = -np.inf  # what a vocabulary does not have is impossible
+    found = decoder.paths(log_probs, [24, 20], ["many", "few"])
+    assert_same(found, 0, decoder.paths(log_probs[:1], [24], ["many"]))
+    assert_same(found, 1, decoder.paths(small, [20], ["few"]))
+    assert found.alternatives[1][0].text == few.decode(ctc.labels_of_path(found.paths[1], 0))
+
+
 # --- Models and weights -----------------------------------------------------------------------------------------------
 
 

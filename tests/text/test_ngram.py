@@ -216,6 +216,8 @@ def test_files_that_hold_something_else_are_refused_in_one_line(tmp_path):
     def text(old, new):
         return np.frombuffer(described.replace(old, new).encode(), np.uint8)
 
+    with pytest.raises(UserError, match=r"a\.lm: an ARPA file; python -m hra_jax\.lm make --arpa"):
+        ngram.from_bytes(b"\n\\data\\\nngram 1=2\n", where="a.lm")
     for broken in (b"", b"text", content[:-1]):
         with pytest.raises(UserError, match=r"a\.lm: "):
             ngram.from_bytes(broken, where="a.lm")
