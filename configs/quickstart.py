@@ -32,5 +32,6 @@ def get_config() -> ConfigDict:
     config.eval.every_steps = 1000
     config.eval.suite = "hard"
     config.eval.select_suite = "hard_validation"
+    config.decode.lm = "train"  # the sentences come from a closed grammar, which a language model learns
     config.export.step = "best"
     return config

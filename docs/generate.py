@@ -409,6 +409,68 @@ def decoding_facts() -> str:
     )
 
 
+def word_times() -> str:
+    """Errors of word boundaries, beside the silence that they may lie in."""
+    found, rows = cell("word_times.json"), []
+    sides = ("boundary", "boundary_outside_silence", "first_label", "silence_before", "silence_after")
+    for clips, times in found["times"].items():
+        cells = [f"{times[side]['median_ms']:.0f} / {times[side]['p95_ms']:.0f} ms" for side in sides]
+        rows.append([clips, str(times["joints"]), *cells])
+    head = "clips put together | joints | boundary | from the nearest silence at the joint"
+    return table(f"{head} | the first label alone | silence before the joint | after it", rows)
+
+
+def word_confidences() -> str:
+    """Calibration errors on test suites."""
+    rows = []
+    for name, what in (("word_times.json", "`fsdd`, 400 steps"), ("word_confidences.json", "`quickstart`")):
+        for decoding, found in cell(name)["confidences"].items():
+            errors = [_percent(found[key][side]) for key in ("ece", "mean_ece_of_tasks") for side in found["ece"]]
+            rows.append([what, decoding, f"{found['words']:,}", _percent(found["right"]), *errors])
+    head = "adapter | decoding | words | right | all words, before | after | mean of tasks, before | after"
+    return table(head, rows, left=2)
+
+
+_PHRASES = {
+    "greedy": "greedy",
+    "none": "beam",
+    "none phrases": "beam, phrases",
+    "none distractors": "beam, distractors",
+    "all": "language model of all training texts",
+    "all phrases": "language model of all training texts, phrases",
+    "all distractors": "language model of all training texts, distractors",
+    "without": "language model of training texts without the words",
+    "without phrases": "language model of training texts without the words, phrases",
+    "without distractors": "language model of training texts without the words, distractors",
+}
+
+
+def phrases() -> str:
+    """What phrases bring for rare words."""
+    found, rows = cell("phrases.json"), []
+    for name, shown in _PHRASES.items():
+        entry = found["test"][name]
+        recalled = "-" if entry["recall"] is None else f"{entry['right']} of {entry['said']}"
+        weight = f"{found['phrase_weights'][name.split()[0]]:g}" if " " in name else "-"
+        rows.append([shown, weight, recalled, str(entry["false_insertions"]), _percent(entry["wer"])])
+    return table("decoding | weight | recognised | made up | word error rate", rows)
+
+
+def phrase_weights() -> str:
+    """Rare words by the weight of phrases, with a language model that lacks them."""
+    rows = [
+        [weight, f"{entry['right']} of {entry['said']}", str(entry["false_insertions"]), _percent(entry["wer"])]
+        for weight, entry in cell("phrases.json")["test_by_weight"].items()
+    ]
+    return table("`decode.phrase_weight` | recognised | made up | word error rate", rows)
+
+
+def serving_script() -> str:
+    """The script that runs an exported program, as it is put beside it."""
+    script = (ROOT / "hra_jax" / "serving" / "standalone.py").read_text(encoding="utf-8")
+    return f"```python\n{script}```"
+
+
 PARTS: dict[str, Callable[[], str]] = (
     {
         part.__name__: part
@@ -419,7 +481,12 @@ PARTS: dict[str, Callable[[], str]] = (
         for part in (parameters, scaling, encoders, full_depth, tpus, tpu_variants, tpu_batches, layers)
     }
     | {part.__name__: part for part in (held_out, held_out_facts, padding, bucket_times)}
-    | {part.__name__: part for part in (input_pipeline, input_waiting, table_rows, decoding, decoding_facts)}
+    | {
+        part.__name__: part
+        for part in (input_pipeline, input_waiting, table_rows, serving_script, phrases, phrase_weights)
+    }
+    | {part.__name__: part for part in (word_times, word_confidences)}
+    | {part.__name__: part for part in (decoding, decoding_facts)}
 )
 
 

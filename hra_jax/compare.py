@@ -25,6 +25,7 @@ from hra_jax.evaluation import bootstrap, error_rates
 from hra_jax.evaluation.bootstrap import Sample, joined, make_sample
 from hra_jax.evaluation.paired import UNDECIDED, Rates, rate_suite
 from hra_jax.evaluation.predictions import Line, read_predictions
+from hra_jax.evaluation.results import decoding_words
 from hra_jax.evaluation.suites import METRICS
 from hra_jax.storage.files import write_file
 from hra_jax.storage.json_files import COUNT, Kind, check_fields, json_text, read_object
@@ -75,7 +76,7 @@ def compare(
     Returns:
       What --json writes: {"normalizer", "bootstrap", "reference": side, "comparisons": [side and differences]}. A side
       has "path", "suite", "trainable_parameters", "shared_parameters" and "parameters_per_task" (None where only
-      predictions were scored); differences are
+      predictions were scored), and "decoding" as in results.json (None where nobody knows); differences are
       "tasks" (by name), "macro" (means over tasks) and "pooled" (all utterances), each with "metric", "utterances",
       "words" (characters where these decide), "wer_a", "wer_b" (or "cer_a", "cer_b"), "difference" (B minus A), "low",
       "high" (all fractions), "significant" (whether 0 is outside), "verdict" ("better" or "worse", of B, or "not
@@ -249,7 +250,11 @@ def _paired_rows(
 
 
 def _describe(side: _Side) -> dict[str, Any]:
-    return {"path": side.path} | {name: side.results[name] for name in ("suite", *_PARAMETERS)}
+    # What does not say it is of an earlier version, which decoded greedily; how others do is not known.
+    former = None if side.results["trainable_parameters"] is None else {"method": "greedy"}
+    decoding = side.results.get("decoding", former)
+    named = {name: side.results[name] for name in ("suite", *_PARAMETERS)}
+    return {"path": side.path} | named | {"decoding": decoding}
 
 
 def _differences(a: _Side, b: _Side, *, samples: int, seed: int) -> dict[str, Any]:
@@ -327,12 +332,22 @@ def _side_line(letter: str, side: Mapping[str, Any]) -> str:
     return f"{start}; trained parameters: {shared:,} shared, {per_task:,} per task, {total:,} in total"
 
 
+def _decoding_line(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """That two sides are decoded differently, where that is known."""
+    if None in (a["decoding"], b["decoding"]) or a["decoding"] == b["decoding"]:
+        return []
+    words = {letter: decoding_words(side["decoding"]) or "greedy decoding" for letter, side in (("A", a), ("B", b))}
+    return [f"decoded differently: {'; '.join(f'{letter} with {how}' for letter, how in words.items())}"]
+
+
 def print_tables(compared: Mapping[str, Any], *, console: rich.console.Console | None = None) -> None:
     """Prints what `compare` returned, a table for every side B; to standard output by default."""
     console = console or stdout()
     for comparison in compared["comparisons"]:
         for letter, side in (("A", compared["reference"]), ("B", comparison)):
             say(console, _side_line(letter, side))
+        for line in _decoding_line(compared["reference"], comparison):
+            say(console, line)
         tasks = [_cells(name, entry) for name, entry in comparison["tasks"].items()]
         means = [
             _cells("mean of the tasks", comparison["macro"]),

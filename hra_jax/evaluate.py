@@ -21,26 +21,26 @@ from hra_jax.adapters import adapter_folder
 from hra_jax.config.files import config_to_json
 from hra_jax.config.keys import default_config
 from hra_jax.console import listed, tell
-from hra_jax.data.columns import joined
 from hra_jax.data.report import DataReport
-from hra_jax.data.sources import read_sources
 from hra_jax.data.utterance import Utterance
+from hra_jax.decoding import flags as decode_flags
 from hra_jax.errors import UserError
 from hra_jax.evaluation.outsiders import matched_rows
 from hra_jax.evaluation.report import evaluation_command
 from hra_jax.evaluation.rescoring import PREDICTIONS, rescore
 from hra_jax.evaluation.runner import share_shapes
-from hra_jax.evaluation.suites import Suite, check_disjoint, load_suite, trains_heads
+from hra_jax.evaluation.suites import Suite, load_suite, trains_heads
 from hra_jax.models.dtypes import compute_dtype
-from hra_jax.run import evaluating, foundation, matrices, processes, systems
+from hra_jax.run import decoders, evaluating, foundation, matrices, processes, systems
 from hra_jax.run import held_out as held_outs
-from hra_jax.run.evaluating import Job, Setup, setup_of
+from hra_jax.run.evaluating import NO_TEXTS, Job, Setup, setup_of
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.held_out import HeldOut
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import backbone_weights
 from hra_jax.run.reporting import report_all
-from hra_jax.run.scoring import check_not_trained_on, check_scored, data_report, write_scores
+from hra_jax.run.scoring import check_apart, check_not_trained_on, check_scored, data_report, write_scores
+from hra_jax.run.system_decoders import SystemDecoders, for_systems
 from hra_jax.run.systems import BASE, System
 from hra_jax.run.workdirs import (
     CHECKPOINTS,
@@ -55,7 +55,6 @@ from hra_jax.run.workdirs import (
 from hra_jax.storage import locks
 from hra_jax.storage.files import make_folder
 from hra_jax.tasks.backbone import resolve_backbone
-from hra_jax.tasks.names import FEW_TASK
 from hra_jax.text.vocabularies import BlankVocabulary
 from hra_jax.training.agreement import agreed, check_agreement, first_alone
 from hra_jax.training.checkpoints import Checkpoints
@@ -72,6 +71,7 @@ def evaluate(
     step: str | int = "last",
     data_dir: str | None = None,
     backbone: str | None = None,
+    decode: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Scores a checkpoint; writes W/eval/<suite>/ and prints the table.
 
@@ -81,6 +81,7 @@ def evaluate(
       step: 'last', 'best', or the number of a checkpoint.
       data_dir: what `{dir}` in the suite's manifests stands for; None means the run's own `data.dir`.
       backbone: folder of the backbone of the run, or builtin:NAME; None means what the run names.
+      decode: keys `decode.*` with their values, which go before those of the suite and of the run.
 
     Returns:
       The results, as in results.json.
@@ -102,16 +103,20 @@ def evaluate(
         setup = setup_of(config, free=False)
         place = config.data.dir if data_dir is None else data_dir
         found = agreed(lambda: load_suite(suite, data_dir=place, report=report))
-        trained = agreed(lambda: _check_apart([found], config))
+        trained = agreed(lambda: check_apart([found], config))
         base = agreed(lambda: systems.base_of_run(config, workdir, backbone))
         system = systems.of_checkpoint("", checkpoints, _step(step), config, base, setup.mesh)
         runner = agreed(lambda: evaluating.make_runner(system, found, setup, report))
         check_agreement({"backbone": base.fingerprint, "checkpoint": system.digest, "suite": runner.digest})
         check_not_trained_on(found, system.trained_on)
+        decoding = for_systems([system], [found], config, decode, workdir=workdir, trained=trained)
+        decoder = agreed(lambda: decoding.of(system, runner, found))
 
         # -------------------------------------------------------------------------------------------------- recognise
         frozen = _frozen(base, setup)() if system.beside else {}
-        rows, differences = evaluating.recognise(system, runner, system.weights(setup.mesh), frozen, setup)
+        rows, differences = evaluating.recognise(
+            system, runner, system.weights(setup.mesh), frozen, setup, decoder=decoder
+        )
         results = write_scores(
             rows,
             found,
@@ -122,7 +127,10 @@ def evaluate(
             facts=system.facts,
             bootstrap=config.eval.bootstrap,
             untrained=system.untrained,
-            command=evaluation_command(workdir=str(workdir), suite=suite, step=str(step), data_dir=data_dir),
+            decoding=decoders.facts_of(decoder, runner),
+            command=evaluation_command(
+                workdir=str(workdir), suite=suite, step=str(step), data_dir=data_dir, **_decode_flags(decode)
+            ),
             training=trained,
         )
         if system.beside:
@@ -142,6 +150,7 @@ def evaluate_systems(
     data_dir: str | None = None,
     matrix: bool = False,
     keep: epath.PathLike | None = None,
+    decode: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores any number of systems on any number of suites, side by side; what is finished is not run again.
 
@@ -161,6 +170,7 @@ def evaluate_systems(
         R/<suite>_matrix/<system>/.
       keep: where the heads of held-out tasks are kept as an adapter, in a folder for each system where there are
         several; None keeps them in the folder of the results alone.
+      decode: keys `decode.*` with their values, which go before those of the suites and of the run.
 
     Returns:
       {suite: {system: results, as in results.json}}.
@@ -175,7 +185,7 @@ def evaluate_systems(
     outsiders = {name: path for name, path in (_named(text, needs_name=True) for text in predictions)}
     others = {name: path for name, path in map(_named, backbones[1:])}
     _check_names([*map(_name_of, adapters), *outsiders, *others])
-    command = _command(suites, output, adapters, workdir, steps, backbones, predictions, data_dir, keep, matrix)
+    command = _command(suites, output, adapters, workdir, steps, backbones, predictions, data_dir, keep, matrix, decode)
     processes.check_same_command(output, config_to_json(config))
     with contextlib.ExitStack() as stack:
         first_alone(lambda: _take(stack, output))
@@ -185,7 +195,7 @@ def evaluate_systems(
         place = (config.data.dir if workdir is not None else "") if data_dir is None else data_dir
         found = agreed(lambda: _load_suites(suites, place, report))
         agreed(lambda: [matched_rows(path, suite) for path in outsiders.values() for suite in found])
-        trained = None if workdir is None else agreed(lambda: _check_apart(found, config))
+        trained = None if workdir is None else agreed(lambda: check_apart(found, config))
         setup = setup_of(config, free=workdir is None)
         base = agreed(lambda: _base(backbones, asked, config, workdir))
         known = agreed(lambda: [systems.of_adapter(name, path, base) for name, path in asked.items()])
@@ -197,10 +207,11 @@ def evaluate_systems(
         if not known:
             raise UserError(f"the backbone {base.name!r} has no output layer of its own; needed: --adapter DIR")
         _tell_set_aside(known)
-        held_out: list[HeldOut] = []
-        jobs = agreed(lambda: _jobs(known, found, setup, output, base, report, held_out))
-        _check_keep(keep, held_out)
-        crossed = agreed(lambda: matrices.jobs_of(known, found, setup, output, base, report)) if matrix else []
+        decoding = for_systems(known, found, config, decode, workdir=workdir, trained=trained)
+        jobs, held_out = agreed(lambda: _jobs(known, found, setup, output, base, report, decoding))
+        held_outs.check_keep(keep, held_out)
+        read = (setup, output, base, report, decoding)
+        crossed = agreed(lambda: matrices.jobs_of(known, found, *read)) if matrix else []
         every = [*jobs, *(other.job for other in crossed)]
         share_shapes(*(job.runner for job in every))
         check_agreement({f"{job.name}": job.digest for job in every})
@@ -208,15 +219,15 @@ def evaluate_systems(
 
         # ------------------------------------------------------------------------------------------- recognise, report
         frozen, results = _frozen(base, setup), {}
+        more = (setup, frozen, report, output, command, trained)
         for suite in found:
             mine = [job for job in jobs if job.runner.suite.name == suite.name]
-            more = (setup, frozen, report, output, command, trained)
             results[suite.name] = _run_suite(suite, mine, outsiders, crossed, *more)
         if keep is not None:
             held_outs.keep(held_out, keep, mesh=setup.mesh)
-    faults = [entry["error"] for entries in results.values() for entry in entries.values() if entry.get("error")]
-    if faults:
-        raise UserError(faults[0])
+    for fault in (entry.get("error") for entries in results.values() for entry in entries.values()):
+        if fault:
+            raise UserError(fault)
     return results
 
 
@@ -236,6 +247,7 @@ def _command(
     data_dir: str | None,
     keep: epath.PathLike | None,
     matrix: bool,
+    decode: Mapping[str, Any] | None,
 ) -> str:
     """The command that does the same."""
     return evaluation_command(
@@ -249,7 +261,13 @@ def _command(
         output=str(output),
         keep=None if keep is None else str(keep),
         matrix=matrix,
+        **_decode_flags(decode),
     )
+
+
+def _decode_flags(decode: Mapping[str, Any] | None) -> dict[str, str]:
+    """The flags that say how to decode."""
+    return {f"decode.{key}": str(value) for key, value in (decode or {}).items()}
 
 
 def _take(stack: contextlib.ExitStack, output: epath.Path) -> None:
@@ -352,10 +370,11 @@ def _jobs(
     output: epath.Path,
     base: Foundation,
     report: DataReport,
-    held_out: list[HeldOut],
-) -> list[Job]:
-    """Every suite on every system; what is to be trained for it goes to `held_out`."""
-    found = []
+    decoding: SystemDecoders,
+) -> tuple[list[Job], list[HeldOut]]:
+    """Every suite on every system, and what is to be trained for it."""
+    found: list[Job] = []
+    held_out: list[HeldOut] = []
     for asked in suites:
         for known_system in known:
             suite, system = asked, known_system
@@ -364,49 +383,16 @@ def _jobs(
                 held_out.append(planned)
                 suite, system = planned.suite, planned.system
             runner = evaluating.make_runner(system, suite, setup, report)
-            found.append(evaluating.job(system, runner, setup, output, base))
+            found.append(evaluating.job(system, runner, setup, output, base, decoding.of(known_system, runner, asked)))
     check_links(output, [job.name for job in found])
-    return found
-
-
-def _check_keep(keep: epath.PathLike | None, held_out: Sequence[HeldOut]) -> None:
-    """Refuses to keep heads that there are not, or that two suites train on one system."""
-    if keep is None:
-        return
-    names = [one.system.name for one in held_out]
-    if not names:
-        raise UserError(f"--keep={str(keep)!r}: no suite trains heads; needed: one with the adapter task {FEW_TASK!r}")
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--keep={str(keep)!r}: several suites train heads on {name!r}; allowed is one of them")
-
-
-def _check_apart(suites: Sequence[Suite], config: ConfigDict) -> list[Sequence[Utterance]] | None:
-    """Refuses suites that share utterances with the training data of a run, as far as its manifests are at hand.
-
-    Returns:
-      The utterances of the training by source, or None where not all of its manifests are.
-    """
-    trained: list[Sequence[Utterance]] = []
-    gone = []
-    for entry in config.data.sources:
-        try:
-            # Not `data.modules`: the work directory may be a stranger's, and none of its modules is run.
-            for source in read_sources([entry], report=DataReport(), data_dir=config.data.dir):
-                trained.append(source.utterances)
-        except UserError:
-            gone.append(entry[1].replace("{dir}", config.data.dir))
-    for suite in suites:
-        check_disjoint(suite.utterances, joined(trained), suite=suite.name)
-    if gone and jax.process_index() == 0:
-        tell(f"not compared with the training data, as the manifests are not here: {listed(gone)}")
-    return None if gone else trained
+    return found, held_out
 
 
 @contextlib.contextmanager
 def _checkpoints(workdir: epath.Path) -> Iterator[Checkpoints]:
-    folder = workdir / CHECKPOINTS
-    with Checkpoints(folder, keep_latest=1, keep_best=0, every_steps=1, finite=True, read_only=True) as found:
+    with Checkpoints(
+        workdir / CHECKPOINTS, keep_latest=1, keep_best=0, every_steps=1, finite=True, read_only=True
+    ) as found:
         yield found
 
 
@@ -450,13 +436,13 @@ def _run_suite(
     `trained` is what the run was trained on whose checkpoints are among them, by source, where it is at hand.
     """
     results: dict[str, Any] = {}
-    texts: dict[tuple[str, str], str] = {}
+    texts = NO_TEXTS
     for job in jobs:
         if job.system.name == BASE:
             weights: Callable[[], dict[str, Any]] = lambda: {"backbone": frozen()}  # noqa: E731
         else:
             weights = functools.partial(job.system.weights, setup.mesh)
-        kept = held_outs.kept_texts(texts, job.runner.suite) if job.system.beside else {}
+        kept = held_outs.kept_texts(texts, job.runner.suite) if job.system.beside else NO_TEXTS
         results[job.system.name] = evaluating.run_job(
             job,
             setup,
@@ -471,7 +457,7 @@ def _run_suite(
             texts = evaluating.texts_of(job, results[BASE])
     for name, path in outsiders.items():
         results[name] = write_scores(
-            agreed(functools.partial(matched_rows, path, suite, only=texts or None, base=texts)),
+            agreed(functools.partial(matched_rows, path, suite, only=texts.texts or None, base=texts.texts)),
             suite,
             report,
             root=output,
@@ -501,7 +487,7 @@ def _run_matrices(
     mine = [other for other in crossed if other.suite is suite]
     if not mine:
         return {}
-    texts = evaluating.texts_of(jobs[0], results[BASE]) if jobs[0].system.name == BASE else {}
+    texts = evaluating.texts_of(jobs[0], results[BASE]) if jobs[0].system.name == BASE else NO_TEXTS
     return {
         other.job.system.name: matrices.run(other, setup, frozen=frozen, texts=texts, report=report) for other in mine
     }
@@ -532,12 +518,14 @@ def define_flags() -> None:
         "data_dir", None, "What {dir} in the suites' manifests stands for; default: the run's data.dir."
     )
     flags.DEFINE_string("keep", None, "Folder of an adapter that keeps the heads of held-out tasks.")
+    decode_flags.define_flags()
     processes.define_flags()
 
 
 def _rescore() -> None:
     """Scores predictions that are there already; JAX is not started."""
     others = [name for name in ("adapter", "workdir", "backbone", "system", "keep", "matrix") if FLAGS[name].value]
+    others += [f"decode.{key}" for key in decode_flags.asked()]
     if others:
         raise UserError(f"--predictions needs no model; allowed: without --{others[0]}")
     for suite in FLAGS.suite:
@@ -571,6 +559,7 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.workdir is None and FLAGS["step"].present:
         raise UserError(f"--step={','.join(FLAGS.step)} needs --workdir W, the run whose checkpoints these are")
     config = default_config() if FLAGS.workdir is None else stored_config(FLAGS.workdir, notify=False)
+    decode = decode_flags.asked()
     # A signal while heads are trained saves them; the rest of an evaluation it ends.
     trains = any(trains_heads(suite) for suite in FLAGS.suite)
     processes.initialize(heartbeat_seconds=config.distributed.heartbeat_seconds, resumable=trains)
@@ -578,7 +567,8 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.output is None:
         for suite in FLAGS.suite:
             backbone = FLAGS.backbone[0] if FLAGS.backbone else None
-            evaluate(FLAGS.workdir, suite, step=FLAGS.step[0], data_dir=FLAGS.data_dir, backbone=backbone)
+            settings = {"data_dir": FLAGS.data_dir, "backbone": backbone, "decode": decode}
+            evaluate(FLAGS.workdir, suite, step=FLAGS.step[0], **settings)
         return
     evaluate_systems(
         FLAGS.suite,
@@ -591,6 +581,7 @@ def main(argv: Sequence[str]) -> None:
         data_dir=FLAGS.data_dir,
         matrix=FLAGS.matrix,
         keep=FLAGS.keep,
+        decode=decode,
     )
 
 

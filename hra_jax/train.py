@@ -26,7 +26,7 @@ from hra_jax.errors import DamagedError, UserError
 from hra_jax.evaluation.report import evaluation_command
 from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
-from hra_jax.run import mixing, processes
+from hra_jax.run import mixing, processes, tuning
 from hra_jax.run.calibrating import calibrate
 from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, as_stored, export
 from hra_jax.run.jax_setup import setup_jax
@@ -92,6 +92,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> int:
         # ------------------------------------------------------------------------------------- read, lay out and place
         asked = config.batch.buckets
         run = prepare(config, claimed.path, report, begins=not claimed.resumed)
+        tuning.check(run, config)
         if config.batch.buckets != asked:  # they were found in the data: whoever goes on, goes on with them
             write_config(config, claimed.path)
         with open_checkpoints(run, group(config, "checkpoint")) as checkpoints:
@@ -402,6 +403,8 @@ def finish(
         task_steps |= {name: entry["step"] for name, entry in run.best.get("rows", {}).items()}
     export(run, config=config, dtype=exported.dtype, step=step, task_steps=task_steps)
     _tell_untrained(run)
+    models = attempt(run, "the language model of the training texts", lambda: tuning.training_models(run, config))
+    attempt(run, "tuning how to decode", lambda: tuning.tune(run, config, models, task_steps=task_steps))
     if run.layout.select is not None:
         chosen = run.layout.select.suite
         attempt(run, f"the look at suite {chosen.name!r}", lambda: check_leaks(run, chosen), comes_again=True)
@@ -416,8 +419,10 @@ def finish(
             # What is scored is what is stored.
             weights = {"backbone": as_stored(weights["backbone"], exported.dtype)}
         command = evaluation_command(workdir=str(run.workdir), suite=config.eval.suite, step=str(step))
+        decoder = tuning.decoder_of(run, config, test, models)
         # No checkpoint has rows of several steps.
-        return score(run, test, weights, step=step, bootstrap=bootstrap, command="" if stitched else command)
+        command = "" if stitched else command
+        return score(run, test, weights, step=step, bootstrap=bootstrap, command=command, decoder=decoder)
 
     results = attempt(run, f"the evaluation of suite {test.suite.name!r}", evaluated, comes_again=True)
     if results is not None:

@@ -1,8 +1,9 @@
-"""Checks that stored files are what was written: of a run, an adapter, a backbone, or a data set.
+"""Checks that stored files are what was written: of a run, an adapter, a backbone, an export, or a data set.
 
     python -m hra_jax.verify runs/quickstart
     python -m hra_jax.verify runs/quickstart/adapter
     python -m hra_jax.verify my_backbone
+    python -m hra_jax.verify served
     python -m hra_jax.verify data/quickstart
     python -m hra_jax.verify data/own/train.jsonl
     python -m hra_jax.verify data/own/shards
@@ -36,6 +37,7 @@ from hra_jax.training.stored_checkpoint import COMPLETE, StoredCheckpoint
 
 _MOST_SHOWN = 20  # damaged files of one part
 _RENDERED = "synthesis.json"
+_EXPORTED = "serving.json"  # in what hra_jax.export writes
 _UNLISTED = "it has no files.json: arrays and values were compared with its own checksums, other files not at all"
 _UNCOMPARED = "it has no checksums, as it is of 0.1.0: it was read, and compared with nothing"
 
@@ -62,8 +64,8 @@ def verify(path: epath.PathLike, *, told: Told = lambda count: None) -> list[Par
     """Checks whatever lies at a path.
 
     Args:
-      path: a work directory, an adapter folder, a backbone folder, a folder of shards, a rendered data set, a folder of
-        manifests, or a manifest.
+      path: a work directory, an adapter folder, a backbone folder, an export for servers, a folder of shards, a
+        rendered data set, a folder of manifests, or a manifest.
       told: called with the bytes of each piece that has been read.
 
     Returns:
@@ -80,6 +82,8 @@ def verify(path: epath.PathLike, *, told: Told = lambda count: None) -> list[Par
         return [_manifest(path)]
     if (path / adapter_folder.CONFIG_FILE).exists():
         return [_adapter(path, told=told)]
+    if (path / _EXPORTED).exists():
+        return [_listed(path, f"export {path.name}", told=told, without="its listing was removed")]
     if (path / backbone_folder.SETTINGS).exists():
         return [_backbone(path)]
     if (path / workdirs.CHECKPOINTS).is_dir() or (path / workdirs.CONFIG).exists():

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -349,6 +350,24 @@ def test_the_tables_show_every_task_the_means_and_what_each_side_trains(compared
     trained = "suite digits; trained parameters: 1,300 shared, 100 per task, 1,500 in total"
     assert [line[:2] for line in lines if trained in line] == ["A:", "B:", "A:", "B:"]
     assert "500 paired resamples" in lines[-1]
+
+
+def test_sides_that_are_decoded_differently_are_told(sides, tmp_path, capsys):
+    told = "decoded differently: A with greedy decoding; B with a beam of 16, the language model 'train' (0123456789ab)"
+    decoding = {"method": "beam", "beam": 16, "lm": {"name": "train", "digest": "0123456789abcdef"}}
+    for name, facts in (("greedy", {"method": "greedy"}), ("beam", decoding)):
+        shutil.copytree(sides["a"], tmp_path / name)
+        edit_results(tmp_path / name, decoding=facts)
+    former = tmp_path / "former"  # of a version that did not say it
+    shutil.copytree(sides["a"], former)
+    content = json.loads((former / "results.json").read_text())
+    content.pop("decoding")
+    (former / "results.json").write_text(json.dumps(content))
+    for first, second, said in ((former, "beam", True), ("greedy", "beam", True), (former, "greedy", False)):
+        found = compare.compare([tmp_path / first, tmp_path / second], samples=10)
+        compare.print_tables(found)
+        assert (told in capsys.readouterr().out) is said
+    assert found["reference"]["decoding"] == {"method": "greedy"}
 
 
 def test_predictions_of_which_nobody_knows_what_was_trained_are_compared(sides, tmp_path, capsys):

@@ -103,6 +103,9 @@ SLOW: dict[str, list[str]] = {
     "--config.batch.multiple=8": ["--plan"],
     "python -m hra_jax.transcribe --adapter runs/own/adapter --task SPEAKER a.wav b.flac": [],
     "python -m hra_jax.transcribe --adapter runs/own/adapter --task SPEAKER --json a.wav": [],
+    "python -m hra_jax.transcribe --adapter runs/own/adapter --manifest FOLDER/test.jsonl --task_tag speaker "
+    "--output texts.jsonl": [],
+    "python -m hra_jax.transcribe --adapter runs/own/adapter --task SPEAKER --format vtt --output subtitles FOLDER": [],
     "python -m hra_jax.transcribe --adapter DIR --task NAME a.wav": [],
     "python -m hra_jax.evaluate --workdir W --suite NAME --step best": [],
     "python -m hra_jax.evaluate --workdir W --suite speakers --step best": [],
@@ -110,9 +113,17 @@ SLOW: dict[str, list[str]] = {
     "--data_dir FOLDER": [],
     "python -m hra_jax.evaluate --predictions runs/own/eval/speakers --suite speakers --data_dir FOLDER "
     "--normalizer basic@1": [],
+    "python -m hra_jax.lm make --workdir runs/own --output own.lm": [],
+    "python -m hra_jax.lm make --text texts.txt --manifest FOLDER/train.jsonl --output other.lm": [],
+    "python -m hra_jax.lm show own.lm --arpa own.arpa": [],
+    "python -m hra_jax.lm make --arpa own.arpa --output again.lm": [],
+    "python -m hra_jax.lm score own.lm --manifest FOLDER/test.jsonl": [],
     "python -m hra_jax.compare W1 W2": [],
     "python -m hra_jax.verify PATH": [],
     "python -m hra_jax.verify runs/own": [],
+    "python -m hra_jax.export runs/own/adapter --output served": [],
+    "python -m hra_jax.export runs/own/adapter --output served --task SPEAKER": [],
+    "python -m hra_jax.verify served": [],
     "python -m hra_jax.data.cache --source FOLDER/train.jsonl --output shards/train": ["--workers=2"],
     "python -m hra_jax.verify shards/train": [],
     "python -m hra_jax.tasks export-checkpoint --workdir runs/own --step last --output runs/again": [],
@@ -133,6 +144,7 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.tasks specialize runs/own/adapter SPEAKER --output runs/alone": [],
     "python -m hra_jax.tasks add runs/own/adapter newcomer --init mean --manifest M.jsonl": ["--steps=2"],
     "python -m hra_jax.tasks gate runs/own/adapter --suite speakers_validation --data_dir FOLDER": [],
+    "python -m hra_jax.tasks calibrate runs/own/adapter --suite speakers_validation --data_dir FOLDER": [],
     "python -m hra_jax.aot --config NAME --topology v5e:2x2": [*AHEAD, "--steps=transcription"],
     "python -m hra_jax.aot --config usm_2b_hra --topology v5e:16x16 --json aot.json": [
         *AHEAD,
@@ -270,6 +282,7 @@ def place(tmp_path_factory) -> Path:
     corpus_trees.librispeech(here / "CORPUS")
     corpus_trees.user_libri(here / "DOWNLOADED")
     (here / "mine.py").write_text(python_of("docs/configuration.md"))
+    (here / "texts.txt").write_text("turn the kitchen light on\ncall anna before nine\n")
     first = sorted((here / "FOLDER" / "plain").glob("*.flac"))
     names = ("a.wav", "b.flac", "NOISE/street.wav", "ROOMS/kitchen.wav")
     for name, source in zip(names, (*first[:2], *first[:2]), strict=True):
@@ -376,6 +389,20 @@ def test_the_training_from_python_of_the_pages_runs(place, command_env):
 
 
 @pytest.mark.slow(minutes=0.3)
+def test_the_server_of_the_pages_runs(run, place, command_env):
+    run("python -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own")
+    run("python -m hra_jax.export runs/own/adapter --output served")
+    (code,) = fences(generate._PART.sub("", PAGES["docs/serving.md"]), "python")
+    before = (
+        "import numpy\n"
+        "waveform, another = (numpy.random.default_rng(0).normal(size=n).astype('float32') for n in (9000, 16000))\n"
+    )
+    after = "\nassert 'hra_jax' not in sys.modules and [row.shape[1] for row in found] == [29, 29]\n"
+    code = before + code.replace("anna.safetensors", "whisper.safetensors") + after
+    executed(["-c", code], place, command_env, what="docs/serving.md")
+
+
+@pytest.mark.slow(minutes=0.3)
 def test_the_decoding_from_python_of_the_pages_runs(tmp_path, command_env):
     before = (
         "import numpy, soundfile\n"
@@ -397,7 +424,7 @@ def test_the_suite_that_the_pages_show_is_the_ready_made_one():
 
 
 def test_no_python_of_the_pages_is_left_out():
-    pages = ("configuration", "decoding", "encoders", "evaluation", "tasks")
+    pages = ("configuration", "decoding", "encoders", "evaluation", "serving", "tasks")
     run_above = {"README.md", *(f"docs/{name}.md" for name in pages)}
     assert {page for page, text in PAGES.items() if fences(text, "python")} == run_above
 

@@ -33,7 +33,7 @@ def scored(monkeypatch) -> dict:
     """What is scored, by step; nothing is run."""
     found = {}
 
-    def recognise(system, runner, weights, frozen, setup):
+    def recognise(system, runner, weights, frozen, setup, **options):
         found[system.facts["step"]] = jax.device_get(weights)
         return [], {}
 

@@ -92,6 +92,10 @@ def make_manifest(place: Place) -> list[str]:
     return module("data.manifest", "make", recordings, "--output", place.folder / "made.jsonl")
 
 
+def make_lm(place: Place) -> list[str]:
+    return module("lm", "make", "--workdir", place.trained.workdir, "--output", place.folder / "own.lm")
+
+
 def compare(place: Place) -> list[str]:
     side = place.trained.workdir / "eval" / "test"
     return module("compare", side, side)
@@ -116,6 +120,7 @@ COMMANDS: dict[str, Callable[[Place], list[str]]] = {
     ),
     "convert": convert,
     "compare": compare,
+    "lm make": make_lm,
     "params": lambda place: module("params", "--config", place.config),
     "manifest make": make_manifest,
     "config": lambda place: module("config"),
@@ -132,6 +137,9 @@ COMMANDS: dict[str, Callable[[Place], list[str]]] = {
     ),
     "corpora": lambda place: module("data.corpora", "list"),
     "durations": lambda place: module("data.durations", "--config", place.config, "--output", place.folder / "d.json"),
+    "export": lambda place: module(
+        "export", place.adapter, "--backbone", place.micro.backbone, "--output", place.folder / "served"
+    ),
     "check": lambda place: module("check", "--config", place.config, "--workdir", place.folder / "W"),
 }
 FINISHED = ("train", "train by launch/local.py", "launch/sweep.py", "tasks add", "synthesize", "convert", "cache")

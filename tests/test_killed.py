@@ -4,6 +4,7 @@ finishes it, and it is then the bytes of a command that nobody killed.
 HRA_KILLS says how often, over all tests; HRA_SEED draws the moments.
 """
 
+import json
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from reference import micro as world
 from reference import published
 from reference.commands import Commands
@@ -20,6 +22,7 @@ from reference.written import files_of, readable
 
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.adapters.lora import LowRankAdapter
+from hra_jax.tasks import commands as tasks_of
 
 KILLS = int(os.environ.get("HRA_KILLS", "12"))
 SEED = int(os.environ.get("HRA_SEED") or np.random.SeedSequence().entropy % 10**6)
@@ -128,6 +131,43 @@ def test_evaluation(commands, micro, trained, tmp_path, moments):
 
     settings = dict(seconds=seconds, moments=moments, check=lambda: readable(copies[1]), whole=is_whole)
     chain(commands, "evaluate", words(copies[1]), **settings, reset=lambda: shutil.rmtree(copies[1] / "eval" / "mixed"))
+
+
+def test_transcribing_200_files_of_8_tasks_has_every_line_once(commands, micro, trained, tmp_path):
+    adapter = str(shutil.copytree(trained.workdir / "adapter", tmp_path / "adapter"))
+    tasks = [*world.SPEAKERS, "dan", "eve", "fay", "gus", "hal"]
+    for name in tasks[len(world.SPEAKERS) :]:
+        tasks_of.add(adapter, name, init="mean")
+    rows = []
+    for number in range(200):
+        text = "abcdef"[number % 6 :] + "fed"[: number % 4]
+        soundfile.write(tmp_path / f"{number}.wav", world.tones(text, seed=number), world.RATE)
+        line = {"audio_filepath": f"{number}.wav", "duration": 0.12 * len(text), "task": tasks[number % 8]}
+        rows.append(line)
+    world.write_manifest(tmp_path / "m.jsonl", rows)
+
+    def words(name: str) -> list[str]:
+        flags = ["--adapter", adapter, "--backbone", micro.backbone, "--manifest", str(tmp_path / "m.jsonl")]
+        return ["hra_jax.transcribe", *flags, "--output", str(tmp_path / name)]
+
+    def texts(path: Path) -> list[tuple[str, str, str]]:
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return [(line["key"], line["task"], line["text"]) for line in map(json.loads, lines)]
+
+    status, _, printed = commands.run(words("whole.jsonl"))
+    assert status == 0 and "200 of 200 recognised" in printed, printed
+    expected, killed = texts(tmp_path / "whole.jsonl"), tmp_path / "killed.jsonl"
+    assert [(key, task) for key, task, _ in expected] == [(row["audio_filepath"], row["task"]) for row in rows]
+    for lines in (0, 1, 60, 140):
+        status, _, printed = commands.run(
+            words("killed.jsonl"),
+            killed_when=lambda lines=lines: killed.exists() and killed.read_bytes().count(b"\n") >= lines,
+        )
+        found = texts(killed)
+        print(f"status {status} with {len(found)} lines of at least {lines}")
+        assert status in (-signal.SIGKILL, 0) and found == expected[: len(found)]
+    status, _, printed = commands.run(words("killed.jsonl"))
+    assert status == 0 and texts(killed) == expected, printed
 
 
 # --- What is written anew ---------------------------------------------------------------------------------------------

@@ -350,6 +350,8 @@ OUTPUTS = {
     "hra_jax.data.manifest": (["check", "m.jsonl"], {"report"}),
     "hra_jax.data.manifest import": (["import", "recordings", "--output", "imported"], {"report"}),
     "hra_jax.data.manifest make": (["make", "recordings"], {"output"}),
+    "hra_jax.lm": (["show", "m.lm"], {"arpa"}),
+    "hra_jax.lm make": (["make", "--text", "m.jsonl"], {"output"}),
     "hra_jax.params": (["--config", "fsdd"], {"json", "plot"}),
     "hra_jax.tasks": (["list", "run/adapter"], {"json"}),
     "hra_jax.transcribe": (["a.wav"], {"output"}),

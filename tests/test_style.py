@@ -107,6 +107,7 @@ def test_json_has_one_reader():
         "hra_jax/data/synthetic/rendering.py",  # answers of a process of its own
         "hra_jax/data/synthetic/voice_worker.py",  # jobs of the process that started it
         "hra_jax/training/agreement.py",  # between the processes of a run
+        "hra_jax/serving/standalone.py",  # where there is no hra_jax
     }
     own = ("json.loads(json.dumps(", "json.loads(config_to_json(")
     found = [

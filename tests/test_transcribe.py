@@ -259,7 +259,7 @@ def test_the_same_command_again_adds_what_is_missing_and_loads_no_model_where_no
     assert output.read_bytes() == whole and f"; {there} were there" in capsys.readouterr().out and 2 < there < 6
     monkeypatch.setattr(command_of.Recogniser, "load", None)
     assert command_of.main(["transcribe"]) == 0
-    assert output.read_bytes() == whole and "6 were there" in capsys.readouterr().out
+    assert output.read_bytes() == whole and "nothing is missing: 6 were there" in capsys.readouterr().out
     for change in ({"task_tag": "text"}, {"chunk_seconds": 1.0}, {"task": "ann"}):
         flag_values(**{**asked, **change})
         with pytest.raises(

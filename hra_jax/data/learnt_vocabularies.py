@@ -44,7 +44,7 @@ def own_vocabularies(
     Raises:
       UserError: a vocabulary that does not fit into `size`, or a SentencePiece one that cannot be learnt.
     """
-    found = _texts_of_tasks(sources, task_tag, tasks, normalizer)
+    found = texts_of_tasks(sources, task_tag, tasks, normalizer)
     vocabularies = {}
     if kind in SHARED_VOCABULARIES:
         if shared is None:
@@ -61,7 +61,7 @@ def own_vocabularies(
     return OwnVocabularies(base, vocabularies, size or needed, shared)
 
 
-def _texts_of_tasks(
+def texts_of_tasks(
     sources: Iterable[TableSource], task_tag: str, tasks: Sequence[str], normalizer: str
 ) -> dict[str, Iterable[list[str]]]:
     """The normalised texts of each task, some at a time; tasks and texts as they come first."""

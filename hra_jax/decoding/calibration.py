@@ -11,6 +11,7 @@ that meet, are put together, and what is said in them is aligned. It is the medi
 the joint the boundary between the words on its two sides comes.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,8 +20,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import kaldialign
 import numpy as np
 
+from hra_jax.adapters import task_records
 from hra_jax.data import audio
 from hra_jax.data.utterance import Utterance
+from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.settings import ADAPTER
 from hra_jax.decoding.words import NO_WORD, Word, words_of
 from hra_jax.errors import UserError
 from hra_jax.evaluation.suites import Suite
@@ -94,44 +98,76 @@ def calibration_error(words: Judged, *, temperature: float = 1.0) -> float:
 # --- Measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(model: "Model", suite: Suite) -> dict[str, dict[str, Any]]:
+def measure(model: "Model", suite: Suite, *, decoder: Decoder | None = None) -> dict[str, dict[str, Any]]:
     """The calibration of each task of a model that a suite scores, for its entry in tasks.json.
 
     Args:
       model: a backbone with an adapter. Tasks that are set aside are left out.
-      suite: of data that nothing was trained on. Of a task at most 200 utterances are recognised, greedily.
+      suite: of data that nothing was trained on. Of a task at most 200 utterances are recognised.
+      decoder: of which the tasks that are searched are calibrated as well; None for that with the language models of
+        the adapter.
 
     Returns:
       Of each task: `temperature`; `lag_seconds`, the same for all of them, 0 where there are too few joints; `words`
       and `right`, how many there were and the share that was right; `ece_before` and `ece_after`, the expected
-      calibration error of these words without the temperature and with it; `joints`, of all tasks; `suite`.
+      calibration error of these words without the temperature and with it; `joints`, of all tasks; `suite`. Of tasks
+      that are searched, `search_temperature` and the others of these once more.
 
     Raises:
       NothingSaid: no word is recognised as a task of the model.
     """
-    chosen = utterances_of(model, suite)
-    judged = judged_words(model, chosen, normalizer=suite.normalizer)
+    chosen, normalizer = utterances_of(model, suite), suite.normalizer
+    model = not_calibrated(model)
+    judged = judged_words(model, chosen, normalizer=normalizer)
     if not judged:
         tasks = ", ".join(model.tasks[:10]) or "none"
         raise NothingSaid(
             f"suite {suite.name!r}: no word is recognised in its utterances as a task of the adapter; the tasks that "
             f"can be calibrated: {tasks}"
         )
+    models = model.records.get(task_records.LM, {})
+    held = {
+        task: rows
+        for task, rows in chosen.items()
+        if (task in models or task_records.SHARED in models if decoder is None else decoder.searches(task))
+    }
+    searched = judged_words(model, held, normalizer=normalizer, decode=decoder or {"lm": ADAPTER})
+    searched = {task: words for task, words in searched.items() if task in judged}
     errors = lateness(model, chosen)
     lag = float(np.median(errors)) if len(errors) >= _LEAST_JOINTS else 0.0
+    found: dict[str, dict[str, Any]] = {
+        task: {"lag_seconds": round(lag, 4), "joints": len(errors), "suite": suite.name} for task in judged
+    }
+    for prefix, words_by_task in (("", judged), ("search_", searched)):
+        for task, facts in _fitted(words_by_task).items():
+            found[task] |= {f"{prefix}{name}": value for name, value in facts.items()}
+    return found
+
+
+def not_calibrated(model: "Model") -> "Model":
+    """The model, whose words then have the confidences that a temperature is fitted to."""
+    calibration = task_records.CALIBRATION
+    bare = {
+        task: {name: value for name, value in entry.items() if name != calibration}
+        for task, entry in model.entries.items()
+    }
+    return dataclasses.replace(model, entries=bare)
+
+
+def _fitted(judged: Mapping[str, Judged]) -> dict[str, dict[str, Any]]:
+    """The temperature of each task, and what it does to the words that it was fitted to."""
+    if not judged:
+        return {}
     whole = fit_temperature(joined(judged.values()))
     found = {}
     for task, words in judged.items():
         temperature = fit_temperature(words, near=whole)
         found[task] = {
             "temperature": round(temperature, 4),
-            "lag_seconds": round(lag, 4),
             "words": len(words.right),
             "right": round(float(words.right.mean()), 4),
             "ece_before": round(calibration_error(words), 4),
             "ece_after": round(calibration_error(words, temperature=temperature), 4),
-            "joints": len(errors),
-            "suite": suite.name,
         }
     return found
 
@@ -153,22 +189,32 @@ def utterances_of(model: "Model", suite: Suite) -> dict[str, list[Utterance]]:
 
 
 def judged_words(
-    model: "Model", utterances: Mapping[str, Sequence[Utterance]], *, normalizer: str
+    model: "Model",
+    utterances: Mapping[str, Sequence[Utterance]],
+    *,
+    normalizer: str,
+    decode: Mapping[str, Any] | Decoder | None = None,
 ) -> dict[str, Judged]:
     """The words that are recognised in the utterances of each task, and whether they are right.
 
     Tasks in which no word is recognised are left out, as are utterances that cannot be read: the report of an
     evaluation names them.
+
+    Args:
+      model: a backbone with an adapter.
+      utterances: by task.
+      normalizer: of what was said and what was recognised.
+      decode: as for `Model.recognise`.
     """
     found: dict[str, list[tuple[float, bool]]] = {}
     rows = sorted(((task, row) for task, rows in utterances.items() for row in rows), key=lambda pair: pair[1].duration)
     readable = ((*pair, samples) for pair in rows if (samples := _samples(pair[1], model)) is not None)
     while part := list(itertools.islice(readable, _TOGETHER)):
-        log_probs, lengths = _log_probs(model, [(task, samples) for task, _, samples in part])
-        for (task, row, _), values, length in zip(part, log_probs, lengths, strict=True):
-            path, vocabulary = values[:length].argmax(axis=-1), model.vocabulary(task)
-            words = words_of(path, values[:length], vocabulary, frame_seconds=_frame_seconds(model))
-            found.setdefault(task, []).extend(judge(row.text, words, normalizer=normalizer))
+        tasks, said, sounds = zip(*part, strict=True)
+        rate = model.backbone.sample_rate
+        recognised = model.recognise(sounds, sample_rate=rate, tasks=tasks, decode=decode, words=True)
+        for task, row, recognition in zip(tasks, said, recognised, strict=True):
+            found.setdefault(task, []).extend(judge(row.text, recognition.words, normalizer=normalizer))
     return {
         task: Judged(np.array([posterior for posterior, _ in words]), np.array([right for _, right in words]))
         for task, words in found.items()

@@ -6,6 +6,8 @@ the likeliest path of the tokens that the search has found. So everything after 
 
 import collections
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +21,7 @@ from hra_jax.decoding.phrases import Weighted
 from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.models import alignment, beam
 from hra_jax.models.padding import padded_size
+from hra_jax.text import ngram
 from hra_jax.text.automaton import Automaton
 from hra_jax.text.ngram import LanguageModel
 from hra_jax.text.task_vocabularies import BlankFirst, outputs_in_order
@@ -26,7 +29,7 @@ from hra_jax.text.vocabularies import Vocabulary
 
 _LEAST_FRAMES, _LEAST_TOKENS = 64, 16  # of a batch that is searched, padded: few compiled shapes
 _ONE_TABLE_BYTES = 2**26  # of all models, dense; beyond it only those of a batch are put into its table
-_LISTS, _TABLES = 1024, 8  # lists of phrases, and batches of them, that are kept
+_LISTS, _TABLES = 1024, 4  # lists of phrases, and batches of them, that are kept
 _Value = TypeVar("_Value")
 
 
@@ -94,6 +97,7 @@ class Decoder:
     ):
         self.settings = settings or DecodeSettings()
         models = chosen(self.settings, vocabularies, adapter=adapter, train=train)
+        read = functools.cache(_read)  # a file that is for all tasks is read once
         self._tasks: dict[str, _Task] = {}
         for name, vocabulary in vocabularies.items():
             model = models.get(name)
@@ -101,13 +105,14 @@ class Decoder:
                 vocabulary,
                 model,
                 weights_of(self.settings, model, adapter.tuned_for(name), task=name),
-                _read(self.settings.phrases_of(name), where="decode.phrases"),
+                read(self.settings.phrases_of(name)),
                 _columns(vocabulary),
             )
         self._lists: collections.OrderedDict[Hashable, Automaton] = collections.OrderedDict()
         self._phrase_tables: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
-        for name in self._tasks:
-            self.check_phrases(name, ())
+        for task in self._tasks.values():
+            if task.phrases:
+                self._automaton(task, task.phrases, where="decode.phrases")
 
     def check_phrases(self, task: str, phrases: Sequence[Any], *, where: str = "phrases") -> None:
         """Refuses phrases of an utterance of a task, before anything is recognised.
@@ -115,7 +120,8 @@ class Decoder:
         Raises:
           UserError: as `phrases.automaton_of`.
         """
-        self._automaton(self._tasks[task], self._phrases(task, phrases, where=where), where=where)
+        if phrases:
+            self._automaton(self._tasks[task], self._phrases(task, phrases, where=where), where=where)
 
     def searches(self, task: str, phrases: Sequence[Any] = ()) -> bool:
         """Whether an utterance of a task is searched for, and not decoded greedily."""
@@ -140,7 +146,7 @@ class Decoder:
         What a row gets depends on no other row and on no padding.
 
         Args:
-          log_probs: float `[B, T, V]`; columns beyond a task's vocabulary are not used.
+          log_probs: float `[B, T, V]`; what a task's vocabulary does not have must be impossible.
           lengths: int `[B]`, frames.
           tasks: of each row.
           phrases: of each row, beside those of its task; None for none.
@@ -176,6 +182,15 @@ class Decoder:
             same = all(value == values[0] for value in values)
             merged[key] = values[0] if same else {name: facts[key] for name, facts in tasks.items() if key in facts}
         return merged or {"method": "greedy"}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of everything but what rows bring: with another one other paths may be found."""
+        tasks = {
+            name: [self.facts_of(name), task.weights, task.phrases, ngram.vocabulary_digest(task.vocabulary)]
+            for name, task in self._tasks.items()
+        }
+        return hashlib.sha256(json.dumps([tasks, self._width], sort_keys=True).encode()).hexdigest()
 
     def facts_of(self, name: str, phrases: Sequence[Any] = ()) -> dict[str, Any]:
         """What decodes an utterance of a task that has phrases of its own, or none."""
@@ -263,8 +278,9 @@ class Decoder:
         used = [row.model for row in rows if row.model is not None]
         if not used:
             return None, []
-        known = {task.model.digest: task.model for task in self._tasks.values() if task.model is not None}
+        every = (task.model for task in self._tasks.values() if task.model is not None)
         # One table for all batches, unless there are so many models that their table would be large.
+        known = {model.digest: model for model in every if model.automaton.vocabulary_size <= size}
         if sum(model.automaton.dense_bytes for model in known.values()) > _ONE_TABLE_BYTES:
             known = {model.digest: model for model in used}
         table, starts = _table_of_models(tuple(_ByDigest(known[digest]) for digest in sorted(known)), size)
@@ -294,14 +310,12 @@ class Decoder:
         automata = {key: self._automaton(row, own) for key, row, own in zip(keys, rows, phrases, strict=True) if own}
         if not automata:
             return None, []
-        order = tuple(automata)
-        table, starts = _kept(
-            self._phrase_tables,
-            (order, size),
-            lambda: beam.tables(list(automata.values()), vocabulary_size=size),
-            most=_TABLES,
-        )
-        at = dict(zip(order, starts.tolist(), strict=True))
+
+        def made() -> tuple[Any, dict[Hashable, int]]:
+            table, starts = beam.tables(list(automata.values()), vocabulary_size=size)
+            return table, dict(zip(automata, starts.tolist(), strict=True))
+
+        table, at = _kept(self._phrase_tables, (frozenset(automata), size), made, most=_TABLES)
         return table, [at.get(key, -1) for key in keys]
 
 
@@ -335,10 +349,10 @@ def _kept(
     return store[key]
 
 
-def _read(given: str | tuple[Any, ...], *, where: str) -> tuple[Weighted, ...]:
+def _read(given: str | tuple[Any, ...]) -> tuple[Weighted, ...]:
     if isinstance(given, str):
         return phrase_lists.read_phrases(given) if given else ()
-    return phrase_lists.weighted(given, where=where)
+    return phrase_lists.weighted(given, where="decode.phrases")
 
 
 def _own(vocabulary: Vocabulary) -> Vocabulary:

@@ -78,6 +78,7 @@ def chosen(
         that is not among those whose models are given.
     """
     files: dict[str, LanguageModel] = {}
+    fitting: set[tuple[int, int]] = set()  # models and vocabularies that were compared: most tasks share both
     found = {}
     for task, vocabulary in vocabularies.items():
         given = settings.model_of(task)
@@ -103,7 +104,9 @@ def chosen(
             if given not in files:
                 files[given] = ngram.read(given)
             model, name = files[given], given
-        model.check_vocabulary(vocabulary, where=f"decode.lm, task {task!r}: {name}")
+        if (id(model), id(vocabulary)) not in fitting:
+            model.check_vocabulary(vocabulary, where=f"decode.lm, task {task!r}: {name}")
+            fitting.add((id(model), id(vocabulary)))
         found[task] = model
     return found
 

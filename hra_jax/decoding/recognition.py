@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hra_jax.data import pauses
-from hra_jax.decoding.decoder import Alternative, Decoder
+from hra_jax.decoding.decoder import Alternative, Decoded, Decoder
 from hra_jax.decoding.words import (
     NOT_CALIBRATED,
     Calibration,
@@ -33,6 +33,7 @@ class Recognition:
       seconds: of the recording.
       words: with times and confidences, where they were asked for; else ().
       confidence: the share of them that is expected to be right; None where there are none.
+      calibrated: whether their confidences were calibrated for the task; if not, they are posteriors.
       alternatives: the best hypotheses, as many as `decode.n_best` says; () where decoding is greedy, and where the
         recording was recognised in several chunks.
       chunks: the parts that were recognised at once.
@@ -44,6 +45,7 @@ class Recognition:
     seconds: float
     words: tuple[Word, ...] = ()
     confidence: float | None = None
+    calibrated: bool = False
     alternatives: tuple[Alternative, ...] = ()
     chunks: tuple[pauses.Chunk, ...] = ()
     paths: tuple[np.ndarray, ...] = dataclasses.field(default=(), repr=False)
@@ -84,55 +86,80 @@ def recognise(
     parts = [(i, chunk) for i, found in enumerate(cut) for chunk in found]
     # Parts of like length run together, a few at a time: little padding, bounded memory.
     order = sorted(range(len(parts)), key=lambda n: parts[n][1].stop - parts[n][1].start)
-    paths: dict[int, np.ndarray] = {}
-    of_paths: dict[int, np.ndarray] = {}  # their log-probabilities
-    searched: set[int] = set()  # waveforms
-    alternatives: dict[int, tuple[Alternative, ...]] = {}
+    heard: dict[int, _Heard] = {}
     for start in range(0, len(order), _TOGETHER):
         together = order[start : start + _TOGETHER]
         rows = [parts[n][0] for n in together]
-        heard = [waveforms[i][parts[n][1].start : parts[n][1].stop] for n, i in zip(together, rows, strict=True)]
-        log_probs, lengths = run(heard, rows)
-        own = None if phrases is None else [phrases[i] for i in rows]
-        rivals = _RIVALS if words else 1
-        decoded = decoder.paths(log_probs, lengths, [tasks[i] for i in rows], phrases=own, rivals=rivals)
-        paths |= zip(together, decoded.paths, strict=True)
-        alternatives |= zip(together, decoded.alternatives, strict=True)
-        if words:
-            for n, i, path, values, others in zip(
-                together, rows, decoded.paths, log_probs, decoded.rivals, strict=True
-            ):
-                of_paths[n] = path_log_probs(path, values)
-                if len(others) > 1:
-                    scored = [(other.text, other.score) for other in others]
-                    of_paths[n] = agreed_log_probs(path, scored, vocabularies[tasks[i]])
-                    searched.add(i)
-    numbers = iter(range(len(parts)))
-    found = []
-    for number, (waveform, chunks, task) in enumerate(zip(waveforms, cut, tasks, strict=True)):
-        mine = [next(numbers) for _ in chunks]
-        said: tuple[Word, ...] = ()
-        if words:
-            calibration = (calibrations or {}).get(task, NOT_CALIBRATED)
-            said = words_of_chunks(
-                chunks,
-                [paths[n] for n in mine],
-                [of_paths[n] for n in mine],
-                vocabularies[task],
-                hop=hop,
-                sample_rate=sample_rate,
-                calibration=calibration.of_search() if number in searched else calibration,
-            )
-        found.append(
-            Recognition(
-                pauses.text(chunks, [paths[n] for n in mine], vocabularies[task]),
-                task,
-                len(waveform) / sample_rate,
-                words=said,
-                confidence=confidence_of(said),
-                alternatives=alternatives[mine[0]] if len(mine) == 1 else (),
-                chunks=tuple(chunks),
-                paths=tuple(paths[n] for n in mine),
-            )
+        sounds = [waveforms[i][parts[n][1].start : parts[n][1].stop] for n, i in zip(together, rows, strict=True)]
+        log_probs, lengths = run(sounds, rows)
+        names, own = [tasks[i] for i in rows], None if phrases is None else [phrases[i] for i in rows]
+        decoded = decoder.paths(log_probs, lengths, names, phrases=own, rivals=_RIVALS if words else 1)
+        heard |= zip(together, _heard(decoded, log_probs, [vocabularies[name] for name in names]), strict=True)
+    numbers, found = iter(range(len(parts))), []
+    for waveform, chunks, task in zip(waveforms, cut, tasks, strict=True):
+        mine = [heard[next(numbers)] for _ in chunks]
+        paths = [part.path for part in mine]
+        one = Recognition(
+            pauses.text(chunks, paths, vocabularies[task]),
+            task,
+            len(waveform) / sample_rate,
+            alternatives=mine[0].alternatives if len(mine) == 1 else (),
+            chunks=tuple(chunks),
+            paths=tuple(paths),
         )
+        if words:
+            calibration = (calibrations or {}).get(task)
+            one = _with_words(one, mine, vocabularies[task], calibration, hop=hop, sample_rate=sample_rate)
+        found.append(one)
     return found
+
+
+class _Heard(NamedTuple):
+    """What became of a chunk.
+
+    Attributes:
+      path, alternatives: as in `Decoded`.
+      log_probs: of the path, or what stands for them where it was searched for, float32 `[frames]`.
+      searched: whether it was.
+    """
+
+    path: np.ndarray
+    alternatives: tuple[Alternative, ...]
+    log_probs: np.ndarray
+    searched: bool
+
+
+def _heard(decoded: Decoded, log_probs: np.ndarray, vocabularies: Sequence[Vocabulary]) -> list[_Heard]:
+    found = []
+    for path, alternatives, rivals, values, vocabulary in zip(
+        decoded.paths, decoded.alternatives, decoded.rivals, log_probs, vocabularies, strict=True
+    ):
+        searched = len(rivals) > 1
+        scored = [(rival.text, rival.score) for rival in rivals]
+        of_path = agreed_log_probs(path, scored, vocabulary) if searched else path_log_probs(path, values)
+        found.append(_Heard(path, alternatives, of_path, searched))
+    return found
+
+
+def _with_words(
+    one: Recognition,
+    heard: Sequence[_Heard],
+    vocabulary: Vocabulary,
+    calibration: Calibration | None,
+    *,
+    hop: int,
+    sample_rate: int,
+) -> Recognition:
+    searched = any(part.searched for part in heard)
+    known = calibration is not None and (not searched or calibration.search_temperature is not None)
+    calibration = calibration or NOT_CALIBRATED
+    words = words_of_chunks(
+        one.chunks,
+        one.paths,
+        [part.log_probs for part in heard],
+        vocabulary,
+        hop=hop,
+        sample_rate=sample_rate,
+        calibration=calibration.of_search() if searched else calibration,
+    )
+    return dataclasses.replace(one, words=words, confidence=confidence_of(words), calibrated=known)

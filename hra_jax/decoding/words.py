@@ -60,16 +60,16 @@ class Calibration(NamedTuple):
     Attributes:
       temperature: by which the log odds of a word's posterior are divided.
       lag_seconds: by which labels come late.
-      search_temperature: as `temperature`, where the text was searched for.
+      search_temperature: as `temperature`, where the text was searched for; None where that was not calibrated.
     """
 
     temperature: float = 1.0
     lag_seconds: float = 0.0
-    search_temperature: float = 1.0
+    search_temperature: float | None = None
 
     def of_search(self) -> "Calibration":
         """That of words that were searched for."""
-        return self._replace(temperature=self.search_temperature)
+        return self._replace(temperature=self.search_temperature or 1.0)
 
 
 NOT_CALIBRATED = Calibration()
@@ -86,15 +86,15 @@ def stored_calibrations(entries: Iterable[Mapping[str, Any]], *, where: str) -> 
         facts = entry.get(task_records.CALIBRATION)
         if facts is None:
             continue
-        for field in Calibration._fields:
-            value = facts.get(field, getattr(NOT_CALIBRATED, field))
+        values = {field: facts[field] for field in Calibration._fields if field in facts}
+        for field, value in values.items():
             if not is_number(value) or not math.isfinite(value) or (field != "lag_seconds" and value <= 0):
                 allowed = "finite numbers" + (" above 0" if field != "lag_seconds" else "")
                 raise UserError(
                     f"{where}: task {printable(entry['name'], most=80)!r}: calibration has {field} {value!r:.40}; "
                     f"allowed: {allowed}"
                 )
-        found[entry["name"]] = Calibration(*(facts.get(f, getattr(NOT_CALIBRATED, f)) for f in Calibration._fields))
+        found[entry["name"]] = Calibration(**values)
     return found
 
 

@@ -89,6 +89,7 @@ def _row(task: str, utterance: Utterance, found: UtteranceResult, base: str | No
         offset=utterance.offset,
         time=found.time,
         tags=utterance.tags,
+        greedy_text=found.greedy_text,
     )
 
 

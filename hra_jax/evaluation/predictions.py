@@ -16,8 +16,12 @@ from hra_jax.errors import UserError
 from hra_jax.storage.json_files import Kind, check_fields, read_lines
 
 _FORMER_NAMES = {"reference": "text", "hypothesis": "pred_text", "base_hypothesis": "base_pred_text"}
-_COUNTS = ("words", "errors", "base_errors", "characters", "character_errors", "base_character_errors")
-_TEXTS = ("audio_filepath", "key", "task", "text", "base_pred_text")
+_COUNTS = (
+    *("words", "errors", "base_errors", "greedy_errors", "base_greedy_errors"),
+    *("characters", "character_errors", "base_character_errors"),
+)
+_GREEDY = ("greedy_text", "base_greedy_text")
+_TEXTS = ("audio_filepath", "key", "task", "text", "base_pred_text", *_GREEDY)
 _NUMBERS = ("duration", "time", "offset")
 
 
@@ -36,6 +40,8 @@ class UtteranceResult:
       offset: where the utterance begins in that file, seconds.
       time: seconds that recognising it took, its share of its batch; None where it was not measured.
       tags: every other field of its line in the manifest.
+      greedy_text: what greedy decoding of the same outputs says; None where `pred_text` is that.
+      base_greedy_text: the same of the backbone.
     """
 
     task: str
@@ -48,6 +54,8 @@ class UtteranceResult:
     offset: float = 0.0
     time: float | None = dataclasses.field(default=None, compare=False)
     tags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    greedy_text: str | None = None
+    base_greedy_text: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +79,8 @@ class Line(NamedTuple):
     Attributes:
       where: the file and the number of the line, for errors.
       row: the utterance.
-      counts: those of "words", "errors", "base_errors", "characters", "character_errors" and "base_character_errors"
-        that the line has.
+      counts: those of "words", "errors", "base_errors", "greedy_errors", "base_greedy_errors", "characters",
+        "character_errors" and "base_character_errors" that the line has.
     """
 
     where: str
@@ -90,6 +98,7 @@ def prediction_line(row: UtteranceResult, counts: Mapping[str, int | None]) -> s
         "text": row.text,
         "pred_text": row.pred_text,
         "base_pred_text": row.base_pred_text,
+        **{name: text for name in _GREEDY if (text := getattr(row, name)) is not None},
         "task": row.task,
         "key": row.key,
         "tags": dict(row.tags),
@@ -143,5 +152,7 @@ def _line(where: str, content: dict[str, Any]) -> Line:
         offset=float(known.get("offset", 0)),
         time=float(known["time"]) if "time" in known else None,
         tags=content | inner,
+        greedy_text=known.get("greedy_text"),
+        base_greedy_text=known.get("base_greedy_text"),
     )
     return Line(where, row, {name: count for name, count in counts.items() if count is not None})

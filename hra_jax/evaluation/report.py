@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from hra_jax.console import bounds, markdown_cell, percent, points, say, stdout, table
 from hra_jax.evaluation import error_rates, report_page, shots
 from hra_jax.evaluation.predictions import Unscored, UtteranceResult, prediction_line
+from hra_jax.evaluation.results import decoding_words, mean_scores
 from hra_jax.storage.files import make_folder, remove_file, replaced_name, write_file
 from hra_jax.storage.json_files import json_text
 from hra_jax.tasks.names import task_file_names
@@ -30,15 +31,19 @@ _MOST_WORST = 30  # utterances listed in a report
 # --- For the terminal -------------------------------------------------------------------------------------------------
 
 _NOT_SCORED = "not scored"
-_COLUMNS = ("task", "base", "adapted", "95% interval", "change", "verdict", "words")
+_COLUMNS = ("task", "base", "greedy", "adapted", "95% interval", "change", "verdict", "words")
 _MOST_SLICES = 30  # rows of slices in a table
 
 
 def _header(results: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the columns: with what decides, where it is the same everywhere."""
+    """The names of the columns: with what decides, where it is the same everywhere.
+
+    That of greedy decoding is there where not everything is decoded so.
+    """
     kinds = {task["metric"] for task in results["tasks"].values()} | {results["metric"]}
     kind = f" {kinds.pop().upper()}" if len(kinds) == 1 else ""
-    return tuple(f"{name}{kind}" if name in ("base", "adapted") else name for name in _COLUMNS)
+    columns = [name for name in _COLUMNS if name != "greedy" or "greedy_wer" in results]
+    return tuple(f"{name}{kind}" if name in ("base", "greedy", "adapted") else name for name in columns)
 
 
 def _row(name: str, scores: Mapping[str, Any]) -> tuple[str, ...]:
@@ -47,6 +52,7 @@ def _row(name: str, scores: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         name,
         percent(scores[f"base_{metric}"]),
+        *([percent(scores[f"greedy_{metric}"])] if f"greedy_{metric}" in scores else []),
         percent(scores[metric]),
         bounds(scores, metric),
         "-" if change is None else points(change["difference"]),
@@ -58,11 +64,9 @@ def _row(name: str, scores: Mapping[str, Any]) -> tuple[str, ...]:
 def _table_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The cells of every task, then of the mean over tasks and of all utterances, as text."""
     rows = [_row(name, task) for name, task in results["tasks"].items()]
-    rows += [(name, "-", _NOT_SCORED, *("-",) * 4) for name in results["tasks_not_scored"]]
-    mean = results["over_tasks"]
-    names = {"wer": "rate", "base_wer": "base_rate", "wer_low": "low", "wer_high": "high", "difference": "difference"}
-    as_scores = {name: mean[field] for name, field in names.items()} | {"metric": "wer", "words": results["words"]}
-    return [*rows, _row("mean of the tasks", as_scores), _row("all utterances", results)]
+    dashes = ("-",) * (len(_header(results)) - 3)
+    rows += [(name, "-", _NOT_SCORED, *dashes) for name in results["tasks_not_scored"]]
+    return [*rows, _row("mean of the tasks", mean_scores(results)), _row("all utterances", results)]
 
 
 def _slice_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -88,6 +92,7 @@ def _summary_lines(results: Mapping[str, Any]) -> list[str]:
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in over["verdicts"].items())
         beside = f"; by the intervals: {verdicts}" if results["bootstrap"]["samples"] else ""
         lines.append(f"{over['got_worse']} of {over['tasks']} tasks have more errors than without the adapter{beside}")
+    lines += [f"decoded with {words}"] if (words := decoding_words(results["decoding"])) else []
     if known := results.get("texts_in_training"):
         lines.append(
             f"{known['known']:,} of {known['utterances']:,} utterances have a text that occurs in the training "
@@ -198,6 +203,9 @@ def _predictions(results: Mapping[str, Any], rows: Sequence[UtteranceResult]) ->
         if row.base_pred_text is not None:
             base = _counted(row, row.base_pred_text, results["normalizer"])
             counted |= {"base_errors": base["errors"], "base_character_errors": base["character_errors"]}
+        for name, text in (("greedy", row.greedy_text), ("base_greedy", row.base_greedy_text)):
+            if text is not None:
+                counted[f"{name}_errors"] = _counted(row, text, results["normalizer"])["errors"]
         lines[row.task].append(prediction_line(row, counted))
     return {f"predictions_{names[task]}.jsonl": "".join(text) for task, text in lines.items()}
 

@@ -12,6 +12,7 @@ from hra_jax.evaluation.page import Cell
 from hra_jax.evaluation.paired import VERDICTS
 from hra_jax.evaluation.predictions import Unscored, UtteranceResult
 from hra_jax.evaluation.recordings import audio_uri
+from hra_jax.evaluation.results import mean_scores
 
 MOST_HEARD = 20  # utterances with their recordings
 _MOST_SHOWN = 200  # utterances
@@ -135,7 +136,7 @@ def _limit(entries: Sequence[Mapping[str, Any]]) -> float:
     return plots.nice_limit([rate for dot in dots for rate in (dot.rate, dot.high)])
 
 
-_NUMBERS = ("base", "adapted", "95% interval", "change", "verdict", "words")
+_NUMBERS = ("base", "greedy", "adapted", "95% interval", "change", "verdict", "words")
 
 
 def _scores(name: Cell, scores: Mapping[str, Any], limit: float | None) -> list[Cell]:
@@ -147,6 +148,7 @@ def _scores(name: Cell, scores: Mapping[str, Any], limit: float | None) -> list[
         name,
         Cell(drawn, None, "drawn left"),
         Cell(percent(base), "" if base is None else base),
+        *([Cell(percent(scores[greedy]), scores[greedy])] if (greedy := f"greedy_{metric}") in scores else []),
         Cell(f"<b>{percent(own)}</b>", own),
         Cell(bounds(scores, metric)),
         page.change(scores["difference"]),
@@ -155,8 +157,9 @@ def _scores(name: Cell, scores: Mapping[str, Any], limit: float | None) -> list[
     ]
 
 
-def _header(first: str, limit: float) -> list[str | Cell]:
-    return [first, Cell(plots.axis(limit), None, "left"), *_NUMBERS]
+def _header(first: str, limit: float, results: Mapping[str, Any]) -> list[str | Cell]:
+    numbers = [name for name in _NUMBERS if name != "greedy" or "greedy_wer" in results]
+    return [first, Cell(plots.axis(limit), None, "left"), *numbers]
 
 
 def _pick(name: str) -> Cell:
@@ -176,16 +179,15 @@ def _tasks(results: Mapping[str, Any]) -> str:
     limit = _limit([tasks[name] for name in names])
     rows = [(_scores(_pick(name), tasks[name], limit), _marked(name, tasks[name]["difference"])) for name in names]
     mean = results["over_tasks"]
-    over = {"metric": "wer", "wer": mean["rate"], "base_wer": mean["base_rate"], "words": results["words"]}
-    over |= {"wer_low": mean["low"], "wer_high": mean["high"], "difference": mean["difference"]}
-    foot = [_scores(Cell("mean of the tasks"), over, limit), _scores(Cell("all utterances"), results, limit)]
+    feet = {"mean of the tasks": mean_scores(results), "all utterances": results}
+    foot = [_scores(Cell(name), scores, limit) for name, scores in feet.items()]
     keys = [("base", 0)] * (mean["base_rate"] is not None) + [("adapted", 1)]
     more = f"The {len(names):,} tasks with the highest rates, of {len(tasks):,}." if len(names) < len(tasks) else ""
     return page.section(
         "Tasks",
         _tools(results),
         plots.key(keys, limit),
-        page.table(_header("task", limit), rows, foot=foot),
+        page.table(_header("task", limit, results), rows, foot=foot),
         page.paragraphs([more] if more else []),
     )
 
@@ -211,7 +213,7 @@ def _slices(results: Mapping[str, Any]) -> list[str]:
             rows: list[page.Row] = [
                 (_scores(Cell(page.text(one["value"]), one["value"]), one, limit), {}) for one in slices
             ]
-            found.append(page.table(_header(item.partition(":")[0], limit), rows))
+            found.append(page.table(_header(item.partition(":")[0], limit, results), rows))
     return found
 
 

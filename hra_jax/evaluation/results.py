@@ -34,6 +34,9 @@ ACCOUNTING = (
     "backbone_fingerprint",
 )
 _RATES = ("wer", "base_wer", "cer", "base_cer")
+_SIDES = {"base": "base_pred_text", "greedy": "greedy_text"}  # what may stand beside what the system recognises
+_WEIGHTS = ("lm_weight", "token_bonus", "phrase_weight")
+_GREEDY_RATES = ("greedy_wer", "base_greedy_wer", "greedy_cer", "base_greedy_cer")  # where decoding is not greedy
 
 
 def evaluate_results(
@@ -46,6 +49,7 @@ def evaluate_results(
     run: Mapping[str, Any] | None = None,
     hardware: Mapping[str, Any] | None = None,
     not_scored: Mapping[str, str] | None = None,
+    decoding: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -59,6 +63,7 @@ def evaluate_results(
       run: further top-level fields, such as the step and the seed of the run.
       hardware: what the utterances were recognised on, beside the times.
       not_scored: tasks that are to have no rate, each with the reason.
+      decoding: how the texts were found, as `decoding.decoder.Decoder.facts` says it; None where nobody knows.
 
     Returns:
       A dict of JSON values, rates as fractions. What depends on the base is None where a row has no `base_pred_text`.
@@ -80,7 +85,8 @@ def evaluate_results(
         raise ValueError(f"the accounting lacks {missing[0]!r}; needed: {', '.join(ACCOUNTING)}")
     scored = [task for task in suite.tasks if task.name not in left_out]
     rows = [row for task in scored for row in by_task[task.name]]
-    count = _Counter(suite, base=all(row.base_pred_text is not None for row in rows), samples=bootstrap, seed=seed)
+    known = {name: all(getattr(row, field) is not None for row in rows) for name, field in _SIDES.items()}
+    count = _Counter(suite, **known, samples=bootstrap, seed=seed)
     groups = {task.name: count.group(by_task[task.name]) for task in scored}
     rates = rate_suite(
         {task.name: groups[task.name].samples[task.metric] for task in scored},
@@ -98,17 +104,19 @@ def evaluate_results(
         }
         for task in scored
     }
-    macro = {f"{field}_macro": _mean([task[field] for task in tasks.values()]) for field in _RATES}
+    fields = (*_RATES, *(_GREEDY_RATES if count.greedy else ()))
+    macro = {f"{field}_macro": _mean([task[field] for task in tasks.values()]) for field in fields}
     results = {
         "format": FORMAT,
         "suite": suite.name,
         "normalizer": versioned(suite.normalizer),
         "block": suite.block,
+        "decoding": None if decoding is None else dict(decoding),
         "tasks": tasks,
         "tasks_not_scored": left_out,
         **count.entry(whole, rates.pooled, suite.metric, name=next(iter(tasks)) if len(tasks) == 1 else ""),
         **macro,
-        "over_tasks": _over_tasks(tasks, rates.macro, base=count.base),
+        "over_tasks": _over_tasks(tasks, rates.macro, base=count.base, greedy=count.greedy),
         "slices": {item: _slices(item, rows, count) for item in suite.slices},
         **({"few_shot": shots.curves(held_out, suite, samples=bootstrap, seed=seed)} if suite.heads else {}),
         "speed": _speed(rows, hardware),
@@ -122,6 +130,14 @@ def evaluate_results(
             raise ValueError(f"the field {name!r} is already one of the results")
         results[name] = value
     return results
+
+
+def mean_scores(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean over tasks of results.json with the fields that a task has in a table."""
+    mean = results["over_tasks"]
+    names = {"wer": "rate", "base_wer": "base_rate", "wer_low": "low", "wer_high": "high", "difference": "difference"}
+    names |= {"greedy_wer": "greedy_rate"} if "greedy_rate" in mean else {}
+    return {name: mean[field] for name, field in names.items()} | {"metric": "wer", "words": results["words"]}
 
 
 def _by_task(rows: Sequence[UtteranceResult], suite: Suite) -> dict[str, list[UtteranceResult]]:
@@ -158,24 +174,25 @@ class _Group(NamedTuple):
     base_counts: dict[str, ErrorCounts] | None
     samples: dict[str, Sample]
     seconds: float
+    greedy: dict[str, ErrorCounts | None]  # of greedy decoding, as `_GREEDY_RATES`; {} where the rest is greedy
 
 
 @dataclasses.dataclass(frozen=True)
 class _Counter:
-    """Counts the errors of utterances, and describes them as results.json does; `base` is whether there is one."""
+    """Counts the errors of utterances, and describes them as results.json does.
+
+    `base` is whether there is one, and `greedy` whether there are texts of greedy decoding beside others.
+    """
 
     suite: Suite
     base: bool
+    greedy: bool
     samples: int
     seed: int
 
     def group(self, rows: Sequence[UtteranceResult]) -> _Group:
-        normalizer = self.suite.normalizer
         texts = [[row.pred_text for row in rows]] + [[row.base_pred_text or "" for row in rows]] * self.base
-        counts = [
-            [error_rates.errors_by_metric(row.text, text, normalizer) for row, text in zip(rows, side, strict=True)]
-            for side in texts
-        ]
+        counts = [self._count(rows, side) for side in texts]
         totals = [{metric: error_rates.total(row[metric] for row in side) for metric in METRICS} for side in counts]
         names = [(row.key, tag_value(row.tags, self.suite.block)) for row in rows]
         samples = {
@@ -187,7 +204,25 @@ class _Counter:
             for metric in METRICS
         }
         base = totals[1] if self.base else None
-        return _Group(totals[0], base, samples, sum(row.duration for row in rows))
+        return _Group(totals[0], base, samples, sum(row.duration for row in rows), self._greedy(rows))
+
+    def _count(self, rows: Sequence[UtteranceResult], texts: Sequence[str]) -> list[dict[str, ErrorCounts]]:
+        normalizer = self.suite.normalizer
+        return [error_rates.errors_by_metric(row.text, text, normalizer) for row, text in zip(rows, texts, strict=True)]
+
+    def _greedy(self, rows: Sequence[UtteranceResult]) -> dict[str, ErrorCounts | None]:
+        """The counts of greedy decoding, where it is not what all else is counted from."""
+        if not self.greedy:
+            return {}
+        sides = {"": [row.greedy_text for row in rows], "base_": [row.base_greedy_text for row in rows]}
+        found: dict[str, ErrorCounts | None] = {}
+        for side, said in sides.items():
+            texts = [text for text in said if text is not None]
+            counts = self._count(rows, texts) if len(texts) == len(rows) else None
+            for kind in METRICS:
+                total = None if counts is None else error_rates.total(row[kind] for row in counts)
+                found[f"{side}greedy_{kind}"] = total
+        return found
 
     def entry(self, group: _Group, rates: Rates, metric: str, *, name: str) -> dict[str, Any]:
         """Counts, rates, intervals and the difference from the base of a group that is rated in `metric`."""
@@ -209,6 +244,7 @@ class _Counter:
             "difference": rates.difference(0, 1) if self.base else None,
             "resampled": "utterances" if group.samples[metric].blocks is None else self.suite.block,
             "blocks": group.samples[metric].block_count,
+            **{name: None if counts is None else counts.rate for name, counts in group.greedy.items()},
         }
         for kind in METRICS:
             entry[kind] = group.counts[kind].rate
@@ -219,7 +255,7 @@ class _Counter:
         return entry
 
 
-def _over_tasks(tasks: Mapping[str, Mapping[str, Any]], rates: Rates, *, base: bool) -> dict[str, Any]:
+def _over_tasks(tasks: Mapping[str, Mapping[str, Any]], rates: Rates, *, base: bool, greedy: bool) -> dict[str, Any]:
     """Mean, worst and spread over tasks, each in its own metric, and how many got better or worse than the base."""
     own = {name: task[task["metric"]] for name, task in tasks.items()}
     worst = max(own, key=lambda name: own[name])
@@ -236,6 +272,8 @@ def _over_tasks(tasks: Mapping[str, Mapping[str, Any]], rates: Rates, *, base: b
         "spread": float(np.std(list(own.values()))),
         "got_worse": sum(task["difference"]["difference"] > 0 for task in tasks.values()) if base else None,
     }
+    for side in ("", "base_") if greedy else ():
+        found[f"{side}greedy_rate"] = _mean([task[f"{side}greedy_{task['metric']}"] for task in tasks.values()])
     return found | {"verdicts": {verdict: verdicts.count(verdict) for verdict in VERDICTS} if base else None}
 
 
@@ -276,6 +314,33 @@ def _speed(rows: Sequence[UtteranceResult], hardware: Mapping[str, Any] | None) 
     measured_on = {} if hardware is None else {"hardware": dict(hardware)}
     factor = {"real_time_factor": seconds / audio, **measured_on}
     return {"audio_seconds": round(audio, 6), "seconds": round(seconds, 6), **factor}
+
+
+def decoding_words(decoding: Mapping[str, Any] | None) -> str:
+    """How texts were found, in words; '' where that is greedy decoding, or nobody knows.
+
+    Args:
+      decoding: the field of results.json, see `decoding.decoder.Decoder.facts`.
+    """
+    if decoding is None or decoding.get("method") == "greedy":
+        return ""
+    said = [f"a beam of {decoding['beam']}" if isinstance(decoding.get("beam"), int) else "beams by task"]
+    model = decoding.get("lm")
+    if isinstance(model, Mapping):
+        one = isinstance(model.get("name"), str) and isinstance(model.get("digest"), str)
+        said.append(
+            f"the language model {model['name']!r} ({model['digest'][:12]})" if one else "language models by task"
+        )
+    said += [f"{name} {_number(decoding[name])}" for name in _WEIGHTS if name in decoding]
+    if "phrases" in decoding:
+        said.append(f"{count} phrases" if isinstance(count := decoding["phrases"], int) else "phrases by task")
+    if isinstance(count := decoding.get("utterances_with_phrases"), int):
+        said.append(f"phrases of {count:,} utterances")
+    return ", ".join(said)
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else "by task"
 
 
 def software_versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -23,6 +23,8 @@ from hra_jax.data.loader import eval_batches, eval_plans
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings
 from hra_jax.data.utterance_table import UtteranceTable
+from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.phrases import Weighted, of_line
 from hra_jax.errors import UserError
 from hra_jax.evaluation import long_utterances
 from hra_jax.evaluation.predictions import UtteranceResult
@@ -34,6 +36,7 @@ from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary
 from hra_jax.training import sharding
 from hra_jax.training.agreement import agreed
+from hra_jax.training.step import LOG_PROBS
 
 
 class Base(Protocol):
@@ -63,6 +66,7 @@ class Recognised(NamedTuple):
 
     Attributes:
       text: what was recognised with the adapter of its task; see `long_utterances.recognised`.
+      greedy: the same by greedy decoding; None where `text` is that.
       loss: its CTC loss.
       difference: the largest difference of its log-probabilities from those without what the adapter's row adds; None
         where the base did not run beside it.
@@ -74,6 +78,7 @@ class Recognised(NamedTuple):
     loss: float
     difference: float | None
     time: float | None
+    greedy: str | None = None
 
 
 def _suite() -> Rule:
@@ -126,6 +131,8 @@ class SuiteRunner:
       chunk_seconds: of the longest of these parts; 0 where no utterance is too long to be recognised at once.
       digest: a hash of what is scored, `UtteranceTable.digest`.
       kept: what the base recognises, as far as it is known, by task and key of the utterance.
+      kept_greedy: the same by greedy decoding, where `kept` is not.
+      adapters: what each task of the suite is recognised with.
     """
 
     def __init__(
@@ -145,9 +152,8 @@ class SuiteRunner:
     ):
         self.suite, self._base, self._mesh, self._report = suite, base, mesh, report
         self._data, self._batch, self._evaluation = data, batch, evaluation
-        # What each task of the suite is recognised with.
-        self._adapters = [BASE_TASK if t.adapter_task in set_aside else t.adapter_task for t in suite.tasks]
-        used = set(self._adapters) if tasks else set()
+        self.adapters = [BASE_TASK if t.adapter_task in set_aside else t.adapter_task for t in suite.tasks]
+        used = set(self.adapters) if tasks else set()
         # One row at least: nothing can be gathered from a bank without rows.
         self.rows = tuple(n for n, name in enumerate(tasks) if name in used) or ((0,) if tasks else ())
         self.needs_mean = MEAN_TASK in used
@@ -164,7 +170,7 @@ class SuiteRunner:
         self.table = UtteranceTable(
             [
                 cut(task, adapter if tasks else BASE_TASK)
-                for task, adapter in zip(suite.tasks, self._adapters, strict=True)
+                for task, adapter in zip(suite.tasks, self.adapters, strict=True)
             ],
             vocabulary=base.vocabulary,
             normalizer=data.text_normalizer,
@@ -182,6 +188,7 @@ class SuiteRunner:
         self.chunk_seconds = longest if self._parts else 0.0
         self.digest = self.table.digest()
         self.kept: dict[tuple[str, str], str] = {}
+        self.kept_greedy: dict[tuple[str, str], str] = {}
         lengths = batching.label_capacities(
             batching.bucket_of(self.table.duration, batch.edges),
             self.table.label_lengths,
@@ -196,6 +203,7 @@ class SuiteRunner:
         frozen: dict[str, Any],
         *,
         alone: Callable[..., dict[str, jax.Array]] | None = None,
+        decoder: Decoder | None = None,
         done: Mapping[int, Recognised] | None = None,
         after: Callable[[dict[int, Recognised]], None] = lambda found: None,
         progress: bool = False,
@@ -213,6 +221,9 @@ class SuiteRunner:
             mean of all tasks after them.
           frozen: the backbone's weights; the base that results are compared with.
           alone: the step without the base beside it; None runs the base beside every batch.
+          decoder: what turns log-probabilities into paths, for which the steps must give them; None for the paths of
+            the steps themselves, which are those of greedy decoding. The base is decoded with the same settings where
+            all tasks write in its vocabulary, and greedily elsewhere.
           done: what was recognised before, by number of the utterance. Batches that hold nothing else are left out.
           after: called after each batch with what was recognised in it.
           progress: whether to show a bar.
@@ -227,27 +238,14 @@ class SuiteRunner:
           UserError: no utterance of the suite could be read.
         """
         found = dict(done or {})
-        sizes: dict[str, Any] = {
-            "batch_seconds": self._evaluation.batch_seconds,
-            "buckets": self._batch.edges,
-            "multiple": self._batch.multiple,
-        }
-        plans, checks = self._checks_first(eval_plans(self.table, **sizes))
+        plans, checks = self._checks_first(eval_plans(self.table, **self._sizes))
         wanted = [
             (at < checks, plan)
             for at, plan in enumerate(plans)
             if not all(number in found for number in plan[1].tolist())
         ]
         acting = {int(self.table.source[number]) for number, row in found.items() if row.difference}
-        batches = eval_batches(
-            self.table,
-            **sizes,
-            threads=self._data.threads,
-            report=self._report,
-            label_capacities=self.label_capacities,
-            local_rows=functools.partial(sharding.local_rows, self._mesh),
-            plans=[plan for _, plan in wanted],
-        )
+        batches = self._batches([plan for _, plan in wanted])
         bar = self._bar(len(found), shown=progress)
         compiled: set[tuple[Any, int]] = set()
         with bar, contextlib.closing(batches):
@@ -257,34 +255,128 @@ class SuiteRunner:
                 arrays = sharding.shard_batch(batch, self._mesh)
                 step = evaluation_step if alone is None or check else alone
                 started = time.perf_counter()
-                outputs = {name: np.asarray(value) for name, value in step(weights, frozen, arrays).items()}
+                outputs = self._outputs(step(weights, frozen, arrays), decoder)
                 seconds = time.perf_counter() - started if (step, bucket) in compiled else None
                 compiled.add((step, bucket))
                 fresh = self._recognised(outputs, seconds=seconds)
                 if step is alone and self._needs_base(numbers, acting):
                     beside = evaluation_step(weights, frozen, arrays)
-                    fresh = self._beside(fresh, {name: np.asarray(value) for name, value in beside.items()})
+                    fresh = self._beside(fresh, self._outputs(beside, decoder))
                 acting |= {int(self.table.source[number]) for number, row in fresh.items() if row.difference}
                 found |= fresh
                 after(fresh)
                 bar.update(len(fresh))
-        differences, found = self._differences(found), self._whole(found)
-        if not found:
+        differences = self._differences(found)
+        losses = [found[at].loss for at in sorted(found) if self.table.utterances[at].labelled]
+        return self.results_of(found), float(np.mean(losses)) if losses else math.nan, differences
+
+    def log_probs(
+        self,
+        evaluation_step: Callable[..., dict[str, jax.Array]],
+        weights: dict[str, Any],
+        frozen: dict[str, Any],
+        *,
+        progress: bool = False,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The log-probabilities of the suite, a batch at a time; arguments as for `run`.
+
+        Args:
+          evaluation_step: one without the base beside it, which gives log-probabilities.
+          weights: of `run`.
+          frozen: of `run`.
+          progress: whether to show a bar.
+
+        Yields:
+          Log-probabilities, float32 `[B, T, V]`; frames of each row, int32 `[B]`; and the numbers of its utterances in
+          `table`, int `[B]`, -1 for none.
+        """
+        plans = eval_plans(self.table, **self._sizes)
+        batches = self._batches(plans)
+        with self._bar(0, shown=progress) as bar, contextlib.closing(batches):
+            for _ in plans:
+                batch = agreed(lambda: next(batches))
+                outputs = evaluation_step(weights, frozen, sharding.shard_batch(batch, self._mesh))
+                numbers = np.where(np.asarray(outputs["weight"]) > 0, np.asarray(outputs["utterance"]), -1)
+                yield np.asarray(outputs[LOG_PROBS]), np.asarray(outputs["lengths"]), numbers
+                bar.update(int((numbers >= 0).sum()))
+
+    def decoded(
+        self, decoder: Decoder, log_probs: np.ndarray | jax.Array, lengths: np.ndarray, numbers: np.ndarray
+    ) -> list[np.ndarray]:
+        """What a decoder makes of a batch, as `log_probs` yields it: the path of each row, int32 `[frames]`."""
+        known = np.where(numbers >= 0, numbers, numbers.max())  # a row of nothing is of any task
+        tasks = [self.adapters[self.table.source[number]] for number in known]
+        phrases = [self.phrases_of(number) for number in known]
+        return decoder.paths(log_probs, np.where(numbers >= 0, lengths, 0), tasks, phrases=phrases).paths
+
+    def text_of(self, number: int, path: np.ndarray) -> str:
+        """What a path says of an utterance or part, by its number in `table`; see `long_utterances.recognised`."""
+        vocabulary = self.table.vocabulary_of(self.adapters[self.table.source[number]])
+        return long_utterances.recognised(self.table.utterances[number], path, vocabulary)
+
+    def results_of(self, found: Mapping[int, Recognised]) -> list[UtteranceResult]:
+        """The results of what was recognised, by number, in the order of the table.
+
+        Raises:
+          UserError: there is nothing.
+        """
+        whole = self._whole(found)
+        if not whole:
             raise UserError(
                 f"suite {self.suite.name!r}: none of its utterances could be read; {self._report.summary()}"
             )
-        order = sorted(found)
-        results = [self._result(at, found[at]) for at in order]
-        losses = [found[at].loss for at in order if self.table.utterances[at].labelled]
-        return results, float(np.mean(losses)) if losses else math.nan, differences
+        return [self._result(at, whole[at]) for at in sorted(whole)]
 
-    def base_text(self, number: int) -> str | None:
-        """What the base recognises in an utterance, by its number in `table`; None where that is not known."""
-        return self.kept.get(self._name(number))
+    @property
+    def _sizes(self) -> dict[str, Any]:
+        return {
+            "batch_seconds": self._evaluation.batch_seconds,
+            "buckets": self._batch.edges,
+            "multiple": self._batch.multiple,
+        }
 
-    def keep(self, number: int, text: str) -> None:
-        """Notes what the base recognises in an utterance."""
+    def _batches(self, plans: Sequence[_Plan]) -> Iterator[dict[str, np.ndarray]]:
+        return eval_batches(
+            self.table,
+            **self._sizes,
+            threads=self._data.threads,
+            report=self._report,
+            label_capacities=self.label_capacities,
+            local_rows=functools.partial(sharding.local_rows, self._mesh),
+            plans=plans,
+        )
+
+    def base_texts(self, number: int) -> tuple[str | None, str | None]:
+        """What `kept` and `kept_greedy` have of an utterance, by its number in `table`; None where nothing."""
+        return self.kept.get(self._name(number)), self.kept_greedy.get(self._name(number))
+
+    def keep(self, number: int, text: str, greedy: str | None = None) -> None:
+        """Notes what the base recognises in an utterance, and the same by greedy decoding, where `text` is not."""
         self.kept[self._name(number)] = text
+        if greedy is not None:
+            self.kept_greedy[self._name(number)] = greedy
+
+    def phrases_of(self, number: int) -> tuple[Weighted, ...]:
+        """The phrases that the line of an utterance in its manifest has, by its number in `table`."""
+        return of_line(self.table.utterances[number].tags)
+
+    def _outputs(self, outputs: Mapping[str, jax.Array], decoder: Decoder | None) -> dict[str, np.ndarray]:
+        """What a step gave, with the paths of the decoder in place of those of the step, which become `greedy_*`."""
+        found = {name: np.asarray(value) for name, value in outputs.items() if not name.endswith(LOG_PROBS)}
+        if decoder is None:
+            return found
+        numbers = np.where(found["weight"] > 0, found["utterance"], -1)
+        for side in ("", "base_"):
+            log_probs = outputs.get(f"{side}{LOG_PROBS}")
+            # The base writes in its own vocabulary.
+            if log_probs is not None and (not side or self.table.symbols is None):
+                paths = found[f"{side}greedy_paths"] = found[f"{side}paths"]
+                found[f"{side}paths"] = np.zeros_like(paths)
+                for row, path in enumerate(self.decoded(decoder, log_probs, found["lengths"], numbers)):
+                    found[f"{side}paths"][row, : len(path)] = path
+        if "base_paths" in found:
+            found.setdefault("base_greedy_paths", found["base_paths"])
+        return found
 
     def _checks_first(self, plans: list[_Plan]) -> tuple[list[_Plan], int]:
         """The batches with few that hold an utterance of every adapter first, and how many these are."""
@@ -305,7 +397,7 @@ class SuiteRunner:
             names = {self._name(at), self._name_of_whole(at)}
             if self._has_outputs and names.isdisjoint(self.kept):
                 return True
-            if source not in acting and self._adapters[source] != BASE_TASK:
+            if source not in acting and self.adapters[source] != BASE_TASK:
                 return True
         return False
 
@@ -353,17 +445,24 @@ class SuiteRunner:
         found = {}
         for row in rows:
             number, length = int(outputs["utterance"][row]), int(outputs["lengths"][row])
-            adapter, utterance = self._adapters[self.table.source[number]], self.table.utterances[number]
-            if beside:
-                path = outputs["base_paths"][row, :length]
-                text = long_utterances.recognised(utterance, path, self._base.vocabulary)
-                self.kept.setdefault(self._name(number), text)
-            path, vocabulary = outputs["paths"][row, :length], self.table.vocabulary_of(adapter)
+            adapter, utterance = self.adapters[self.table.source[number]], self.table.utterances[number]
+            vocabulary = self.table.vocabulary_of(adapter)
+            texts = {
+                name: long_utterances.recognised(
+                    utterance, outputs[name][row, :length], self._base.vocabulary if "base" in name else vocabulary
+                )
+                for name in ("paths", "greedy_paths", "base_paths", "base_greedy_paths")
+                if name in outputs and ("base" not in name or beside)
+            }
+            for name, kept in (("base_paths", self.kept), ("base_greedy_paths", self.kept_greedy)):
+                if name in texts:
+                    kept.setdefault(self._name(number), texts[name])
             found[number] = Recognised(
-                long_utterances.recognised(utterance, path, vocabulary),
+                texts["paths"],
                 float(outputs["loss"][row]),
                 float(outputs["difference"][row]) if "difference" in outputs else None,
                 None if seconds is None else seconds * float(self.table.duration[number]),
+                texts.get("greedy_paths"),
             )
         return found
 
@@ -375,33 +474,39 @@ class SuiteRunner:
             if len(rows) < len(parts):
                 continue
             first, chunks = min(parts), list(parts.values())
-            vocabulary = self.table.vocabulary_of(self._adapters[self.table.source[first]])
+            vocabulary = self.table.vocabulary_of(self.adapters[self.table.source[first]])
             text = long_utterances.text_of(chunks, [row.text for row in rows], vocabulary)
-            base = [path for at in parts if (path := self.kept.pop(self._name(at), None)) is not None]
-            if len(base) == len(parts):
-                base_text = long_utterances.text_of(chunks, base, self._base.vocabulary)
-                self.kept.setdefault(self._name_of_whole(first), base_text)
+            written = [row.greedy for row in rows if row.greedy is not None]
+            greedy = long_utterances.text_of(chunks, written, vocabulary) if len(written) == len(parts) else None
+            for kept in (self.kept, self.kept_greedy):
+                base = [path for at in parts if (path := kept.pop(self._name(at), None)) is not None]
+                if len(base) == len(parts):
+                    base_text = long_utterances.text_of(chunks, base, self._base.vocabulary)
+                    kept.setdefault(self._name_of_whole(first), base_text)
             # The time of a part that a program was compiled for is not known, nor is then that of the whole.
             times = [row.time for row in rows if row.time is not None]
-            whole[first] = Recognised(text, math.nan, None, sum(times) if len(times) == len(parts) else None)
+            whole[first] = Recognised(text, math.nan, None, sum(times) if len(times) == len(parts) else None, greedy)
         return whole
 
     def _result(self, number: int, found: Recognised) -> UtteranceResult:
-        task, adapter = self.suite.tasks[self.table.source[number]], self._adapters[self.table.source[number]]
-        utterance = long_utterances.whole_of(self.table.utterances[number])
-        base_text = self.kept.get(self._name_of_whole(number))
+        task, adapter = self.suite.tasks[self.table.source[number]], self.adapters[self.table.source[number]]
+        utterance, name = long_utterances.whole_of(self.table.utterances[number]), self._name_of_whole(number)
+        base_text, base_greedy = self.kept.get(name), self.kept_greedy.get(name)
+        # `__base__` is the backbone, also beside a fine-tuned one.
+        is_base = adapter == BASE_TASK and base_text is not None
         return UtteranceResult(
             task=task.name,
             key=utterance.key,
             text=utterance.text,
-            # `__base__` is the backbone, also beside a fine-tuned one.
-            pred_text=found.text if base_text is None or adapter != BASE_TASK else base_text,
+            pred_text=base_text if is_base and base_text is not None else found.text,
             base_pred_text=base_text,
             duration=utterance.duration,
             audio_filepath=utterance.audio_filepath,
             offset=utterance.offset,
             time=found.time,
             tags=utterance.tags,
+            greedy_text=base_greedy if is_base and base_greedy is not None else found.greedy,
+            base_greedy_text=base_greedy,
         )
 
 

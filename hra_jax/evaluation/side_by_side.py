@@ -6,23 +6,35 @@ from typing import Any
 import rich.console
 
 from hra_jax.console import markdown_cell, percent, points, say, stdout, table
+from hra_jax.evaluation.results import decoding_words
 
 # Of a pair: the names of both, what `hra_jax.compare` finds of them, or why they cannot be compared.
 Pair = tuple[str, str, Mapping[str, Any] | None, str]
 
 
-def _rate(scores: Mapping[str, Any]) -> float:
-    rate: float = scores[scores.get("metric", "wer")]
+def rate_of(scores: Mapping[str, Any], kind: str = "") -> float:
+    """The rate that decides in a task; of greedy decoding where `kind` is 'greedy_'."""
+    rate: float = scores[f"{kind}{scores.get('metric', 'wer')}"]
     return rate
 
 
+def columns(results: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """The columns of rates, {title: (system, kind of rate)}: one more where a system is not decoded greedily."""
+    found = {}
+    for name, content in results.items():
+        if "greedy_wer" in content:
+            found[f"{name} (greedy)"] = (name, "greedy_")
+        found[name] = (name, "")
+    return found
+
+
 def common_means(results: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, float | None], str]:
-    """The mean of each system over the tasks that all systems have a score of, None without any; and its name."""
+    """The mean of each of `columns` over the tasks that all systems have a score of, None without any; and its name."""
     tasks = list(dict.fromkeys(task for found in results.values() for task in found["tasks"]))
     common = [task for task in tasks if all(task in found["tasks"] for found in results.values())]
     means = {
-        name: sum(_rate(found["tasks"][task]) for task in common) / len(common) if common else None
-        for name, found in results.items()
+        title: sum(rate_of(results[name]["tasks"][task], kind) for task in common) / len(common) if common else None
+        for title, (name, kind) in columns(results).items()
     }
     everywhere = len(common) == len(tasks)
     return means, "mean of the tasks" if everywhere else f"mean of what all have ({len(common)})"
@@ -35,13 +47,14 @@ def rates(results: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], li
       results: results.json by system, of one suite.
     """
     names = list(dict.fromkeys(task for found in results.values() for task in _all_tasks(found)))
+    shown = columns(results)
     rows: list[tuple[str, ...]] = []
     for task in names:
-        cells = [percent(_rate(found["tasks"][task])) if task in found["tasks"] else "-" for found in results.values()]
-        rows.append((task, *cells))
+        scores = [(results[name]["tasks"].get(task), kind) for name, kind in shown.values()]
+        rows.append((task, *("-" if found is None else percent(rate_of(found, kind)) for found, kind in scores)))
     means, label = common_means(results)
     rows.append((label, *(percent(mean) for mean in means.values())))
-    return ("task", *results), rows
+    return ("task", *shown), rows
 
 
 def _all_tasks(results: Mapping[str, Any]) -> list[str]:
@@ -72,14 +85,17 @@ _HEADER = ("task", "A", "B", "B - A", "95% interval", "B is")
 
 
 def notes(results: Mapping[str, Mapping[str, Any]], pairs: Sequence[Pair]) -> list[str]:
-    """Tasks without a score, faults of systems and pairs that are not compared, in lines."""
+    """Tasks without a score, faults of systems, how they are decoded, and pairs that are not compared, in lines."""
     left_out = [
         f"{name}: task {task!r} was not scored: {why}"
         for name, found in results.items()
         for task, why in found.get("tasks_not_scored", {}).items()
     ]
     faults = [f"{name}: {found['error']}" for name, found in results.items() if found.get("error")]
-    return [*left_out, *faults, *(f"{a} and {b} are not compared: {why}" for a, b, _, why in pairs if why)]
+    decoded = {name: decoding_words(found.get("decoding")) for name, found in results.items()}
+    with_what = [f"{name}: decoded with {words}" for name, words in decoded.items() if words]
+    missing = [f"{a} and {b} are not compared: {why}" for a, b, _, why in pairs if why]
+    return [*left_out, *faults, *with_what, *missing]
 
 
 def markdown(suite: str, results: Mapping[str, Mapping[str, Any]], pairs: Sequence[Pair]) -> str:

@@ -18,9 +18,10 @@ with keys that it may have:
   metric: 'wer' (word error rate, the default) or 'cer' (character error rate): what decides.
   block: the tag of utterances that belong together, by default 'speaker': intervals resample its values.
   slices: tags by whose values results are given as well, and 'seconds:2,5,10', which slices by duration.
-  decode: how it is recognised: pairs, of which ('chunk_seconds', N) has what is longer than N seconds cut at its pauses
-    into parts no longer than that. By default that befalls what fits in no length bucket, and the parts are as long as
-    what was trained on.
+  decode: how it is recognised: pairs (key, value) of `decoding.settings.DecodeSettings`, which go before the
+    configuration's `decode`, such as ('beam', 16). Another pair, ('chunk_seconds', N), has what is longer than N
+    seconds cut at its pauses into parts no longer than that. By default that befalls what fits in no length bucket,
+    and the parts are as long as what was trained on.
 
 and, where a row has the adapter task `__few__`, with three more:
 
@@ -51,6 +52,7 @@ from hra_jax.data import overlaps, pauses
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import located, read_source
 from hra_jax.data.utterance import Refused, Utterance
+from hra_jax.decoding.settings import decode_settings
 from hra_jax.errors import UserError
 from hra_jax.tasks.names import BASE_TASK, FEW_TASK, MEAN_TASK, RESERVED_NAMES
 from hra_jax.text.normalization import versioned
@@ -60,7 +62,7 @@ METRICS = ("wer", "cer")
 SECONDS = "seconds"  # the slice by duration
 _KEYS = ("name", "normalizer", "tasks")
 _FEW_KEYS = ("support", "shots", "draws")  # needed where a row has the adapter task `__few__`
-_DECODE = "decode"  # may be left out
+_DECODE, _CHUNKS = "decode", "chunk_seconds"  # may be left out
 _TRAINING = "few"  # may stand beside them
 _DEFAULTS: dict[str, Any] = {"metric": "wer", "block": "speaker", "slices": ()}  # may be left out
 
@@ -118,6 +120,7 @@ class Suite:
       few: configuration keys of that training.
       chunk_seconds: above which an utterance is cut, and of the longest part then; 0: the last length bucket, and what
         was trained on.
+      decode: the other pairs of the key `decode`.
       heads: of a suite as it is run, from `shots.scored_suite`: of the tasks that are held out in it the task of the
         suite, the shots and the draw.
     """
@@ -134,6 +137,7 @@ class Suite:
     draws: int = 0
     few: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     chunk_seconds: float = 0.0
+    decode: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     heads: Mapping[str, tuple[str, int, int]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -203,7 +207,7 @@ def build_suite(
         tuple(task for task in tasks if task.utterances),
         lost,
         **settings,
-        chunk_seconds=_chunk_seconds(config),
+        **_decode(config),
         **_few_settings(config, data_dir, modules),
     )
 
@@ -224,7 +228,8 @@ def suite_digest(suite: Suite) -> str:
     """
     tasks = [(task.name, task.tag, task.tag_value, task.adapter_task, task.metric) for task in suite.tasks]
     asked = (suite.name, suite.normalizer, suite.metric, suite.block, suite.slices, suite.shots, suite.draws)
-    return _digest([asked, tasks, suite.chunk_seconds] if suite.chunk_seconds else [asked, tasks])
+    more: list[object] = [suite.chunk_seconds] if suite.chunk_seconds or suite.decode else []
+    return _digest([asked, tasks, *more, *([dict(suite.decode)] if suite.decode else [])])
 
 
 def data_digest(suite: Suite) -> str:
@@ -268,16 +273,20 @@ def _few_settings(config: ml_collections.ConfigDict, data_dir: str, modules: Seq
     return {"support": path, "shots": tuple(shots), "draws": draws, "few": dict(few)}
 
 
-def _chunk_seconds(config: ml_collections.ConfigDict) -> float:
-    """What the key `decode` says, 0 where nothing."""
-    pairs = {**config}.get(_DECODE, ())
-    known = isinstance(pairs, tuple | list) and all(isinstance(row, tuple | list) and len(row) == 2 for row in pairs)
-    if not known or [row[0] for row in pairs] not in ([], ["chunk_seconds"]):
-        raise UserError(f"suite {config.name!r}: decode = {pairs!r}; allowed: (('chunk_seconds', N),), N in seconds")
+def _decode(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What the key `decode` says: `Suite.chunk_seconds` and `Suite.decode`."""
+    pairs, where = {**config}.get(_DECODE, ()), f"suite {config.name!r}, decode"
+    if not isinstance(pairs, tuple | list) or not all(isinstance(row, tuple | list) and len(row) == 2 for row in pairs):
+        raise UserError(f"{where} = {pairs!r}; allowed: pairs such as (('beam', 16), ('chunk_seconds', 10.0))")
+    lengths = [value for key, value in pairs if key == _CHUNKS]
+    others = [(key, value) for key, value in pairs if key != _CHUNKS]
+    if len(lengths) > 1:
+        raise UserError(f"{where}: the key {_CHUNKS!r} is given twice; allowed: once")
+    decode_settings(others, where=where)
     try:
-        return pauses.check_seconds(pairs[0][1]) if pairs else 0.0
+        return {"chunk_seconds": pauses.check_seconds(lengths[0]) if lengths else 0.0, "decode": dict(others)}
     except UserError as error:
-        raise UserError(f"suite {config.name!r}, decode: {error}") from error
+        raise UserError(f"{where}: {error}") from error
 
 
 def _checked_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:

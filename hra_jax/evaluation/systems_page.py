@@ -6,7 +6,7 @@ from typing import Any
 from hra_jax.console import html_text, percent, points
 from hra_jax.evaluation import matrix, page, plots
 from hra_jax.evaluation.page import Cell
-from hra_jax.evaluation.side_by_side import Pair, common_means
+from hra_jax.evaluation.side_by_side import Pair, columns, common_means, rate_of
 
 _MOST_DRAWN = 8  # systems in a row of dots
 
@@ -30,7 +30,7 @@ def page_of(
       matrices: `matrix.matrix_of` by system, where there are any.
       command: what repeats it; '' where nobody knows.
     """
-    means = {name: mean for name, mean in common_means(results)[0].items() if mean is not None}
+    means = {name: mean for name, mean in common_means(results)[0].items() if mean is not None and name in results}
     best = min(means, key=lambda name: means[name]) if means else next(iter(results))
     rate = means[best] if means else results[best]["over_tasks"]["rate"]
     first = next(iter(results.values()))
@@ -67,11 +67,6 @@ def _sentence(best: str, results: Mapping[str, Mapping[str, Any]], pairs: Sequen
     return f"{best} has the fewest errors; its difference from {', '.join(undecided)} is not decidable."
 
 
-def _rate(scores: Mapping[str, Any]) -> float:
-    rate: float = scores[scores["metric"]]
-    return rate
-
-
 def _dot(scores: Mapping[str, Any], colour: int, name: str) -> plots.Dot:
     metric = scores["metric"]
     return plots.Dot(scores[metric], scores.get(f"{metric}_low"), scores.get(f"{metric}_high"), colour, name)
@@ -83,7 +78,7 @@ def _mean(results: Mapping[str, Any], colour: int, name: str) -> plots.Dot:
 
 
 def _rates(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A row for every task, a column for every system, and dots."""
+    """A row for every task, one column or two for every system, and dots."""
     drawn = list(results)[:_MOST_DRAWN]
     tasks = list(dict.fromkeys(task for found in results.values() for task in found["tasks"]))
     by_task = {
@@ -93,10 +88,14 @@ def _rates(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     means = [_mean(results[name], number, name) for number, name in enumerate(drawn)]
     known = [dot for dots in (*by_task.values(), means) for dot in dots]
     limit = plots.nice_limit([rate for dot in known for rate in (dot.rate, dot.high)])
-    rows = []
+    rows, shown = [], columns(results)
     for task in tasks:
-        rates = {name: _rate(found["tasks"][task]) for name, found in results.items() if _has(found, task)}
-        cells = [Cell(_best(rates[name], rates), rates[name]) if name in rates else Cell("-", "") for name in results]
+        rates = {
+            title: rate_of(results[name]["tasks"][task], kind)
+            for title, (name, kind) in shown.items()
+            if _has(results[name], task)
+        }
+        cells = [Cell(_best(rates[title], rates), rates[title]) if title in rates else Cell("-", "") for title in shown]
         dots = Cell(plots.dots(by_task[task], limit=limit), None, "drawn left")
         rows.append(([Cell(page.text(task), task), dots, *cells], {"task": task, "verdict": ""}))
     over, label = common_means(results)
@@ -113,7 +112,7 @@ def _rates(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [
         tools if len(tasks) > 1 else "",
         plots.key(keys, limit),
-        page.table(["task", Cell(plots.axis(limit), None, "left"), *results], rows, foot=foot),
+        page.table(["task", Cell(plots.axis(limit), None, "left"), *shown], rows, foot=foot),
     ]
 
 

@@ -22,7 +22,10 @@ def _frame(waveform: jax.Array, config: FeatureConfig) -> jax.Array:
     left = {"hop": (window - hop) // 2, "inside": 0, "centred": centred}[config.framing]
     hops = -(-window // hop)  # hops that a window touches
     needed = (frames + hops - 1) * hop
-    padded = jnp.pad(waveform, ((0, 0), (left, max(0, needed - left - waveform.shape[1]))))[:, :needed]
+    size = waveform.shape[1]
+    # Of a program for any length only the most is known: no frame begins after the last sample.
+    right = max(0, needed - left - size) if isinstance(size, int) else (hops - 1) * hop
+    padded = jnp.pad(waveform, ((0, 0), (left, right)))[:, :needed]
     # Strided views as a few shifted copies: no gather.
     blocks = padded.reshape(padded.shape[0], -1, hop)
     return jnp.concatenate([blocks[:, i : i + frames] for i in range(hops)], axis=-1)[:, :, :window]

@@ -74,7 +74,7 @@ def _halve_depthwise(module: nn.Module, index: int, x: jax.Array) -> jax.Array:
     frames, bins = (padding.strided_length(size, kernel=3, stride=2, pad=1) for size in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     y: Any = sum(
-        padded[:, i : i + 2 * frames : 2, j : j + 2 * bins : 2] * taps[i, j][None, None]
+        padded[:, i : i + 2 * frames - 1 : 2, j : j + 2 * bins - 1 : 2] * taps[i, j][None, None]
         for i in range(3)
         for j in range(3)
     )

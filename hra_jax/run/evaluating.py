@@ -27,6 +27,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.data.sources import DataSettings
 from hra_jax.data.utterance import Utterance
 from hra_jax.data.utterance_table import NothingUsable
+from hra_jax.decoding.decoder import Decoder
 from hra_jax.errors import UserError
 from hra_jax.evaluation.predictions import read_predictions
 from hra_jax.evaluation.report import is_report_file
@@ -34,7 +35,7 @@ from hra_jax.evaluation.results import software_versions
 from hra_jax.evaluation.runner import EvaluationSettings, Recognised, SuiteRunner, check_adapter_acts
 from hra_jax.evaluation.suites import Suite, data_digest, suite_digest
 from hra_jax.models.dtypes import compute_dtype
-from hra_jax.run import layout, programs, scoring
+from hra_jax.run import decoders, layout, programs, scoring
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.settings import RunSettings
 from hra_jax.run.systems import System, suite_weights
@@ -109,9 +110,15 @@ def make_runner(system: System, suite: Suite, setup: Setup, report: DataReport) 
 
 
 @functools.lru_cache(maxsize=16)
-def _steps(model: Any, mesh: Mesh, blank_id: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _steps(model: Any, mesh: Mesh, blank_id: int, log_probs: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
     # Equal models are one program, of adapters of one kind too.
-    return programs.evaluation_steps(model, mesh, blank_id=blank_id)
+    return programs.evaluation_steps(model, mesh, blank_id=blank_id, log_probs=log_probs)
+
+
+def steps_of(system: System, setup: Setup, *, log_probs: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The steps of a system: with the base beside it, and without; see `programs.evaluation_steps`."""
+    model = programs.model_on(setup.mesh, system.base, system.method, settings=setup.settings)
+    return _steps(model, setup.mesh, programs.blank_of(system.base, system.method), log_probs)
 
 
 def recognise(
@@ -120,6 +127,8 @@ def recognise(
     weights: dict[str, Any],
     frozen: dict[str, Any],
     setup: Setup,
+    *,
+    decoder: Decoder | None = None,
     **options: Any,
 ) -> tuple[list[Any], dict[str, float]]:
     """The results of a suite and the differences of `SuiteRunner.run`, which has the same `options`.
@@ -130,10 +139,11 @@ def recognise(
       weights: of the system, from `System.weights`.
       frozen: the weights of the base.
       setup: where it runs.
+      decoder: of `decoders.make_decoder`.
     """
-    model = programs.model_on(setup.mesh, system.base, system.method, settings=setup.settings)
-    both, alone = _steps(model, setup.mesh, programs.blank_of(system.base, system.method))
+    both, alone = steps_of(system, setup, log_probs=decoder is not None)
     chosen = suite_weights(weights, system.averaged or len(system.tasks), runner, setup.mesh)
+    options["decoder"] = decoder
     if not system.beside:
         rows, _, differences = runner.run(alone, chosen, chosen, progress=True, **options)
     else:
@@ -155,6 +165,8 @@ class Job(NamedTuple):
     output: epath.Path  # R
     name: str  # of the folder in R
     digest: str
+    decoder: Decoder | None
+    decoding: dict[str, Any]  # as results have it
 
     @property
     def folder(self) -> epath.Path:
@@ -175,15 +187,24 @@ class Job(NamedTuple):
         return found if found is not None and found["digest"] == self.digest else None
 
 
-def job(system: System, runner: SuiteRunner, setup: Setup, output: epath.Path, base: Foundation) -> Job:
+def job(
+    system: System,
+    runner: SuiteRunner,
+    setup: Setup,
+    output: epath.Path,
+    base: Foundation,
+    decoder: Decoder | None = None,
+) -> Job:
     """A suite on a system whose results go to `output`; `base` is what stands beside it."""
+    decoding = decoders.facts_of(decoder, runner)
+    found = decoding if decoder is None else decoding | {"content": decoder.digest}
     facts = {
         "suite": suite_digest(runner.suite),
         "data": data_digest(runner.suite),
         "system": system.digest,
         "backbone": base.fingerprint,
         "dtype": str(compute_dtype(setup.settings.backbone_dtype)),
-        "decoding": {"method": "greedy", "most_seconds": setup.batch.edges[-1]}
+        "decoding": {**found, "most_seconds": setup.batch.edges[-1]}
         | ({"chunk_seconds": runner.chunk_seconds} if runner.chunk_seconds else {}),
         "normalizer": versioned(runner.suite.normalizer),
         "bootstrap": setup.evaluation.bootstrap,
@@ -195,6 +216,8 @@ def job(system: System, runner: SuiteRunner, setup: Setup, output: epath.Path, b
         output,
         f"{runner.suite.name}/{system.name}",
         hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
+        decoder,
+        decoding,
     )
 
 
@@ -227,10 +250,14 @@ class Unfinished:
         for row in gather(lines)[0]:
             difference = row.get("difference")
             found[row["utterance"]] = Recognised(
-                row["text"], math.nan, None if difference is None else float(difference), row.get("time")
+                row["text"],
+                math.nan,
+                None if difference is None else float(difference),
+                row.get("time"),
+                row.get("greedy"),
             )
             if row.get("base") is not None:
-                self._runner.keep(row["utterance"], row["base"])
+                self._runner.keep(row["utterance"], row["base"], row.get("base_greedy"))
         return found
 
     def add(self, fresh: Mapping[int, Recognised]) -> None:
@@ -241,17 +268,14 @@ class Unfinished:
                 self._write()
 
     def _write(self) -> None:
-        lines = [
-            {
-                "utterance": number,
-                "text": row.text,
-                # JSON has no NaN.
-                "difference": None if row.difference is None else str(row.difference),
-                "base": self._runner.base_text(number),
-                "time": row.time,
-            }
-            for number, row in self._fresh.items()
-        ]
+        lines = []
+        for number, row in self._fresh.items():
+            base, base_greedy = self._runner.base_texts(number)
+            # JSON has no NaN.
+            difference = None if row.difference is None else str(row.difference)
+            found = {"utterance": number, "text": row.text, "difference": difference, "base": base, "time": row.time}
+            greedy = {"greedy": row.greedy, "base_greedy": base_greedy}
+            lines.append(found | {name: text for name, text in greedy.items() if text is not None})
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         make_folder(self._folder)
         write_file(self._folder / f"{self._prefix}{self._files:06d}.jsonl", text)
@@ -264,13 +288,30 @@ def is_written(name: str) -> bool:
     return is_report_file(name) or re.fullmatch(rf"{_UNFINISHED}[0-9a-f]{{16}}-\d+\.jsonl", name) is not None
 
 
+class BaseTexts(NamedTuple):
+    """What the base recognises, by task and key of the utterance.
+
+    Attributes:
+      texts: as it is decoded.
+      greedy: the same by greedy decoding, where that is something else.
+      decoding: how it is decoded, as results have it.
+    """
+
+    texts: dict[tuple[str, str], str]
+    greedy: dict[tuple[str, str], str]
+    decoding: dict[str, Any]
+
+
+NO_TEXTS = BaseTexts({}, {}, {})
+
+
 def run_job(
     job: Job,
     setup: Setup,
     *,
     weights: Callable[[], dict[str, Any]],
     frozen: Callable[[], dict[str, Any]],
-    kept: Mapping[tuple[str, str], str],
+    kept: BaseTexts,
     report: DataReport,
     command: str = "",
     printed: bool = True,
@@ -283,7 +324,7 @@ def run_job(
       setup: where it runs.
       weights: gives those of the system, where they are needed.
       frozen: gives those of the base.
-      kept: what the base recognises, by task and key of the utterance; {} for the base itself.
+      kept: what the base recognises, `NO_TEXTS` for the base itself.
       report: where unusable data goes.
       command: what repeats it, for the report.
       printed: whether its table is printed.
@@ -298,10 +339,12 @@ def run_job(
     done = job.finished()
     if done is not None:
         return done
-    job.runner.kept.update(kept)
+    if kept.decoding == job.decoding:
+        job.runner.kept.update(kept.texts)
+        job.runner.kept_greedy.update(kept.greedy)
     store = Unfinished(job)
     rows, differences = recognise(
-        job.system, job.runner, weights(), frozen(), setup, done=store.read(), after=store.add
+        job.system, job.runner, weights(), frozen(), setup, decoder=job.decoder, done=store.read(), after=store.add
     )
     error = None
     if job.system.beside:
@@ -322,6 +365,7 @@ def run_job(
         facts=job.system.facts | {"digest": job.digest, "error": error},
         bootstrap=setup.evaluation.bootstrap,
         untrained=job.system.untrained,
+        decoding=job.decoding,
         rewritten=is_written,
         command=command,
         printed=printed,
@@ -335,11 +379,16 @@ def idle_of(system: System, runner: SuiteRunner) -> tuple[str, ...]:
     return (*system.idle, MEAN_TASK) if mean else system.idle
 
 
-def texts_of(job: Job, results: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """What a finished job recognised, by task and key of the utterance; the same in every process."""
-    lines: list[list[str]] = []
+def texts_of(job: Job, results: Mapping[str, Any]) -> BaseTexts:
+    """What a finished job of the base recognised; the same in every process."""
+    lines: list[list[str | None]] = []
     if jax.process_index() == 0:
         for task, file in task_file_names(results["tasks"]).items():
             found = read_predictions(job.folder / f"predictions_{file}.jsonl")
-            lines += [[task, line.row.key, line.row.pred_text] for line in found]
-    return {(task, key): text for task, key, text in gather(lines)[0]}
+            lines += [[task, line.row.key, line.row.pred_text, line.row.greedy_text] for line in found]
+    told = gather(lines)[0]
+    return BaseTexts(
+        {(task, key): text for task, key, text, _ in told},
+        {(task, key): greedy for task, key, _, greedy in told if greedy is not None},
+        job.decoding,
+    )

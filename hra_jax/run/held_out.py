@@ -25,9 +25,11 @@ from hra_jax.evaluation.suites import Suite
 from hra_jax.models import backbone_folder
 from hra_jax.models.backbone_folder import BackboneFiles
 from hra_jax.run import systems
+from hra_jax.run.evaluating import BaseTexts
 from hra_jax.run.systems import System
 from hra_jax.run.workdirs import ADAPTER
 from hra_jax.tasks import few_shot
+from hra_jax.tasks.names import FEW_TASK
 from hra_jax.training.agreement import agreed, first_alone
 
 _START = "start"  # the adapter of a checkpoint that heads are trained on, in the work directory
@@ -139,8 +141,12 @@ def support_hashes(found: HeldOut) -> dict[str, np.ndarray]:
     return {"a head of its held-out tasks": hashes[hashes != 0]}
 
 
-def kept_texts(texts: Mapping[tuple[str, str], str], suite: Suite) -> dict[tuple[str, str], str]:
-    """What the base recognises by task and key, for the tasks of heads as well."""
+def kept_texts(texts: BaseTexts, suite: Suite) -> BaseTexts:
+    """What the base recognises, for the tasks of heads as well."""
+    return texts._replace(texts=_with_heads_texts(texts.texts, suite), greedy=_with_heads_texts(texts.greedy, suite))
+
+
+def _with_heads_texts(texts: Mapping[tuple[str, str], str], suite: Suite) -> dict[tuple[str, str], str]:
     by_task: dict[str, dict[str, str]] = {}
     for (task, key), text in texts.items():
         by_task.setdefault(task, {})[key] = text
@@ -148,6 +154,18 @@ def kept_texts(texts: Mapping[tuple[str, str], str], suite: Suite) -> dict[tuple
         (name, key): text for name, (task, _, _) in suite.heads.items() for key, text in by_task.get(task, {}).items()
     }
     return {**texts, **more}
+
+
+def check_keep(keep: epath.PathLike | None, held_out: Sequence[HeldOut]) -> None:
+    """Refuses to keep heads that there are not, or that two suites train on one system."""
+    if keep is None:
+        return
+    names = [one.system.name for one in held_out]
+    if not names:
+        raise UserError(f"--keep={str(keep)!r}: no suite trains heads; needed: one with the adapter task {FEW_TASK!r}")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--keep={str(keep)!r}: several suites train heads on {name!r}; allowed is one of them")
 
 
 def keep(found: Sequence[HeldOut], folder: epath.PathLike, *, mesh: Mesh) -> None:

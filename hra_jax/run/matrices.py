@@ -16,8 +16,9 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation import matrix
 from hra_jax.evaluation.suites import Suite
 from hra_jax.run import evaluating
-from hra_jax.run.evaluating import Job, Setup
+from hra_jax.run.evaluating import BaseTexts, Job, Setup
 from hra_jax.run.foundation import Foundation
+from hra_jax.run.system_decoders import SystemDecoders
 from hra_jax.run.systems import System
 from hra_jax.run.workdirs import check_links
 from hra_jax.storage.files import write_file
@@ -43,6 +44,7 @@ def jobs_of(
     output: epath.Path,
     base: Foundation,
     report: DataReport,
+    decoding: SystemDecoders,
 ) -> list[CrossedJob]:
     """A matrix for every suite and every adapter.
 
@@ -59,7 +61,7 @@ def jobs_of(
             if crossed.suite.name in [other.name for other in suites]:
                 raise UserError(f"a suite is named {crossed.suite.name!r}, as the matrix of {suite.name!r} is")
             runner = evaluating.make_runner(system, crossed.suite, setup, report)
-            job = evaluating.job(system, runner, setup, output, base)
+            job = evaluating.job(system, runner, setup, output, base, decoding.of(system, runner, suite))
             check_links(output, [job.name, *(f"{job.name}/{file}" for file in FILES)])
             found.append(CrossedJob(suite, crossed, job))
     return found
@@ -70,7 +72,7 @@ def run(
     setup: Setup,
     *,
     frozen: Callable[[], dict[str, Any]],
-    texts: Mapping[tuple[str, str], str],
+    texts: BaseTexts,
     report: DataReport,
 ) -> dict[str, Any]:
     """Runs a matrix, writes it and prints it; a collective.
@@ -79,23 +81,28 @@ def run(
       found: from `jobs_of`.
       setup: where it runs.
       frozen: gives the weights of the base.
-      texts: what the base recognises in the suite, by task and key of the utterance.
+      texts: what the base recognises in the suite.
       report: where unusable data goes.
 
     Returns:
       `matrix.matrix_of`.
     """
     job, of_task = found.job, {name: task for name, (task, _) in found.crossed.pairs.items()}
-    by_task: dict[str, list[tuple[str, str]]] = {}
-    for (task, key), text in texts.items():
-        by_task.setdefault(task, []).append((key, text))
-    kept = {(name, key): text for name, task in of_task.items() for key, text in by_task.get(task, ())}
+    kept = texts._replace(texts=_crossed(texts.texts, of_task), greedy=_crossed(texts.greedy, of_task))
     weights = functools.partial(job.system.weights, setup.mesh)
     results = evaluating.run_job(job, setup, weights=weights, frozen=frozen, kept=kept, report=report, printed=False)
     own = {task.name: task.adapter_task for task in found.suite.tasks}
     content = matrix.matrix_of(found.crossed, results, own)
     first_alone(lambda: _report(found, content))
     return content
+
+
+def _crossed(texts: Mapping[tuple[str, str], str], of_task: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """The texts of tasks, by the tasks of a matrix that have their data."""
+    by_task: dict[str, list[tuple[str, str]]] = {}
+    for (task, key), text in texts.items():
+        by_task.setdefault(task, []).append((key, text))
+    return {(name, key): text for name, task in of_task.items() for key, text in by_task.get(task, ())}
 
 
 def _report(found: CrossedJob, content: Mapping[str, Any]) -> None:

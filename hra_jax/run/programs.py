@@ -46,6 +46,7 @@ class Programs:
       counted: the train step without rematerialisation, not jitted: the model FLOPs of a step, whatever `remat` says.
       evaluation: jitted step of `training.step.make_evaluation_step`.
       recognition: the same without the base beside it, for utterances of which that is known.
+      decoded: both once more, with the log-probabilities that a decoder takes.
       bank: the kind of task bank.
       weights: shapes of all weights that the run owns: {'backbone'}, or {'shared', 'tasks'} of an adapter.
       state: shapes of the state that `train` starts from, without a bank in host memory.
@@ -59,6 +60,7 @@ class Programs:
     counted: Callable[..., Any]
     evaluation: Callable[..., Any]
     recognition: Callable[..., Any]
+    decoded: tuple[Callable[..., Any], Callable[..., Any]]
     bank: type[task_bank.TaskBank]
     weights: dict[str, Any]
     state: train_state.TrainState
@@ -156,6 +158,7 @@ def lay_out_programs(
     model = model_on(mesh, base, method, settings=settings, augment=augment)
     blank_id, replicated = blank_of(base, method), sharding.replicated(mesh)
     evaluation, recognition = evaluation_steps(model, mesh, blank_id=blank_id)
+    decoded = evaluation_steps(model, mesh, blank_id=blank_id, log_probs=True)
     train_step, counted = (
         make_train_step(
             form,
@@ -177,6 +180,7 @@ def lay_out_programs(
         counted=counted,
         evaluation=evaluation,
         recognition=recognition,
+        decoded=decoded,
         bank=kind,
         weights=weights,
         state=state,
@@ -187,11 +191,13 @@ def lay_out_programs(
     )
 
 
-def evaluation_steps(model: AsrModel, mesh: Mesh, *, blank_id: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def evaluation_steps(
+    model: AsrModel, mesh: Mesh, *, blank_id: int, log_probs: bool = False
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The evaluation steps of a model from `model_on`, jitted: with the base beside it, and without."""
     out = sharding.replicated(mesh)
     both, alone = (
-        jax.jit(make_evaluation_step(model, blank_id=blank_id, beside=beside), out_shardings=out)
+        jax.jit(make_evaluation_step(model, blank_id=blank_id, beside=beside, log_probs=log_probs), out_shardings=out)
         for beside in (True, False)
     )
     return both, alone

@@ -8,11 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from hra_jax.adapters import task_records
-from hra_jax.console import error_line, tell
+from hra_jax.console import error_line, listed, tell
+from hra_jax.data.columns import joined
 from hra_jax.data.report import DataReport
+from hra_jax.data.sources import read_sources
 from hra_jax.data.utterance import Utterance
+from hra_jax.decoding.decoder import Decoder
 from hra_jax.errors import FAILURES, UserError
 from hra_jax.evaluation import leaks
 from hra_jax.evaluation.known_texts import known_texts
@@ -21,9 +25,9 @@ from hra_jax.evaluation.report import is_report_file, print_table, write_report
 from hra_jax.evaluation.rescoring import PREDICTIONS
 from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts
-from hra_jax.evaluation.suites import Suite
+from hra_jax.evaluation.suites import Suite, check_disjoint
 from hra_jax.models.dtypes import compute_dtype
-from hra_jax.run import saving, workdirs
+from hra_jax.run import decoders, saving, workdirs
 from hra_jax.run.jax_setup import hardware
 from hra_jax.run.place import Run, backbone_weights
 from hra_jax.run.workdirs import DATA_REPORT
@@ -127,18 +131,25 @@ def suite_weights(run: Run, runner: SuiteRunner) -> dict[str, Any]:
 
 
 def recognise(
-    run: Run, runner: SuiteRunner, weights: dict[str, Any], base: dict[str, Any], *, again: bool = False
+    run: Run,
+    runner: SuiteRunner,
+    weights: dict[str, Any],
+    base: dict[str, Any],
+    *,
+    again: bool = False,
+    decoder: Decoder | None = None,
 ) -> tuple[list[UtteranceResult], float, dict[str, float]]:
     """What `SuiteRunner.run` returns for weights of `suite_weights`, with the base from `base_weights` beside them.
 
     With `again` the suite is recognised time and again, and what the base recognises is kept.
     """
     found = run.layout.programs
+    evaluation, recognition = (found.evaluation, found.recognition) if decoder is None else found.decoded
     if run.settings.method == "pretrain":
         # There is no base beside it: it is the base.
-        return runner.run(found.recognition, weights, base, progress=not again)
-    alone = found.recognition if again else None
-    return runner.run(found.evaluation, weights, base, alone=alone, progress=not again)
+        return runner.run(recognition, weights, base, decoder=decoder, progress=not again)
+    alone = recognition if again else None
+    return runner.run(evaluation, weights, base, alone=alone, decoder=decoder, progress=not again)
 
 
 def accounting(run: Run) -> dict[str, Any]:
@@ -159,6 +170,28 @@ def check_leaks(run: Run, suite: Suite) -> None:
     """
     saving.gather_hashes(run)
     check_not_trained_on(suite, _trained_on(run))
+
+
+def check_apart(suites: Sequence[Suite], config: ConfigDict) -> list[Sequence[Utterance]] | None:
+    """Refuses suites that share utterances with the training data of a run, as far as its manifests are at hand.
+
+    Returns:
+      The utterances of the training by source, or None where not all of its manifests are.
+    """
+    trained: list[Sequence[Utterance]] = []
+    gone = []
+    for entry in config.data.sources:
+        try:
+            # Not `data.modules`: the work directory may be a stranger's, and none of its modules is run.
+            for source in read_sources([entry], report=DataReport(), data_dir=config.data.dir):
+                trained.append(source.utterances)
+        except UserError:
+            gone.append(entry[1].replace("{dir}", config.data.dir))
+    for suite in suites:
+        check_disjoint(suite.utterances, joined(trained), suite=suite.name)
+    if gone and jax.process_index() == 0:
+        tell(f"not compared with the training data, as the manifests are not here: {listed(gone)}")
+    return None if gone else trained
 
 
 def check_not_trained_on(suite: Suite, trained_on: Mapping[str, np.ndarray]) -> None:
@@ -199,7 +232,14 @@ def _trained_on(run: Run) -> dict[str, np.ndarray]:
 
 
 def score(
-    run: Run, runner: SuiteRunner, weights: dict[str, Any], *, step: int, bootstrap: int, command: str = ""
+    run: Run,
+    runner: SuiteRunner,
+    weights: dict[str, Any],
+    *,
+    step: int,
+    bootstrap: int,
+    command: str = "",
+    decoder: Decoder | None = None,
 ) -> dict[str, Any]:
     """Scores a suite, writes W/eval/<suite>/ and prints the table.
 
@@ -210,6 +250,7 @@ def score(
       step: the step that it comes from.
       bootstrap: resamples of the intervals.
       command: what repeats it, for the report.
+      decoder: of the suite; None for greedy decoding.
 
     Returns:
       The results, as in results.json.
@@ -220,7 +261,7 @@ def score(
         In every process, and so is what kept process 0 from writing.
     """
     check_leaks(run, runner.suite)
-    rows, _, differences = recognise(run, runner, weights, base_weights(run))
+    rows, _, differences = recognise(run, runner, weights, base_weights(run), decoder=decoder)
     results = write_scores(
         rows,
         runner.suite,
@@ -231,6 +272,7 @@ def score(
         facts={"step": step, "seed": run.settings.seed, "method": run.settings.method},
         bootstrap=bootstrap,
         untrained=untrained(run),
+        decoding=decoders.facts_of(decoder, runner),
         command=command,
         training=[source.utterances for source in run.material.sources],
     )
@@ -250,6 +292,7 @@ def write_scores(
     facts: Mapping[str, Any],
     bootstrap: int,
     untrained: Collection[str] = (),
+    decoding: Mapping[str, Any] | None = None,
     rewritten: Callable[[str], bool] = is_report_file,
     command: str = "",
     training: Sequence[Sequence[Utterance]] | None = None,
@@ -266,6 +309,7 @@ def write_scores(
       accounting, bootstrap: as for `evaluate_results`.
       facts: further top-level fields of the results.
       untrained: tasks of the adapter that no training step has reached: what is recognised with them has no rate.
+      decoding: as for `evaluate_results`.
       rewritten: as for `folders.replace_folder`: which files of an earlier report are gone.
       command: what repeats it, for the report.
       training: what was trained on, by source, where it is at hand.
@@ -292,7 +336,14 @@ def write_scores(
 
     def reported() -> dict[str, Any]:
         results = evaluate_results(
-            rows, suite, accounting=accounting, bootstrap=bootstrap, run=more, hardware=here, not_scored=never
+            rows,
+            suite,
+            accounting=accounting,
+            bootstrap=bootstrap,
+            run=more,
+            hardware=here,
+            not_scored=never,
+            decoding=decoding,
         )
         if jax.process_index() == 0:
             report.write(root / DATA_REPORT)

@@ -21,10 +21,11 @@ from hra_jax import api
 from hra_jax.adapters import adapter_folder, initial, task_records
 from hra_jax.adapters.base import Adapter
 from hra_jax.config.keys import group
+from hra_jax.decoding.language_models import NOTHING_HELD, Held, held
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.models.dtypes import compute_dtype
-from hra_jax.run import checkpoint_export, foundation
+from hra_jax.run import checkpoint_export, foundation, own_models
 from hra_jax.run.checkpoint_export import stored_hashes
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.place import backbone_weights
@@ -63,6 +64,7 @@ class System:
       averaged: how many of its first rows have a part in their mean; 0 for all.
       folder: gives the folder of an adapter with its rows, for which it may write to the path that it is given; None
         where it is no adapter.
+      held: what is stored of decoding beside its weights.
     """
 
     name: str
@@ -82,6 +84,7 @@ class System:
     averaged: int = 0
     folder: Callable[[epath.Path], epath.PathLike] | None = dataclasses.field(default=None, repr=False)
     set_aside: frozenset[str] = frozenset()
+    held: Held = dataclasses.field(default=NOTHING_HELD, repr=False)
 
     @property
     def is_adapter(self) -> bool:
@@ -147,6 +150,7 @@ def of_adapter(name: str, folder: epath.PathLike, base: Foundation) -> System:
         trained_seconds=model.trained_seconds or base.files.trained_seconds,
         weights=lambda mesh: {"shared": model.shared, "tasks": model.rows},
         folder=lambda place: folder,
+        held=held(exported.tasks_json, exported.records, where=str(folder)),
     )
 
 
@@ -197,6 +201,7 @@ def _of_checkpoint(
     start_tasks, start_hashes = _start(config.adapter.start)
     hashes = {f"the adapter {config.adapter.start!r}": start_hashes, "this run": stored_hashes(checkpoints, step)[0]}
     common["trained_on"] = _trained_on(base, **hashes)
+    common["held"] = own_models.held_in(checkpoints.directory.parent)
     common["trained_seconds"] = config.data.max_seconds or group(config, "batch").edges[-1]
     if config.method != "adapter":
         return System(**common, **_stored_backbone(checkpoints, step, config, base, mesh))

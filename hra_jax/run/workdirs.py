@@ -35,6 +35,7 @@ CHECKPOINTS = "checkpoints"
 EVALUATIONS = "eval"
 ADAPTER = "adapter"
 BACKBONE = "backbone"
+LANGUAGE = "lm"  # language models of the training texts, and their weights
 EXPORTED = "exported.json"
 FILES = checksums.LISTING  # of what a finished run has written
 MANIFEST = "manifest.jsonl"  # of `tasks add`
@@ -49,6 +50,7 @@ WRITTEN = (
     EVALUATIONS,
     ADAPTER,
     BACKBONE,
+    LANGUAGE,
     EXPORTED,
     FILES,
     MANIFEST,

@@ -252,7 +252,7 @@ def merged_in(
 # --- Storage ----------------------------------------------------------------------------------------------------------
 
 
-def _write_files(folder: epath.Path, exported: ExportedAdapter) -> None:
+def write_files(folder: epath.Path, exported: ExportedAdapter) -> None:
     """For `replace_folder`, which puts the files on the disk."""
     config, size = exported.config, len(exported.tasks)
     rows = {
@@ -290,7 +290,7 @@ def write(folder: epath.PathLike, exported: ExportedAdapter) -> None:
     """
     replace_folder(
         folder,
-        lambda fresh: _write_files(fresh, exported),
+        lambda fresh: write_files(fresh, exported),
         rewritten=adapter_folder.is_written,
         last=adapter_folder.CONFIG_FILE,
     )

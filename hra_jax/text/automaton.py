@@ -15,6 +15,7 @@ import numpy as np
 from hra_jax.errors import UserError
 
 ROOT = 0
+_MOST_BACKOFFS = 2**12  # from a state to the root: a context is no longer
 
 # The arrays of an automaton, with the dtype and the letter of the length of each.
 ARRAYS: dict[str, tuple[type[np.generic], str]] = {
@@ -130,8 +131,9 @@ class Automaton:
         left = np.flatnonzero(depths < 0)
         while len(left):
             found = depths[self.backoff[left]] >= 0
-            if not found.any():
-                raise UserError(f"the back-off arcs of state {left[0]} of an automaton do not lead to the root")
+            if not found.any() or len(levels) > _MOST_BACKOFFS:
+                most = f"the root, over at most {_MOST_BACKOFFS:,} of them"
+                raise UserError(f"the back-off arcs of state {left[0]} of an automaton must lead to {most}")
             levels.append(left[found])
             # Only now, as a state may back off to another of the same round.
             depths[left[found]] = len(levels) - 1

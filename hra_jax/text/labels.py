@@ -1,7 +1,7 @@
 """The labels of many transcripts at a time, as arrays."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +71,12 @@ class Labeller:
                 return False
             self._ids[character] = labels[0] if labels else _DROPPED
         return True
+
+
+def joined(parts: Iterable[Labels]) -> Labels:
+    """The labels of several lots of texts, one after the other."""
+    empty = Labels(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, bool))
+    return Labels(*map(np.concatenate, zip(empty, *parts, strict=True)))
 
 
 def _repeats(flat: np.ndarray, lengths: np.ndarray) -> np.ndarray:

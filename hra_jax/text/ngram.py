@@ -35,7 +35,9 @@ MOST_BYTES = 2**27  # of a model, unless another bound is given
 SUFFIX = ".lm"
 NEVER = -99 * float(np.log(10))  # ln p of what a model never gives; ARPA files have the same
 
+_LONGEST_DRAWN = 300  # tokens of a text
 _TOGETHER = 4096  # texts that are scored at a time
+_ARPA_START = 1000  # bytes, in which an ARPA file says that it is one
 _FORMAT = 1
 _MOST_FILE_BYTES = 2**33
 _DESCRIPTION = "description"  # the tensor that holds everything but the automaton, as JSON
@@ -278,6 +280,25 @@ def perplexity(model: LanguageModel, token_sequences: Sequence[Sequence[int]]) -
     return float(np.exp(-scores(model, token_sequences).sum() / symbols))
 
 
+def drawn_texts(model: LanguageModel, *, blank_id: int, count: int = 5, seed: int = 0) -> list[list[int]]:
+    """The tokens of texts that are drawn from a model, each of them as often as the model finds it likely."""
+    automaton, rng = model.automaton, np.random.default_rng(seed)
+    tokens = np.delete(np.arange(automaton.vocabulary_size), blank_id)
+    found: list[list[int]] = []
+    for _ in range(count):
+        text, state = list[int](), automaton.start
+        while len(text) < _LONGEST_DRAWN:
+            added, after = automaton.steps(np.full(len(tokens), state), tokens)
+            odds = np.exp([*added, float(automaton.final[state])])
+            chosen = int(rng.choice(len(odds), p=odds / odds.sum()))
+            if chosen == len(tokens):
+                break
+            text.append(int(tokens[chosen]))
+            state = int(after[chosen])
+        found.append(text)
+    return found
+
+
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +324,8 @@ def from_bytes(content: bytes, *, where: str) -> LanguageModel:
     Raises:
       UserError: it is no such file, or damaged.
     """
+    if b"\\data\\" in content[:_ARPA_START]:
+        raise UserError(f"{where}: an ARPA file; python -m hra_jax.lm make --arpa makes a language model of it")
     arrays = safetensors.from_bytes(content, where=where)
     lacking = sorted({*ARRAYS, "start", _DESCRIPTION} - arrays.keys())
     if lacking or arrays[_DESCRIPTION].dtype != np.uint8 or arrays["start"].shape != (1,):

@@ -1,4 +1,4 @@
-"""Counts of n-grams of tokens, as arrays: every window of a text by sorting, no dictionary.
+"""Counts of n-grams of tokens, as arrays: all windows of all texts at a time, no dictionary.
 
 Between the tokens 0..V-1 of a text stand two marks: its end, V, which a model predicts as it does a token, and its
 start, V + 1, which is a context alone.
@@ -61,8 +61,7 @@ def count(flat: np.ndarray, lengths: np.ndarray, *, vocabulary_size: int, order:
     for n in range(2, order + 1):
         at = at[place[at] >= n - 1]
         keys = found[at - 1].astype(np.int64) * symbols + text[at]
-        unique, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        inverse = inverse.reshape(-1)
+        unique, inverse, counts = _distinct(keys, len(levels[-1].counts) * symbols)
         suffix, opens = np.zeros(len(unique), np.int64), np.zeros(len(unique), bool)
         suffix[inverse] = found[at]
         opens[inverse] = place[at] == n - 1
@@ -70,6 +69,17 @@ def count(flat: np.ndarray, lengths: np.ndarray, *, vocabulary_size: int, order:
         found = np.zeros(len(text), np.int32)
         found[at] = inverse
     return levels
+
+
+def _distinct(keys: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct values of int64 [M], all below `most`: in their order, which of them each is, and how often."""
+    if most > 2 * len(keys):
+        unique, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        return unique, inverse.reshape(-1), counts
+    # A count for each value that there can be takes no sorting.
+    times = np.bincount(keys, minlength=most)
+    (unique,) = np.nonzero(times)
+    return unique, (np.cumsum(times > 0) - 1)[keys], times[unique]
 
 
 def _with_marks(

@@ -34,6 +34,7 @@ from hra_jax.training.train_state import TrainState
 Tree = dict[str, Any]
 Metrics = dict[str, jax.Array]
 SKIPPED = "skipped"  # metric: 1 for a step that has changed nothing but its number, as something was not finite
+LOG_PROBS = "log_probs"  # of an evaluation step, where a decoder is to have them
 SOUNDS = "sounds"  # of `hyper`: `models.augmentation.Sounds`
 LOST = "utterances_without_task"  # metric: how many name a task that is not in the bank, or one beyond `max_tasks`
 
@@ -298,7 +299,7 @@ def make_host_rows_step(train_step: Callable[..., Any]) -> Callable[..., tuple[T
 
 
 def make_evaluation_step(
-    model: AsrModel, *, blank_id: int, beside: bool = True
+    model: AsrModel, *, blank_id: int, beside: bool = True, log_probs: bool = False
 ) -> Callable[[Tree, Tree, Tree], Metrics]:
     """Builds `evaluation_step(trainable, frozen, batch)`.
 
@@ -308,7 +309,8 @@ def make_evaluation_step(
     'utterance' and 'weight' as in the batch. With `beside` the same utterances also run without any adapter (for
     `full`: through `frozen`, which is then the untouched backbone), and there are 'base_paths' int32 `[B, T]` and
     'difference' float32 `[B]`: the largest absolute difference, in valid frames, of the log-probabilities from those
-    without what the task owns.
+    without what the task owns. With `log_probs` there are 'log_probs' and, `beside`, 'base_log_probs', float32
+    `[B, T, V]`, for a decoder.
     """
 
     def evaluation_step(trainable: Tree, frozen: Tree, batch: Tree) -> Metrics:
@@ -324,15 +326,16 @@ def make_evaluation_step(
             ids, index = task_rows.active_rows(batch["task"], slots, size)
             rows = task_rows.gather(trainable["tasks"], ids)
             adapted = plain = functools.partial(forward, model, frozen, trainable["shared"], rows)
-        log_probs, lengths = adapted(index, batch)
-        loss, _ = ctc.ctc_loss(log_probs, lengths, batch["labels"], batch["label_lengths"], blank_id)
+        found, lengths = adapted(index, batch)
+        loss, _ = ctc.ctc_loss(found, lengths, batch["labels"], batch["label_lengths"], blank_id)
         outputs = {
-            "paths": log_probs.argmax(axis=-1).astype(jnp.int32),
+            "paths": found.argmax(axis=-1).astype(jnp.int32),
             "lengths": lengths,
             "loss": loss,
             "utterance": batch["utterance"],
             "weight": batch["weight"],
         }
+        outputs |= {LOG_PROBS: found.astype(jnp.float32)} if log_probs else {}
         if not beside:
             return outputs
         # The base writes in its own vocabulary.
@@ -344,8 +347,9 @@ def make_evaluation_step(
             # In the task's own vocabulary and, where all tasks share an output layer, after that: a row that does
             # nothing makes no difference there either. A row of zeros does nothing, whatever the method.
             without, _ = plain(jnp.where(index < slots, slots - 1, index), batch)
-        valid = jnp.arange(log_probs.shape[1])[None, :] < lengths[:, None]
-        difference = jnp.where(valid, jnp.abs(log_probs - without).max(axis=-1), 0.0).max(axis=1)
+        outputs |= {f"base_{LOG_PROBS}": base.astype(jnp.float32)} if log_probs else {}
+        valid = jnp.arange(found.shape[1])[None, :] < lengths[:, None]
+        difference = jnp.where(valid, jnp.abs(found - without).max(axis=-1), 0.0).max(axis=1)
         return outputs | {"base_paths": base.argmax(axis=-1).astype(jnp.int32), "difference": difference}
 
     return evaluation_step

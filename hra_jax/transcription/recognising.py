@@ -115,7 +115,7 @@ def _result(request: Request, found: Recognition, decoder: Decoder) -> Result:
         dataclasses.replace(word, start=word.start + request.offset, end=word.end + request.offset)
         for word in found.words
     ]
-    facts = decoder.facts_of(found.task, request.phrases)
+    facts = decoder.facts_of(found.task, request.phrases) | ({"calibrated": found.calibrated} if words else {})
     return Result(request, found.seconds, found.text, found.task, "", words, found.confidence, facts)
 
 

@@ -34,7 +34,7 @@ class Summary:
         self._done, self._start = done, time.monotonic()
         self._bar: tqdm[Any] = tqdm(total=count, desc="transcribing", unit="utterance", disable=None if shown else True)
         self._counts: collections.Counter[str] = collections.Counter()
-        self._seconds: collections.Counter[str] = collections.Counter()
+        self._seconds: dict[str, float] = collections.defaultdict(float)
         self._errors: collections.Counter[tuple[str, str]] = collections.Counter()  # by task and kind
         self.failed = 0
 
@@ -65,12 +65,14 @@ class Summary:
 
     def _speed(self) -> float:
         """Seconds of audio a second."""
-        return self._seconds.total() / max(time.monotonic() - self._start, 1e-9)
+        return sum(self._seconds.values()) / max(time.monotonic() - self._start, 1e-9)
 
     def lines(self) -> tuple[list[str], Any | None]:
         """Lines that sum it up, and a table of the tasks; None for no more than one."""
-        seconds, audio = time.monotonic() - self._start, self._seconds.total()
+        seconds, audio = time.monotonic() - self._start, sum(self._seconds.values())
         count = self._counts.total()
+        if not count:
+            return [f"nothing is missing: {self._done():,} were there"], None
         told = [
             f"{count - self.failed:,} of {count:,} recognised, {audio:,.1f} s of audio in {duration(seconds)}: "
             f"{self._speed():.3g} x real time"

@@ -13,8 +13,9 @@ import hra_jax
 from hra_jax.adapters import adapter_folder
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.data.utterance import Recording, Utterance
-from hra_jax.decoding import calibration, words
+from hra_jax.decoding import calibration, recognition, words
 from hra_jax.decoding.calibration import Judged
+from hra_jax.decoding.decoder import Decoder
 from hra_jax.decoding.words import Word
 from hra_jax.errors import UserError
 from hra_jax.evaluation.suites import Suite, SuiteTask
@@ -80,17 +81,32 @@ def test_silence_at_one_end_is_taken_off():
     assert len(calibration.trimmed(np.zeros(30, np.float32), 8000, end=True)) == 30
 
 
+@dataclasses.dataclass(frozen=True)
 class LateListener:
     """Hears the tones of the micro world, each as one frame in the middle of it, some frames late."""
 
-    tasks, set_aside, chunk_seconds = ("ann",), frozenset(), 3.0
+    late: int
+    entries: dict = dataclasses.field(default_factory=dict)
+    tasks, set_aside, records, chunk_seconds = ("ann",), frozenset(), {}, 3.0
     backbone = types.SimpleNamespace(sample_rate=world.RATE, hop=160)
-
-    def __init__(self, late):
-        self._late, self._vocabulary = late, CharacterVocabulary(world.LETTERS)
+    _vocabulary = CharacterVocabulary(world.LETTERS)
 
     def vocabulary(self, task):
         return self._vocabulary
+
+    def recognise(self, waveforms, *, sample_rate, tasks, decode, words):
+        return recognition.recognise(
+            waveforms,
+            tasks,
+            lambda heard, rows: self.log_probs(heard, sample_rate=sample_rate, tasks=tasks),
+            decoder=Decoder(vocabularies={"ann": self._vocabulary}),
+            vocabularies={"ann": self._vocabulary},
+            phrases=None,
+            hop=160,
+            sample_rate=sample_rate,
+            longest_seconds=self.chunk_seconds,
+            words=words,
+        )
 
     def log_probs(self, waveforms, *, sample_rate, tasks):
         size = round(0.12 * sample_rate)
@@ -102,7 +118,7 @@ class LateListener:
                 part = waveform[start : start + size]
                 hertz = np.abs(np.fft.rfft(part)).argmax() * sample_rate / len(part)
                 label = 1 + round((hertz - 300) / 250)
-                at = min((start + size // 2) // 160 + self._late, frames[row] - 1)
+                at = min((start + size // 2) // 160 + self.late, frames[row] - 1)
                 found[row, at, 0], found[row, at, label] = -9.0, -0.01
         return found, np.array(frames, np.int32)
 
@@ -155,6 +171,7 @@ def test_the_command_measures_and_recognition_uses_what_it_found(micro, tmp_path
         [sound], sample_rate=world.RATE, tasks=["ann"], words=True
     )
     assert [word.text for word in found.words] == [word.text for word in raw.words] == found.text.split()
+    assert found.calibrated and not raw.calibrated
     for word, before in zip(found.words, raw.words, strict=True):
         assert word.confidence == pytest.approx(words.calibrated(before.confidence, temperature=facts["temperature"]))
     # What is no calibration is an error before anything is recognised.

@@ -139,8 +139,8 @@ def test_what_is_stored_of_a_calibration_is_checked():
         {"name": "c"},
     ]
     found = words.stored_calibrations(entries, where="A")
-    assert found == {"a": Calibration(2, -0.01, 1.0), "b": Calibration(2.0, 0.0, 0.5)}
-    assert found["b"].of_search().temperature == 0.5
+    assert found == {"a": Calibration(2, -0.01, None), "b": Calibration(2.0, 0.0, 0.5)}
+    assert [found[name].of_search().temperature for name in "ab"] == [1.0, 0.5]
     for wrong in ({"temperature": 0.0}, {"temperature": "1"}, {"lag_seconds": float("nan")}, {"temperature": True}):
         with pytest.raises(UserError, match=r"^A: task 'd': calibration has \w+ .*; allowed: finite numbers"):
             words.stored_calibrations([{"name": "d", "calibration": wrong}], where="A")

@@ -1,5 +1,6 @@
 """Results and reports of an evaluation."""
 
+import dataclasses
 import html
 import io
 import json
@@ -121,6 +122,25 @@ def test_table_shows_every_task_and_what_is_trained():
         assert f"{100 * task['difference']['difference']:+.2f}" in line and task["difference"]["verdict"] in line
         assert f"{task['wer_low']:.1%} to {task['wer_high']:.1%}" in line
     assert "300 shared, 100 per task, 500 in total: 2.50% of the backbone's 20,000" in text
+
+
+def test_greedy_rates_have_a_column_in_every_report_where_not_all_is_greedy(tmp_path):
+    rows = [dataclasses.replace(row, greedy_text=row.base_pred_text, base_greedy_text="") for row in ROWS]
+    results = evaluate(rows, decoding={"method": "beam", "beam": 16})
+    write_report(tmp_path, results, rows)
+    markdown, page = ((tmp_path / name).read_text() for name in ("report.md", "report.html"))
+    assert "| task | base WER | greedy WER | adapted WER |" in markdown
+    task = results["tasks"]["george"]
+    rates = [f"{task[name]:.1%}" for name in ("base_wer", "greedy_wer", "wer")]
+    assert f"| george | {' | '.join(rates)} |" in markdown
+    assert "decoded with a beam of 16" in markdown and "decoded with a beam of 16" in page and ">greedy<" in page
+    greedy = tmp_path / "greedy"
+    write_report(greedy, evaluate(decoding={"method": "greedy"}), ROWS)
+    assert "greedy" not in (greedy / "report.md").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "predictions_george.jsonl").read_text().splitlines()]
+    assert sum(line["greedy_errors"] for line in lines) == sum(line["base_errors"] for line in lines)
+    assert all(line["base_greedy_errors"] == line["words"] for line in lines)
+    assert all("greedy_text" not in line for line in (greedy / "predictions_george.jsonl").read_text().splitlines())
 
 
 def test_table_without_a_terminal_keeps_a_task_on_one_line(capsys):

@@ -16,7 +16,7 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.bootstrap import interval, resampled_sums, seed_of
 from hra_jax.evaluation.predictions import UtteranceResult, read_predictions
-from hra_jax.evaluation.results import evaluate_results, software_versions
+from hra_jax.evaluation.results import decoding_words, evaluate_results, software_versions
 from hra_jax.evaluation.suites import Suite, SuiteTask, data_digest, suite_digest
 
 SCORES = {"metric", "utterances", "audio_seconds", "words", "substitutions", "deletions", "insertions", "characters"}
@@ -24,7 +24,8 @@ SCORES |= {"character_errors", "difference", "resampled", "blocks", "wer", "base
 SCORES |= {"wer_low", "wer_high", "base_wer_low", "base_wer_high"}
 WHOLE = {"format", "suite", "normalizer", "block", "tasks", "tasks_not_scored", "over_tasks", "slices", "speed"}
 WHOLE |= {"wer_macro", "base_wer_macro", "cer_macro", "base_cer_macro", "bootstrap", "suite_digest", "data_digest"}
-WHOLE |= {"versions", *ACCOUNTING}
+WHOLE |= {"versions", "decoding", *ACCOUNTING}
+GREEDY = {f"{side}greedy_{kind}" for side in ("", "base_") for kind in ("wer", "cer")}
 SILENT = [UtteranceResult("a", "1", "...", "word", "", 1.0)]
 
 
@@ -37,6 +38,60 @@ def test_results_have_every_field_of_the_published_format_and_survive_json():
         assert task["wer_low"] <= task["wer"] <= task["wer_high"]
     assert results["step"] == 7
     assert results["backbone_fingerprint"] == "f00d"
+
+
+def test_greedy_rates_stand_beside_those_of_another_decoder_everywhere():
+    """The greedy texts are those of other rows, whose rates are known."""
+    other = [*make_rows("george", 40, seed=5), *make_rows(ODD, 20, seed=7)]
+    pairs = list(zip(ROWS, other, strict=True))
+    rows = [dataclasses.replace(r, greedy_text=g.pred_text, base_greedy_text=g.base_pred_text) for r, g in pairs]
+    decoding = {"method": "beam", "beam": 16}
+    results = json.loads(json.dumps(evaluate(rows, decoding=decoding), allow_nan=False))
+    plain = [dataclasses.replace(r, pred_text=g.pred_text, base_pred_text=g.base_pred_text) for r, g in pairs]
+    expected = evaluate(plain, decoding={"method": "greedy"})
+    assert results["decoding"] == decoding and results.keys() == WHOLE | SCORES | GREEDY | {
+        f"{name}_macro" for name in GREEDY
+    }
+    assert results["over_tasks"]["greedy_rate"] == expected["over_tasks"]["rate"]
+    assert results["over_tasks"]["base_greedy_rate"] == expected["over_tasks"]["base_rate"]
+    wholes = [(results, expected)] + [(task, expected["tasks"][name]) for name, task in results["tasks"].items()]
+    for found, wanted in wholes:
+        for name in GREEDY:
+            assert found[name] == wanted[name.replace("greedy_", "")]
+    assert not GREEDY & expected.keys() and not GREEDY & expected["tasks"]["george"].keys()
+    # What is not greedy is counted as it was before.
+    assert {**results["tasks"]["george"], "x": 0}.items() >= evaluate()["tasks"]["george"].items()
+
+
+def test_a_greedy_rate_of_the_base_is_unknown_where_one_of_its_texts_is():
+    rows = [dataclasses.replace(row, greedy_text=row.pred_text, base_greedy_text=row.base_pred_text) for row in ROWS]
+    rows[3] = dataclasses.replace(rows[3], base_greedy_text=None)
+    results = evaluate(rows, decoding={"method": "beam", "beam": 16})
+    assert results["base_greedy_wer"] is None and results["over_tasks"]["base_greedy_rate"] is None
+    assert results["tasks"][ODD]["base_greedy_wer"] == results["tasks"][ODD]["base_wer"]
+    assert results["greedy_wer"] == results["wer"]
+
+
+@pytest.mark.parametrize(
+    ("decoding", "words"),
+    [
+        (None, ""),
+        ({"method": "greedy"}, ""),
+        ({"method": "beam", "beam": 8, "token_bonus": 0.0}, "a beam of 8, token_bonus 0"),
+        (
+            {"method": "beam", "beam": 16, "lm": {"name": "train", "digest": "0123456789abcdef"}, "lm_weight": 0.8}
+            | {"token_bonus": 1.5, "phrase_weight": 3.0, "phrases": 2, "utterances_with_phrases": 1200},
+            "a beam of 16, the language model 'train' (0123456789ab), lm_weight 0.8, token_bonus 1.5, phrase_weight 3, "
+            "2 phrases, phrases of 1,200 utterances",
+        ),
+        (
+            {"method": "beam", "beam": 16, "lm": {"ann": {"name": "a", "digest": "f0"}}, "lm_weight": {"ann": 0.8}},
+            "a beam of 16, language models by task, lm_weight by task",
+        ),
+    ],
+)
+def test_how_texts_were_found_is_told_in_words(decoding, words):
+    assert decoding_words(decoding) == words
 
 
 def test_corpus_counts_are_sums_over_tasks_and_macro_rates_are_means():

@@ -43,6 +43,17 @@ def test_the_error_rate_that_decides_stands_in_the_table():
     assert side_by_side.rates({"own": characters})[1][0] == ("ann", "25.0%")
 
 
+def test_a_system_that_is_not_decoded_greedily_has_its_greedy_rates_in_a_column_before():
+    decoded = results(ann=0.25, bob=0.5) | {"greedy_wer": 0.5, "decoding": {"method": "beam", "beam": 16}}
+    for rate, task in zip((0.4, 0.6), decoded["tasks"].values(), strict=True):
+        task["greedy_wer"] = rate
+    systems = {"x": results(ann=0.5, bob=0.25), "own": decoded}
+    header, rows = side_by_side.rates(systems)
+    assert header == ("task", "x", "own (greedy)", "own")
+    assert rows[0] == ("ann", "50.0%", "40.0%", "25.0%") and rows[-1][1:] == ("37.5%", "50.0%", "37.5%")
+    assert side_by_side.notes(systems, []) == ["own: decoded with a beam of 16"]
+
+
 def test_the_report_has_rates_differences_and_what_is_left_out():
     text = side_by_side.markdown("digits", RESULTS, PAIRS)
     assert "| ann | 50.0% | 25.0% |" in text.replace("\\", "")

@@ -154,6 +154,12 @@ def test_a_suite_file_is_found_by_path(tmp_path):
         ((BY_SPEAKER,), {"slices": ("speeker",)}, "suite 'digits': no utterance has the tag 'speeker'; did you mean"),
         ((BY_SPEAKER,), {"block": "room"}, "no utterance has the tag 'room'; allowed: speaker"),
         ((BY_SPEAKER,), {"slices": ("seconds:",)}, "'seconds:'; allowed are ascending seconds"),
+        ((BY_SPEAKER,), {"decode": "beam"}, "suite 'digits', decode = 'beam'; allowed: pairs such as"),
+        ((BY_SPEAKER,), {"decode": (("beem", 8),)}, "suite 'digits', decode: unknown key 'beem'; did you mean 'beam'"),
+        ((BY_SPEAKER,), {"decode": (("beam", -1),)}, "suite 'digits', decode: decode.beam = -1: allowed"),
+        ((BY_SPEAKER,), {"decode": (("beam", 8), ("beam", 9))}, "suite 'digits', decode: .*twice"),
+        ((BY_SPEAKER,), {"decode": (("chunk_seconds", 2.0),) * 2}, "decode: the key 'chunk_seconds' is given twice"),
+        ((BY_SPEAKER,), {"decode": (("chunk_seconds", 0),)}, "suite 'digits', decode: "),
     ],
 )
 def test_a_wrong_suite_is_one_clear_line(tmp_path, tasks, changes, message):
@@ -174,6 +180,24 @@ def test_what_decides_is_given_for_a_suite_or_for_a_row(tmp_path):
     assert (suite.metric, suite.block, suite.slices) == ("cer", "accent", ("speaker", "seconds:2,5.5"))
     assert [task.metric for task in suite.tasks] == ["cer", "wer"]
     assert [suites.duration_edges(item, suite="s") for item in suite.slices] == [(), (2.0, 5.5)]
+
+
+def test_a_suite_may_say_how_it_is_decoded_and_its_digest_is_another_one_only_then(tmp_path):
+    write_manifest(tmp_path)
+    plain, empty, cut, decoded, both = (
+        build(tmp_path, BY_SPEAKER, **({} if pairs is None else {"decode": pairs}))
+        for pairs in (
+            None,
+            (),
+            (("chunk_seconds", 2.0),),
+            (("beam", 8), ("phrases", ("one two",))),
+            (("chunk_seconds", 2.0), ("beam", 8), ("phrases", ("one two",))),
+        )
+    )
+    assert (plain.decode, plain.chunk_seconds) == ({}, 0.0)
+    assert (both.decode, both.chunk_seconds) == ({"beam": 8, "phrases": ("one two",)}, 2.0)
+    assert suites.suite_digest(empty) == suites.suite_digest(plain)
+    assert len({suites.suite_digest(suite) for suite in (plain, cut, decoded, both)}) == 4
 
 
 def test_a_missing_key_a_missing_folder_and_an_empty_manifest_are_errors(tmp_path):

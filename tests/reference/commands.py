@@ -13,11 +13,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _IMPORTED = (
     "hra_jax.train",
     "hra_jax.evaluate",
+    "hra_jax.transcribe",
     "hra_jax.tasks.commands",
     "hra_jax.run.checkpoint_export",
     "hra_jax.convert.conversion",
@@ -82,8 +84,14 @@ class Commands:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
-    def run(self, words: list[str], *, killed_after: float | None = None) -> tuple[int, float, str]:
-        """Runs `python -m WORDS`, and kills it some seconds later if it has not ended by itself.
+    def run(
+        self,
+        words: list[str],
+        *,
+        killed_after: float | None = None,
+        killed_when: Callable[[], bool] | None = None,
+    ) -> tuple[int, float, str]:
+        """Runs `python -m WORDS`, and kills it some seconds later, or when something is so, if it has not ended.
 
         Returns:
           Its status, minus 9 where it was killed; the seconds that it ran; what it printed.
@@ -96,6 +104,12 @@ class Commands:
         if killed_after is not None:
             time.sleep(killed_after)
             with contextlib.suppress(ProcessLookupError):  # it was faster
+                os.kill(child, signal.SIGKILL)
+        if killed_when is not None:
+            with contextlib.suppress(ProcessLookupError):
+                while not killed_when():
+                    os.kill(child, 0)  # it is still there
+                    time.sleep(0.002)
                 os.kill(child, signal.SIGKILL)
         status = int(self._answer())
         return status, time.monotonic() - start, self.printed.read_bytes()[before:].decode(errors="replace")

@@ -2,22 +2,24 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from reference import micro as world
 
 import hra_jax
-from hra_jax.adapters import adapter_folder
+from hra_jax.adapters import adapter_folder, task_records
+from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.data.report import DataReport
 from hra_jax.decoding import calibration
 from hra_jax.evaluation.suites import load_suite
+from hra_jax.text import ngram
 
 pytestmark = pytest.mark.slow(minutes=1)
 
 
 def test_a_run_with_a_selection_suite_exports_what_the_command_would_measure(micro, tmp_path):
-    config = micro.config(
-        steps=30, eval__suite=micro.suite("test"), eval__select_suite=micro.suite("validation"), eval__calibrate=True
-    )
+    suites = {"eval__suite": micro.suite("test"), "eval__select_suite": micro.suite("validation")}
+    config = micro.config(**suites, eval__calibrate=True)
     run = world.train(config, tmp_path / "W")
     assert run.status == 0
     assert "calibrated on 'validation': " in run.printed
@@ -26,9 +28,36 @@ def test_a_run_with_a_selection_suite_exports_what_the_command_would_measure(mic
     model = hra_jax.load_adapter(tmp_path / "W" / "adapter", hra_jax.load_backbone(micro.backbone))
     suite = load_suite(micro.suite("validation"), data_dir=str(micro.data), report=DataReport(strict=False))
     expected = calibration.measure(dataclasses.replace(model, entries={}), suite)
-    for entry in entries:
-        assert entry["suite"] == "test"  # the scores came after it
-        assert entry["calibration"] == pytest.approx(expected[entry["name"]], abs=2e-3)
+    assert {entry["suite"] for entry in entries} == {"test"}  # the scores came after it
+    found = {entry["name"]: entry["calibration"] for entry in entries if "calibration" in entry}
+    assert found.keys() == expected.keys() != set()
+    for name, facts in found.items():
+        assert {k: v for k, v in facts.items() if k != "suite"} == pytest.approx(
+            {k: v for k, v in expected[name].items() if k != "suite"}, abs=2e-3
+        )
+
+
+def test_words_that_are_searched_for_have_a_temperature_of_their_own(micro, tmp_path):
+    folder = world.write_adapter(tmp_path / "adapter", HierarchicalRecurrentAdapter(width=5), micro)
+    model = hra_jax.load_adapter(folder, hra_jax.load_backbone(micro.backbone))
+    vocabulary = model.vocabulary("ann")
+    lm = ngram.train([vocabulary.encode(text) for text in ("ba", "fa ce")], vocabulary, order=2, name="small")
+    suite = load_suite(micro.suite("validation"), data_dir=str(micro.data), report=DataReport(strict=False))
+    held = {task_records.LM: {"bob": np.frombuffer(ngram.to_bytes(lm), np.uint8)}}
+    found = calibration.measure(dataclasses.replace(model, records=held), suite)
+    assert "search_temperature" in found["bob"] and "search_temperature" not in found["ann"]
+    decoder = model.decoder({"lm": {"bob": lm, "ann": "", "cy": ""}}, model.tasks)
+    again = calibration.measure(model, suite, decoder=decoder)
+    assert again == found
+    entries = {"bob": {"name": "bob", "calibration": found["bob"]}}
+    calibrated, sounds = dataclasses.replace(model, entries=entries), [world.tones("fade"), world.tones("cab")]
+    for tasks, decode, known in (
+        (["bob"] * 2, decoder, True),
+        (["bob"] * 2, None, True),
+        (["ann"] * 2, decoder, False),
+    ):
+        pair = calibrated.recognise(sounds, sample_rate=world.RATE, tasks=tasks, decode=decode, words=True)
+        assert {one.calibrated for one in pair} == {known}
 
 
 def test_a_run_that_says_nothing_is_exported_without_a_calibration(micro, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from hra_jax.errors import UserError
 from hra_jax.text import arpa, ngram
-from hra_jax.text.published_vocabularies import CtcTokenVocabulary
+from hra_jax.text.published_vocabularies import CtcTokenVocabulary, TokenizerVocabulary
 from hra_jax.text.vocabularies import CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
 TEXTS = [
@@ -62,7 +62,18 @@ ngram 3=4
 def vocabularies() -> list[Vocabulary]:
     published = CtcTokenVocabulary(["<s>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'", "<unk>", "<pad>"], blank_id=30)
     odd = CharacterVocabulary("abcdefghijklmnopqrstuvwxyz' \u2581\\\u3000\u00ad")
-    return [CharacterVocabulary(), SentencePieceVocabulary.train(TEXTS, 48), published, odd]
+    pieces = ["<blank>", "<unk>", "<s>", "</s>", *"\u2581abcdefghijklmnopqrstuvwxyz'", "\u2581the", "ing", "\u2581a"]
+    content = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+        "post_processor": None,
+        "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+        "model": {"type": "Unigram", "unk_id": 1, "vocab": [[piece, -2.0] for piece in pieces], "byte_fallback": False},
+    }
+    tokenizer = TokenizerVocabulary(content, size=len(pieces), blank_id=0)
+    return [CharacterVocabulary(), SentencePieceVocabulary.train(TEXTS, 48), published, odd, tokenizer]
 
 
 def plain_score(content: str, text: list[str]) -> float:
@@ -87,7 +98,7 @@ def plain_score(content: str, text: list[str]) -> float:
     return sum(score(tuple(known[max(0, i - 2) : i]), known[i]) for i in range(1, len(known)))
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_what_is_written_is_read_back_exactly(number):
     vocabulary = vocabularies()[number]
     rows = [vocabulary.encode(text) for text in TEXTS]
@@ -104,7 +115,7 @@ def test_what_is_written_is_read_back_exactly(number):
         assert (found.name, found.smoothing, found.order) == ("other", "arpa", content.count("-grams:"))
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_every_token_has_a_word_of_its_own_that_white_space_does_not_cut(number):
     vocabulary = vocabularies()[number]
     words = list(arpa.words(vocabulary))
@@ -180,8 +191,22 @@ def test_words_of_another_vocabulary_are_counted_and_some_named():
         arpa.from_bytes(GIVEN.encode(), CharacterVocabulary("ac "), where="a.arpa")
 
 
+def test_damaged_files_are_refused_in_a_line_or_are_models_still():
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(400):
+        broken = bytearray(GIVEN.encode())
+        for at in rng.integers(0, len(broken), rng.integers(1, 4)):
+            broken[at] = rng.choice(list(b"\x00\xff-.9 \t\n\\<e_"))
+        try:
+            arpa.from_bytes(bytes(broken), PLAIN, where="a.arpa").automaton.score([1, 2, 3])
+        except UserError as error:
+            refused += str(error).startswith("a.arpa")
+    assert refused > 50
+
+
 @pytest.mark.slow(minutes=0.1)
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize("most_bytes", [2**20, 4000])
 def test_kenlm_gives_the_same_scores(number, most_bytes, tmp_path):
     kenlm = pytest.importorskip("kenlm", reason="kenlm could not be built")

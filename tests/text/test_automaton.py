@@ -89,7 +89,7 @@ def test_an_automaton_without_an_arc_takes_every_token_at_its_root():
         ({"first": [0, 2, 2], "tokens": [1, 1]}, "ascend"),
         ({"tokens": [0, 7]}, "'tokens' of an automaton holds 0 to 7; allowed: 0 to 2"),
         ({"targets": [0, 2]}, "'targets' of an automaton holds 0 to 2; allowed: 0 to 1"),
-        ({"backoff": [0, 1]}, "state 1 of an automaton do not lead to the root"),
+        ({"backoff": [0, 1]}, "state 1 of an automaton must lead to the root"),
         ({"backoff": [1, 0]}, "the root of an automaton must back off to itself"),
         ({"backoff_scores": [1.0, 0.0]}, "for a score of 0"),
         ({"scores": [0.0, np.nan]}, "'scores' of an automaton holds a score that is not finite"),
@@ -107,6 +107,17 @@ def test_arrays_that_are_no_automaton_are_refused(changes, message):
     wrong = {n: np.array(v, dtypes[n]) if isinstance(v, list) else v for n, v in changes.items()}
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         dataclasses.replace(good, **wrong)
+
+
+def test_a_chain_of_back_off_arcs_without_an_end_in_sight_is_refused():
+    count = 20_000
+    good = from_contexts({}, missing=[0.0])
+    backoff = np.maximum(np.arange(count, dtype=np.int32) - 1, 0)
+    zeros = np.zeros(count, np.float32)
+    with pytest.raises(UserError, match="must lead to the root, over at most 4,096 of them"):
+        dataclasses.replace(
+            good, first=np.zeros(count + 1, np.int32), backoff=backoff, backoff_scores=zeros, final=zeros
+        )
 
 
 def test_a_start_that_is_no_context_is_refused():

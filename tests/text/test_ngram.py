@@ -216,6 +216,8 @@ def test_files_that_hold_something_else_are_refused_in_one_line(tmp_path):
     def text(old, new):
         return np.frombuffer(described.replace(old, new).encode(), np.uint8)
 
+    with pytest.raises(UserError, match=r"a\.lm: an ARPA file; python -m hra_jax\.lm make --arpa"):
+        ngram.from_bytes(b"\n\\data\\\nngram 1=2\n", where="a.lm")
     for broken in (b"", b"text", content[:-1]):
         with pytest.raises(UserError, match=r"a\.lm: "):
             ngram.from_bytes(broken, where="a.lm")
@@ -227,3 +229,18 @@ def test_files_that_hold_something_else_are_refused_in_one_line(tmp_path):
     refused(r"a\.lm: needs 'order'", description=text('"order": 2', '"order": "2"'))
     refused(r"a\.lm: 'left_out' must be a list", description=text('"left_out": [0', '"left_out": ["x"'))
     refused(r"description: not JSON", description=text("{", "["))
+
+
+def test_damaged_files_are_refused_or_are_models_still():
+    content = bytearray(ngram.to_bytes(ngram.train([LETTERS.encode(text) for text in sentences(4)], LETTERS, order=3)))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(400):
+        broken = bytearray(content)
+        for at in rng.integers(0, len(broken), rng.integers(1, 4)):
+            broken[at] = rng.integers(256)
+        try:
+            ngram.scores(ngram.from_bytes(bytes(broken), where="a.lm"), [[1, 2, 3]])
+        except UserError as error:
+            refused += str(error).startswith("a.lm")
+    assert refused > 50

@@ -1,0 +1,150 @@
+"""The decoding of a run: language models of its training texts, and weights that are tuned on the selection suite.
+
+W/lm holds both; the adapter of the run has the weights as well, in tasks.json. They are tuned after the last step, on
+`eval.select_suite`, and never on a suite that tests.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from hra_jax.adapters.task_records import DECODE
+from hra_jax.config.keys import group
+from hra_jax.console import tell
+from hra_jax.decoding import tuning
+from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.language_models import NOTHING_HELD, Held, chosen, held
+from hra_jax.decoding.settings import DecodeSettings
+from hra_jax.evaluation.runner import SuiteRunner
+from hra_jax.run import decoders, own_models
+from hra_jax.run.decoders import Models
+from hra_jax.run.exporting import add_field
+from hra_jax.run.place import Run
+from hra_jax.run.scoring import base_weights, suite_weights
+from hra_jax.training.agreement import agreed, first_alone
+
+
+def check(run: Run, config: ConfigDict) -> None:
+    """Refuses decoding that could not be done after the last step; the models of training texts come later.
+
+    Raises:
+      UserError: a language model, weights or phrases that are not there or not allowed.
+    """
+    for runner in (run.layout.test, run.layout.select):
+        if runner is not None:
+            decoders.check(_settings(config, runner), runner, adapter=_held(run))
+
+
+def training_models(run: Run, config: ConfigDict) -> Models | None:
+    """Gives the language models of the training texts, in W/lm, where they are asked for; a collective."""
+    runners = [runner for runner in (run.layout.test, run.layout.select) if runner is not None]
+    settings = [_settings(config, runner) for runner in runners] or [group(config, "decode")]
+    material = run.material
+    written = (material.base.vocabulary, material.own, run.layout.tasks)
+    return decoders.training_models(
+        settings, run.workdir, config, written, lambda: [source.utterances for source in material.sources]
+    )
+
+
+def tune(run: Run, config: ConfigDict, train: Models | None, *, task_steps: Mapping[str, int]) -> None:
+    """Tunes on the selection suite what is not given, and keeps it in W/lm and in the adapter; a collective.
+
+    Args:
+      run: the run, with the weights that it exports.
+      config: its configuration.
+      train: from `training_models`.
+      task_steps: as for `exporting.export`.
+    """
+    runner = run.layout.select
+    if runner is None:
+        return
+    settings = _settings(config, runner)
+    if train is None and decoders.needs_training_texts(settings):
+        return
+    found = tuned_entries(
+        runner,
+        settings,
+        lambda: runner.log_probs(
+            run.layout.programs.decoded[1], suite_weights(run, runner), agreed(lambda: base_weights(run)), progress=True
+        ),
+        adapter=_held(run),
+        train=train,
+        tasks=run.layout.tasks,
+    )
+    if found:
+        run.fields[DECODE] = found
+        first_alone(lambda: own_models.write_tuned(run.workdir, found))
+        if run.settings.method == "adapter":
+            add_field(run, DECODE, found, task_steps=task_steps)
+
+
+def tuned_entries(
+    runner: SuiteRunner,
+    settings: DecodeSettings,
+    log_probs: Callable[[], Any],
+    *,
+    adapter: Held,
+    train: Models | None,
+    tasks: tuple[str, ...],
+    per_task: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """The best weights on a suite by task, as tasks.json has them, with tables of the grid; {} where all is given.
+
+    A collective.
+
+    Args:
+      runner: of the suite.
+      settings: of decoding.
+      log_probs: gives those of the suite, as `SuiteRunner.log_probs` does.
+      adapter: what is held of decoding with the weights.
+      train: gives the language models of training texts.
+      tasks: of the adapter, which all get an entry; of a backbone, which has none, the entry is that of the task ''.
+      per_task: whether each task gets weights of its own.
+    """
+    vocabularies = decoders.vocabularies_of(runner)
+    models = agreed(lambda: chosen(settings, vocabularies, adapter=adapter, train=train))
+    # From here on the models are at hand.
+    pairs = tuple((task, models.get(task, "")) for task in vocabularies)
+    given = dataclasses.replace(settings, lm=pairs if models else "")
+    plain = agreed(lambda: decoders.make_decoder(given, runner))
+    axes = tuning.axes_of(given, models=bool(models), phrases=decoders.has_phrases(given, runner))
+    if plain is None or not axes:
+        return {}
+
+    def decoder_of(weights: Mapping[str, float]) -> Decoder:
+        return Decoder(tuning.with_weights(given, weights), vocabularies=vocabularies)
+
+    tuned = tuning.tune(runner, tuning.Heard(log_probs()), decoder_of, axes, per_task=per_task, progress=True)
+    suite = runner.suite.name
+    if jax.process_index() == 0:
+        tuning.print_tables(tuned, suite=suite)
+    # Tasks that the suite does not have are decoded with the model of all others, if that is one.
+    digests = {model.digest for model in models.values()}
+    common = next(iter(models.values())) if len(digests) == 1 else None
+    every = {task: found for task in tasks or ("",) if (found := models.get(task, common)) is not None}
+    return tuning.entries(tuned, plain, every, suite=suite, tasks=tasks or ("",))
+
+
+def decoder_of(run: Run, config: ConfigDict, runner: SuiteRunner, train: Models | None) -> Decoder | None:
+    """The decoder of a suite of a run; None where that is greedy, or its language model could not be made."""
+    stored, settings = _held(run), _settings(config, runner)
+    if train is None and decoders.needs_training_texts(settings):
+        return None
+    adapter = stored._replace(tuned={**stored.tuned, **run.fields.get(DECODE, {})})
+    decoder = agreed(lambda: decoders.make_decoder(settings, runner, adapter=adapter, train=train))
+    if decoder is not None and jax.process_index() == 0 and run.layout.select is None:
+        tell("decoding is not tuned, as there is no eval.select_suite; the weights are those given, or the defaults")
+    return decoder
+
+
+def _settings(config: ConfigDict, runner: SuiteRunner) -> DecodeSettings:
+    return decoders.settings_of(group(config, "decode"), runner.suite)
+
+
+def _held(run: Run) -> Held:
+    """What the adapter holds that the run started from."""
+    start = run.material.start
+    return NOTHING_HELD if start is None else held(start.tasks_json, start.records, where=run.material.start_folder)

@@ -1,0 +1,36 @@
+"""Flags that say how to decode, written as in a configuration."""
+
+import pytest
+from absl import flags
+
+from hra_jax.decoding import flags as decode_flags
+from hra_jax.errors import UserError
+
+
+def given(*words):
+    """What a command with these words is asked for."""
+    values = flags.FlagValues()
+    decode_flags.define_flags(values)
+    values(["program", *words])
+    return decode_flags.asked(values)
+
+
+def test_values_are_numbers_words_paths_and_tuples():
+    assert given() == {}
+    words = ["--decode.lm=train", "--decode.beam=8", "--decode.lm_weight=0.5", "--decode.token_bonus=tuned"]
+    assert given(*words, "--decode.phrases=('new york', ('anna', 2.0))") == {
+        "beam": 8,
+        "lm": "train",
+        "lm_weight": 0.5,
+        "token_bonus": "tuned",
+        "phrases": ("new york", ("anna", 2.0)),
+    }
+    assert given("--decode.lm=(('ann', 'a.lm'), ('bob', 'train'))") == {"lm": (("ann", "a.lm"), ("bob", "train"))}
+    assert given("--decode.phrases=words.txt", "--decode.lm=") == {"lm": "", "phrases": "words.txt"}
+
+
+@pytest.mark.parametrize("word", ["--decode.beam=-1", "--decode.lm_weight=nan", "--decode.beam=wide"])
+def test_a_value_that_is_not_allowed_is_one_line(word):
+    with pytest.raises(UserError, match=word[2:].split("=")[0]) as error:
+        given(word)
+    assert "\n" not in str(error.value)
