@@ -278,8 +278,9 @@ class Decoder:
         used = [row.model for row in rows if row.model is not None]
         if not used:
             return None, []
-        known = {task.model.digest: task.model for task in self._tasks.values() if task.model is not None}
+        every = (task.model for task in self._tasks.values() if task.model is not None)
         # One table for all batches, unless there are so many models that their table would be large.
+        known = {model.digest: model for model in every if model.automaton.vocabulary_size <= size}
         if sum(model.automaton.dense_bytes for model in known.values()) > _ONE_TABLE_BYTES:
             known = {model.digest: model for model in used}
         table, starts = _table_of_models(tuple(_ByDigest(known[digest]) for digest in sorted(known)), size)

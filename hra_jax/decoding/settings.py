@@ -17,7 +17,7 @@ from hra_jax.text.ngram import LanguageModel
 TRAIN, ADAPTER = "train", "adapter"  # language models without a path
 TUNED = "tuned"
 # What weights are where nothing was tuned.
-DEFAULT_WEIGHTS = {"lm_weight": 0.8, "token_bonus": 1.0, "phrase_weight": 3.0}
+DEFAULT_WEIGHTS = {"lm_weight": 0.8, "token_bonus": 1.0, "phrase_weight": 1.5}
 DEFAULT_BEAM = 16  # where there is anything to search with
 _MOST_HYPOTHESES = 1024
 
