@@ -111,7 +111,7 @@ def tune_stored(
 
 
 def _check_no_test(suite: Suite, workdir: str | None, exported: ExportedAdapter | None) -> None:
-    """Refuses a suite that tests: one of the name, or with the data, of that which a run or an adapter was tested on."""
+    """Refuses a suite by whose name, or on whose data, a run or an adapter is tested."""
     names = set() if exported is None else {entry.get("suite") for entry in exported.tasks_json} - {None}
     digests = set()
     if workdir is not None:
