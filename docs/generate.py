@@ -382,6 +382,33 @@ def table_rows() -> str:
     return table(head, rows)
 
 
+def decoding() -> str:
+    """How fast the beam search is, alone."""
+    rows = []
+    for row in cell("decoding.json")["search"]:
+        error = _percent(row["wer"]) if "wer" in row else "-"
+        speed = f"{row['rate']:,.0f} s", f"{row['frame_microseconds']:.1f} µs"
+        rows.append([f"{row['vocabulary']:,}", _MODELS[row["model"]], str(row["beam"]), *speed, error])
+    head = "tokens | language model | beam | audio per core-second, 20 ms a frame | a frame of an utterance | WER"
+    return table(head, rows, left=2)
+
+
+_MODELS = {"none": "none", "dense": "character 6-gram, a dense table", "arcs": "4-gram, arcs with back-off"}
+
+
+def decoding_facts() -> str:
+    """What bounds the search of a large vocabulary, and the real-time factors of the whole way."""
+    found = cell("decoding.json")
+    large, whole = found["large"], found["end_to_end"]["sides"]
+    factors = ", ".join(f"{row['factor']:.4f} ({name}; WER {_percent(row['wer'])})" for name, row in whole.items())
+    return (
+        f"With 1,025 tokens a frame of an utterance takes {large['choosing_microseconds']:.1f} µs before anything is "
+        f"searched: choosing the 32 likeliest tokens. The 4-gram has {large['states']:,} states and "
+        f"{large['arcs']:,} arcs, {large['bytes'] / 1e6:.1f} MB on the device. From waveforms to texts, encoder and "
+        f"alignment included, CPU seconds per second of audio: {factors}."
+    )
+
+
 def word_times() -> str:
     """Errors of word boundaries, beside the silence that they may lie in."""
     found, rows = cell("word_times.json"), []
@@ -459,6 +486,7 @@ PARTS: dict[str, Callable[[], str]] = (
         for part in (input_pipeline, input_waiting, table_rows, serving_script, phrases, phrase_weights)
     }
     | {part.__name__: part for part in (word_times, word_confidences)}
+    | {part.__name__: part for part in (decoding, decoding_facts)}
 )
 
 

@@ -9,7 +9,7 @@ import math
 import numbers
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 import jax
@@ -19,12 +19,13 @@ from etils import epath
 from numpy.typing import ArrayLike
 
 from hra_jax.adapters import adapter_folder, methods, task_records, task_rows
-from hra_jax.adapters.base import Adapter, bind, no_parameters, unbound
+from hra_jax.adapters.base import Adapter, no_parameters
 from hra_jax.adapters.output_kinds import NEVER
-from hra_jax.console import listed, tell
+from hra_jax.console import tell
 from hra_jax.data import audio, pauses
 from hra_jax.data.audio import resample
-from hra_jax.decoding import language_models, recognition
+from hra_jax.decoding import language_models, recognition, step
+from hra_jax.decoding import unknown_task as auto
 from hra_jax.decoding.decoder import Decoder
 from hra_jax.decoding.recognition import Recognition
 from hra_jax.decoding.settings import DecodeSettings, decode_settings
@@ -32,10 +33,9 @@ from hra_jax.decoding.words import Calibration, stored_calibrations
 from hra_jax.errors import UserError
 from hra_jax.models import attention_parts, backbone_folder, dtypes
 from hra_jax.models.asr import AsrModel
-from hra_jax.models.padding import padded_size
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
-from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, check_name, unknown_task
+from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, MEAN_TASK, check_name, unknown_task
 from hra_jax.text.task_vocabularies import OwnVocabularies, own_vocabularies
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary, vocabulary_from_json, vocabulary_of_outputs
 from hra_jax.training import placement
@@ -52,6 +52,7 @@ class Options(TypedDict, total=False):
     tasks: Iterable[str] | None
     decode: DecodeSettings | Mapping[str, Any] | Decoder | None
     phrases: Sequence[Sequence[Any]] | None
+    sessions: Sequence[Hashable] | None
     words: bool
     chunk_seconds: float | None
 
@@ -359,8 +360,28 @@ class Model:
         names = [BASE_TASK] * len(waveforms) if tasks is None else list(tasks)
         if len(names) != len(waveforms):
             raise UserError(f"{len(names)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
-        self._task_ids(names)
+        self._task_ids(name for name in names if name != AUTO_TASK)
         return names
+
+    def _chosen(
+        self,
+        waveforms: Sequence[np.ndarray],
+        tasks: Sequence[str],
+        sessions: Sequence[Hashable] | None,
+        longest_seconds: float,
+    ) -> list[str]:
+        """The tasks with one of the adapter's, or `__base__`, in place of `__auto__`."""
+        if sessions is not None and len(sessions) != len(waveforms):
+            raise UserError(f"{len(sessions)} sessions for {len(waveforms)} recordings: one for each is needed")
+        asked = [number for number, task in enumerate(tasks) if task == AUTO_TASK]
+        lengths: dict[str, Any] = {"sample_rate": self.backbone.sample_rate, "longest_seconds": longest_seconds}
+        parts = []
+        for number in asked:
+            found = pauses.chunks(waveforms[number], self.backbone.hop, **lengths)
+            parts.append([waveforms[number][chunk.start : chunk.stop] for chunk in found])
+        choices = self.choose_tasks(parts, None if sessions is None else [sessions[number] for number in asked])
+        chosen = dict(zip(asked, (choice.task for choice in choices), strict=True))
+        return [chosen.get(number, task) for number, task in enumerate(tasks)]
 
     def _recognised_as(self, tasks: Sequence[str]) -> list[str]:
         """What recognises for every task: it, or `__base__` where it is set aside, which is said once."""
@@ -387,38 +408,80 @@ class Model:
         if not waveforms:
             return np.zeros((0, 0, self.backbone.vocabulary.size), np.float32), np.zeros(0, np.int32)
         count = len(waveforms)
-        rows = padded_size(count, 1)
-        samples = padded_size(max(len(waveform) for waveform in waveforms), self.backbone.sample_rate)
-        batch = np.zeros((rows, samples), np.float32)
-        for row, waveform in enumerate(waveforms):
-            batch[row, : len(waveform)] = waveform
-        lengths = np.array([len(waveform) for waveform in waveforms] + [0] * (rows - count), np.int32)
-        index = np.full(rows, task_rows.NO_TASK, np.int32)
+        batch, lengths = step.padded(waveforms, least=self.backbone.sample_rate)
+        index = np.full(len(batch), task_rows.NO_TASK, np.int32)
         index[:count] = self._task_ids(tasks)
         symbols = None
         if self.own is not None:
-            symbols = np.stack([self.own.symbols(task) for task in [*tasks, *[BASE_TASK] * (rows - count)]])
-        model = AsrModel(
-            self.backbone.files.features,
-            self.backbone.files.encoder,
-            adapter=self.adapter,
-            attention_block=attention_parts.for_platform(jax.default_backend()),
-            dtype=self.backbone.dtype,
-        )
+            symbols = np.stack([self.own.symbols(task) for task in [*tasks, *[BASE_TASK] * (len(batch) - count)]])
         # How many rows are in use is an argument, so that the same program serves while free slots are filled.
         used = np.int32(len(self.tasks))
-        log_probs, frames = _apply(
-            model, self.backbone.params, self.shared, self.rows, used, batch, lengths, index, symbols
+        log_probs, frames = step.ALONE(
+            self._encoder, self.backbone.params, self.shared, self.rows, used, batch, lengths, index, symbols
         )
         frames = np.asarray(frames)[:count]
         log_probs = np.asarray(log_probs)[:count, : max(int(frames.max()), 1)]
-        _check_finite(log_probs, frames, tasks, backbone=str(self.backbone.files.folder), adapter=self.folder)
+        step.check_finite(log_probs, frames, tasks, backbone=str(self.backbone.files.folder), adapter=self.folder)
         if self.own is None:
             return log_probs, frames
         columns = np.stack([self.own.columns(task) for task in tasks])
         log_probs = np.take_along_axis(log_probs, columns[:, None, :], axis=2)
         # What a vocabulary does not have is impossible, not just unlikely.
         return np.where(log_probs > NEVER / 2, log_probs, -np.inf), frames
+
+    @property
+    def _encoder(self) -> AsrModel:
+        return AsrModel(
+            self.backbone.files.features,
+            self.backbone.files.encoder,
+            adapter=self.adapter,
+            attention_block=attention_parts.for_platform(jax.default_backend()),
+            dtype=self.backbone.dtype,
+        )
+
+    def voices(self, waveforms: Waveforms, *, sample_rate: int) -> auto.Heard:
+        """How utterances sound to the adapter, whatever their task, and what the backbone alone makes of them.
+
+        Args:
+          waveforms, sample_rate: as for `log_probs`.
+
+        Raises:
+          UserError: as `log_probs`.
+        """
+        return self._listen([self._prepare(waveform, sample_rate) for waveform in waveforms])
+
+    def _listen(self, waveforms: Sequence[np.ndarray]) -> auto.Heard:
+        batch, lengths = step.padded(waveforms, least=self.backbone.sample_rate)
+        count = len(waveforms)
+        found = step.WITH_VOICE(self._encoder, self.backbone.params, self.shared, self.rows, batch, lengths)
+        log_probs, frames, voices = (np.asarray(part)[:count] for part in found)
+        log_probs = log_probs[:, : max(int(frames.max()), 1)]
+        where = {"backbone": str(self.backbone.files.folder), "adapter": self.folder}
+        step.check_finite(log_probs, frames, [BASE_TASK] * count, **where)
+        writes = not isinstance(self.backbone.vocabulary, BlankVocabulary)
+        return auto.Heard(voices, log_probs if writes else None, frames)
+
+    def choose_tasks(
+        self, parts: Sequence[Sequence[np.ndarray]], sessions: Sequence[Hashable] | None = None
+    ) -> list[auto.Choice]:
+        """The task of each of some utterances of which nobody says it; see `decoding.unknown_task`.
+
+        Args:
+          parts: of each utterance its waveforms, float32 at the backbone's rate; several where it is long.
+          sessions: of each utterance; those with the same one are by one voice. None: each is by itself.
+
+        Raises:
+          UserError: the adapter does not say how its tasks sound; the line has the command that has it say so.
+        """
+        voices = auto.voices_of(self.records, self.tasks, where=self.folder, aside=self.set_aside)
+        return auto.choose(
+            parts,
+            range(len(parts)) if sessions is None else sessions,
+            voices=voices,
+            listen=self._listen,
+            recognise=self._run,
+            blank_of=lambda task: self.vocabulary(task).blank_id,
+        )
 
     def transcribe(self, waveforms: Recordings, **options: Unpack[Options]) -> list[str]:
         """The texts of recordings: those of `recognise`, which says what it takes."""
@@ -432,6 +495,7 @@ class Model:
         tasks: Iterable[str] | None = None,
         decode: DecodeSettings | Mapping[str, Any] | Decoder | None = None,
         phrases: Sequence[Sequence[Any]] | None = None,
+        sessions: Sequence[Hashable] | None = None,
         words: bool = False,
         chunk_seconds: float | None = None,
     ) -> list[Recognition]:
@@ -440,10 +504,12 @@ class Model:
         Args:
           waveforms: 1-D float arrays, mono, any lengths, or paths of audio files.
           sample_rate: of the arrays, Hz; resampled to the backbone's.
-          tasks: a task name per recording, `__base__` for no adapter; None means `__base__` for all.
+          tasks: a task name per recording, `__base__` for no adapter; None means `__base__` for all. `__auto__` is
+            the task that sounds most like the recording, see `choose_tasks`; `Recognition.task` says which.
           decode: the keys `decode.*` of a configuration, such as {"lm": "adapter"}; None decodes greedily. Or what
             `decoder` gave.
           phrases: of each recording the words and phrases that are likelier than elsewhere; None for none.
+          sessions: of each recording; those of `__auto__` with the same one are by one voice. None: each is by itself.
           words: whether words are wanted, with their times and confidences.
           chunk_seconds: the longest that is recognised at once; None for what was trained on, `Model.chunk_seconds`.
 
@@ -453,6 +519,9 @@ class Model:
         """
         longest = self.chunk_seconds if chunk_seconds is None else pauses.check_seconds(chunk_seconds)
         names = self._one_task_each(waveforms, tasks)
+        prepared = [self._prepare(waveform, sample_rate) for waveform in waveforms]
+        if AUTO_TASK in names:
+            names = self._chosen(prepared, names, sessions, longest)
         used = self._recognised_as(names)
         if BASE_TASK in used and isinstance(self.backbone.vocabulary, BlankVocabulary):
             raise UserError(
@@ -465,7 +534,7 @@ class Model:
         for number, own in enumerate(phrases or ()):
             decoder.check_phrases(names[number], own, where=f"phrases[{number}]")
         return recognition.recognise(
-            [self._prepare(waveform, sample_rate) for waveform in waveforms],
+            prepared,
             names,
             lambda heard, rows: self._run(heard, [used[row] for row in rows]),
             decoder=decoder,
@@ -498,7 +567,10 @@ class Model:
         Raises:
           UserError: settings that are not allowed; a language model that is not there or of another vocabulary.
         """
-        settings, names = decode_settings(decode), tuple(sorted(set(tasks)))
+        asked = set(tasks)
+        if AUTO_TASK in asked:  # which may be any
+            asked = asked - {AUTO_TASK} | {*self.tasks, BASE_TASK}
+        settings, names = decode_settings(decode), tuple(sorted(asked))
         if (settings, names) not in self._decoders:
             held = language_models.held(self.entries.values(), self.records, where=self.folder)
             made = Decoder(settings, vocabularies={name: self.vocabulary(name) for name in names}, adapter=held)
@@ -512,67 +584,3 @@ class Model:
 def _say_set_aside(folder: str, task: str) -> None:
     """Says once that a task is not recognised with its adapter."""
     tell(f"{folder}: task {task!r} is set aside: it is recognised by the backbone alone", to=sys.stderr)
-
-
-def _check_finite(
-    log_probs: np.ndarray, frames: np.ndarray, tasks: Sequence[str], *, backbone: str, adapter: str
-) -> None:
-    """Refuses what overflowed: the likeliest label of NaN would be the blank, and every text empty.
-
-    Args:
-      log_probs: `[B, T, V]`.
-      frames: `[B]`, how many frames of each are valid.
-      tasks: of each utterance.
-      backbone, adapter: where they lie.
-
-    Raises:
-      UserError: something is not finite; the line names the tasks, and where what they use lies.
-    """
-    valid = np.arange(log_probs.shape[1]) < frames[:, None]
-    wrong = (valid & ~np.isfinite(log_probs).all(axis=-1)).any(axis=-1)
-    if wrong.any():
-        names = sorted({task for task, found in zip(tasks, wrong, strict=True) if found})
-        own = "" if names == [BASE_TASK] else f"the adapter {adapter!r}, or else of "
-        raise UserError(
-            f"task {listed(names)}: the log-probabilities are not finite; the weights or settings of {own}the backbone "
-            f"{backbone!r}, or the samples, are too large"
-        )
-
-
-def apply_model(
-    model: AsrModel,
-    params: Mapping[str, Any],
-    shared: dict[str, Any],
-    rows: dict[str, Any],
-    used: jax.Array,
-    waveform: jax.Array,
-    num_samples: jax.Array,
-    task: jax.Array,
-    symbols: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
-    """The transcription step: log-probabilities `[B, T, V]` and lengths `[B]` of a batch.
-
-    Args:
-      model: the encoder with its adapter method.
-      params: the backbone's weights.
-      shared: the parameters that all tasks of the adapter share.
-      rows: the task bank of the adapter, leaves `[A, ...]`, or {} for no adapter.
-      used: how many rows of the bank are in use.
-      waveform: float32 `[B, S]`.
-      num_samples: int32 `[B]`.
-      task: int32 `[B]`. Task ids outside the rows in use get no adapter.
-      symbols: as `AsrModel` takes them.
-    """
-    if not rows:
-        bound = unbound()
-    else:
-        count = jax.tree.leaves(rows)[0].shape[0]
-        # Rows are read by id straight from the bank; ids beyond its end get no adapter.
-        index = jnp.where((task >= 0) & (task < used), task, count)
-        bound = bind(model.adapter, model.encoder, shared, rows, index)
-    outputs: Any = model.apply({"params": params}, waveform, num_samples, bound, symbols)
-    log_probs, lengths = outputs
-    return log_probs, lengths
-
-
-_apply = jax.jit(apply_model, static_argnums=0)

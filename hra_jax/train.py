@@ -4,7 +4,7 @@ python -m hra_jax.train --config quickstart --workdir runs/quickstart
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,9 +26,9 @@ from hra_jax.errors import DamagedError, UserError
 from hra_jax.evaluation.report import evaluation_command
 from hra_jax.evaluation.results import evaluate_results
 from hra_jax.evaluation.runner import EvaluationSettings, SuiteRunner
-from hra_jax.run import mixing, processes, tuning
+from hra_jax.run import mixing, processes, tuning, voices
 from hra_jax.run.calibrating import calibrate
-from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, as_stored, export
+from hra_jax.run.exporting import BEST_PER_TASK, ExportSettings, add_results, add_voices, as_stored, export
 from hra_jax.run.jax_setup import setup_jax
 from hra_jax.run.place import Run
 from hra_jax.run.saving import open_checkpoints, restore, restore_step, save
@@ -405,6 +405,7 @@ def finish(
     _tell_untrained(run)
     models = attempt(run, "the language model of the training texts", lambda: tuning.training_models(run, config))
     attempt(run, "tuning how to decode", lambda: tuning.tune(run, config, models, task_steps=task_steps))
+    attempt(run, "hearing the tasks", lambda: _add_voices(run, config, task_steps=task_steps), comes_again=True)
     if run.layout.select is not None:
         chosen = run.layout.select.suite
         attempt(run, f"the look at suite {chosen.name!r}", lambda: check_leaks(run, chosen), comes_again=True)
@@ -428,6 +429,14 @@ def finish(
     if results is not None:
         add_results(run, results, task_steps=task_steps)
     return results
+
+
+def _add_voices(run: Run, config: ConfigDict, *, task_steps: Mapping[str, int]) -> None:
+    """Tells the exported adapter how its tasks sound, where it is to know and there are recordings of tasks."""
+    if config.export.voices and voices.has_any(run):
+        data, batch = group(config, "data"), group(config, "batch")
+        found = voices.find(run, data=data, batch=batch, batch_seconds=config.eval.batch_seconds)
+        add_voices(run, found, task_steps=task_steps)
 
 
 def _checkpoint_to_export(run: Run, checkpoints: Checkpoints, exported: ExportSettings) -> str:

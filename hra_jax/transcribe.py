@@ -28,7 +28,7 @@ from hra_jax.run.jax_setup import setup_jax
 from hra_jax.storage import locks
 from hra_jax.tasks import gate
 from hra_jax.tasks.descriptions import is_untrained
-from hra_jax.tasks.names import BASE_TASK, MEAN_TASK, unknown_task
+from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, MEAN_TASK, unknown_task
 from hra_jax.transcription import outputs, requests
 from hra_jax.transcription.outputs import Output
 from hra_jax.transcription.recognising import Options, Recogniser, needs_adapter, results
@@ -55,8 +55,8 @@ def choose_task(adapter: str | None, task: str | None) -> tuple[str, str]:
         if len(entries) != 1:
             others = f"{listed(entries, show=str)}, " if entries else ""
             raise UserError(
-                f"--task is missing, and {adapter} has {len(entries)} tasks; allowed: {others}{MEAN_TASK} (the mean of "
-                f"all) or {BASE_TASK} (no adapter)"
+                f"--task is missing, and {adapter} has {len(entries)} tasks; allowed: {others}{AUTO_TASK} (whichever "
+                f"sounds most like a recording), {MEAN_TASK} (the mean of all) or {BASE_TASK} (no adapter)"
             )
         (task,) = entries
         notice = f"task {task!r}, the only one of {adapter}"
@@ -104,7 +104,13 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "task",
         None,
-        "Task of the adapter, __mean__ or __base__, of all that names none; may be left out where the adapter has one.",
+        "Task of the adapter, __auto__, __mean__ or __base__, of what names none; may be left out where the adapter "
+        "has one task.",
+    )
+    flags.DEFINE_string(
+        "session",
+        "",
+        "With __auto__: the field of a manifest in which recordings of one voice are alike, or __all__ for one voice.",
     )
     flags.DEFINE_string("manifest", None, "A manifest, a folder of shards, or seqio:NAME/SPLIT.")
     flags.DEFINE_string("task_tag", requests.TASK_TAG, "With --manifest: the field whose value is the task of a line.")
@@ -168,6 +174,7 @@ def _recognise(asked: Requests, recogniser: Recogniser, output: Output) -> int:
     with Summary(asked.count, done=lambda: there[0], shown=not (printed and sys.stdout.isatty())) as summary:
         if first is not None:
             recogniser.load()
+            recogniser.sessions.update(output.sessions)
             for result in results(itertools.chain([first], left), recogniser):
                 output.write(result)
                 output.flush()
@@ -229,10 +236,12 @@ def _asked(words: Sequence[str]) -> tuple[Requests, str | None]:
         if words or FLAGS.task is not None or FLAGS.manifest is None:
             raise
         refusal = error
-    parts = [requests.of_paths(words, task=task or "")] if words else []
+    if words and FLAGS.session not in ("", requests.ALL):
+        raise UserError(f"--session={FLAGS.session!r}: files have no fields; allowed: {requests.ALL}, or a manifest")
+    parts = [requests.of_paths(words, task=task or "", session=FLAGS.session)] if words else []
     if FLAGS.manifest is not None:
         names = [] if FLAGS.adapter is None else [entry["name"] for entry in adapter_folder.read_tasks(FLAGS.adapter)]
-        known = [*names, BASE_TASK, *([MEAN_TASK] if names else [])]
+        known = [*names, BASE_TASK, *([AUTO_TASK, MEAN_TASK] if names else [])]
         source = sources.located(FLAGS.manifest, data_dir=FLAGS.data_dir, key="--manifest", modules=FLAGS.modules)
         parts.append(
             requests.of_manifest(
@@ -242,6 +251,7 @@ def _asked(words: Sequence[str]) -> tuple[Requests, str | None]:
                 unknown=lambda name: unknown_task(name, known) if names else needs_adapter(name),
                 missing=refusal,
                 task_tag=FLAGS.task_tag,
+                session_tag=FLAGS.session,
             )
         )
     return functools.reduce(Requests.then, parts), task
@@ -260,6 +270,7 @@ def _run(recogniser: Recogniser, task: str | None, form: str) -> dict[str, Any]:
         "backbone": recogniser.fingerprint,
         "task": task,
         "task_tag": FLAGS.task_tag if FLAGS.manifest is not None else None,
+        "session": FLAGS.session,
         "decode": recogniser.facts(),
         "phrases": _digest(read_phrases(FLAGS.phrases)) if FLAGS.phrases else None,
         "chunk_seconds": FLAGS.chunk_seconds,

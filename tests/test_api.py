@@ -18,6 +18,7 @@ from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.adapters.base import no_parameters
 from hra_jax.adapters.output import OutputAdapter
 from hra_jax.data import pauses
+from hra_jax.decoding import step
 from hra_jax.errors import UserError
 from hra_jax.models.asr import AsrModel
 from hra_jax.storage.json_files import read_object
@@ -142,7 +143,7 @@ def test_free_slots_change_no_output(model, roomy, waveforms):
 
 def test_tasks_that_come_and_go_change_no_other_and_compile_nothing_until_the_slots_are_full(roomy, waveforms):
     tasks = ["ann", "bob", "cy", "__base__"]
-    old, programs = run(roomy, waveforms, tasks), api._apply._cache_size()
+    old, programs = run(roomy, waveforms, tasks), step.ALONE._cache_size()
     row = jax.tree.map(lambda leaf: 2 * leaf, roomy.row("bob"))
     one = roomy.with_task("dee", row)
     two = one.with_task("eve", roomy.row("cy"))
@@ -156,12 +157,12 @@ def test_tasks_that_come_and_go_change_no_other_and_compile_nothing_until_the_sl
     np.testing.assert_array_equal(run(again, waveforms, ["dee", "dee", "eve", "dee"]), new)
     np.testing.assert_array_equal(new[2], old[2])
     assert np.abs(new[1] - old[1]).max() > 1e-4 and np.abs(new[3] - old[3]).max() > 1e-4
-    assert api._apply._cache_size() == programs
+    assert step.ALONE._cache_size() == programs
     # One more than there are slots: another shape, the same outputs.
     full = two.with_task("fay", row)
     assert full.slots == 6
     np.testing.assert_array_equal(run(full, waveforms, tasks), old)
-    assert api._apply._cache_size() == programs + 1
+    assert step.ALONE._cache_size() == programs + 1
     np.testing.assert_array_equal(run(roomy, waveforms, tasks), old)
 
 
@@ -186,7 +187,7 @@ def test_a_number_that_names_no_used_slot_is_the_base_whatever_lies_there(roomy,
 
     def apply(numbers):
         parts = (roomy.backbone.params, roomy.shared, spoiled, np.int32(3), batch, np.array(LENGTHS, np.int32))
-        return np.asarray(api._apply(asr, *parts, np.array(numbers, np.int32), None)[0])
+        return np.asarray(step.ALONE(asr, *parts, np.array(numbers, np.int32), None)[0])
 
     found = apply([0, number, 2, number])
     np.testing.assert_array_equal(found[[1, 3]], apply([-1] * 4)[[1, 3]])

@@ -145,6 +145,7 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.tasks add runs/own/adapter newcomer --init mean --manifest M.jsonl": ["--steps=2"],
     "python -m hra_jax.tasks gate runs/own/adapter --suite speakers_validation --data_dir FOLDER": [],
     "python -m hra_jax.tasks calibrate runs/own/adapter --suite speakers_validation --data_dir FOLDER": [],
+    "python -m hra_jax.tasks centroids runs/own/adapter --workdir runs/own": [],
     "python -m hra_jax.aot --config NAME --topology v5e:2x2": [*AHEAD, "--steps=transcription"],
     "python -m hra_jax.aot --config usm_2b_hra --topology v5e:16x16 --json aot.json": [
         *AHEAD,

@@ -114,7 +114,7 @@ def test_the_mean_of_all_tasks_is_a_task(files, micro, trained):
 
 def test_without_a_task_the_only_one_is_taken_and_said_and_of_several_one_is_asked_for(trained, tmp_path):
     adapter = str(trained.workdir / "adapter")
-    told = "--task is missing, and .* has 3 tasks; allowed: ann, bob, cy, __mean__ .* or __base__"
+    told = "--task is missing, and .* has 3 tasks; allowed: ann, bob, cy, __auto__ .*, __mean__ .* or __base__"
     with pytest.raises(UserError, match=told):
         choose_task(adapter, None)
     assert choose_task(adapter, "bob") == ("bob", "") and choose_task(None, None) == ("__base__", "")
@@ -303,4 +303,41 @@ def test_flags_that_do_not_fit_each_other_are_refused_in_one_line(asked, flag_va
             command_of.main(["transcribe"])
     flag_values(adapter=asked["adapter"], backbone=asked["backbone"])
     with pytest.raises(UserError, match="no audio file given"):
+        command_of.main(["transcribe"])
+
+
+@pytest.mark.slow(minutes=0.2)
+def test_the_task_of_a_recording_or_of_a_session_is_found_where_nobody_says_it(
+    asked, micro, flag_values, tmp_path, capsys
+):
+    manifest, output = str(micro.data / "train.jsonl"), str(tmp_path / "heard")
+    commands.add_centroids(asked["adapter"], manifest=manifest, backbone=micro.backbone, output=output)
+    asked["adapter"] = output
+    rows = world.read_manifest(Path(asked["manifest"]))
+    model = hra_jax.load_adapter(output, hra_jax.load_backbone(micro.backbone))
+    sounds = [decode_file(row["audio_filepath"], world.RATE) for row in rows]
+    for sessions in (None, [row["who"] for row in rows]):
+        flag_values(**{**asked, "task_tag": "task", "task": "__auto__", "session": "who" if sessions else ""})
+        Path(asked["output"]).unlink(missing_ok=True)
+        assert command_of.main(["transcribe"]) == 0
+        lines = [json.loads(line) for line in Path(asked["output"]).read_text().splitlines()]
+        expected = model.recognise(sounds, sample_rate=world.RATE, tasks=["__auto__"] * len(rows), sessions=sessions)
+        assert [(line["task"], line["text"]) for line in lines] == [(one.task, one.text) for one in expected]
+        assert {line.get("session") for line in lines} == set(sessions or [None])
+    # What was found for a session holds for the rest of it, after an interruption too.
+    other = next(name for name in world.SPEAKERS if name != lines[0]["task"])
+    kept = json.dumps({**lines[0], "task": other, "asked": "__auto__"}) + "\n"
+    Path(asked["output"]).write_text(kept)
+    assert command_of.main(["transcribe"]) == 0
+    again = [json.loads(line) for line in Path(asked["output"]).read_text().splitlines()]
+    assert [line["task"] for line in again if line["session"] == lines[0]["session"]] == [other, other]
+    with pytest.raises(UserError, match="files have no fields; allowed: __all__, or a manifest"):
+        command_of.main(["transcribe", rows[0]["audio_filepath"]])
+
+
+def test_without_centroids_the_command_that_adds_them_is_named_before_anything_is_loaded(asked, flag_values, tmp_path):
+    exported = read_adapter(asked["adapter"])
+    library.write(epath.Path(tmp_path / "bare"), dataclasses.replace(exported, records={}))
+    flag_values(**{**asked, "adapter": str(tmp_path / "bare"), "task_tag": "task", "task": "__auto__"})
+    with pytest.raises(UserError, match="tasks centroids"):
         command_of.main(["transcribe"])

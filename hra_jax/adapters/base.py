@@ -254,6 +254,19 @@ class Adapter:
         del params, taps, rng
         return x, carry
 
+    def voice(self, x: jax.Array, carry: Any) -> jax.Array:
+        """What tells voices apart, of each frame after a layer: x `[B, T, D]`, or what the method knows better.
+
+        Args:
+          x: `[B, T, D]`, what the layer gave.
+          carry: what runs on to the next layer.
+
+        Returns:
+          `[B, T, S]`.
+        """
+        del carry
+        return x
+
     def after_output(self, all_layers: Tree, x: jax.Array, logits: jax.Array, symbols: jax.Array | None) -> jax.Array:
         """The logits of the encoder's output, adapted.
 

@@ -135,6 +135,10 @@ class HierarchicalRecurrentAdapter(Adapter):
         )
         return adapted
 
+    def voice(self, x: jax.Array, carry: jax.Array) -> jax.Array:
+        """The controller's state: float32 `[B, T, R]`."""
+        return carry[..., : self.width]
+
     # --- PyTorch ---
 
     def check_torch(self) -> None:

@@ -32,6 +32,7 @@ SHARED = ""  # the task of what all tasks share
 Records = dict[str, dict[str, np.ndarray]]
 
 HASHES, OWN_HASHES = "hashes", "own_hashes"
+CENTROID, WHITENING = "centroid", "whitening"
 # Why a task is recognised by the backbone alone, as `tasks gate` found it: {"suite", "metric", "rate", "base_rate",
 # "tolerance"}; absent where the adapter is used.
 SET_ASIDE = "set_aside"
@@ -88,6 +89,10 @@ FIELDS: dict[str, FieldRecord] = {
 ARRAYS: dict[str, ArrayRecord] = {
     HASHES: ArrayRecord("uint64", 1, outlives=True, copied=True, merged=True),
     OWN_HASHES: ArrayRecord("uint64", 1, copied=True, merged=True),
+    # How a task sounds, and, of what all share, in which units that is compared: see `decoding.unknown_task`. A copy of
+    # a task is there for another voice.
+    CENTROID: ArrayRecord("float32", 1),
+    WHITENING: ArrayRecord("float32", 2),
     LM: ArrayRecord("uint8", 1),
 }
 _MOST_BYTES = 2**33  # of the file
@@ -143,6 +148,11 @@ def each_its_own(records: Records, record: str, tasks: Iterable[str]) -> Records
     by_task = records.get(record, {})
     own = {task: by_task[task if task in by_task else SHARED] for task in tasks if by_task.keys() & {task, SHARED}}
     return _tidy({**records, record: own})
+
+
+def without_voices(records: Records) -> Records:
+    """The records but for what they say of how tasks sound."""
+    return {record: by_task for record, by_task in records.items() if record not in (CENTROID, WHITENING)}
 
 
 def joined(*several: Records) -> Records:

@@ -76,6 +76,7 @@ MEANT_BEFORE: dict[str, Any] = {
     "optimizer.max_skipped_steps": 10,  # as it has been since
     "data.format_characters": "kept",
     "export.hashes": False,
+    "export.voices": False,
     "data.draw": "utterances",
     "data.groups": "",
     "data.temperature": 1.0,

@@ -3,16 +3,18 @@
 Letters: B batch, S samples, T encoder frames, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hra_jax.adapters.base import Adapter, Bound
 from hra_jax.models import augmentation, frontend, subsampling
 from hra_jax.models.attention_parts import Budget
-from hra_jax.models.conformer import Conformer
+from hra_jax.models.conformer import VOICE, Conformer
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
 from hra_jax.models.layers import Projection, wide
@@ -100,3 +102,24 @@ class AsrModel(nn.Module):
         centred = self.features.normalization != "none"
         x = augmentation.spec_augment(mask_rng, x, lengths, config, centred=centred)
         return frontend.stacked(x, lengths, self.features)
+
+
+def apply_with_voice(
+    model: AsrModel, params: Mapping[str, Any], waveform: jax.Array, num_samples: jax.Array, bound: Bound
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probabilities and lengths of a batch as the model gives them, and how its voices sound.
+
+    Args:
+      model: the encoder with its adapter method.
+      params: the backbone's weights.
+      waveform, num_samples, bound: as the model takes them.
+
+    Returns:
+      `[B, T, V]`, `[B]`, and float32 `[B, 2 S]`: `conformer.voice_of` as a mean over the lower half of the adapted
+      layers. Those above know less of who speaks, and more of what is said.
+    """
+    outputs: Any = model.apply({"params": params}, waveform, num_samples, bound, mutable=[VOICE])
+    (log_probs, lengths), found = outputs
+    (voices,) = jax.tree.leaves(found[VOICE])
+    layers = model.adapter.adapted(model.encoder)
+    return log_probs, lengths, voices[np.array(layers[: (len(layers) + 1) // 2])].mean(axis=0)

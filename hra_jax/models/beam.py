@@ -24,7 +24,7 @@ from hra_jax.models.automaton_tables import NEVER, Arcs, Tables, locate
 from hra_jax.models.automaton_tables import tables as tables  # what a search is given
 
 ALL_TOKENS = 256  # vocabularies up to this size are searched without pruning
-_PRUNED_TOKENS = 32  # tokens of a frame that are tried in larger ones
+PRUNED_TOKENS = 32  # tokens of a frame that are tried in larger ones
 _DEAD = -1e29  # below it, `NEVER` is in a score
 
 
@@ -116,7 +116,7 @@ def search(
     is_blank = jnp.arange(vocabulary, dtype=jnp.int32)[None, :] == blank[:, None]
     blank_scores = jnp.take_along_axis(log_probs, blank[:, None, None], axis=2)[..., 0]
     token_scores = jnp.where(is_blank[:, None, :], NEVER, log_probs)
-    count = frame_tokens or (vocabulary if vocabulary <= ALL_TOKENS else _PRUNED_TOKENS)
+    count = frame_tokens or (vocabulary if vocabulary <= ALL_TOKENS else PRUNED_TOKENS)
     if count < vocabulary:
         tried_scores, tried = jax.lax.top_k(token_scores, count)
     else:

@@ -18,7 +18,7 @@ from hra_jax.models import padding
 from hra_jax.models.attention import Attention, context_mask
 from hra_jax.models.attention_parts import Budget
 from hra_jax.models.encoder_config import EncoderConfig
-from hra_jax.models.layers import BatchNorm, DepthwiseConvolution, Hook, LayerNorm, Projection
+from hra_jax.models.layers import BatchNorm, DepthwiseConvolution, Hook, LayerNorm, Projection, wide
 from hra_jax.models.setting_checks import one_of
 
 # Rematerialisation policies: what the backward pass keeps of a block (None: everything); it recomputes the rest. A new
@@ -28,6 +28,15 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the outputs of the projections
     "full": jax.checkpoint_policies.nothing_saveable,  # keep the input of each block only
 }
+
+# The collection of what `Adapter.voice` says of every layer; Flax makes none of it where a model is initialised.
+VOICE = "intermediates"
+
+
+def voice_of(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """Mean and standard deviation over the valid frames of x `[B, T, S]`: `[B, 2 S]`, float32."""
+    mean, variance = padding.masked_mean_variance(x.astype(wide(x.dtype)), valid)
+    return jnp.concatenate([mean, jnp.sqrt(variance)], axis=-1)[:, 0]
 
 
 def _norm(config: EncoderConfig, name: str) -> LayerNorm:
@@ -134,7 +143,11 @@ class ConformerLayer(nn.Module):
         x = keep * x + add * drop(FeedForward(config, name="ff2")(x, hook))
         x = hook("final_norm", x, _norm(config, "final_norm")(x))
         with jax.named_scope(f"adapter_{adapter.name}"):
-            return adapter.after_layer(params, x, state, taps, rng=rng), None
+            x, state = adapter.after_layer(params, x, state, taps, rng=rng)
+        # Only who asks for it pays for it.
+        if self.is_mutable_collection(VOICE):
+            self.sow(VOICE, "voice", voice_of(adapter.voice(x, state), valid))
+        return (x, state), None
 
 
 class Conformer(nn.Module):
@@ -174,7 +187,7 @@ class Conformer(nn.Module):
             block = nn.remat(block, policy=policy, prevent_cse=False)
         scanned: Any = nn.scan(  # of a class it gives a class; Flax says that it gives an instance
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, VOICE: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.n_layers,

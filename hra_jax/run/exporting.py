@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from hra_jax.adapters import adapter_folder, initial, methods, task_records
+from hra_jax.adapters.task_records import CENTROID, WHITENING
 from hra_jax.config.files import config_to_json
 from hra_jax.config.settings import boolean, check_settings, one_of, setting
 from hra_jax.console import tell
@@ -49,6 +50,12 @@ class ExportSettings:
         boolean(),
         "whether exports hold 64 bits of a hash of every utterance that was trained on, by which evaluation refuses a "
         "suite that has it; whoever has a recording can then tell that it was used",
+    )
+    voices: bool = setting(
+        True,
+        boolean(),
+        "whether an adapter holds how each task sounds, the mean over at most 50 of its utterances, by which the task "
+        "__auto__ finds whose voice a recording is",
     )
 
     def __post_init__(self) -> None:
@@ -119,6 +126,13 @@ def add_field(run: Run, field: str, values: Mapping[str, Any], *, task_steps: Ma
     agreement.barrier(f"{field} exported")
 
 
+def add_voices(run: Run, voices: task_records.Records, *, task_steps: Mapping[str, int]) -> None:
+    """Writes how the tasks sound into what `export` has written; all processes must call it."""
+    run.voices = voices
+    _export_adapter(run, task_steps=task_steps, results=None)
+    agreement.barrier("voices exported")
+
+
 def _check_names(tasks: Sequence[str], workdir: epath.Path) -> None:
     """Tells the way out of a run, begun before names were looked at, with a task that no adapter may have."""
     try:
@@ -184,8 +198,15 @@ def _records(run: Run, *, shared: bool) -> task_records.Records:
     """
     start, tasks = run.material.start, run.layout.tasks
     if run.hashes is None:
-        return {} if start is None else task_records.without_hashes(start.records)
-    return initial.started_from(start, tasks, run.material.new_task, trained=_trained(run, tasks, shared=shared))
+        records = {} if start is None else task_records.without_hashes(start.records)
+    else:
+        records = initial.started_from(start, tasks, run.material.new_task, trained=_trained(run, tasks, shared=shared))
+    if shared:
+        # Tasks that only came along no longer sound as they did.
+        return task_records.joined(task_records.without_voices(records), run.voices)
+    return task_records.joined(
+        {WHITENING: run.voices.get(WHITENING, {})}, records, {CENTROID: run.voices.get(CENTROID, {})}
+    )
 
 
 def _trained(run: Run, tasks: Sequence[str], *, shared: bool) -> task_records.Records:

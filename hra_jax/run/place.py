@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from hra_jax.adapters import initial
+from hra_jax.adapters import initial, task_records
 from hra_jax.adapters.base import no_parameters
 from hra_jax.adapters.settings import AdapterSettings
 from hra_jax.data.report import DataReport
@@ -41,6 +41,7 @@ class Run:
       best_rows: the rows of those steps, where each task is exported at its own best.
       hashes: of the utterances that were trained on; None where nobody is to know them.
       fields: what was found of tasks after the last step, `{field: {task: value}}` of `task_records.FIELDS`.
+      voices: how the tasks sound, found after the last step; {} where that is not known.
       failures: validations and reports that failed; the run goes on without them.
     """
 
@@ -56,6 +57,7 @@ class Run:
     best_rows: BestRows = dataclasses.field(default_factory=BestRows)
     hashes: UtteranceHashes | None = None
     fields: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    voices: task_records.Records = dataclasses.field(default_factory=dict)
     failures: list[str] = dataclasses.field(default_factory=list)
 
 

@@ -23,7 +23,7 @@ from hra_jax.run.settings import RunSettings
 from hra_jax.text.vocabularies import BLANK_ID
 from hra_jax.training import placement, sharding, task_bank, train_state
 from hra_jax.training.optimizer import OptimizerConfig
-from hra_jax.training.step import make_evaluation_step, make_train_step
+from hra_jax.training.step import make_evaluation_step, make_train_step, make_voice_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +201,11 @@ def evaluation_steps(
         for beside in (True, False)
     )
     return both, alone
+
+
+def voice_step(model: AsrModel, mesh: Mesh) -> Callable[..., Any]:
+    """The step that hears whose voice it is, jitted."""
+    return jax.jit(make_voice_step(model), out_shardings=sharding.replicated(mesh))
 
 
 def on_devices(weights: dict[str, Any], kind: type[task_bank.TaskBank]) -> dict[str, Any]:

@@ -11,6 +11,8 @@
     python -m hra_jax.tasks export-checkpoint --workdir W --output DIR [--step N|last|best] [--backbone DIR]
         [--rename OLD=NEW ...]
     python -m hra_jax.tasks specialize ADAPTER TASK --output DIR [--backbone DIR] [--peft]
+    python -m hra_jax.tasks centroids ADAPTER --manifest M.jsonl|--workdir W [--tag speaker] [--backbone DIR]
+        [--output DIR]
     python -m hra_jax.tasks gate ADAPTER --suite A [--tolerance 0.01] [--check] [--backbone DIR] [--data_dir DIR]
     python -m hra_jax.tasks gate ADAPTER --results RESULTS.json [--tolerance 0.01] [--check]
     python -m hra_jax.tasks calibrate ADAPTER --suite A [--backbone DIR] [--data_dir DIR]
@@ -35,7 +37,7 @@ from hra_jax.errors import UserError
 from hra_jax.storage import folders, locks
 from hra_jax.storage.files import is_remote, real_path, write_file
 from hra_jax.storage.json_files import json_text
-from hra_jax.tasks import adding, calibrating, descriptions, gate, language_models, library, merging
+from hra_jax.tasks import adding, calibrating, centroids, descriptions, gate, language_models, library, merging
 from hra_jax.tasks.backbone import load_backbone
 from hra_jax.tasks.names import check_name, check_tasks
 
@@ -364,6 +366,34 @@ def specialize(adapter: str, task: str, *, output: str | None, backbone: str | N
         )
 
 
+def add_centroids(
+    adapter: str,
+    *,
+    manifest: str | None = None,
+    workdir: str | None = None,
+    tag: str | None = None,
+    backbone: str | None = None,
+    output: str | None = None,
+) -> None:
+    """Tells an adapter folder how its tasks sound, by which the task `__auto__` finds that of a recording.
+
+    Args:
+      adapter: the folder.
+      manifest: recordings of its tasks.
+      workdir: in place of it, the work directory of a run, for the recordings that it was trained on.
+      tag: which names the task of a recording; None for 'speaker', or what the run had.
+      backbone: folder of the backbone, or builtin:NAME; None takes what the adapter names.
+      output: where the result goes; None changes the folder in place.
+
+    Raises:
+      UserError: not an adapter folder, no recordings, or none of a task that has no centroid yet.
+    """
+    sources, wanted = centroids.utterances_of(manifest, workdir, tag=tag)
+    with _writing(adapter, output, "centroids") as destination:
+        result = centroids.with_centroids(adapter, read_adapter(adapter), sources, tag=wanted, backbone=backbone)
+        _finish(destination, result, f"heard the tasks {listed(result.tasks)}")
+
+
 def gate_tasks(
     adapter: str,
     *,
@@ -505,6 +535,13 @@ COMMANDS = {
         export_checkpoint, "--workdir W --output DIR", 0, 0, ("workdir", "output", "step", "backbone", "rename")
     ),
     "import": cli.Command(import_tasks, "ADAPTER FROM [--task NAME ...]", 2, _MANY, ("task", "as", "output")),
+    "centroids": cli.Command(
+        add_centroids,
+        "ADAPTER --manifest M.jsonl|--workdir W",
+        1,
+        1,
+        ("manifest", "workdir", "tag", "backbone", "output"),
+    ),
     "gate": cli.Command(
         gate_tasks,
         "ADAPTER --suite A",
@@ -524,13 +561,14 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
     strings = {
         "json": "list, show: a file to write everything to.",
         "output": "The folder to write; without it the adapter is changed in place (where that is possible).",
-        "backbone": "add, specialize, gate, calibrate, export-checkpoint: folder of the backbone, or builtin:NAME.",
+        "tag": "centroids: manifest tag that names the task of a recording; speaker if not given.",
+        "backbone": "add, specialize, centroids, gate, calibrate, export-checkpoint: its folder, or builtin:NAME.",
         "suite": "gate, calibrate: name or path of the validation suite.",
         "results": "gate: in place of --suite, the results.json of an evaluation of this adapter.",
         "data_dir": "gate, calibrate: what {dir} in the suite's manifests stands for.",
         "init": "add: what the task starts as: zero (no effect), mean of the tasks, or the name of a task.",
-        "manifest": "add: recordings to train the task on; all that tasks share stays as it is.",
-        "workdir": "add: work directory of the training; without it a temporary one. export-checkpoint: of the run.",
+        "manifest": "add: recordings to train the task on; what tasks share stays as it is. centroids: of all tasks.",
+        "workdir": "add: where it trains; without it a temporary folder. export-checkpoint, centroids: of the run.",
         "step": "export-checkpoint: last (if not given), best, or the number of a checkpoint.",
         "as": "import: another name for the task.",
     }

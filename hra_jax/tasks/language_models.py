@@ -15,11 +15,11 @@ from hra_jax.adapters.adapter_folder import ExportedAdapter
 from hra_jax.adapters.task_records import DECODE, LM, SHARED
 from hra_jax.console import listed, printable
 from hra_jax.errors import UserError
+from hra_jax.run.workdirs import LANGUAGE
 from hra_jax.text import ngram
 from hra_jax.text.ngram import LanguageModel
 from hra_jax.text.vocabularies import vocabulary_from_json
 
-_BESIDE = "lm"  # the folder beside the adapter of a run
 _SHOWN = 12  # characters of a digest
 
 
@@ -88,7 +88,7 @@ def _read(content: np.ndarray, task: str, folder: str) -> LanguageModel:
 
 def _beside(folder: epath.PathLike) -> dict[str, LanguageModel]:
     """The models of the run whose adapter lies in a folder, by path."""
-    place = epath.Path(folder).parent / _BESIDE
+    place = epath.Path(folder).parent / LANGUAGE
     if not place.is_dir():
         return {}
     return {str(path): ngram.read(path) for path in sorted(place.iterdir()) if path.suffix == ngram.SUFFIX}

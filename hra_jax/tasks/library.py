@@ -176,6 +176,12 @@ def renamed(exported: ExportedAdapter, old: str, new: str) -> ExportedAdapter:
     return _with_tasks(exported, entries, exported.tasks | {new: exported.tasks[old]}, records=records)
 
 
+def with_records(exported: ExportedAdapter, records: task_records.Records) -> ExportedAdapter:
+    """The adapter with more held for its tasks; what comes takes the place of what was there."""
+    joined = task_records.joined(exported.records, records)
+    return _with_tasks(exported, exported.tasks_json, exported.tasks, records=joined)
+
+
 # --- Tasks of another adapter -----------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,9 @@ from hra_jax.errors import UserError
 BASE_TASK = "__base__"  # no adapter: the backbone alone
 MEAN_TASK = "__mean__"  # the mean of all task rows
 FEW_TASK = "__few__"  # in suites: heads that are trained on a few utterances of the task itself
-RESERVED_NAMES = ("", BASE_TASK, MEAN_TASK, FEW_TASK)  # every list of tasks and every suite means the same by them
+AUTO_TASK = "__auto__"  # the task that sounds most like the utterance, see `decoding.unknown_task`
+# Every list of tasks and every suite means the same by them.
+RESERVED_NAMES = ("", BASE_TASK, MEAN_TASK, FEW_TASK, AUTO_TASK)
 
 _MOST_LISTED = 10  # names in an error
 _LONGEST_QUOTED = 120  # characters; file systems allow 255 bytes, prefix and extension included

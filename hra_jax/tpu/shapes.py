@@ -11,11 +11,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
-from hra_jax import api
 from hra_jax.adapters import methods
 from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
 from hra_jax.config.keys import group
 from hra_jax.data import batching
+from hra_jax.decoding import step
 from hra_jax.decoding.settings import DEFAULT_BEAM
 from hra_jax.models import augmentation, automaton_tables, beam
 from hra_jax.models.dtypes import compute_dtype
@@ -160,7 +160,7 @@ class Shapes:
         shared, bank = (weights["shared"], weights["tasks"]) if "tasks" in weights else ({}, {})
         args = (weights.get("backbone", self._frozen()), shared, bank, self._replicated((), jnp.int32))
         inputs = (batch["waveform"], batch["num_samples"], batch["task"], batch.get("symbols"))
-        return jax.jit(functools.partial(api.apply_model, model)), args + inputs
+        return jax.jit(functools.partial(step.apply_model, model)), args + inputs
 
     def _decode(self, seconds: float, rows: int) -> _Program:
         """The beam search of what `_transcription` gives, with a language model and phrases for each row.

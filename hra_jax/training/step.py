@@ -17,7 +17,7 @@ from hra_jax.adapters import task_rows
 from hra_jax.adapters.base import bind, unbound
 from hra_jax.errors import UserError
 from hra_jax.models import ctc
-from hra_jax.models.asr import AsrModel
+from hra_jax.models.asr import AsrModel, apply_with_voice
 from hra_jax.models.augmentation import Sounds
 from hra_jax.training import train_state
 from hra_jax.training.optimizer import (
@@ -353,3 +353,21 @@ def make_evaluation_step(
         return outputs | {"base_paths": base.argmax(axis=-1).astype(jnp.int32), "difference": difference}
 
     return evaluation_step
+
+
+def make_voice_step(model: AsrModel) -> Callable[[Tree, Tree, Tree], Metrics]:
+    """Builds `voice_step(trainable, frozen, batch)`, which hears a batch without any task's own part.
+
+    It returns a dict: 'voices' float32 `[B, 2 S]`, see `models.asr.apply_with_voice`; 'utterance' and 'weight' as in
+    the batch.
+    """
+
+    def voice_step(trainable: Tree, frozen: Tree, batch: Tree) -> Metrics:
+        rows = trainable["tasks"]
+        count = jax.tree.leaves(rows)[0].shape[0]
+        nothing = jnp.full_like(batch["task"], count)
+        bound = bind(model.adapter, model.encoder, trainable["shared"], rows, nothing)
+        _, _, voices = apply_with_voice(model, frozen, batch["waveform"], batch["num_samples"], bound)
+        return {"voices": voices, "utterance": batch["utterance"], "weight": batch["weight"]}
+
+    return voice_step

@@ -17,6 +17,7 @@ from hra_jax.console import printable, tell
 from hra_jax.errors import UserError
 from hra_jax.storage.files import GrowingFile, check_no_link, check_regular, write_file
 from hra_jax.storage.json_files import check_fields, json_text, parse_json, read_object
+from hra_jax.tasks.names import AUTO_TASK
 from hra_jax.transcription.requests import Request, Requests
 
 TEXT, JSON_LINES, SUBTITLES = "text", "jsonl", ("srt", "vtt")
@@ -50,7 +51,13 @@ class Result(NamedTuple):
 
 
 class Output(Protocol):
-    """What takes results in their order."""
+    """What takes results in their order.
+
+    Attributes:
+      sessions: the task that an earlier run has found for each session, as far as the output says it.
+    """
+
+    sessions: Mapping[str, str]
 
     def has(self, request: Request) -> bool:
         """Whether it has the result of a request from an earlier run; each is asked for once, in its order."""
@@ -105,7 +112,7 @@ class Printed:
 
     def __init__(self, form: str):
         """Takes the format."""
-        self._form = form
+        self._form, self.sessions = form, dict[str, str]()
 
     def has(self, request: Request) -> bool:
         """No."""
@@ -141,6 +148,7 @@ class Lines:
           OSError: it cannot be read or written.
         """
         self._path, self._form = epath.Path(path), form
+        self.sessions: dict[str, str] = {}
         check_no_link(self._path)
         _claim(epath.Path(f"{path}.{_RUN}"), path, run, begun=self._path.exists() and self._path.stat().length > 0)
         content, self._done = self._kept()
@@ -173,6 +181,8 @@ class Lines:
         row = check_fields(parse_json(line, where=where), {"audio_filepath": str, "task": str}, where=where)
         if "error" in row:
             return None
+        if row.get("asked") == AUTO_TASK and "session" in row:
+            self.sessions[str(row["session"])] = row["task"]
         return str(row.get("key", row["audio_filepath"])), str(row.get("asked", row["task"]))
 
     def has(self, request: Request) -> bool:
@@ -235,6 +245,7 @@ class SubtitleFiles:
         written = set(there)
         self._done = {source for source, file in self._files.items() if file in written}
         self._results: dict[str, list[Result]] = {}
+        self.sessions: dict[str, str] = {}
 
     def has(self, request: Request) -> bool:
         """As `Output.has`."""

@@ -7,12 +7,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from hra_jax.api import Backbone, load_adapter, load_backbone
+from hra_jax.decoding import unknown_task
 from hra_jax.decoding.decoder import Decoder
 from hra_jax.decoding.recognition import Recognition
 from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
+from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, MEAN_TASK
 from hra_jax.transcription.batches import Decoded, Decoding
 from hra_jax.transcription.outputs import Result
 from hra_jax.transcription.requests import Request
@@ -42,6 +43,7 @@ class Recogniser:
 
     Attributes:
       fingerprint: of the backbone.
+      sessions: the task of each session of `__auto__` whose voice is known.
     """
 
     def __init__(self, adapter: str | None, backbone: str, tasks: Collection[str], options: Options | None = None):
@@ -65,9 +67,14 @@ class Recogniser:
             raise needs_adapter(next(task for task in tasks if task != BASE_TASK))
         mean = [task for task in tasks if task == MEAN_TASK]
         others = [task for task in tasks if task != MEAN_TASK]
+        if AUTO_TASK in others:
+            # Refuses an adapter that does not say how its tasks sound.
+            unknown_task.voices_of(model.records, model.tasks, where=model.folder, aside=model.set_aside)
+            others = [*others, *model.tasks, BASE_TASK]
         self._models = ({MEAN_TASK: model.mean()} if mean else {}) | ({"": model} if others else {})
-        asked = {MEAN_TASK: mean, "": others}
+        asked = {MEAN_TASK: mean, "": set(others) - {AUTO_TASK}}
         self._decoders = {kind: each.decoder(self._options.decode, asked[kind]) for kind, each in self._models.items()}
+        self.sessions: dict[str, str] = {}
 
     def load(self) -> None:
         """Reads the weights of the backbone. UserError as `load_backbone`."""
@@ -86,8 +93,13 @@ class Recogniser:
         return {key: value for decoder in self._decoders.values() for key, value in decoder.facts().items()}
 
     def kind(self, request: Request) -> str:
-        """Only requests of one kind share a batch: the mean of all tasks is a model of its own."""
-        return MEAN_TASK if request.task == MEAN_TASK else ""
+        """Only requests of one kind share a batch: a session whose voice is not known yet is heard together."""
+        if request.task == MEAN_TASK:
+            return MEAN_TASK  # a model of its own
+        return f"{AUTO_TASK} {request.session}" if request.session and self._task(request) == AUTO_TASK else ""
+
+    def _task(self, request: Request) -> str:
+        return self.sessions.get(request.session, AUTO_TASK) if request.task == AUTO_TASK else request.task
 
     def results(self, decoded: Sequence[Decoded]) -> list[Result]:
         """What becomes of recordings of one kind.
@@ -96,17 +108,21 @@ class Recogniser:
           UserError: the log-probabilities of one of them are not finite.
         """
         requests = [one.request for one in decoded]
-        kind = self.kind(requests[0])
-        decoder = self._decoders[kind]
-        found = self._models[kind].recognise(
+        which = MEAN_TASK if requests[0].task == MEAN_TASK else ""
+        decoder = self._decoders[which]
+        found = self._models[which].recognise(
             [one.samples for one in decoded],
             sample_rate=self.sample_rate,
-            tasks=[request.task for request in requests],
+            tasks=[self._task(request) for request in requests],
+            sessions=[one.request.session or one.number for one in decoded],
             decode=decoder,
             phrases=[request.phrases for request in requests] if any(one.phrases for one in requests) else None,
             words=self._options.words,
             chunk_seconds=self._options.chunk_seconds,
         )
+        for request, one in zip(requests, found, strict=True):
+            if request.task == AUTO_TASK and request.session:
+                self.sessions[request.session] = one.task
         return [_result(*pair, decoder) for pair in zip(requests, found, strict=True)]
 
 

@@ -21,6 +21,7 @@ from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.decoding import phrases
 from hra_jax.decoding.phrases import Weighted
 from hra_jax.errors import UserError
+from hra_jax.tasks.names import AUTO_TASK
 
 TASK_TAG: Final = "task"
 ALL: Final = "__all__"  # the session of everything in one call
@@ -143,7 +144,8 @@ def of_manifest(
       session_tag: the field whose value is the session; `ALL` for one session of all.
 
     Returns:
-      The requests in the order of the lines, then those of lines that cannot be used.
+      The requests in the order of the lines, then those of lines that cannot be used. Where `__auto__` is among the
+      tasks, those of a session stand together.
 
     Raises:
       UserError: it cannot be read or is empty; no line has a task that there is.
@@ -160,13 +162,17 @@ def of_manifest(
         shown = f"{task_tag} = {listed(values, most=3)}"
         raise UserError(f"{source}: no line has a task that there is ({shown}): {others[values[0]]}")
 
+    tasks = frozenset(values) - others.keys() | ({task} if task is not None and (numbers < 0).any() else set())
+    order = np.arange(len(columns))
+    if session_tag and AUTO_TASK in tasks:
+        order = np.argsort(columns.tag(session_tag)[0], kind="stable")  # a voice is found from what is heard together
+
     def make() -> Iterator[Request]:
-        for row in columns:
+        for row in columns.at(order):
             yield _of_line(row, task=row.tag(task_tag) or task or "", unknown=others, tag=session_tag)
         for line in refused:
             yield _of_refused(line, task=line.tag(task_tag) or task or "")
 
-    tasks = frozenset(values) - others.keys() | ({task} if task is not None and (numbers < 0).any() else set())
     return Requests(len(columns) + len(refused), tasks, make)
 
 

@@ -10,7 +10,7 @@ from reference import beam_reference
 from hra_jax.decoding import phrases as phrase_lists
 from hra_jax.decoding.decoder import Decoder
 from hra_jax.decoding.language_models import Held
-from hra_jax.decoding.settings import decode_settings
+from hra_jax.decoding.settings import DEFAULT_WEIGHTS, decode_settings
 from hra_jax.errors import UserError
 from hra_jax.models import alignment, beam, ctc
 from hra_jax.text import ngram
@@ -45,7 +45,7 @@ def models():
 @pytest.fixture(scope="module")
 def decoder(models):
     return Decoder(
-        decode_settings({"lm": models, "beam": 8, "n_best": 3, "phrases": {TASKS[0]: ["egg"]}}),
+        decode_settings({"lm": models, "beam": 8, "n_best": 3, "phrases": {TASKS[0]: ["egg"]}, "phrase_weight": 3.0}),
         vocabularies=dict.fromkeys(TASKS, LETTERS),
     )
 
@@ -82,7 +82,7 @@ def test_a_row_gets_what_a_plain_search_with_its_model_phrases_and_weights_gives
     phrases = phrase_lists.automaton_of(["egg", *PHRASES[row]], LETTERS)
 
     def score(prefix):
-        return 0.8 * (model.score(prefix) - end(prefix)[0]) + 1.5 * (phrases.score(prefix) - end(prefix)[1])
+        return 0.8 * (model.score(prefix) - end(prefix)[0]) + 3.0 * (phrases.score(prefix) - end(prefix)[1])
 
     def end(prefix):
         states = [model.start, phrases.start]
@@ -98,7 +98,7 @@ def test_a_row_gets_what_a_plain_search_with_its_model_phrases_and_weights_gives
         blank=0,
         width=8,
         extend=extend,
-        end=lambda prefix: 0.8 * end(prefix)[0] + 1.5 * end(prefix)[1],
+        end=lambda prefix: 0.8 * end(prefix)[0] + 3.0 * end(prefix)[1],
     )
     assert found.scores[row] == pytest.approx(expected[0][0], abs=1e-3)
     assert ctc.labels_of_path(found.paths[row], 0) == list(expected[0][1])
@@ -238,8 +238,9 @@ def test_tuned_weights_are_those_of_the_model_that_they_were_tuned_for(models):
     assert weights({"lm": mine}) == [1.5, 2.0, None]
     assert weights({"lm": mine, "lm_weight": 0.25, "phrases": ["egg"]}) == [0.25, 2.0, 4.0]
     assert weights({"lm": "train"}, train=lambda task: mine) == [1.5, 2.0, None]
-    assert weights({"lm": other, "phrases": ["egg"]}) == [0.8, 1.0, 1.5]
-    assert weights({"phrases": ["egg"]}) == [None, 0.0, 1.5]
+    lm_weight, bonus, phrase_weight = DEFAULT_WEIGHTS.values()
+    assert weights({"lm": other, "phrases": ["egg"]}) == [lm_weight, bonus, phrase_weight]
+    assert weights({"phrases": ["egg"]}) == [None, 0.0, phrase_weight]
     # What all tasks have in common is that of a new one and of their mean too; of what differs, nothing is.
     for tuned, weight in (({"b": stored, "c": stored}, 1.5), ({"b": stored, "c": {**stored, "beam": 8}}, 0.8)):
         held = Held(tuned, {}, "ADAPTER")

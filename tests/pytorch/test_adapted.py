@@ -14,6 +14,7 @@ from hra_jax.adapters.lora import LowRankAdapter
 from hra_jax.adapters.output_kinds import SHARED_VOCABULARIES
 from hra_jax.adapters.residual import ResidualAdapter
 from hra_jax.convert.conversion import convert
+from hra_jax.decoding import step
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.asr import AsrModel
@@ -113,7 +114,7 @@ class Published:
         network = FromFeatures(files.features, files.encoder, adapter=model.adapter)
         x = x[..., None] if x.ndim == 2 else x  # a waveform has one channel behind its features
         symbols = None if model.own is None else np.stack([model.own.symbols(task) for task in names])
-        found, frames = jax.jit(api.apply_model, static_argnums=0)(
+        found, frames = jax.jit(step.apply_model, static_argnums=0)(
             network,
             self.backbone.params,
             model.shared,

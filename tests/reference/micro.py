@@ -159,6 +159,7 @@ class Micro:
             "eval.batch_seconds": 6.0,
             "eval.bootstrap": 20,
             "eval.calibrate": False,
+            "export.voices": False,  # it is one more program
         }
         settings |= {key.replace("__", "."): value for key, value in changes.items()}
         for key, value in settings.items():

@@ -113,3 +113,12 @@ def test_a_line_without_a_task_takes_the_one_given_or_is_what_is_asked_for(tmp_p
 def test_the_name_of_a_result_leads_out_of_no_folder(tmp_path, path, name):
     (made,) = of_manifest(tmp_path / "m.jsonl", [{"audio_filepath": path, "duration": 1.0}], task="ann")
     assert made.name == name
+
+
+def test_where_a_voice_is_to_be_found_the_lines_of_a_session_stand_together(tmp_path):
+    rows = [{"audio_filepath": f"{number}.wav", "duration": 1.0, "talk": "xy"[number % 2]} for number in range(6)]
+    made = of_manifest(tmp_path / "m.jsonl", rows, task="ann", session_tag="talk")
+    assert [request.key for request in made] == [f"{number}.wav" for number in range(6)]
+    made = of_manifest(tmp_path / "m.jsonl", rows, task="__auto__", session_tag="talk")
+    assert [request.key for request in made] == [f"{number}.wav" for number in (0, 2, 4, 1, 3, 5)]
+    assert "".join(request.session for request in made) == "xxxyyy"
