@@ -471,6 +471,25 @@ def serving_script() -> str:
     return f"```python\n{script}```"
 
 
+_SETS = {"hard": "eight hard speakers", "accents64": "64 accents"}
+
+
+def unknown_task() -> str:
+    """What `__auto__` costs in errors."""
+    rows = []
+    for name, found in cell("unknown_task.json")["sets"].items():
+        rates = [_percent(found[side] / found["words"]) for side in ("base", "mean", "oracle")]
+        for side in ("single", "sessions"):
+            heard, plain, count = found[side], found[f"{side}, no base"], found["utterances"]
+            shares = [_percent(heard[key] / count) for key in ("right", "among")]
+            errors = [_percent(entry["errors"] / found["words"]) for entry in (heard, plain)]
+            what = "one by one" if side == "single" else "sessions of 5"
+            rows.append([_SETS[name], what, *rates, *errors, f"{heard['recovered']:.2f}", *shares])
+            rows[-1].append(str(heard["passes"]))
+    head = "speakers | utterances | base | mean head | own task | `__auto__` | without `__base__` | recovered | right"
+    return table(f"{head} | among candidates | passes", rows, left=2)
+
+
 PARTS: dict[str, Callable[[], str]] = (
     {
         part.__name__: part
@@ -485,7 +504,7 @@ PARTS: dict[str, Callable[[], str]] = (
         part.__name__: part
         for part in (input_pipeline, input_waiting, table_rows, serving_script, phrases, phrase_weights)
     }
-    | {part.__name__: part for part in (word_times, word_confidences)}
+    | {part.__name__: part for part in (word_times, word_confidences, unknown_task)}
     | {part.__name__: part for part in (decoding, decoding_facts)}
 )
 

@@ -15,14 +15,13 @@ from reference import micro as world
 from reference import published, tiny
 
 import hra_jax
-from hra_jax import export, verify
+from hra_jax import api, export, verify
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.adapters.output import OutputAdapter
 from hra_jax.convert.conversion import convert
 from hra_jax.decoding import step
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
-from hra_jax.models.asr import AsrModel
 from hra_jax.serving import folder, program, standalone
 from hra_jax.storage import safetensors
 from hra_jax.storage.trees import flatten
@@ -150,9 +149,11 @@ def test_programs_of_published_encoders_are_right_for_any_batch_and_length(famil
     waveform = rng.uniform(-0.5, 0.5, (batch, size)).astype(np.float32)
     lengths, rows = np.array([size, rate // 2], np.int32), np.array([2, -1], np.int32)
     found, frames = made.call(params, flat["shared"], flat["tasks"], rows, waveform, lengths)
-    model = AsrModel(files.features, files.encoder, adapter=adapter)
+    model = api.AsrModel(files.features, files.encoder, adapter=adapter)
     banks = (trainable["shared"], trainable["tasks"])
-    expected, counted = step.ALONE(model, files.params, *banks, np.int32(3), waveform, lengths, rows, None)
+    expected, counted = jax.jit(step.apply_model, static_argnums=0)(
+        model, files.params, *banks, np.int32(3), waveform, lengths, rows, None
+    )
     assert frames.tolist() == counted.tolist() and frames[0] > frames[1] > 0
     for row, length in enumerate(counted):
         np.testing.assert_allclose(found[row, :length], expected[row, :length], rtol=0, atol=1e-4)
