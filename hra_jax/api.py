@@ -557,6 +557,11 @@ class Model:
         """
         return stored_calibrations(self.entries.values(), where=self.folder)
 
+    @property
+    def held(self) -> language_models.Held:
+        """What the adapter holds of language models and weights."""
+        return language_models.held(self.entries.values(), self.records, where=self.folder)
+
     def decoder(self, decode: DecodeSettings | Mapping[str, Any] | None, tasks: Iterable[str]) -> Decoder:
         """What decodes recordings of some tasks; `Decoder.facts` says with what.
 
@@ -572,8 +577,7 @@ class Model:
             asked = asked - {AUTO_TASK} | {*self.tasks, BASE_TASK}
         settings, names = decode_settings(decode), tuple(sorted(asked))
         if (settings, names) not in self._decoders:
-            held = language_models.held(self.entries.values(), self.records, where=self.folder)
-            made = Decoder(settings, vocabularies={name: self.vocabulary(name) for name in names}, adapter=held)
+            made = Decoder(settings, vocabularies={name: self.vocabulary(name) for name in names}, adapter=self.held)
             while len(self._decoders) >= _DECODERS:
                 del self._decoders[next(iter(self._decoders))]
             self._decoders[settings, names] = made

@@ -410,7 +410,13 @@ def finish(
         chosen = run.layout.select.suite
         attempt(run, f"the look at suite {chosen.name!r}", lambda: check_leaks(run, chosen), comes_again=True)
         if config.eval.calibrate:
-            attempt(run, "the calibration", lambda: calibrate(run, chosen, task_steps=task_steps), comes_again=True)
+            decode = group(config, "decode")
+            attempt(
+                run,
+                "the calibration",
+                lambda: calibrate(run, chosen, task_steps=task_steps, decode=decode, train=models),
+                comes_again=True,
+            )
     if test is None:
         return None
 

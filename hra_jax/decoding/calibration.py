@@ -215,11 +215,7 @@ def judged_words(
         recognised = model.recognise(sounds, sample_rate=rate, tasks=tasks, decode=decode, words=True)
         for task, row, recognition in zip(tasks, said, recognised, strict=True):
             found.setdefault(task, []).extend(judge(row.text, recognition.words, normalizer=normalizer))
-    return {
-        task: Judged(np.array([posterior for posterior, _ in words]), np.array([right for _, right in words]))
-        for task, words in found.items()
-        if words
-    }
+    return {task: Judged(*map(np.array, zip(*found[task], strict=True))) for task in utterances if found.get(task)}
 
 
 def judge(text: str, words: Sequence[Word], *, normalizer: str) -> list[tuple[float, bool]]:

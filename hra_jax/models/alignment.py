@@ -19,6 +19,8 @@ from jax.typing import ArrayLike
 
 from hra_jax.models import padding
 
+_LEAST = 16  # frames and labels that `align` has shapes for
+
 
 @jax.jit
 def viterbi(
@@ -99,15 +101,10 @@ def align(
     """
     batch, frames = log_probs.shape[:2]
     counts = np.array([len(row) for row in labels], np.int32)
-    tokens = np.zeros((batch, _padded(max(map(len, labels), default=0))), np.int32)
+    tokens = np.zeros((batch, padding.padded_size(max(map(len, labels), default=0), _LEAST)), np.int32)
     for row, ids in enumerate(labels):
         tokens[row, : len(ids)] = ids
-    padded = np.pad(log_probs, ((0, 0), (0, _padded(frames) - frames), (0, 0)))
+    padded = np.pad(log_probs, ((0, 0), (0, padding.padded_size(frames, _LEAST) - frames), (0, 0)))
     lengths, blanks = np.asarray(lengths, np.int32), np.broadcast_to(np.asarray(blank_id, np.int32), (batch,))
     paths, scores = viterbi(padded, lengths, tokens, counts, blanks)
     return [path[:length] for path, length in zip(np.asarray(paths), lengths, strict=True)], np.asarray(scores)
-
-
-def _padded(size: int) -> int:
-    """The next power of two, 16 at least."""
-    return 1 << max(size - 1, 15).bit_length()

@@ -5,19 +5,23 @@ from collections.abc import Mapping
 import jax
 
 from hra_jax.adapters import task_records
-from hra_jax.api import Backbone, load_adapter
+from hra_jax.api import Backbone, Model, load_adapter
 from hra_jax.console import tell
 from hra_jax.decoding import calibration
 from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import workdirs
+from hra_jax.run.decoders import Models, needs_training_texts, settings_of
 from hra_jax.run.exporting import add_field
 from hra_jax.run.place import Run
 from hra_jax.tasks import calibrating
 
 
-def calibrate(run: Run, suite: Suite, *, task_steps: Mapping[str, int], decoder: Decoder | None = None) -> None:
+def calibrate(
+    run: Run, suite: Suite, *, task_steps: Mapping[str, int], decode: DecodeSettings, train: Models | None
+) -> None:
     """Writes into W/adapter how sure the words of its tasks are; all processes must call it.
 
     Several processes would have to recognise together, which recognition from Python does not: they say which command
@@ -27,7 +31,8 @@ def calibrate(run: Run, suite: Suite, *, task_steps: Mapping[str, int], decoder:
       run: the run after its export.
       suite: of validation.
       task_steps: as for `exporting.export`.
-      decoder: of which the tasks that are searched are calibrated as well.
+      decode: settings of the configuration; words that they search for are calibrated as well.
+      train: gives the language models of the training texts; None where there are none.
     """
     files, folder = run.material.base.files, run.workdir / workdirs.ADAPTER
     if run.settings.method != "adapter" or files is None or run.frozen is None:
@@ -37,10 +42,19 @@ def calibrate(run: Run, suite: Suite, *, task_steps: Mapping[str, int], decoder:
             tell(f"words are not calibrated: python -m hra_jax.tasks calibrate {folder} --suite {suite.name} does that")
         return
     base = Backbone(files, run.frozen, compute_dtype(run.settings.backbone_dtype))
+    model = load_adapter(folder, base)
     try:
-        found = calibration.measure(load_adapter(folder, base), suite, decoder=decoder)
+        found = calibration.measure(model, suite, decoder=_decoder(model, settings_of(decode, suite), train))
     except calibration.NothingSaid as error:
         tell(f"words are not calibrated: {error}")
         return
     tell(calibrating.summary(found), calibrating.lines(found)[-1])
     add_field(run, task_records.CALIBRATION, found, task_steps=task_steps)
+
+
+def _decoder(model: Model, settings: DecodeSettings, train: Models | None) -> Decoder | None:
+    """The decoder of the tasks of a model, with the weights that were tuned for it; None without its language model."""
+    if train is None and needs_training_texts(settings):
+        return None
+    vocabularies = {task: model.vocabulary(task) for task in model.tasks}
+    return Decoder(settings, vocabularies=vocabularies, adapter=model.held, train=train)

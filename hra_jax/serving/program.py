@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from hra_jax import api
 from hra_jax.adapters.base import Adapter, no_parameters
+from hra_jax.decoding import step
 from hra_jax.models.asr import AsrModel
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
@@ -74,7 +74,7 @@ def make(
             symbols = jnp.where(((row >= 0) & (row < count))[:, None], own, shared[SYMBOLS][None, :])
         trees = (_tree(tensors) for tensors in (shared, rows))
         params = unflatten(backbone, separator=".")
-        return api.apply_model(model, params, *trees, count, waveform, num_samples, row, symbols)
+        return step.apply_model(model, params, *trees, count, waveform, num_samples, row, symbols)
 
     # No batch is shorter: what divides samples into frames then knows that there is one.
     b, k, s = export.symbolic_shape("b, k, s", constraints=[f"s >= {features.sample_rate}"])

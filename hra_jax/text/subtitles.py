@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 LINE = 42  # characters
 _LONGEST_SECONDS = 7.0
 _SHORTEST_SECONDS = 1.0
-_PAUSE_SECONDS = 1.0  # after which there is always a new cue
+_PAUSE_SECONDS = 0.5  # after which there is always a new cue
 # What a cue costs, where one that ends in no pause at all costs 1 more, and one that is too short another 1.
 _CUE_COST = 1.0
 

@@ -22,6 +22,7 @@ LETTERS = CharacterVocabulary(" abcdefg")
 TASKS = tuple(f"task{number}" for number in range(8))
 WORDS = ("abba", "cab", "dad", "feed", "gag", "bag", "deaf", "egg", "cafe", "face", "bad", "add")
 FRAMES = 24
+WEIGHTS = {"lm_weight": 0.8, "token_bonus": 1.0, "phrase_weight": 3.0}
 
 
 def language_model(seed: int, vocabulary=LETTERS) -> ngram.LanguageModel:
@@ -45,7 +46,7 @@ def models():
 @pytest.fixture(scope="module")
 def decoder(models):
     return Decoder(
-        decode_settings({"lm": models, "beam": 8, "n_best": 3, "phrases": {TASKS[0]: ["egg"]}, "phrase_weight": 3.0}),
+        decode_settings({"lm": models, "beam": 8, "n_best": 3, "phrases": {TASKS[0]: ["egg"]}} | WEIGHTS),
         vocabularies=dict.fromkeys(TASKS, LETTERS),
     )
 

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.slow(minutes=1)
 
 def test_a_run_with_a_selection_suite_exports_what_the_command_would_measure(micro, tmp_path):
     suites = {"eval__suite": micro.suite("test"), "eval__select_suite": micro.suite("validation")}
-    config = micro.config(**suites, eval__calibrate=True)
+    config = micro.config(
+        **suites, eval__calibrate=True, decode__lm="train", decode__lm_weight=0.5, decode__token_bonus=0
+    )
     run = world.train(config, tmp_path / "W")
     assert run.status == 0
     assert "calibrated on 'validation': " in run.printed
@@ -27,7 +29,10 @@ def test_a_run_with_a_selection_suite_exports_what_the_command_would_measure(mic
     entries = adapter_folder.read_tasks(tmp_path / "W" / "adapter")
     model = hra_jax.load_adapter(tmp_path / "W" / "adapter", hra_jax.load_backbone(micro.backbone))
     suite = load_suite(micro.suite("validation"), data_dir=str(micro.data), report=DataReport(strict=False))
-    expected = calibration.measure(dataclasses.replace(model, entries={}), suite)
+    (lm,) = (tmp_path / "W" / "lm").glob("*.lm")
+    decoder = model.decoder({"lm": str(lm), "lm_weight": 0.5, "token_bonus": 0}, model.tasks)
+    expected = calibration.measure(model, suite, decoder=decoder)
+    assert "search_temperature" in expected["ann"]
     assert {entry["suite"] for entry in entries} == {"test"}  # the scores came after it
     found = {entry["name"]: entry["calibration"] for entry in entries if "calibration" in entry}
     assert found.keys() == expected.keys() != set()

@@ -19,6 +19,7 @@ from hra_jax import api, export, verify
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.adapters.output import OutputAdapter
 from hra_jax.convert.conversion import convert
+from hra_jax.decoding import step
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.serving import folder, program, standalone
@@ -150,7 +151,7 @@ def test_programs_of_published_encoders_are_right_for_any_batch_and_length(famil
     found, frames = made.call(params, flat["shared"], flat["tasks"], rows, waveform, lengths)
     model = api.AsrModel(files.features, files.encoder, adapter=adapter)
     banks = (trainable["shared"], trainable["tasks"])
-    expected, counted = jax.jit(api.apply_model, static_argnums=0)(
+    expected, counted = jax.jit(step.apply_model, static_argnums=0)(
         model, files.params, *banks, np.int32(3), waveform, lengths, rows, None
     )
     assert frames.tolist() == counted.tolist() and frames[0] > frames[1] > 0
