@@ -377,9 +377,13 @@ def test_flags_and_lines_of_a_manifest_say_how_each_utterance_is_decoded(asked, 
         }
         said = line["decoding"]
         assert used == {"beam": said["beam"], "lm": said.get("lm", {}).get("name"), "phrases": said.get("phrases")}
-    flag_values(**asked, lm=f"ann={lm},bob={lm},cy=", lm_weight=0.6, beam=4)
-    with pytest.raises(UserError, match="was begun with decode = "):
-        command_of.main(["transcribe"])
+    for change, told in (
+        (dict(lm_weight=0.6), "decode = "),
+        (dict(lm_weight=0.5, phrase_weight=9.0), "with_phrases = "),
+    ):
+        flag_values(**asked, lm=f"ann={lm},bob={lm},cy=", beam=4, **change)
+        with pytest.raises(UserError, match=f"was begun with {told}"):
+            command_of.main(["transcribe"])
 
 
 def test_what_cannot_decode_is_refused_in_one_line_before_anything_is_loaded(asked, lm, flag_values, tmp_path):
@@ -390,6 +394,8 @@ def test_what_cannot_decode_is_refused_in_one_line_before_anything_is_loaded(ask
         (dict(lm=asked["manifest"]), "m.jsonl"),
         (dict(beam=-1), "decode.beam"),
         (dict(lm=lm, lm_weight=float("nan")), "decode.lm_weight"),
+        (dict(lm_weight=0.5), "decode.lm_weight = 0.5 would do nothing"),
+        (dict(lm=f"ann={lm},bob={lm},cy={lm},dan={lm}"), "decode.lm: unknown task 'dan'"),
         (dict(phrases=str(tmp_path / "empty.txt")), "a weight of 1000.0; allowed: finite numbers from -100 to 100"),
         (dict(phrases=str(tmp_path / "none.txt")), "no phrases can be read there"),
     ]

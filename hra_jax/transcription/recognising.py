@@ -88,9 +88,10 @@ class Recogniser:
         """Hz, of the waveforms."""
         return next(iter(self._models.values())).backbone.sample_rate
 
-    def facts(self) -> dict[str, Any]:
-        """What decodes, as `Decoder.facts` has it."""
-        return {key: value for decoder in self._decoders.values() for key, value in decoder.facts().items()}
+    def facts(self, *, phrases: bool = False) -> dict[str, Any]:
+        """What decodes, as `Decoder.facts` has it; with `phrases`, an utterance that has phrases of its own."""
+        found = {kind: decoder.facts(phrases=phrases) for kind, decoder in self._decoders.items()}
+        return next(iter(found.values())) if len(found) == 1 else found
 
     def kind(self, request: Request) -> str:
         """Only requests of one kind share a batch: a session whose voice is not known yet is heard together."""
