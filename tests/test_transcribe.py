@@ -286,6 +286,14 @@ def test_unknown_tasks_of_a_manifest_are_counted_and_named_and_the_rest_goes_on(
         command_of.main(["transcribe"])
 
 
+def test_a_manifest_of_lines_that_cannot_be_used_is_errors_alone(asked, flag_values, capsys):
+    Path(asked["manifest"]).write_text('{"audio_filepath": "a.wav"}\n{\n')
+    flag_values(**{**asked, "task": "ann"})
+    assert command_of.main(["transcribe"]) == 2
+    kinds = [json.loads(line)["error"].partition(":")[0] for line in Path(asked["output"]).read_text().splitlines()]
+    assert kinds == ["missing_field", "bad_json"] and "0 of 2 recognised" in capsys.readouterr().out
+
+
 def test_lines_without_a_task_are_asked_for_one(asked, flag_values):
     flag_values(**{**asked, "task_tag": "task"})
     with pytest.raises(UserError, match="--task is missing, and .* has 3 tasks"):

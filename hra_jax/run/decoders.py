@@ -146,5 +146,6 @@ def facts_of(decoder: Decoder | None, runner: SuiteRunner) -> dict[str, Any]:
         task = runner.adapters[runner.table.source[own[0]]]
         one = decoder.facts_of(task, runner.phrases_of(own[0]))
         facts = {name: value for name, value in one.items() if name != "phrases"} | (facts if facts != GREEDY else {})
-        facts |= {"utterances_with_phrases": len(own)}
+        whole = {(int(runner.table.source[number]), runner.table.utterances[number].key) for number in own}
+        facts |= {"utterances_with_phrases": len(whole)}  # not their parts
     return facts
