@@ -118,6 +118,13 @@ SLOW: dict[str, list[str]] = {
     "python -m hra_jax.lm show own.lm --arpa own.arpa": [],
     "python -m hra_jax.lm make --arpa own.arpa --output again.lm": [],
     "python -m hra_jax.lm score own.lm --manifest FOLDER/test.jsonl": [],
+    "python -m hra_jax.lm tune --adapter runs/own/adapter --suite speakers_validation --data_dir FOLDER "
+    "--decode.lm=own.lm": ["--decode.beam=2", "--decode.token_bonus=1"],
+    "python -m hra_jax.lm tune --workdir runs/own --suite speakers_validation --decode.lm=train": [
+        "--decode.beam=2",
+        "--decode.token_bonus=1",
+    ],
+    "python -m hra_jax.evaluate --workdir W --suite speakers --step best --decode.lm=train --decode.beam=8": [],
     "python -m hra_jax.compare W1 W2": [],
     "python -m hra_jax.verify PATH": [],
     "python -m hra_jax.verify runs/own": [],
@@ -173,6 +180,9 @@ PLACES = {
     "python -m hra_jax.check --config NAME --workdir W": {"NAME": "own", "W": "runs/own"},
     "python -m hra_jax.evaluate --workdir W --suite NAME --step best": {"NAME": "speakers", "W": "runs/own"},
     "python -m hra_jax.evaluate --workdir W --suite speakers --step best": {"W": "runs/own"},
+    "python -m hra_jax.evaluate --workdir W --suite speakers --step best --decode.lm=train --decode.beam=8": {
+        "W": "runs/own"
+    },
     "python -m hra_jax.transcribe --adapter DIR --task NAME a.wav": {"DIR": "runs/own/adapter", "NAME": "whisper"},
     "python -m hra_jax.data.synthesize --set hard --output DIR": {"DIR": "hard"},
     "python -m hra_jax.tasks list DIR": {"DIR": "runs/own/adapter"},
