@@ -5,6 +5,8 @@
     python -m hra_jax.lm make --workdir W --output M.lm [--task NAME]
     python -m hra_jax.lm make --arpa IN.arpa --output M.lm [--adapter DIR] ...
     python -m hra_jax.lm show M.lm [--adapter DIR] [--backbone DIR] [--task NAME] [--arpa OUT.arpa]
+    python -m hra_jax.lm tune --adapter DIR --suite A --decode.lm=M.lm [--per_task] [--data_dir DIR] [--backbone DIR]
+    python -m hra_jax.lm tune --workdir W --suite A [--decode.lm=train] [--per_task]
     python -m hra_jax.lm score M.lm --text FILE [--manifest M.jsonl] [--adapter DIR] ...
 
 A model is one of the tokens of a vocabulary: that of the backbone (`builtin:tiny` where no other is named), or of a
@@ -27,6 +29,7 @@ from hra_jax.console import listed, say, size, stdout, table, tell
 from hra_jax.data.columns import texts_of
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import read_sources
+from hra_jax.decoding import flags as decode_flags
 from hra_jax.errors import UserError, printable
 from hra_jax.storage.files import read_bytes, write_file
 from hra_jax.text import arpa, ngram
@@ -379,6 +382,53 @@ def score(
         say(console, f"characters that the vocabulary of {written.name} lacks: {listed(sorted(unknown))}")
 
 
+# --- Tuning -----------------------------------------------------------------------------------------------------------
+
+
+def tune(
+    *,
+    adapter: str | None = None,
+    workdir: str | None = None,
+    suite: str | None = None,
+    backbone: str | None = None,
+    data_dir: str = "",
+    per_task: bool = False,
+    beam: str | None = None,
+    n_best: str | None = None,
+    lm: str | None = None,
+    lm_weight: str | None = None,
+    token_bonus: str | None = None,
+    phrase_weight: str | None = None,
+    phrases: str | None = None,
+) -> None:
+    """Finds the weights of decoding that make the fewest errors on a validation suite, and stores them.
+
+    Args:
+      adapter, workdir, suite, backbone, data_dir, per_task: as for `run.tuning_stored.tune_stored`.
+      beam, n_best, lm, lm_weight, token_bonus, phrase_weight, phrases: the keys `decode.*`, written as in a
+        configuration; None for those of the suite or the run.
+
+    Raises:
+      UserError: as `tune_stored`.
+    """
+    given = {"beam": beam, "n_best": n_best, "lm": lm, "lm_weight": lm_weight, "token_bonus": token_bonus}
+    decode = decode_flags.parsed(given | {"phrase_weight": phrase_weight, "phrases": phrases})
+    # Late: they import JAX.
+    from hra_jax.run.jax_setup import setup_jax
+    from hra_jax.run.tuning_stored import tune_stored
+
+    setup_jax()
+    tune_stored(
+        adapter=adapter,
+        workdir=workdir,
+        suite=suite,
+        backbone=backbone,
+        data_dir=data_dir or None,
+        decode=decode,
+        per_task=per_task,
+    )
+
+
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
@@ -393,10 +443,17 @@ COMMANDS = {
         ("output", *_TEXTS, "workdir", "arpa", *_WHOSE, "order", "smoothing", "most_bytes"),
     ),
     "show": cli.Command(show, "M.lm", 1, 1, (*_WHOSE, "arpa")),
+    "tune": cli.Command(
+        tune,
+        "--adapter DIR|--workdir W --suite A",
+        0,
+        0,
+        ("adapter", "workdir", "suite", "backbone", "data_dir", "per_task", *decode_flags.NAMES),
+    ),
     "score": cli.Command(score, "M.lm --text FILE|--manifest M", 1, 1, (*_TEXTS, *_WHOSE)),
 }
 # Flags that are called otherwise in Python.
-_KEYWORDS = {"arpa": "arpa_file"}
+KEYWORDS = {"arpa": "arpa_file", **{name: name.partition(".")[2] for name in decode_flags.NAMES}}
 
 
 def define_flags() -> None:
@@ -406,7 +463,14 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "manifest", [], "make, score: a manifest, a folder of shards, or seqio:NAME/SPLIT; any number of times."
     )
-    flags.DEFINE_string("workdir", None, "make: a run, whose training texts are taken: of --task alone, if given.")
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "make: a run, whose training texts are taken: of --task alone, if given. tune: a run and its export.",
+    )
+    flags.DEFINE_string("suite", None, "tune: name or path of a validation suite.")
+    flags.DEFINE_bool("per_task", False, "tune: weights of its own for each task.")
+    decode_flags.define_flags()
     flags.DEFINE_string("arpa", None, "make: a model in the ARPA format to read. show: a file to write it to.")
     flags.DEFINE_string("adapter", None, "Folder of an exported adapter, whose tasks may have their own vocabulary.")
     flags.DEFINE_string(
@@ -425,7 +489,7 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> int | None:
     """Runs the command that the first word names; returns its exit status."""
-    return cli.run_command(COMMANDS, argv, keywords=_KEYWORDS)
+    return cli.run_command(COMMANDS, argv, keywords=KEYWORDS)
 
 
 if __name__ == "__main__":

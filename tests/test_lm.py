@@ -155,7 +155,7 @@ def test_every_flag_of_a_command_is_an_argument_of_it():
     for name, command in lm.COMMANDS.items():
         takes = inspect.signature(command.run).parameters
         keyword = {parameter for parameter in takes if takes[parameter].kind == inspect.Parameter.KEYWORD_ONLY}
-        assert {{"arpa": "arpa_file"}.get(flag, flag) for flag in command.flags} == keyword, name
+        assert {lm.KEYWORDS.get(flag, flag) for flag in command.flags} == keyword, name
     with pytest.raises(UserError, match="unknown command 'mak'; did you mean 'make'"):
         cli.run_command(lm.COMMANDS, ["lm", "mak"])
 

@@ -25,6 +25,7 @@ from hra_jax.run import decoders, evaluating, foundation, own_exports, own_model
 from hra_jax.run.place import backbone_weights
 from hra_jax.run.systems import System
 from hra_jax.storage import locks
+from hra_jax.storage.json_files import read_object
 from hra_jax.tasks import library
 from hra_jax.tasks.backbone import resolve_backbone
 
@@ -46,7 +47,7 @@ def tune_stored(
     Args:
       adapter: folder of an exported adapter.
       workdir: in place of it, a run: what it has exported is decoded.
-      suite: name or path of the suite; None takes the run's `eval.select_suite`.
+      suite: name or path of the suite: that a work directory names is not run, as it may be a stranger's.
       backbone: folder of the backbone, or builtin:NAME; None takes what the adapter or the run names.
       data_dir: what `{dir}` in the manifests of the suite stands for; None takes the run's, if any.
       decode: keys `decode.*` with their values, which go before those of the suite and of the run.
@@ -62,18 +63,15 @@ def tune_stored(
     if (adapter is None) == (workdir is None):
         raise UserError("tune needs --adapter DIR, or else --workdir W")
     config = default_config() if workdir is None else workdirs.stored_config(workdir)
-    suite = suite or (config.eval.select_suite if workdir is not None else "")
     if not suite:
         raise UserError("--suite is missing; allowed: the name or path of a validation suite")
     place = (config.data.dir if workdir is not None else "") if data_dir is None else data_dir
     report = DataReport()
     found = load_suite(suite, data_dir=place, report=report)
     settings = decoders.settings_of(group(config, "decode"), found, decode)
-    _check_no_test(found, config if workdir is not None else None, place)
     # ----------------------------------------------------------------------------------------------------------- read
     system, exported = _system(adapter, workdir, backbone, config)
-    if exported is not None:
-        _check_not_scored_on(found, exported)
+    _check_no_test(found, workdir, exported)
     setup = evaluating.setup_of(config, free=workdir is None)
     runner = evaluating.make_runner(system, found, setup, report)
     written = (system.base.vocabulary, system.own, system.tasks)
@@ -112,20 +110,20 @@ def tune_stored(
     return entries
 
 
-def _check_no_test(suite: Suite, config: ConfigDict | None, data_dir: str) -> None:
-    """Refuses the test suite of a run, by its name and by its data."""
-    if config is None or not config.eval.suite:
-        return
-    test = load_suite(config.eval.suite, data_dir=data_dir, report=DataReport())
-    if suite.name == test.name or suites.data_digest(suite) == suites.data_digest(test):
-        raise _tests(suite, "it is the run's eval.suite")
-    suites.check_disjoint(suite.utterances, test.utterances, suite=suite.name, other="test")
-
-
-def _check_not_scored_on(suite: Suite, exported: ExportedAdapter) -> None:
-    """Refuses a suite that an adapter names as the one that its tasks were tested on."""
-    if suite.name in {entry.get("suite") for entry in exported.tasks_json}:
-        raise _tests(suite, "the adapter was tested on it, as its tasks.json says")
+def _check_no_test(suite: Suite, workdir: str | None, exported: ExportedAdapter | None) -> None:
+    """Refuses a suite by whose name, or on whose data, a run or an adapter is tested."""
+    names = set() if exported is None else {entry.get("suite") for entry in exported.tasks_json} - {None}
+    digests = set()
+    if workdir is not None:
+        folder = workdirs.named(workdir)
+        asked = read_object(folder / workdirs.CONFIG, {"eval": dict})["eval"].get("suite")
+        names |= {epath.Path(asked).stem} if isinstance(asked, str) and asked else set()
+        for path in (folder / workdirs.EVALUATIONS / str(name) / "results.json" for name in sorted(names)):
+            digests |= {read_object(path, {}).get("data_digest")} if path.exists() else set()
+    if suite.name in names:
+        raise _tests(suite, f"{'the run' if workdir is not None else 'the adapter'} is tested on it")
+    if suites.data_digest(suite) in digests:
+        raise _tests(suite, "its data are those that the run is tested on")
 
 
 def _tests(suite: Suite, why: str) -> UserError:
