@@ -417,9 +417,9 @@ def word_times() -> str:
     found, rows = cell("word_times.json"), []
     sides = ("boundary", "boundary_outside_silence", "first_label", "silence_before", "silence_after")
     for clips, times in found["times"].items():
-        cells = [f"{times[side]['median_ms']:.0f} / {times[side]['p95_ms']:.0f} ms" for side in sides]
-        rows.append([clips, str(times["joints"]), *cells])
-    head = "clips put together | joints | boundary | from the nearest silence at the joint"
+        cells = [f"{times[side]['median_ms']:.0f} ms / {times[side]['p95_ms']:.0f} ms" for side in sides]
+        rows.append([clips, str(times["joints"]), f"{found['lag_ms']:.0f} ms", *cells])
+    head = "clips put together | joints | lag taken off | boundary | from the nearest silence at the joint"
     return table(f"{head} | the first label alone | silence before the joint | after it", rows)
 
 

@@ -21,7 +21,10 @@ from hra_jax import transcribe as command_of
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.data.audio import decode_file
 from hra_jax.errors import UserError
+from hra_jax.models import backbone_folder
 from hra_jax.tasks import commands, library
+from hra_jax.text import ngram
+from hra_jax.text.vocabularies import vocabulary_from_json
 from hra_jax.transcribe import choose_task, transcribe
 
 pytestmark = pytest.mark.optimised  # runs here are compared with commands, which are optimised
@@ -341,3 +344,82 @@ def test_without_centroids_the_command_that_adds_them_is_named_before_anything_i
     flag_values(**{**asked, "adapter": str(tmp_path / "bare"), "task_tag": "task", "task": "__auto__"})
     with pytest.raises(UserError, match="tasks centroids"):
         command_of.main(["transcribe"])
+
+
+@pytest.fixture
+def lm(micro, tmp_path) -> str:
+    """A language model of the texts of the training data."""
+    vocabulary = vocabulary_from_json(backbone_folder.load(micro.backbone).vocabulary)
+    model = ngram.train([vocabulary.encode(text) for text in world.TEXTS["train"]], vocabulary, order=3, name="texts")
+    ngram.write(tmp_path / "texts.lm", model)
+    return str(tmp_path / "texts.lm")
+
+
+@pytest.mark.slow(minutes=0.3)
+def test_flags_and_lines_of_a_manifest_say_how_each_utterance_is_decoded(asked, lm, trained, micro, flag_values):
+    rows = world.read_manifest(Path(asked["manifest"]))
+    rows[1]["phrases"] = ["fad", "bed"]
+    world.write_manifest(Path(asked["manifest"]), rows)
+    flag_values(**asked, lm=f"ann={lm},bob={lm},cy=", lm_weight=0.5, beam=4)
+    assert command_of.main(["transcribe"]) == 0
+    lines = [json.loads(line) for line in Path(asked["output"]).read_text().splitlines()]
+    model = hra_jax.load_adapter(asked["adapter"], hra_jax.load_backbone(micro.backbone))
+    decode = {"lm": {"ann": lm, "bob": lm, "cy": ""}, "lm_weight": 0.5, "beam": 4}
+    for line, row in zip(lines, rows, strict=True):
+        (one,) = model.recognise(
+            [row["audio_filepath"]], tasks=[row["who"]], decode=decode, phrases=[row.get("phrases", ())], words=True
+        )
+        assert line["text"] == one.text and [word["word"] for word in line["words"]] == one.text.split()
+        used = {
+            "beam": 4,
+            "lm": "texts" if row["who"] != "cy" else None,
+            "phrases": len(row.get("phrases", ())) or None,
+        }
+        said = line["decoding"]
+        assert used == {"beam": said["beam"], "lm": said.get("lm", {}).get("name"), "phrases": said.get("phrases")}
+    flag_values(**asked, lm=f"ann={lm},bob={lm},cy=", lm_weight=0.6, beam=4)
+    with pytest.raises(UserError, match="was begun with decode = "):
+        command_of.main(["transcribe"])
+
+
+def test_what_cannot_decode_is_refused_in_one_line_before_anything_is_loaded(asked, lm, flag_values, tmp_path):
+    (tmp_path / "empty.txt").write_text("bad phrase\t1000\n")
+    cases = [
+        (dict(lm=str(tmp_path / "none.lm")), "none.lm is not a file"),
+        (dict(lm=f"ann={lm}"), "no language model for task 'bob', but for 'ann'"),
+        (dict(lm=asked["manifest"]), "m.jsonl"),
+        (dict(beam=-1), "decode.beam"),
+        (dict(lm=lm, lm_weight=float("nan")), "decode.lm_weight"),
+        (dict(phrases=str(tmp_path / "empty.txt")), "a weight of 1000.0; allowed: finite numbers from -100 to 100"),
+        (dict(phrases=str(tmp_path / "none.txt")), "no phrases can be read there"),
+    ]
+    for change, told in cases:
+        flag_values(**asked, **change)
+        with pytest.raises(UserError, match=told) as caught:
+            command_of.main(["transcribe"])
+        assert "\n" not in str(caught.value) and not Path(asked["output"]).exists()
+
+
+def test_subtitles_of_a_manifest_have_the_words_of_all_parts_of_a_file_at_their_times(
+    asked, micro, flag_values, tmp_path
+):
+    words = ["cab", "fed", "dab"]
+    sound = np.concatenate([np.append(world.tones(word), np.zeros(world.RATE, np.float32)) for word in words])
+    soundfile.write(tmp_path / "long.wav", sound, world.RATE)
+    rows = [
+        {"audio_filepath": "long.wav", "offset": number * 1.36, "duration": 0.36, "who": who}
+        for number, who in ((2, "ann"), (0, "bob"), (1, "cy"))
+    ]
+    world.write_manifest(Path(asked["manifest"]), rows)
+    flag_values(**{**asked, "output": str(tmp_path / "S"), "format": "vtt"})
+    assert command_of.main(["transcribe"]) == 0
+    assert sorted(path.name for path in (tmp_path / "S").iterdir()) == ["long.vtt", "run.json"]
+    flag_values(**{**asked, "output": str(tmp_path / "texts.jsonl")})
+    assert command_of.main(["transcribe"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    for line, row in zip(lines, rows, strict=True):
+        assert line.get("offset", 0.0) == row["offset"] and line["key"].startswith("long.wav@")
+        assert all(row["offset"] - 0.1 <= word["start"] <= word["end"] <= row["offset"] + 0.5 for word in line["words"])
+    text = (tmp_path / "S" / "long.vtt").read_text()
+    told = [word["word"] for line in sorted(lines, key=lambda line: line.get("offset", 0.0)) for word in line["words"]]
+    assert told and [word for line in text.splitlines()[1:] if "-->" not in line for word in line.split()] == told

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hra_jax.api import Model
 
 _MOST_UTTERANCES = 200  # of a task
-_MOST_JOINTS = 40  # of a task
+_MOST_JOINTS, _MOST_OF_ALL = 40, 400  # of a task, and of all tasks together unless there are more of them
 _LEAST_JOINTS = 10  # of all tasks, for a lag
 _TOGETHER = 16  # recognised at a time
 _BINS = 10  # of the expected calibration error
@@ -245,7 +245,8 @@ def lateness(model: "Model", utterances: Mapping[str, Sequence[Utterance]]) -> n
     Those that cannot be read are passed over, as is what says nothing, or is too long together for a chunk.
     """
     rate, found = model.backbone.sample_rate, []
-    pairs = (pair for task, rows in utterances.items() for pair in _pairs(model, task, rows))
+    most = min(_MOST_JOINTS, math.ceil(_MOST_OF_ALL / max(len(utterances), 1)))
+    pairs = (pair for task, rows in utterances.items() for pair in _pairs(model, task, rows, most=most))
     while part := list(itertools.islice(pairs, _TOGETHER)):
         log_probs, lengths = _log_probs(model, [(pair.task, np.concatenate(pair.sounds)) for pair in part])
         vocabularies = [model.vocabulary(pair.task) for pair in part]
@@ -273,10 +274,10 @@ class _Pair(NamedTuple):
     words: int
 
 
-def _pairs(model: "Model", task: str, utterances: Sequence[Utterance]) -> Iterator[_Pair]:
+def _pairs(model: "Model", task: str, utterances: Sequence[Utterance], *, most: int) -> Iterator[_Pair]:
     vocabulary, rate = model.vocabulary(task), model.backbone.sample_rate
     # Of short ones more fit together.
-    short = sorted(utterances, key=lambda row: row.duration)[: 2 * _MOST_JOINTS]
+    short = sorted(utterances, key=lambda row: row.duration)[: 2 * most]
     for first, second in zip(short[::2], short[1::2], strict=False):
         texts = [_written(row.text, vocabulary) for row in (first, second)]
         sounds = [_samples(row, model) for row in (first, second)]
