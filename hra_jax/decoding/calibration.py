@@ -108,7 +108,7 @@ def measure(model: "Model", suite: Suite, *, decoder: Decoder | None = None) -> 
         the adapter.
 
     Returns:
-      Of each task: `temperature`; `lag_seconds`, the same for all of them, 0 where there are too few joints; `words`
+      Of each task: `temperature`; `lag_seconds`, the same for all of them, where there are joints enough; `words`
       and `right`, how many there were and the share that was right; `ece_before` and `ece_after`, the expected
       calibration error of these words without the temperature and with it; `joints`, of all tasks; `suite`. Of tasks
       that are searched, `search_temperature` and the others of these once more.
@@ -134,10 +134,10 @@ def measure(model: "Model", suite: Suite, *, decoder: Decoder | None = None) -> 
     searched = judged_words(model, held, normalizer=normalizer, decode=decoder or {"lm": ADAPTER})
     searched = {task: words for task, words in searched.items() if task in judged}
     errors = lateness(model, chosen)
-    lag = float(np.median(errors)) if len(errors) >= _LEAST_JOINTS else 0.0
-    found: dict[str, dict[str, Any]] = {
-        task: {"lag_seconds": round(lag, 4), "joints": len(errors), "suite": suite.name} for task in judged
-    }
+    common: dict[str, Any] = {"joints": len(errors), "suite": suite.name}
+    if len(errors) >= _LEAST_JOINTS:
+        common["lag_seconds"] = round(float(np.median(errors)), 4)
+    found = {task: dict(common) for task in judged}
     for prefix, words_by_task in (("", judged), ("search_", searched)):
         for task, facts in _fitted(words_by_task).items():
             found[task] |= {f"{prefix}{name}": value for name, value in facts.items()}
