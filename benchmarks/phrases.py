@@ -13,6 +13,7 @@ phrases is the one with the fewest word errors on the validation set, with its o
 import collections
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import harness
 import kaldialign
@@ -55,7 +56,7 @@ class Speech:
             tasks = self.tasks[start : start + TOGETHER]
             self.batches.append((*model.log_probs(waveforms, sample_rate=rate, tasks=tasks), tasks))
 
-    def decoded(self, model: Model, **settings: object) -> list[str]:
+    def decoded(self, model: Model, **settings: Any) -> list[str]:
         """The texts, as settings decode them."""
         vocabularies = {task: model.vocabulary(task) for task in set(self.tasks)}
         decoder = Decoder(DecodeSettings(**settings), vocabularies=vocabularies)
@@ -74,7 +75,7 @@ def rarest(texts: Sequence[str], training: collections.Counter) -> list[str]:
     return sorted(words, key=lambda word: (training[word], word))[:WORDS]
 
 
-def scores(references: Sequence[str], hypotheses: Sequence[str], words: Sequence[str]) -> dict[str, float]:
+def scores(references: Sequence[str], hypotheses: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
     """Word error rate; of some words the occurrences, how many were recognised, and how many were made up."""
     known, said, right, made_up = set(words), 0, 0, 0
     for reference, hypothesis in zip(references, hypotheses, strict=True):
@@ -109,7 +110,7 @@ def measured(model: Model, splits: dict[str, list[Utterance]]) -> dict:
         kept = [text for text in training if not set(words).intersection(text.split())]
         models[name] = language_model(kept, model, f"training texts, {len(kept)} of {len(training)}")
 
-    def row(split: str, words: Sequence[str], **settings: object) -> dict[str, float]:
+    def row(split: str, words: Sequence[str], **settings: Any) -> dict[str, Any]:
         return scores(speech[split].texts, speech[split].decoded(model, **settings), words)
 
     grid = {

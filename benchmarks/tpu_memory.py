@@ -54,6 +54,8 @@ CORPORA = {
     "common_voice_hra": ("v5e:2x4", "--config.batch.buckets=(15.0,)", "--tasks=8", "--labels_per_second=20"),
     "user_libri_hra": ("v5e:2x4", "--config.batch.buckets=(35.0,)", "--tasks=107"),
 }
+# The beam search alone, with a language model and phrases for each row: topology and settings.
+DECODED = {"quickstart": ("v5e:1x1", "--config.batch.seconds=30"), "parakeet_hra": ("v5e:2x4",)}
 
 
 def compile_programs(config: str, topology: str, *settings: str, workdir: epath.Path) -> dict:
@@ -90,6 +92,8 @@ def all_cells() -> dict[str, tuple[str, ...]]:
     for place, where in TOPOLOGIES.items():
         for step in STEPS[1:]:
             found[f"{step} {place}"] = ("usm_2b_hra", *where, f"--steps={step}")
+    for config, (place, *settings) in DECODED.items():
+        found[f"decode {config} {place}"] = (config, place, "--steps=decode", *settings)
     return found
 
 
@@ -176,6 +180,18 @@ def programs_of(cells: dict[str, dict]) -> list[list[str]]:
     ]
 
 
+def searches_of(cells: dict[str, dict]) -> list[list[str]]:
+    """The rows of the beam searches of the cells."""
+    rows = []
+    for name, cell in cells.items():
+        (entry,) = cell["programs"]
+        sizes = [f"{entry[part] / 1e6:.1f} MB" for part in ("arguments", "temporaries", "peak")]
+        work = [f"{entry['flops'] / devices_of(cell) / 1e6:.1f}", f"{entry['traffic'] / 1e6:.1f} MB"]
+        seconds = f"{1e3 * entry['seconds']['memory']:.3f} ms"
+        rows.append([name, f"{entry['rows_per_device']:g}", *sizes, *work, seconds])
+    return rows
+
+
 def page(done: dict[str, dict]) -> str:
     """The whole page from the cells that are there."""
     lines = [
@@ -190,7 +206,8 @@ def page(done: dict[str, dict]) -> str:
     ]
     on_published = {name: cell for name, cell in done.items() if name.split(" ")[0] in PUBLISHED}
     on_corpora = {name: cell for name, cell in done.items() if name.split(" ")[0] in CORPORA}
-    other = on_published | on_corpora
+    decoded = {name: cell for name, cell in done.items() if name.startswith("decode")}
+    other = on_published | on_corpora | decoded
     rest = {name: cell for name, cell in done.items() if name not in other and not name.startswith("search")}
     head = ("program", "utterances a chip", *_COLUMNS)
     lines += ["## Programs", "", *table(head, programs_of(rest))]
@@ -209,6 +226,17 @@ def page(done: dict[str, dict]) -> str:
             rows.append(first + (row_of(best, cell) if best else [""] * len(_COLUMNS)))
         head = ("method", "trained", "most utterances a chip", *_COLUMNS)
         lines += ["## The largest training batch on v5e:16x16", "", *table(head, rows)]
+    if decoded:
+        head = ("program", "utterances a chip", "arguments", "temporaries", "peak", "MFLOPs", "HBM traffic", "HBM")
+        lines += [
+            "## The beam search",
+            "",
+            "A beam of 16, with a language model and phrases for each row. FLOPs are those",
+        ]
+        lines += [
+            "of matrix products, of which a search has few; what bounds it is one short round after another, one for"
+        ]
+        lines += ["each frame, which these times leave out.", "", *table(head, searches_of(decoded))]
     for name, cell in done.items():
         for entry in cell["programs"]:
             if name.startswith("train") and entry.get("collectives"):

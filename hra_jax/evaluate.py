@@ -382,7 +382,7 @@ def _jobs(
             if planned is not None:
                 held_out.append(planned)
                 suite, system = planned.suite, planned.system
-            runner = evaluating.make_runner(system, suite, setup, report)
+            runner = evaluating.make_runner(system, suite, setup, report, finds_tasks=True)
             found.append(evaluating.job(system, runner, setup, output, base, decoding.of(known_system, runner, asked)))
     check_links(output, [job.name for job in found])
     return found, held_out

@@ -297,19 +297,19 @@ def test_the_command_compiles_for_a_tpu_and_says_what_does_not_fit(micro, tmp_pa
         str(config),
         "--topology",
         "v5e:2x2",
-        "--steps",
-        "train",
     ]
     small = ["--topology=v5e:2x2", "--config.mesh.fsdp=2", "--config.batch.multiple=4", "--config.batch.buckets=(4.0,)"]
+    few = ["--config.batch.seconds=32", "--config.eval.batch_seconds=32"]
     done = subprocess.run(
-        [*command, *small, "--config.batch.seconds=32", "--json", str(tmp_path / "fits.json")],
+        [*command, "--steps=train,decode", *small, *few, "--json", str(tmp_path / "fits.json")],
         env=tpu_env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    (entry,) = json.loads((tmp_path / "fits.json").read_text())["programs"]
+    entry, searched = json.loads((tmp_path / "fits.json").read_text())["programs"]
     assert entry["fits"] and entry["memory"] == 16 * 2**30 and entry["bound"] in ("compute", "memory", "ici")
+    assert searched["fits"] and searched["flops"] > 0 and searched["traffic"] > 0 and searched["collectives"] == []
     done = subprocess.run(
-        [*command, *small, "--config.batch.seconds=4000000", "--json", str(tmp_path / "no.json")],
+        [*command, "--steps=train", *small, "--config.batch.seconds=4000000", "--json", str(tmp_path / "no.json")],
         env=tpu_env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == aot.DOES_NOT_FIT, done.stderr[-2000:]

@@ -17,6 +17,7 @@ from etils import epath
 
 from hra_jax.evaluation import shots
 from hra_jax.evaluation.bootstrap import Sample
+from hra_jax.text.vocabularies import CharacterVocabulary
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -209,3 +210,18 @@ def test_eight_buckets_that_are_found_leave_a_ninth_of_padding_and_the_committed
         found = padding.padding_of(lengths, (1.0,), padding.FRAMES.get(name, 0.04))["padding"]
         assert {str(number): share for number, share in found.items()} == pytest.approx(committed[name]["padding"])
     assert len(committed) == 4 and max(found["padding"]["8"] for found in committed.values()) <= 0.115
+
+
+def test_errors_of_word_times_are_from_the_joint_and_from_the_silence_around_it(benchmark):
+    module = benchmark("word_times")
+    clip = np.concatenate([np.zeros(400), np.ones(800), np.zeros(200)])
+    assert module.silence(clip, 8000, end=False) == pytest.approx(0.05)
+    assert module.silence(clip, 8000, end=True) == pytest.approx(0.025)
+    late, silent = np.array([-0.2, 0.0, 0.1, 0.3]), np.full(4, 0.05)
+    found = module.Joints(late + 0.01, late, before=2 * silent, after=silent).errors(0.01)
+    assert found["median_late_ms"] == 50.0
+    assert found["boundary"] == {"median_ms": 150.0, "p95_ms": 285.0}
+    assert found["boundary_outside_silence"]["median_ms"] == 75.0  # of 100, 0, 50 and 250 ms
+    vocabulary = CharacterVocabulary()
+    path = np.array([0, *vocabulary.encode("a"), 0, *vocabulary.encode(" "), *vocabulary.encode("bb")[:1], 0], np.int32)
+    assert [module.first_label(path, vocabulary, number) for number in (0, 1)] == [1, 4]

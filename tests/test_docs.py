@@ -401,6 +401,7 @@ def test_the_training_from_python_of_the_pages_runs(place, command_env):
 
 @pytest.mark.slow(minutes=0.3)
 def test_the_server_of_the_pages_runs(run, place, command_env):
+    run(MANIFESTS)
     run("python -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own")
     run("python -m hra_jax.export runs/own/adapter --output served")
     (code,) = fences(generate._PART.sub("", PAGES["docs/serving.md"]), "python")
@@ -413,15 +414,18 @@ def test_the_server_of_the_pages_runs(run, place, command_env):
     executed(["-c", code], place, command_env, what="docs/serving.md")
 
 
-@pytest.mark.slow(minutes=0.3)
-def test_the_decoding_from_python_of_the_pages_runs(tmp_path, command_env):
-    before = (
-        "import numpy, soundfile\n"
-        "soundfile.write('a.wav', 0.1 * numpy.random.default_rng(0).normal(size=16000), 8000)\n"
-        "texts = ['call anna schmidt', 'a table for two', 'call a taxi']\n"
+@pytest.mark.slow
+def test_the_decoding_from_python_of_the_pages_runs_after_the_quickstart(place, speech, run, command_env):
+    run(QUICKSTART)
+    with_models, without_tasks = fences(PAGES["docs/decoding.md"], "python")
+    parts = (
+        "texts = ['call anna schmidt', 'a table for two', 'call a taxi']",
+        with_models,
+        "assert len(found.alternatives) <= 3 and [word.text for word in found.words] == found.text.split()",
+        without_tasks,
+        "assert found[0].task == found[1].task and found[0].task in (*model.tasks, '__base__')",
     )
-    after = "\nassert len(found.alternatives) <= 3 and [word.text for word in found.words] == found.text.split()\n"
-    executed(["-c", before + python_of("docs/decoding.md") + after], tmp_path, command_env, what="docs/decoding.md")
+    executed(["-c", "\n".join(parts)], place, command_env, what="docs/decoding.md")
 
 
 def test_the_suite_that_the_pages_show_is_the_ready_made_one():

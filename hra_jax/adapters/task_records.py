@@ -155,6 +155,11 @@ def without_voices(records: Records) -> Records:
     return {record: by_task for record, by_task in records.items() if record not in (CENTROID, WHITENING)}
 
 
+def only_voices(records: Records) -> Records:
+    """What the records say of how tasks sound."""
+    return {record: by_task for record, by_task in records.items() if record in (CENTROID, WHITENING)}
+
+
 def joined(*several: Records) -> Records:
     """All records together; of a task in several of them the union of hashes, and else what comes last."""
     found: Records = {}

@@ -37,6 +37,7 @@ RESUMABLE = (
     "distributed",
     "optimizer.max_skipped_steps",
     "export.hashes",
+    "export.voices",
 )
 
 

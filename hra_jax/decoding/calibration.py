@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hra_jax.api import Model
 
 _MOST_UTTERANCES = 200  # of a task
-_MOST_JOINTS = 40  # of a task
+_MOST_JOINTS, _MOST_OF_ALL = 40, 400  # of a task, and of all tasks together unless there are more of them
 _LEAST_JOINTS = 10  # of all tasks, for a lag
 _TOGETHER = 16  # recognised at a time
 _BINS = 10  # of the expected calibration error
@@ -108,7 +108,7 @@ def measure(model: "Model", suite: Suite, *, decoder: Decoder | None = None) -> 
         the adapter.
 
     Returns:
-      Of each task: `temperature`; `lag_seconds`, the same for all of them, 0 where there are too few joints; `words`
+      Of each task: `temperature`; `lag_seconds`, the same for all of them, where there are joints enough; `words`
       and `right`, how many there were and the share that was right; `ece_before` and `ece_after`, the expected
       calibration error of these words without the temperature and with it; `joints`, of all tasks; `suite`. Of tasks
       that are searched, `search_temperature` and the others of these once more.
@@ -134,10 +134,10 @@ def measure(model: "Model", suite: Suite, *, decoder: Decoder | None = None) -> 
     searched = judged_words(model, held, normalizer=normalizer, decode=decoder or {"lm": ADAPTER})
     searched = {task: words for task, words in searched.items() if task in judged}
     errors = lateness(model, chosen)
-    lag = float(np.median(errors)) if len(errors) >= _LEAST_JOINTS else 0.0
-    found: dict[str, dict[str, Any]] = {
-        task: {"lag_seconds": round(lag, 4), "joints": len(errors), "suite": suite.name} for task in judged
-    }
+    common: dict[str, Any] = {"joints": len(errors), "suite": suite.name}
+    if len(errors) >= _LEAST_JOINTS:
+        common["lag_seconds"] = round(float(np.median(errors)), 4)
+    found = {task: dict(common) for task in judged}
     for prefix, words_by_task in (("", judged), ("search_", searched)):
         for task, facts in _fitted(words_by_task).items():
             found[task] |= {f"{prefix}{name}": value for name, value in facts.items()}
@@ -245,7 +245,8 @@ def lateness(model: "Model", utterances: Mapping[str, Sequence[Utterance]]) -> n
     Those that cannot be read are passed over, as is what says nothing, or is too long together for a chunk.
     """
     rate, found = model.backbone.sample_rate, []
-    pairs = (pair for task, rows in utterances.items() for pair in _pairs(model, task, rows))
+    most = min(_MOST_JOINTS, math.ceil(_MOST_OF_ALL / max(len(utterances), 1)))
+    pairs = (pair for task, rows in utterances.items() for pair in _pairs(model, task, rows, most=most))
     while part := list(itertools.islice(pairs, _TOGETHER)):
         log_probs, lengths = _log_probs(model, [(pair.task, np.concatenate(pair.sounds)) for pair in part])
         vocabularies = [model.vocabulary(pair.task) for pair in part]
@@ -273,10 +274,10 @@ class _Pair(NamedTuple):
     words: int
 
 
-def _pairs(model: "Model", task: str, utterances: Sequence[Utterance]) -> Iterator[_Pair]:
+def _pairs(model: "Model", task: str, utterances: Sequence[Utterance], *, most: int) -> Iterator[_Pair]:
     vocabulary, rate = model.vocabulary(task), model.backbone.sample_rate
     # Of short ones more fit together.
-    short = sorted(utterances, key=lambda row: row.duration)[: 2 * _MOST_JOINTS]
+    short = sorted(utterances, key=lambda row: row.duration)[: 2 * most]
     for first, second in zip(short[::2], short[1::2], strict=False):
         texts = [_written(row.text, vocabulary) for row in (first, second)]
         sounds = [_samples(row, model) for row in (first, second)]

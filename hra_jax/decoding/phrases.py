@@ -307,8 +307,10 @@ class _Trie:
             for token, child in children.items():
                 closed = whole[child] if immediate else (whole[state] if self._closes(token) else 0.0)
                 rows[state][token] = (self._given[child] - self._given[state] + closed, child)
-        for state in self._after_space():
-            rows[state][self._known.space] = (0.0, state)  # two spaces are one
+        space = self._known.space
+        for children in [] if space is None else self.arcs:
+            if space in children:
+                rows[children[space]][space] = (0.0, children[space])  # two spaces are one
         scores = [self._given[to] - given for to, given in zip(backoff, self._given, strict=True)]
         final = [(0.0 if immediate else w) - given for w, given in zip(whole, self._given, strict=True)]
         if not immediate:
@@ -328,11 +330,6 @@ class _Trie:
 
     def _closes(self, token: int) -> bool:
         return self._known.begins is not None and bool(self._known.begins[token])
-
-    def _after_space(self) -> list[int]:
-        """The states that a space leads to."""
-        space = self._known.space
-        return [] if space is None else [children[space] for children in self.arcs if space in children]
 
     def _links(self) -> tuple[list[int], list[float]]:
         """Of each state the longest one at its own end, and the bonuses of all phrases that end where it does."""

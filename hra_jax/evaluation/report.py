@@ -21,7 +21,7 @@ from hra_jax.evaluation.predictions import Unscored, UtteranceResult, prediction
 from hra_jax.evaluation.results import decoding_words, mean_scores
 from hra_jax.storage.files import make_folder, remove_file, replaced_name, write_file
 from hra_jax.storage.json_files import json_text
-from hra_jax.tasks.names import task_file_names
+from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, task_file_names
 
 _FILES = ("wer.png", "report.md", "report.html", "results.json")  # beside predictions_<task>.jsonl
 _MOST_PLOTTED = 30  # tasks; the bars of more would be too thin to read
@@ -273,7 +273,17 @@ def _tables(results: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tupl
 
 def _few_tables(results: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
     """Error rates against the number of utterances that heads were trained on, where there are any."""
-    return [shots.table_of(results["few_shot"])] if "few_shot" in results else []
+    found = [shots.table_of(results["few_shot"])] if "few_shot" in results else []
+    return found + ([_auto_table(results["auto"])] if "auto" in results else [])
+
+
+def _auto_table(found: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of what `__auto__` costs, all tasks together last."""
+    header = ("task", AUTO_TASK, "own task", "right", "among candidates", f"as {BASE_TASK}")
+    keys = ("wer", "own_wer", "right", "among", "base")
+    names = [name for name in found["tasks"] if name]
+    shown = names if len(names) == 1 else [*names, ""]
+    return header, [(name or "all", *(percent(found["tasks"][name][key]) for key in keys)) for name in shown]
 
 
 def _markdown(results: Mapping[str, Any], worst: Sequence[UtteranceResult], unscored: Sequence[Unscored]) -> str:

@@ -31,7 +31,7 @@ from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.models.features import FeatureConfig
-from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
+from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, MEAN_TASK
 from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import BlankVocabulary, Vocabulary
 from hra_jax.training import sharding
@@ -133,6 +133,8 @@ class SuiteRunner:
       kept: what the base recognises, as far as it is known, by task and key of the utterance.
       kept_greedy: the same by greedy decoding, where `kept` is not.
       adapters: what each task of the suite is recognised with.
+      tasks: names of all rows of the adapter.
+      finds_tasks: whether what recognises some tasks of the suite is still to be found.
     """
 
     def __init__(
@@ -152,7 +154,10 @@ class SuiteRunner:
     ):
         self.suite, self._base, self._mesh, self._report = suite, base, mesh, report
         self._data, self._batch, self._evaluation = data, batch, evaluation
-        self.adapters = [BASE_TASK if t.adapter_task in set_aside else t.adapter_task for t in suite.tasks]
+        # What is still to be found is the base until it is.
+        by_base = {*set_aside, AUTO_TASK}
+        self.adapters = [BASE_TASK if t.adapter_task in by_base else t.adapter_task for t in suite.tasks]
+        self.tasks, self.finds_tasks = tuple(tasks), any(task.adapter_task == AUTO_TASK for task in suite.tasks)
         used = set(self.adapters) if tasks else set()
         # One row at least: nothing can be gathered from a bank without rows.
         self.rows = tuple(n for n, name in enumerate(tasks) if name in used) or ((0,) if tasks else ())

@@ -54,7 +54,7 @@ from hra_jax.data.sources import located, read_source
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.decoding.settings import decode_settings
 from hra_jax.errors import UserError
-from hra_jax.tasks.names import BASE_TASK, FEW_TASK, MEAN_TASK, RESERVED_NAMES
+from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, FEW_TASK, MEAN_TASK, RESERVED_NAMES
 from hra_jax.text.normalization import versioned
 
 WILDCARD = "*"
@@ -64,7 +64,7 @@ _KEYS = ("name", "normalizer", "tasks")
 _FEW_KEYS = ("support", "shots", "draws")  # needed where a row has the adapter task `__few__`
 _DECODE, _CHUNKS = "decode", "chunk_seconds"  # may be left out
 _TRAINING = "few"  # may stand beside them
-_DEFAULTS: dict[str, Any] = {"metric": "wer", "block": "speaker", "slices": ()}  # may be left out
+_DEFAULTS: dict[str, Any] = {"metric": "wer", "block": "speaker", "slices": (), "session": ""}  # may be left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +114,7 @@ class Suite:
       metric: what decides over all utterances, 'wer' or 'cer'.
       block: the tag whose values the bootstrap resamples.
       slices: what results are sliced by: tags, or 'seconds:' and edges.
+      session: the tag in which utterances of one voice are alike, for tasks that are recognised as `__auto__`.
       support: the manifest of what `__few__` trains on, `{dir}` filled in; '' where no task has that adapter.
       shots: numbers of utterances that it trains on, ascending.
       draws: how often as many are drawn.
@@ -132,6 +133,7 @@ class Suite:
     metric: str = "wer"
     block: str = "speaker"
     slices: tuple[str, ...] = ()
+    session: str = ""
     support: str = ""
     shots: tuple[int, ...] = ()
     draws: int = 0
@@ -200,6 +202,7 @@ def build_suite(
             f"{row.key} ({row.why}), nor is one of any other task; mend the manifest {lost[0].manifest}"
         )
     asked = [item for item in settings["slices"] if not duration_edges(item, suite=config.name)]
+    asked += [settings["session"]] if settings["session"] else []
     _check_tags([*asked, *([config.block] if "block" in config else [])], tasks, config.name)
     return Suite(
         config.name,
@@ -229,7 +232,8 @@ def suite_digest(suite: Suite) -> str:
     tasks = [(task.name, task.tag, task.tag_value, task.adapter_task, task.metric) for task in suite.tasks]
     asked = (suite.name, suite.normalizer, suite.metric, suite.block, suite.slices, suite.shots, suite.draws)
     more: list[object] = [suite.chunk_seconds] if suite.chunk_seconds or suite.decode else []
-    return _digest([asked, tasks, *more, *([dict(suite.decode)] if suite.decode else [])])
+    more += [dict(suite.decode)] if suite.decode else []
+    return _digest([asked, tasks, *more, *([["session", suite.session]] if suite.session else [])])
 
 
 def data_digest(suite: Suite) -> str:
@@ -303,7 +307,7 @@ def _checked_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     if not isinstance(config.tasks, tuple | list) or not config.tasks:
         raise UserError(f"suite {config.name!r}: tasks must be a tuple of rows; got {config.tasks!r}")
     settings = _DEFAULTS | {key: config[key] for key in config if key in _DEFAULTS}
-    metric, block, slices = (settings[key] for key in _DEFAULTS)
+    metric, block, slices, session = (settings[key] for key in _DEFAULTS)
     _check_metric(metric, config.name)
     if not isinstance(block, str) or not block:
         raise UserError(f"suite {config.name!r}: block must be the name of a tag, such as 'speaker'; got {block!r}")
@@ -311,6 +315,8 @@ def _checked_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
         raise UserError(f"suite {config.name!r}: slices must be a tuple of tags or '{SECONDS}:2,5'; got {slices!r}")
     for item in slices:
         duration_edges(item, suite=config.name)
+    if not isinstance(session, str):
+        raise UserError(f"suite {config.name!r}: session must be the name of a tag, or ''; got {session!r}")
     return settings | {"slices": tuple(slices)}
 
 
@@ -414,6 +420,11 @@ def check_adapter_tasks(suite: Suite, adapter_tasks: Iterable[str]) -> None:
     """
     known = {*adapter_tasks, BASE_TASK, MEAN_TASK}
     for task in suite.tasks:
+        if task.adapter_task == AUTO_TASK and AUTO_TASK not in known:
+            raise UserError(
+                f"suite {suite.name!r}: the adapter of task {task.name!r} is to be found; allowed with: python -m "
+                "hra_jax.evaluate --output R"
+            )
         if task.adapter_task == FEW_TASK:
             raise UserError(
                 f"suite {suite.name!r}: task {task.name!r} needs heads that are trained on a few utterances; allowed "

@@ -82,7 +82,8 @@ def training_models(
 
 def vocabularies_of(runner: SuiteRunner) -> dict[str, Vocabulary]:
     """The vocabulary of everything that a suite is recognised with, with the ids of a batch."""
-    return {name: runner.table.vocabulary_of(name) for name in dict.fromkeys(runner.adapters)}
+    names = [*runner.adapters, *(runner.tasks if runner.finds_tasks else ())]
+    return {name: runner.table.vocabulary_of(name) for name in dict.fromkeys(names)}
 
 
 def make_decoder(

@@ -21,6 +21,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from hra_jax.adapters import task_records
 from hra_jax.config.keys import group
 from hra_jax.data.batching import BatchSettings, bucket_rows
 from hra_jax.data.report import DataReport
@@ -32,16 +33,16 @@ from hra_jax.errors import UserError
 from hra_jax.evaluation.predictions import read_predictions
 from hra_jax.evaluation.report import is_report_file
 from hra_jax.evaluation.results import software_versions
-from hra_jax.evaluation.runner import EvaluationSettings, Recognised, SuiteRunner, check_adapter_acts
+from hra_jax.evaluation.runner import EvaluationSettings, Recognised, SuiteRunner, check_adapter_acts, share_shapes
 from hra_jax.evaluation.suites import Suite, data_digest, suite_digest
 from hra_jax.models.dtypes import compute_dtype
-from hra_jax.run import decoders, layout, programs, scoring
+from hra_jax.run import decoders, layout, programs, scoring, unknown_tasks
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.settings import RunSettings
 from hra_jax.run.systems import System, suite_weights
 from hra_jax.storage.files import make_folder, remove_file, write_file
 from hra_jax.storage.json_files import COUNT, Kind, read_lines, read_object
-from hra_jax.tasks.names import MEAN_TASK, task_file_names
+from hra_jax.tasks.names import AUTO_TASK, MEAN_TASK, task_file_names
 from hra_jax.text.normalization import versioned
 from hra_jax.training import sharding
 from hra_jax.training.agreement import gather
@@ -84,13 +85,16 @@ def setup_of(config: ConfigDict, *, free: bool) -> Setup:
     return Setup(mesh, settings, data, batch, evaluation)
 
 
-def make_runner(system: System, suite: Suite, setup: Setup, report: DataReport) -> SuiteRunner:
-    """A suite, ready to be run on a system.
+def make_runner(
+    system: System, suite: Suite, setup: Setup, report: DataReport, *, finds_tasks: bool = False
+) -> SuiteRunner:
+    """A suite, ready to be run on a system; `finds_tasks`: whether by `run_job`, which finds those of `__auto__`.
 
     Raises:
       UserError: the suite needs a task that the system does not have, or has no usable utterance.
     """
-    layout.check_fits(suite, system.base, system.tasks if system.is_adapter else None, system.own)
+    tasks = (*system.tasks, AUTO_TASK) if finds_tasks and unknown_tasks.check(suite, system) else system.tasks
+    layout.check_fits(suite, system.base, tasks if system.is_adapter else None, system.own)
     try:
         return SuiteRunner(
             suite,
@@ -210,6 +214,8 @@ def job(
         "bootstrap": setup.evaluation.bootstrap,
         "versions": software_versions(),
     }
+    if unknown_tasks.check(runner.suite, system):
+        facts["voices"] = hashlib.sha256(task_records.to_bytes(system.voices) or b"").hexdigest()
     return Job(
         runner,
         system,
@@ -342,10 +348,13 @@ def run_job(
     if kept.decoding == job.decoding:
         job.runner.kept.update(kept.texts)
         job.runner.kept_greedy.update(kept.greedy)
-    store = Unfinished(job)
-    rows, differences = recognise(
-        job.system, job.runner, weights(), frozen(), setup, decoder=job.decoder, done=store.read(), after=store.add
-    )
+    if unknown_tasks.check(job.runner.suite, job.system):
+        rows, differences, auto = _recognise_unknown(job, setup, weights(), frozen(), report)
+    else:
+        store, auto = Unfinished(job), {}
+        rows, differences = recognise(
+            job.system, job.runner, weights(), frozen(), setup, decoder=job.decoder, done=store.read(), after=store.add
+        )
     error = None
     if job.system.beside:
         scored = {row.task for row in rows}
@@ -362,7 +371,7 @@ def run_job(
         root=job.output,
         name=job.name,
         accounting=job.system.accounting,
-        facts=job.system.facts | {"digest": job.digest, "error": error},
+        facts=job.system.facts | {"digest": job.digest, "error": error} | ({"auto": auto} if auto else {}),
         bootstrap=setup.evaluation.bootstrap,
         untrained=job.system.untrained,
         decoding=job.decoding,
@@ -373,10 +382,25 @@ def run_job(
     )
 
 
+def _recognise_unknown(
+    job: Job, setup: Setup, weights: dict[str, Any], frozen: dict[str, Any], report: DataReport
+) -> tuple[list[Any], dict[str, float], dict[str, Any]]:
+    """As `recognise`, of a suite with tasks that are still to be found; and what results.json says of them."""
+    dtype = setup.settings.backbone_dtype
+    expanded = unknown_tasks.expand(job.runner.suite, job.system, weights, frozen, dtype=dtype, report=report)
+    runner = make_runner(job.system, expanded.suite, setup, report)
+    share_shapes(runner, job.runner)
+    runner.kept = unknown_tasks.kept_of(expanded, job.runner.kept)
+    runner.kept_greedy = unknown_tasks.kept_of(expanded, job.runner.kept_greedy)
+    rows, differences = recognise(job.system, runner, weights, frozen, setup, decoder=job.decoder)
+    return unknown_tasks.given_back(rows, differences, expanded)
+
+
 def idle_of(system: System, runner: SuiteRunner) -> tuple[str, ...]:
     """The adapter tasks of a suite that cannot act yet."""
     mean = runner.needs_mean and len(system.idle) == len(system.tasks)
-    return (*system.idle, MEAN_TASK) if mean else system.idle
+    # What is found may be the base.
+    return (*system.idle, AUTO_TASK, MEAN_TASK) if mean else (*system.idle, AUTO_TASK)
 
 
 def texts_of(job: Job, results: Mapping[str, Any]) -> BaseTexts:

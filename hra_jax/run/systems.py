@@ -57,6 +57,8 @@ class System:
       facts: more fields of its results, such as the step.
       digest: a hash that is another one where its weights or their meaning are others.
       set_aside: tasks that are recognised by the backbone alone.
+      voices: what an adapter holds of how its tasks sound.
+      where: the folder of an exported adapter.
       trained_on: hashes of the utterances that it was trained on, as far as they are known, by what was trained.
       trained_seconds: of the longest utterances that it was trained on; 0 where that is not known.
       weights: gives, for a mesh, {'shared', 'tasks'} with all rows, whole in every process; of a backbone
@@ -84,6 +86,8 @@ class System:
     averaged: int = 0
     folder: Callable[[epath.Path], epath.PathLike] | None = dataclasses.field(default=None, repr=False)
     set_aside: frozenset[str] = frozenset()
+    voices: task_records.Records = dataclasses.field(default_factory=dict, repr=False)
+    where: str = ""
     held: Held = dataclasses.field(default=NOTHING_HELD, repr=False)
 
     @property
@@ -150,6 +154,8 @@ def of_adapter(name: str, folder: epath.PathLike, base: Foundation) -> System:
         trained_seconds=model.trained_seconds or base.files.trained_seconds,
         weights=lambda mesh: {"shared": model.shared, "tasks": model.rows},
         folder=lambda place: folder,
+        voices=task_records.only_voices(exported.records),
+        where=str(folder),
         held=held(exported.tasks_json, exported.records, where=str(folder)),
     )
 

@@ -72,9 +72,9 @@ def make(
         if SYMBOLS in shared:
             own = jnp.take(rows[SYMBOLS], row, axis=0, mode="fill", fill_value=0)
             symbols = jnp.where(((row >= 0) & (row < count))[:, None], own, shared[SYMBOLS][None, :])
-        trees = (_tree(tensors) for tensors in (shared, rows))
         params = unflatten(backbone, separator=".")
-        return step.apply_model(model, params, *trees, count, waveform, num_samples, row, symbols)
+        used = jnp.int32(count)
+        return step.apply_model(model, params, _tree(shared), _tree(rows), used, waveform, num_samples, row, symbols)
 
     # No batch is shorter: what divides samples into frames then knows that there is one.
     b, k, s = export.symbolic_shape("b, k, s", constraints=[f"s >= {features.sample_rate}"])
@@ -88,7 +88,7 @@ def make(
 @contextlib.contextmanager
 def _without_places() -> Iterator[None]:
     """Leaves the paths and lines of the code out of a program, so that the same model gives the same bytes anywhere."""
-    before = jax.config.jax_traceback_in_locations_limit
+    before = jax.config.jax_traceback_in_locations_limit  # type: ignore[attr-defined]
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
         yield

@@ -59,7 +59,9 @@ def lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for task, facts in found.items()
     ]
     facts = next(iter(found.values()))
-    joints, lag = facts["joints"], 1000 * facts["lag_seconds"]
+    if "lag_seconds" not in facts:
+        return [*told, f"{facts['joints']} joints of utterances are too few to tell by how much words come late"]
+    lag, joints = 1000 * facts["lag_seconds"], facts["joints"]
     return [*told, f"words come {lag:+.0f} ms late, as {joints} joints of utterances tell; that is taken off"]
 
 

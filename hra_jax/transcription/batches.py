@@ -4,6 +4,7 @@ Some are decoded ahead, as many as a bound on their number and on their samples 
 has waited longest and those nearest to it in length: little padding, few shapes to compile, and nobody waits long.
 """
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,21 @@ class Decoded(NamedTuple):
     request: Request
     samples: np.ndarray
     error: str
+
+
+class Kind(NamedTuple):
+    """What tells which requests share a batch.
+
+    Attributes:
+      shares: only those with the same.
+      group: those with the same come together, as far as they wait; '' for none. Groups stand one after the other.
+    """
+
+    shares: str
+    group: str = ""
+
+
+ANY: Final = Kind("")
 
 
 class Decoding:
@@ -69,12 +85,12 @@ class Decoding:
             self._changed.notify_all()
         self._pool.shutdown(cancel_futures=True)
 
-    def take(self, most: int, *, kind: Callable[[Request], str] = lambda request: "") -> list[Decoded]:
+    def take(self, most: int, *, kind: Callable[[Request], Kind] = lambda request: ANY) -> list[Decoded]:
         """The next batch; [] after the last one.
 
         Args:
           most: recordings of a batch. What could not be decoded comes beside them.
-          kind: only requests of one kind share a batch.
+          kind: of each request.
 
         Raises:
           Whatever but AudioError a thread met, such as storage in the network that does not answer.
@@ -134,17 +150,31 @@ class Decoding:
         except AudioError as error:
             return Decoded(number, request, nothing, str(error))
 
-    def _nearest(self, waiting: list[Decoded], most: int, kind: Callable[[Request], str]) -> list[Decoded]:
+    def _nearest(self, waiting: list[Decoded], most: int, kind: Callable[[Request], Kind]) -> list[Decoded]:
         """The recording that has waited longest and at most `most` - 1 others: none that its batch must grow for first.
 
         Among those the nearest to it in length.
         """
         first = min(waiting)
         own, size = kind(first.request), padded_size(first.samples.size, self._rate)
-        alike = [one for one in waiting if kind(one.request) == own]
+        alike = [one for one in waiting if kind(one.request).shares == own.shares]
+        if own.group:
+            return _whole_groups(sorted(alike), most, lambda one: kind(one.request).group)
 
         def price(one: Decoded) -> tuple[bool, int, int]:
             longer = padded_size(one.samples.size, self._rate) > size
             return longer, abs(one.samples.size - first.samples.size), one.number
 
         return sorted(alike, key=price)[:most]
+
+
+def _whole_groups(waiting: list[Decoded], most: int, group: Callable[[Decoded], str]) -> list[Decoded]:
+    """Of what waits, in its order, the first group and those after it as far as `most` allows, and no more of one."""
+    groups = [list(members)[:most] for _, members in itertools.groupby(waiting, group)]
+    batch = groups[0]
+    # More of the last one may still be decoded.
+    for members in groups[1:-1]:
+        if len(batch) + len(members) > most:
+            break
+        batch = batch + members
+    return batch

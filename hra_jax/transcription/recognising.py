@@ -14,7 +14,7 @@ from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, MEAN_TASK
-from hra_jax.transcription.batches import Decoded, Decoding
+from hra_jax.transcription.batches import ANY, Decoded, Decoding, Kind
 from hra_jax.transcription.outputs import Result
 from hra_jax.transcription.requests import Request
 
@@ -89,11 +89,12 @@ class Recogniser:
         found = {kind: decoder.facts(phrases=phrases) for kind, decoder in self._decoders.items()}
         return next(iter(found.values())) if len(found) == 1 else found
 
-    def kind(self, request: Request) -> str:
-        """Only requests of one kind share a batch: a session whose voice is not known yet is heard together."""
+    def kind(self, request: Request) -> Kind:
+        """Which requests share a batch: a session whose voice is not known yet is heard together."""
         if request.task == MEAN_TASK:
-            return MEAN_TASK  # a model of its own
-        return f"{AUTO_TASK} {request.session}" if request.session and self._task(request) == AUTO_TASK else ""
+            return Kind(MEAN_TASK)  # a model of its own
+        unknown = bool(request.session) and self._task(request) == AUTO_TASK
+        return Kind(AUTO_TASK, request.session) if unknown else ANY
 
     def _task(self, request: Request) -> str:
         return self.sessions.get(request.session, AUTO_TASK) if request.task == AUTO_TASK else request.task

@@ -138,7 +138,7 @@ def test_joined_utterances_tell_by_how_much_labels_come_late(late):
     assert (found["joints"], found["words"], found["right"]) == (12, 24, 1.0)
     assert found["ece_after"] <= found["ece_before"]
     few = Suite("v", "basic", (SuiteTask("ann", "m", "", "", "ann", tuple(rows[:4])),))
-    assert calibration.measure(LateListener(late), few)["ann"]["lag_seconds"] == 0.0
+    assert "lag_seconds" not in calibration.measure(LateListener(late), few)["ann"]
 
 
 def test_a_suite_without_a_word_of_a_task_is_refused():

@@ -99,11 +99,11 @@ def test_parts_that_were_recognised_before_are_not_again_and_the_base_is_kept_wh
 
     def after(fresh):
         found.append(fresh)
-        names.append({at: first.base_text(at) for at in fresh})
+        names.append({at: first.base_texts(at) for at in fresh})
 
     whole = scored(trained, first, after=after)
     assert {key for _, key in first.kept} == {row.key for row in whole[0]}
-    for at, text in (entry for part in names[::2] for entry in part.items()):
+    for at, (text, _) in (entry for part in names[::2] for entry in part.items()):
         again.keep(at, text)
     done = {at: row for part in found[::2] for at, row in part.items()}
     fresh: list = []
@@ -204,7 +204,7 @@ def test_a_suite_may_say_how_long_parts_are(micro):
     assert long_utterances.lengths(plain, last_bucket=2.0, trained_seconds=9.0) == (2.0, 2.0)
     with pytest.raises(UserError, match="chunk_seconds = 0.5; allowed: at most 0.4, the last length bucket"):
         long_utterances.lengths(short, last_bucket=0.4, trained_seconds=0.0)
-    for wrong in (5, ("beam", 3), ("chunk_seconds", -1), ("chunk_seconds", 1, 2)):
+    for wrong in (5, ("beem", 3), ("beam", -3), ("chunk_seconds", -1), ("chunk_seconds", 1, 2)):
         with pytest.raises(UserError, match="suite 's'.*(decode|chunk_seconds)"):
             suite(wrong)
 

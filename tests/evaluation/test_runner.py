@@ -10,10 +10,14 @@ from reference import micro as world
 
 from hra_jax.config.keys import group
 from hra_jax.data.report import DataReport
+from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import SuiteRunner, check_adapter_acts, share_shapes
 from hra_jax.evaluation.suites import load_suite
+from hra_jax.models import ctc
 from hra_jax.run.scoring import suite_weights
+from hra_jax.text import ngram
 
 pytestmark = pytest.mark.optimised  # adapters that act are told from those that do not by the last bit
 
@@ -174,6 +178,40 @@ def test_what_was_recognised_before_is_not_recognised_again(trained, micro):
     rest = kept.run(run.layout.programs.evaluation, weights, run.frozen, done=parts[0] | parts[2], after=later.append)
     texts = [{number: row.text for number, row in part.items()} for part in (parts[1], *later)]
     assert len(later) == 1 and texts[0] == texts[1] and rest == whole
+
+
+def test_a_decoder_finds_other_texts_and_those_of_greedy_decoding_stand_beside_them(trained, micro):
+    run, settings = trained.run, {"eval__batch_seconds": 2.0}
+    plain, *_ = scores(run, make(trained, micro, "test", **settings))
+    runner = make(trained, micro, "test", **settings)
+    vocabulary, weights = run.material.base.vocabulary, suite_weights(run, runner)
+    lm = ngram.train([vocabulary.encode(text) for text in ("fed", "cab dab")], vocabulary, order=3)
+    decoding = DecodeSettings(lm=lm, lm_weight=3.0, token_bonus=2.0, beam=4)
+    decoder = Decoder(decoding, vocabularies=dict.fromkeys(world.SPEAKERS, vocabulary))
+    both, alone = run.layout.programs.decoded
+    parts: list = []
+    rows, *_ = whole = runner.run(both, weights, run.frozen, decoder=decoder, after=parts.append)
+    for row in rows:
+        greedy = plain[row.task, row.key]
+        assert (row.greedy_text, row.base_greedy_text) == (greedy.pred_text, greedy.base_pred_text)
+        assert greedy.greedy_text is None and greedy.base_greedy_text is None
+    assert any(row.pred_text != row.greedy_text for row in rows)
+    assert any(row.base_pred_text != row.base_greedy_text for row in rows)
+
+    # Each row is what the decoder makes of its log-probabilities, beside other rows.
+    texts = {(row.task, row.key): row.pred_text for row in rows}
+    for log_probs, lengths, numbers in make(trained, micro, "test", **settings).log_probs(alone, weights, run.frozen):
+        tasks = [world.SPEAKERS[runner.table.source[number]] for number in numbers[::-1]]
+        paths = decoder.paths(log_probs[::-1], lengths[::-1], tasks).paths[::-1]
+        for number, path in zip(numbers.tolist(), paths, strict=True):
+            name = world.SPEAKERS[runner.table.source[number]], runner.table.utterances[number].key
+            assert texts.pop(name) == vocabulary.decode(ctc.labels_of_path(path, vocabulary.blank_id))
+    assert texts == {}
+
+    # What was found before keeps both texts, and that of the base too.
+    again = make(trained, micro, "test", **settings)
+    again.kept, again.kept_greedy = dict(runner.kept), dict(runner.kept_greedy)
+    assert again.run(both, weights, run.frozen, decoder=decoder, done=parts[0] | parts[2]) == whole
 
 
 def test_unreadable_audio_is_left_out_and_named_and_all_unreadable_is_an_error(trained, micro, tmp_path):

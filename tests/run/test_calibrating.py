@@ -25,7 +25,7 @@ def test_a_run_with_a_selection_suite_exports_what_the_command_would_measure(mic
     run = world.train(config, tmp_path / "W")
     assert run.status == 0
     assert "calibrated on 'validation': " in run.printed
-    assert " joints of utterances tell" in run.printed
+    assert " joints of utterances are too few to tell" in run.printed
     entries = adapter_folder.read_tasks(tmp_path / "W" / "adapter")
     model = hra_jax.load_adapter(tmp_path / "W" / "adapter", hra_jax.load_backbone(micro.backbone))
     suite = load_suite(micro.suite("validation"), data_dir=str(micro.data), report=DataReport(strict=False))

@@ -1,5 +1,6 @@
 """Recordings decoded ahead, in batches of like length."""
 
+import collections
 import threading
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from hra_jax.data.audio import AudioError
 from hra_jax.data.utterance import Recording
-from hra_jax.transcription.batches import Decoding
+from hra_jax.transcription.batches import Decoding, Kind
 from hra_jax.transcription.requests import Request
 
 RATE = 1000
@@ -19,10 +20,10 @@ def request(number: int, seconds: float, *, task: str = "ann", error: str = "") 
     return Request(str(number), str(number), task, str(number), recording, error=error)
 
 
-def batches(requests, *, most=4, **more):
+def batches(requests, *, most=4, kind=lambda one: Kind(one.task), **more):
     with Decoding(iter(requests), sample_rate=RATE, threads=3, **more) as decoding:
         found = []
-        while batch := decoding.take(most, kind=lambda one: one.task):
+        while batch := decoding.take(most, kind=kind):
             found.append(batch)
         assert decoding.take(most) == []
     return found
@@ -50,6 +51,19 @@ def test_a_batch_holds_what_has_waited_longest_and_little_padding():
 def test_requests_of_two_kinds_share_no_batch():
     found = batches([request(number, 1.0, task="ab"[number % 2]) for number in range(20)])
     assert all(len({one.request.task for one in batch}) == 1 for batch in found) and len(found) < 20
+
+
+def test_groups_stay_whole_and_share_batches_where_they_fit():
+    sizes = (3, 1, 2, 5, 9, 1, 1, 1, 30, 2)
+    groups = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
+    asked = [request(number, 1.0, task=group) for number, group in enumerate(groups)]
+    found = batches(asked, most=6, kind=lambda one: Kind("all", one.task))
+    assert sorted(one.number for batch in found for one in batch) == list(range(len(asked)))
+    counts = [collections.Counter(one.request.task for one in batch) for batch in found]
+    for number, size in enumerate(sizes):
+        shares = [count[str(number)] for count in counts if count[str(number)]]
+        assert shares[0] == min(size, 6) and len(shares) == -(-size // 6)
+    assert max(map(len, found)) <= 6 and len(found) < len(sizes) + 6
 
 
 def test_what_cannot_be_decoded_comes_with_its_reason_and_costs_nothing_else():

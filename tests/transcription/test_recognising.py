@@ -5,6 +5,7 @@ import pytest
 
 from hra_jax.data.utterance import Recording
 from hra_jax.errors import UserError
+from hra_jax.transcription.batches import Kind
 from hra_jax.transcription.outputs import Result
 from hra_jax.transcription.recognising import results
 from hra_jax.transcription.requests import Request
@@ -21,7 +22,7 @@ class Reader:
         self.refused, self.batches = set(refused), []
 
     def kind(self, request):
-        return request.session
+        return Kind(request.session)
 
     def results(self, decoded):
         numbers = [int(one.samples[0]) for one in decoded]

@@ -1,0 +1,229 @@
+"""Runs that decode with a language model of their training texts: tuned, stored, scored, resumed, in processes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from reference import launching
+from reference import micro as world
+from reference.launching import EVALUATE, SETTINGS, TRAIN
+
+from hra_jax.adapters import adapter_folder
+from hra_jax.errors import UserError
+from hra_jax.evaluate import evaluate, evaluate_systems
+from hra_jax.evaluation.predictions import read_predictions
+from hra_jax.run import evaluating, own_models
+from hra_jax.run.tuning_stored import tune_stored
+from hra_jax.text import ngram
+
+pytestmark = pytest.mark.optimised  # runs here are compared with commands, which are optimised
+
+
+def texts(folder: Path, *names: str) -> dict:
+    """Of every utterance some of its fields."""
+    found = {}
+    for file in sorted(folder.glob("predictions_*.jsonl")):
+        for line in read_predictions(file):
+            found[line.row.task, line.row.key] = tuple(getattr(line.row, name) for name in names)
+    assert found
+    return found
+
+
+BOTH = ("pred_text", "greedy_text", "base_pred_text", "base_greedy_text")
+
+
+def results(workdir: Path, suite: str = "test") -> dict:
+    content = json.loads((workdir / "eval" / suite / "results.json").read_text())
+    return {name: value for name, value in content.items() if name not in ("speed", "versions")}
+
+
+def stored(workdir: Path) -> dict:
+    """{task: its entry `decode`} of the adapter."""
+    entries = json.loads((workdir / "adapter" / "tasks.json").read_text())["tasks"]
+    return {entry["name"]: entry.get("decode") for entry in entries}
+
+
+@pytest.fixture(scope="module")
+def config(micro):
+    """The run of `trained`, decoded with a narrow beam."""
+    plain = micro.validated_config()
+    with plain.unlocked():
+        plain.decode.lm, plain.decode.beam, plain.decode.phrases = "train", 4, ("dab",)
+        plain.decode.phrase_weight = 0.5
+    return plain
+
+
+@pytest.fixture(scope="module")
+def decoded(config, tmp_path_factory):
+    """That run, finished; to be read only."""
+    done = world.train(config, tmp_path_factory.mktemp("decoded") / "W")
+    assert done.status == 0
+    return done
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_a_run_makes_its_language_model_tunes_it_on_validation_and_scores_the_test_suite_once(decoded, trained, micro):
+    W = decoded.workdir
+    vocabulary = decoded.run.material.base.vocabulary
+    rows = world.read_manifest(micro.data / "train.jsonl")
+    model = ngram.read(W / "lm" / "train.lm")
+    assert model.digest == ngram.train([vocabulary.encode(row["text"]) for row in rows], vocabulary).digest
+    found, entries = results(W), stored(W)
+    assert set(entries) == set(world.SPEAKERS) and own_models.read_tuned(W) == entries
+    entry = entries["ann"]
+    assert entry["lm"] == {"name": "train", "digest": model.digest}
+    assert (entry["suite"], entry["beam"], entry["phrase_weight"]) == ("validation", 4, 0.5)
+    weights = {name: entry[name] for name in ("lm_weight", "token_bonus", "phrase_weight")}
+    assert found["decoding"] == {"method": "beam", "beam": 4, "lm": entry["lm"], "phrases": 1, **weights}
+    # The run without a language model is the same but for its texts, which are the greedy ones here.
+    plain = results(trained.workdir)
+    assert found["greedy_wer"] == plain["wer"] and found["base_greedy_wer"] == plain["base_wer"]
+    assert plain["decoding"] == {"method": "greedy"} and "greedy_wer" not in plain
+    greedy = texts(W / "eval" / "test", "greedy_text", "base_greedy_text")
+    assert greedy == texts(trained.workdir / "eval" / "test", "pred_text", "base_pred_text")
+    assert "greedy WER" in decoded.printed and "best for all tasks together: lm_weight" in decoded.printed
+    assert "decoded with a beam of 4, the language model" in (W / "eval" / "test" / "report.md").read_text()
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_the_same_command_again_and_evaluate_find_what_the_run_has_found(decoded, config, tmp_path, monkeypatch):
+    W = Path(shutil.copytree(decoded.workdir, tmp_path / "W"))
+    written = (W / "lm" / "train.lm").stat().st_mtime_ns
+    again = world.train(config, W, on_step=lambda step: pytest.fail("a step was done"))
+    assert again.status == 0 and (W / "lm" / "train.lm").stat().st_mtime_ns == written
+    assert results(W) == results(decoded.workdir) and stored(W) == stored(decoded.workdir)
+    world.use_devices(monkeypatch, 1)
+    suite = str(Path(config.eval.suite))
+    found = evaluate(W, suite)
+    assert found["decoding"] == results(decoded.workdir)["decoding"] and found["wer"] == results(decoded.workdir)["wer"]
+    assert texts(W / "eval" / "test", *BOTH) == texts(decoded.workdir / "eval" / "test", *BOTH)
+    # What the command asks for goes before, and greedy decoding costs nothing of it.
+    greedy = evaluate(W, suite, decode={"lm": "", "beam": 0, "phrases": ()})
+    assert greedy["decoding"] == {"method": "greedy"} and "greedy_wer" not in greedy
+    assert greedy["wer"] == found["greedy_wer"]
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_systems_side_by_side_are_decoded_alike_and_keep_both_texts_when_they_are_stopped(
+    decoded, config, micro, tmp_path, monkeypatch
+):
+    world.use_devices(monkeypatch, 1)
+    W, R = decoded.workdir, tmp_path / "R"
+    lm = {"lm": str(W / "lm" / "train.lm")}
+    settings = {"backbones": [micro.backbone], "data_dir": str(micro.data), "decode": lm}
+    systems = [f"own={W / 'adapter'}"]
+    monkeypatch.setattr(evaluating, "SAVE_SECONDS", 0.0)
+    whole = evaluate_systems([micro.suite("test")], R, adapters=systems, **settings)["test"]
+    # The weights are those that are stored with the adapter, as the model is the one that they were tuned for.
+    entry = stored(W)["ann"]
+    assert {name: whole["own"]["decoding"][name] for name in ("lm_weight", "lm")} == {
+        name: entry[name] for name in ("lm_weight", "lm")
+    }
+    assert whole["own"]["decoding"] == whole["__base__"]["decoding"]
+    own = texts(R / "test" / "own", *BOTH)
+    base = texts(R / "test" / "__base__", "pred_text", "greedy_text")
+    assert {name: found[2:] for name, found in own.items()} == base
+
+    # An evaluation that ends after its first batch leaves both texts of it; the next one goes on from there.
+    class Stopped(Exception):
+        pass
+
+    add = evaluating.Unfinished.add
+
+    def once(store, fresh):
+        add(store, fresh)
+        raise Stopped
+
+    other = tmp_path / "other"
+    monkeypatch.setattr(evaluating.Unfinished, "add", once)
+    with pytest.raises(Stopped):
+        evaluate_systems([micro.suite("test")], other, adapters=systems, **settings)
+    monkeypatch.setattr(evaluating.Unfinished, "add", add)
+    (lines,) = other.rglob("unfinished-*.jsonl")
+    assert all("greedy" in json.loads(line) for line in lines.read_text().splitlines())
+    again = evaluate_systems([micro.suite("test")], other, adapters=systems, **settings)["test"]
+    assert again["own"]["greedy_wer"] == whole["own"]["greedy_wer"] and texts(other / "test" / "own", *BOTH) == own
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_tuning_of_what_is_stored_finds_the_same_weights_and_refuses_suites_that_test(
+    decoded, config, micro, tmp_path, monkeypatch
+):
+    world.use_devices(monkeypatch, 1)
+    W = Path(shutil.copytree(decoded.workdir, tmp_path / "W"))
+    exported = adapter_folder.read_adapter(W / "adapter")
+    found = tune_stored(workdir=str(W), suite=micro.suite("validation"))
+    assert found == stored(W) == stored(decoded.workdir)
+    # The adapter is still the run's own: the same command exports over it.
+    assert world.train(config, W).status == 0 and "changed since" not in (W / "adapter" / "README.md").read_text()
+    own = tune_stored(workdir=str(W), suite=micro.suite("validation"), per_task=True, decode={"phrases": ()})
+    assert set(own) == set(world.SPEAKERS) and stored(W) == own == own_models.read_tuned(W)
+    alone = Path(shutil.copytree(decoded.workdir / "adapter", tmp_path / "adapter"))
+    lm = {"lm": str(W / "lm" / "train.lm"), "beam": 4, "lm_weight": 0.5}
+    settings = {"backbone": micro.backbone, "data_dir": str(micro.data)}
+    found = tune_stored(adapter=str(alone), suite=micro.suite("validation"), decode=lm, **settings)
+    assert {entry["lm_weight"] for entry in found.values()} == {0.5}
+    changed = adapter_folder.read_adapter(alone)
+    assert {entry["name"]: entry["decode"] for entry in changed.tasks_json} == found
+    assert changed.tasks.keys() == exported.tasks.keys()
+
+    copy = world.write_suite(tmp_path / "copy.py", (("*", "{dir}/test.jsonl", "speaker=*", "*"),))
+    for place, suite, told in (
+        ({"workdir": str(W)}, micro.suite("test"), "suite 'test': the run is tested on it"),
+        ({"workdir": str(W)}, copy, "suite 'copy': its data are those that the run is tested on"),
+        ({"adapter": str(alone), **settings}, micro.suite("test"), "suite 'test': the adapter is tested on it"),
+        ({"adapter": str(alone), **settings}, micro.suite("validation"), "decoding is greedy and has no weights"),
+        ({}, micro.suite("validation"), "tune needs --adapter DIR, or else --workdir W"),
+        ({"workdir": str(W)}, "", "--suite is missing"),
+    ):
+        with pytest.raises(UserError, match=told) as error:
+            tune_stored(suite=suite, **place)
+        assert "\n" not in str(error.value)
+    given = {"lm_weight": 1.0, "token_bonus": 0.0}
+    with pytest.raises(UserError, match="every weight is given"):
+        tune_stored(workdir=str(W), suite=micro.suite("validation"), decode=given)
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_a_model_that_cannot_be_made_costs_neither_export_nor_results(config, tmp_path, monkeypatch):
+    def fails(*args, **options):
+        raise UserError("no texts")
+
+    monkeypatch.setattr(ngram, "train", fails)
+    done = world.train(config, tmp_path / "W")
+    assert done.status == 4 and done.run.failures == ["the language model of the training texts failed"]
+    assert results(tmp_path / "W")["decoding"] == {"method": "greedy"}
+    assert stored(tmp_path / "W") == dict.fromkeys(world.SPEAKERS)
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_wrong_decoding_is_refused_before_the_first_step(config, tmp_path):
+    for key, value, told in (
+        ("lm", "gone.lm", "gone.lm is not a file; needed is a language model"),
+        ("phrases", ("",), "an empty phrase"),
+        ("lm", (("ann", "train"),), "no language model for task 'bob'"),
+    ):
+        wrong = config.copy_and_resolve_references()
+        with wrong.unlocked(), wrong.decode.ignore_type():
+            wrong.decode[key] = value
+        with pytest.raises(UserError, match=told):
+            world.train(wrong, tmp_path / "W", on_step=lambda step: pytest.fail("a step was done"))
+
+
+@pytest.mark.slow(minutes=1.0)
+def test_two_processes_make_tune_and_decode_as_one_does(config, micro, tmp_path, command_env):
+    settings = SETTINGS | {"steps": 4, "batch__multiple": 2, "eval__batch_seconds": 4.0, "batch__seconds": 4.0}
+    settings |= {"decode__lm": "train", "decode__beam": 4, "decode__token_bonus": 1.0}
+    settings |= {"eval__suite": micro.suite("test"), "eval__select_suite": micro.suite("validation")}
+    run = micro.config(**settings)
+    assert world.train(run, tmp_path / "one", devices=2).status == 0
+    words = [TRAIN, "--config", world.write_config(tmp_path / "c.py", run), "--workdir", tmp_path / "two"]
+    launching.run(words, folder=tmp_path / "launched", processes=2, devices=1, env=command_env)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert (one / "lm" / "train.lm").read_bytes() == (two / "lm" / "train.lm").read_bytes()
+    assert stored(one) == stored(two) and results(one)["decoding"] == results(two)["decoding"]
+    assert texts(one / "eval" / "test", *BOTH) == texts(two / "eval" / "test", *BOTH)
+    words = [EVALUATE, "--workdir", two, "--suite", micro.suite("test")]
+    launching.run(words, folder=tmp_path / "again", processes=2, devices=1, env=command_env)
+    assert texts(one / "eval" / "test", *BOTH) == texts(two / "eval" / "test", *BOTH)
