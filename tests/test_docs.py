@@ -401,6 +401,7 @@ def test_the_training_from_python_of_the_pages_runs(place, command_env):
 
 @pytest.mark.slow(minutes=0.3)
 def test_the_server_of_the_pages_runs(run, place, command_env):
+    run(MANIFESTS)
     run("python -m hra_jax.train --config own --config.data.dir=FOLDER --workdir runs/own")
     run("python -m hra_jax.export runs/own/adapter --output served")
     (code,) = fences(generate._PART.sub("", PAGES["docs/serving.md"]), "python")

@@ -206,10 +206,14 @@ def _records(
     start = None
     if facts.get("start"):
         start = _start(config.adapter.start, facts["start"])
+    shared = shared and config.adapter.train == "all"
     if not config.export.hashes:
-        return {} if start is None else task_records.without_hashes(start.records)
-    trained = _hashes(checkpoints, step, facts["tasks"], shared=shared and config.adapter.train == "all")
-    return initial.started_from(start, facts["tasks"], config.adapter.new_task, trained=trained)
+        found = {} if start is None else task_records.without_hashes(start.records)
+    else:
+        trained = _hashes(checkpoints, step, facts["tasks"], shared=shared)
+        found = initial.started_from(start, facts["tasks"], config.adapter.new_task, trained=trained)
+    # Where what all tasks share has moved, none sounds as it did.
+    return task_records.without_voices(found) if shared else found
 
 
 def _start(folder: str, content_hash: object) -> adapter_folder.ExportedAdapter | None:
