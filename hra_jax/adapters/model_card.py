@@ -10,7 +10,7 @@ from etils import epath
 from hra_jax.adapters import task_records
 from hra_jax.adapters.methods import METHODS
 from hra_jax.console import bounds, listed, markdown_cell, markdown_code, percent, printable
-from hra_jax.tasks.names import BASE_TASK
+from hra_jax.tasks.names import AUTO_TASK, BASE_TASK
 
 _MOST_LISTED = 50  # task names
 
@@ -54,6 +54,7 @@ def model_card(
         *(_error_rate_lines(results) if results else ()),
         *_hash_lines(records or {}),
         *_language_model_lines(records or {}),
+        *_voice_lines(records or {}),
         "## Use",
         "",
         f"Give the backbone's own folder in place of {markdown_code(backbone)} where it is not a built-in one.",
@@ -110,6 +111,21 @@ def _language_model_lines(records: task_records.Records) -> list[str]:
         "",
         f"`{task_records.RECORDS_FILE}` holds a language model for {whose}, which `decode.lm='adapter'` decodes with. "
         "Much of the texts that it was made from can be had from it.",
+        "",
+    ]
+
+
+def _voice_lines(records: task_records.Records) -> list[str]:
+    """The part of a model card that says what is told of voices; nothing where nothing is."""
+    count = len(records.get(task_records.CENTROID, {}))
+    if not count:
+        return []
+    return [
+        "## Voices",
+        "",
+        f"`{task_records.RECORDS_FILE}` holds how {count:,} of the tasks sound, a mean over recordings of each, by "
+        f"which {AUTO_TASK} finds that of a recording. No audio or text can be had from it, but whoever has another "
+        "recording can tell how much it sounds like one of them; `export.voices=False` leaves it out.",
         "",
     ]
 

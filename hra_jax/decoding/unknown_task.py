@@ -318,8 +318,8 @@ def _confidences(
 ) -> dict[Hashable, dict[str, float]]:
     """Of each session and each of its candidates the confidence, a mean over the frames."""
     wanted = [(session, wave, task) for session, wave in order if session in near for task, _ in near[session]]
-    sums: dict[Hashable, collections.Counter[str]] = {session: collections.Counter() for session in near}
-    frames: dict[Hashable, collections.Counter[str]] = {session: collections.Counter() for session in near}
+    sums: dict[Hashable, dict[str, float]] = {session: collections.defaultdict(float) for session in near}
+    frames: dict[Hashable, dict[str, int]] = {session: collections.defaultdict(int) for session in near}
     for start in range(0, len(wanted), _TOGETHER):
         some = wanted[start : start + _TOGETHER]
         tasks = [task for _, _, task in some]

@@ -119,7 +119,7 @@ def _found(model: api.Model, entries: Sequence[tuple[SuiteTask, Utterance]], sui
     for number, (task, row) in enumerate(entries):
         value = row.tag(suite.session) if suite.session else None
         sessions.setdefault(number if value is None else value, []).append((task, row))
-    lengths = {"sample_rate": model.backbone.sample_rate, "longest_seconds": model.chunk_seconds}
+    lengths: dict[str, Any] = {"sample_rate": model.backbone.sample_rate, "longest_seconds": model.chunk_seconds}
     waiting: list[tuple[Hashable, SuiteTask, Utterance, list[np.ndarray]]] = []
 
     def chosen() -> Any:

@@ -57,7 +57,7 @@ class Output(Protocol):
       sessions: the task that an earlier run has found for each session, as far as the output says it.
     """
 
-    sessions: Mapping[str, str]
+    sessions: dict[str, str]
 
     def has(self, request: Request) -> bool:
         """Whether it has the result of a request from an earlier run; each is asked for once, in its order."""

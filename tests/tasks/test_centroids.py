@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from etils import epath
 from reference import micro as world
 
 import hra_jax
@@ -41,6 +42,8 @@ def test_an_adapter_that_is_heard_has_a_centroid_for_each_task_and_the_same_weig
     before, after = read_adapter(silent), read_adapter(heard)
     assert set(after.records[CENTROID]) == set(world.SPEAKERS)
     assert after.records[WHITENING][SHARED].shape == (10, 10)
+    cards = [(epath.Path(folder) / "README.md").read_text() for folder in (silent, heard)]
+    assert ["holds how 3 of the tasks sound" in card for card in cards] == [False, True]
     for task, tree in before.tasks.items():
         for path, leaf in flatten(tree).items():
             np.testing.assert_array_equal(leaf, flatten(after.tasks[task])[path])
