@@ -576,6 +576,9 @@ class Model:
         if AUTO_TASK in asked:  # which may be any
             asked = asked - {AUTO_TASK} | {*self.tasks, BASE_TASK}
         settings, names = decode_settings(decode), tuple(sorted(asked))
+        settings.check_used(phrases=True)
+        # Of a mean of tasks, settings may name those that it was made of.
+        settings.check_tasks({*self.tasks, *self.entries, BASE_TASK, MEAN_TASK})
         if (settings, names) not in self._decoders:
             made = Decoder(settings, vocabularies={name: self.vocabulary(name) for name in names}, adapter=self.held)
             while len(self._decoders) >= _DECODERS:

@@ -141,6 +141,7 @@ def main(argv: Sequence[str]) -> int:
     if FLAGS.chunk_seconds is not None:
         pauses.check_seconds(FLAGS.chunk_seconds)
     decode = _decode()
+    decode.check_used(phrases=FLAGS.manifest is not None)
     setup_jax()
     asked, task = _asked(argv[1:])
     options = Options(decode, FLAGS.chunk_seconds, words=form not in (outputs.TEXT, outputs.SHORT))
@@ -272,6 +273,7 @@ def _run(recogniser: Recogniser, task: str | None, form: str) -> dict[str, Any]:
         "task_tag": FLAGS.task_tag if FLAGS.manifest is not None else None,
         "session": FLAGS.session,
         "decode": recogniser.facts(),
+        "with_phrases": recogniser.facts(phrases=True),
         "phrases": _digest(read_phrases(FLAGS.phrases)) if FLAGS.phrases else None,
         "chunk_seconds": FLAGS.chunk_seconds,
     }

@@ -286,6 +286,14 @@ def test_unknown_tasks_of_a_manifest_are_counted_and_named_and_the_rest_goes_on(
         command_of.main(["transcribe"])
 
 
+def test_a_manifest_of_lines_that_cannot_be_used_is_errors_alone(asked, flag_values, capsys):
+    Path(asked["manifest"]).write_text('{"audio_filepath": "a.wav"}\n{\n')
+    flag_values(**{**asked, "task": "ann"})
+    assert command_of.main(["transcribe"]) == 2
+    kinds = [json.loads(line)["error"].partition(":")[0] for line in Path(asked["output"]).read_text().splitlines()]
+    assert kinds == ["missing_field", "bad_json"] and "0 of 2 recognised" in capsys.readouterr().out
+
+
 def test_lines_without_a_task_are_asked_for_one(asked, flag_values):
     flag_values(**{**asked, "task_tag": "task"})
     with pytest.raises(UserError, match="--task is missing, and .* has 3 tasks"):
@@ -377,9 +385,13 @@ def test_flags_and_lines_of_a_manifest_say_how_each_utterance_is_decoded(asked, 
         }
         said = line["decoding"]
         assert used == {"beam": said["beam"], "lm": said.get("lm", {}).get("name"), "phrases": said.get("phrases")}
-    flag_values(**asked, lm=f"ann={lm},bob={lm},cy=", lm_weight=0.6, beam=4)
-    with pytest.raises(UserError, match="was begun with decode = "):
-        command_of.main(["transcribe"])
+    for change, told in (
+        (dict(lm_weight=0.6), "decode = "),
+        (dict(lm_weight=0.5, phrase_weight=9.0), "with_phrases = "),
+    ):
+        flag_values(**asked, lm=f"ann={lm},bob={lm},cy=", beam=4, **change)
+        with pytest.raises(UserError, match=f"was begun with {told}"):
+            command_of.main(["transcribe"])
 
 
 def test_what_cannot_decode_is_refused_in_one_line_before_anything_is_loaded(asked, lm, flag_values, tmp_path):
@@ -390,6 +402,8 @@ def test_what_cannot_decode_is_refused_in_one_line_before_anything_is_loaded(ask
         (dict(lm=asked["manifest"]), "m.jsonl"),
         (dict(beam=-1), "decode.beam"),
         (dict(lm=lm, lm_weight=float("nan")), "decode.lm_weight"),
+        (dict(lm_weight=0.5), "decode.lm_weight = 0.5 would do nothing"),
+        (dict(lm=f"ann={lm},bob={lm},cy={lm},dan={lm}"), "decode.lm: unknown task 'dan'"),
         (dict(phrases=str(tmp_path / "empty.txt")), "a weight of 1000.0; allowed: finite numbers from -100 to 100"),
         (dict(phrases=str(tmp_path / "none.txt")), "no phrases can be read there"),
     ]

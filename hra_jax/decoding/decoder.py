@@ -172,9 +172,9 @@ class Decoder:
             _either(searched, found.rivals, greedy.rivals),
         )
 
-    def facts(self) -> dict[str, Any]:
-        """What decodes, as results have it: what differs between tasks is by task."""
-        tasks = {name: self.facts_of(name) for name in self._tasks}
+    def facts(self, *, phrases: bool = False) -> dict[str, Any]:
+        """What decodes, as results have it, by task what differs; with `phrases`, an utterance that has one more."""
+        tasks = {name: self.facts_of(name, ("",) if phrases else ()) for name in self._tasks}
         keys = list(dict.fromkeys(key for facts in tasks.values() for key in facts))
         merged: dict[str, Any] = {}
         for key in keys:

@@ -5,13 +5,14 @@ Where neither a beam nor a language model nor phrases are given, decoding is gre
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from hra_jax.config.settings import Rule, check_settings, integer, is_number, setting
 from hra_jax.console import near_matches
 from hra_jax.decoding.phrases import is_phrase
 from hra_jax.errors import UserError
+from hra_jax.tasks.names import unknown_task
 from hra_jax.text.ngram import LanguageModel
 
 TRAIN, ADAPTER = "train", "adapter"  # language models without a path
@@ -111,6 +112,39 @@ class DecodeSettings:
         if self.beam:
             return self.beam
         return max(DEFAULT_BEAM, self.n_best) if self.lm or phrases or self.n_best > 1 else 0
+
+    def check_used(self, names: Collection[str] = tuple(DEFAULT_WEIGHTS), *, phrases: bool) -> None:
+        """Refuses a weight that is given and would weigh nothing.
+
+        Args:
+          names: of what is looked at.
+          phrases: whether utterances may bring phrases of their own.
+
+        Raises:
+          UserError: there is one.
+        """
+        phrases = phrases or bool(self.phrases)
+        needs = {
+            "lm_weight": (bool(self.lm), "decode.lm names no language model"),
+            "phrase_weight": (phrases, "there are no phrases"),
+            "token_bonus": (self.width(phrases=phrases) > 0, "decoding is greedy"),
+        }
+        for name, (used, why) in needs.items():
+            if name in names and getattr(self, name) != TUNED and not used:
+                raise UserError(f"decode.{name} = {getattr(self, name)!r} would do nothing: {why}; allowed: {TUNED!r}")
+
+    def check_tasks(self, known: Iterable[str]) -> None:
+        """Refuses language models and phrases of tasks that are none of `known`, which would do nothing.
+
+        Raises:
+          UserError: one line, with near matches.
+        """
+        known = sorted({*known})
+        phrases = () if isinstance(self.phrases, str) or _is_phrase_list(self.phrases) else self.phrases
+        for key, names in (("lm", self.tasks_with_models), ("phrases", [name for name, _ in phrases])):
+            for name in names:
+                if name not in known:
+                    raise UserError(f"decode.{key}: {unknown_task(name, known)}")
 
     def model_of(self, task: str) -> str | LanguageModel | None:
         """What names the language model of a task; '' for none, None where there are pairs and the task is in none."""

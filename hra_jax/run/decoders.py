@@ -9,12 +9,14 @@ from ml_collections import ConfigDict
 
 from hra_jax.config.keys import group
 from hra_jax.data.utterance import Utterance
+from hra_jax.decoding import phrases
 from hra_jax.decoding.decoder import Decoder
 from hra_jax.decoding.language_models import NOTHING_HELD, Held
 from hra_jax.decoding.settings import TRAIN, DecodeSettings, decode_settings
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.evaluation.suites import Suite
 from hra_jax.run import own_models
+from hra_jax.tasks.names import BASE_TASK, MEAN_TASK
 from hra_jax.text.ngram import LanguageModel
 from hra_jax.text.task_vocabularies import OwnVocabularies
 from hra_jax.text.vocabularies import Vocabulary
@@ -30,9 +32,20 @@ def settings_of(settings: DecodeSettings, suite: Suite, asked: Mapping[str, Any]
       settings: those of the configuration.
       suite: the suite.
       asked: keys and values of the command.
+
+    Raises:
+      UserError: what is asked for would do nothing.
     """
     own = decode_settings(suite.decode, where=f"suite {suite.name!r}, decode", base=settings)
-    return decode_settings(asked or {}, base=own)
+    found = decode_settings(asked or {}, base=own)
+    if asked:
+        found.check_used(asked, phrases=any(phrases.of_line(row.tags) for row in suite.utterances))
+    return found
+
+
+def check_tasks(settings: DecodeSettings, runner: SuiteRunner, tasks: Iterable[str]) -> None:
+    """Refuses settings that name tasks which are neither of a suite nor among those of what it is run with."""
+    settings.check_tasks({*tasks, *runner.adapters, BASE_TASK, MEAN_TASK})
 
 
 def needs_training_texts(settings: DecodeSettings) -> bool:
@@ -134,5 +147,6 @@ def facts_of(decoder: Decoder | None, runner: SuiteRunner) -> dict[str, Any]:
         task = runner.adapters[runner.table.source[own[0]]]
         one = decoder.facts_of(task, runner.phrases_of(own[0]))
         facts = {name: value for name, value in one.items() if name != "phrases"} | (facts if facts != GREEDY else {})
-        facts |= {"utterances_with_phrases": len(own)}
+        whole = {(int(runner.table.source[number]), runner.table.utterances[number].key) for number in own}
+        facts |= {"utterances_with_phrases": len(whole)}  # not their parts
     return facts

@@ -14,7 +14,7 @@ from hra_jax.decoding.settings import TRAIN, DecodeSettings
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.evaluation.suites import Suite
-from hra_jax.run.decoders import Models, make_decoder, settings_of, training_models
+from hra_jax.run.decoders import Models, check_tasks, make_decoder, settings_of, training_models
 from hra_jax.run.systems import BASE, System
 from hra_jax.run.workdirs import LANGUAGE
 
@@ -27,17 +27,20 @@ class SystemDecoders:
       settings: by suite.
       beside: the first system that is compared with the frozen base, which is decoded as that one is; None for none.
       train: the language models of the run whose checkpoints are among them.
+      tasks: those of all systems.
     """
 
     settings: Mapping[str, DecodeSettings]
     beside: System | None
     train: Models | None
+    tasks: frozenset[str] = frozenset()
 
     def of(self, system: System, runner: SuiteRunner, suite: Suite) -> Decoder | None:
         """The decoder of a suite on a system; arguments and errors are those of `make_decoder`."""
         as_system = self.beside if system.name == BASE and self.beside is not None else system
         if as_system is not system and as_system.own is not None:
             return None  # the base has another vocabulary
+        check_tasks(self.settings[suite.name], runner, self.tasks)
         return make_decoder(self.settings[suite.name], runner, adapter=as_system.held, train=self.train)
 
 
@@ -75,4 +78,5 @@ def for_systems(
     if workdir is not None and of_run is not None:
         written = (of_run.base.vocabulary, of_run.own, of_run.tasks)
         train = training_models(settings.values(), workdir, config, written, utterances)
-    return SystemDecoders(settings, next((system for system in known if system.beside), None), train)
+    tasks = frozenset(task for system in known for task in system.tasks)
+    return SystemDecoders(settings, next((system for system in known if system.beside), None), train, tasks)

@@ -35,7 +35,9 @@ def check(run: Run, config: ConfigDict) -> None:
     """
     for runner in (run.layout.test, run.layout.select):
         if runner is not None:
-            decoders.check(_settings(config, runner), runner, adapter=_held(run))
+            settings = _settings(config, runner)
+            decoders.check_tasks(settings, runner, run.layout.tasks)
+            decoders.check(settings, runner, adapter=_held(run))
 
 
 def training_models(run: Run, config: ConfigDict) -> Models | None:

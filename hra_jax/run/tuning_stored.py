@@ -75,6 +75,7 @@ def tune_stored(
     setup = evaluating.setup_of(config, free=workdir is None)
     runner = evaluating.make_runner(system, found, setup, report)
     written = (system.base.vocabulary, system.own, system.tasks)
+    decoders.check_tasks(settings, runner, system.tasks)
     train = None
     if workdir is not None:
         train = decoders.training_models([settings], workdir, config, written, lambda: _trained(config))

@@ -43,6 +43,7 @@ class Recogniser:
 
     Attributes:
       fingerprint: of the backbone.
+      sample_rate: Hz, of the waveforms.
       sessions: the task of each session of `__auto__` whose voice is known.
     """
 
@@ -60,7 +61,7 @@ class Recogniser:
         """
         self._location, self._options = backbone, options or Options()
         files = backbone_folder.load(backbone)
-        self.fingerprint = files.fingerprint
+        self.fingerprint, self.sample_rate = files.fingerprint, files.features.sample_rate
         bare = Backbone(files, {}, np.dtype(np.float32))
         model = bare.alone() if adapter is None else load_adapter(adapter, bare)
         if adapter is None and any(task != BASE_TASK for task in tasks):
@@ -83,14 +84,10 @@ class Recogniser:
             raise UserError(f"the backbone {self._location!r} was replaced meanwhile; allowed: the same command again")
         self._models = {kind: dataclasses.replace(model, backbone=backbone) for kind, model in self._models.items()}
 
-    @property
-    def sample_rate(self) -> int:
-        """Hz, of the waveforms."""
-        return next(iter(self._models.values())).backbone.sample_rate
-
-    def facts(self) -> dict[str, Any]:
-        """What decodes, as `Decoder.facts` has it."""
-        return {key: value for decoder in self._decoders.values() for key, value in decoder.facts().items()}
+    def facts(self, *, phrases: bool = False) -> dict[str, Any]:
+        """What decodes, as `Decoder.facts` has it; with `phrases`, an utterance that has phrases of its own."""
+        found = {kind: decoder.facts(phrases=phrases) for kind, decoder in self._decoders.items()}
+        return next(iter(found.values())) if len(found) == 1 else found
 
     def kind(self, request: Request) -> Kind:
         """Which requests share a batch: a session whose voice is not known yet is heard together."""

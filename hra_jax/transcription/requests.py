@@ -148,7 +148,7 @@ def of_manifest(
       tasks, those of a session stand together.
 
     Raises:
-      UserError: it cannot be read or is empty; no line has a task that there is.
+      UserError: it cannot be read or is empty; no line has a task that there is, or a field that is asked for.
     """
     utterances, refused = sources.read_source(source, report=DataReport(), texts=False)
     columns = as_columns(utterances)
@@ -162,6 +162,9 @@ def of_manifest(
         shown = f"{task_tag} = {listed(values, most=3)}"
         raise UserError(f"{source}: no line has a task that there is ({shown}): {others[values[0]]}")
 
+    for flag, tag, usual in (("task_tag", task_tag, TASK_TAG), ("session", session_tag, ALL)):
+        if tag not in ("", usual) and len(columns) and (columns.tag(tag)[0] < 0).all():
+            raise UserError(f"--{flag}={tag!r}: no line of {source} has that field; allowed: one that lines have")
     tasks = frozenset(values) - others.keys() | ({task} if task is not None and (numbers < 0).any() else set())
     order = np.arange(len(columns))
     if session_tag and AUTO_TASK in tasks:

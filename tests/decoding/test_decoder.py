@@ -246,5 +246,9 @@ def test_tuned_weights_are_those_of_the_model_that_they_were_tuned_for(models):
     for tuned, weight in (({"b": stored, "c": stored}, 1.5), ({"b": stored, "c": {**stored, "beam": 8}}, 0.8)):
         held = Held(tuned, {}, "ADAPTER")
         assert weights({"lm": mine})[0] == weight
+    # Of a decoder that is greedy, what decodes an utterance that brings phrases.
+    greedy = Decoder(decode_settings({"phrase_weight": 2.5}), vocabularies={"a": LETTERS})
+    assert greedy.facts() == {"method": "greedy"}
+    assert greedy.facts(phrases=True)["phrase_weight"] == 2.5
     message = refusal({"lm": mine}, {"a": LETTERS}, adapter=Held({"a": stored | {"lm_weight": "much"}}, {}, "ADAPTER"))
     assert "tasks.json, task 'a', decode: decode.lm_weight = 'much'" in message

@@ -93,6 +93,34 @@ def test_what_is_for_all_tasks_and_what_is_for_some():
     assert [some.phrases_of(task) for task in "abc"] == [("x", "y"), "names.txt", ()]
 
 
+def test_a_weight_that_would_weigh_nothing_is_refused():
+    for given, phrases, why in (
+        ({"lm_weight": 0.5}, True, "decode.lm_weight = 0.5 would do nothing: decode.lm names no language model"),
+        ({"phrase_weight": 2.0, "lm": "x.lm"}, False, "decode.phrase_weight = 2.0 would do nothing: there are no phr"),
+        ({"token_bonus": 1.0}, False, "decode.token_bonus = 1.0 would do nothing: decoding is greedy"),
+    ):
+        with pytest.raises(UserError) as caught:
+            DecodeSettings(**given).check_used(phrases=phrases)
+        assert why in str(caught.value)
+        DecodeSettings(**given).check_used(("beam",), phrases=phrases)  # not what is looked at
+    DecodeSettings(lm="x.lm", lm_weight=0.5, token_bonus=1.0).check_used(phrases=False)
+    DecodeSettings(phrases=("x",), phrase_weight=2.0, token_bonus=1.0).check_used(phrases=False)
+    DecodeSettings(phrase_weight=2.0, token_bonus=1.0).check_used(phrases=True)
+    DecodeSettings(beam=4, token_bonus=1.0).check_used(phrases=False)
+
+
+def test_models_and_phrases_of_tasks_that_there_are_not_are_refused_with_near_matches():
+    for given, told in (
+        ({"lm": (("anna", "x.lm"), ("bop", ""))}, "decode.lm: unknown task 'bop'; did you mean 'bob'?"),
+        ({"phrases": (("ana", ("x",)),)}, "decode.phrases: unknown task 'ana'; did you mean 'anna'?"),
+    ):
+        with pytest.raises(UserError) as caught:
+            DecodeSettings(**given).check_tasks(["anna", "bob"])
+        assert told in str(caught.value)
+    for given in ({"lm": "x.lm", "phrases": ("bop",)}, {"lm": (("anna", "x.lm"),), "phrases": "bop.txt"}, {}):
+        DecodeSettings(**given).check_tasks(["anna", "bob"])
+
+
 def test_words_numbers_and_tuples_of_the_command_line_are_what_they_look_like():
     weight, model, phrases = _OneOfTypes((str, int, float)), _OneOfTypes((str, tuple)), _OneOfTypes((tuple, str))
     assert [weight.parse(word) for word in ("0.5", "2", "tuned", "'tuned'")] == [0.5, 2, "tuned", "tuned"]

@@ -90,6 +90,17 @@ def test_a_manifest_without_a_single_known_task_is_refused_in_one_line(tmp_path)
         of_manifest(tmp_path / "m.jsonl", rows, task="ann")
 
 
+def test_a_field_for_tasks_or_sessions_that_no_line_has_is_refused_in_one_line(tmp_path):
+    rows = [{"audio_filepath": "a.wav", "duration": 1.0, "who": "bob"}]
+    for given, told in (
+        ({"task_tag": "when"}, "--task_tag='when': no line"),
+        ({"session_tag": "talk"}, "--session='t"),
+    ):
+        with pytest.raises(UserError, match=told):
+            of_manifest(tmp_path / "m.jsonl", rows, task="ann", **given)
+    assert of_manifest(tmp_path / "m.jsonl", rows, task="ann", session_tag="who")[0].session == "bob"
+
+
 def test_a_line_without_a_task_takes_the_one_given_or_is_what_is_asked_for(tmp_path):
     rows = [{"audio_filepath": "a.wav", "duration": 1.0}, {"audio_filepath": "b.wav", "duration": 1.0, "task": "bob"}]
     assert [request.task for request in of_manifest(tmp_path / "m.jsonl", rows, task="ann")] == ["ann", "bob"]
