@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from reference import launching
 from reference import micro as world
-from reference.launching import EVALUATE, SETTINGS, TRAIN
+from reference.launching import SETTINGS, TRAIN
 
 from hra_jax.adapters import adapter_folder
 from hra_jax.errors import UserError
 from hra_jax.evaluate import evaluate, evaluate_systems
 from hra_jax.evaluation.predictions import read_predictions
-from hra_jax.run import evaluating, own_models
+from hra_jax.run import checkpoint_export, evaluating, own_models
 from hra_jax.run.tuning_stored import tune_stored
 from hra_jax.text import ngram
 
@@ -94,6 +94,9 @@ def test_the_same_command_again_and_evaluate_find_what_the_run_has_found(decoded
     assert again.status == 0 and (W / "lm" / "train.lm").stat().st_mtime_ns == written
     assert results(W) == results(decoded.workdir) and stored(W) == stored(decoded.workdir)
     world.use_devices(monkeypatch, 1)
+    checkpoint_export.export_checkpoint(W, tmp_path / "exported", step="last")
+    entries = adapter_folder.read_adapter(tmp_path / "exported").tasks_json
+    assert {entry["name"]: entry["decode"] for entry in entries} == stored(W)
     suite = str(Path(config.eval.suite))
     found = evaluate(W, suite)
     assert found["decoding"] == results(decoded.workdir)["decoding"] and found["wer"] == results(decoded.workdir)["wer"]
@@ -223,7 +226,4 @@ def test_two_processes_make_tune_and_decode_as_one_does(config, micro, tmp_path,
     one, two = tmp_path / "one", tmp_path / "two"
     assert (one / "lm" / "train.lm").read_bytes() == (two / "lm" / "train.lm").read_bytes()
     assert stored(one) == stored(two) and results(one)["decoding"] == results(two)["decoding"]
-    assert texts(one / "eval" / "test", *BOTH) == texts(two / "eval" / "test", *BOTH)
-    words = [EVALUATE, "--workdir", two, "--suite", micro.suite("test")]
-    launching.run(words, folder=tmp_path / "again", processes=2, devices=1, env=command_env)
     assert texts(one / "eval" / "test", *BOTH) == texts(two / "eval" / "test", *BOTH)

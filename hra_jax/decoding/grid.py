@@ -48,7 +48,7 @@ class Axis:
 AXES = {
     "lm_weight": Axis("lm_weight", (0.2, 0.5, 0.8, 1.1, 1.4), 0.0),
     "token_bonus": Axis("token_bonus", (0.0, 1.0, 2.0, 3.0), -100.0),
-    "phrase_weight": Axis("phrase_weight", (1.0, 3.0, 5.0), 0.0),
+    "phrase_weight": Axis("phrase_weight", (0.5, 1.5, 2.5), 0.0),
 }
 
 

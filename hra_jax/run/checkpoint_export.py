@@ -4,6 +4,7 @@ Everything comes from the work directory and the backbone: no recording is read.
 nothing yet the manifests are read too: the vocabulary is made of their texts.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -21,10 +22,11 @@ from hra_jax.config.files import config_from_json
 from hra_jax.config.keys import group
 from hra_jax.console import listed, tell
 from hra_jax.data.report import DataReport
+from hra_jax.decoding.language_models import NOTHING_HELD
 from hra_jax.errors import UserError
 from hra_jax.models import backbone_folder
 from hra_jax.models.augmentation import NO_AUGMENTATION
-from hra_jax.run import foundation, layout, programs
+from hra_jax.run import foundation, layout, own_models, programs
 from hra_jax.run.exporting import write_backbone
 from hra_jax.run.read import read_material
 from hra_jax.run.saving import take
@@ -93,8 +95,12 @@ def _export(
     base = foundation.load(backbone or settings.backbone)
     stored = stored_adapter(checkpoints, step, config, base)
     names, entries, own = _renamed(stored.tasks, renames), [], stored.vocabularies
+    tuned = NOTHING_HELD
+    with contextlib.suppress(UserError):  # damaged ones are left out: what is trained is worth more
+        tuned = own_models.held_in(checkpoints.directory.parent)
     for row, (name, given) in enumerate(zip(names, stored.tasks, strict=True)):
         entry = {"name": name, "row": row, "step": step if stored.counts[row] else 0}
+        entry |= {task_records.DECODE: dict(found)} if (found := tuned.tuned_for(given)) is not None else {}
         entries.append(entry | ({"vocabulary": own[given]} if own and "shared" not in own else {}))
     records = _records(checkpoints, step, config, stored.facts, shared=bool(jax.tree.leaves(stored.weights["shared"])))
     records = task_records.renamed(records, dict(zip(stored.tasks, names, strict=True)))

@@ -75,9 +75,9 @@ def test_a_given_weight_is_one_value_and_is_not_widened():
 
 
 def test_the_tables_hold_every_rate_and_mark_the_best():
-    found = tune(valley(lm_weight=0.8, token_bonus=1.0, phrase_weight=3.0), [AXES[n] for n in DEFAULT_WEIGHTS][::-1])
+    found = tune(valley(lm_weight=0.8, token_bonus=1.0, phrase_weight=1.5), [AXES[n] for n in DEFAULT_WEIGHTS][::-1])
     shown = tables(found)
-    assert [title for title, _, _ in shown] == [f"phrase_weight {value:g}" for value in (1, 3, 5)]
+    assert [title for title, _, _ in shown] == [f"phrase_weight {value:g}" for value in (0.5, 1.5, 2.5)]
     cells = [cell for _, _, rows in shown for row in rows for cell in row[1:]]
     assert len(cells) == len(found.rates) and [cell for cell in cells if cell.endswith("*")] == ["10.0%*"]
     ((title, header, rows),) = tables(tune(valley(lm_weight=0.8), [AXES["lm_weight"]]))
