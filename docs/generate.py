@@ -468,6 +468,33 @@ def phrase_weights() -> str:
     return table("`decode.phrase_weight` | recognised | made up | word error rate", rows)
 
 
+def served() -> str:
+    """How far an exported program is from the library, and the library with another padding from itself."""
+    found, rows = cell("serving.json"), []
+    for task in found["same_padding"]:
+        entries = [found[side][task] for side in ("same_padding", "other_padding", "library_other_padding")]
+        rows.append(
+            [task, *(f"{entry[key]:.1e}" for key in ("probabilities", "log_probabilities") for entry in entries)]
+        )
+    sides = ("same padding", "another padding", "the library, another padding")
+    head = " | ".join(f"{what}, {side}" for what in ("probabilities", "log-probabilities") for side in sides)
+    return table(f"task | {head}", rows)
+
+
+def served_facts() -> str:
+    """Sizes and seconds of an export."""
+    found = cell("serving.json")
+    size, seconds = found["bytes"], found["seconds"]
+    return (
+        f"The program has {size['program'] / 1e3:,.0f} kB, the encoder's weights {size['backbone'] / 1e6:,.1f} MB, "
+        f"what all tasks share {size['shared'] / 1e3:,.0f} kB, a task {size['row'] / 1e3:,.0f} kB. Exporting takes "
+        f"{seconds['export']:.1f} s, a task that is added {seconds['row']:.1f} s, loading {seconds['load']:.1f} s. "
+        f"{found['utterances']} utterances, {found['audio_seconds']:.0f} s, take {seconds['first']:.1f} s with the "
+        f"compilation of three shapes, and {seconds['again']:.1f} s after it; {found['same_texts']} of the texts are "
+        "those of the library."
+    )
+
+
 def serving_script() -> str:
     """The script that runs an exported program, as it is put beside it."""
     script = (ROOT / "hra_jax" / "serving" / "standalone.py").read_text(encoding="utf-8")
@@ -508,7 +535,7 @@ PARTS: dict[str, Callable[[], str]] = (
         for part in (input_pipeline, input_waiting, table_rows, serving_script, phrases, phrase_weights)
     }
     | {part.__name__: part for part in (word_times, word_confidences, unknown_task)}
-    | {part.__name__: part for part in (decoding, decoding_facts)}
+    | {part.__name__: part for part in (decoding, decoding_facts, served, served_facts)}
 )
 
 

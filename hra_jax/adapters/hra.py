@@ -136,8 +136,8 @@ class HierarchicalRecurrentAdapter(Adapter):
         return adapted
 
     def voice(self, x: jax.Array, carry: jax.Array) -> jax.Array:
-        """The controller's state: float32 `[B, T, R]`."""
-        return carry[..., : self.width]
+        """The controller's state, float32 `[B, T, R]`; x where the recurrence carries none."""
+        return carry[..., : self.width] if carry.shape[-1] else x
 
     # --- PyTorch ---
 

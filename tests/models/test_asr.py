@@ -21,6 +21,7 @@ ENCODER = EncoderConfig(vocab_size=8, **(world.GEOMETRY | {"n_layers": 3}))
     [
         (HierarchicalRecurrentAdapter(width=5, layers=(1, 2)), True, (1,)),
         (LowRankAdapter(rank=2), False, (0, 1)),
+        (HierarchicalRecurrentAdapter(width=5, recurrence="none"), False, (0, 1)),
     ],
 )
 def test_a_voice_is_mean_and_deviation_over_its_frames_of_the_lower_adapted_layers(adapter, carried, lower):
