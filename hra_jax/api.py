@@ -574,7 +574,9 @@ class Model:
         """
         asked = set(tasks)
         if AUTO_TASK in asked:  # which may be any
-            asked = asked - {AUTO_TASK} | {*self.tasks, BASE_TASK}
+            asked = asked - {AUTO_TASK} | {*self.tasks} - self.set_aside
+            if not isinstance(self.backbone.vocabulary, BlankVocabulary):
+                asked.add(BASE_TASK)
         settings, names = decode_settings(decode), tuple(sorted(asked))
         settings.check_used(phrases=True)
         # Of a mean of tasks, settings may name those that it was made of.

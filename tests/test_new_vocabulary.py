@@ -25,6 +25,7 @@ from hra_jax.models.encoder_config import EncoderConfig
 from hra_jax.run import read
 from hra_jax.run.scoring import suite_weights
 from hra_jax.tasks import commands
+from hra_jax.text import ngram
 from hra_jax.text.vocabularies import (
     BlankVocabulary,
     CharacterVocabulary,
@@ -176,6 +177,11 @@ def test_a_bare_backbone_learns_to_write_and_a_task_more_moves_no_other(bare, mi
     assert (model.vocabulary("ann") is model.vocabulary("bob")) == shared
     with pytest.raises(UserError, match="'__base__': the backbone 'bare' has no output layer of its own; allowed: ann"):
         model.transcribe(WAVEFORMS[:1], sample_rate=world.RATE, tasks=["__base__"])
+    written = model.vocabulary("ann")
+    lm = ngram.train([written.encode("abba")], written, order=2)
+    # A backbone that writes nothing is no candidate, and needs no model.
+    given = {"lm": dict.fromkeys(names, lm) if shared else {"ann": lm, "bob": "", "cy": ""}}
+    assert set(model.decoder(given, ["__auto__"]).facts_of("ann")["lm"]) == {"name", "digest"}
     with pytest.raises(UserError, match="'bare' has no output layer of its own"):
         backbone.transcribe(WAVEFORMS[:1], sample_rate=world.RATE)
     before, _ = model.log_probs(WAVEFORMS, sample_rate=world.RATE, tasks=names)

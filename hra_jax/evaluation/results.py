@@ -336,6 +336,8 @@ def decoding_words(decoding: Mapping[str, Any] | None) -> str:
         said.append(f"{count} phrases" if isinstance(count := decoding["phrases"], int) else "phrases by task")
     if isinstance(count := decoding.get("utterances_with_phrases"), int):
         said.append(f"phrases of {count:,} utterances")
+    if decoding.get("others") == "greedy":
+        said.append("and all other utterances greedily")
     return ", ".join(said)
 
 

@@ -146,7 +146,9 @@ def facts_of(decoder: Decoder | None, runner: SuiteRunner) -> dict[str, Any]:
         # What decodes one of them; the number of its phrases is its own.
         task = runner.adapters[runner.table.source[own[0]]]
         one = decoder.facts_of(task, runner.phrases_of(own[0]))
-        facts = {name: value for name, value in one.items() if name != "phrases"} | (facts if facts != GREEDY else {})
+        if facts == GREEDY:
+            facts = {"others": "greedy"} if len(own) < len(runner.table) else {}
+        facts = {name: value for name, value in one.items() if name != "phrases"} | facts
         whole = {(int(runner.table.source[number]), runner.table.utterances[number].key) for number in own}
         facts |= {"utterances_with_phrases": len(whole)}  # not their parts
     return facts

@@ -71,9 +71,8 @@ class Recogniser:
         if AUTO_TASK in others:
             # Refuses an adapter that does not say how its tasks sound.
             unknown_task.voices_of(model.records, model.tasks, where=model.folder, aside=model.set_aside)
-            others = [*others, *model.tasks, BASE_TASK]
         self._models = ({MEAN_TASK: model.mean()} if mean else {}) | ({"": model} if others else {})
-        asked = {MEAN_TASK: mean, "": set(others) - {AUTO_TASK}}
+        asked = {MEAN_TASK: mean, "": others}
         self._decoders = {kind: each.decoder(self._options.decode, asked[kind]) for kind, each in self._models.items()}
         self.sessions: dict[str, str] = {}
 

@@ -85,6 +85,10 @@ def test_a_greedy_rate_of_the_base_is_unknown_where_one_of_its_texts_is():
             "2 phrases, phrases of 1,200 utterances",
         ),
         (
+            {"method": "beam", "beam": 16, "token_bonus": 0.0, "utterances_with_phrases": 2, "others": "greedy"},
+            "a beam of 16, token_bonus 0, phrases of 2 utterances, and all other utterances greedily",
+        ),
+        (
             {"method": "beam", "beam": 16, "lm": {"ann": {"name": "a", "digest": "f0"}}, "lm_weight": {"ann": 0.8}},
             "a beam of 16, language models by task, lm_weight by task",
         ),
