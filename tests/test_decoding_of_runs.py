@@ -189,6 +189,38 @@ def test_tuning_of_what_is_stored_finds_the_same_weights_and_refuses_suites_that
 
 
 @pytest.mark.slow(minutes=0.5)
+@pytest.mark.parametrize("kind", ["characters", "full"])
+def test_tasks_with_vocabularies_of_their_own_and_backbones_are_decoded_too(kind, micro, tmp_path, monkeypatch):
+    """The base beside other vocabularies is decoded greedily; the weights of a backbone are in W/lm alone."""
+    own = kind == "characters"
+    method = {"adapter__output": kind} if own else {"method": "full"}
+    settings = {
+        "eval__suite": micro.suite("test"),
+        "eval__select_suite": micro.suite("validation"),
+        "eval__calibrate": False,
+    }
+    run = micro.config(**method, **settings, decode__lm="train", decode__beam=4, decode__token_bonus=1.0)
+    done = world.train(run, tmp_path / "W")
+    assert done.status == 0, done.printed
+    W = tmp_path / "W"
+    found = results(W)
+    models = {ngram.read(path).digest for path in (W / "lm").glob("*.lm")}
+    if own:
+        rows = world.read_manifest(micro.data / "train.jsonl")
+        vocabulary = done.run.material.own.of("ann")  # all speakers say the same, so that one is like the other
+        assert models == {ngram.train([vocabulary.encode(row["text"]) for row in rows], vocabulary).digest}
+        assert {entry["lm"]["digest"] for entry in stored(W).values()} == models
+        base = texts(W / "eval" / "test", "base_pred_text", "base_greedy_text")
+        assert all(text == greedy for text, greedy in base.values())
+    else:
+        (entry,) = own_models.read_tuned(W).values()
+        assert {entry["lm"]["digest"]} == models and found["decoding"]["lm_weight"] == entry["lm_weight"]
+    world.use_devices(monkeypatch, 1)
+    again = evaluate(W, micro.suite("test"))
+    assert again["decoding"] == found["decoding"] and again["wer"] == found["wer"]
+
+
+@pytest.mark.slow(minutes=0.5)
 def test_a_model_that_cannot_be_made_costs_neither_export_nor_results(config, tmp_path, monkeypatch):
     def fails(*args, **options):
         raise UserError("no texts")

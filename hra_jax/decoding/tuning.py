@@ -156,7 +156,8 @@ def entries(
 
 def with_weights(settings: DecodeSettings, weights: Mapping[str, float]) -> DecodeSettings:
     """Settings with some weights in place of those that are to be tuned."""
-    return dataclasses.replace(settings, **weights)
+    changes: dict[str, Any] = dict(weights)
+    return dataclasses.replace(settings, **changes)
 
 
 def print_tables(tuned: Tuned, *, suite: str) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -340,7 +340,7 @@ class SuiteRunner:
             "multiple": self._batch.multiple,
         }
 
-    def _batches(self, plans: Sequence[_Plan]) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self, plans: Sequence[_Plan]) -> Generator[dict[str, np.ndarray], None, None]:
         return eval_batches(
             self.table,
             **self._sizes,

@@ -23,7 +23,7 @@ from hra_jax.run import decoders, own_models
 from hra_jax.run.decoders import Models
 from hra_jax.run.exporting import add_field
 from hra_jax.run.place import Run
-from hra_jax.run.scoring import base_weights, suite_weights
+from hra_jax.run.scoring import suite_weights
 from hra_jax.training.agreement import agreed, first_alone
 
 
@@ -66,11 +66,12 @@ def tune(run: Run, config: ConfigDict, train: Models | None, *, task_steps: Mapp
     settings = _settings(config, runner)
     if train is None and decoders.needs_training_texts(settings):
         return
+    weights = suite_weights(run, runner)
     found = tuned_entries(
         runner,
         settings,
         lambda: runner.log_probs(
-            run.layout.programs.decoded[1], suite_weights(run, runner), agreed(lambda: base_weights(run)), progress=True
+            run.layout.programs.decoded[1], weights, weights if run.frozen is None else run.frozen, progress=True
         ),
         adapter=_held(run),
         train=train,

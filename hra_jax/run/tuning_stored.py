@@ -113,13 +113,14 @@ def tune_stored(
 
 def _check_no_test(suite: Suite, workdir: str | None, exported: ExportedAdapter | None) -> None:
     """Refuses a suite by whose name, or on whose data, a run or an adapter is tested."""
-    names = set() if exported is None else {entry.get("suite") for entry in exported.tasks_json} - {None}
+    entries = [] if exported is None else exported.tasks_json
+    names = {str(entry["suite"]) for entry in entries if entry.get("suite")}
     digests = set()
     if workdir is not None:
         folder = workdirs.named(workdir)
         asked = read_object(folder / workdirs.CONFIG, {"eval": dict})["eval"].get("suite")
         names |= {epath.Path(asked).stem} if isinstance(asked, str) and asked else set()
-        for path in (folder / workdirs.EVALUATIONS / str(name) / "results.json" for name in sorted(names)):
+        for path in (folder / workdirs.EVALUATIONS / name / "results.json" for name in sorted(names)):
             digests |= {read_object(path, {}).get("data_digest")} if path.exists() else set()
     if suite.name in names:
         raise _tests(suite, f"{'the run' if workdir is not None else 'the adapter'} is tested on it")

@@ -123,6 +123,7 @@ def check_same_heads(workdir: epath.PathLike, heads: Iterable[Head]) -> None:
 def _config(exported: ExportedAdapter, settings: Mapping[str, Any]) -> ConfigDict:
     """The configuration of a run that trains heads, without its data; `steps` counts updates of every head."""
     config = task_config(exported, steps=UPDATES, learning_rate=None)
+    config.export.voices = False  # heads of draws are looked up by their names alone
     # The same batches on 1, 2, 4 and 8 devices.
     multiple = math.lcm(_ROWS, config.batch.multiple)
     given = {
