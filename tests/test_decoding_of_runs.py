@@ -238,9 +238,12 @@ def test_wrong_decoding_is_refused_before_the_first_step(config, tmp_path):
         ("lm", "gone.lm", "gone.lm is not a file; needed is a language model"),
         ("phrases", ("",), "an empty phrase"),
         ("lm", (("ann", "train"),), "no language model for task 'bob'"),
+        ("phrases", (("bop", ("dab",)),), "decode.phrases: unknown task 'bop'; did you mean 'bob'"),
+        ("lm", "", "decode.lm_weight = 0.5 would do nothing: decode.lm names no language model"),
     ):
         wrong = config.copy_and_resolve_references()
         with wrong.unlocked(), wrong.decode.ignore_type():
+            wrong.decode.lm_weight = 0.5
             wrong.decode[key] = value
         with pytest.raises(UserError, match=told):
             world.train(wrong, tmp_path / "W", on_step=lambda step: pytest.fail("a step was done"))

@@ -37,6 +37,8 @@ def check(run: Run, config: ConfigDict) -> None:
         if runner is not None:
             settings = _settings(config, runner)
             decoders.check_tasks(settings, runner, run.layout.tasks)
+            if "lm" not in runner.suite.decode:  # a suite may go without the model of the run
+                settings.check_used(["lm_weight"], phrases=True)
             decoders.check(settings, runner, adapter=_held(run))
 
 
