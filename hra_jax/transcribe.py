@@ -167,7 +167,7 @@ def _recognise(asked: Requests, recogniser: Recogniser, output: Output) -> int:
             if output.has(request):
                 there[0] += 1
             else:
-                yield request
+                yield recogniser.checked(request)
 
     left = missing()
     first = next(left, None)

@@ -294,6 +294,20 @@ def test_a_manifest_of_lines_that_cannot_be_used_is_errors_alone(asked, flag_val
     assert kinds == ["missing_field", "bad_json"] and "0 of 2 recognised" in capsys.readouterr().out
 
 
+def test_a_line_whose_phrases_cannot_be_written_is_an_error_of_its_own(asked):
+    rows = world.read_manifest(Path(asked["manifest"]))
+    rows[0]["phrases"], rows[1]["phrases"] = ["xyz"], ["fad"]
+    world.write_manifest(Path(asked["manifest"]), rows[:2])
+    recogniser = command_of.Recogniser(asked["adapter"], asked["backbone"], ["ann", "bob", "cy", "__mean__"])
+    made = command_of.requests.of_manifest(
+        asked["manifest"], task=None, known=world.SPEAKERS, unknown=UserError, task_tag="who"
+    )
+    first, second = map(recogniser.checked, made.make())
+    assert first.error.startswith("unknown_phrase: ") and "'xyz' cannot be written" in first.error
+    assert not second.error
+    assert recogniser.checked(second._replace(task="__mean__", phrases=first.phrases)).error == first.error
+
+
 def test_lines_without_a_task_are_asked_for_one(asked, flag_values):
     flag_values(**{**asked, "task_tag": "task"})
     with pytest.raises(UserError, match="--task is missing, and .* has 3 tasks"):

@@ -95,6 +95,17 @@ class Recogniser:
         unknown = bool(request.session) and self._task(request) == AUTO_TASK
         return Kind(AUTO_TASK, request.session) if unknown else ANY
 
+    def checked(self, request: Request) -> Request:
+        """The request; with an error where the vocabulary of its task cannot write its phrases."""
+        if request.error or not request.phrases or request.task == AUTO_TASK:
+            return request
+        try:
+            decoder = self._decoders[MEAN_TASK if request.task == MEAN_TASK else ""]
+            decoder.check_phrases(request.task, request.phrases)
+        except UserError as error:
+            return request._replace(error=f"unknown_phrase: {error}")
+        return request
+
     def _task(self, request: Request) -> str:
         return self.sessions.get(request.session, AUTO_TASK) if request.task == AUTO_TASK else request.task
 
