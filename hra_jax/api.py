@@ -519,6 +519,12 @@ class Model:
         """
         longest = self.chunk_seconds if chunk_seconds is None else pauses.check_seconds(chunk_seconds)
         names = self._one_task_each(waveforms, tasks)
+        if phrases is not None and len(phrases) != len(names):
+            raise UserError(f"{len(phrases)} lists of phrases for {len(names)} recordings: one for each is needed")
+        decoder = decode if isinstance(decode, Decoder) else self.decoder(decode, names)
+        for number, own in enumerate(phrases or ()):
+            if names[number] != AUTO_TASK:
+                decoder.check_phrases(names[number], own, where=f"phrases[{number}]")
         prepared = [self._prepare(waveform, sample_rate) for waveform in waveforms]
         if AUTO_TASK in names:
             names = self._chosen(prepared, names, sessions, longest)
@@ -528,11 +534,6 @@ class Model:
                 f"task {BASE_TASK!r}: the backbone {self.backbone.files.info['name']!r} has no output layer of its "
                 f"own; allowed: {', '.join(self.tasks) or 'none, an adapter with an output layer is needed'}"
             )
-        if phrases is not None and len(phrases) != len(names):
-            raise UserError(f"{len(phrases)} lists of phrases for {len(names)} recordings: one for each is needed")
-        decoder = decode if isinstance(decode, Decoder) else self.decoder(decode, names)
-        for number, own in enumerate(phrases or ()):
-            decoder.check_phrases(names[number], own, where=f"phrases[{number}]")
         return recognition.recognise(
             prepared,
             names,
