@@ -522,12 +522,17 @@ class Model:
         if phrases is not None and len(phrases) != len(names):
             raise UserError(f"{len(phrases)} lists of phrases for {len(names)} recordings: one for each is needed")
         decoder = decode if isinstance(decode, Decoder) else self.decoder(decode, names)
-        for number, own in enumerate(phrases or ()):
-            if names[number] != AUTO_TASK:
-                decoder.check_phrases(names[number], own, where=f"phrases[{number}]")
+
+        def check_phrases() -> None:
+            for number, own in enumerate(phrases or ()):
+                if names[number] != AUTO_TASK:  # then it is known who writes them
+                    decoder.check_phrases(names[number], own, where=f"phrases[{number}]")
+
+        check_phrases()
         prepared = [self._prepare(waveform, sample_rate) for waveform in waveforms]
         if AUTO_TASK in names:
             names = self._chosen(prepared, names, sessions, longest)
+            check_phrases()
         used = self._recognised_as(names)
         if BASE_TASK in used and isinstance(self.backbone.vocabulary, BlankVocabulary):
             raise UserError(
@@ -580,8 +585,7 @@ class Model:
                 asked.add(BASE_TASK)
         settings, names = decode_settings(decode), tuple(sorted(asked))
         settings.check_used(phrases=True)
-        # Of a mean of tasks, settings may name those that it was made of.
-        settings.check_tasks({*self.tasks, *self.entries, BASE_TASK, MEAN_TASK})
+        settings.check_tasks({*self.tasks, *self.entries, BASE_TASK, MEAN_TASK})  # a mean has entries of its tasks
         if (settings, names) not in self._decoders:
             made = Decoder(settings, vocabularies={name: self.vocabulary(name) for name in names}, adapter=self.held)
             while len(self._decoders) >= _DECODERS:

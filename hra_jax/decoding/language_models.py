@@ -124,7 +124,8 @@ def _of_adapter(task: str, adapter: Held, read: dict[str, LanguageModel]) -> Lan
         where = adapter.where or "the backbone alone"
         raise UserError(
             f"decode.lm = {ADAPTER!r}: {where} holds no language model for task {task!r}{known}; allowed: the file of "
-            "a language model, or an adapter that python -m hra_jax.tasks export --with-lm has written"
+            "a language model, an adapter that python -m hra_jax.tasks export --with-lm has written, or pairs (task, "
+            "model) with '' for tasks without one"
         )
     key = f"{ADAPTER} {owner}"
     if key not in read:
