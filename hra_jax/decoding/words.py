@@ -98,6 +98,27 @@ def stored_calibrations(entries: Iterable[Mapping[str, Any]], *, where: str) -> 
     return found
 
 
+def calibration_errors(entries: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By how much the confidences of tasks were off where they were calibrated, from the entries of tasks.json.
+
+    Returns:
+      {task: {"suite", "ece_before", "ece_after"}}, of words that were searched for with "search_ece_before" and
+      "search_ece_after" beside them; without tasks that do not say so much.
+    """
+    found = {}
+    for entry in entries:
+        facts = entry.get(task_records.CALIBRATION) or {}
+        errors = {
+            f"{prefix}ece_{when}": facts.get(f"{prefix}ece_{when}")
+            for prefix in ("", "search_")
+            for when in ("before", "after")
+        }
+        known = {name: value for name, value in errors.items() if is_number(value)}
+        if {"ece_before", "ece_after"} <= known.keys() and isinstance(facts.get("suite"), str):
+            found[entry["name"]] = {"suite": facts["suite"], **known}
+    return found
+
+
 def words_of(
     path: np.ndarray,
     log_probs: np.ndarray,

@@ -9,6 +9,7 @@ import fnmatch
 import io
 import shlex
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import rich.console
@@ -93,6 +94,7 @@ def _summary_lines(results: Mapping[str, Any]) -> list[str]:
         beside = f"; by the intervals: {verdicts}" if results["bootstrap"]["samples"] else ""
         lines.append(f"{over['got_worse']} of {over['tasks']} tasks have more errors than without the adapter{beside}")
     lines += [f"decoded with {words}"] if (words := decoding_words(results["decoding"])) else []
+    lines += _calibration_lines(results)
     if known := results.get("texts_in_training"):
         lines.append(
             f"{known['known']:,} of {known['utterances']:,} utterances have a text that occurs in the training "
@@ -105,6 +107,22 @@ def _summary_lines(results: Mapping[str, Any]) -> list[str]:
             f"{speed['real_time_factor']:.3g}"
         )
     return lines
+
+
+def _calibration_lines(results: Mapping[str, Any]) -> list[str]:
+    """By how much confidences of words were off, before they were calibrated and after; one line for each suite."""
+    by_suite: dict[str, list[tuple[float, float]]] = {}
+    greedy = (results["decoding"] or {}).get("method", "greedy") == "greedy"
+    for facts in results.get("calibration", {}).values():
+        prefix = "" if greedy or "search_ece_before" not in facts else "search_"
+        pair = (facts[f"{prefix}ece_before"], facts.get(f"{prefix}ece_after", facts["ece_after"]))
+        by_suite.setdefault(facts["suite"], []).append(pair)
+    return [
+        f"confidences of words were calibrated on suite {suite}: they were off by {percent(fmean(before))}, and are by "
+        f"{percent(fmean(after))} (expected calibration error, mean of {len(pairs):,} tasks)"
+        for suite, pairs in by_suite.items()
+        for before, after in [zip(*pairs, strict=True)]
+    ]
 
 
 def _parameter_lines(results: Mapping[str, Any]) -> list[str]:
@@ -268,13 +286,25 @@ def _tables(results: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tupl
     """Headers and rows of the tables: of heads of held-out tasks and of slices where there are any, and of tasks."""
     slices, header = _slice_rows(results), _header(results)
     some = [(("slice", *header[1:]), slices)] if slices else []
-    return [*_few_tables(results), (header, _table_rows(results)), *some]
+    sure = [_calibration_table(results["calibration"])] if results.get("calibration") else []
+    return [*_few_tables(results), (header, _table_rows(results)), *some, *sure]
 
 
 def _few_tables(results: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
     """Error rates against the number of utterances that heads were trained on, where there are any."""
     found = [shots.table_of(results["few_shot"])] if "few_shot" in results else []
     return found + ([_auto_table(results["auto"])] if "auto" in results else [])
+
+
+def _calibration_table(found: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of the expected calibration error of each task's words."""
+    keys = ["ece_before", "ece_after"]
+    header = ["task", "calibrated on", "confidence off by", "calibrated"]
+    if any("search_ece_before" in facts for facts in found.values()):
+        keys += ["search_ece_before", "search_ece_after"]
+        header += ["searched, off by", "searched, calibrated"]
+    rows = [(name, facts["suite"], *(percent(facts.get(key)) for key in keys)) for name, facts in found.items()]
+    return tuple(header), rows
 
 
 def _auto_table(found: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -17,6 +17,7 @@ from hra_jax.data.report import DataReport
 from hra_jax.data.sources import read_sources
 from hra_jax.data.utterance import Utterance
 from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.words import calibration_errors
 from hra_jax.errors import FAILURES, UserError
 from hra_jax.evaluation import leaks
 from hra_jax.evaluation.known_texts import known_texts
@@ -269,7 +270,8 @@ def score(
         root=run.workdir,
         name=f"{workdirs.EVALUATIONS}/{runner.suite.name}",
         accounting=accounting(run),
-        facts={"step": step, "seed": run.settings.seed, "method": run.settings.method},
+        facts={"step": step, "seed": run.settings.seed, "method": run.settings.method}
+        | ({"calibration": errors} if (errors := _calibration_errors(run)) else {}),
         bootstrap=bootstrap,
         untrained=untrained(run),
         decoding=decoders.facts_of(decoder, runner),
@@ -279,6 +281,12 @@ def score(
     if run.settings.method != "pretrain":
         check_scored(runner.suite, results, differences, idle=_idle(run, runner))
     return results
+
+
+def _calibration_errors(run: Run) -> dict[str, dict[str, Any]]:
+    """By how much confidences were off, of the tasks that were calibrated after the last step."""
+    found = run.fields.get(task_records.CALIBRATION, {})
+    return calibration_errors({"name": task, task_records.CALIBRATION: facts} for task, facts in found.items())
 
 
 def write_scores(

@@ -22,6 +22,7 @@ from hra_jax.adapters import adapter_folder, initial, task_records
 from hra_jax.adapters.base import Adapter
 from hra_jax.config.keys import group
 from hra_jax.decoding.language_models import NOTHING_HELD, Held, held
+from hra_jax.decoding.words import calibration_errors
 from hra_jax.errors import UserError
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.models.dtypes import compute_dtype
@@ -148,7 +149,9 @@ def of_adapter(name: str, folder: epath.PathLike, base: Foundation) -> System:
         set_aside=aside,
         idle=tuple(sorted({*untrained, *aside})),
         accounting=library.accounting(exported, len(exported.tasks)) | {"backbone_fingerprint": base.fingerprint},
-        facts={"method": "adapter"} | ({"set_aside": sorted(aside)} if aside else {}),
+        facts={"method": "adapter"}
+        | ({"set_aside": sorted(aside)} if aside else {})
+        | ({"calibration": errors} if (errors := calibration_errors(exported.tasks_json)) else {}),
         digest=_digest({"weights": initial.content_hash(str(folder)), "meaning": meaning}),
         trained_on=_trained_on(base, **{f"the adapter {str(folder)!r}": task_records.all_hashes(exported.records)}),
         trained_seconds=model.trained_seconds or base.files.trained_seconds,

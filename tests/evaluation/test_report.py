@@ -143,6 +143,23 @@ def test_greedy_rates_have_a_column_in_every_report_where_not_all_is_greedy(tmp_
     assert all("greedy_text" not in line for line in (greedy / "predictions_george.jsonl").read_text().splitlines())
 
 
+def test_reports_say_by_how_much_confidences_are_off_before_and_after_calibration(tmp_path):
+    errors = {
+        "george": {"suite": "chosen", "ece_before": 0.10, "ece_after": 0.02},
+        "jackson": {"suite": "chosen", "ece_before": 0.20, "ece_after": 0.04}
+        | {"search_ece_before": 0.06, "search_ece_after": 0.05},
+    }
+    for decoding, before, after in (({"method": "greedy"}, "15.0%", "3.0%"), ({"method": "beam"}, "8.0%", "3.5%")):
+        results = evaluate(decoding=decoding) | {"calibration": errors}
+        write_report(tmp_path, results, ROWS)
+        stream = io.StringIO()
+        print_table(results, console=rich.console.Console(file=stream, width=200))
+        markdown, page = ((tmp_path / name).read_text() for name in ("report.md", "report.html"))
+        for told in (stream.getvalue(), markdown, page):
+            assert f"calibrated on suite chosen: they were off by {before}, and are by {after}" in told
+        assert "| jackson | chosen | 20.0% | 4.0% | 6.0% | 5.0% |" in markdown
+
+
 def test_table_without_a_terminal_keeps_a_task_on_one_line(capsys):
     print_table(evaluate())
     out = capsys.readouterr().out
