@@ -401,7 +401,7 @@ def tune(
     phrase_weight: str | None = None,
     phrases: str | None = None,
 ) -> None:
-    """Finds the weights of decoding that make the fewest errors on a validation suite, and stores them.
+    """Finds the weights and the beam of decoding that are best on a validation suite, and stores them.
 
     Args:
       adapter, workdir, suite, backbone, data_dir, per_task: as for `run.tuning_stored.tune_stored`.
@@ -469,7 +469,7 @@ def define_flags() -> None:
         "make: a run, whose training texts are taken: of --task alone, if given. tune: a run and its export.",
     )
     flags.DEFINE_string("suite", None, "tune: name or path of a validation suite.")
-    flags.DEFINE_bool("per_task", False, "tune: weights of its own for each task.")
+    flags.DEFINE_bool("per_task", False, "tune: weights and a beam of its own for each task.")
     decode_flags.define_flags()
     flags.DEFINE_string("arpa", None, "make: a model in the ARPA format to read. show: a file to write it to.")
     flags.DEFINE_string("adapter", None, "Folder of an exported adapter, whose tasks may have their own vocabulary.")

@@ -116,7 +116,9 @@ def define_flags() -> None:
     flags.DEFINE_string("task_tag", requests.TASK_TAG, "With --manifest: the field whose value is the task of a line.")
     flags.DEFINE_string("data_dir", "", "With --manifest: what {dir} in it stands for; where corpora lie.")
     flags.DEFINE_list("modules", [], "With --manifest: modules that register seqio Tasks, as data.modules.")
-    flags.DEFINE_integer("beam", 0, "decode.beam: hypotheses that are kept; 0: 16 where anything needs them.")
+    flags.DEFINE_integer(
+        "beam", 0, "decode.beam: hypotheses that are kept; 0: as tuned, else 16, where anything needs them."
+    )
     flags.DEFINE_string("lm", "", "decode.lm: a language model, 'adapter', or TASK=MODEL,TASK=MODEL,...")
     for name in ("lm_weight", "token_bonus", "phrase_weight"):
         flags.DEFINE_float(name, None, f"decode.{name}; default: what was tuned.")

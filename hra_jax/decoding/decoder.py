@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hra_jax.decoding import phrases as phrase_lists
-from hra_jax.decoding.language_models import NOTHING_HELD, Held, TaskWeights, chosen, weights_of
+from hra_jax.decoding.language_models import NOTHING_HELD, Held, TaskWeights, chosen, weights_of, width_of
 from hra_jax.decoding.phrases import Weighted
 from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.models import alignment, beam
@@ -64,11 +64,15 @@ class Decoded(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """What a task brings: `columns` says where the ids of its own vocabulary lie in a batch that has them in order."""
+    """What a task brings: `columns` says where the ids of its own vocabulary lie in a batch that has them in order.
+
+    `width` is the number of hypotheses that are kept, where it is searched for.
+    """
 
     vocabulary: Vocabulary
     model: LanguageModel | None
     weights: TaskWeights
+    width: int
     phrases: tuple[Weighted, ...]
     columns: np.ndarray | None
 
@@ -100,11 +104,12 @@ class Decoder:
         read = functools.cache(_read)  # a file that is for all tasks is read once
         self._tasks: dict[str, _Task] = {}
         for name, vocabulary in vocabularies.items():
-            model = models.get(name)
+            model, tuned = models.get(name), adapter.tuned_for(name)
             self._tasks[name] = _Task(
                 vocabulary,
                 model,
-                weights_of(self.settings, model, adapter.tuned_for(name), task=name),
+                weights_of(self.settings, model, tuned, task=name),
+                width_of(self.settings, model, tuned, task=name),
                 read(self.settings.phrases_of(name)),
                 _columns(vocabulary),
             )
@@ -159,7 +164,7 @@ class Decoder:
         given = [()] * len(tasks) if phrases is None else phrases
         asked = [self._phrases(task, own) for task, own in zip(tasks, given, strict=True)]
         searched = [self.searches(task, own) for task, own in zip(tasks, asked, strict=True)]
-        found = self._search(log_probs, lengths, tasks, asked, rivals=rivals) if any(searched) else None
+        found = self._search(log_probs, lengths, tasks, asked, searched, rivals=rivals) if any(searched) else None
         if found is not None and all(searched):
             return found
         greedy = _greedy(log_probs, lengths)
@@ -187,10 +192,16 @@ class Decoder:
     def digest(self) -> str:
         """A hash of everything but what rows bring: with another one other paths may be found."""
         tasks = {
-            name: [self.facts_of(name), task.weights, task.phrases, ngram.vocabulary_digest(task.vocabulary)]
+            name: [
+                self.facts_of(name),
+                task.weights,
+                task.width,  # an utterance may bring phrases
+                task.phrases,
+                ngram.vocabulary_digest(task.vocabulary),
+            ]
             for name, task in self._tasks.items()
         }
-        return hashlib.sha256(json.dumps([tasks, self._width], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(tasks, sort_keys=True).encode()).hexdigest()
 
     def facts_of(self, name: str, phrases: Sequence[Any] = ()) -> dict[str, Any]:
         """What decodes an utterance of a task that has phrases of its own, or none."""
@@ -198,7 +209,7 @@ class Decoder:
         if not self.searches(name, phrases):
             return {"method": "greedy"}
         count = len(task.phrases) + len(phrases)
-        facts: dict[str, Any] = {"method": "beam", "beam": self._width}
+        facts: dict[str, Any] = {"method": "beam", "beam": task.width}
         if task.model is not None:
             facts |= {
                 "lm": {"name": task.model.name, "digest": task.model.digest},
@@ -209,10 +220,6 @@ class Decoder:
             facts |= {"phrase_weight": task.weights.phrase_weight, "phrases": count}
         return facts
 
-    @property
-    def _width(self) -> int:
-        return self.settings.width(phrases=True)
-
     # --- The search ---------------------------------------------------------------------------------------------------
 
     def _search(
@@ -221,6 +228,7 @@ class Decoder:
         lengths: np.ndarray,
         tasks: Sequence[str],
         phrases: Sequence[tuple[Weighted, ...]],
+        searched: Sequence[bool],
         *,
         rivals: int,
     ) -> Decoded:
@@ -243,30 +251,45 @@ class Decoder:
         weights = beam.Weights(
             *(column((getattr(row.weights, name) for row in rows), np.float32) for name in beam.Weights._fields)
         )
-        found = beam.search(
-            log_probs,
-            padded_lengths,
-            blanks,
-            width=self._width,
-            n_best=max(self.settings.n_best, min(rivals, self._width)),
-            model=model,
-            model_start=None if model is None else column(model_start, np.int32, -1),
-            phrases=table,
-            phrase_start=None if table is None else column(phrase_start, np.int32, -1),
-            weights=weights,
-        )
-        tokens, counts, scores, ctc = map(np.asarray, found)
-        most = padded_size(int(counts[:, 0].max(initial=1)), _LEAST_TOKENS)
-        paths, _ = alignment.viterbi(log_probs, padded_lengths, tokens[:, 0, :most], counts[:, 0], blanks)
+
+        def hypotheses(width: int) -> beam.Hypotheses:
+            found = beam.search(
+                log_probs,
+                padded_lengths,
+                blanks,
+                width=width,
+                n_best=max(self.settings.n_best, min(rivals, width)),
+                model=model,
+                model_start=None if model is None else column(model_start, np.int32, -1),
+                phrases=table,
+                phrase_start=None if table is None else column(phrase_start, np.int32, -1),
+                weights=weights,
+            )
+            return beam.Hypotheses(*map(np.asarray, found))
+
+        # A search has one width. Where tasks differ in it, the whole batch is searched with each: so there is one
+        # program for each width, however many rows have it, and a row gets what it gets alone.
+        widths = sorted({row.width for row, asked in zip(rows, searched, strict=True) if asked})
+        found = {width: hypotheses(width) for width in widths}
+        # What becomes of rows that are not searched, and of padding, nobody asks.
+        own = [found.get(row.width, found[widths[0]]) for row in rows] + [found[widths[0]]] * more
+        tokens = np.stack([one.tokens[at, 0] for at, one in enumerate(own)])
+        counts = np.array([one.lengths[at, 0] for at, one in enumerate(own)], np.int32)
+        most = padded_size(int(counts.max(initial=1)), _LEAST_TOKENS)
+        paths, _ = alignment.viterbi(log_probs, padded_lengths, tokens[:, :most], counts, blanks)
         decoded = Decoded([], [], [], [])
         for at, (row, path) in enumerate(zip(rows, np.asarray(paths), strict=False)):
             path = path[: lengths[at]]
             decoded.paths.append(path if row.columns is None else row.columns[path])
-            decoded.scores.append(float(scores[at, 0]))
-            vocabulary = _own(row.vocabulary)
+            vocabulary, one = _own(row.vocabulary), own[at]
+            decoded.scores.append(float(one.scores[at, 0]))
             some = [
-                Alternative(vocabulary.decode(tokens[at, n, : counts[at, n]].tolist()), float(score), float(ctc[at, n]))
-                for n, score in enumerate(scores[at])
+                Alternative(
+                    vocabulary.decode(one.tokens[at, n, : one.lengths[at, n]].tolist()),
+                    float(score),
+                    float(one.ctc[at, n]),
+                )
+                for n, score in enumerate(one.scores[at])
                 if np.isfinite(score)
             ]
             decoded.rivals.append(tuple(some))

@@ -148,17 +148,34 @@ def weights_of(
     Raises:
       UserError: what is stored is no weight.
     """
-    lm = (stored or {}).get("lm")
-    tuned_for = lm.get("digest", "") if isinstance(lm, dict) else ""
-    fits = stored is not None and tuned_for == ("" if model is None else model.digest)
     found = {}
     for name, default in DEFAULT_WEIGHTS.items():
         value = getattr(settings, name)
-        if value == TUNED and fits and name in stored:  # type: ignore[operator]
-            given = stored[name]  # type: ignore[index]
-            value = getattr(decode_settings({name: given}, where=f"tasks.json, task {task!r}, decode"), name)
+        if value == TUNED:
+            value = _tuned(name, TUNED, model, stored, task=task)
         if value == TUNED:
             # Without a model nothing is held against tokens that a bonus could make up for.
             value = 0.0 if name == "token_bonus" and model is None else default
         found[name] = float(value)
     return TaskWeights(**found)
+
+
+def width_of(
+    settings: DecodeSettings, model: LanguageModel | None, stored: Mapping[str, Any] | None = None, *, task: str = ""
+) -> int:
+    """Hypotheses that a search for a task keeps: as given, else as tuned for its model, else the default.
+
+    Args, Raises: as `weights_of`.
+    """
+    return settings.width(phrases=True, tuned=settings.beam or _tuned("beam", 0, model, stored, task=task))
+
+
+def _tuned(
+    name: str, otherwise: Any, model: LanguageModel | None, stored: Mapping[str, Any] | None, *, task: str
+) -> Any:
+    """What is stored under a key of decoding, where that was tuned for this model, or for none as here."""
+    lm = (stored or {}).get("lm")
+    tuned_for = lm.get("digest", "") if isinstance(lm, dict) else ""
+    if stored is None or name not in stored or tuned_for != ("" if model is None else model.digest):
+        return otherwise
+    return getattr(decode_settings({name: stored[name]}, where=f"tasks.json, task {task!r}, decode"), name)

@@ -74,7 +74,8 @@ class DecodeSettings:
     beam: int = setting(
         0,
         integer(0, _MOST_HYPOTHESES),
-        f"hypotheses that are kept; 0: {DEFAULT_BEAM} where a language model, phrases or n_best are given, else greedy",
+        "hypotheses that are kept; 0: greedy, or, where a language model, phrases or n_best are given, what was found "
+        f"for the model with the adapter, else {DEFAULT_BEAM}",
     )
     n_best: int = setting(1, integer(1, _MOST_HYPOTHESES), "hypotheses that are returned, at most as many as are kept")
     lm: str | LanguageModel | tuple[tuple[str, str | LanguageModel], ...] = setting(
@@ -107,11 +108,16 @@ class DecodeSettings:
         if self.beam and self.n_best > self.beam:
             raise UserError(f"decode.n_best = {self.n_best}: allowed: at most decode.beam, which is {self.beam}")
 
-    def width(self, *, phrases: bool) -> int:
-        """Hypotheses that the search keeps, 0 for greedy decoding; `phrases`: whether there are any."""
+    def width(self, *, phrases: bool, tuned: int = 0) -> int:
+        """Hypotheses that the search keeps, 0 for greedy decoding.
+
+        Args:
+          phrases: whether there are any.
+          tuned: what was found for the model, which holds where none are given; 0 where nothing was.
+        """
         if self.beam:
             return self.beam
-        return max(DEFAULT_BEAM, self.n_best) if self.lm or phrases or self.n_best > 1 else 0
+        return max(tuned or DEFAULT_BEAM, self.n_best) if self.lm or phrases or self.n_best > 1 else 0
 
     def check_used(self, names: Collection[str] = tuple(DEFAULT_WEIGHTS), *, phrases: bool) -> None:
         """Refuses a weight that is given and would weigh nothing.

@@ -1,4 +1,4 @@
-"""Weights of decoding, tuned: a suite is recognised once, and decoded from its log-probabilities again and again.
+"""How to decode, tuned: a suite is recognised once, and decoded from its log-probabilities again and again.
 
 Nobody may tune on a suite that tests: see `run.tuning`.
 """
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from hra_jax.console import percent, say, stdout, table
 from hra_jax.decoding import grid
 from hra_jax.decoding.decoder import Decoder
-from hra_jax.decoding.grid import MEAN, Axis, Tuned
+from hra_jax.decoding.grid import MEAN, Axis, Beams, Tuned
 from hra_jax.decoding.settings import DEFAULT_WEIGHTS, TUNED, DecodeSettings
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.predictions import UtteranceResult
@@ -61,6 +61,13 @@ def axes_of(settings: DecodeSettings, *, models: bool, phrases: bool) -> tuple[A
     """
     acts = {"lm_weight": models, "token_bonus": models or phrases or settings.beam > 0, "phrase_weight": phrases}
     return tuple(grid.AXES[name] for name in _ORDER if acts[name] and getattr(settings, name) == TUNED)
+
+
+def beams_of(settings: DecodeSettings) -> tuple[int, ...]:
+    """The beams that are compared, each at least `n_best` wide; one that is given is the only one."""
+    if settings.beam:
+        return (settings.beam,)
+    return tuple(sorted({max(beam, settings.n_best) for beam in grid.BEAMS}))
 
 
 def tune(
@@ -127,7 +134,8 @@ def _rates(runner: SuiteRunner, rows: Iterable[UtteranceResult]) -> dict[str, fl
 
 def entries(
     tuned: Tuned,
-    decoder: Decoder,
+    beams: Beams,
+    settings: DecodeSettings,
     models: Mapping[str, LanguageModel],
     *,
     suite: str,
@@ -136,8 +144,9 @@ def entries(
     """What is stored for tasks: the field `decode` of their entries in tasks.json.
 
     Args:
-      tuned: what was found.
-      decoder: with the best weights; its settings say the rest.
+      tuned: the weights that were found.
+      beams: the beams.
+      settings: they say the rest.
       models: of the tasks.
       suite: that it was found on.
       tasks: which.
@@ -145,27 +154,31 @@ def entries(
     found = {}
     for task in tasks:
         own = task if task in tuned.best else MEAN
-        weights = {name: getattr(decoder.settings, name) for name in DEFAULT_WEIGHTS} | tuned.weights(own)
+        weights = {name: getattr(settings, name) for name in DEFAULT_WEIGHTS} | tuned.weights(own)
         model = models.get(task)
         lm = {} if model is None else {"lm": {"name": model.name, "digest": model.digest}}
         given = {name: float(value) for name, value in weights.items() if value != TUNED}
-        beam = decoder.settings.width(phrases=True)
-        found[task] = {**lm, "beam": beam, **given, "suite": suite, "wer": tuned.rate(own)}
+        found[task] = {**lm, "beam": beams.best[own], **given, "suite": suite, "wer": beams.rate(own)}
     return found
 
 
-def with_weights(settings: DecodeSettings, weights: Mapping[str, float]) -> DecodeSettings:
-    """Settings with some weights in place of those that are to be tuned."""
-    changes: dict[str, Any] = dict(weights)
+def with_values(settings: DecodeSettings, values: Mapping[str, float]) -> DecodeSettings:
+    """Settings with some weights, or a beam, in place of those that are to be tuned."""
+    changes: dict[str, Any] = dict(values)
     return dataclasses.replace(settings, **changes)
 
 
-def print_tables(tuned: Tuned, *, suite: str) -> None:
-    """Prints the error rates over the grid, and what is the best of it."""
+def print_tables(tuned: Tuned, beams: Beams, *, suite: str) -> None:
+    """Prints the error rates over the grid and by beam, and what is the best."""
     console = stdout()
     for title, header, rows in grid.tables(tuned):
         console.print(table(header, rows, title=f"suite {suite}, mean error rate{f', {title}' if title else ''}"))
+    if len(beams.rates) > 1:
+        taken = beams.best[MEAN]
+        rows = [(str(beam), f"{percent(found[MEAN])}{'*' * (beam == taken)}") for beam, found in beams.rates.items()]
+        console.print(table(("beam", "error rate, the best weights"), rows, title=f"suite {suite}, mean error rate"))
     for task in tuned.best:
-        words = ", ".join(f"{name} {value:g}" for name, value in tuned.weights(task).items())
+        values = tuned.weights(task) | {"beam": beams.best[task]}
+        words = ", ".join(f"{name} {value:g}" for name, value in values.items())
         whose = f"task {task!r}" if task else "all tasks together"
-        say(console, f"best for {whose}: {words}; {percent(tuned.rate(task))} on {suite}")
+        say(console, f"best for {whose}: {words}; {percent(beams.rate(task))} on {suite}")

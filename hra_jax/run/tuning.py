@@ -1,7 +1,7 @@
-"""The decoding of a run: language models of its training texts, and weights that are tuned on the selection suite.
+"""The decoding of a run: language models of its training texts, weights and a beam tuned on the selection suite.
 
-W/lm holds both; the adapter of the run has the weights as well, in tasks.json. They are tuned after the last step, on
-`eval.select_suite`, and never on a suite that tests.
+W/lm holds all; the adapter of the run has weights and beam as well, in tasks.json. They are tuned after the last step,
+on `eval.select_suite`, and never on a suite that tests.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from hra_jax.config.keys import group
 from hra_jax.console import tell
 from hra_jax.decoding import tuning
 from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.grid import MEAN, Rates, compare_beams
 from hra_jax.decoding.language_models import NOTHING_HELD, Held, chosen, held
 from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.evaluation.runner import SuiteRunner
@@ -96,7 +97,7 @@ def tuned_entries(
     tasks: tuple[str, ...],
     per_task: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """The best weights on a suite by task, as tasks.json has them, with tables of the grid; {} where all is given.
+    """The best weights and beam on a suite by task, as tasks.json has them, with tables; {} where all is given.
 
     A collective.
 
@@ -107,7 +108,7 @@ def tuned_entries(
       adapter: what is held of decoding with the weights.
       train: gives the language models of training texts.
       tasks: of the adapter, which all get an entry; of a backbone, which has none, the entry is that of the task ''.
-      per_task: whether each task gets weights of its own.
+      per_task: whether each task gets weights and a beam of its own.
     """
     vocabularies = decoders.vocabularies_of(runner)
     models = agreed(lambda: chosen(settings, vocabularies, adapter=adapter, train=train))
@@ -116,21 +117,33 @@ def tuned_entries(
     given = dataclasses.replace(settings, lm=pairs if models else "")
     plain = agreed(lambda: decoders.make_decoder(given, runner))
     axes = tuning.axes_of(given, models=bool(models), phrases=decoders.has_phrases(given, runner))
-    if plain is None or not axes:
+    widths = tuning.beams_of(given)
+    if plain is None or not (axes or len(widths) > 1):
         return {}
 
-    def decoder_of(weights: Mapping[str, float]) -> Decoder:
-        return Decoder(tuning.with_weights(given, weights), vocabularies=vocabularies)
+    def decoder_of(values: Mapping[str, float], stored: Held = NOTHING_HELD) -> Decoder:
+        return Decoder(tuning.with_values(given, values), vocabularies=vocabularies, adapter=stored)
 
-    tuned = tuning.tune(runner, tuning.Heard(log_probs()), decoder_of, axes, per_task=per_task, progress=True)
-    suite = runner.suite.name
+    suite, heard = runner.suite.name, tuning.Heard(log_probs())
+    tuned = tuning.tune(runner, heard, decoder_of, axes, per_task=per_task, progress=True)
+
+    def rates_of(beam: int) -> Rates:
+        found = tuning.rates(runner, heard, decoder_of({**tuned.weights(), "beam": beam}))
+        if not per_task:
+            return found
+        own = tuning.entries(tuned, beams, given, models, suite=suite, tasks=vocabularies)
+        return {**tuning.rates(runner, heard, decoder_of({"beam": beam}, Held(own, {}, ""))), MEAN: found[MEAN]}
+
+    width = given.width(phrases=True)
+    beams = compare_beams(rates_of, tuned, tuned_with=width, others=())
+    beams = compare_beams(rates_of, tuned, tuned_with=width, others=widths)
     if jax.process_index() == 0:
-        tuning.print_tables(tuned, suite=suite)
+        tuning.print_tables(tuned, beams, suite=suite)
     # Tasks that the suite does not have are decoded with the model of all others, if that is one.
     digests = {model.digest for model in models.values()}
     common = next(iter(models.values())) if len(digests) == 1 else None
     every = {task: found for task in tasks or ("",) if (found := models.get(task, common)) is not None}
-    return tuning.entries(tuned, plain, every, suite=suite, tasks=tasks or ("",))
+    return tuning.entries(tuned, beams, given, every, suite=suite, tasks=tasks or ("",))
 
 
 def decoder_of(run: Run, config: ConfigDict, runner: SuiteRunner, train: Models | None) -> Decoder | None:
@@ -141,7 +154,9 @@ def decoder_of(run: Run, config: ConfigDict, runner: SuiteRunner, train: Models 
     adapter = stored._replace(tuned={**stored.tuned, **run.fields.get(DECODE, {})})
     decoder = agreed(lambda: decoders.make_decoder(settings, runner, adapter=adapter, train=train))
     if decoder is not None and jax.process_index() == 0 and run.layout.select is None:
-        tell("decoding is not tuned, as there is no eval.select_suite; the weights are those given, or the defaults")
+        tell(
+            "decoding is not tuned, as there is no eval.select_suite; weights and beam are those given, or the defaults"
+        )
     return decoder
 
 

@@ -40,7 +40,7 @@ def tune_stored(
     decode: Mapping[str, Any] | None = None,
     per_task: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Finds the weights of decoding that make the fewest errors on a validation suite, and stores them.
+    """Finds the weights and the beam of decoding that are best on a validation suite, and stores them.
 
     They go into tasks.json of the adapter, or of W/adapter, and into W/lm.
 
@@ -51,7 +51,7 @@ def tune_stored(
       backbone: folder of the backbone, or builtin:NAME; None takes what the adapter or the run names.
       data_dir: what `{dir}` in the manifests of the suite stands for; None takes the run's, if any.
       decode: keys `decode.*` with their values, which go before those of the suite and of the run.
-      per_task: whether each task gets weights of its own.
+      per_task: whether each task gets weights and a beam of its own.
 
     Returns:
       {task: its entry `decode`}.
@@ -96,7 +96,10 @@ def tune_stored(
         runner, settings, log_probs, adapter=system.held, train=train, tasks=system.tasks, per_task=per_task
     )
     if not entries:
-        raise UserError("every weight is given, and none is left to tune; allowed: 'tuned' for one of them at least")
+        raise UserError(
+            "every weight is given, and a beam: none is left to tune; allowed: 'tuned' for one of the weights, or 0 "
+            "for decode.beam"
+        )
 
     # ---------------------------------------------------------------------------------------------------------- store
     if workdir is not None:

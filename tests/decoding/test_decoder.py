@@ -126,6 +126,37 @@ def test_the_table_of_models_stays_on_the_device_and_a_list_that_was_seen_is_not
     decoder.paths(LOG_PROBS + 0.0, LENGTHS, TASKS, phrases=PHRASES)
 
 
+def test_tasks_are_searched_with_the_beams_that_were_tuned_for_their_models_and_get_what_each_gets_alone(models):
+    """Beams of 2 and 8: beside a row with another one, and beside greedy ones, a row gets what its own beam gives."""
+    narrow, wide, plain = TASKS[:3]
+    chosen = {narrow: models[narrow], wide: models[wide], plain: ""}
+    stored = {
+        task: {"lm": {"name": "x", "digest": models[task].digest}, "beam": width} | WEIGHTS
+        for task, width in ((narrow, 2), (wide, 8))
+    }
+    settings, vocabularies = decode_settings({"lm": chosen}), dict.fromkeys(chosen, LETTERS)
+    decoder = Decoder(settings, vocabularies=vocabularies, adapter=Held(stored, {}, "ADAPTER"))
+    assert decoder.facts()["beam"] == {narrow: 2, wide: 8}
+    tasks = [narrow, wide, plain, narrow, wide, narrow, wide, narrow]
+    found = decoder.paths(LOG_PROBS, LENGTHS, tasks, rivals=3)
+    assert [len(rivals) for rivals in found.rivals] == [2, 3, 0, 2, 3, 1, 3, 2]  # row 5 has no frames
+    greedy = Decoder(vocabularies=vocabularies).paths(LOG_PROBS, LENGTHS, tasks)
+    np.testing.assert_array_equal(found.paths[2], greedy.paths[2])
+    for width, task in ((2, narrow), (8, wide)):
+        given = decode_settings(
+            {"lm": models[task], "beam": width} | {n: WEIGHTS[n] for n in ("lm_weight", "token_bonus")}
+        )
+        alone = Decoder(given, vocabularies={task: LETTERS}).paths(LOG_PROBS, LENGTHS, [task] * 8, rivals=3)
+        for row in (at for at, name in enumerate(tasks) if name == task):
+            np.testing.assert_array_equal(found.paths[row], alone.paths[row])
+            assert found.scores[row] == pytest.approx(alone.scores[row], abs=1e-4)
+            assert [one.text for one in found.rivals[row]] == [one.text for one in alone.rivals[row]]
+    # The width acts, and is part of what decodes.
+    same = {task: entry | {"beam": 8} for task, entry in stored.items()}
+    wider = Decoder(settings, vocabularies=vocabularies, adapter=Held(same, {}, "ADAPTER"))
+    assert wider.facts()["beam"] == {narrow: 8, wide: 8} and wider.digest != decoder.digest
+
+
 def test_rows_without_a_model_and_without_phrases_are_decoded_greedily_beside_others(models):
     some = decode_settings({"lm": {TASKS[0]: models[TASKS[0]], TASKS[1]: ""}})
     decoder = Decoder(some, vocabularies=dict.fromkeys(TASKS[:2], LETTERS))
@@ -229,13 +260,20 @@ def test_the_adapter_gives_the_model_of_a_task_or_of_all_and_its_name_where_it_i
 
 def test_tuned_weights_are_those_of_the_model_that_they_were_tuned_for(models):
     mine, other = models[TASKS[0]], models[TASKS[1]]
-    stored = {"lm": {"name": "x", "digest": mine.digest}, "lm_weight": 1.5, "token_bonus": 2, "phrase_weight": 4.0}
+    lm = {"name": "x", "digest": mine.digest}
+    stored = {"lm": lm, "beam": 32, "lm_weight": 1.5, "token_bonus": 2, "phrase_weight": 4.0}
     held = Held({"a": stored}, {}, "ADAPTER")
 
     def weights(given, **more):
         facts = Decoder(decode_settings(given), vocabularies={"a": LETTERS}, adapter=held, **more).facts()
         return [facts.get(name) for name in ("lm_weight", "token_bonus", "phrase_weight")]
 
+    def beam_of(given):
+        found = Decoder(decode_settings(given), vocabularies={"a": LETTERS}, adapter=held)
+        return found.facts(phrases=True)["beam"]
+
+    assert [beam_of({"lm": mine}), beam_of({"lm": mine, "beam": 5}), beam_of({"lm": mine, "n_best": 40})] == [32, 5, 40]
+    assert beam_of({"lm": other}) == beam_of({}) == 16  # another model, or none
     assert weights({"lm": mine}) == [1.5, 2.0, None]
     assert weights({"lm": mine, "lm_weight": 0.25, "phrases": ["egg"]}) == [0.25, 2.0, 4.0]
     assert weights({"lm": "train"}, train=lambda task: mine) == [1.5, 2.0, None]
@@ -252,3 +290,6 @@ def test_tuned_weights_are_those_of_the_model_that_they_were_tuned_for(models):
     assert greedy.facts(phrases=True)["phrase_weight"] == 2.5
     message = refusal({"lm": mine}, {"a": LETTERS}, adapter=Held({"a": stored | {"lm_weight": "much"}}, {}, "ADAPTER"))
     assert "tasks.json, task 'a', decode: decode.lm_weight = 'much'" in message
+    for wrong in (-1, 8.5, 5000, True, "8"):
+        message = refusal({"lm": mine}, {"a": LETTERS}, adapter=Held({"a": stored | {"beam": wrong}}, {}, "ADAPTER"))
+        assert f"tasks.json, task 'a', decode: decode.beam = {wrong!r}" in message

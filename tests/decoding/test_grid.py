@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from hra_jax.decoding.grid import AXES, MEAN, Axis, tables, tune
+from hra_jax.decoding.grid import AXES, BEAMS, MEAN, Axis, Tuned, compare_beams, tables, tune
 from hra_jax.decoding.settings import DEFAULT_WEIGHTS
 
 
@@ -72,6 +72,45 @@ def test_a_task_has_its_own_optimum_and_the_grid_is_widened_for_it():
 def test_a_given_weight_is_one_value_and_is_not_widened():
     found = tune(valley(lm_weight=3.0, token_bonus=1.0), [Axis("lm_weight", (0.7,), 0.0), AXES["token_bonus"]])
     assert found.weights() == {"lm_weight": 0.7, "token_bonus": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("rates", "beam"),
+    [
+        ((0.20, 0.20, 0.20), 8),  # of equal ones the narrowest
+        ((0.2039, 0.2001, 0.20), 8),  # two percent of 20% are 0.4 points
+        ((0.2041, 0.2039, 0.20), 16),
+        ((0.25, 0.2041, 0.20), 32),
+        ((0.25, 0.20, 0.22), 16),  # a wider one may be worse
+        ((0.0, 0.0, 0.0), 8),
+        ((0.01, 0.0, 0.0), 16),
+    ],
+)
+def test_of_beams_that_are_about_as_good_the_narrowest_is_taken(rates, beam):
+    by_beam = dict(zip(BEAMS, rates, strict=True))
+    tuned = Tuned((AXES["lm_weight"],), {(0.8,): {MEAN: by_beam[16]}}, {MEAN: (0.8,)})
+    asked = []
+
+    def rates_of(width):
+        asked.append(width)
+        return {MEAN: by_beam[width]}
+
+    found = compare_beams(rates_of, tuned, tuned_with=16, others=BEAMS)
+    assert asked == [8, 32]  # what the weights were found with is known
+    assert {width: one[MEAN] for width, one in found.rates.items()} == by_beam and list(found.rates) == [8, 16, 32]
+    assert found.best == {MEAN: beam} and found.rate() == by_beam[beam]
+
+
+def test_a_task_that_is_tuned_by_itself_has_a_beam_of_its_own():
+    tuned = Tuned((), {(): {MEAN: 0.2, "ann": 0.1, "bob": 0.3}}, {MEAN: (), "ann": (), "bob": ()})
+    rates = {8: {MEAN: 0.25, "ann": 0.1, "bob": 0.4}, 32: {MEAN: 0.2, "ann": 0.1, "bob": 0.2}}
+    found = compare_beams(rates.__getitem__, tuned, tuned_with=16, others=BEAMS)
+    assert found.best == {MEAN: 16, "ann": 8, "bob": 32} and found.rate("bob") == 0.2
+
+
+def test_without_a_weight_to_look_for_the_one_point_is_tried():
+    found = tune(lambda weights: {MEAN: 0.25}, [])
+    assert found.weights() == {} and found.rate() == 0.25 and tables(found) == []
 
 
 def test_the_tables_hold_every_rate_and_mark_the_best():

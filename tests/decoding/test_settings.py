@@ -81,7 +81,10 @@ def test_nothing_given_is_greedy_and_anything_to_search_with_a_beam_of_16():
     assert DecodeSettings(lm="x.lm").width(phrases=False) == 16
     assert DecodeSettings(n_best=3).width(phrases=False) == 16
     assert DecodeSettings(n_best=30).width(phrases=False) == 30
-    assert DecodeSettings(beam=4, lm="x.lm").width(phrases=True) == 4
+    assert DecodeSettings(beam=4, lm="x.lm").width(phrases=True, tuned=8) == 4
+    assert DecodeSettings(lm="x.lm").width(phrases=False, tuned=8) == 8
+    assert DecodeSettings(lm="x.lm", n_best=10).width(phrases=False, tuned=8) == 10
+    assert DecodeSettings().width(phrases=False, tuned=8) == 0
 
 
 def test_what_is_for_all_tasks_and_what_is_for_some():

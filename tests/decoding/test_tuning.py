@@ -5,6 +5,7 @@ import pytest
 
 from hra_jax.decoding import grid, tuning
 from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.language_models import Held
 from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.text import ngram
 from hra_jax.text.vocabularies import CharacterVocabulary
@@ -47,6 +48,20 @@ def test_weights_are_looked_for_that_are_not_given_and_have_something_to_weigh(s
     assert tuple(axis.name for axis in found) == names
 
 
+@pytest.mark.parametrize(
+    ("settings", "beams"),
+    [
+        ({"lm": MODEL}, (8, 16, 32)),
+        ({"lm": MODEL, "beam": 4}, (4,)),  # what is given is not tuned
+        ({"lm": MODEL, "n_best": 20}, (20, 32)),
+        ({"lm": MODEL, "n_best": 40}, (40,)),
+    ],
+)
+def test_beams_are_compared_that_hold_the_hypotheses_that_are_returned(settings, beams):
+    assert tuning.beams_of(DecodeSettings(**settings)) == beams
+    assert DecodeSettings(**settings).width(phrases=False) in beams
+
+
 def test_what_is_stored_gives_the_decoder_the_weights_that_were_found():
     settings = DecodeSettings(lm=MODEL, token_bonus=0.5)
     tuned = grid.Tuned(
@@ -54,8 +69,8 @@ def test_what_is_stored_gives_the_decoder_the_weights_that_were_found():
         {(0.8,): {"": 0.25, "ann": 0.5}, (1.1,): {"": 0.5, "ann": 0.1}},
         {"": (0.8,), "ann": (1.1,)},
     )
-    plain = Decoder(settings, vocabularies={"ann": VOCABULARY})
-    found = tuning.entries(tuned, plain, {"ann": MODEL}, suite="validation", tasks=("ann", "bob"))
+    beams = grid.Beams({16: {"": 0.25, "ann": 0.1}, 32: {"": 0.2, "ann": 0.1}}, {"": 32, "ann": 16})
+    found = tuning.entries(tuned, beams, settings, {"ann": MODEL}, suite="validation", tasks=("ann", "bob"))
     assert found["ann"] == {
         "lm": {"name": "train", "digest": MODEL.digest},
         "beam": 16,
@@ -65,4 +80,8 @@ def test_what_is_stored_gives_the_decoder_the_weights_that_were_found():
         "wer": 0.1,
     }
     # A task that was not tuned by itself has what is best for all, and here no language model.
-    assert found["bob"] == {"beam": 16, "lm_weight": 0.8, "token_bonus": 0.5, "suite": "validation", "wer": 0.25}
+    assert found["bob"] == {"beam": 32, "lm_weight": 0.8, "token_bonus": 0.5, "suite": "validation", "wer": 0.2}
+    decoder = Decoder(DecodeSettings(lm=MODEL), vocabularies={"ann": VOCABULARY}, adapter=Held(found, {}, "ADAPTER"))
+    assert {name: decoder.facts()[name] for name in ("beam", "lm_weight", "token_bonus")} == {
+        name: found["ann"][name] for name in ("beam", "lm_weight", "token_bonus")
+    }
