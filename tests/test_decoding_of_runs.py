@@ -10,6 +10,7 @@ from reference import micro as world
 from reference.launching import SETTINGS, TRAIN
 
 from hra_jax.adapters import adapter_folder
+from hra_jax.decoding import grid
 from hra_jax.errors import UserError
 from hra_jax.evaluate import evaluate, evaluate_systems
 from hra_jax.evaluation.predictions import read_predictions
@@ -160,8 +161,18 @@ def test_tuning_of_what_is_stored_finds_the_same_weights_and_refuses_suites_that
     assert found == stored(W) == stored(decoded.workdir)
     # The adapter is still the run's own: the same command exports over it.
     assert world.train(config, W).status == 0 and "changed since" not in (W / "adapter" / "README.md").read_text()
-    own = tune_stored(workdir=str(W), suite=micro.suite("validation"), per_task=True, decode={"phrases": ()})
+    plain = {"phrases": (), "beam": 0}
+    own = tune_stored(workdir=str(W), suite=micro.suite("validation"), per_task=True, decode=plain)
     assert set(own) == set(world.SPEAKERS) and stored(W) == own == own_models.read_tuned(W)
+    # Beams that are not given are tuned and stored too, and what is decoded has them and the rates that they gave.
+    assert {entry["beam"] for entry in own.values()} <= set(grid.BEAMS)
+    again = evaluate(W, micro.suite("validation"), decode=plain)
+    beams = again["decoding"]["beam"]
+    assert own == {task: own[task] | {"beam": beams[task] if isinstance(beams, dict) else beams} for task in own}
+    assert {task: again["tasks"][task]["wer"] for task in own} == {task: own[task]["wer"] for task in own}
+    given = {"lm_weight": 1.0, "token_bonus": 0.0}
+    found = tune_stored(workdir=str(W), suite=micro.suite("validation"), decode=given | {"beam": 0})
+    assert {(entry["lm_weight"], entry["beam"] in grid.BEAMS) for entry in found.values()} == {(1.0, True)}
     alone = Path(shutil.copytree(decoded.workdir / "adapter", tmp_path / "adapter"))
     lm = {"lm": str(W / "lm" / "train.lm"), "beam": 4, "lm_weight": 0.5}
     settings = {"backbone": micro.backbone, "data_dir": str(micro.data)}
@@ -183,8 +194,7 @@ def test_tuning_of_what_is_stored_finds_the_same_weights_and_refuses_suites_that
         with pytest.raises(UserError, match=told) as error:
             tune_stored(suite=suite, **place)
         assert "\n" not in str(error.value)
-    given = {"lm_weight": 1.0, "token_bonus": 0.0}
-    with pytest.raises(UserError, match="every weight is given"):
+    with pytest.raises(UserError, match="every weight is given, and a beam"):
         tune_stored(workdir=str(W), suite=micro.suite("validation"), decode=given)
 
 
