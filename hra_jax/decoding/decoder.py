@@ -281,18 +281,8 @@ class Decoder:
         for at, (row, path) in enumerate(zip(rows, np.asarray(paths), strict=False)):
             path = path[: lengths[at]]
             decoded.paths.append(path if row.columns is None else row.columns[path])
-            vocabulary, one = _own(row.vocabulary), own[at]
-            decoded.scores.append(float(one.scores[at, 0]))
-            some = [
-                Alternative(
-                    vocabulary.decode(one.tokens[at, n, : one.lengths[at, n]].tolist()),
-                    float(score),
-                    float(one.ctc[at, n]),
-                )
-                for n, score in enumerate(one.scores[at])
-                if np.isfinite(score)
-            ]
-            decoded.rivals.append(tuple(some))
+            decoded.scores.append(float(own[at].scores[at, 0]))
+            decoded.rivals.append(_alternatives(own[at], at, _own(row.vocabulary)))
             decoded.alternatives.append(decoded.rivals[-1][: self.settings.n_best])
         return decoded
 
@@ -401,6 +391,16 @@ def _in_own_order(log_probs: np.ndarray | jax.Array, rows: Sequence[_Task]) -> n
             columns[at, : len(row.columns)] = row.columns
     take = np.take_along_axis if isinstance(log_probs, np.ndarray) else jnp.take_along_axis
     return take(log_probs, columns[:, None, :], axis=2)
+
+
+def _alternatives(found: beam.Hypotheses, at: int, vocabulary: Vocabulary) -> tuple[Alternative, ...]:
+    """The hypotheses of a row, best first."""
+    every = zip(found.tokens[at], found.lengths[at], found.scores[at], found.ctc[at], strict=True)
+    return tuple(
+        Alternative(vocabulary.decode(tokens[:length].tolist()), float(score), float(ctc))
+        for tokens, length, score, ctc in every
+        if np.isfinite(score)
+    )
 
 
 def _either(searched: Sequence[bool], found: list[_Value], greedy: list[_Value]) -> list[_Value]:

@@ -16,7 +16,7 @@ from hra_jax.decoding.settings import DEFAULT_WEIGHTS
 MEAN = ""  # in rates by task: the mean over tasks
 _MOST_WIDENED = 8  # times that an axis grows
 BEAMS = (8, 16, 32)  # no wider ones: the time of a search grows as they do
-_AS_GOOD = 0.02  # of the lowest error rate: a beam with so much more is as good
+_AS_GOOD = 1.02  # times the lowest error rate: a beam with so much is as good
 
 Rates = Mapping[str, float]  # by task, and `MEAN`
 Point = tuple[float, ...]  # a value for each axis
@@ -142,7 +142,7 @@ class Beams:
 
 
 def compare_beams(rates_of: Callable[[int], Rates], tuned: Tuned, *, tuned_with: int, others: Iterable[int]) -> Beams:
-    """The narrowest of some beams whose error rate is at most 2%, of it, above the lowest.
+    """The narrowest of some beams whose error rate is at most 1.02 times the lowest.
 
     Args:
       rates_of: gives the error rates with a beam and the best weights.
@@ -154,7 +154,7 @@ def compare_beams(rates_of: Callable[[int], Rates], tuned: Tuned, *, tuned_with:
     rates |= {beam: dict(rates_of(beam)) for beam in others if beam != tuned_with}
     best = {}
     for task in tuned.best:
-        most = (1 + _AS_GOOD) * min(found[task] for found in rates.values())
+        most = _AS_GOOD * min(found[task] for found in rates.values())
         best[task] = min(beam for beam, found in rates.items() if found[task] <= most)
     return Beams(dict(sorted(rates.items())), best)
 
