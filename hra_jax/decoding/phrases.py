@@ -33,8 +33,6 @@ MOST_ARCS = 2**21
 _MOST_BYTES = 2**20  # of a file of phrases
 _ALLOWED_LINES = "allowed: UTF-8, with a phrase in each line, and a weight after a tab where it has one"
 
-Phrase = str | tuple[str, float]
-
 
 class Weighted(NamedTuple):
     """A phrase and the factor of its bonus, 1 unless something else is given."""

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 from reference import beam_reference
+from reference.automata import from_contexts
 
 from hra_jax import api
 from hra_jax.data.synthetic.rendering import render
 from hra_jax.evaluation import error_rates
 from hra_jax.models import beam, ctc
 from hra_jax.text import ngram
-from hra_jax.text.automaton import Automaton, from_contexts
+from hra_jax.text.automaton import Automaton
 
 BATCH, FRAMES, TOKENS, WIDTH = 8, 4, 4, 128  # WIDTH is more than there are prefixes of 3 tokens in 4 frames
 
