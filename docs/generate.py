@@ -474,7 +474,14 @@ def served() -> str:
     for task in found["same_padding"]:
         entries = [found[side][task] for side in ("same_padding", "other_padding", "library_other_padding")]
         rows.append(
-            [task, *(f"{entry[key]:.1e}" for key in ("probabilities", "log_probabilities") for entry in entries)]
+            [
+                task,
+                *(
+                    f"{entry[key]:.1e}" if entry[key] else "0"
+                    for key in ("probabilities", "log_probabilities")
+                    for entry in entries
+                ),
+            ]
         )
     sides = ("same padding", "another padding", "the library, another padding")
     head = " | ".join(f"{what}, {side}" for what in ("probabilities", "log-probabilities") for side in sides)
@@ -488,8 +495,8 @@ def served_facts() -> str:
     return (
         f"The program has {size['program'] / 1e3:,.0f} kB, the encoder's weights {size['backbone'] / 1e6:,.1f} MB, "
         f"what all tasks share {size['shared'] / 1e3:,.0f} kB, a task {size['row'] / 1e3:,.0f} kB. Exporting takes "
-        f"{seconds['export']:.1f} s, a task that is added {seconds['row']:.1f} s, loading {seconds['load']:.1f} s. "
-        f"{found['utterances']} utterances, {found['audio_seconds']:.0f} s, take {seconds['first']:.1f} s with the "
+        f"{seconds['export']:.1f} s, a task that is added {seconds['row']:.1f} s, loading {1000 * seconds['load']:.0f} "
+        f"ms. {found['utterances']} utterances, {found['audio_seconds']:.0f} s, take {seconds['first']:.1f} s with the "
         f"compilation of three shapes, and {seconds['again']:.1f} s after it; {found['same_texts']} of the texts are "
         "those of the library."
     )

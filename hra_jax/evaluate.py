@@ -518,7 +518,7 @@ def define_flags() -> None:
         "data_dir", None, "What {dir} in the suites' manifests stands for; default: the run's data.dir."
     )
     flags.DEFINE_string("keep", None, "Folder of an adapter that keeps the heads of held-out tasks.")
-    decode_flags.define_flags()
+    decode_flags.define_flags(otherwise="the suite or the run says")
     processes.define_flags()
 
 

@@ -470,7 +470,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("suite", None, "tune: name or path of a validation suite.")
     flags.DEFINE_bool("per_task", False, "tune: weights and a beam of its own for each task.")
-    decode_flags.define_flags()
+    decode_flags.define_flags(otherwise="the suite or the run says")
     flags.DEFINE_string("arpa", None, "make: a model in the ARPA format to read. show: a file to write it to.")
     flags.DEFINE_string("adapter", None, "Folder of an exported adapter, whose tasks may have their own vocabulary.")
     flags.DEFINE_string(

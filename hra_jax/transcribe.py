@@ -20,12 +20,12 @@ from hra_jax import cli
 from hra_jax.adapters import adapter_folder, initial, task_records
 from hra_jax.console import listed, say, stdout, tell
 from hra_jax.data import pauses, sources
-from hra_jax.decoding.phrases import read_phrases
+from hra_jax.decoding import flags as decode_flags
 from hra_jax.decoding.settings import DecodeSettings, decode_settings
 from hra_jax.errors import UserError
 from hra_jax.run import signals
 from hra_jax.run.jax_setup import setup_jax
-from hra_jax.storage import locks
+from hra_jax.storage import checksums, locks
 from hra_jax.tasks import gate
 from hra_jax.tasks.descriptions import is_untrained
 from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, MEAN_TASK, unknown_task
@@ -116,13 +116,7 @@ def define_flags() -> None:
     flags.DEFINE_string("task_tag", requests.TASK_TAG, "With --manifest: the field whose value is the task of a line.")
     flags.DEFINE_string("data_dir", "", "With --manifest: what {dir} in it stands for; where corpora lie.")
     flags.DEFINE_list("modules", [], "With --manifest: modules that register seqio Tasks, as data.modules.")
-    flags.DEFINE_integer(
-        "beam", 0, "decode.beam: hypotheses that are kept; 0: as tuned, else 16, where anything needs them."
-    )
-    flags.DEFINE_string("lm", "", "decode.lm: a language model, 'adapter', or TASK=MODEL,TASK=MODEL,...")
-    for name in ("lm_weight", "token_bonus", "phrase_weight"):
-        flags.DEFINE_float(name, None, f"decode.{name}; default: what was tuned.")
-    flags.DEFINE_string("phrases", "", "decode.phrases: a file with a word or phrase a line, which are then likelier.")
+    decode_flags.define_flags(FLAGS)
     flags.DEFINE_float(
         "chunk_seconds",
         None,
@@ -142,8 +136,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("no audio file given; usage: --adapter DIR --task NAME a.wav b.flac ..., or --manifest M.jsonl")
     if FLAGS.chunk_seconds is not None:
         pauses.check_seconds(FLAGS.chunk_seconds)
-    decode = _decode()
-    decode.check_used(phrases=FLAGS.manifest is not None)
+    for name in ("task_tag", "data_dir", "modules"):
+        if FLAGS.manifest is None and FLAGS[name].present:
+            raise UserError(f"--{name} needs --manifest: files alone have no fields and no {{dir}}")
+    decode = _decode(form)
     setup_jax()
     asked, task = _asked(argv[1:])
     options = Options(decode, FLAGS.chunk_seconds, words=form not in (outputs.TEXT, outputs.SHORT))
@@ -155,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
             output: Output = outputs.Printed(form)
         else:
             stack.enter_context(locks.hold_beside(FLAGS.output, "transcribing"))
-            output = outputs.open_output(FLAGS.output, form, _run(recogniser, task, form), asked)
+            output = outputs.open_output(FLAGS.output, form, _run(recogniser, decode, task, form), asked)
         stack.callback(output.close)
         return _recognise(asked, recogniser, output)
 
@@ -195,15 +191,16 @@ def _recognise(asked: Requests, recogniser: Recogniser, output: Output) -> int:
     return cli.USER_ERROR if summary.failed else 0
 
 
-def _decode() -> DecodeSettings:
-    """How log-probabilities become text, of the flags that are named like the keys `decode.*`."""
-    lm = FLAGS.lm
-    # A path may hold what stands between a task and its model.
-    if "=" in lm and not epath.Path(lm).exists():
-        lm = tuple(tuple(pair.split("=", 1)) for pair in lm.split(","))
-    given = {"lm": lm, "beam": FLAGS.beam, "phrases": FLAGS.phrases or ()}
-    weights = {name: getattr(FLAGS, name) for name in ("lm_weight", "token_bonus", "phrase_weight")}
-    return decode_settings(given | {name: value for name, value in weights.items() if value is not None}, where="flags")
+def _decode(form: str) -> DecodeSettings:
+    """How log-probabilities become text; UserError where a flag would do nothing."""
+    decode = decode_settings(decode_flags.asked(FLAGS))
+    decode.check_used(phrases=FLAGS.manifest is not None)
+    if decode.n_best > 1 and form != outputs.JSON_LINES:
+        given = "--json" if form == outputs.SHORT else form
+        raise UserError(
+            f"decode.n_best = {decode.n_best}: {given} has no place for alternatives; allowed: 1, or --format=jsonl"
+        )
+    return decode
 
 
 def _format(output: str | None, form: str | None, *, short: bool) -> str:
@@ -260,25 +257,33 @@ def _asked(words: Sequence[str]) -> tuple[Requests, str | None]:
     return functools.reduce(Requests.then, parts), task
 
 
-def _run(recogniser: Recogniser, task: str | None, form: str) -> dict[str, Any]:
+def _run(recogniser: Recogniser, decode: DecodeSettings, task: str | None, form: str) -> dict[str, Any]:
     """What an output depends on, as JSON has it: nothing else may go on with it."""
-    adapter = None
-    if FLAGS.adapter is not None:
-        entries = adapter_folder.read_tasks(FLAGS.adapter)
-        aside = sorted(task_records.set_aside(entries))
-        adapter = _digest([initial.content_hash(FLAGS.adapter), [entry["name"] for entry in entries], aside])
+    phrases = recogniser.phrases()
     return {
         "format": form,
-        "adapter": adapter,
+        "adapter": None if FLAGS.adapter is None else _adapter_digest(FLAGS.adapter),
         "backbone": recogniser.fingerprint,
         "task": task,
         "task_tag": FLAGS.task_tag if FLAGS.manifest is not None else None,
         "session": FLAGS.session,
         "decode": recogniser.facts(),
         "with_phrases": recogniser.facts(phrases=True),
-        "phrases": _digest(read_phrases(FLAGS.phrases)) if FLAGS.phrases else None,
+        "phrases": _digest(phrases) if phrases else None,
+        "n_best": decode.n_best,
         "chunk_seconds": FLAGS.chunk_seconds,
     }
+
+
+def _adapter_digest(folder: str) -> str:
+    """A hash of all in an adapter that recognition depends on.
+
+    That is its weights; its tasks, whose entries say which are set aside, and what their confidences are worth; and its
+    records, by which `__auto__` chooses.
+    """
+    records = epath.Path(folder) / task_records.RECORDS_FILE
+    held = checksums.sha256(records) if records.exists() else None
+    return _digest([initial.content_hash(folder), adapter_folder.read_tasks(folder), held])
 
 
 def _digest(content: object) -> str:

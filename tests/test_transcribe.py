@@ -1,6 +1,7 @@
 """Audio files to text."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import subprocess
@@ -13,11 +14,13 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+from absl import flags
 from etils import epath
 from reference import micro as world
 
 import hra_jax
 from hra_jax import transcribe as command_of
+from hra_jax.adapters import task_records
 from hra_jax.adapters.adapter_folder import read_adapter
 from hra_jax.data.audio import decode_file
 from hra_jax.errors import UserError
@@ -143,18 +146,16 @@ def flag_values(monkeypatch) -> Callable[..., None]:
     """Gives the flags of the command, which then runs in this process, values beside their defaults."""
     monkeypatch.setattr(command_of, "setup_jax", lambda: None)  # this process has its own compile cache
 
-    defaults: dict = {}
-    defining = {
-        f"DEFINE_{kind}": lambda name, default, *more, **others: defaults.update({name: default})
-        for kind in ("string", "bool", "float", "integer", "list", "enum", "multi_string")
-    }
-    with monkeypatch.context() as patch:
-        patch.setattr(command_of, "flags", types.SimpleNamespace(**defining))
-        command_of.define_flags()
-
-    def give(**values) -> None:
-        assert values.keys() <= defaults.keys()
-        monkeypatch.setattr(command_of, "FLAGS", types.SimpleNamespace(**{**defaults, **values}))
+    def give(decode=None, **values) -> None:
+        given = flags.FlagValues()
+        monkeypatch.setattr(command_of, "FLAGS", given)
+        kinds = [name for name in dir(flags) if name.startswith("DEFINE_")]
+        with monkeypatch.context() as patch:
+            defining = {kind: functools.partial(getattr(flags, kind), flag_values=given) for kind in kinds}
+            patch.setattr(command_of, "flags", types.SimpleNamespace(**defining))
+            command_of.define_flags()
+        values |= {f"decode.{key}": value for key, value in (decode or {}).items()}
+        given(["transcribe", *(f"--{name}={value}" for name, value in values.items() if value is not None)])
 
     return give
 
@@ -263,7 +264,13 @@ def test_the_same_command_again_adds_what_is_missing_and_loads_no_model_where_no
     monkeypatch.setattr(command_of.Recogniser, "load", None)
     assert command_of.main(["transcribe"]) == 0
     assert output.read_bytes() == whole and "nothing is missing: 6 were there" in capsys.readouterr().out
-    for change in ({"task_tag": "text"}, {"chunk_seconds": 1.0}, {"task": "ann"}):
+    calibrated = str(output.with_name("calibrated"))
+    exported = read_adapter(asked["adapter"])
+    lag = {"temperature": 1.5, "lag_seconds": 0.02}
+    entries = [{**entry, task_records.CALIBRATION: lag} for entry in exported.tasks_json]
+    library.write(epath.Path(calibrated), dataclasses.replace(exported, tasks_json=entries))
+    changes = ({"task_tag": "text"}, {"chunk_seconds": 1.0}, {"task": "ann"}, {"adapter": calibrated})
+    for change in changes:
         flag_values(**{**asked, **change})
         with pytest.raises(
             UserError, match=f"was begun with {next(iter(change))} = |no line has a task|--task is miss"
@@ -321,6 +328,8 @@ def test_flags_that_do_not_fit_each_other_are_refused_in_one_line(asked, flag_va
         (dict(output=str(tmp_path)), "is a folder; allowed: the path of a file"),
         (dict(adapter=None), "no line has a task that there is .*: task = 'ann' needs --adapter"),
         (dict(chunk_seconds=-1.0), "chunk_seconds = -1.0: allowed are numbers of seconds above 0"),
+        (dict(format="text", decode={"n_best": 2}), "decode.n_best = 2: text has no place for alternatives"),
+        (dict(json=True, output=None, decode={"n_best": 2}), "decode.n_best = 2: --json has no place"),
     ]
     for change, told in cases:
         flag_values(**{**asked, **change})
@@ -329,6 +338,32 @@ def test_flags_that_do_not_fit_each_other_are_refused_in_one_line(asked, flag_va
     flag_values(adapter=asked["adapter"], backbone=asked["backbone"])
     with pytest.raises(UserError, match="no audio file given"):
         command_of.main(["transcribe"])
+    for name, value in (("task_tag", "who"), ("data_dir", str(tmp_path)), ("modules", "json")):
+        flag_values(adapter=asked["adapter"], backbone=asked["backbone"], task="bob", **{name: value})
+        with pytest.raises(UserError, match=f"--{name} needs --manifest: files alone have no"):
+            command_of.main(["transcribe", "a.wav"])
+
+
+def test_whatever_of_an_adapter_texts_words_or_voices_depend_on_is_in_its_digest(trained, tmp_path):
+    exported = read_adapter(trained.workdir / "adapter")
+    first, *others = exported.tasks_json
+    sound = {task_records.CENTROID: {"ann": np.ones(4, np.float32)}}
+    changed = {
+        "same": exported,
+        "calibrated": dataclasses.replace(
+            exported,
+            tasks_json=[{**first, task_records.CALIBRATION: {"temperature": 1.5, "lag_seconds": 0.02}}, *others],
+        ),
+        "centroids": dataclasses.replace(exported, records={**exported.records, **sound}),
+        "fewer": dataclasses.replace(
+            exported, tasks_json=[first], tasks={first["name"]: exported.tasks[first["name"]]}
+        ),
+    }
+    for name, one in changed.items():
+        library.write(epath.Path(tmp_path / name), one)
+    digests = {name: command_of._adapter_digest(str(tmp_path / name)) for name in changed}
+    assert digests["same"] == command_of._adapter_digest(str(trained.workdir / "adapter"))
+    assert len({*digests.values()}) == len(changed)
 
 
 @pytest.mark.slow(minutes=0.2)
@@ -382,15 +417,18 @@ def test_flags_and_lines_of_a_manifest_say_how_each_utterance_is_decoded(asked, 
     rows = world.read_manifest(Path(asked["manifest"]))
     rows[1]["phrases"] = ["fad", "bed"]
     world.write_manifest(Path(asked["manifest"]), rows)
-    flag_values(**asked, lm=f"ann={lm},bob={lm},cy=", lm_weight=0.5, beam=4)
+    pairs = f"(('ann', {lm!r}), ('bob', {lm!r}), ('cy', ''))"
+    flag_values(**asked, decode={"lm": pairs, "lm_weight": 0.5, "beam": 4, "n_best": 2})
     assert command_of.main(["transcribe"]) == 0
     lines = [json.loads(line) for line in Path(asked["output"]).read_text().splitlines()]
     model = hra_jax.load_adapter(asked["adapter"], hra_jax.load_backbone(micro.backbone))
-    decode = {"lm": {"ann": lm, "bob": lm, "cy": ""}, "lm_weight": 0.5, "beam": 4}
+    decode = {"lm": {"ann": lm, "bob": lm, "cy": ""}, "lm_weight": 0.5, "beam": 4, "n_best": 2}
     for line, row in zip(lines, rows, strict=True):
         (one,) = model.recognise(
             [row["audio_filepath"]], tasks=[row["who"]], decode=decode, phrases=[row.get("phrases", ())], words=True
         )
+        assert [other["text"] for other in line["alternatives"]] == [other.text for other in one.alternatives]
+        assert len(one.alternatives) == 2 and line["alternatives"][0]["text"] == line["text"]
         assert line["text"] == one.text and [word["word"] for word in line["words"]] == one.text.split()
         used = {
             "beam": 4,
@@ -401,9 +439,10 @@ def test_flags_and_lines_of_a_manifest_say_how_each_utterance_is_decoded(asked, 
         assert used == {"beam": said["beam"], "lm": said.get("lm", {}).get("name"), "phrases": said.get("phrases")}
     for change, told in (
         (dict(lm_weight=0.6), "decode = "),
-        (dict(lm_weight=0.5, phrase_weight=9.0), "with_phrases = "),
+        (dict(n_best=3), "n_best = 2, not 3"),
+        (dict(phrase_weight=9.0), "with_phrases = "),
     ):
-        flag_values(**asked, lm=f"ann={lm},bob={lm},cy=", beam=4, **change)
+        flag_values(**asked, decode={"lm": pairs, "lm_weight": 0.5, "beam": 4, "n_best": 2, **change})
         with pytest.raises(UserError, match=f"was begun with {told}"):
             command_of.main(["transcribe"])
 
@@ -412,17 +451,19 @@ def test_what_cannot_decode_is_refused_in_one_line_before_anything_is_loaded(ask
     (tmp_path / "empty.txt").write_text("bad phrase\t1000\n")
     cases = [
         (dict(lm=str(tmp_path / "none.lm")), "none.lm is not a file"),
-        (dict(lm=f"ann={lm}"), "no language model for task 'bob', but for 'ann'"),
+        (dict(lm=f"(('ann', {lm!r}),)"), "no language model for task 'bob', but for 'ann'"),
         (dict(lm=asked["manifest"]), "m.jsonl"),
         (dict(beam=-1), "decode.beam"),
         (dict(lm=lm, lm_weight=float("nan")), "decode.lm_weight"),
         (dict(lm_weight=0.5), "decode.lm_weight = 0.5 would do nothing"),
-        (dict(lm=f"ann={lm},bob={lm},cy={lm},dan={lm}"), "decode.lm: unknown task 'dan'"),
+        (dict(lm=str(tuple((name, lm) for name in (*world.SPEAKERS, "dan")))), "decode.lm: unknown task 'dan'"),
+        (dict(lm="train"), "decode.lm = 'train': there is no run here"),
+        (dict(n_best=0), "decode.n_best"),
         (dict(phrases=str(tmp_path / "empty.txt")), "a weight of 1000.0; allowed: finite numbers from -100 to 100"),
         (dict(phrases=str(tmp_path / "none.txt")), "no phrases can be read there"),
     ]
     for change, told in cases:
-        flag_values(**asked, **change)
+        flag_values(**asked, decode=change)
         with pytest.raises(UserError, match=told) as caught:
             command_of.main(["transcribe"])
         assert "\n" not in str(caught.value) and not Path(asked["output"]).exists()

@@ -128,6 +128,10 @@ class Decoder:
         if phrases:
             self._automaton(self._tasks[task], self._phrases(task, phrases, where=where), where=where)
 
+    def phrases(self) -> dict[str, tuple[Weighted, ...]]:
+        """The phrases of each task that has any."""
+        return {name: task.phrases for name, task in self._tasks.items() if task.phrases}
+
     def searches(self, task: str, phrases: Sequence[Any] = ()) -> bool:
         """Whether an utterance of a task is searched for, and not decoded greedily."""
         found = self._tasks[task]

@@ -12,11 +12,23 @@ from hra_jax.decoding.settings import DecodeSettings, decode_settings
 NAMES = tuple(f"decode.{key}" for key, *_ in settings_of(DecodeSettings))
 
 
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """A flag for each key of `DecodeSettings`; what is left out is as it would be without them."""
-    for name, (_, default, rule, meaning) in zip(NAMES, settings_of(DecodeSettings), strict=True):
-        told = f"{meaning} (allowed: {rule.describe()}; default: {default!r} or as stored)."
-        flags.DEFINE_string(name, None, told, flag_values=values)
+_EXAMPLES = {
+    "lm": """Such as --decode.lm=own.lm, --decode.lm="(('ann', 'ann.lm'), ('bob', ''))".""",
+    "phrases": """Such as --decode.phrases=phrases.txt, --decode.phrases="('new york', ('anna schmidt', 2.0))".""",
+}
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS, *, otherwise: str = "") -> None:
+    """A flag for each key of `DecodeSettings`; what is left out is as it would be without them.
+
+    Args:
+      values: where the flags are defined.
+      otherwise: what says how to decode where a flag is left out, for their help; '' for nothing.
+    """
+    for name, (key, default, rule, meaning) in zip(NAMES, settings_of(DecodeSettings), strict=True):
+        told = f"{meaning[0].upper()}{meaning[1:]}. Allowed: {rule.describe()}. Default: "
+        told += f"as {otherwise}, else {default!r}." if otherwise else f"{default!r}."
+        flags.DEFINE_string(name, None, " ".join([told, *filter(None, [_EXAMPLES.get(key)])]), flag_values=values)
 
 
 def asked(values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:

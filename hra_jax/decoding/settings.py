@@ -84,19 +84,19 @@ class DecodeSettings:
     lm_weight: float | str = setting(
         TUNED,
         _weight(0, 100),
-        "of the language model's log-probabilities; tuned: what was found for the model with the adapter, else "
+        "weight of the language model's log-probabilities; tuned: what was found for the model with the adapter, else "
         f"{DEFAULT_WEIGHTS['lm_weight']:g}",
     )
     token_bonus: float | str = setting(
         TUNED,
         _weight(-100, 100),
-        "for each token, nats; tuned: what was found for the model with the adapter, else "
+        "bonus for each token, nats; tuned: what was found for the model with the adapter, else "
         f"{DEFAULT_WEIGHTS['token_bonus']:g} with a language model and 0 without one",
     )
     phrase_weight: float | str = setting(
         TUNED,
         _weight(0, 100),
-        "for each token of a phrase, nats; tuned: what was found for the model with the adapter, else "
+        "bonus for each token of a phrase, nats; tuned: what was found for the model with the adapter, else "
         f"{DEFAULT_WEIGHTS['phrase_weight']:g}",
     )
     phrases: str | tuple[Any, ...] = setting(

@@ -46,7 +46,8 @@ def masked_mean_variance(x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax
     Returns:
       Two float `[B, 1, F]`; zero where a row has no valid position.
     """
-    count = jnp.maximum(valid.sum(axis=1), 1)[:, None, None]
-    mean = zero_invalid(x, valid).sum(axis=1, keepdims=True) / count
+    # Multiplied and not divided: XLA makes one of the other in some programs and not in others, and they round apart.
+    share = 1.0 / jnp.maximum(valid.sum(axis=1), 1)[:, None, None].astype(x.dtype)
+    mean = zero_invalid(x, valid).sum(axis=1, keepdims=True) * share
     squares = zero_invalid(jnp.square(x - mean), valid)
-    return mean, squares.sum(axis=1, keepdims=True) / count
+    return mean, squares.sum(axis=1, keepdims=True) * share

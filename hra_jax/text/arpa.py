@@ -264,7 +264,8 @@ def _read_section(
     if unknown:
         first = next(iter(unknown.values()))
         shown = listed((word.decode("utf-8", "replace") for word in unknown), most=3)
-        raise UserError(f"{where}:{first}: {len(unknown):,} words that are no tokens of the vocabulary: {shown}")
+        what = "a word that is no token" if len(unknown) == 1 else f"{len(unknown):,} words that are no tokens"
+        raise UserError(f"{where}:{first}: {what} of the vocabulary: {shown}")
     found = np.array(values, np.float64).reshape(-1, 2)
     return _Section(np.array(numbers, np.int64), np.array(tokens, np.int64).reshape(-1, n), *found.T), at
 

@@ -38,6 +38,7 @@ class Result(NamedTuple):
       words: each with its text, start and end in its audio file (seconds) and confidence, where they were asked for.
       confidence: of the whole; None where it is not known.
       decoding: how it was decoded.
+      alternatives: the best hypotheses, each with its text and score, where they were asked for.
     """
 
     request: Request
@@ -48,6 +49,7 @@ class Result(NamedTuple):
     words: Sequence[Any] = ()
     confidence: float | None = None
     decoding: Mapping[str, Any] = {}
+    alternatives: Sequence[Any] = ()
 
 
 class Output(Protocol):
@@ -99,6 +101,10 @@ def line_of(result: Result, form: str) -> str | None:
             | ({} if word.confidence is None else {"confidence": round(word.confidence, 4)})
             for word in result.words
         ]
+        if len(result.alternatives) > 1:
+            row["alternatives"] = [
+                {"text": other.text, "score": round(other.score, 4)} for other in result.alternatives
+            ]
         row["decoding"] = dict(result.decoding)
     row |= {"session": request.session} if request.session else {}
     return json.dumps(row, ensure_ascii=False)
@@ -212,7 +218,7 @@ class Lines:
 
 
 class SubtitleFiles:
-    """A file of subtitles for each recording, written when all of its utterances are there."""
+    """A file of subtitles for each recording, written when all of its utterances are recognised."""
 
     def __init__(self, path: str, form: str, run: Mapping[str, Any], requests: Requests):
         """Looks for what an earlier run wrote.
@@ -259,13 +265,13 @@ class SubtitleFiles:
         if self._left[source]:
             return
         results = sorted(self._results.pop(source), key=lambda one: one.request.offset)
-        good = [one for one in results if one.text is not None]
-        if good:
-            for folder in self._files[source].parents:
-                if folder == self._root:
-                    break
-                check_no_link(folder)
-            write_file(self._files[source], subtitles_of(good, self._form))
+        if any(one.text is None for one in results):
+            return  # a file would say that nothing is to be tried again
+        for folder in self._files[source].parents:
+            if folder == self._root:
+                break
+            check_no_link(folder)
+        write_file(self._files[source], subtitles_of(results, self._form))
 
     def flush(self) -> None:
         """Each file is whole when it is there."""

@@ -9,6 +9,7 @@ import numpy as np
 from hra_jax.api import Backbone, load_adapter, load_backbone
 from hra_jax.decoding import unknown_task
 from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.phrases import Weighted
 from hra_jax.decoding.recognition import Recognition
 from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.errors import UserError
@@ -88,6 +89,11 @@ class Recogniser:
         found = {kind: decoder.facts(phrases=phrases) for kind, decoder in self._decoders.items()}
         return next(iter(found.values())) if len(found) == 1 else found
 
+    def phrases(self) -> dict[str, Sequence[Weighted]]:
+        """The phrases of each task that has any."""
+        decoders = self._decoders.values()
+        return {task: given for decoder in decoders for task, given in decoder.phrases().items()}
+
     def kind(self, request: Request) -> Kind:
         """Which requests share a batch: a session whose voice is not known yet is heard together."""
         if request.task == MEAN_TASK:
@@ -140,7 +146,9 @@ def _result(request: Request, found: Recognition, decoder: Decoder) -> Result:
         for word in found.words
     ]
     facts = decoder.facts_of(found.task, request.phrases) | ({"calibrated": found.calibrated} if words else {})
-    return Result(request, found.seconds, found.text, found.task, "", words, found.confidence, facts)
+    return Result(
+        request, found.seconds, found.text, found.task, "", words, found.confidence, facts, found.alternatives
+    )
 
 
 def needs_adapter(task: str) -> UserError:

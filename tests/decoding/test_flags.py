@@ -1,5 +1,7 @@
 """Flags that say how to decode, written as in a configuration."""
 
+import shlex
+
 import pytest
 from absl import flags
 
@@ -27,6 +29,17 @@ def test_values_are_numbers_words_paths_and_tuples():
     }
     assert given("--decode.lm=(('ann', 'a.lm'), ('bob', 'train'))") == {"lm": (("ann", "a.lm"), ("bob", "train"))}
     assert given("--decode.phrases=words.txt", "--decode.lm=") == {"lm": "", "phrases": "words.txt"}
+
+
+def test_what_the_help_tells_to_write_is_taken():
+    values = flags.FlagValues()
+    decode_flags.define_flags(values)
+    for name, key in (("decode.lm", "lm"), ("decode.phrases", "phrases")):
+        examples = values[name].help.rpartition("Such as ")[2].removesuffix(".").split(", --")
+        assert len(examples) == 2
+        for example in examples:
+            (word,) = shlex.split(f"--{example.removeprefix('--')}")
+            assert isinstance(given(word)[key], tuple) == ("(" in word)
 
 
 @pytest.mark.parametrize("word", ["--decode.beam=-1", "--decode.lm_weight=nan", "--decode.beam=wide"])

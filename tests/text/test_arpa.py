@@ -166,7 +166,7 @@ def test_a_token_that_a_file_does_not_name_gets_what_it_says_of_unknown_ones():
         ("a b\t-0.35", "a b\tnan", r"a\.arpa:20: the logarithm for backing off is nan"),
         ("a b\t-0.35", "a b\tinf", r"a\.arpa:20: the logarithm for backing off is inf"),
         ("c b\t0.05", "c b\t0.05\t1", r"a\.arpa:21: 5 columns; allowed: 3 or 4, an n-gram of order 2"),
-        ("a b c", "a b x", r"a\.arpa:27: 1 words that are no tokens of the vocabulary: 'x'"),
+        ("a b c", "a b x", r"a\.arpa:27: a word that is no token of the vocabulary: 'x'"),
         ("a b c", "<s> a b", r"a\.arpa:27: an n-gram that is there before"),
         ("a b c", "a c b", r"a\.arpa:27: an n-gram of order 3 without its first 2 tokens"),
         ("a b c", "a b <unk>", r"a\.arpa:27: <unk> in an n-gram; allowed: by itself"),
@@ -187,7 +187,7 @@ def test_a_file_without_an_end_of_texts_is_refused():
 
 
 def test_words_of_another_vocabulary_are_counted_and_some_named():
-    with pytest.raises(UserError, match=r"a\.arpa:14: 1 words that are no tokens of the vocabulary: 'b'"):
+    with pytest.raises(UserError, match=r"a\.arpa:14: a word that is no token of the vocabulary: 'b'"):
         arpa.from_bytes(GIVEN.encode(), CharacterVocabulary("ac "), where="a.arpa")
 
 

@@ -159,6 +159,17 @@ def test_recordings_whose_names_differ_in_their_endings_have_a_file_each_and_one
         finish(tmp_path / "T", "srt", twice)
 
 
+def test_a_recording_has_subtitles_when_no_part_of_it_failed_and_is_tried_again_until_then(tmp_path):
+    asked = [request(f"a.wav@{number}+1", path="a.wav")._replace(name="a.wav") for number in range(2)]
+    output = outputs.open_output(str(tmp_path / "S"), "srt", RUN, all_of(asked))
+    for one in asked:
+        output.write(result(one, error="missing_file: no file" if one is asked[1] else ""))
+    output.close()
+    assert [path.name for path in (tmp_path / "S").iterdir()] == ["run.json"]
+    assert finish(tmp_path / "S", "srt", asked) == 0
+    assert (tmp_path / "S" / "a.srt").exists() and finish(tmp_path / "S", "srt", asked) == 2
+
+
 def test_one_recording_may_be_given_its_file_of_subtitles(tmp_path):
     assert finish(tmp_path / "mine.srt", "srt", ASKED[:1]) == 0
     assert finish(tmp_path / "mine.srt", "srt", ASKED[:1]) == 1
