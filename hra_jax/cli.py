@@ -131,6 +131,7 @@ def run(
         flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
         if define_flags is not None:
             define_flags()
+        _show_flags()
         if config_flag:
             argv = _define_config(argv)
         app.run(
@@ -158,6 +159,14 @@ def _call(main: Callable[[list[str]], int | None], words: list[str]) -> int | No
         with contextlib.suppress(OSError):
             faulthandler.enable(standard_error.duplicate())
     return main(words)
+
+
+def _show_flags() -> None:
+    """Lets --help show the flags of a command that other modules of this package define; absl has its own alone."""
+    for module, found in FLAGS.flags_by_module_dict().items():
+        if module.partition(".")[0] == __name__.partition(".")[0]:
+            for flag in found:
+                FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def _parse_flags(argv: list[str], *, takes_words: bool) -> list[str]:

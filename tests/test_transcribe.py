@@ -450,7 +450,7 @@ def test_flags_and_lines_of_a_manifest_say_how_each_utterance_is_decoded(asked, 
 def test_what_cannot_decode_is_refused_in_one_line_before_anything_is_loaded(asked, lm, flag_values, tmp_path):
     (tmp_path / "empty.txt").write_text("bad phrase\t1000\n")
     cases = [
-        (dict(lm=str(tmp_path / "none.lm")), "none.lm is not a file"),
+        (dict(lm=str(tmp_path / "none.lm")), "decode.lm: .*none.lm is not a file"),
         (dict(lm=f"(('ann', {lm!r}),)"), "no language model for task 'bob', but for 'ann'"),
         (dict(lm=asked["manifest"]), "m.jsonl"),
         (dict(beam=-1), "decode.beam"),
@@ -460,7 +460,7 @@ def test_what_cannot_decode_is_refused_in_one_line_before_anything_is_loaded(ask
         (dict(lm="train"), "decode.lm = 'train': there is no run here"),
         (dict(n_best=0), "decode.n_best"),
         (dict(phrases=str(tmp_path / "empty.txt")), "a weight of 1000.0; allowed: finite numbers from -100 to 100"),
-        (dict(phrases=str(tmp_path / "none.txt")), "no phrases can be read there"),
+        (dict(phrases=str(tmp_path / "none.txt")), "decode.phrases: .* no phrases can be read there"),
     ]
     for change, told in cases:
         flag_values(**asked, decode=change)

@@ -19,6 +19,7 @@ from hra_jax.decoding import phrases as phrase_lists
 from hra_jax.decoding.language_models import NOTHING_HELD, Held, TaskWeights, chosen, weights_of, width_of
 from hra_jax.decoding.phrases import Weighted
 from hra_jax.decoding.settings import DecodeSettings
+from hra_jax.errors import UserError
 from hra_jax.models import alignment, beam
 from hra_jax.models.padding import padded_size
 from hra_jax.text import ngram
@@ -367,8 +368,13 @@ def _kept(
 
 
 def _read(given: str | tuple[Any, ...]) -> tuple[Weighted, ...]:
+    if given == "":
+        return ()
     if isinstance(given, str):
-        return phrase_lists.read_phrases(given) if given else ()
+        try:
+            return phrase_lists.read_phrases(given)
+        except UserError as error:
+            raise UserError(f"decode.phrases: {error}") from error
     return phrase_lists.weighted(given, where="decode.phrases")
 
 

@@ -102,7 +102,10 @@ def chosen(
             model, name = train(task), "that of the training texts"
         else:
             if given not in files:
-                files[given] = ngram.read(given)
+                try:
+                    files[given] = ngram.read(given)
+                except UserError as error:
+                    raise UserError(f"decode.lm: {error}") from error
             model, name = files[given], given
         if (id(model), id(vocabulary)) not in fitting:
             model.check_vocabulary(vocabulary, where=f"decode.lm, task {task!r}: {name}")
