@@ -407,8 +407,9 @@ def decoding_facts() -> str:
     return (
         f"With 1,025 tokens a frame of an utterance takes {large['choosing_microseconds']:.1f} µs before anything is "
         f"searched: choosing the 32 likeliest tokens. The 4-gram has {large['states']:,} states and "
-        f"{large['arcs']:,} arcs, {large['bytes'] / 1e6:.1f} MB on the device. From waveforms to texts, encoder and "
-        f"alignment included, CPU seconds per second of audio: {factors}."
+        f"{large['arcs']:,} arcs, {large['bytes'] / 1e6:.1f} MB on the device. From waveforms to texts of "
+        f"{found['end_to_end']['utterances']} utterances, encoder and alignment included, CPU seconds per second of "
+        f"audio: {factors}."
     )
 
 
@@ -495,10 +496,10 @@ def served_facts() -> str:
     return (
         f"The program has {size['program'] / 1e3:,.0f} kB, the encoder's weights {size['backbone'] / 1e6:,.1f} MB, "
         f"what all tasks share {size['shared'] / 1e3:,.0f} kB, a task {size['row'] / 1e3:,.0f} kB. Exporting takes "
-        f"{seconds['export']:.1f} s, a task that is added {seconds['row']:.1f} s, loading {1000 * seconds['load']:.0f} "
-        f"ms. {found['utterances']} utterances, {found['audio_seconds']:.0f} s, take {seconds['first']:.1f} s with the "
-        f"compilation of three shapes, and {seconds['again']:.1f} s after it; {found['same_texts']} of the texts are "
-        "those of the library."
+        f"{seconds['export']:.1f} s, a task that is added {1000 * seconds['row']:.0f} ms, loading "
+        f"{1000 * seconds['load']:.0f} ms. {found['utterances']} utterances, {found['audio_seconds']:.0f} s, take "
+        f"{seconds['first']:.1f} s with the compilation of three shapes, and {seconds['again']:.1f} s after it; "
+        f"{found['same_texts']} of the texts are those of the library."
     )
 
 
