@@ -136,7 +136,9 @@ def confidences(model: api.Model, suites: tuple[Suite, Suite], decode: dict | No
     fitted = {task: calibration.fit_temperature(rows, near=whole) for task, rows in validation.items() if task in test}
     rows = {task: test[task] for task in fitted}
     after = {
-        task: Judged(calibration.calibrated(found.posteriors, fitted[task]), found.right)
+        task: Judged(
+            np.array([words.calibrated(float(one), temperature=fitted[task]) for one in found.posteriors]), found.right
+        )
         for task, found in rows.items()
     }
     sides = {"before": rows, "after": after}

@@ -25,7 +25,7 @@ from hra_jax.data import audio
 from hra_jax.data.utterance import Utterance
 from hra_jax.decoding.decoder import Decoder
 from hra_jax.decoding.settings import ADAPTER
-from hra_jax.decoding.words import NO_WORD, Word, words_of
+from hra_jax.decoding.words import NO_WORD, Word, calibrated, words_of
 from hra_jax.errors import UserError
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models import alignment
@@ -77,19 +77,13 @@ def fit_temperature(words: Judged, *, near: float = 1.0) -> float:
     return float(np.exp(_LOG_TEMPERATURES[np.argmax(likelihoods - penalties)]))
 
 
-def calibrated(posteriors: np.ndarray, temperature: float) -> np.ndarray:
-    """Posteriors `[N]` with their log odds divided by the temperature, as `words.calibrated` does it."""
-    clipped = np.clip(np.asarray(posteriors, np.float64), 1e-300, 1 - 1e-16)
-    return 1 / (1 + np.exp(-(np.log(clipped) - np.log1p(-clipped)) / temperature))
-
-
 def calibration_error(words: Judged, *, temperature: float = 1.0) -> float:
     """The expected calibration error: by how much confidence and share right differ, over ten bins of confidence.
 
     Returns:
       The mean over words of the difference in their bin (Naeini et al., AAAI 2015), from 0 to 1; NaN for no words.
     """
-    confidences = calibrated(words.posteriors, temperature)
+    confidences = np.array([calibrated(float(one), temperature=temperature) for one in words.posteriors])
     bins = np.minimum((confidences * _BINS).astype(int), _BINS - 1)
     differences = np.bincount(bins, confidences - words.right, minlength=_BINS)
     return float(np.abs(differences).sum() / len(bins)) if len(bins) else math.nan

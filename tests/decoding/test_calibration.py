@@ -61,7 +61,11 @@ def test_the_calibration_error_is_the_mean_over_words_of_what_their_bin_is_off()
     assert calibration.calibration_error(Judged(np.array([1.0, 0.0]), np.array([True, False]))) < 1e-12
     assert calibration.calibration_error(Judged(np.array([1.0, 0.0]), np.array([False, True]))) > 1 - 1e-12
     cool = [words.calibrated(p, temperature=0.3) for p in found.posteriors]
-    assert calibration.calibrated(found.posteriors, 0.3) == pytest.approx(cool)
+    as_told = Judged(np.array(cool), found.right)
+    assert calibration.calibration_error(found, temperature=0.3) == pytest.approx(
+        calibration.calibration_error(as_told)
+    )
+    assert calibration.calibration_error(found, temperature=0.3) != pytest.approx(expected)
 
 
 def test_a_word_is_right_where_the_least_errors_have_it():

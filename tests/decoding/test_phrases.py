@@ -6,20 +6,13 @@ import re
 
 import numpy as np
 import pytest
+from reference.sentences import SENTENCES
 
 from hra_jax.decoding import phrases
 from hra_jax.errors import UserError
 from hra_jax.text.published_vocabularies import CtcTokenVocabulary, TokenizerVocabulary
 from hra_jax.text.vocabularies import CharacterVocabulary, SentencePieceVocabulary
 
-SENTENCES = [
-    "turn the kitchen light on",
-    "don't call anna before nine",
-    "the train leaves on the third of may",
-    "set an alarm for seven thirty",
-    "what is the weather like in the morning",
-    "play the next song and turn it up",
-]
 LISTS = [
     [],
     ["a"],

@@ -5,21 +5,14 @@ import re
 
 import numpy as np
 import pytest
+from reference.sentences import SENTENCES
 
 from hra_jax.errors import UserError
 from hra_jax.text import arpa, ngram
 from hra_jax.text.published_vocabularies import CtcTokenVocabulary, TokenizerVocabulary
 from hra_jax.text.vocabularies import CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
-TEXTS = [
-    "turn the kitchen light on",
-    "don't call anna before nine",
-    "the train leaves on the third of may",
-    "set an alarm for seven thirty",
-    "what is the weather like in the morning",
-    "play the next song and turn it up",
-    "turn the kitchen light on",
-]
+TEXTS = [*SENTENCES, SENTENCES[0]]
 OTHERS = ["turn the train on", "call the kitchen", "anna", "", "zzz on the third", "seven songs of may and june"]
 PLAIN = CharacterVocabulary("abc ")
 

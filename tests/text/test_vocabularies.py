@@ -4,20 +4,12 @@ import json
 import time
 
 import pytest
+from reference.sentences import SENTENCES
 
 from hra_jax.data.sources import DataSettings
 from hra_jax.errors import UserError
 from hra_jax.text import vocabularies
 from hra_jax.text.normalization import normalize_text
-
-SENTENCES = [
-    "turn the kitchen light on",
-    "don't call anna before nine",
-    "the train leaves on the third of may",
-    "set an alarm for seven thirty",
-    "what is the weather like in the morning",
-    "play the next song and turn it up",
-]
 
 
 def _vocabularies():
