@@ -12,6 +12,7 @@ from hra_jax.training.stored_checkpoint import CHECKSUMS, ITEMS, METRIC, StoredC
 
 # How long a write may take: Orbax goes by the clock of the day, which may be set by hours or days meanwhile.
 _WRITE_SECONDS = 14 * 24 * 3600
+_MOST_LISTINGS = 100  # of one folder, where a run deletes what was listed
 
 
 class Manager(ocp.CheckpointManager):  # type: ignore[misc]  # Orbax has no types
@@ -30,6 +31,16 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]  # Orbax has no type
         return StoredCheckpoint(epath.Path(self.directory) / str(step)).metrics()
 
     _get_metrics = metrics
+
+    def _load_checkpoint_infos(self, skip_metadata_read: bool = False) -> list[Any]:
+        # Orbax lists the folders, then asks for the time of each: meanwhile the run whose they are may delete one.
+        for left in reversed(range(_MOST_LISTINGS)):
+            try:
+                return list(super()._load_checkpoint_infos(skip_metadata_read))
+            except FileNotFoundError:
+                if not left:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     def forget(self, step: int) -> None:
         """Takes a step for one that there is not."""

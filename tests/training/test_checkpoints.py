@@ -1,6 +1,8 @@
 """Checkpoints: what comes back, what is kept, and what a killed or failing process leaves behind."""
 
+import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -223,6 +225,25 @@ def test_a_checkpoint_that_is_not_there_is_an_error_that_lists_those_that_are(tm
 def test_numbers_out_of_range_are_named(tmp_path, name):
     with pytest.raises(UserError, match=f"checkpoint.{name} = 0: allowed: an integer of at least 1"):
         open_checkpoints(tmp_path, **{name: 0})
+
+
+def test_an_onlooker_lists_checkpoints_while_a_run_deletes_them(tmp_path, monkeypatch):
+    with open_checkpoints(tmp_path, keep_latest=5) as writer:
+        for step in (1, 2, 3, 4):
+            save(writer, step)
+        writer.wait()
+    names = type(writer._manager._step_name_format)
+    find_all, gone = names.find_all, iter(("1", "2"))
+
+    def listed(*arguments):
+        found = list(find_all(*arguments))
+        for name in itertools.islice(gone, 1):
+            shutil.rmtree(tmp_path / name)
+        return iter(found)
+
+    monkeypatch.setattr(names, "find_all", listed)
+    with open_checkpoints(tmp_path, read_only=True) as reader:
+        assert reader.all_steps() == [3, 4]
 
 
 def test_an_onlooker_changes_nothing_and_sees_what_is_new(tmp_path):

@@ -86,8 +86,12 @@ def _start_worker() -> subprocess.Popen[str]:
 
 
 def _run_worker(lines: list[str], *, failed: threading.Event, bar: tqdm.tqdm) -> list[dict]:
-    """Has one process do some jobs; returns its answers. Sets `failed` on an error, and stops when it is set."""
-    answers = []
+    """Has one process do some jobs; returns its answers, those that it has where another process has `failed`.
+
+    Raises:
+      RuntimeError: a job failed, or the process ended before its last one; `failed` is set then.
+    """
+    answers, stopped = [], False
     with _start_worker() as process:
         assert process.stdin is not None and process.stdout is not None  # both are pipes
         # A worker that died while starting has said why on standard error.
@@ -99,10 +103,11 @@ def _run_worker(lines: list[str], *, failed: threading.Event, bar: tqdm.tqdm) ->
             if "error" in answers[-1]:
                 failed.set()
                 raise RuntimeError(f"speech synthesis failed: {answers[-1]['error']}")
-            if failed.is_set():
+            if failed.is_set() and not stopped:
                 process.terminate()
+                stopped = True
             bar.update()
-    if len(answers) < len(lines):
+    if len(answers) < len(lines) and not stopped:  # who is stopped is not the one to say why
         failed.set()
         raise RuntimeError(f"a speech synthesis process ended with status {process.returncode} before its last job")
     return answers
@@ -169,9 +174,8 @@ def _finished(folder: pathlib.Path, request: dict) -> bool:
             ]
             if different:
                 raise UserError(f"{folder} holds another rendering ({'; '.join(different)}); give another folder")
-            if name == _DONE:
-                return True
-    return False
+    # What had begun and is not put away was killed before its checksums were written, or is being rendered.
+    return (folder / _DONE).exists() and not (folder / _STARTED).exists()
 
 
 def _check_ours(folder: pathlib.Path) -> None:

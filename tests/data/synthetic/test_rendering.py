@@ -110,6 +110,17 @@ def test_an_interrupted_rendering_starts_over_and_ends_the_same(rendered, tmp_pa
     assert _files(folder) == _files(rendered)
 
 
+def test_a_rendering_that_was_killed_before_its_checksums_is_not_finished(rendered, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(rendered, folder)
+    (folder / "synthesis.partial.json").write_text(json.dumps({"request": _summary(folder)["request"]}))
+    (folder / "files.json").unlink()
+    with pytest.raises(UserError, match="does not hold"):
+        rendering.check_rendered("tiny-test", folder)
+    rendering.render("tiny-test", folder, progress=False)
+    assert _files(folder) == _files(rendered)
+
+
 def test_everything_is_on_the_disk_before_a_rendering_counts_as_finished(tmp_path, monkeypatch):
     synced, fsync, write_file = set(), os.fsync, rendering.write_file
 
@@ -278,3 +289,19 @@ def test_a_failing_utterance_stops_the_rendering_and_is_named(tmp_path):
     with pytest.raises(RuntimeError, match="mute"):
         rendering.render("custom", tmp_path / "out", speakers=mute, scale=0.01, progress=False)
     assert not (tmp_path / "out" / "synthesis.json").exists()
+
+
+def test_the_process_that_failed_says_why_not_those_that_are_stopped(tmp_path):
+    # Each process has some utterances of the mute speaker; the one that comes to it first stops the others.
+    mute = speakers.Speaker("mute", voice="kaa")
+    many = [speakers.Speaker(f"plain{index}", voice="en-us") for index in range(4)]
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="speech synthesis failed: mute"):
+            rendering.render(
+                "custom",
+                tmp_path / "out",
+                speakers=(many[0], mute, *many[1:]),
+                scale=0.01,
+                processes=3,
+                progress=False,
+            )
