@@ -33,6 +33,7 @@ from hra_jax.decoding.words import Calibration, stored_calibrations
 from hra_jax.errors import UserError
 from hra_jax.models import attention_parts, backbone_folder, dtypes
 from hra_jax.models.asr import AsrModel
+from hra_jax.storage.files import stamp
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
 from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, MEAN_TASK, check_name, unknown_task
@@ -521,10 +522,14 @@ class Model:
         names = self._one_task_each(waveforms, tasks)
         if phrases is not None and len(phrases) != len(names):
             raise UserError(f"{len(phrases)} lists of phrases for {len(names)} recordings: one for each is needed")
-        decoder = decode if isinstance(decode, Decoder) else self.decoder(decode, names)
+        if isinstance(decode, Decoder):
+            decoder = decode
+        else:
+            decoder = self.decoder(decode, names)
+            decoder.settings.check_used(phrases=phrases is not None)
 
         def check_phrases() -> None:
-            for number, own in enumerate(phrases or ()):
+            for number, own in enumerate([()] * len(names) if phrases is None else phrases):
                 if names[number] != AUTO_TASK:  # then it is known who writes them
                     decoder.check_phrases(names[number], own, where=f"phrases[{number}]")
 
@@ -584,14 +589,15 @@ class Model:
             if not isinstance(self.backbone.vocabulary, BlankVocabulary):
                 asked.add(BASE_TASK)
         settings, names = decode_settings(decode), tuple(sorted(asked))
+        key = settings, names, tuple(map(stamp, settings.files))
         settings.check_used(phrases=True)
         settings.check_tasks({*self.tasks, *self.entries, BASE_TASK, MEAN_TASK})  # a mean has entries of its tasks
-        if (settings, names) not in self._decoders:
+        if key not in self._decoders:
             made = Decoder(settings, vocabularies={name: self.vocabulary(name) for name in names}, adapter=self.held)
             while len(self._decoders) >= _DECODERS:
                 del self._decoders[next(iter(self._decoders))]
-            self._decoders[settings, names] = made
-        return self._decoders[settings, names]
+            self._decoders[key] = made
+        return self._decoders[key]
 
 
 @functools.cache

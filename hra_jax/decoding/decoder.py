@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hra_jax.console import listed
 from hra_jax.decoding import phrases as phrase_lists
 from hra_jax.decoding.language_models import NOTHING_HELD, Held, TaskWeights, chosen, weights_of, width_of
 from hra_jax.decoding.phrases import Weighted
@@ -124,8 +125,10 @@ class Decoder:
         """Refuses phrases of an utterance of a task, before anything is recognised.
 
         Raises:
-          UserError: as `phrases.automaton_of`.
+          UserError: a task that the decoder was not made for, or as `phrases.automaton_of`.
         """
+        if task not in self._tasks:
+            raise UserError(f"a decoder of the tasks {listed(self._tasks)} has none for {task!r}; allowed: one of them")
         if phrases:
             self._automaton(self._tasks[task], self._phrases(task, phrases, where=where), where=where)
 
