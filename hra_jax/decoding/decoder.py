@@ -4,7 +4,6 @@ A path has a label, or the blank, for each frame: what is likeliest frame by fra
 the likeliest path of the tokens that the search has found. So everything after it is the same for both.
 """
 
-import collections
 import functools
 import hashlib
 import json
@@ -115,8 +114,8 @@ class Decoder:
                 read(self.settings.phrases_of(name)),
                 _columns(vocabulary),
             )
-        self._lists: collections.OrderedDict[Hashable, Automaton] = collections.OrderedDict()
-        self._phrase_tables: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
+        self._lists: dict[Hashable, Automaton] = {}
+        self._phrase_tables: dict[Hashable, Any] = {}
         for task in self._tasks.values():
             if task.phrases:
                 self._automaton(task, task.phrases, where="decode.phrases")
@@ -316,7 +315,7 @@ class Decoder:
 
     def _automaton(self, task: _Task, phrases: tuple[Weighted, ...], *, where: str = "phrases") -> Automaton:
         key = (id(task.vocabulary), phrases)
-        return _kept(
+        return kept(
             self._lists,
             key,
             lambda: phrase_lists.automaton_of(phrases, _own(task.vocabulary), where=where),
@@ -336,7 +335,7 @@ class Decoder:
             table, starts = beam.tables(list(automata.values()), vocabulary_size=size)
             return table, dict(zip(automata, starts.tolist(), strict=True))
 
-        table, at = _kept(self._phrase_tables, (frozenset(automata), size), made, most=_TABLES)
+        table, at = kept(self._phrase_tables, (frozenset(automata), size), made, most=_TABLES)
         return table, [at.get(key, -1) for key in keys]
 
 
@@ -358,16 +357,13 @@ def _table_of_models(models: tuple[_ByDigest, ...], size: int) -> tuple[Any, np.
     return beam.tables([entry.model.automaton for entry in models], vocabulary_size=size)
 
 
-def _kept(
-    store: "collections.OrderedDict[Hashable, _Value]", key: Hashable, make: Callable[[], _Value], *, most: int
-) -> _Value:
+def kept(store: dict[Hashable, _Value], key: Hashable, make: Callable[[], _Value], *, most: int) -> _Value:
     """What is stored under a key, made where it is not; what was not asked for the longest goes."""
-    if key not in store:
-        store[key] = make()
-        if len(store) > most:
-            store.popitem(last=False)
-    store.move_to_end(key)
-    return store[key]
+    found = store.pop(key) if key in store else make()
+    while len(store) >= most:
+        del store[next(iter(store))]
+    store[key] = found
+    return found
 
 
 def _read(given: str | tuple[Any, ...]) -> tuple[Weighted, ...]:
