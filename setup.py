@@ -26,6 +26,8 @@ REQUIRES = [
     "array-record>=0.8.6",
     "espeakng-loader>=0.2.4",
     "etils[epath]>=1.9",
+    # jax.export imports it, but jax does not require it.
+    "flatbuffers>=23.5.26",
     "flax>=0.11.2",
     "googleapis-common-protos>=1.56.4,<1.75.1",
     # tensorflow-datasets imports it, but does not require it.

@@ -1,4 +1,4 @@
-"""An exported adapter and its backbone as a portable program, for servers that have jax and numpy alone.
+"""An exported adapter and its backbone as a portable program, for servers without hra_jax.
 
     python -m hra_jax.export runs/quickstart/adapter --output served
     python -m hra_jax.export runs/quickstart/adapter --output served --task newcomer
@@ -8,6 +8,7 @@ program. With --task the rows of these tasks alone are written, into an export t
 that was added since. docs/serving.md says how to run it.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 
@@ -55,18 +56,23 @@ def export(
         return folder.add_rows(source, output, tasks) if tasks else folder.write(source, output)
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
     """The flags of this command."""
-    flags.DEFINE_string("output", None, "Folder to make, or to replace where it is an export.", required=True)
-    flags.DEFINE_string("backbone", None, "Folder of the backbone, or builtin:NAME; default: as the adapter names it.")
-    flags.DEFINE_string("dtype", "float32", "Of the encoder's weights and activations: float32 or bfloat16.")
-    flags.DEFINE_list("task", [], "Tasks whose rows alone are written, into an export that is there.")
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    text("output", None, "Folder to make, or to replace where it is an export.", required=True)
+    text("backbone", None, "Folder of the backbone, or builtin:NAME; default: as the adapter names it.")
+    text("dtype", "float32", "Of the encoder's weights and activations: float32 or bfloat16. Rows are float32 in both.")
+    flags.DEFINE_list(
+        "task", [], "Tasks whose rows alone are written, into an export that is there.", flag_values=values
+    )
 
 
 def main(argv: Sequence[str]) -> int:
     """Exports what the command line names, and tells its sizes."""
     if len(argv) != 2:
         raise UserError(f"export takes one adapter folder; got {len(argv) - 1} words; usage: ADAPTER --output DIR")
+    if FLAGS["task"].present and not FLAGS.task:
+        raise UserError("--task is empty; allowed: names of tasks, or none of it for an export of all")
     written = export(argv[1], FLAGS.output, backbone=FLAGS.backbone, dtype=FLAGS.dtype, tasks=FLAGS.task)
     if FLAGS.task:
         each = size(written.sizes["row"])

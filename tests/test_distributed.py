@@ -44,10 +44,17 @@ def same_adapter(found: Path, expected: Path) -> None:
     assert any(np.abs(leaf).max() > 1e-3 for name, leaf in sides[1].items() if "head" in name)
     for name, leaf in sides[0].items():
         np.testing.assert_allclose(leaf, sides[1][name], rtol=1e-3, atol=1e-5, err_msg=name)
-    tasks = [json.loads((folder / "adapter" / "tasks.json").read_text()) for folder in (found, expected)]
+    tasks = [json.loads((folder / "adapter" / "tasks.json").read_text())["tasks"] for folder in (found, expected)]
+    for one, other in zip(*tasks, strict=True):
+        assert one.pop("calibration", {}) == pytest.approx(other.pop("calibration", {}), abs=2e-3)
     assert tasks[0] == tasks[1]
-    hashes = [(folder / "adapter" / "task_records.safetensors").read_bytes() for folder in (found, expected)]
-    assert hashes[0] == hashes[1]
+    records = [
+        safetensors.numpy.load_file(folder / "adapter" / "task_records.safetensors") for folder in (found, expected)
+    ]
+    assert records[0].keys() == records[1].keys()
+    for name, array in records[0].items():
+        tolerance = dict(rtol=1e-3, atol=1e-4) if array.dtype == np.float32 else dict(rtol=0)
+        np.testing.assert_allclose(array, records[1][name], err_msg=name, **tolerance)
 
 
 def scores(workdir: Path, suite: str = "test") -> tuple[dict, dict]:
@@ -59,7 +66,8 @@ def scores(workdir: Path, suite: str = "test") -> tuple[dict, dict]:
     }
     assert predictions
     results = json.loads((folder / "results.json").read_text())
-    return {name: value for name, value in results.items() if name != "speed"}, predictions
+    # What was calibrated is in the adapter as well, which is compared.
+    return {name: value for name, value in results.items() if name not in ("speed", "calibration")}, predictions
 
 
 # --- Who is there -----------------------------------------------------------------------------------------------------
@@ -131,7 +139,8 @@ from absl import flags
 from hra_jax.run import processes
 from hra_jax.errors import FAILURES, UserError
 from hra_jax.storage.remote import StorageUnavailable, unavailable
-from hra_jax.training import agreement
+from hra_jax.training import agreement, sharding
+import numpy as np
 processes.define_flags()
 flags.FLAGS(sys.argv)
 if "ALONE" not in os.environ:
@@ -155,10 +164,16 @@ def done_by(failing, error=None):
         assert (unavailable(found) is None) != isinstance(error, StorageUnavailable)
         return type(found).__name__
 assert done_by(None) is None
+shares = agreement.shared_out(range(7), lambda part: [part, me])
+assert shares == [[part, part % jax.process_count()] for part in range(7)]
 if jax.process_count() == 3:
     assert done_by(1, struct.error("odd")) == ("error" if me == 1 else "RuntimeError")
     assert done_by(2, UserError("yours")) == "UserError"
     assert done_by(0, StorageUnavailable(11, "away")) == "UserError"
+    mesh = sharding.make_mesh(data=1, fsdp=3)
+    split = sharding.place(np.arange(6.0), sharding.sharding_for(mesh, ("embed",), shape=(6,)))
+    whole = sharding.by_itself({"split": split})["split"]
+    assert not split.is_fully_addressable and whole.is_fully_addressable and whole.tolist() == [0, 1, 2, 3, 4, 5]
 assert not agreement.is_agreed(UserError("yours"))
 agreement.check_agreement({"seed": "1", "data": "x"})
 try:
@@ -308,15 +323,25 @@ def missing(workdir: Path) -> list[str]:
     return [row["name"] for row in rows]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1)
 def test_two_processes_train_and_score_as_one_does(micro, uneven, tmp_path, launch):
-    """Losses, validation, adapter, results and the data report, where each process meets bad audio of its own."""
-    config = micro.config(**SETTINGS | {"steps": 6, "batch__multiple": 4}, eval__suite=uneven, adapter__bank="host")
+    """Losses, validation, adapter, results and the data report, where each process meets bad audio of its own.
+
+    The adapter has weights of decoding, a calibration of greedy and of searched words, and how the tasks sound.
+    """
+    settings = {"steps": 6, "batch__multiple": 4, "adapter__bank": "host", "eval__suite": uneven}
+    settings |= {"eval__select_suite": micro.suite("validation"), "eval__calibrate": True, "export__voices": True}
+    settings |= {"decode__lm": "train", "decode__token_bonus": 1.0, "decode__beam": 4}
+    config = micro.config(**SETTINGS | settings)
     one = world.train(config, tmp_path / "one", devices=4)
     assert one.status == 0
-    launched = launch(
-        TRAIN, "--config", world.write_config(tmp_path / "c.py", config), "--workdir", tmp_path / "two", devices=2
-    )
+    file = Path(world.write_config(tmp_path / "c.py", config))
+    file.write_text(f"from hra_jax.decoding import calibration\n\ncalibration._TOGETHER = 2\n{file.read_text()}")
+    launched = launch(TRAIN, "--config", file, "--workdir", tmp_path / "two", devices=2)
+    tasks = json.loads((tmp_path / "two" / "adapter" / "tasks.json").read_text())["tasks"]
+    assert all({"decode", "calibration"} <= task.keys() for task in tasks)
+    assert all("search_temperature" in task["calibration"] for task in tasks)
+    assert "centroid.ann" in safetensors.numpy.load_file(tmp_path / "two" / "adapter" / "task_records.safetensors")
     same_losses(world.losses(tmp_path / "two"), world.losses(tmp_path / "one"))
     same_adapter(tmp_path / "two", tmp_path / "one")
     assert scores(tmp_path / "two", "uneven") == scores(tmp_path / "one", "uneven")

@@ -169,7 +169,9 @@ import os
 import struct
 
 from hra_jax.data import audio
+from hra_jax.decoding import calibration
 
+calibration._TOGETHER = 1  # each process has a share
 decode = audio.decode
 
 
@@ -185,8 +187,12 @@ audio.decode = fail
 
 @pytest.mark.slow(minutes=0.5)
 def test_a_validation_that_fails_in_one_process_costs_no_step_of_any(micro, tmp_path, command_env):
-    """One process alone fails to decode its part, and not as a recording that is no audio would."""
+    """One process alone fails to decode its part, and not as a recording that is no audio would.
+
+    The calibration after the last step fails in the same way.
+    """
     settings = SETTINGS | dict(steps=4, eval__every_steps=2, eval__select_suite=micro.suite("validation"))
+    settings |= dict(eval__calibrate=True)
     file = Path(world.write_config(tmp_path / "c.py", micro.config(**settings)))
     file.write_text(SPOILT + file.read_text())
     words = [TRAIN, "--config", file, "--workdir", tmp_path / "W"]
@@ -195,5 +201,6 @@ def test_a_validation_that_fails_in_one_process_costs_no_step_of_any(micro, tmp_
     failed = [line for line in launched.errors.splitlines() if line.startswith("error: the validation at step ")]
     assert [line.split()[5] for line in failed] == ["2", "4"], launched.said()
     assert all("process 1: a library that reads gave up; the run goes on" in line for line in failed)
+    assert "error: the calibration failed: RuntimeError: process 1: a library that reads gave up" in launched.errors
     assert saved(tmp_path / "W")[-1] == 4 and len(launching.logged_losses(tmp_path / "W")) == 4
     assert (tmp_path / "W" / "adapter" / "adapter_config.json").exists()

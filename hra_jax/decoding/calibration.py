@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import kaldialign
 import numpy as np
@@ -31,10 +31,12 @@ from hra_jax.evaluation.suites import Suite
 from hra_jax.models import alignment
 from hra_jax.text.normalization import normalize_text
 from hra_jax.text.vocabularies import Vocabulary
+from hra_jax.training.agreement import shared_out
 
 if TYPE_CHECKING:
     from hra_jax.api import Model
 
+_Row = TypeVar("_Row")
 _MOST_UTTERANCES = 200  # of a task
 _MOST_JOINTS, _MOST_OF_ALL = 40, 400  # of a task, and of all tasks together unless there are more of them
 _LEAST_JOINTS = 10  # of all tasks, for a lag
@@ -93,7 +95,7 @@ def calibration_error(words: Judged, *, temperature: float = 1.0) -> float:
 
 
 def measure(model: "Model", suite: Suite, *, decoder: Decoder | None = None) -> dict[str, dict[str, Any]]:
-    """The calibration of each task of a model that a suite scores, for its entry in tasks.json.
+    """The calibration of each task of a model that a suite scores, for its entry in tasks.json; a collective.
 
     Args:
       model: a backbone with an adapter. Tasks that are set aside are left out.
@@ -192,7 +194,7 @@ def judged_words(
     """The words that are recognised in the utterances of each task, and whether they are right.
 
     Tasks in which no word is recognised are left out, as are utterances that cannot be read: the report of an
-    evaluation names them.
+    evaluation names them. A collective: each process recognises its share.
 
     Args:
       model: a backbone with an adapter.
@@ -200,16 +202,30 @@ def judged_words(
       normalizer: of what was said and what was recognised.
       decode: as for `Model.recognise`.
     """
-    found: dict[str, list[tuple[float, bool]]] = {}
-    rows = sorted(((task, row) for task, rows in utterances.items() for row in rows), key=lambda pair: pair[1].duration)
-    readable = ((*pair, samples) for pair in rows if (samples := _samples(pair[1], model)) is not None)
-    while part := list(itertools.islice(readable, _TOGETHER)):
-        tasks, said, sounds = zip(*part, strict=True)
+
+    def judged(part: Sequence[tuple[str, Utterance]]) -> list[tuple[str, float, bool]]:
+        readable = [(*pair, samples) for pair in part if (samples := _samples(pair[1], model)) is not None]
+        if not readable:
+            return []
+        tasks, said, sounds = zip(*readable, strict=True)
         rate = model.backbone.sample_rate
         recognised = model.recognise(sounds, sample_rate=rate, tasks=tasks, decode=decode, words=True)
-        for task, row, recognition in zip(tasks, said, recognised, strict=True):
-            found.setdefault(task, []).extend(judge(row.text, recognition.words, normalizer=normalizer))
+        return [
+            (task, *pair)
+            for task, row, recognition in zip(tasks, said, recognised, strict=True)
+            for pair in judge(row.text, recognition.words, normalizer=normalizer)
+        ]
+
+    found: dict[str, list[tuple[float, bool]]] = {}
+    rows = sorted(((task, row) for task, rows in utterances.items() for row in rows), key=lambda pair: pair[1].duration)
+    for task, posterior, right in itertools.chain(*shared_out(_parts(rows), judged)):
+        found.setdefault(task, []).append((posterior, right))
     return {task: Judged(*map(np.array, zip(*found[task], strict=True))) for task in utterances if found.get(task)}
+
+
+def _parts(rows: Sequence[_Row]) -> list[Sequence[_Row]]:
+    """What is recognised at a time."""
+    return [rows[start : start + _TOGETHER] for start in range(0, len(rows), _TOGETHER)]
 
 
 def judge(text: str, words: Sequence[Word], *, normalizer: str) -> list[tuple[float, bool]]:
@@ -236,21 +252,29 @@ def judge(text: str, words: Sequence[Word], *, normalizer: str) -> list[tuple[fl
 def lateness(model: "Model", utterances: Mapping[str, Sequence[Utterance]]) -> np.ndarray:
     """By how many seconds the boundary of words comes behind the joint of two utterances of a task, float64 `[N]`.
 
-    Those that cannot be read are passed over, as is what says nothing, or is too long together for a chunk.
+    Those that cannot be read are passed over, as is what says nothing, or is too long together for a chunk. A
+    collective: each process aligns its share.
     """
-    rate, found = model.backbone.sample_rate, []
+    rate = model.backbone.sample_rate
     most = min(_MOST_JOINTS, math.ceil(_MOST_OF_ALL / max(len(utterances), 1)))
-    pairs = (pair for task, rows in utterances.items() for pair in _pairs(model, task, rows, most=most))
-    while part := list(itertools.islice(pairs, _TOGETHER)):
-        log_probs, lengths = _log_probs(model, [(pair.task, np.concatenate(pair.sounds)) for pair in part])
-        vocabularies = [model.vocabulary(pair.task) for pair in part]
+
+    def late(part: Sequence[tuple[str, Utterance, Utterance]]) -> list[float]:
+        pairs = [pair for one in part if (pair := _pair(model, *one)) is not None]
+        if not pairs:
+            return []
+        log_probs, lengths = _log_probs(model, [(pair.task, np.concatenate(pair.sounds)) for pair in pairs])
+        vocabularies = [model.vocabulary(pair.task) for pair in pairs]
         blanks = np.array([vocabulary.blank_id for vocabulary in vocabularies])
-        paths, scores = alignment.align(log_probs, lengths, [pair.labels for pair in part], blanks)
-        for pair, vocabulary, path, score in zip(part, vocabularies, paths, scores, strict=True):
+        paths, scores = alignment.align(log_probs, lengths, [pair.labels for pair in pairs], blanks)
+        found = []
+        for pair, vocabulary, path, score in zip(pairs, vocabularies, paths, scores, strict=True):
             boundary = boundary_after(path, vocabulary, pair.words, frame_seconds=_frame_seconds(model))
             if math.isfinite(score) and boundary is not None:
                 found.append(boundary - len(pair.sounds[0]) / rate)
-    return np.array(found, np.float64)
+        return found
+
+    chosen = [(task, *pair) for task, rows in utterances.items() for pair in _short_pairs(rows, most=most)]
+    return np.array(list(itertools.chain(*shared_out(_parts(chosen), late))), np.float64)
 
 
 def boundary_after(path: np.ndarray, vocabulary: Vocabulary, count: int, *, frame_seconds: float) -> float | None:
@@ -268,18 +292,22 @@ class _Pair(NamedTuple):
     words: int
 
 
-def _pairs(model: "Model", task: str, utterances: Sequence[Utterance], *, most: int) -> Iterator[_Pair]:
-    vocabulary, rate = model.vocabulary(task), model.backbone.sample_rate
+def _short_pairs(utterances: Sequence[Utterance], *, most: int) -> Iterator[tuple[Utterance, Utterance]]:
     # Of short ones more fit together.
     short = sorted(utterances, key=lambda row: row.duration)[: 2 * most]
-    for first, second in zip(short[::2], short[1::2], strict=False):
-        texts = [_written(row.text, vocabulary) for row in (first, second)]
-        sounds = [_samples(row, model) for row in (first, second)]
-        if sounds[0] is None or sounds[1] is None or not all(texts):
-            continue
-        before, after = trimmed(sounds[0], rate, end=True), trimmed(sounds[1], rate, end=False)
-        if len(before) + len(after) <= model.chunk_seconds * rate:
-            yield _Pair(task, (before, after), vocabulary.encode(" ".join(texts)), len(texts[0].split()))
+    return zip(short[::2], short[1::2], strict=False)
+
+
+def _pair(model: "Model", task: str, first: Utterance, second: Utterance) -> _Pair | None:
+    vocabulary, rate = model.vocabulary(task), model.backbone.sample_rate
+    texts = [_written(row.text, vocabulary) for row in (first, second)]
+    sounds = [_samples(row, model) for row in (first, second)]
+    if sounds[0] is None or sounds[1] is None or not all(texts):
+        return None
+    before, after = trimmed(sounds[0], rate, end=True), trimmed(sounds[1], rate, end=False)
+    if len(before) + len(after) > model.chunk_seconds * rate:
+        return None
+    return _Pair(task, (before, after), vocabulary.encode(" ".join(texts)), len(texts[0].split()))
 
 
 def _written(text: str, vocabulary: Vocabulary) -> str:

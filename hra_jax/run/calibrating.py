@@ -17,6 +17,8 @@ from hra_jax.run.decoders import Models, needs_training_texts, settings_of
 from hra_jax.run.exporting import add_field
 from hra_jax.run.place import Run
 from hra_jax.tasks import calibrating
+from hra_jax.training import sharding
+from hra_jax.training.agreement import agreed
 
 
 def calibrate(
@@ -24,8 +26,7 @@ def calibrate(
 ) -> None:
     """Writes into W/adapter how sure the words of its tasks are; all processes must call it.
 
-    Several processes would have to recognise together, which recognition from Python does not: they say which command
-    does it.
+    Each of several processes recognises its share of the utterances by itself.
 
     Args:
       run: the run after its export.
@@ -37,18 +38,17 @@ def calibrate(
     files, folder = run.material.base.files, run.workdir / workdirs.ADAPTER
     if run.settings.method != "adapter" or files is None or run.frozen is None:
         return
-    if jax.process_count() > 1:
-        if jax.process_index() == 0:
-            tell(f"words are not calibrated: python -m hra_jax.tasks calibrate {folder} --suite {suite.name} does that")
-        return
-    base = Backbone(files, run.frozen, compute_dtype(run.settings.backbone_dtype))
-    model = load_adapter(folder, base)
+    base = Backbone(files, sharding.by_itself(run.frozen), compute_dtype(run.settings.backbone_dtype))
+    model = agreed(lambda: load_adapter(folder, base))
+    decoder = agreed(lambda: _decoder(model, settings_of(decode, suite), train))
     try:
-        found = calibration.measure(model, suite, decoder=_decoder(model, settings_of(decode, suite), train))
+        found = calibration.measure(model, suite, decoder=decoder)
     except calibration.NothingSaid as error:
-        tell(f"words are not calibrated: {error}")
+        if jax.process_index() == 0:
+            tell(f"words are not calibrated: {error}")
         return
-    tell(calibrating.summary(found), calibrating.lines(found)[-1])
+    if jax.process_index() == 0:
+        tell(calibrating.summary(found), calibrating.lines(found)[-1])
     add_field(run, task_records.CALIBRATION, found, task_steps=task_steps)
 
 

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from hra_jax import api
@@ -25,6 +24,8 @@ from hra_jax.evaluation.suites import Suite, SuiteTask
 from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run.systems import System
 from hra_jax.tasks.names import AUTO_TASK, BASE_TASK
+from hra_jax.training import sharding
+from hra_jax.training.agreement import shared_out
 
 _TOGETHER = 64  # utterances whose samples are in memory, and more where a session has more
 
@@ -62,8 +63,6 @@ def check(suite: Suite, system: System) -> bool:
     if not system.is_adapter or all(task.adapter_task != AUTO_TASK for task in suite.tasks):
         return False
     where = f"suite {suite.name!r}, adapter task {AUTO_TASK!r}"
-    if jax.process_count() > 1:
-        raise UserError(f"{where}: {jax.process_count()} processes; allowed: one")
     if system.own is not None:
         raise UserError(f"{where}: the tasks have vocabularies of their own; allowed: tasks that have the backbone's")
     unknown_task.voices_of(system.voices, system.tasks, where=system.where, aside=system.set_aside)
@@ -73,7 +72,7 @@ def check(suite: Suite, system: System) -> bool:
 def expand(
     suite: Suite, system: System, weights: Mapping[str, Any], frozen: dict[str, Any], *, dtype: str, report: DataReport
 ) -> Expanded:
-    """Finds the tasks of a suite.
+    """Finds the tasks of a suite; a collective, in which each process hears its share of the sessions.
 
     Args:
       suite: with `__auto__` among its adapter tasks.
@@ -85,7 +84,7 @@ def expand(
     """
     assert system.base.files is not None, "an adapter on a backbone that is read"
     model = api.Model(
-        api.Backbone(system.base.files, frozen, compute_dtype(dtype)),
+        api.Backbone(system.base.files, sharding.by_itself(frozen), compute_dtype(dtype)),
         *(system.method, weights["shared"], weights["tasks"], system.tasks),
         folder=system.where,
         trained_seconds=system.trained_seconds,
@@ -93,7 +92,7 @@ def expand(
         records=system.voices,
     )
     entries = [(task, row) for task in suite.tasks if task.adapter_task == AUTO_TASK for row in task.utterances]
-    found = list(_found(model, entries, suite, report))
+    found = _found(model, entries, suite, report)
     tasks = [task for task in suite.tasks if task.adapter_task != AUTO_TASK]
     names: dict[str, str] = {}
     own: set[str] = set()
@@ -113,34 +112,40 @@ def expand(
     return Expanded(dataclasses.replace(suite, tasks=tuple(tasks)), names, frozenset(own), found)
 
 
-def _found(model: api.Model, entries: Sequence[tuple[SuiteTask, Utterance]], suite: Suite, report: DataReport) -> Any:
-    """Yields what is found, session after session, a few utterances at a time."""
-    sessions: dict[Hashable, list[tuple[SuiteTask, Utterance]]] = {}
-    for number, (task, row) in enumerate(entries):
+def _found(
+    model: api.Model, entries: Sequence[tuple[SuiteTask, Utterance]], suite: Suite, report: DataReport
+) -> list[Found]:
+    """What is found of the utterances that can be read, session after session."""
+    sessions: dict[Hashable, list[int]] = {}
+    for number, (_, row) in enumerate(entries):
         value = row.tag(suite.session) if suite.session else None
-        sessions.setdefault(number if value is None else value, []).append((task, row))
+        sessions.setdefault(number if value is None else value, []).append(number)
+    parts: list[list[tuple[int, int]]] = [[]]  # the utterances of a few sessions, each with the number of its session
+    for session, members in enumerate(sessions.values()):
+        if len(parts[-1]) >= _TOGETHER:
+            parts.append([])
+        parts[-1] += [(session, number) for number in members]
     lengths: dict[str, Any] = {"sample_rate": model.backbone.sample_rate, "longest_seconds": model.chunk_seconds}
-    waiting: list[tuple[Hashable, SuiteTask, Utterance, list[np.ndarray]]] = []
 
-    def chosen() -> Any:
-        choices = model.choose_tasks([parts for *_, parts in waiting], [session for session, *_ in waiting])
-        for (_, task, row, _), choice in zip(waiting, choices, strict=True):
-            yield Found(task, row, choice)
-        waiting.clear()
-
-    for session, members in sessions.items():
-        for task, row in members:
+    def chosen(part: Sequence[tuple[int, int]]) -> list[tuple[int, Choice]]:
+        waiting: list[tuple[int, int, list[np.ndarray]]] = []
+        for session, number in part:
+            task, row = entries[number]
             try:
                 waveform = audio.decode(row, model.backbone.sample_rate)
             except audio.AudioError as error:
                 report.add(error.kind, f"{task.name}: {row.key}", error.detail)
                 continue
             chunks = pauses.chunks(waveform, model.backbone.hop, **lengths)
-            waiting.append((session, task, row, [waveform[chunk.start : chunk.stop] for chunk in chunks]))
-        if len(waiting) >= _TOGETHER:
-            yield from chosen()
-    if waiting:
-        yield from chosen()
+            waiting.append((session, number, [waveform[chunk.start : chunk.stop] for chunk in chunks]))
+        choices = model.choose_tasks([waves for *_, waves in waiting], [session for session, *_ in waiting])
+        return [(number, choice) for (_, number, _), choice in zip(waiting, choices, strict=True)]
+
+    return [
+        Found(*entries[number], Choice(task, tuple(candidates), passes))
+        for part in shared_out(parts, chosen)
+        for number, (task, candidates, passes) in part
+    ]
 
 
 def kept_of(expanded: Expanded, kept: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:

@@ -1,4 +1,4 @@
-"""The folder of an exported recogniser, which a server reads with jax and numpy alone.
+"""The folder of an exported recogniser, which a server reads with jax, flatbuffers and numpy alone.
 
 serving.json              what the program is: its inputs in their order, sample rate, labels, fingerprints, versions
 recogniser.stablehlo      the program, as jax.export serialises it
@@ -109,7 +109,7 @@ class Source:
         return task in task_records.set_aside(self.exported.tasks_json)
 
     def row_bytes(self, task: str) -> bytes:
-        """The file of a task; of one that is set aside zeros, which change nothing."""
+        """The file of a task; of one that is set aside zeros, and the word that no adapter is to be used."""
         aside = self.set_aside(task)
         found = {path: np.asarray(leaf, np.float32) for path, leaf in _flat(self.exported.tasks[task]).items()}
         about: dict[str, Any] = {
@@ -248,7 +248,7 @@ def add_rows(source: Source, output: epath.PathLike, tasks: Sequence[str]) -> Wr
     """Writes the rows of some tasks into an export that is there; nothing else of it changes.
 
     Raises:
-      UserError: an unknown task, no export, or one of another backbone or adapter.
+      UserError: an unknown task, no export or one without its listing, or one of another backbone or adapter.
     """
     check_tasks(tasks, source.exported.tasks)
     check_place(output)
@@ -264,12 +264,15 @@ def add_rows(source: Source, output: epath.PathLike, tasks: Sequence[str]) -> Wr
                 f"{part} {fingerprint[:12]}; allowed: the same one, or an export without --task"
             )
     content = {task_file(task): source.row_bytes(task) for task in tasks}
+    # What is listed of the other files stays: computed anew, it would call a damaged or missing one right.
+    added = {name: list(checksums.of_bytes(data)) for name, data in content.items()}
+    listing = dict(sorted((checksums.listed(output) | added).items()))
 
     def fill(fresh: epath.Path) -> None:
         make_folder(fresh / TASK_FOLDER)
         for name, data in content.items():
             write_file(fresh / name, data, durable=False)
-        checksums.write_listing(fresh)
+        write_file(fresh / checksums.LISTING, checksums.listing_text(listing), durable=False)
 
     folders.replace_folder(output, fill, rewritten=lambda name: name in content or name == checksums.LISTING)
     return Written({"row": max(map(len, content.values()))}, tuple(tasks), 0.0)

@@ -1,4 +1,4 @@
-"""Recognition with an exported program. It needs jax and numpy, and nothing of hra_jax."""
+"""Recognition with an exported program. It needs jax, flatbuffers and numpy, and nothing of hra_jax."""
 
 import json
 import pathlib
@@ -47,15 +47,18 @@ class Recogniser:
             weights |= read_tensors(file)[0]
         self.backbone, self.shared = jax.device_put((weights, read_tensors(folder / "shared.safetensors")[0]))
 
-    def row(self, path: Any) -> tuple[dict[str, np.ndarray], list[str]]:
-        """What a task owns, from its file; one that another backbone or adapter was trained with is refused."""
+    def row(self, path: Any) -> Any:
+        """What a task owns, from its file; BASE if the task is set aside.
+
+        A task that was trained with another backbone or adapter is refused.
+        """
         tensors, about = read_tensors(path)
         for part in ("backbone", "adapter"):
             if about.get(part) != self.facts[part]["fingerprint"]:
                 raise ValueError(
                     f"{path}: made for the {part} {about.get(part)}, not {self.facts[part]['fingerprint']}"
                 )
-        return tensors, about.get("labels", self.facts["labels"])
+        return BASE if about["set_aside"] else (tensors, about.get("labels", self.facts["labels"]))
 
     def log_probs(self, waveforms: list[np.ndarray], rows: list[Any]) -> list[np.ndarray]:
         """Log-probabilities of each utterance, float32 [frames, V].
@@ -64,7 +67,7 @@ class Recogniser:
         Rows are what `row` gave, or BASE: one for each utterance, of any tasks.
         """
         batch = padded(len(waveforms), 1)
-        samples = np.zeros((batch, padded(max(map(len, waveforms)), self.facts["sample_rate"])), np.float32)
+        samples = np.zeros((batch, padded(max(map(len, waveforms), default=0), self.facts["sample_rate"])), np.float32)
         lengths = np.zeros(batch, np.int32)
         numbers = np.full(batch, -1, np.int32)  # -1 is no adapter
         shapes = {name: entry["shape"] for name, entry in self.facts["row"].items()}
@@ -78,7 +81,11 @@ class Recogniser:
                     bank[name][i] = tensor
         found, frames = self.program(self.backbone, self.shared, bank, numbers, samples, lengths)
         found, frames = np.asarray(found), np.asarray(frames)
-        return [found[i, : frames[i]] for i in range(len(waveforms))]
+        valid = [found[i, : frames[i]] for i in range(len(waveforms))]
+        for i, log_probs in enumerate(valid):
+            if not np.isfinite(log_probs).all():  # whose text would be empty
+                raise ValueError(f"utterance {i} of the batch: its samples or log-probabilities are not finite")
+        return valid
 
     def text(self, log_probs: np.ndarray, row: Any = BASE) -> str:
         """Greedy decoding: the likeliest label of each frame, repetitions once, without the blank."""

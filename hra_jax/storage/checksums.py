@@ -136,7 +136,7 @@ def check_listing(
     if not (folder / LISTING).exists():
         return None
     try:
-        recorded = _listed(folder)
+        recorded = listed(folder)
     except UserError as error:
         return {LISTING: str(error).removeprefix(f"{folder / LISTING}: ")}
     return {name: _fault(folder / name, *recorded[name], told=told) for name in sorted(recorded)} | {LISTING: ""}
@@ -159,7 +159,13 @@ def _fault(file: epath.Path, count: int, digest: int, *, told: Callable[[int], o
     return "" if found[1] == digest else "is not what was written"
 
 
-def _listed(folder: epath.Path) -> dict[str, list[int]]:
+def listed(folder: epath.PathLike) -> dict[str, list[int]]:
+    """What the `files.json` of a folder says: of each file, by its path, bytes and XXH3.
+
+    Raises:
+      UserError: there is none, it is not what was written, or it cannot be read.
+    """
+    folder = epath.Path(folder)
     where = f"{folder / LISTING}"
     content = check_fields(read_json(folder / LISTING), {"files": dict, "crc32": int}, where=where)
     # By its text too: an edited blank is not seen in the value.

@@ -5,7 +5,7 @@ alone passes through without a collective.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
@@ -16,6 +16,7 @@ from hra_jax.errors import FAILURES, DamagedError, UserError, one_line
 from hra_jax.storage import remote
 
 _T = TypeVar("_T")
+_Part = TypeVar("_Part")
 
 _DAMAGE, _TROUBLE, _FAULT, _AWAY = range(4)  # kinds of failures; what counts for more comes last
 _AGREED = "every process of the run knows of this error"  # a note of exceptions
@@ -119,6 +120,21 @@ def _error(kind: int, message: str) -> Exception:
 def is_agreed(error: BaseException) -> bool:
     """Whether every process has had this error, or its like, at the same place."""
     return _AGREED in getattr(error, "__notes__", ())
+
+
+def shared_out(parts: Sequence[_Part], act: Callable[[_Part], _T]) -> list[_T]:
+    """What an act gives of each of some parts, of which every process does its share: all of it, in every process.
+
+    Args:
+      parts: the same in every process.
+      act: as for `agreed`. It gives JSON, which comes back as JSON has it.
+
+    Raises:
+      Exception: as `agreed`.
+    """
+    me, count = jax.process_index(), jax.process_count()
+    told = gather(agreed(lambda: [act(part) for part in parts[me::count]]))
+    return [told[number % count][number // count] for number in range(len(parts))]
 
 
 def first_alone(act: Callable[[], object]) -> None:

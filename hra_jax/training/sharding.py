@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -245,6 +246,21 @@ def to_host(tree: Any) -> Any:
         return np.asarray(leaf)
 
     return jax.tree.map(fetch, tree)
+
+
+def by_itself(tree: Any) -> Any:
+    """Weights that this process can compute with, without the others; a collective where they are split over processes.
+
+    Weights that every device has whole are taken from one of them; those that are split over the devices of this
+    process alone stay as they are.
+    """
+
+    def own(leaf: jax.Array) -> jax.Array:
+        if leaf.is_fully_replicated:
+            return leaf.addressable_data(0)
+        return leaf if leaf.is_fully_addressable else jnp.asarray(to_host(leaf))
+
+    return jax.tree.map(own, tree)
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from reference import launching
 from reference import micro as world
 
 from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
@@ -98,8 +99,9 @@ def _with(suite, tasks):
     return dataclasses.replace(suite, tasks=tuple(tasks))
 
 
-@pytest.mark.slow(minutes=2)
-def test_an_evaluation_finds_tasks_and_says_what_that_costs(micro, tmp_path, capsys):
+@pytest.mark.optimised  # it is compared with a command, which is optimised
+@pytest.mark.slow(minutes=3)
+def test_an_evaluation_finds_tasks_and_says_what_that_costs(micro, tmp_path, capsys, command_env):
     silent = str(world.write_adapter(tmp_path / "silent", HierarchicalRecurrentAdapter(width=5), micro))
     suite = world.write_suite(tmp_path / "auto.py", (ROW,))
     asked = {"backbones": [micro.backbone], "data_dir": str(micro.data)}
@@ -118,3 +120,16 @@ def test_an_evaluation_finds_tasks_and_says_what_that_costs(micro, tmp_path, cap
     assert "__auto__" in (tmp_path / "R/auto/own/report.md").read_text()
     assert evaluate_systems([suite], tmp_path / "R", adapters=[f"own={silent}"], **asked)["auto"]["own"] == results
     assert "own task" in capsys.readouterr().out
+    # Of two processes each hears two of the six utterances, and then one of them the rest.
+    file = tmp_path / "auto.py"
+    file.write_text(f"from hra_jax.run import unknown_tasks\n\nunknown_tasks._TOGETHER = 2\n{file.read_text()}")
+    words = ["--adapter", f"own={silent}", "--backbone", micro.backbone, "--data_dir", micro.data, "--suite", suite]
+    words = [launching.EVALUATE, *words, "--output", tmp_path / "two"]
+    launching.run(words, folder=tmp_path / "launched", env=command_env, processes=2, devices=1)
+    assert json.loads((tmp_path / "two/auto/own/results.json").read_text())["auto"] == section
+    for name in world.SPEAKERS:
+        found, expected = (
+            [json.loads(line)["pred_text"] for line in path.read_text().splitlines()]
+            for path in (tmp_path / f"{folder}/auto/own/predictions_{name}.jsonl" for folder in ("two", "R"))
+        )
+        assert found == expected != []

@@ -1,4 +1,4 @@
-"""Recognisers for servers: the program gives what the library gives, in a process that has jax and numpy alone."""
+"""Recognisers for servers: the program gives what the library gives, in a process that has what jax needs alone."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from reference import micro as world
 from reference import published, tiny
 
@@ -29,9 +30,20 @@ from hra_jax.tasks import adding, library
 from hra_jax.text.published_vocabularies import CtcTokenVocabulary
 from hra_jax.text.vocabularies import BlankVocabulary, CharacterVocabulary, SentencePieceVocabulary
 
-# What a server does, in a process that has neither hra_jax nor anything else of this project.
+# What a server does, in a process that can import nothing but jax, what jax itself needs, and flatbuffers.
 SERVER = """
-import json, pathlib, sys
+import importlib.machinery, json, pathlib, sys
+
+class Allowed(importlib.machinery.PathFinder):
+    tops = {*sys.stdlib_module_names, *sys.argv[5].split()}
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        top = name.partition(".")[0]
+        there = top in cls.tops or top.startswith("_sysconfigdata")
+        return super().find_spec(name, path, target) if there else None
+
+sys.meta_path[:] = [importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter, Allowed]
 import numpy as np
 served = pathlib.Path(sys.argv[1])
 sys.path.insert(0, str(served))
@@ -44,20 +56,28 @@ waveforms = list(np.load(sys.argv[2]).values())
 found = recogniser.log_probs(waveforms, rows)
 texts = [recogniser.text(log_probs, row) for log_probs, row in zip(found, rows)]
 np.savez(sys.argv[4], *found)
+wrong = [*waveforms[:-1], waveforms[-1] + np.float32("nan")]
+try:
+    told = str(recogniser.log_probs(wrong, rows))
+except ValueError as error:
+    told = str(error)
 foreign = sorted({name.partition(".")[0] for name in sys.modules} & {"hra_jax", "flax", "tensorflow", "safetensors"})
-print(json.dumps({"texts": texts, "foreign": foreign}))
+print(json.dumps({"texts": texts, "told": told, "foreign": foreign}))
 """
+SERVERS_HAVE = "jax jaxlib ml_dtypes numpy opt_einsum scipy flatbuffers serve"
 TEXTS = ("fad cab", "b", "dead", "abcdefabc", "bed fad")
 
 
 def serve(served: Path, waveforms, names, env, tmp_path):
     np.savez(tmp_path / "in.npz", *waveforms)
-    words = [served, tmp_path / "in.npz", json.dumps(names), tmp_path / "out.npz"]
+    words = [served, tmp_path / "in.npz", json.dumps(names), tmp_path / "out.npz", SERVERS_HAVE]
     line = [sys.executable, "-c", SERVER, *map(str, words)]
     done = subprocess.run(line, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["foreign"] == []
+    wrong = f"utterance {len(waveforms) - 1} of the batch: "
+    assert told["told"] == f"{wrong}its samples or log-probabilities are not finite"
     return list(np.load(tmp_path / "out.npz").values()), told["texts"]
 
 
@@ -125,6 +145,28 @@ def test_tasks_with_vocabularies_of_their_own_are_served_in_them(micro, command_
         np.testing.assert_allclose(found[row][:, :width], log_probs[row, :length, :width], rtol=0, atol=1e-5)
     written = model.transcribe(waveforms, sample_rate=world.RATE, tasks=tasks, chunk_seconds=9)
     assert texts == [text.strip() for text in written] and any(texts)
+
+
+@pytest.mark.slow(minutes=0.2)
+@pytest.mark.optimised
+def test_a_task_that_is_set_aside_is_served_by_the_backbone_alone_where_tasks_share_an_output_layer(micro, tmp_path):
+    method = dataclasses.replace(tiny.ADAPTERS["linear"], output="shared_characters", output_size=9)
+    adapter = world.write_adapter(tmp_path / "adapter", method, micro)
+    exported = read_adapter(adapter)
+    entries = [entry | ({"set_aside": {}} if entry["name"] == "bob" else {}) for entry in exported.tasks_json]
+    config = exported.config | {"vocabulary": CharacterVocabulary("fed cab").to_json()}
+    library.write(adapter, dataclasses.replace(exported, config=config, tasks_json=entries))
+    served = tmp_path / "served"
+    export.export(adapter, served, backbone=micro.backbone)
+    recogniser = standalone.Recogniser(served)
+    rows = [recogniser.row(served / folder.task_file(task)) for task in ("ann", "bob")]
+    waveforms = [world.tones(text, seed=1) for text in TEXTS[:2]]
+    found = recogniser.log_probs(waveforms, rows)
+    model = hra_jax.load_adapter(adapter, hra_jax.load_backbone(micro.backbone))
+    log_probs, frames = model.log_probs(waveforms, sample_rate=world.RATE, tasks=["ann", "bob"])
+    for row, (task, length) in enumerate(zip(("ann", "bob"), frames, strict=True)):
+        width = model.vocabulary(task).size
+        np.testing.assert_allclose(found[row][:, :width], log_probs[row, :length, :width], rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow(minutes=0.6)
@@ -231,6 +273,15 @@ def test_a_task_that_is_set_aside_is_served_as_the_backbone_alone(micro, tmp_pat
     for task in ("ann", "bob"):
         values = safetensors.from_bytes(source.row_bytes(task), where=task).values()
         assert any(leaf.any() for leaf in values) == (task == "ann")
+        # Zeros are not enough where tasks share an output layer: the server uses no adapter at all.
+        (tmp_path / task).write_bytes(source.row_bytes(task))
+        recogniser = object.__new__(standalone.Recogniser)
+        recogniser.facts = {
+            "labels": [],
+            "backbone": {"fingerprint": source.files.fingerprint},
+            "adapter": {"fingerprint": source.fingerprint},
+        }
+        assert (recogniser.row(tmp_path / task) is standalone.BASE) == (task == "bob")
 
 
 def test_what_is_no_export_is_not_replaced_by_one(micro, served, tmp_path):
@@ -256,8 +307,19 @@ def test_what_is_no_export_is_not_replaced_by_one(micro, served, tmp_path):
         export.export(adapter, tmp_path / "new", backbone=micro.backbone, dtype="int8")
 
 
-def test_one_flipped_byte_of_an_export_is_found(served, tmp_path):
-    _, there = served
+def test_an_empty_name_of_a_task_does_not_export_all_of_them(served, monkeypatch):
+    adapter, there = served
+    before = (there / "files.json").read_bytes(), (there / "files.json").stat().st_ino
+    values = flags.FlagValues()
+    export.define_flags(values)
+    monkeypatch.setattr(export, "FLAGS", values)
+    with pytest.raises(UserError, match="--task is empty; allowed: names of tasks"):
+        export.main(values(["export", str(adapter), "--output", str(there), "--task="]))
+    assert ((there / "files.json").read_bytes(), (there / "files.json").stat().st_ino) == before
+
+
+def test_one_flipped_byte_of_an_export_is_found_after_a_row_was_added_too(micro, served, tmp_path):
+    adapter, there = served
     (part,) = verify.verify(there)
     assert part.files >= 8 and part.faults == []
     copy = Path(shutil.copytree(there, tmp_path / "copy"))
@@ -265,5 +327,14 @@ def test_one_flipped_byte_of_an_export_is_found(served, tmp_path):
     content = bytearray(row.read_bytes())
     content[-3] ^= 1
     row.write_bytes(content)
+    (copy / "recogniser.stablehlo").unlink()
+    faults = [("recogniser.stablehlo", "is missing"), ("tasks/cy.safetensors", "is not what was written")]
     (part,) = verify.verify(copy)
-    assert part.faults == [("tasks/cy.safetensors", "is not what was written")]
+    assert part.faults == faults
+    # A row that is added vouches for nothing else.
+    export.export(adapter, copy, backbone=micro.backbone, tasks=["ann"])
+    (part,) = verify.verify(copy)
+    assert part.faults == faults
+    (copy / "files.json").unlink()
+    with pytest.raises(UserError, match=r"files\.json is not a file"):
+        export.export(adapter, copy, backbone=micro.backbone, tasks=["ann"])
