@@ -356,11 +356,9 @@ class Model:
         """The task of every waveform.
 
         Raises:
-          UserError: unknown tasks, or more or fewer tasks than waveforms.
+          UserError: unknown tasks, or as `recognition.one_task_each`.
         """
-        names = [BASE_TASK] * len(waveforms) if tasks is None else list(tasks)
-        if len(names) != len(waveforms):
-            raise UserError(f"{len(names)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
+        names = recognition.one_task_each(waveforms, tasks)
         self._task_ids(name for name in names if name != AUTO_TASK)
         return names
 

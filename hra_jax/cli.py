@@ -48,6 +48,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 FLAGS = flags.FLAGS
 
 USER_ERROR = 2  # exit status
+UNREAD = 141  # as of a process that SIGPIPE ends
 _TRUTHS = ("true", "false", "t", "f", "yes", "no", "1", "0")
 _HELP = {"help", "helpshort", "helpfull", "helpxml", "?"}
 _CONFIG_HELP = (
@@ -147,6 +148,8 @@ def run(
         away = remote.unavailable(error)
         if away is not None:
             _fail(_storage_away(error, away), status=remote.UNAVAILABLE, argv=argv)
+        if isinstance(error, BrokenPipeError):
+            _end_unread()
         reason = str(error) if isinstance(error, UserError) else _storage_trouble(error)
         if reason is None:
             raise
@@ -314,6 +317,13 @@ def _fail(message: str, *, status: int, argv: list[str]) -> NoReturn:
     for action in _before_failing:
         action(status)
     raise SystemExit(status)
+
+
+def _end_unread() -> NoReturn:
+    """Exits without a word where nobody reads standard output any more, as after `| head`."""
+    # Else Python would fail once more where it flushes at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(UNREAD)
 
 
 def before_failing(action: Callable[[int], None]) -> None:

@@ -19,6 +19,7 @@ import sys
 from absl import flags, logging
 
 from hra_jax import cli
+from hra_jax.console import tell
 from hra_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -47,6 +48,8 @@ def main(argv):
         raise ValueError("a bug")
     if FLAGS.do == "interrupt":
         raise KeyboardInterrupt
+    if FLAGS.do == "tell":
+        return tell("a line")
     config = FLAGS.config
     logging.info("what a library says to itself")
     print(argv[1:], config.steps, config.data.strict, config.export.step, config.batch.buckets, config.data.sources)
@@ -214,6 +217,15 @@ def test_a_bug_keeps_its_traceback_and_is_no_user_error(call):
 @pytest.mark.parametrize(("what", "status"), [("75", 75), ("interrupt", 130)])
 def test_other_statuses_pass_through(call, what, status):
     assert call("--workdir=w", f"--do={what}").returncode == status
+
+
+def test_a_command_whose_output_nobody_reads_any_more_ends_without_a_word(command, command_env):
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, str(command), "--workdir=w", "--do=tell"]
+    done = subprocess.run(words, env=command_env, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_help_lists_the_flags_whatever_module_defines_them_and_is_no_error(call):

@@ -67,7 +67,7 @@ def check_output(path: epath.PathLike, *, name: str) -> None:
       UserError: there is a folder, a link, or another thing that is no file, such as /dev/stdout.
     """
     text = os.fspath(path)
-    if not text or epath.Path(text).is_dir():
+    if not text or text.endswith("/") or epath.Path(text).is_dir():
         what = "a folder"
     elif is_remote(text) or not os.path.lexists(epath.Path(text)):
         return
