@@ -372,6 +372,15 @@ def check_regular(path: epath.PathLike) -> None:
         raise OSError(errno.EINVAL, "not a regular file", text)
 
 
+def stamp(path: epath.PathLike) -> tuple[int, int, int] | None:
+    """What is another where a local file was written again; None where there is none, and for a path of a bucket."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def read_bytes(path: epath.PathLike, *, what: str = "", most_bytes: int) -> bytes:
     """The content of a file that somebody else may have made.
 
