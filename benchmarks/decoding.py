@@ -10,7 +10,6 @@ seconds, which other processes hardly change.
 """
 
 import functools
-import json
 import os
 import tempfile
 
@@ -180,10 +179,8 @@ def main(argv) -> None:
         whole = end_to_end(model, waveforms[some], tasks[some], texts[some], path)
 
     show(found, whole["sides"])
-    content = {"benchmark": "decoding", **harness.environment(), "utterances": len(test), "states": lm.automaton.states}
-    content |= {"search": found, "large": facts, "end_to_end": whole}
-    if FLAGS.json:
-        epath.Path(FLAGS.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    counts = {"utterances": len(test), "states": lm.automaton.states}
+    harness.write("decoding", FLAGS.json, **counts, search=found, large=facts, end_to_end=whole)
 
 
 def show(found: list[dict], sides: dict[str, dict]) -> None:

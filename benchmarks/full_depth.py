@@ -177,9 +177,7 @@ def main(argv) -> None:
             results[name][step] = json.loads(done.stdout.splitlines()[-1])
             print(f"{name}, {step}: {results[name][step]}", flush=True)
         shutil.rmtree(folder)
-    if FLAGS.json:
-        content = {"benchmark": "full_depth", **harness.environment(("torch", "transformers")), "models": results}
-        epath.Path(FLAGS.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    harness.write("full_depth", FLAGS.json, packages=("torch", "transformers"), models=results)
 
 
 if __name__ == "__main__":

@@ -188,10 +188,20 @@ def report(name: str, groups: dict[str, dict[str, Timing]], path: str, **more) -
             for mine, others in ((timing.cpu, first.cpu), (timing.thread, first.thread)):
                 ratios += [statistics.median(mine) / statistics.median(others)] if mine and others else []
             print(row, "".join(f"  {ratio:6.2f}" for ratio in ratios))
+    timings = {group: {side: t.to_json() for side, t in sides.items()} for group, sides in groups.items()}
+    write(name, path, timings=timings, **more)
+
+
+def write(name: str, path: str, *, packages: tuple[str, ...] = (), **found) -> None:
+    """Writes JSON: what a benchmark found, and when and where.
+
+    Args:
+      name: of the benchmark.
+      path: of the JSON file; '' for none.
+      packages: of `environment`.
+      found: what the file is to hold.
+    """
     if path:
-        timings = {group: {side: t.to_json() for side, t in sides.items()} for group, sides in groups.items()}
-        epath.Path(path).write_text(
-            json.dumps({"benchmark": name, **environment(), "timings": timings, **more}, indent=1) + "\n",
-            encoding="utf-8",
-        )
+        content = {"benchmark": name, **environment(packages), **found}
+        epath.Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         print(f"written to {path}")

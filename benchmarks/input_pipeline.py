@@ -369,18 +369,17 @@ def main(argv: list[str]) -> None:
             form: waiting(corpora["FSDD"].folder / source, folder / "runs" / source)
             for form, source in (("int16 shards", "int16"), ("FLAC files", "flac.jsonl"))
         }
-    if FLAGS.json:
-        content = {
-            "benchmark": "input_pipeline",
-            **harness.environment(("torch", "soundfile", "array_record", "tensorflow", "seqio")),
-            "lhotse": metadata.version("lhotse") if has_lhotse() else None,
-            "rates": [
-                {"side": name, "corpus": corpus, "form": form, "median": statistics.median(values), "samples": values}
-                for (name, corpus, form), values in found.items()
-            ],
-            "input_wait_shares": waits,
-        }
-        epath.Path(FLAGS.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    harness.write(
+        "input_pipeline",
+        FLAGS.json,
+        packages=("torch", "soundfile", "array_record", "tensorflow", "seqio"),
+        lhotse=metadata.version("lhotse") if has_lhotse() else None,
+        rates=[
+            {"side": name, "corpus": corpus, "form": form, "median": statistics.median(values), "samples": values}
+            for (name, corpus, form), values in found.items()
+        ],
+        input_wait_shares=waits,
+    )
     for form, shares in waits.items():
         say(stdout(), f"training on {form} waits for input {statistics.mean(shares):.2%} of its time")
 

@@ -130,9 +130,7 @@ def main(argv) -> None:
     ]
     say(stdout(), f"chunks of {model.chunk_seconds:g} s; word error rate, and times that of the sentences one by one")
     stdout().print(table(["task", *sides], rows))
-    if FLAGS.json:
-        content = {"benchmark": "long_audio", **harness.environment(), "chunk_seconds": model.chunk_seconds}
-        epath.Path(FLAGS.json).write_text(json.dumps(content | {"tasks": found}, indent=1) + "\n", encoding="utf-8")
+    harness.write("long_audio", FLAGS.json, chunk_seconds=model.chunk_seconds, tasks=found)
 
 
 if __name__ == "__main__":

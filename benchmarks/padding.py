@@ -10,7 +10,6 @@ has all. A run with other buckets hears as much speech in each of its steps as t
 batches are smaller where less of them is padding.
 """
 
-import json
 import statistics
 import time
 
@@ -19,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from etils import epath
 
 from hra_jax import cli
 from hra_jax.config.files import load_config
@@ -170,9 +168,7 @@ def main(argv: list[str]) -> None:
                 f"{name}, {choice}: {entry['compiling']:.0f} s of CPU compiling, {entry['stepping']:.0f} s stepping; "
                 f"{entry['clock']:.0f} s by the clock"
             )
-    if FLAGS.json:
-        content = {"benchmark": "padding", **harness.environment(), "padding": padding, "runs": runs}
-        epath.Path(FLAGS.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    harness.write("padding", FLAGS.json, padding=padding, runs=runs)
 
 
 def define_flags() -> None:

@@ -11,7 +11,6 @@ phrases is the one with the fewest word errors on the validation set, with its o
 """
 
 import collections
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -165,9 +164,7 @@ def main(argv: list[str]) -> None:
     found = measured(model, splits)
     for weight, cells in found["test_by_weight"].items():
         print(weight, cells)
-    if FLAGS.json:
-        content = {"benchmark": "phrases", **harness.environment(), **found}
-        epath.Path(FLAGS.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    harness.write("phrases", FLAGS.json, **found)
 
 
 def define_flags() -> None:

@@ -130,9 +130,7 @@ def main(argv: list[str]) -> None:
     with temporary_folder() as folder:
         found = measured(epath.Path(folder))
     print(json.dumps(found, indent=1))
-    if FLAGS.json:
-        content = {"benchmark": "serving", **harness.environment(), **found}
-        epath.Path(FLAGS.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    harness.write("serving", FLAGS.json, **found)
 
 
 def define_flags() -> None:

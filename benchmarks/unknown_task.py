@@ -10,7 +10,6 @@ The adapter `accents64` is that of the configuration quickstart on the first 64 
 one without a head, one for each candidate, and the one that recognises.
 """
 
-import json
 from collections.abc import Hashable
 
 import harness
@@ -176,11 +175,8 @@ def main(argv) -> None:
             rows.append([name, side, *rates, rate, f"{mine['recovered']:.2f}", *shares, str(mine["passes"])])
     header = ("set", "heard", "base", "mean head", "oracle", "auto", "recovered", "right", "as base", "among", "passes")
     stdout().print(table(header, rows))
-    if FLAGS.json:
-        settings = ("CANDIDATES", "DISTANCE_WEIGHT", "BASE_MARGIN")
-        content = {"benchmark": "unknown_task", **harness.environment()}
-        content |= {"settings": {name.lower(): getattr(unknown_task, name) for name in settings}, "session": SESSION}
-        epath.Path(FLAGS.json).write_text(json.dumps(content | {"sets": found}, indent=1) + "\n", encoding="utf-8")
+    settings = {name.lower(): getattr(unknown_task, name) for name in ("CANDIDATES", "DISTANCE_WEIGHT", "BASE_MARGIN")}
+    harness.write("unknown_task", FLAGS.json, settings=settings, session=SESSION, sets=found)
 
 
 if __name__ == "__main__":

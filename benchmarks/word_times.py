@@ -15,12 +15,10 @@ sound (30 dB below the loudest), stands beside the errors, and so do the errors 
 """
 
 import dataclasses
-import json
 
 import harness
 import numpy as np
 from absl import flags
-from etils import epath
 
 from hra_jax import api, cli
 from hra_jax.console import percent, say, stdout, table
@@ -201,18 +199,16 @@ def main(argv) -> None:
         for name, found in sure.items()
     ]
     stdout().print(table(["decoding", "words", "right", "ECE before", "after", "of tasks before", "after"], rows))
-    if FLAGS.json:
-        content = {
-            "benchmark": "word_times",
-            **harness.environment(),
-            "suites": [suite.name for suite in suites],
-            "lag_ms": round(1000 * lag, 1),
-            "lag_joints": len(late),
-            "chunk_seconds": model.chunk_seconds,
-            "times": times,
-            "confidences": sure,
-        }
-        epath.Path(FLAGS.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    harness.write(
+        "word_times",
+        FLAGS.json,
+        suites=[suite.name for suite in suites],
+        lag_ms=round(1000 * lag, 1),
+        lag_joints=len(late),
+        chunk_seconds=model.chunk_seconds,
+        times=times,
+        confidences=sure,
+    )
 
 
 if __name__ == "__main__":

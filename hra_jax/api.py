@@ -26,13 +26,14 @@ from hra_jax.data import audio, pauses
 from hra_jax.data.audio import resample
 from hra_jax.decoding import language_models, recognition, step
 from hra_jax.decoding import unknown_task as auto
-from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.decoder import Decoder, kept
 from hra_jax.decoding.recognition import Recognition
 from hra_jax.decoding.settings import DecodeSettings, decode_settings
 from hra_jax.decoding.words import Calibration, stored_calibrations
 from hra_jax.errors import UserError
 from hra_jax.models import attention_parts, backbone_folder, dtypes
 from hra_jax.models.asr import AsrModel
+from hra_jax.storage.files import stamp
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
 from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, MEAN_TASK, check_name, unknown_task
@@ -210,7 +211,7 @@ class Model:
     records: task_records.Records = dataclasses.field(default_factory=dict, repr=False)
     # What tasks.json of that folder says of its tasks, by name, such as how they are decoded best.
     entries: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict, repr=False)
-    _decoders: dict[Any, Decoder] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    _decoders: dict[Hashable, Decoder] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def chunk_seconds(self) -> float:
@@ -355,11 +356,9 @@ class Model:
         """The task of every waveform.
 
         Raises:
-          UserError: unknown tasks, or more or fewer tasks than waveforms.
+          UserError: unknown tasks, or as `recognition.one_task_each`.
         """
-        names = [BASE_TASK] * len(waveforms) if tasks is None else list(tasks)
-        if len(names) != len(waveforms):
-            raise UserError(f"{len(names)} tasks for {len(waveforms)} waveforms: one per waveform is needed")
+        names = recognition.one_task_each(waveforms, tasks)
         self._task_ids(name for name in names if name != AUTO_TASK)
         return names
 
@@ -522,10 +521,10 @@ class Model:
         names = self._one_task_each(waveforms, tasks)
         if phrases is not None and len(phrases) != len(names):
             raise UserError(f"{len(phrases)} lists of phrases for {len(names)} recordings: one for each is needed")
-        decoder = decode if isinstance(decode, Decoder) else self.decoder(decode, names)
+        decoder = decode if isinstance(decode, Decoder) else self.decoder(decode, names, phrases=phrases is not None)
 
         def check_phrases() -> None:
-            for number, own in enumerate(phrases or ()):
+            for number, own in enumerate([()] * len(names) if phrases is None else phrases):
                 if names[number] != AUTO_TASK:  # then it is known who writes them
                     decoder.check_phrases(names[number], own, where=f"phrases[{number}]")
 
@@ -569,12 +568,14 @@ class Model:
         """What the adapter holds of language models and weights."""
         return language_models.held(self.entries.values(), self.records, where=self.folder)
 
-    def decoder(self, decode: DecodeSettings | Mapping[str, Any] | None, tasks: Iterable[str]) -> Decoder:
+    def decoder(
+        self, decode: DecodeSettings | Mapping[str, Any] | None, tasks: Iterable[str], *, phrases: bool = True
+    ) -> Decoder:
         """What decodes recordings of some tasks; `Decoder.facts` says with what.
 
         Args:
-          decode: as for `recognise`.
-          tasks: names.
+          decode, tasks: as for `recognise`.
+          phrases: whether recordings may bring some of their own.
 
         Raises:
           UserError: settings that are not allowed; a language model that is not there or of another vocabulary.
@@ -585,14 +586,11 @@ class Model:
             if not isinstance(self.backbone.vocabulary, BlankVocabulary):
                 asked.add(BASE_TASK)
         settings, names = decode_settings(decode), tuple(sorted(asked))
-        settings.check_used(phrases=True)
+        settings.check_used(phrases=phrases)
         settings.check_tasks({*self.tasks, *self.entries, BASE_TASK, MEAN_TASK})  # a mean has entries of its tasks
-        if (settings, names) not in self._decoders:
-            made = Decoder(settings, vocabularies={name: self.vocabulary(name) for name in names}, adapter=self.held)
-            while len(self._decoders) >= _DECODERS:
-                del self._decoders[next(iter(self._decoders))]
-            self._decoders[settings, names] = made
-        return self._decoders[settings, names]
+        written = {name: self.vocabulary(name) for name in names}
+        made = functools.partial(Decoder, settings, vocabularies=written, adapter=self.held)
+        return kept(self._decoders, (settings, names, *map(stamp, settings.files)), made, most=_DECODERS)
 
 
 @functools.cache

@@ -48,6 +48,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 FLAGS = flags.FLAGS
 
 USER_ERROR = 2  # exit status
+UNREAD = 141  # as of a process that SIGPIPE ends
 _TRUTHS = ("true", "false", "t", "f", "yes", "no", "1", "0")
 _HELP = {"help", "helpshort", "helpfull", "helpxml", "?"}
 _CONFIG_HELP = (
@@ -64,6 +65,7 @@ _STORAGE_ERRNOS = {
     errno.EROFS,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
 }
 _before_failing: list[Callable[[int], None]] = []
 
@@ -147,6 +149,8 @@ def run(
         away = remote.unavailable(error)
         if away is not None:
             _fail(_storage_away(error, away), status=remote.UNAVAILABLE, argv=argv)
+        if isinstance(error, BrokenPipeError):
+            _end_unread()
         reason = str(error) if isinstance(error, UserError) else _storage_trouble(error)
         if reason is None:
             raise
@@ -215,8 +219,8 @@ def _check_not_empty(words: Sequence[str]) -> None:
             raise UserError(f"{word!r} is neither a path nor a name; allowed: '.' for the current folder")
     for name in FLAGS:
         flag = FLAGS[name]
-        # A configuration says itself which of its keys may be empty, and a flag that is empty by default may stay so.
-        if name.startswith("config") or flag.flag_type() != "string" or flag.default == "":
+        # A configuration and decoding say themselves what may be empty; a flag that is empty by default may stay so.
+        if name.startswith(("config", "decode.")) or flag.flag_type() != "string" or flag.default == "":
             continue
         if isinstance(flag.value, str) and not flag.value.strip():
             allowed = "the path of a folder" if name == "workdir" else "a value that is not empty"
@@ -314,6 +318,13 @@ def _fail(message: str, *, status: int, argv: list[str]) -> NoReturn:
     for action in _before_failing:
         action(status)
     raise SystemExit(status)
+
+
+def _end_unread() -> NoReturn:
+    """Exits without a word where nobody reads standard output any more, as after `| head`."""
+    # Else Python would fail once more where it flushes at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(UNREAD)
 
 
 def before_failing(action: Callable[[int], None]) -> None:

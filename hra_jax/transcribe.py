@@ -6,11 +6,9 @@ python -m hra_jax.transcribe --adapter runs/quickstart/adapter --manifest M.json
 
 import contextlib
 import functools
-import hashlib
 import itertools
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -46,11 +44,13 @@ def choose_task(adapter: str | None, task: str | None) -> tuple[str, str]:
       task: what was asked for; None for nothing.
 
     Raises:
-      UserError: nothing was asked for, and the adapter has other than one task.
+      UserError: nothing was asked for, and the adapter has other than one task; or one that it does not have.
     """
     if adapter is None:
         return task or BASE_TASK, ""
     entries = {entry["name"]: entry for entry in adapter_folder.read_tasks(adapter)}
+    if task is not None and task not in (known := _known_tasks(entries)):
+        raise unknown_task(task, known)
     if task is None:
         if len(entries) != 1:
             others = f"{listed(entries, show=str)}, " if entries else ""
@@ -69,6 +69,11 @@ def choose_task(adapter: str | None, task: str | None) -> tuple[str, str]:
         never = f"task {task!r} had no training step"
         notice = f"{notice}; {never}" if notice else never
     return task, notice
+
+
+def _known_tasks(names: Collection[str]) -> list[str]:
+    """What may be asked for of an adapter with these tasks."""
+    return [*names, BASE_TASK, *([AUTO_TASK, MEAN_TASK] if names else [])]
 
 
 def transcribe(
@@ -142,6 +147,11 @@ def main(argv: Sequence[str]) -> int:
     decode = _decode(form)
     setup_jax()
     asked, task = _asked(argv[1:])
+    if FLAGS.session and AUTO_TASK not in asked.tasks:
+        raise UserError(
+            f"--session={FLAGS.session!r} would do nothing: no recording is of {AUTO_TASK}; allowed: beside "
+            f"--task={AUTO_TASK}, or lines of that task"
+        )
     options = Options(decode, FLAGS.chunk_seconds, words=form not in (outputs.TEXT, outputs.SHORT))
     recogniser = Recogniser(FLAGS.adapter, FLAGS.backbone, asked.tasks, options)
     with contextlib.ExitStack() as stack:
@@ -215,6 +225,10 @@ def _format(output: str | None, form: str | None, *, short: bool) -> str:
         if output is None:
             raise UserError(f"--format={form} needs --output: a folder, in which each recording has a file")
         if not output.lower().endswith(f".{form}"):
+            if epath.Path(output).is_file():
+                raise UserError(
+                    f"--output={output!r} is a file; allowed: a folder, or for one recording a .{form} file"
+                )
             return form
     cli.check_output("output", output)
     return form
@@ -241,7 +255,7 @@ def _asked(words: Sequence[str]) -> tuple[Requests, str | None]:
     parts = [requests.of_paths(words, task=task or "", session=FLAGS.session)] if words else []
     if FLAGS.manifest is not None:
         names = [] if FLAGS.adapter is None else [entry["name"] for entry in adapter_folder.read_tasks(FLAGS.adapter)]
-        known = [*names, BASE_TASK, *([AUTO_TASK, MEAN_TASK] if names else [])]
+        known = _known_tasks(names)
         source = sources.located(FLAGS.manifest, data_dir=FLAGS.data_dir, key="--manifest", modules=FLAGS.modules)
         parts.append(
             requests.of_manifest(
@@ -269,7 +283,7 @@ def _run(recogniser: Recogniser, decode: DecodeSettings, task: str | None, form:
         "session": FLAGS.session,
         "decode": recogniser.facts(),
         "with_phrases": recogniser.facts(phrases=True),
-        "phrases": _digest(phrases) if phrases else None,
+        "phrases": outputs.digest(phrases) if phrases else None,
         "n_best": decode.n_best,
         "chunk_seconds": FLAGS.chunk_seconds,
     }
@@ -283,11 +297,7 @@ def _adapter_digest(folder: str) -> str:
     """
     records = epath.Path(folder) / task_records.RECORDS_FILE
     held = checksums.sha256(records) if records.exists() else None
-    return _digest([initial.content_hash(folder), adapter_folder.read_tasks(folder), held])
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return outputs.digest([initial.content_hash(folder), adapter_folder.read_tasks(folder), held])
 
 
 if __name__ == "__main__":

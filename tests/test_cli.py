@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from hra_jax import cli
+from hra_jax.decoding import flags as decode_flags
 from hra_jax.errors import UserError
 
 COMMAND = '''
@@ -18,6 +19,7 @@ import sys
 from absl import flags, logging
 
 from hra_jax import cli
+from hra_jax.console import tell
 from hra_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -46,6 +48,8 @@ def main(argv):
         raise ValueError("a bug")
     if FLAGS.do == "interrupt":
         raise KeyboardInterrupt
+    if FLAGS.do == "tell":
+        return tell("a line")
     config = FLAGS.config
     logging.info("what a library says to itself")
     print(argv[1:], config.steps, config.data.strict, config.export.step, config.batch.buckets, config.data.sources)
@@ -150,6 +154,7 @@ def test_words_that_belong_to_no_flag_are_refused_unless_the_command_takes_words
     flags.DEFINE_string("workdir", "w", "", flag_values=values)
     flags.DEFINE_string("adapter", None, "", flag_values=values)
     flags.DEFINE_string("json", "", "", flag_values=values)
+    decode_flags.define_flags(values)
 
     def left(*words: str) -> list[str]:
         values.unparse_flags()
@@ -168,7 +173,8 @@ def test_words_that_belong_to_no_flag_are_refused_unless_the_command_takes_words
     with pytest.raises(UserError, match="--adapter=''; allowed: a value that is not empty"):
         left("--adapter=")
     values["adapter"].value = None
-    assert left("--json=") == []
+    assert left("--json=", "--decode.lm=") == [] and decode_flags.asked(values) == {"lm": ""}
+    values["decode.lm"].value = None
     if takes_words:
         assert left("--workdir=w", "a.wav", "--strict", "b.wav", "--", "False") == ["a.wav", "b.wav", "False"]
         for word in ("", " "):
@@ -211,6 +217,15 @@ def test_a_bug_keeps_its_traceback_and_is_no_user_error(call):
 @pytest.mark.parametrize(("what", "status"), [("75", 75), ("interrupt", 130)])
 def test_other_statuses_pass_through(call, what, status):
     assert call("--workdir=w", f"--do={what}").returncode == status
+
+
+def test_a_command_whose_output_nobody_reads_any_more_ends_without_a_word(command, command_env):
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, str(command), "--workdir=w", "--do=tell"]
+    done = subprocess.run(words, env=command_env, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_help_lists_the_flags_whatever_module_defines_them_and_is_no_error(call):

@@ -123,6 +123,8 @@ def test_without_a_task_the_only_one_is_taken_and_said_and_of_several_one_is_ask
     told = "--task is missing, and .* has 3 tasks; allowed: ann, bob, cy, __auto__ .*, __mean__ .* or __base__"
     with pytest.raises(UserError, match=told):
         choose_task(adapter, None)
+    with pytest.raises(UserError, match="unknown task 'z'; allowed: ann, bob, cy, __base__, __auto__, __mean__"):
+        choose_task(adapter, "z")
     assert choose_task(adapter, "bob") == ("bob", "") and choose_task(None, None) == ("__base__", "")
     assert choose_task(adapter, "__mean__") == ("__mean__", "")
     shutil.copytree(adapter, tmp_path / "one")
@@ -326,6 +328,12 @@ def test_flags_that_do_not_fit_each_other_are_refused_in_one_line(asked, flag_va
         (dict(json=True), "--json is short lines on stdout"),
         (dict(output=None, format="srt"), "--format=srt needs --output: a folder"),
         (dict(output=str(tmp_path)), "is a folder; allowed: the path of a file"),
+        (dict(output=str(tmp_path / "x/") + "/"), "is a folder; allowed: the path of a file"),
+        (
+            dict(output=asked["manifest"], format="srt"),
+            r"is a file; allowed: a folder, or for one recording a \.srt file",
+        ),
+        (dict(session="who"), "--session='who' would do nothing: no recording is of __auto__"),
         (dict(adapter=None), "no line has a task that there is .*: task = 'ann' needs --adapter"),
         (dict(chunk_seconds=-1.0), "chunk_seconds = -1.0: allowed are numbers of seconds above 0"),
         (dict(format="text", decode={"n_best": 2}), "decode.n_best = 2: text has no place for alternatives"),
@@ -482,7 +490,7 @@ def test_subtitles_of_a_manifest_have_the_words_of_all_parts_of_a_file_at_their_
     world.write_manifest(Path(asked["manifest"]), rows)
     flag_values(**{**asked, "output": str(tmp_path / "S"), "format": "vtt"})
     assert command_of.main(["transcribe"]) == 0
-    assert sorted(path.name for path in (tmp_path / "S").iterdir()) == ["long.vtt", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "S").iterdir()) == ["long.vtt", "parts.jsonl", "run.json"]
     flag_values(**{**asked, "output": str(tmp_path / "texts.jsonl")})
     assert command_of.main(["transcribe"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]

@@ -1,9 +1,11 @@
 """Recordings to what they say: cut into chunks, run a few at a time, decoded, and put together again."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from hra_jax.data import pauses
@@ -17,6 +19,8 @@ from hra_jax.decoding.words import (
     path_log_probs,
     words_of_chunks,
 )
+from hra_jax.errors import UserError
+from hra_jax.tasks.names import BASE_TASK
 from hra_jax.text.vocabularies import Vocabulary
 
 _RIVALS = 8  # hypotheses that say how sure words are
@@ -49,6 +53,23 @@ class Recognition:
     alternatives: tuple[Alternative, ...] = ()
     chunks: tuple[pauses.Chunk, ...] = ()
     paths: tuple[np.ndarray, ...] = dataclasses.field(default=(), repr=False)
+
+
+def one_task_each(recordings: Sequence[Any], tasks: Iterable[str] | None) -> list[str]:
+    """The task of each recording, `__base__` where none is said.
+
+    Raises:
+      UserError: more or fewer tasks than recordings; no list of them, but a single one.
+    """
+    samples = isinstance(recordings, np.ndarray | jax.Array) and recordings.ndim == 1 and recordings.dtype.kind in "fiu"
+    if samples or isinstance(recordings, str | os.PathLike):
+        raise UserError("waveforms is a single recording; allowed: a list of recordings")
+    if isinstance(tasks, str):
+        raise UserError(f"tasks = {tasks!r}: allowed: a list with a task for each recording")
+    names = [BASE_TASK] * len(recordings) if tasks is None else list(tasks)
+    if len(names) != len(recordings):
+        raise UserError(f"{len(names)} tasks for {len(recordings)} waveforms: one per waveform is needed")
+    return names
 
 
 def recognise(

@@ -46,22 +46,31 @@ class _Piece(NamedTuple):
     end: float
 
 
-def srt(words: Iterable[TimedWord]) -> str:
-    """The text of a SubRip file; '' for no words. An arrow in a word loses a dash: SubRip has no way to write it."""
+def srt(*speeches: Iterable[TimedWord]) -> str:
+    """The text of a SubRip file; '' for no words. An arrow in a word loses a dash: SubRip has no way to write it.
+
+    Args:
+      *speeches: words in the order of their times; several where there is speech at once, which has cues of its own.
+    """
     blocks = []
-    for number, cue in enumerate(cues(words), 1):
+    for number, cue in enumerate(_cues_of_all(speeches), 1):
         lines = [line.replace("-->", "->") for line in cue.lines]
         blocks.append("\n".join([str(number), f"{_time(cue.start, ',')} --> {_time(cue.end, ',')}", *lines, ""]))
     return "\n".join(blocks)
 
 
-def vtt(words: Iterable[TimedWord]) -> str:
-    """The text of a WebVTT file; its head alone for no words."""
+def vtt(*speeches: Iterable[TimedWord]) -> str:
+    """The text of a WebVTT file; its head alone for no words. Takes what `srt` takes."""
     blocks = ["WEBVTT\n"]
-    for cue in cues(words):
+    for cue in _cues_of_all(speeches):
         lines = [line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for line in cue.lines]
         blocks.append("\n".join([f"{_time(cue.start, '.')} --> {_time(cue.end, '.')}", *lines, ""]))
     return "\n".join(blocks)
+
+
+def _cues_of_all(speeches: Iterable[Iterable[TimedWord]]) -> list[Cue]:
+    """The cues of each, in the order in which they are shown."""
+    return sorted((cue for words in speeches for cue in cues(words)), key=lambda cue: cue.start)
 
 
 def cues(words: Iterable[TimedWord]) -> list[Cue]:
@@ -73,7 +82,7 @@ def cues(words: Iterable[TimedWord]) -> list[Cue]:
         start, end = round(1000 * pieces[first].start), round(1000 * pieces[last - 1].end)
         end = max(end, start + round(1000 * _SHORTEST_SECONDS))
         if last < len(pieces):
-            end = min(end, max(round(1000 * pieces[last].start), start))
+            end = min(end, max(round(1000 * pieces[last].start), start + 1))  # one that ends at once is no cue
         found.append(Cue(start, end, lines))
     return found
 

@@ -6,6 +6,7 @@ line that was begun is cut off; and what could not be recognised is tried again.
 """
 
 import collections
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from etils import epath
 
 from hra_jax.console import printable, tell
 from hra_jax.errors import UserError
-from hra_jax.storage.files import GrowingFile, check_no_link, check_regular, write_file
+from hra_jax.storage.files import GrowingFile, check_no_link, check_regular, remove_file, write_file
 from hra_jax.storage.json_files import check_fields, json_text, parse_json, read_object
 from hra_jax.tasks.names import AUTO_TASK
 from hra_jax.transcription.requests import Request, Requests
@@ -23,7 +24,8 @@ from hra_jax.transcription.requests import Request, Requests
 TEXT, JSON_LINES, SUBTITLES = "text", "jsonl", ("srt", "vtt")
 SHORT: Final = "short"  # JSON Lines without all that is not the text
 FORMATS: Final = (TEXT, JSON_LINES, *SUBTITLES)
-_RUN: Final = "run.json"
+_RUN, _PARTS = "run.json", "parts.jsonl"
+_SAME_SECONDS: Final = 1e-3  # by which words may overlap where two utterances meet
 
 
 class Result(NamedTuple):
@@ -217,8 +219,26 @@ class Lines:
 # --- Subtitles --------------------------------------------------------------------------------------------------------
 
 
+class _Recording(NamedTuple):
+    """What becomes one file of subtitles.
+
+    Attributes:
+      file: of the subtitles.
+      said: what is written down of it beside them: `audio`, what names the recording, and `parts`, which of it.
+    """
+
+    file: epath.Path
+    said: dict[str, str]
+
+
 class SubtitleFiles:
-    """A file of subtitles for each recording, written when all of its utterances are recognised."""
+    """A file of subtitles for each recording, written when all of its utterances are recognised.
+
+    Recordings go by their names below a folder of results. Beside the files stands which parts of which recording each
+    of them holds (FILE.parts.jsonl, or parts.jsonl in a folder). Where that is not what is asked for, the file is
+    removed, then its new parts are written down, and then the file: whenever a process is killed, what is there is what
+    is said of it.
+    """
 
     def __init__(self, path: str, form: str, run: Mapping[str, Any], requests: Requests):
         """Looks for what an earlier run wrote.
@@ -235,71 +255,131 @@ class SubtitleFiles:
         """
         self._form = form
         self._left: collections.Counter[str] = collections.Counter()
-        names: dict[str, str] = {}
+        parts: dict[str, set[tuple[str, str]]] = collections.defaultdict(set)
+        recordings: dict[str, Request] = {}
         for request in requests.make():
-            self._left[request.path] += 1
-            names.setdefault(request.path, request.name)
+            self._left[request.name] += 1
+            parts[request.name].add((request.key, request.task))
+            if request.error and request.utterance is None:
+                continue  # nothing is known of it but its name
+            other = recordings.setdefault(request.name, request)
+            if other.path != request.path:
+                raise _same_file(other.path, request.path, request.name)
         single = path.lower().endswith(f".{form}")
-        if single and len(names) != 1:
-            raise UserError(f"--output={path!r} is one file for {len(names):,} recordings; allowed: a folder")
+        if single and len(recordings) > 1:
+            raise UserError(f"--output={path!r} is one file for {len(recordings):,} recordings; allowed: a folder")
         root = epath.Path(path)
-        self._files = {next(iter(names)): root} if single else _files_in(root, names, form)
         self._root = root.parent if single else root
         check_no_link(root)
-        there = [file for file in self._files.values() if file.exists()]
-        _claim(epath.Path(f"{path}.{_RUN}") if single else root / _RUN, path, run, begun=bool(there))
-        written = set(there)
-        self._done = {source for source, file in self._files.items() if file in written}
-        self._results: dict[str, list[Result]] = {}
+        files = dict.fromkeys(recordings, root) if single else _files_in(root, recordings, form)
+        self._recordings = {
+            name: _Recording(
+                file,
+                {"audio": printable(recordings[name].file, most=None), "parts": digest(sorted(parts[name]))},
+            )
+            for name, file in files.items()
+        }
+        beside = f"{path}." if single else f"{path}/"
+        content, said = _said(epath.Path(beside + _PARTS))
+        there = {name for name, one in self._recordings.items() if one.file.exists()}
+        begun = bool(there) or any((self._root / file).exists() for file in said)
+        _claim(epath.Path(beside + _RUN), path, run, begun=begun)
+        for name in there:
+            file, wanted = self._recordings[name]
+            was = said.get(self._below(file), wanted)  # nothing is said of what an earlier version wrote
+            if was["audio"] != wanted["audio"]:
+                raise UserError(f"{file} is of {was['audio']}, not of {wanted['audio']}; allowed: another --output")
+            if was == wanted:
+                self._left[name] = 0
+        self._said = GrowingFile(epath.Path(beside + _PARTS), content=content)
+        self._results: dict[str, dict[tuple[str, str], Result]] = collections.defaultdict(dict)
         self.sessions: dict[str, str] = {}
+
+    def _below(self, file: epath.Path) -> str:
+        return printable(os.path.relpath(file, self._root), most=None)
 
     def has(self, request: Request) -> bool:
         """As `Output.has`."""
-        return request.path in self._done
+        return not self._left[request.name]
 
     def write(self, result: Result) -> None:
         """As `Output.write`."""
-        source = result.request.path
-        self._results.setdefault(source, []).append(result)
-        self._left[source] -= 1
-        if self._left[source]:
+        request = result.request
+        self._results[request.name][request.key, request.task] = result  # what is asked for twice is shown once
+        self._left[request.name] -= 1
+        if self._left[request.name]:
             return
-        results = sorted(self._results.pop(source), key=lambda one: one.request.offset)
+        results = sorted(self._results.pop(request.name).values(), key=lambda one: one.request.offset)
         if any(one.text is None for one in results):
             return  # a file would say that nothing is to be tried again
-        for folder in self._files[source].parents:
+        file, said = self._recordings[request.name]
+        for folder in file.parents:
             if folder == self._root:
                 break
             check_no_link(folder)
-        write_file(self._files[source], subtitles_of(results, self._form))
+        remove_file(file)
+        line = json.dumps({"file": self._below(file), **said}, ensure_ascii=False)
+        self._said.write(line.encode() + b"\n")
+        self._said.flush_if_cheap()
+        write_file(file, subtitles_of(results, self._form))
 
     def flush(self) -> None:
         """Each file is whole when it is there."""
 
     def close(self) -> None:
-        """Each file is whole when it is there."""
+        """As `Output.close`."""
+        self._said.close()
+
+
+def _said(file: epath.Path) -> tuple[bytes, dict[str, dict[str, str]]]:
+    """The whole lines of what is written down of files of subtitles, and what the last one of each file says."""
+    if not file.exists():
+        return b"", {}
+    check_no_link(file)
+    check_regular(file)
+    old = file.read_bytes()
+    content = old[: old.rfind(b"\n") + 1]
+    if content != old:
+        write_file(file, content)
+    said = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        where = f"{file}:{number}"
+        row = check_fields(parse_json(line, where=where), {"file": str, "audio": str, "parts": str}, where=where)
+        said[row["file"]] = {"audio": row["audio"], "parts": row["parts"]}
+    return content, said
 
 
 def subtitles_of(results: Sequence[Result], form: str) -> str:
-    """The subtitles of a recording, of its utterances in their order."""
+    """The subtitles of a recording, of its utterances in their order; of those that are said at once, each its own."""
     from hra_jax.text import subtitles
 
-    words = [word for result in results for word in result.words]
-    return subtitles.srt(words) if form == "srt" else subtitles.vtt(words)
+    speeches: list[list[Any]] = []
+    for result in results:
+        if result.words:
+            over = (speech for speech in speeches if speech[-1].end <= result.words[0].start + _SAME_SECONDS)
+            speech = next(over, [])
+            if not speech:
+                speeches.append(speech)
+            speech += result.words
+    return subtitles.srt(*speeches) if form == "srt" else subtitles.vtt(*speeches)
 
 
-def _files_in(root: epath.Path, names: Mapping[str, str], form: str) -> dict[str, epath.Path]:
+def _files_in(root: epath.Path, recordings: Mapping[str, Request], form: str) -> dict[str, epath.Path]:
     """The file of each recording: its name with another suffix, which is added where that alone tells two apart."""
-    stems = collections.Counter(os.path.splitext(name)[0] for name in names.values())
+    stems = collections.Counter(os.path.splitext(name)[0] for name in recordings)
     found: dict[str, epath.Path] = {}
     taken: dict[str, str] = {}
-    for source, name in names.items():
+    for name, request in recordings.items():
         stem = os.path.splitext(name)[0]
         file = f"{stem if stems[stem] == 1 else name}.{form}"
-        if taken.setdefault(file, source) != source:
-            raise UserError(f"{taken[file]} and {source} would both be {file}; allowed: a folder that holds both")
-        found[source] = root / file
+        if taken.setdefault(file, request.path) != request.path:
+            raise _same_file(taken[file], request.path, file)
+        found[name] = root / file
     return found
+
+
+def _same_file(one: str, other: str, file: str) -> UserError:
+    return UserError(f"{one} and {other} would both be {file}; allowed: a folder that holds both")
 
 
 def open_output(path: str, form: str, run: Mapping[str, Any], requests: Requests) -> Output:
@@ -308,6 +388,11 @@ def open_output(path: str, form: str, run: Mapping[str, Any], requests: Requests
 
 
 # --- What was asked for -----------------------------------------------------------------------------------------------
+
+
+def digest(content: object) -> str:
+    """A hash of what JSON can say."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _claim(file: epath.Path, output: str, run: Mapping[str, Any], *, begun: bool) -> None:
@@ -324,10 +409,13 @@ def _claim(file: epath.Path, output: str, run: Mapping[str, Any], *, begun: bool
     """
     check_no_link(file)
     wanted = parse_json(json_text(run), where="what is asked for")  # as it is read again
+    there = file.exists()
+    if begun and not there:
+        raise UserError(f"--output={output!r} is there, and is not of this command; allowed: another path")
+    stored = read_object(file, what="what an earlier run was asked for") if there else wanted
+    if stored.keys().isdisjoint(wanted):
+        raise UserError(f"--output={output!r}: {file} is not of this command; allowed: another path")
     if begun:
-        if not file.exists():
-            raise UserError(f"--output={output!r} is there, and is not of this command; allowed: another path")
-        stored = read_object(file, what="what an earlier run was asked for")
         for name in sorted({*stored, *wanted}):
             if stored.get(name) != wanted.get(name):
                 was, now = (json.dumps(side.get(name), ensure_ascii=False) for side in (stored, wanted))

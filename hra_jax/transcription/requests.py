@@ -51,6 +51,13 @@ class Request(NamedTuple):
     error: str = ""
 
     @property
+    def file(self) -> str:
+        """What names its file, as `key` names it."""
+        if self.utterance is None:
+            return self.key
+        return self.key.removesuffix(f"@{self.utterance.offset:.15g}+{self.utterance.duration:.15g}")
+
+    @property
     def offset(self) -> float:
         """Where it begins in its file, seconds."""
         return 0.0 if self.utterance is None else self.utterance.offset
@@ -98,7 +105,11 @@ def of_paths(paths: Sequence[str], *, task: str, session: str = "") -> Requests:
     """
     found: list[Request] = []
     for path in paths:
-        if epath.Path(path).is_dir():
+        if not recordings.is_utf8(path):
+            shown, error = os.fsencode(path).decode("utf-8", "backslashreplace"), "the name is not UTF-8; rename it"
+            name = posixpath.basename(shown)
+            found.append(Request(shown, shown, task, name, session=session, error=f"undecodable_audio: {error}"))
+        elif epath.Path(path).is_dir():
             found += _of_folder(path, task, session)
         elif path.lower().endswith((".jsonl", ".json")):
             raise UserError(f"{path} is no audio; allowed: --manifest {path}, where it is a manifest")
@@ -180,9 +191,9 @@ def of_manifest(
 
 
 def _of_line(row: Utterance, *, task: str, unknown: Mapping[str, str], tag: str) -> Request:
-    end = f"@{row.offset:.15g}+{row.duration:.15g}"
     session = ALL if tag == ALL else (row.tag(tag) or "") if tag else ""
-    request = Request(row.key, row.audio_filepath, task, _name(row.key.removesuffix(end)), row, (), session)
+    request = Request(row.key, row.audio_filepath, task, "", row, (), session)
+    request = request._replace(name=_name(request.file))
     if task in unknown:
         return request._replace(error=f"unknown_task: {unknown[task]}")
     return request._replace(phrases=phrases.of_line(row.tags))

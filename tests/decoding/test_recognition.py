@@ -1,6 +1,7 @@
 """Recognition from Python with language models and phrases, of arrays and of files, greedy where nothing is given."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,10 +102,14 @@ def test_a_task_that_is_set_aside_keeps_its_language_model(model, waveforms, lm)
 def test_what_cannot_be_decoded_is_refused_before_anything_runs(model, lm):
     def refusal(**given):
         with pytest.raises(UserError) as caught:
-            model.transcribe(["none.wav"], tasks=["ann"], **given)  # a file that nobody gets to
+            model.transcribe(["none.wav"], **{"tasks": ["ann"], **given})  # a file that nobody gets to
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
+    for single in ("none.wav", Path("none.wav"), np.zeros(800)):
+        with pytest.raises(UserError, match="waveforms is a single recording; allowed: a list of recordings"):
+            model.transcribe(single, sample_rate=world.RATE)
+    assert "tasks = 'ann': allowed: a list" in refusal(tasks="ann")
     foreign = CharacterVocabulary(" xyz")
     other = ngram.train([foreign.encode("xyz zyx")], foreign, order=2, name="foreign")
     assert "decode.lm, task 'ann': foreign" in refusal(decode={"lm": other})

@@ -79,6 +79,13 @@ def test_a_short_cue_stays_for_a_second_but_not_into_the_next():
     assert first.end == second.start == 1300
 
 
+def test_every_cue_ends_after_it_begins_also_of_words_without_a_duration():
+    words = [Word(letter * 42, 1.0, 1.0) for letter in "xyz"]
+    cues = subtitles.cues(words)
+    assert " ".join(line for cue in cues for line in cue.lines) == " ".join(word.text for word in words)
+    assert all(cue.end > cue.start for cue in cues)
+
+
 def test_lines_are_of_equal_length():
     (cue,) = subtitles.cues(spoken("the bridge opens at eight fifty nine and closes at ten"))
     assert cue.lines == ("the bridge opens at eight", "fifty nine and closes at ten")

@@ -6,6 +6,7 @@ import types
 
 import pytest
 
+from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
 from hra_jax.transcription import outputs
 from hra_jax.transcription.outputs import Result
@@ -118,6 +119,12 @@ def test_what_another_command_wrote_is_left_as_it_is(tmp_path, form):
     with pytest.raises(UserError, match="is there, and is not of this command; allowed: another path"):
         finish(path, form, ASKED)
     assert mine.read_text() == "mine\n"
+    mine.unlink()
+    other = path / "run.json" if form == "srt" else path.with_name("mine.txt.run.json")
+    other.write_text('{"mine": 1}')
+    with pytest.raises(UserError, match="run.json is not of this command; allowed: another path"):
+        finish(path, form, ASKED)
+    assert other.read_text() == '{"mine": 1}'
 
 
 def test_a_line_that_is_none_of_this_command_is_named(tmp_path):
@@ -153,9 +160,9 @@ def test_recordings_whose_names_differ_in_their_endings_have_a_file_each_and_one
     asked = [request(name) for name in ("a.wav", "a.flac", "b.wav")]
     finish(tmp_path / "S", "srt", asked)
     written = sorted(path.name for path in (tmp_path / "S").iterdir())
-    assert written == ["a.flac.srt", "a.wav.srt", "b.srt", "run.json"]
+    assert written == ["a.flac.srt", "a.wav.srt", "b.srt", "parts.jsonl", "run.json"]
     twice = [request(f"{folder}/a.wav")._replace(name="a.wav") for folder in "xy"]
-    with pytest.raises(UserError, match=r"x/a.wav and y/a.wav would both be a.wav.srt; allowed: a folder"):
+    with pytest.raises(UserError, match=r"x/a.wav and y/a.wav would both be a.wav; allowed: a folder"):
         finish(tmp_path / "T", "srt", twice)
 
 
@@ -165,9 +172,70 @@ def test_a_recording_has_subtitles_when_no_part_of_it_failed_and_is_tried_again_
     for one in asked:
         output.write(result(one, error="missing_file: no file" if one is asked[1] else ""))
     output.close()
-    assert [path.name for path in (tmp_path / "S").iterdir()] == ["run.json"]
+    assert not (tmp_path / "S" / "a.srt").exists()
     assert finish(tmp_path / "S", "srt", asked) == 0
     assert (tmp_path / "S" / "a.srt").exists() and finish(tmp_path / "S", "srt", asked) == 2
+
+
+def utterance(name, offset, *, error="") -> Request:
+    row = Utterance(f"/data/{name}", 1.0, "", offset, key=f"{name}@{offset:g}+1")
+    return Request(row.key, row.audio_filepath, "ann", name, row, error=error)
+
+
+def test_subtitles_are_made_anew_where_other_parts_of_a_recording_are_asked_for(tmp_path):
+    folder = tmp_path / "S"
+    parts = [utterance(name, offset) for offset in (0.0, 1.0) for name in ("a.wav", "b.wav")]
+    assert finish(folder, "srt", parts[:3]) == 0
+    for name in "ab":
+        (folder / f"{name}.srt").write_text("mended by hand")
+    said = (folder / "parts.jsonl").read_bytes()
+    assert finish(folder, "srt", parts[:3][::-1]) == 3 and (folder / "parts.jsonl").read_bytes() == said
+    assert finish(folder, "srt", parts) == 2  # those of a.wav, which has no other parts than before
+    assert (folder / "a.srt").read_text() == "mended by hand"
+    assert (folder / "b.srt").read_text().count("one two") == 2
+    # Killed after a part was written down, and before the file was.
+    (folder / "b.srt").unlink()
+    assert finish(folder, "srt", parts) == 2 and finish(folder, "srt", parts) == 4
+    # As earlier versions wrote them: nothing is said of the files.
+    (folder / "parts.jsonl").unlink()
+    assert finish(folder, "srt", parts) == 4
+
+
+def test_subtitles_of_another_recording_or_another_run_are_neither_taken_nor_mixed(tmp_path):
+    first, second = (request(f"{folder}/a.wav")._replace(name="a.wav") for folder in "xy")
+    finish(tmp_path / "S", "srt", [first])
+    with pytest.raises(UserError, match=r"a.srt is of x/a.wav, not of y/a.wav; allowed: another --output"):
+        finish(tmp_path / "S", "srt", [second])
+    with pytest.raises(UserError, match="was begun with task"):
+        finish(tmp_path / "S", "srt", ASKED[:1], run={**RUN, "task": "bob"})
+
+
+def test_a_recording_that_is_given_twice_says_its_words_once(tmp_path):
+    finish(tmp_path / "S", "srt", [ASKED[0], ASKED[0]])
+    assert (tmp_path / "S" / "0.srt").read_text() == "1\n00:00:00,000 --> 00:00:01,000\none two\n"
+
+
+def test_a_line_that_cannot_be_used_keeps_its_recording_from_subtitles_and_no_other(tmp_path):
+    refused = Request("a.wav", "a.wav", "ann", "a.wav", error="missing_field: duration is -1")
+    nameless = Request("m.jsonl:3", "m.jsonl:3", "ann", "m.jsonl:3", error="bad_json: the line")
+    asked = [utterance("a.wav", 0.0), utterance("b.wav", 0.0), refused, nameless]
+    output = outputs.open_output(str(tmp_path / "S"), "srt", RUN, all_of(asked))
+    for one in asked:
+        assert not output.has(one)
+        output.write(result(one, error=one.error, words=[word("one", 0.0, 0.5)]))
+    output.close()
+    assert [path.name for path in (tmp_path / "S").glob("*.srt")] == ["b.srt"]
+    assert finish(tmp_path / "mine.srt", "srt", [asked[1]]) == 0
+
+
+def test_what_two_say_at_once_has_cues_of_its_own_in_the_order_of_their_times():
+    first, other = [word("one", 0.1, 2.0), word("two", 2.0, 4.0)], [word("yes", 1.2, 1.6)]
+    said = {0.0: first, 1.0: other, 4.0: [word("three", 4.0, 4.9)]}
+    results = [result(utterance("a.wav", offset), words=words) for offset, words in said.items()]
+    assert outputs.subtitles_of(results, "vtt").split("\n\n")[1:] == [
+        "00:00:00.100 --> 00:00:04.900\none two three",
+        "00:00:01.200 --> 00:00:02.200\nyes\n",
+    ]
 
 
 def test_one_recording_may_be_given_its_file_of_subtitles(tmp_path):
@@ -179,7 +247,9 @@ def test_one_recording_may_be_given_its_file_of_subtitles(tmp_path):
 
 @pytest.mark.parametrize("form", ["text", "jsonl", "srt"])
 def test_outputs_are_written_through_no_link(tmp_path, form):
-    for number, name in enumerate(("O.run.json", "O") if form != "srt" else ("O", "O/run.json", "O/x", "O/x/a.srt")):
+    for number, name in enumerate(
+        ("O.run.json", "O") if form != "srt" else ("O", "O/run.json", "O/parts.jsonl", "O/x", "O/x/a.srt")
+    ):
         place, outside = tmp_path / f"{number}", tmp_path / f"outside{number}"
         place.mkdir()
         outside.mkdir()
