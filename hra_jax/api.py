@@ -26,13 +26,14 @@ from hra_jax.data import audio, pauses
 from hra_jax.data.audio import resample
 from hra_jax.decoding import language_models, recognition, step
 from hra_jax.decoding import unknown_task as auto
-from hra_jax.decoding.decoder import Decoder
+from hra_jax.decoding.decoder import Decoder, kept
 from hra_jax.decoding.recognition import Recognition
 from hra_jax.decoding.settings import DecodeSettings, decode_settings
 from hra_jax.decoding.words import Calibration, stored_calibrations
 from hra_jax.errors import UserError
 from hra_jax.models import attention_parts, backbone_folder, dtypes
 from hra_jax.models.asr import AsrModel
+from hra_jax.storage.files import stamp
 from hra_jax.storage.trees import flatten, unflatten
 from hra_jax.tasks import library
 from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, MEAN_TASK, check_name, unknown_task
@@ -210,7 +211,7 @@ class Model:
     records: task_records.Records = dataclasses.field(default_factory=dict, repr=False)
     # What tasks.json of that folder says of its tasks, by name, such as how they are decoded best.
     entries: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict, repr=False)
-    _decoders: dict[Any, Decoder] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    _decoders: dict[Hashable, Decoder] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def chunk_seconds(self) -> float:
@@ -466,7 +467,7 @@ class Model:
 
         Args:
           parts: of each utterance its waveforms, float32 at the backbone's rate; several where it is long.
-          sessions: of each utterance; those with the same one are by one voice. None: each is by itself.
+          sessions: of each utterance; those with the same one are by one voice. None, for all or for one: by itself.
 
         Raises:
           UserError: the adapter does not say how its tasks sound; the line has the command that has it say so.
@@ -474,7 +475,7 @@ class Model:
         voices = auto.voices_of(self.records, self.tasks, where=self.folder, aside=self.set_aside)
         return auto.choose(
             parts,
-            range(len(parts)) if sessions is None else sessions,
+            [object() if session is None else session for session in sessions or [None] * len(parts)],
             voices=voices,
             listen=self._listen,
             recognise=self._run,
@@ -507,7 +508,8 @@ class Model:
           decode: the keys `decode.*` of a configuration, such as {"lm": "adapter"}; None decodes greedily. Or what
             `decoder` gave.
           phrases: of each recording the words and phrases that are likelier than elsewhere; None for none.
-          sessions: of each recording; those of `__auto__` with the same one are by one voice. None: each is by itself.
+          sessions: of each recording; those of `__auto__` with the same one are by one voice. None, for all or for
+            one: by itself.
           words: whether words are wanted, with their times and confidences.
           chunk_seconds: the longest that is recognised at once; None for what was trained on, `Model.chunk_seconds`.
 
@@ -519,10 +521,10 @@ class Model:
         names = self._one_task_each(waveforms, tasks)
         if phrases is not None and len(phrases) != len(names):
             raise UserError(f"{len(phrases)} lists of phrases for {len(names)} recordings: one for each is needed")
-        decoder = decode if isinstance(decode, Decoder) else self.decoder(decode, names)
+        decoder = decode if isinstance(decode, Decoder) else self.decoder(decode, names, phrases=phrases is not None)
 
         def check_phrases() -> None:
-            for number, own in enumerate(phrases or ()):
+            for number, own in enumerate([()] * len(names) if phrases is None else phrases):
                 if names[number] != AUTO_TASK:  # then it is known who writes them
                     decoder.check_phrases(names[number], own, where=f"phrases[{number}]")
 
@@ -566,12 +568,14 @@ class Model:
         """What the adapter holds of language models and weights."""
         return language_models.held(self.entries.values(), self.records, where=self.folder)
 
-    def decoder(self, decode: DecodeSettings | Mapping[str, Any] | None, tasks: Iterable[str]) -> Decoder:
+    def decoder(
+        self, decode: DecodeSettings | Mapping[str, Any] | None, tasks: Iterable[str], *, phrases: bool = True
+    ) -> Decoder:
         """What decodes recordings of some tasks; `Decoder.facts` says with what.
 
         Args:
-          decode: as for `recognise`.
-          tasks: names.
+          decode, tasks: as for `recognise`.
+          phrases: whether recordings may bring some of their own.
 
         Raises:
           UserError: settings that are not allowed; a language model that is not there or of another vocabulary.
@@ -582,14 +586,11 @@ class Model:
             if not isinstance(self.backbone.vocabulary, BlankVocabulary):
                 asked.add(BASE_TASK)
         settings, names = decode_settings(decode), tuple(sorted(asked))
-        settings.check_used(phrases=True)
+        settings.check_used(phrases=phrases)
         settings.check_tasks({*self.tasks, *self.entries, BASE_TASK, MEAN_TASK})  # a mean has entries of its tasks
-        if (settings, names) not in self._decoders:
-            made = Decoder(settings, vocabularies={name: self.vocabulary(name) for name in names}, adapter=self.held)
-            while len(self._decoders) >= _DECODERS:
-                del self._decoders[next(iter(self._decoders))]
-            self._decoders[settings, names] = made
-        return self._decoders[settings, names]
+        written = {name: self.vocabulary(name) for name in names}
+        made = functools.partial(Decoder, settings, vocabularies=written, adapter=self.held)
+        return kept(self._decoders, (settings, names, *map(stamp, settings.files)), made, most=_DECODERS)
 
 
 @functools.cache

@@ -65,6 +65,7 @@ _STORAGE_ERRNOS = {
     errno.EROFS,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
 }
 _before_failing: list[Callable[[int], None]] = []
 
@@ -218,8 +219,8 @@ def _check_not_empty(words: Sequence[str]) -> None:
             raise UserError(f"{word!r} is neither a path nor a name; allowed: '.' for the current folder")
     for name in FLAGS:
         flag = FLAGS[name]
-        # A configuration says itself which of its keys may be empty, and a flag that is empty by default may stay so.
-        if name.startswith("config") or flag.flag_type() != "string" or flag.default == "":
+        # A configuration and decoding say themselves what may be empty; a flag that is empty by default may stay so.
+        if name.startswith(("config", "decode.")) or flag.flag_type() != "string" or flag.default == "":
             continue
         if isinstance(flag.value, str) and not flag.value.strip():
             allowed = "the path of a folder" if name == "workdir" else "a value that is not empty"

@@ -14,8 +14,9 @@ task of the adapter that has its own. Texts are normalised as for training. A mo
 from, as `show` shows: it is to be kept as they are.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.console
@@ -46,6 +47,7 @@ NORMALIZER = "basic"
 _MOST_TEXT_BYTES = 2**34
 _AT_ONCE = 65_536  # texts
 _SHOWN = 12  # characters of a digest
+_GZIP = b"\x1f\x8b"  # how its files begin
 
 
 class Writer(NamedTuple):
@@ -116,7 +118,14 @@ def writer(*, adapter: str | None, backbone: str | None, task: str | None) -> Wr
 
 
 def _of_run(
-    workdir: str, *, adapter: str | None, backbone: str | None, task: str | None, normalizer: str | None
+    workdir: str,
+    *,
+    adapter: str | None,
+    backbone: str | None,
+    task: str | None,
+    data_dir: str,
+    modules: Sequence[str],
+    normalizer: str | None,
 ) -> tuple[Writer, _Texts]:
     """The vocabulary that a run writes in, and the texts that it trains on: those of one task, where it is named."""
     from hra_jax.adapters.output_kinds import OWN_VOCABULARIES
@@ -136,6 +145,8 @@ def _of_run(
         backbone = str(whole) if whole.exists() else config.backbone
     written = writer(adapter=adapter, backbone=backbone, task=task)
     data, report = group(config, "data"), DataReport()
+    # Not the modules that it names: the work directory may be a stranger's, and none of its modules is run.
+    data = dataclasses.replace(data, dir=data_dir or data.dir, modules=tuple(modules))
     sources = training_sources(data, report)
     _tell_left_out(workdir, report)
     normalizer = normalizer or data.text_normalizer
@@ -174,13 +185,21 @@ def _given_texts(
 
 def _lines_of(file: str) -> list[str]:
     """The lines of a text file that are not empty."""
-    content = read_bytes(file, what="a text file, a text in each line", most_bytes=_MOST_TEXT_BYTES)
+    content = _read(file, what="a text file, a text in each line", most_bytes=_MOST_TEXT_BYTES)
     try:
         lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{file}:{number}: is not UTF-8 ({error.reason})") from error
     return [line for line in lines if line.strip()]
+
+
+def _read(file: str, *, what: str, most_bytes: int) -> bytes:
+    """The content of a file, which must not be compressed."""
+    content = read_bytes(file, what=what, most_bytes=most_bytes)
+    if content.startswith(_GZIP):
+        raise UserError(f"{file}: is compressed by gzip; allowed: {what}, unpacked")
+    return content
 
 
 def _labelled(texts: _Texts, vocabulary: Vocabulary) -> Iterator[tuple[list[str], Labels]]:
@@ -224,8 +243,8 @@ def make(
       workdir: a run, whose training texts are taken: those of `task` alone, where that is given.
       arpa_file: a model in the ARPA format, in place of texts.
       adapter, backbone, task: as for `writer`; with `workdir`, what the run has exported where they are not given.
-      data_dir: what `{dir}` in a manifest's path stands for.
-      modules: modules that register seqio Tasks.
+      data_dir: what `{dir}` in a manifest's path stands for; '' for what the run says, or nothing.
+      modules: modules that register seqio Tasks; those that a work directory names are not run.
       normalizer: of the texts; None for that of the run, or `NORMALIZER`.
       order, smoothing, most_bytes: as for `ngram.train`.
 
@@ -239,15 +258,34 @@ def make(
     named = [flag for flag, value in given.items() if value]
     if len(named) != 1:
         raise UserError(f"{' and '.join(named) or 'no text'} given; allowed: one of {', '.join(given)}")
+    if arpa_file is not None:
+        _check_idle(
+            {
+                "data_dir": data_dir,
+                "modules": modules,
+                "normalizer": normalizer,
+                "order": order != ngram.ORDER,
+                "smoothing": smoothing != SMOOTHINGS[0],
+                "most_bytes": most_bytes != ngram.MOST_BYTES,
+            }
+        )
     ngram.check_settings(order=order, smoothing=smoothing)
     normalizer = None if normalizer is None else versioned(normalizer)
     name = epath.Path(output).stem
     if workdir is not None:
-        written, texts = _of_run(workdir, adapter=adapter, backbone=backbone, task=task, normalizer=normalizer)
+        written, texts = _of_run(
+            workdir,
+            adapter=adapter,
+            backbone=backbone,
+            task=task,
+            data_dir=data_dir,
+            modules=modules,
+            normalizer=normalizer,
+        )
     else:
         written = writer(adapter=adapter, backbone=backbone, task=task)
     if arpa_file is not None:
-        content = read_bytes(arpa_file, what="a language model in the ARPA format", most_bytes=arpa.MOST_BYTES)
+        content = _read(arpa_file, what="a language model in the ARPA format", most_bytes=arpa.MOST_BYTES)
         model = arpa.from_bytes(content, written.vocabulary, where=arpa_file, name=name)
         dropped = 0
     else:
@@ -269,6 +307,13 @@ def make(
             console,
             f"{dropped:,} texts have characters that the vocabulary of {written.name} lacks; these were left out",
         )
+
+
+def _check_idle(given: Mapping[str, Any]) -> None:
+    """Refuses flags that are given beside a model that is made already."""
+    idle = [f"--{flag}" for flag, value in given.items() if value]
+    if idle:
+        raise UserError(f"{' and '.join(idle)} would do nothing: --arpa names a model, which is taken as it is")
 
 
 # --- Looking ----------------------------------------------------------------------------------------------------------
@@ -326,6 +371,11 @@ def show(
         say(console, "texts drawn from it, parts of which may be as they were in those that it was made from:")
         for text in ngram.drawn_texts(model, blank_id=vocabulary.blank_id):
             say(console, f"  {printable(vocabulary.decode(text))}")
+    else:
+        say(
+            console,
+            f"no texts are drawn, as its vocabulary is not that of {BACKBONE}: --adapter and --backbone name others",
+        )
     if arpa_file is not None:
         write_file(arpa_file, "".join(arpa.to_text(model, vocabulary)))
         say(console, f"written to {arpa_file}")
@@ -393,26 +443,18 @@ def tune(
     backbone: str | None = None,
     data_dir: str = "",
     per_task: bool = False,
-    beam: str | None = None,
-    n_best: str | None = None,
-    lm: str | None = None,
-    lm_weight: str | None = None,
-    token_bonus: str | None = None,
-    phrase_weight: str | None = None,
-    phrases: str | None = None,
+    **decode: str | None,
 ) -> None:
     """Finds the weights and the beam of decoding that are best on a validation suite, and stores them.
 
     Args:
       adapter, workdir, suite, backbone, data_dir, per_task: as for `run.tuning_stored.tune_stored`.
-      beam, n_best, lm, lm_weight, token_bonus, phrase_weight, phrases: the keys `decode.*`, written as in a
-        configuration; None for those of the suite or the run.
+      **decode: the keys `decode.*`, written as in a configuration; None for those of the suite or the run.
 
     Raises:
       UserError: as `tune_stored`.
     """
-    given = {"beam": beam, "n_best": n_best, "lm": lm, "lm_weight": lm_weight, "token_bonus": token_bonus}
-    decode = decode_flags.parsed(given | {"phrase_weight": phrase_weight, "phrases": phrases})
+    asked = decode_flags.parsed(decode)
     # Late: they import JAX.
     from hra_jax.run.jax_setup import setup_jax
     from hra_jax.run.tuning_stored import tune_stored
@@ -424,7 +466,7 @@ def tune(
         suite=suite,
         backbone=backbone,
         data_dir=data_dir or None,
-        decode=decode,
+        decode=asked,
         per_task=per_task,
     )
 
@@ -477,8 +519,12 @@ def define_flags() -> None:
         "backbone", None, f"Folder of the backbone, or builtin:NAME; else the adapter's, or {BACKBONE}."
     )
     flags.DEFINE_string("task", None, "Task of the adapter whose vocabulary it is.")
-    flags.DEFINE_string("data_dir", "", "With --manifest: what {dir} in it stands for; where corpora lie.")
-    flags.DEFINE_list("modules", [], "With --manifest: modules that register seqio Tasks, as data.modules.")
+    flags.DEFINE_string(
+        "data_dir", "", "What {dir} in manifests stands for, where corpora lie; with --workdir else what the run says."
+    )
+    flags.DEFINE_list(
+        "modules", [], "Modules that register seqio Tasks, as data.modules; those that a run names are not run."
+    )
     flags.DEFINE_string("normalizer", None, f"Of the texts, as data.normalizer; default: the run's, or {NORMALIZER}.")
     flags.DEFINE_integer("order", ngram.ORDER, f"make: tokens of the longest n-gram, 1 to {ngram.MOST_ORDER}.")
     flags.DEFINE_enum("smoothing", SMOOTHINGS[0], SMOOTHINGS, "make: modified Kneser-Ney, or absolute discounting.")

@@ -417,3 +417,17 @@ def test_the_package_offers_what_notebooks_import():
     assert hra_jax.Model is api.Model and hra_jax.Backbone is api.Backbone
     with pytest.raises(AttributeError, match="no attribute 'load_backbones'"):
         _ = hra_jax.load_backbones
+
+
+def test_files_that_decoding_names_are_read_again_where_they_were_written_again(model, waveforms, tmp_path):
+    file = tmp_path / "phrases.txt"
+    file.write_text("fad\n")
+    first = model.decoder({"phrases": str(file)}, ["ann"])
+    assert model.decoder({"phrases": str(file)}, ["ann"]) is first
+    file.write_text("fad\ncab\n")
+    assert len(model.decoder({"phrases": str(file)}, ["ann"]).phrases()["ann"]) == 2
+    sound = {"sample_rate": 8000, "tasks": ["bob"]}
+    with pytest.raises(UserError, match="a decoder of the tasks 'ann' has none for 'bob'"):
+        model.recognise(waveforms[:1], decode=first, **sound)
+    with pytest.raises(UserError, match=r"decode\.phrase_weight = 2\.0 would do nothing: there are no phrases"):
+        model.recognise(waveforms[:1], decode={"phrase_weight": 2.0}, **sound)

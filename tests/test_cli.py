@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from hra_jax import cli
+from hra_jax.decoding import flags as decode_flags
 from hra_jax.errors import UserError
 
 COMMAND = '''
@@ -153,6 +154,7 @@ def test_words_that_belong_to_no_flag_are_refused_unless_the_command_takes_words
     flags.DEFINE_string("workdir", "w", "", flag_values=values)
     flags.DEFINE_string("adapter", None, "", flag_values=values)
     flags.DEFINE_string("json", "", "", flag_values=values)
+    decode_flags.define_flags(values)
 
     def left(*words: str) -> list[str]:
         values.unparse_flags()
@@ -171,7 +173,8 @@ def test_words_that_belong_to_no_flag_are_refused_unless_the_command_takes_words
     with pytest.raises(UserError, match="--adapter=''; allowed: a value that is not empty"):
         left("--adapter=")
     values["adapter"].value = None
-    assert left("--json=") == []
+    assert left("--json=", "--decode.lm=") == [] and decode_flags.asked(values) == {"lm": ""}
+    values["decode.lm"].value = None
     if takes_words:
         assert left("--workdir=w", "a.wav", "--strict", "b.wav", "--", "False") == ["a.wav", "b.wav", "False"]
         for word in ("", " "):

@@ -1,5 +1,6 @@
 """Runs that decode with a language model of their training texts: tuned, stored, scored, resumed, in processes."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from hra_jax.decoding import grid
 from hra_jax.errors import UserError
 from hra_jax.evaluate import evaluate, evaluate_systems
 from hra_jax.evaluation.predictions import read_predictions
-from hra_jax.run import checkpoint_export, evaluating, own_models
+from hra_jax.run import checkpoint_export, evaluating, own_models, tuning
 from hra_jax.run.tuning_stored import tune_stored
 from hra_jax.text import ngram
 
@@ -109,6 +110,22 @@ def test_the_same_command_again_and_evaluate_find_what_the_run_has_found(decoded
 
 
 @pytest.mark.slow(minutes=0.5)
+def test_what_the_adapter_was_tuned_to_that_a_run_started_from_does_not_decode_its_results(decoded, config):
+    W, run = decoded.workdir, decoded.run
+    model = own_models.models_of(W, list, {"": run.material.base.vocabulary}, task_tag="speaker", normalizer="basic")
+    start = adapter_folder.read_adapter(W / "adapter")
+    tuned = {task: found | {"lm_weight": 1.3} for task, found in stored(W).items()}
+    entries = [entry | {"decode": tuned[entry["name"]]} for entry in start.tasks_json]
+    start = dataclasses.replace(start, tasks_json=entries)
+    material = dataclasses.replace(run.material, start=start, start_folder=str(W / "adapter"))
+    layout = dataclasses.replace(run.layout, select=None)
+    for fields, weight in (({"decode": tuned}, 1.3), ({}, 0.8)):
+        again = dataclasses.replace(run, material=material, layout=layout, fields=fields)
+        facts = tuning.decoder_of(again, config, run.layout.test, model).facts()
+        assert facts["lm"] == tuned["ann"]["lm"] and facts["lm_weight"] == weight
+
+
+@pytest.mark.slow(minutes=0.5)
 def test_systems_side_by_side_are_decoded_alike_and_keep_both_texts_when_they_are_stopped(
     decoded, config, micro, tmp_path, monkeypatch
 ):
@@ -182,6 +199,11 @@ def test_tuning_of_what_is_stored_finds_the_same_weights_and_refuses_suites_that
     assert {entry["name"]: entry["decode"] for entry in changed.tasks_json} == found
     assert changed.tasks.keys() == exported.tasks.keys()
 
+    # A task that is decoded greedily has nothing of what was found with the model of another, and stays as it was.
+    pairs = {"lm": tuple((name, str(W / "lm" / "train.lm") if name == "ann" else "") for name in sorted(found))}
+    some = tune_stored(adapter=str(alone), suite=micro.suite("validation"), decode=pairs, **settings)
+    entries = {entry["name"]: entry["decode"] for entry in adapter_folder.read_adapter(alone).tasks_json}
+    assert list(some) == ["ann"] and entries == found | some
     copy = world.write_suite(tmp_path / "copy.py", (("*", "{dir}/test.jsonl", "speaker=*", "*"),))
     for place, suite, told in (
         ({"workdir": str(W)}, micro.suite("test"), "suite 'test': the run is tested on it"),

@@ -1,12 +1,16 @@
 """`python -m hra_jax.lm`: models from texts, manifests, runs and ARPA files, and what is told of them."""
 
+import gzip
 import inspect
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 
 from hra_jax import cli, lm
+from hra_jax.decoding import flags as decode_flags
 from hra_jax.errors import UserError
 from hra_jax.text import arpa, ngram
 from hra_jax.text.normalization import normalize_text
@@ -51,7 +55,7 @@ def test_manifests_and_text_files_together_give_what_one_file_of_all_gives(text,
     assert ngram.read(tmp_path / "a.lm").digest == wanted.digest
 
 
-def test_a_run_gives_its_training_texts_or_those_of_one_task(trained, micro, tmp_path, capsys):
+def test_a_run_gives_its_training_texts_or_those_of_one_task(trained, micro, tmp_path, capsys, monkeypatch):
     workdir = str(trained.workdir)
     rows = [json.loads(line) for line in (micro.data / "train.jsonl").read_text().splitlines()]
     lm.make(workdir=workdir, output=str(tmp_path / "all.lm"), order=3)
@@ -64,6 +68,18 @@ def test_a_run_gives_its_training_texts_or_those_of_one_task(trained, micro, tmp
         assert model.digest == ngram.train([vocabulary.encode(text) for text in texts], vocabulary, order=3).digest
     with pytest.raises(UserError, match="unknown task 'nobody'"):
         lm.make(workdir=workdir, output=str(tmp_path / "b.lm"), task="nobody")
+    # Its data may have been moved; and nothing that its configuration names is imported.
+    moved = Path(shutil.copytree(micro.data, tmp_path / "moved"))
+    (moved / "train.jsonl").write_text(json.dumps(of_task[0]) + "\n")
+    (tmp_path / "harmful.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = json.loads((trained.workdir / "config.json").read_text())
+    config["data"]["modules"] = ["harmful"]
+    config["data"]["sources"][0][1] = "{dir}/train.jsonl"
+    (tmp_path / "W").mkdir()
+    (tmp_path / "W" / "config.json").write_text(json.dumps(config))
+    lm.make(workdir=str(tmp_path / "W"), output=str(tmp_path / "c.lm"), data_dir=str(moved))
+    assert ngram.read(tmp_path / "c.lm").texts == 1
     capsys.readouterr()
 
 
@@ -93,7 +109,8 @@ def test_showing_a_model_tells_what_was_left_out_and_what_it_gives_back(text, tm
 def test_a_model_of_another_vocabulary_is_shown_without_texts(tmp_path, capsys):
     ngram.write(tmp_path / "a.lm", ngram.train([[1, 2, 1]], CharacterVocabulary("xy"), order=2))
     lm.show(str(tmp_path / "a.lm"))
-    assert "drawn" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no texts are drawn" in printed and "texts drawn from it" not in printed
     with pytest.raises(UserError, match=r"a\.lm: a language model of the vocabulary"):
         lm.show(str(tmp_path / "a.lm"), arpa_file=str(tmp_path / "a.arpa"))
     with pytest.raises(UserError, match=r"a\.lm: a language model of the vocabulary"):
@@ -139,6 +156,12 @@ def test_texts_that_are_drawn_come_as_often_as_the_model_finds_them_likely():
         ({"text": ["empty.txt"]}, "empty.txt: 0 texts, and no token"),
         ({"most_bytes": 100}, "a language model of at most 100 B; allowed: "),
         ({"text": [], "arpa_file": "some.txt"}, r"some.txt: no ARPA file, it has no line \\data\\"),
+        ({"text": ["some.txt.gz"]}, "some.txt.gz: is compressed by gzip; allowed: a text file.*, unpacked"),
+        ({"text": [], "arpa_file": "some.txt.gz"}, "some.txt.gz: is compressed by gzip"),
+        (
+            {"text": [], "arpa_file": "some.txt", "order": 3, "most_bytes": 100},
+            "--order and --most_bytes would do nothing: --arpa names a model",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_one_line_and_writes_nothing(options, message, text, tmp_path, monkeypatch):
@@ -146,6 +169,7 @@ def test_what_cannot_be_made_is_one_line_and_writes_nothing(options, message, te
     (tmp_path / "latin.txt").write_bytes("one\ncaf\u00e9".encode("latin-1"))
     (tmp_path / "foreign.txt").write_text("\u0434\u0430", encoding="utf-8")
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "some.txt.gz").write_bytes(gzip.compress(b"one\n"))
     with pytest.raises(UserError, match=message):
         lm.make(**({"text": [text], "output": "a.lm"} | options))
     assert not (tmp_path / "a.lm").exists()
@@ -155,6 +179,8 @@ def test_every_flag_of_a_command_is_an_argument_of_it():
     for name, command in lm.COMMANDS.items():
         takes = inspect.signature(command.run).parameters
         keyword = {parameter for parameter in takes if takes[parameter].kind == inspect.Parameter.KEYWORD_ONLY}
+        if "decode" in takes:  # the rest
+            keyword |= {key.partition(".")[2] for key in decode_flags.NAMES}
         assert {lm.KEYWORDS.get(flag, flag) for flag in command.flags} == keyword, name
     with pytest.raises(UserError, match="unknown command 'mak'; did you mean 'make'"):
         cli.run_command(lm.COMMANDS, ["lm", "mak"])

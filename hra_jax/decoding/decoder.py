@@ -4,7 +4,6 @@ A path has a label, or the blank, for each frame: what is likeliest frame by fra
 the likeliest path of the tokens that the search has found. So everything after it is the same for both.
 """
 
-import collections
 import functools
 import hashlib
 import json
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hra_jax.console import listed
 from hra_jax.decoding import phrases as phrase_lists
 from hra_jax.decoding.language_models import NOTHING_HELD, Held, TaskWeights, chosen, weights_of, width_of
 from hra_jax.decoding.phrases import Weighted
@@ -114,8 +114,8 @@ class Decoder:
                 read(self.settings.phrases_of(name)),
                 _columns(vocabulary),
             )
-        self._lists: collections.OrderedDict[Hashable, Automaton] = collections.OrderedDict()
-        self._phrase_tables: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
+        self._lists: dict[Hashable, Automaton] = {}
+        self._phrase_tables: dict[Hashable, Any] = {}
         for task in self._tasks.values():
             if task.phrases:
                 self._automaton(task, task.phrases, where="decode.phrases")
@@ -124,8 +124,10 @@ class Decoder:
         """Refuses phrases of an utterance of a task, before anything is recognised.
 
         Raises:
-          UserError: as `phrases.automaton_of`.
+          UserError: a task that the decoder was not made for, or as `phrases.automaton_of`.
         """
+        if task not in self._tasks:
+            raise UserError(f"a decoder of the tasks {listed(self._tasks)} has none for {task!r}; allowed: one of them")
         if phrases:
             self._automaton(self._tasks[task], self._phrases(task, phrases, where=where), where=where)
 
@@ -313,7 +315,7 @@ class Decoder:
 
     def _automaton(self, task: _Task, phrases: tuple[Weighted, ...], *, where: str = "phrases") -> Automaton:
         key = (id(task.vocabulary), phrases)
-        return _kept(
+        return kept(
             self._lists,
             key,
             lambda: phrase_lists.automaton_of(phrases, _own(task.vocabulary), where=where),
@@ -333,7 +335,7 @@ class Decoder:
             table, starts = beam.tables(list(automata.values()), vocabulary_size=size)
             return table, dict(zip(automata, starts.tolist(), strict=True))
 
-        table, at = _kept(self._phrase_tables, (frozenset(automata), size), made, most=_TABLES)
+        table, at = kept(self._phrase_tables, (frozenset(automata), size), made, most=_TABLES)
         return table, [at.get(key, -1) for key in keys]
 
 
@@ -355,16 +357,13 @@ def _table_of_models(models: tuple[_ByDigest, ...], size: int) -> tuple[Any, np.
     return beam.tables([entry.model.automaton for entry in models], vocabulary_size=size)
 
 
-def _kept(
-    store: "collections.OrderedDict[Hashable, _Value]", key: Hashable, make: Callable[[], _Value], *, most: int
-) -> _Value:
+def kept(store: dict[Hashable, _Value], key: Hashable, make: Callable[[], _Value], *, most: int) -> _Value:
     """What is stored under a key, made where it is not; what was not asked for the longest goes."""
-    if key not in store:
-        store[key] = make()
-        if len(store) > most:
-            store.popitem(last=False)
-    store.move_to_end(key)
-    return store[key]
+    found = store.pop(key) if key in store else make()
+    while len(store) >= most:
+        del store[next(iter(store))]
+    store[key] = found
+    return found
 
 
 def _read(given: str | tuple[Any, ...]) -> tuple[Weighted, ...]:

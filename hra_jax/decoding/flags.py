@@ -48,9 +48,9 @@ def parsed(given: Mapping[str, str | None]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A number or a tuple where the text is one; a word or a path stays as it is."""
+    """A number, a tuple or a quoted word where the text is one; any other word or path stays as it is."""
     try:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
-    return value if isinstance(value, int | float | tuple) and not isinstance(value, bool) else text
+    return value if isinstance(value, int | float | tuple | str) and not isinstance(value, bool) else text

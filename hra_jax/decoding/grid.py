@@ -150,7 +150,8 @@ def compare_beams(rates_of: Callable[[int], Rates], tuned: Tuned, *, tuned_with:
       tuned_with: the beam that they were found with.
       others: the beams that are tried beside it.
     """
-    rates: dict[int, Rates] = {tuned_with: {task: tuned.rate(task) for task in tuned.best}}
+    found = {**tuned.rates[tuned.best[MEAN]], **{task: tuned.rate(task) for task in tuned.best}}
+    rates: dict[int, Rates] = {tuned_with: found}
     rates |= {beam: dict(rates_of(beam)) for beam in others if beam != tuned_with}
     best = {}
     for task in tuned.best:

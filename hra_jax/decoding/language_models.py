@@ -4,6 +4,7 @@ A model may give back the texts that it was made from. So an exported adapter ha
 there: it has the name and the digest of the model that its weights were tuned for.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,11 +13,14 @@ from hra_jax.adapters.task_records import DECODE, LM, SHARED
 from hra_jax.console import listed, printable
 from hra_jax.decoding.settings import ADAPTER, DEFAULT_WEIGHTS, TRAIN, TUNED, DecodeSettings, decode_settings
 from hra_jax.errors import UserError
+from hra_jax.storage.files import stamp
 from hra_jax.text import ngram
 from hra_jax.text.ngram import LanguageModel
 from hra_jax.text.vocabularies import Vocabulary
 
 _SHOWN = 12  # characters of a digest that errors show
+# The models of files, by path and `stamp`, as long as anybody has them: many systems are decoded with the same.
+_OPEN: weakref.WeakValueDictionary[tuple[str, Any], LanguageModel] = weakref.WeakValueDictionary()
 
 
 class TaskWeights(NamedTuple):
@@ -46,7 +50,12 @@ class Held(NamedTuple):
             if name in self.tuned:
                 return self.tuned[name]
         first, *others = self.tuned.values() or [None]
-        return first if all(other == first for other in others) else None
+        return first if all(_same_decoding(other, first) for other in others) else None
+
+
+def _same_decoding(one: Mapping[str, Any], other: Mapping[str, Any] | None) -> bool:
+    """Whether two entries decode alike, whatever their error rates are."""
+    return all(one.get(name) == (other or {}).get(name) for name in ("lm", "beam", *DEFAULT_WEIGHTS))
 
 
 NOTHING_HELD = Held({}, {}, "")
@@ -102,16 +111,27 @@ def chosen(
             model, name = train(task), "that of the training texts"
         else:
             if given not in files:
-                try:
-                    files[given] = ngram.read(given)
-                except UserError as error:
-                    raise UserError(f"decode.lm: {error}") from error
+                files[given] = _of_file(given)
             model, name = files[given], given
         if (id(model), id(vocabulary)) not in fitting:
             model.check_vocabulary(vocabulary, where=f"decode.lm, task {task!r}: {name}")
             fitting.add((id(model), id(vocabulary)))
         found[task] = model
     return found
+
+
+def _of_file(path: str) -> LanguageModel:
+    """The model of a file, which is not read again as long as some decoder has it and it is not written again."""
+    written = stamp(path)
+    model = _OPEN.get((path, written))
+    if model is None:
+        try:
+            model = ngram.read(path)
+        except UserError as error:
+            raise UserError(f"decode.lm: {error}") from error
+        if written is not None:
+            _OPEN[path, written] = model
+    return model
 
 
 def _of_adapter(task: str, adapter: Held, read: dict[str, LanguageModel]) -> LanguageModel:

@@ -157,6 +157,15 @@ class DecodeSettings:
         return dict(self.lm).get(task) if isinstance(self.lm, tuple) else self.lm
 
     @property
+    def files(self) -> list[str]:
+        """The files of language models and of phrases that are named, sorted."""
+        models = dict(self.lm).values() if isinstance(self.lm, tuple) else [self.lm]
+        whole = isinstance(self.phrases, str) or _is_phrase_list(self.phrases)
+        phrases = [self.phrases] if whole else dict(self.phrases).values()
+        named = [value for value in (*models, *phrases) if isinstance(value, str)]
+        return sorted({*named} - {"", TRAIN, ADAPTER})
+
+    @property
     def tasks_with_models(self) -> list[str]:
         """The tasks that pairs give a language model to, or none, sorted."""
         return sorted(dict(self.lm)) if isinstance(self.lm, tuple) else []

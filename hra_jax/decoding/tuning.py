@@ -136,10 +136,9 @@ def entries(
     tuned: Tuned,
     beams: Beams,
     settings: DecodeSettings,
-    models: Mapping[str, LanguageModel],
+    models: Mapping[str, LanguageModel | None],
     *,
     suite: str,
-    tasks: Iterable[str],
 ) -> dict[str, dict[str, Any]]:
     """What is stored for tasks: the field `decode` of their entries in tasks.json.
 
@@ -147,18 +146,17 @@ def entries(
       tuned: the weights that were found.
       beams: the beams.
       settings: they say the rest.
-      models: of the tasks.
+      models: of each task that gets an entry; None for none.
       suite: that it was found on.
-      tasks: which.
     """
     found = {}
-    for task in tasks:
+    for task, model in models.items():
         own = task if task in tuned.best else MEAN
         weights = {name: getattr(settings, name) for name in DEFAULT_WEIGHTS} | tuned.weights(own)
-        model = models.get(task)
         lm = {} if model is None else {"lm": {"name": model.name, "digest": model.digest}}
         given = {name: float(value) for name, value in weights.items() if value != TUNED}
-        found[task] = {**lm, "beam": beams.best[own], **given, "suite": suite, "wer": beams.rate(own)}
+        rate = beams.rates[beams.best[own]].get(task, beams.rate(own))  # the mean, where the suite lacks the task
+        found[task] = {**lm, "beam": beams.best[own], **given, "suite": suite, "wer": rate}
     return found
 
 

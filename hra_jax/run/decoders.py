@@ -110,6 +110,13 @@ def make_decoder(
     return decoder if searches else None
 
 
+def searched(decoder: Decoder, runner: SuiteRunner) -> set[str]:
+    """The tasks of which any utterance of a suite is searched for, and not decoded greedily."""
+    adapters = zip(runner.table.source.tolist(), range(len(runner.table)), strict=True)
+    own = {runner.adapters[source] for source, number in adapters if runner.phrases_of(number)}
+    return own | {name for name in vocabularies_of(runner) if decoder.searches(name)}
+
+
 def has_phrases(settings: DecodeSettings, runner: SuiteRunner) -> bool:
     """Whether any utterance of a suite has phrases, its own or those of its task."""
     of_tasks = any(settings.phrases_of(name) for name in vocabularies_of(runner))

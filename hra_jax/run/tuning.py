@@ -5,7 +5,7 @@ on `eval.select_suite`, and never on a suite that tests.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from hra_jax.run.decoders import Models
 from hra_jax.run.exporting import add_field
 from hra_jax.run.place import Run
 from hra_jax.run.scoring import suite_weights
+from hra_jax.text.ngram import LanguageModel
 from hra_jax.training.agreement import agreed, first_alone
 
 
@@ -107,8 +108,9 @@ def tuned_entries(
       log_probs: gives those of the suite, as `SuiteRunner.log_probs` does.
       adapter: what is held of decoding with the weights.
       train: gives the language models of training texts.
-      tasks: of the adapter, which all get an entry; of a backbone, which has none, the entry is that of the task ''.
-      per_task: whether each task gets weights and a beam of its own.
+      tasks: of the adapter, which get an entry if they are searched for; of a backbone, which has none, the entry is
+        that of the task ''.
+      per_task: whether each task of the suite gets weights and a beam of its own, and no other task any.
     """
     vocabularies = decoders.vocabularies_of(runner)
     models = agreed(lambda: chosen(settings, vocabularies, adapter=adapter, train=train))
@@ -131,7 +133,7 @@ def tuned_entries(
         found = tuning.rates(runner, heard, decoder_of({**tuned.weights(), "beam": beam}))
         if not per_task:
             return found
-        own = tuning.entries(tuned, beams, given, models, suite=suite, tasks=vocabularies)
+        own = tuning.entries(tuned, beams, given, {task: models.get(task) for task in vocabularies}, suite=suite)
         return {**tuning.rates(runner, heard, decoder_of({"beam": beam}, Held(own, {}, ""))), MEAN: found[MEAN]}
 
     width = given.width(phrases=True)
@@ -139,19 +141,38 @@ def tuned_entries(
     beams = compare_beams(rates_of, tuned, tuned_with=width, others=widths)
     if jax.process_index() == 0:
         tuning.print_tables(tuned, beams, suite=suite)
-    # Tasks that the suite does not have are decoded with the model of all others, if that is one.
-    digests = {model.digest for model in models.values()}
-    common = next(iter(models.values())) if len(digests) == 1 else None
-    every = {task: found for task in tasks or ("",) if (found := models.get(task, common)) is not None}
-    return tuning.entries(tuned, beams, given, every, suite=suite, tasks=tasks or ("",))
+    found = _models_by_task(
+        tasks or ("",), {task: models.get(task) for task in vocabularies}, searched=decoders.searched(plain, runner)
+    )
+    own = {task: model for task, model in found.items() if task in vocabularies}
+    # A task that was to have its own and was not looked at keeps what it has.
+    return tuning.entries(tuned, beams, given, own if per_task and own else found, suite=suite)
+
+
+def _models_by_task(
+    tasks: Iterable[str], models: Mapping[str, LanguageModel | None], *, searched: Collection[str]
+) -> dict[str, LanguageModel | None]:
+    """The tasks for which something was found, each with its language model; None for none.
+
+    Args:
+      tasks: of the adapter. One that the suite lacks is decoded with the model of all others, if that is one.
+      models: of the tasks of the suite.
+      searched: those of the suite that are searched for. What was found with models is nothing for one that has none
+        and is decoded greedily.
+    """
+    used = {model.digest: model for model in models.values() if model is not None}
+    common = next(iter(used.values())) if len(used) == 1 else None
+    every = {task: models.get(task, common) for task in tasks}
+    return {task: model for task, model in every.items() if model is not None or task in searched or not used}
 
 
 def decoder_of(run: Run, config: ConfigDict, runner: SuiteRunner, train: Models | None) -> Decoder | None:
     """The decoder of a suite of a run; None where that is greedy, or its language model could not be made."""
-    stored, settings = _held(run), _settings(config, runner)
+    settings = _settings(config, runner)
     if train is None and decoders.needs_training_texts(settings):
         return None
-    adapter = stored._replace(tuned={**stored.tuned, **run.fields.get(DECODE, {})})
+    # Not what the adapter was tuned to that it started from: its tasks are others now, and are exported without that.
+    adapter = _held(run)._replace(tuned=run.fields.get(DECODE, {}))
     decoder = agreed(lambda: decoders.make_decoder(settings, runner, adapter=adapter, train=train))
     if decoder is not None and jax.process_index() == 0 and run.layout.select is None:
         tell(

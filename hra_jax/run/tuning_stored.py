@@ -104,7 +104,7 @@ def tune_stored(
     # ---------------------------------------------------------------------------------------------------------- store
     if workdir is not None:
         with workdirs.changing_files(workdir):
-            own_models.write_tuned(workdir, entries)
+            own_models.write_tuned(workdir, own_models.read_tuned(workdir) | entries)
             if exported is not None:
                 _store_in_run(epath.Path(workdir), exported, entries)
     elif exported is not None:

@@ -240,6 +240,21 @@ def test_what_cannot_decode_is_refused_in_one_line_before_anything_is_loaded(mod
     assert "none.txt" in refusal({"phrases": "none.txt"}, one)
     with pytest.raises(UserError, match="xyz"):
         Decoder(vocabularies=one).paths(LOG_PROBS[:1], LENGTHS[:1], ["a"], phrases=[["xyz"]])
+    with pytest.raises(UserError, match="a decoder of the tasks 'a' has none for 'b'"):
+        Decoder(vocabularies=one).check_phrases("b", ())
+
+
+def test_the_model_of_a_file_is_read_again_where_it_was_written_again_and_else_once(models, tmp_path):
+    first, second = models[TASKS[0]], models[TASKS[1]]
+    ngram.write(tmp_path / "x.lm", first)
+
+    def decoder():
+        return Decoder(decode_settings({"lm": tmp_path / "x.lm"}), vocabularies={"a": LETTERS})
+
+    one, other = decoder(), decoder()
+    assert one._tasks["a"].model is other._tasks["a"].model and one.facts()["lm"]["digest"] == first.digest
+    ngram.write(tmp_path / "x.lm", second)
+    assert decoder().facts()["lm"]["digest"] == second.digest
 
 
 def test_the_adapter_gives_the_model_of_a_task_or_of_all_and_its_name_where_it_is_elsewhere(models):

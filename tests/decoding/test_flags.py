@@ -29,6 +29,8 @@ def test_values_are_numbers_words_paths_and_tuples():
     }
     assert given("--decode.lm=(('ann', 'a.lm'), ('bob', 'train'))") == {"lm": (("ann", "a.lm"), ("bob", "train"))}
     assert given("--decode.phrases=words.txt", "--decode.lm=") == {"lm": "", "phrases": "words.txt"}
+    assert given("--decode.lm='a.lm'", "--decode.token_bonus='tuned'") == {"lm": "a.lm", "token_bonus": "tuned"}
+    assert given("--decode.lm=''") == {"lm": ""}
 
 
 def test_what_the_help_tells_to_write_is_taken():

@@ -96,6 +96,13 @@ def test_what_is_for_all_tasks_and_what_is_for_some():
     assert [some.phrases_of(task) for task in "abc"] == [("x", "y"), "names.txt", ()]
 
 
+def test_files_are_those_of_models_and_phrases_that_are_named():
+    assert DecodeSettings(lm="train").files == DecodeSettings(phrases=("a.txt",)).files == DecodeSettings().files == []
+    some = DecodeSettings(lm=(("a", "x.lm"), ("b", "adapter"), ("c", "")), phrases=(("a", "p.txt"), ("b", ("q",))))
+    assert some.files == ["p.txt", "x.lm"]
+    assert DecodeSettings(lm="x.lm", phrases="p.txt").files == ["p.txt", "x.lm"]
+
+
 def test_a_weight_that_would_weigh_nothing_is_refused():
     for given, phrases, why in (
         ({"lm_weight": 0.5}, True, "decode.lm_weight = 0.5 would do nothing: decode.lm names no language model"),

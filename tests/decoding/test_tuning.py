@@ -70,7 +70,7 @@ def test_what_is_stored_gives_the_decoder_the_weights_that_were_found():
         {"": (0.8,), "ann": (1.1,)},
     )
     beams = grid.Beams({16: {"": 0.25, "ann": 0.1}, 32: {"": 0.2, "ann": 0.1}}, {"": 32, "ann": 16})
-    found = tuning.entries(tuned, beams, settings, {"ann": MODEL}, suite="validation", tasks=("ann", "bob"))
+    found = tuning.entries(tuned, beams, settings, {"ann": MODEL, "bob": None}, suite="validation")
     assert found["ann"] == {
         "lm": {"name": "train", "digest": MODEL.digest},
         "beam": 16,
@@ -81,6 +81,14 @@ def test_what_is_stored_gives_the_decoder_the_weights_that_were_found():
     }
     # A task that was not tuned by itself has what is best for all, and here no language model.
     assert found["bob"] == {"beam": 32, "lm_weight": 0.8, "token_bonus": 0.5, "suite": "validation", "wer": 0.2}
+    # Tuned together, each task has its own error rate with what is best for all.
+    together = grid.Tuned(tuned.axes, {(0.8,): {"": 0.25, "ann": 0.5, "bob": 0.0}}, {"": (0.8,)})
+    beams = grid.compare_beams(lambda beam: {"": 0.2, "ann": 0.4, "bob": 0.0}, together, tuned_with=16, others=(16, 32))
+    models = dict.fromkeys(("ann", "bob", "cy"), MODEL)
+    own = tuning.entries(together, beams, settings, models, suite="validation")
+    assert [own[task]["wer"] for task in models] == [0.4, 0.0, 0.2]
+    # What all have in common is that of a new task, whatever the error rates of the others are.
+    assert Held(own, {}, "ADAPTER").tuned_for("new")["beam"] == 32 and Held(found, {}, "").tuned_for("new") is None
     decoder = Decoder(DecodeSettings(lm=MODEL), vocabularies={"ann": VOCABULARY}, adapter=Held(found, {}, "ADAPTER"))
     assert {name: decoder.facts()[name] for name in ("beam", "lm_weight", "token_bonus")} == {
         name: found["ann"][name] for name in ("beam", "lm_weight", "token_bonus")
