@@ -65,6 +65,7 @@ _STORAGE_ERRNOS = {
     errno.EROFS,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
 }
 _before_failing: list[Callable[[int], None]] = []
 

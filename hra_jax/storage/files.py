@@ -22,6 +22,7 @@ from hra_jax.errors import UserError
 from hra_jax.storage import remote, writing
 
 _REMOTE_SECONDS = 60.0  # between two uploads of a file that grows
+_MOST_NAME = 200  # bytes of a name of which a temporary one is made; file systems allow 255
 _TEMPORARY = re.compile(r"\.(.+?)(\.[0-9a-f]{16})?\.tmp")  # 0.1.0 left the random part out
 
 
@@ -109,7 +110,8 @@ class Replacement:
         """
         self.path = epath.Path(path)
         make_folder(self.path.parent)
-        self._temporary = self.path.parent / f".{self.path.name}.{secrets.token_hex(8)}.tmp"
+        name = os.fsencode(self.path.name)[:_MOST_NAME].decode(errors="ignore")
+        self._temporary = self.path.parent / f".{name}.{secrets.token_hex(8)}.tmp"
         self._local = not is_remote(self.path)
         self._begun = writing.begin((lambda: self._temporary.unlink(missing_ok=True)) if self._local else None)
         self._durable = durable and self._local

@@ -409,10 +409,13 @@ def _claim(file: epath.Path, output: str, run: Mapping[str, Any], *, begun: bool
     """
     check_no_link(file)
     wanted = parse_json(json_text(run), where="what is asked for")  # as it is read again
+    there = file.exists()
+    if begun and not there:
+        raise UserError(f"--output={output!r} is there, and is not of this command; allowed: another path")
+    stored = read_object(file, what="what an earlier run was asked for") if there else wanted
+    if stored.keys().isdisjoint(wanted):
+        raise UserError(f"--output={output!r}: {file} is not of this command; allowed: another path")
     if begun:
-        if not file.exists():
-            raise UserError(f"--output={output!r} is there, and is not of this command; allowed: another path")
-        stored = read_object(file, what="what an earlier run was asked for")
         for name in sorted({*stored, *wanted}):
             if stored.get(name) != wanted.get(name):
                 was, now = (json.dumps(side.get(name), ensure_ascii=False) for side in (stored, wanted))

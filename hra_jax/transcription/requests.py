@@ -105,7 +105,11 @@ def of_paths(paths: Sequence[str], *, task: str, session: str = "") -> Requests:
     """
     found: list[Request] = []
     for path in paths:
-        if epath.Path(path).is_dir():
+        if not recordings.is_utf8(path):
+            shown, error = os.fsencode(path).decode("utf-8", "backslashreplace"), "the name is not UTF-8; rename it"
+            name = posixpath.basename(shown)
+            found.append(Request(shown, shown, task, name, session=session, error=f"undecodable_audio: {error}"))
+        elif epath.Path(path).is_dir():
             found += _of_folder(path, task, session)
         elif path.lower().endswith((".jsonl", ".json")):
             raise UserError(f"{path} is no audio; allowed: --manifest {path}, where it is a manifest")

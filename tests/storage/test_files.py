@@ -70,6 +70,12 @@ def test_what_a_user_names_to_be_written_is_refused_where_it_is_no_file(tmp_path
             files.check_output(good, name="--json")
 
 
+def test_a_file_may_have_the_longest_name_that_the_disk_takes(tmp_path):
+    name = "字" * 83 + ".wavs"  # of 254 bytes
+    write_file(tmp_path / name, "whole")
+    assert names(tmp_path) == {name}
+
+
 def test_temporary_names_are_new_each_time(tmp_path):
     found = set()
     for _ in range(20):

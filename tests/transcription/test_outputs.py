@@ -119,6 +119,12 @@ def test_what_another_command_wrote_is_left_as_it_is(tmp_path, form):
     with pytest.raises(UserError, match="is there, and is not of this command; allowed: another path"):
         finish(path, form, ASKED)
     assert mine.read_text() == "mine\n"
+    mine.unlink()
+    other = path / "run.json" if form == "srt" else path.with_name("mine.txt.run.json")
+    other.write_text('{"mine": 1}')
+    with pytest.raises(UserError, match="run.json is not of this command; allowed: another path"):
+        finish(path, form, ASKED)
+    assert other.read_text() == '{"mine": 1}'
 
 
 def test_a_line_that_is_none_of_this_command_is_named(tmp_path):

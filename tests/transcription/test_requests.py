@@ -50,6 +50,12 @@ def test_folders_are_searched_and_what_is_not_read_there_is_a_request_that_says_
     assert {request.task for request in made} == {"ann"} and len(made[1].samples(8000)) == 1600
 
 
+def test_a_name_that_is_no_text_is_an_error_that_every_output_can_hold():
+    (one,) = requests.of_paths([b"x/\xe9.wav".decode("utf-8", "surrogateescape")], task="ann").make()
+    assert (one.key, one.name) == (r"x/\xe9.wav", r"\xe9.wav")
+    assert one.error == "undecodable_audio: the name is not UTF-8; rename it"
+
+
 @pytest.mark.parametrize("path", ["empty", "lines.jsonl"])
 def test_a_folder_without_audio_and_a_manifest_among_files_are_refused_in_one_line(tmp_path, path):
     (tmp_path / "empty").mkdir()
