@@ -86,6 +86,7 @@ class Decoder:
       vocabularies: of each task that will be decoded. Column i of the log-probabilities of its rows is id i.
       adapter: what an adapter holds of language models and weights.
       train: gives the language model that `decode.lm='train'` stands for, by task; None where there is no run.
+      like: another decoder for the same vocabularies, with which it shares what was made of phrases; None for none.
 
     Raises:
       UserError: a language model that is not there, or of another vocabulary; phrases that the vocabulary of a task
@@ -99,6 +100,7 @@ class Decoder:
         vocabularies: Mapping[str, Vocabulary],
         adapter: Held = NOTHING_HELD,
         train: Callable[[str], LanguageModel] | None = None,
+        like: "Decoder | None" = None,
     ):
         self.settings = settings or DecodeSettings()
         models = chosen(self.settings, vocabularies, adapter=adapter, train=train)
@@ -114,8 +116,8 @@ class Decoder:
                 read(self.settings.phrases_of(name)),
                 _columns(vocabulary),
             )
-        self._lists: dict[Hashable, Automaton] = {}
-        self._phrase_tables: dict[Hashable, Any] = {}
+        self._lists: dict[Hashable, Automaton] = {} if like is None else like._lists
+        self._phrase_tables: dict[Hashable, Any] = {} if like is None else like._phrase_tables
         for task in self._tasks.values():
             if task.phrases:
                 self._automaton(task, task.phrases, where="decode.phrases")
