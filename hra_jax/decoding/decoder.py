@@ -29,7 +29,7 @@ from hra_jax.text.task_vocabularies import BlankFirst, outputs_in_order
 from hra_jax.text.vocabularies import Vocabulary
 
 _LEAST_FRAMES, _LEAST_TOKENS = 64, 16  # of a batch that is searched, padded: few compiled shapes
-_ONE_TABLE_BYTES = 2**26  # of all models, dense; beyond it only those of a batch are put into its table
+_ONE_TABLE_BYTES = 2**28  # of all models, with arcs; beyond it only those of a batch are put into its table
 _LISTS, _TABLES = 1024, 4  # lists of phrases, and batches of them, that are kept
 _Value = TypeVar("_Value")
 
@@ -303,7 +303,7 @@ class Decoder:
         every = (task.model for task in self._tasks.values() if task.model is not None)
         # One table for all batches, unless there are so many models that their table would be large.
         known = {model.digest: model for model in every if model.automaton.vocabulary_size <= size}
-        if sum(model.automaton.dense_bytes for model in known.values()) > _ONE_TABLE_BYTES:
+        if sum(model.automaton.sparse_bytes for model in known.values()) > _ONE_TABLE_BYTES:
             known = {model.digest: model for model in used}
         table, starts = _table_of_models(tuple(_ByDigest(known[digest]) for digest in sorted(known)), size)
         at = dict(zip(sorted(known), starts.tolist(), strict=True))
