@@ -467,7 +467,7 @@ class Model:
 
         Args:
           parts: of each utterance its waveforms, float32 at the backbone's rate; several where it is long.
-          sessions: of each utterance; those with the same one are by one voice. None: each is by itself.
+          sessions: of each utterance; those with the same one are by one voice. None, for all or for one: by itself.
 
         Raises:
           UserError: the adapter does not say how its tasks sound; the line has the command that has it say so.
@@ -475,7 +475,7 @@ class Model:
         voices = auto.voices_of(self.records, self.tasks, where=self.folder, aside=self.set_aside)
         return auto.choose(
             parts,
-            range(len(parts)) if sessions is None else sessions,
+            [object() if session is None else session for session in sessions or [None] * len(parts)],
             voices=voices,
             listen=self._listen,
             recognise=self._run,
@@ -508,7 +508,8 @@ class Model:
           decode: the keys `decode.*` of a configuration, such as {"lm": "adapter"}; None decodes greedily. Or what
             `decoder` gave.
           phrases: of each recording the words and phrases that are likelier than elsewhere; None for none.
-          sessions: of each recording; those of `__auto__` with the same one are by one voice. None: each is by itself.
+          sessions: of each recording; those of `__auto__` with the same one are by one voice. None, for all or for
+            one: by itself.
           words: whether words are wanted, with their times and confidences.
           chunk_seconds: the longest that is recognised at once; None for what was trained on, `Model.chunk_seconds`.
 

@@ -94,7 +94,8 @@ def verify(path: epath.PathLike, *, told: Told = lambda count: None) -> list[Par
         return [_listed(path, "rendered speech", told=told, without="it was rendered by an earlier version")]
     manifests = sorted(path.glob("*.jsonl")) if path.is_dir() else []
     if not manifests:
-        raise UserError(f"{str(path)!r} is no run, adapter, backbone, data set or manifest; allowed: one of these")
+        kinds = "run, adapter, backbone, export, data set or manifest"
+        raise UserError(f"{str(path)!r} is no {kinds}; allowed: one of these")
     return [_manifest(file) for file in manifests]
 
 

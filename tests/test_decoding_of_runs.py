@@ -17,6 +17,7 @@ from hra_jax.evaluate import evaluate, evaluate_systems
 from hra_jax.evaluation.predictions import read_predictions
 from hra_jax.run import checkpoint_export, evaluating, own_models, tuning
 from hra_jax.run.tuning_stored import tune_stored
+from hra_jax.storage import locks
 from hra_jax.text import ngram
 
 pytestmark = pytest.mark.optimised  # runs here are compared with commands, which are optimised
@@ -200,10 +201,19 @@ def test_tuning_of_what_is_stored_finds_the_same_weights_and_refuses_suites_that
     assert changed.tasks.keys() == exported.tasks.keys()
 
     # A task that is decoded greedily has nothing of what was found with the model of another, and stays as it was.
+    # Whatever others would do to the adapter meanwhile would be lost, so that they are kept from it.
+    held, plainly = [], tuning.tuned_entries
+
+    def watched(*given, **named):
+        held.append(locks.is_held_beside(alone))
+        return plainly(*given, **named)
+
+    monkeypatch.setattr(tuning, "tuned_entries", watched)
     pairs = {"lm": tuple((name, str(W / "lm" / "train.lm") if name == "ann" else "") for name in sorted(found))}
     some = tune_stored(adapter=str(alone), suite=micro.suite("validation"), decode=pairs, **settings)
     entries = {entry["name"]: entry["decode"] for entry in adapter_folder.read_adapter(alone).tasks_json}
-    assert list(some) == ["ann"] and entries == found | some
+    assert list(some) == ["ann"] and entries == found | some and held == [True]
+    assert not locks.is_held_beside(alone)
     copy = world.write_suite(tmp_path / "copy.py", (("*", "{dir}/test.jsonl", "speaker=*", "*"),))
     for place, suite, told in (
         ({"workdir": str(W)}, micro.suite("test"), "suite 'test': the run is tested on it"),

@@ -108,7 +108,7 @@ def test_a_data_set_is_checked_by_its_listing_or_else_by_its_recordings(micro, t
 
 
 def test_what_is_nothing_of_these_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is no run, adapter, backbone, data set or manifest"):
+    with pytest.raises(UserError, match="is no run, adapter, backbone, export, data set or manifest"):
         verify(tmp_path)
 
 

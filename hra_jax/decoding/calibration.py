@@ -25,7 +25,7 @@ from hra_jax.data import audio
 from hra_jax.data.utterance import Utterance
 from hra_jax.decoding.decoder import Decoder
 from hra_jax.decoding.settings import ADAPTER
-from hra_jax.decoding.words import NO_WORD, Word, calibrated, words_of
+from hra_jax.decoding.words import LEAST_POSTERIOR, NO_WORD, Word, calibrated, words_of
 from hra_jax.errors import UserError
 from hra_jax.evaluation.suites import Suite
 from hra_jax.models import alignment
@@ -44,7 +44,6 @@ _TOGETHER = 16  # recognised at a time
 _BINS = 10  # of the expected calibration error
 _PRIOR = 2.0  # on the square of the distance of log temperatures: as much as some tens of words say
 _LOG_TEMPERATURES = np.linspace(-3, 3, 601)
-_LEAST_POSTERIOR = 1e-6
 _SILENCE_DB = 35.0  # below the loudest of an utterance
 _LEVEL_SECONDS = 0.01  # over which a level is taken
 
@@ -70,7 +69,7 @@ def fit_temperature(words: Judged, *, near: float = 1.0) -> float:
       words: any number, all of them right or wrong included.
       near: what the temperature is without a word, and not far from which it is with few.
     """
-    posteriors = np.clip(words.posteriors, _LEAST_POSTERIOR, 1 - _LEAST_POSTERIOR)
+    posteriors = np.clip(words.posteriors, LEAST_POSTERIOR, 1 - LEAST_POSTERIOR)
     odds = np.log(posteriors) - np.log1p(-posteriors)
     # Of a word that is right, the log of its confidence; of another one, that of the rest.
     signed = np.where(words.right, odds, -odds)

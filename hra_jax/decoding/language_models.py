@@ -49,13 +49,13 @@ class Held(NamedTuple):
         for name in (task, SHARED):
             if name in self.tuned:
                 return self.tuned[name]
-        first, *others = self.tuned.values() or [None]
-        return first if all(_same_decoding(other, first) for other in others) else None
+        every = list(self.tuned.values())
+        return every[0] if every and all(_same_decoding(other, every[0]) for other in every) else None
 
 
-def _same_decoding(one: Mapping[str, Any], other: Mapping[str, Any] | None) -> bool:
+def _same_decoding(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two entries decode alike, whatever their error rates are."""
-    return all(one.get(name) == (other or {}).get(name) for name in ("lm", "beam", *DEFAULT_WEIGHTS))
+    return all(one.get(name) == other.get(name) for name in ("lm", "beam", *DEFAULT_WEIGHTS))
 
 
 NOTHING_HELD = Held({}, {}, "")

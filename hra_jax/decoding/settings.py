@@ -160,8 +160,8 @@ class DecodeSettings:
     def files(self) -> list[str]:
         """The files of language models and of phrases that are named, sorted."""
         models = dict(self.lm).values() if isinstance(self.lm, tuple) else [self.lm]
-        whole = isinstance(self.phrases, str) or _is_phrase_list(self.phrases)
-        phrases = [self.phrases] if whole else dict(self.phrases).values()
+        listed: tuple[Any, ...] = self.phrases if isinstance(self.phrases, tuple) else ()
+        phrases = [self.phrases] if _is_phrase_list(self.phrases) or not listed else dict(listed).values()
         named = [value for value in (*models, *phrases) if isinstance(value, str)]
         return sorted({*named} - {"", TRAIN, ADAPTER})
 

@@ -35,6 +35,8 @@ from hra_jax.text.vocabularies import Vocabulary
 _ADJOINING_SECONDS = 0.5  # the longest gap between the labels of two words with no pause between them
 _REACH_SECONDS = 0.05  # of a word beyond its labels, beside a pause: half of what it is between words
 _LEAST = 1e-9  # of a share of hypotheses
+# For a temperature no word is surer than this, right or wrong: all hypotheses may have a word, and it be wrong.
+LEAST_POSTERIOR = 1e-6
 NO_WORD = "\0"  # beside which an alignment puts what the other text does not have
 _BLOCK = 64  # labels whose texts are told apart at once
 
@@ -250,9 +252,10 @@ def _stretches(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
 
 
 def calibrated(posterior: float, *, temperature: float) -> float:
-    """A posterior from 0 to 1 with its log odds divided by the temperature."""
-    if not 0 < posterior < 1:
+    """A posterior from 0 to 1 with its log odds divided by the temperature; see `LEAST_POSTERIOR`."""
+    if temperature == 1.0:
         return min(max(posterior, 0.0), 1.0)
+    posterior = min(max(posterior, LEAST_POSTERIOR), 1 - LEAST_POSTERIOR)
     odds = (math.log(posterior) - math.log1p(-posterior)) / temperature
     return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
 

@@ -159,10 +159,13 @@ def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[st
     scored, material = _scores(results), run.material
     base, start, own = material.base, material.start, material.own
     earlier = {} if start is None else {entry["name"]: entry for entry in start.tasks_json}
+    moved = bool(jax.tree.leaves(shared)) and not run.state.fixed
     entries = []
     for row, (name, trained) in enumerate(zip(run.layout.tasks, rows["count"] > 0, strict=True)):
         # A task that only came along says what it said where it was trained; one that was never drawn says step 0.
         entry = {"step": task_steps[name]} if trained else dict(earlier.get(name, {"step": 0}))
+        if moved:
+            entry.pop(task_records.CALIBRATION, None)  # with what all tasks share it is another adapter
         if results is not None and name in scored:
             entry = {**entry, "wer": scored[name], "suite": results["suite"]}
         if own is not None and own.shared is None:
@@ -181,7 +184,7 @@ def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[st
             vocabulary=vocabulary.to_json(),
             accounting=accounting(run),
             results=results,
-            records=_records(run, shared=bool(jax.tree.leaves(shared)) and not run.state.fixed),
+            records=_records(run, shared=moved),
             trained_seconds=run.layout.table.max_seconds,
             durable=False,  # whoever replaces the folder puts it on the disk
         )

@@ -3,6 +3,7 @@
 What a run tunes after its last step is the same; this is for other language models, phrases, beams and suites.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from hra_jax.models.dtypes import compute_dtype
 from hra_jax.run import decoders, evaluating, foundation, own_exports, own_models, scoring, systems, tuning, workdirs
 from hra_jax.run.place import backbone_weights
 from hra_jax.run.systems import System
-from hra_jax.storage import locks
+from hra_jax.storage import folders, locks
 from hra_jax.storage.json_files import read_object
 from hra_jax.tasks import library
 from hra_jax.tasks.backbone import resolve_backbone
@@ -69,49 +70,65 @@ def tune_stored(
     report = DataReport()
     found = load_suite(suite, data_dir=place, report=report)
     settings = decoders.settings_of(group(config, "decode"), found, decode)
-    # ----------------------------------------------------------------------------------------------------------- read
-    system, exported = _system(adapter, workdir, backbone, config)
-    _check_no_test(found, workdir, exported)
-    setup = evaluating.setup_of(config, free=workdir is None)
-    runner = evaluating.make_runner(system, found, setup, report)
-    written = (system.base.vocabulary, system.own, system.tasks)
-    decoders.check_tasks(settings, runner, system.tasks)
-    train = None
-    if workdir is not None:
-        train = decoders.training_models([settings], workdir, config, written, lambda: _trained(config))
-    if decoders.make_decoder(settings, runner, adapter=system.held, train=train) is None:
-        raise UserError("decoding is greedy and has no weights; needed: --decode.lm, --decode.phrases or --decode.beam")
-    scoring.check_not_trained_on(found, system.trained_on)
+    with _changing(adapter, workdir, config):
+        # --------------------------------------------------------------------------------------------------------- read
+        system, exported = _system(adapter, workdir, backbone, config)
+        _check_no_test(found, workdir, exported)
+        setup = evaluating.setup_of(config, free=workdir is None)
+        runner = evaluating.make_runner(system, found, setup, report)
+        written = (system.base.vocabulary, system.own, system.tasks)
+        decoders.check_tasks(settings, runner, system.tasks)
+        train = None
+        if workdir is not None:
+            train = decoders.training_models([settings], workdir, config, written, lambda: _trained(config))
+        if decoders.make_decoder(settings, runner, adapter=system.held, train=train) is None:
+            raise UserError(
+                "decoding is greedy and has no weights; needed: --decode.lm, --decode.phrases or --decode.beam"
+            )
+        scoring.check_not_trained_on(found, system.trained_on)
 
-    # ----------------------------------------------------------------------------------------------------------- tune
-    def log_probs() -> Iterator[Any]:
-        weights = systems.suite_weights(
-            system.weights(setup.mesh), system.averaged or len(system.tasks), runner, setup.mesh
+        # --------------------------------------------------------------------------------------------------------- tune
+        def log_probs() -> Iterator[Any]:
+            weights = systems.suite_weights(
+                system.weights(setup.mesh), system.averaged or len(system.tasks), runner, setup.mesh
+            )
+            dtype = compute_dtype(setup.settings.backbone_dtype)
+            frozen = backbone_weights(system.base, setup.mesh, dtype=dtype) if system.beside else weights
+            return runner.log_probs(
+                evaluating.steps_of(system, setup, log_probs=True)[1], weights, frozen, progress=True
+            )
+
+        entries = tuning.tuned_entries(
+            runner, settings, log_probs, adapter=system.held, train=train, tasks=system.tasks, per_task=per_task
         )
-        dtype = compute_dtype(setup.settings.backbone_dtype)
-        frozen = backbone_weights(system.base, setup.mesh, dtype=dtype) if system.beside else weights
-        return runner.log_probs(evaluating.steps_of(system, setup, log_probs=True)[1], weights, frozen, progress=True)
+        if not entries:
+            raise UserError(
+                "every weight is given, and a beam: none is left to tune; allowed: 'tuned' for one of the weights, or "
+                "0 for decode.beam"
+            )
 
-    entries = tuning.tuned_entries(
-        runner, settings, log_probs, adapter=system.held, train=train, tasks=system.tasks, per_task=per_task
-    )
-    if not entries:
-        raise UserError(
-            "every weight is given, and a beam: none is left to tune; allowed: 'tuned' for one of the weights, or 0 "
-            "for decode.beam"
-        )
-
-    # ---------------------------------------------------------------------------------------------------------- store
-    if workdir is not None:
-        with workdirs.changing_files(workdir):
-            own_models.write_tuned(workdir, own_models.read_tuned(workdir) | entries)
-            if exported is not None:
-                _store_in_run(epath.Path(workdir), exported, entries)
-    elif exported is not None:
-        with locks.hold_beside(str(adapter), "lm tune"):
+        # -------------------------------------------------------------------------------------------------------- store
+        if workdir is not None:
+            with workdirs.changing_files(workdir):
+                own_models.write_tuned(workdir, own_models.read_tuned(workdir) | entries)
+                if exported is not None:
+                    _store_in_run(epath.Path(workdir), exported, entries)
+        elif exported is not None:
             library.write(str(adapter), _with_entries(exported, entries))
     tell(f"stored with {adapter or workdir}")
     return entries
+
+
+@contextlib.contextmanager
+def _changing(adapter: str | None, workdir: str | None, config: ConfigDict) -> Iterator[None]:
+    """Holds the adapter that gets the weights, if it is one: what others did to it meanwhile would be lost."""
+    folder = adapter if workdir is None else workdirs.named(workdir) / workdirs.ADAPTER
+    if (workdir is not None and config.method != "adapter") or not epath.Path(str(folder)).exists():
+        yield
+        return
+    with locks.hold_beside(str(folder), "lm tune"):
+        folders.recover(str(folder), last=adapter_folder.CONFIG_FILE)
+        yield
 
 
 def _check_no_test(suite: Suite, workdir: str | None, exported: ExportedAdapter | None) -> None:
@@ -175,5 +192,4 @@ def _store_in_run(workdir: epath.Path, exported: ExportedAdapter, entries: Mappi
     )
     if not own:
         # Somebody has changed it since: their changes stay, and the weights come to them.
-        with locks.hold_beside(folder, "lm tune"):
-            library.write(folder, changed)
+        library.write(folder, changed)

@@ -48,8 +48,8 @@ def utterances_of(
 
 def with_centroids(
     adapter: str, exported: ExportedAdapter, sources: Sequence[Sequence[Utterance]], *, tag: str, backbone: str | None
-) -> ExportedAdapter:
-    """The adapter with the centroids of all tasks that have recordings; others keep theirs.
+) -> tuple[ExportedAdapter, list[str]]:
+    """The adapter with the centroids of the tasks that have recordings, and these; others keep theirs, all the units.
 
     Args:
       adapter: its folder.
@@ -59,7 +59,7 @@ def with_centroids(
       backbone: folder of the backbone, or builtin:NAME; None takes what the adapter names.
 
     Raises:
-      UserError: no recording of any task, or a task that would have no centroid.
+      UserError: no recording of any task, or none that can be read of one that would have no centroid.
     """
     rows = [row for source in sources for row in source]
     numbers = {name: number for number, name in enumerate(exported.tasks)}
@@ -74,8 +74,16 @@ def with_centroids(
     chosen = unknown_task.sample(tasks)
     names = list(exported.tasks)
     voices, heard = _voices(adapter, exported, [rows[n] for n in chosen], backbone=backbone)
-    records = unknown_task.records_of(voices, [names[tasks[chosen[n]]] for n in heard])
-    return library.with_records(exported, records)
+    found = [names[tasks[chosen[n]]] for n in heard]
+    told = [name for name in names if name in found]
+    lost = [name for name in names if name not in {*found, *earlier}]
+    if lost:
+        raise UserError(f"no recording of {listed(lost)} could be read; needed: one of each task that was never heard")
+    records = unknown_task.records_of(voices, found)
+    # How far tasks spread is told better by what was heard of all of them than by a few.
+    units = exported.records.get(task_records.WHITENING, {}) if len(told) < len(names) else {}
+    records = task_records.joined(records, {task_records.WHITENING: units})
+    return library.with_records(exported, records), told
 
 
 def _voices(

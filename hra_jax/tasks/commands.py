@@ -390,8 +390,9 @@ def add_centroids(
     """
     sources, wanted = centroids.utterances_of(manifest, workdir, tag=tag)
     with _writing(adapter, output, "centroids") as destination:
-        result = centroids.with_centroids(adapter, read_adapter(adapter), sources, tag=wanted, backbone=backbone)
-        _finish(destination, result, f"heard the tasks {listed(result.tasks)}")
+        read = read_adapter(adapter)
+        result, heard = centroids.with_centroids(adapter, read, sources, tag=wanted, backbone=backbone)
+        _finish(destination, result, f"heard the tasks {listed(heard)}")
 
 
 def gate_tasks(

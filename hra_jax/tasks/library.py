@@ -251,6 +251,9 @@ def merged_in(
     }
     # A language model of all tasks there is none of all tasks here.
     records = task_records.each_its_own(found.records, task_records.LM, found.tasks)
+    # The units of voices that the adapter has are those of its own tasks.
+    units = exported.records.get(task_records.WHITENING, {})
+    records = task_records.joined(records, {task_records.WHITENING: units})
     records = records if new_name is None else task_records.renamed(records, {names[0]: new_name})
     return _with_more(exported, more, records)
 

@@ -153,6 +153,9 @@ def test_a_temperature_keeps_the_order_and_the_range(temperature):
     assert found == sorted(found)
     assert 0 <= found[0] <= found[-1] <= 1
     assert found[4] == 0.5
+    # What all hypotheses have is no surer than what the temperature was fitted to.
+    sure = 1 / (1 + np.exp(-np.log((1 - 1e-6) / 1e-6) / temperature)) if temperature != 1 else 1.0
+    assert found[-1] == pytest.approx(sure, abs=1e-12)
 
 
 def test_nothing_said_is_no_words():

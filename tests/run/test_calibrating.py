@@ -12,6 +12,7 @@ from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.data.report import DataReport
 from hra_jax.decoding import calibration
 from hra_jax.evaluation.suites import load_suite
+from hra_jax.tasks import library
 from hra_jax.text import ngram
 
 pytestmark = pytest.mark.slow(minutes=1)
@@ -77,3 +78,17 @@ def test_a_run_that_says_nothing_is_exported_without_a_calibration(micro, tmp_pa
     assert run.status == 0
     assert "words are not calibrated: suite 'none': no word is recognised" in run.printed
     assert not any("calibration" in entry for entry in adapter_folder.read_tasks(tmp_path / "W" / "adapter"))
+
+
+@pytest.mark.parametrize("train", ["all", "tasks"])
+def test_a_calibration_does_not_outlive_the_controller_that_it_was_measured_with(train, micro, tmp_path):
+    start = world.train(micro.config(steps=1), tmp_path / "start").workdir / "adapter"
+    exported = adapter_folder.read_adapter(start)
+    facts = {"temperature": 2.0, "lag_seconds": 0.1}
+    entries = [{**entry, "calibration": facts} for entry in exported.tasks_json]
+    library.write(start, dataclasses.replace(exported, tasks_json=entries))
+    asked = {"adapter__start": str(start), "adapter__train": train, "data__tasks": ("bob",), "steps": 1}
+    assert world.train(micro.config(**asked), tmp_path / "W").status == 0
+    tasks = adapter_folder.read_tasks(tmp_path / "W" / "adapter")
+    kept = [entry["name"] for entry in tasks if entry.get("calibration") == facts]
+    assert kept == ([] if train == "all" else ["ann", "cy"])

@@ -56,13 +56,32 @@ waveforms = list(np.load(sys.argv[2]).values())
 found = recogniser.log_probs(waveforms, rows)
 texts = [recogniser.text(log_probs, row) for log_probs, row in zip(found, rows)]
 np.savez(sys.argv[4], *found)
-wrong = [*waveforms[:-1], waveforms[-1] + np.float32("nan")]
-try:
-    told = str(recogniser.log_probs(wrong, rows))
-except ValueError as error:
-    told = str(error)
+told = []
+for wrong in (waveforms[-1] + np.float32("nan"), np.int16(32767 * waveforms[-1])):
+    try:
+        told.append(str(recogniser.log_probs([*waveforms[:-1], wrong], rows)))
+    except ValueError as error:
+        told.append(str(error))
 foreign = sorted({name.partition(".")[0] for name in sys.modules} & {"hra_jax", "flax", "tensorflow", "safetensors"})
 print(json.dumps({"texts": texts, "told": told, "foreign": foreign}))
+"""
+# Compiles a program for a TPU that is not there.
+COMPILER = """
+import pathlib, sys
+import jax, jax.export
+from hra_jax.tpu import topologies
+
+chip = topologies.devices(topologies.parse("v5e:2x2"))[0]
+here = jax.sharding.SingleDeviceSharding(chip)
+program = jax.export.deserialize(pathlib.Path(sys.argv[1]).read_bytes())
+sizes = {"b": 4, "k": 2, "s": 16000}
+leaves = [
+    jax.ShapeDtypeStruct([sizes.get(str(size), size) for size in aval.shape], aval.dtype, sharding=here)
+    for aval in program.in_avals
+]
+arguments, _ = jax.tree.unflatten(program.in_tree, leaves)
+compiled = jax.jit(program.call).lower(*arguments).compile()
+print(chip.device_kind, [list(info.shape) for info in jax.tree.leaves(compiled.out_info)])
 """
 SERVERS_HAVE = "jax jaxlib ml_dtypes numpy opt_einsum scipy flatbuffers serve"
 TEXTS = ("fad cab", "b", "dead", "abcdefabc", "bed fad")
@@ -76,8 +95,8 @@ def serve(served: Path, waveforms, names, env, tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["foreign"] == []
-    wrong = f"utterance {len(waveforms) - 1} of the batch: "
-    assert told["told"] == f"{wrong}its samples or log-probabilities are not finite"
+    wrong = ("its samples or log-probabilities are not finite", "samples are int16, not floats of full scale 1")
+    assert told["told"] == [f"utterance {len(waveforms) - 1} of the batch: {words}" for words in wrong]
     return list(np.load(tmp_path / "out.npz").values()), told["texts"]
 
 
@@ -202,6 +221,17 @@ def test_programs_of_published_encoders_are_right_for_any_batch_and_length(famil
 
 
 # --- Around the program -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_a_program_compiles_for_tpus(served, tpu_env, tmp_path):
+    _, there = served
+    line = [sys.executable, "-c", COMPILER, str(there / "recogniser.stablehlo")]
+    done = subprocess.run(line, capture_output=True, text=True, env=tpu_env, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((there / "serving.json").read_text())
+    frames = -(-16000 // facts["samples_per_frame"])
+    assert done.stdout.startswith("TPU v5") and f"[[4, {frames}, {len(facts['labels'])}], [4]]" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hra_jax.adapters.task_records import CENTROID, SHARED, WHITENING
 from hra_jax.decoding import unknown_task
 from hra_jax.errors import UserError
 from hra_jax.storage.trees import flatten
-from hra_jax.tasks import commands
+from hra_jax.tasks import commands, library
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,9 @@ def test_auto_recognises_with_the_task_that_it_names_one_for_each_session(model,
 
 def test_the_choice_costs_at_most_six_passes_and_names_its_candidates(model, micro):
     waves = [model._prepare(file, None) for file in recordings(micro)]
-    for choice in model.choose_tasks([[wave] for wave in (waves[0], *waves[2:])]):
+    parts = [[wave] for wave in (waves[0], *waves[2:])]
+    assert model.choose_tasks(parts, [None, "x", None]) == model.choose_tasks(parts)  # None is no session
+    for choice in model.choose_tasks(parts):
         assert choice.passes == 1 + min(unknown_task.CANDIDATES, len(world.SPEAKERS)) < 6
         assert choice.task in choice.candidates and choice.candidates[-1] == "__base__"
 
@@ -98,6 +100,24 @@ def test_centroids_follow_their_task_under_another_name_and_out_of_the_adapter(h
     commands.remove(heard, "bob", output=back)
     commands.import_tasks(back, alone)
     assert set(read_adapter(back).records[CENTROID]) == {"ann", "cy", "robert"}
+    # Units of a voice from elsewhere do not take the place of those that the other tasks have.
+    other = read_adapter(alone)
+    mine, theirs = read_adapter(heard), library.with_records(other, {WHITENING: {SHARED: np.eye(10, dtype=np.float32)}})
+    both = library.merged_in(library.removed(mine, ["bob"]), theirs, ["robert"])
+    np.testing.assert_array_equal(both.records[WHITENING][SHARED], first[WHITENING][SHARED])
+
+
+def test_one_task_that_is_heard_again_leaves_the_units_of_all(heard, micro, tmp_path, capsys):
+    rows = [row for row in world.read_manifest(micro.data / "validation.jsonl") if row["speaker"] == "bob"]
+    rows = [row | {"audio_filepath": str(micro.data / row["audio_filepath"])} for row in rows]
+    world.write_manifest(tmp_path / "bob.jsonl", rows)
+    again = str(tmp_path / "again")
+    commands.add_centroids(heard, manifest=str(tmp_path / "bob.jsonl"), backbone=micro.backbone, output=again)
+    assert "heard the tasks 'bob';" in capsys.readouterr().out
+    before, after = read_adapter(heard).records, read_adapter(again).records
+    np.testing.assert_array_equal(after[WHITENING][SHARED], before[WHITENING][SHARED])
+    changed = [task for task in world.SPEAKERS if (before[CENTROID][task] != after[CENTROID][task]).any()]
+    assert changed == ["bob"]
 
 
 def test_a_task_without_a_recording_is_named(silent, micro, tmp_path):
