@@ -74,6 +74,10 @@ class Recogniser:
         kinds = {name: entry["dtype"] for name, entry in self.facts["row"].items()}
         bank = {name: np.zeros((batch, *shape), kinds[name]) for name, shape in shapes.items()}
         for i, (waveform, row) in enumerate(zip(waveforms, rows, strict=True)):
+            if waveform.dtype.kind != "f":
+                raise ValueError(
+                    f"utterance {i} of the batch: samples are {waveform.dtype}, not floats of full scale 1"
+                )
             samples[i, : len(waveform)], lengths[i] = waveform, len(waveform)
             if row is not BASE:
                 numbers[i] = i

@@ -56,11 +56,12 @@ waveforms = list(np.load(sys.argv[2]).values())
 found = recogniser.log_probs(waveforms, rows)
 texts = [recogniser.text(log_probs, row) for log_probs, row in zip(found, rows)]
 np.savez(sys.argv[4], *found)
-wrong = [*waveforms[:-1], waveforms[-1] + np.float32("nan")]
-try:
-    told = str(recogniser.log_probs(wrong, rows))
-except ValueError as error:
-    told = str(error)
+told = []
+for wrong in (waveforms[-1] + np.float32("nan"), np.int16(32767 * waveforms[-1])):
+    try:
+        told.append(str(recogniser.log_probs([*waveforms[:-1], wrong], rows)))
+    except ValueError as error:
+        told.append(str(error))
 foreign = sorted({name.partition(".")[0] for name in sys.modules} & {"hra_jax", "flax", "tensorflow", "safetensors"})
 print(json.dumps({"texts": texts, "told": told, "foreign": foreign}))
 """
@@ -94,8 +95,8 @@ def serve(served: Path, waveforms, names, env, tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["foreign"] == []
-    wrong = f"utterance {len(waveforms) - 1} of the batch: "
-    assert told["told"] == f"{wrong}its samples or log-probabilities are not finite"
+    wrong = ("its samples or log-probabilities are not finite", "samples are int16, not floats of full scale 1")
+    assert told["told"] == [f"utterance {len(waveforms) - 1} of the batch: {words}" for words in wrong]
     return list(np.load(tmp_path / "out.npz").values()), told["texts"]
 
 
