@@ -29,7 +29,7 @@ from hra_jax.text.task_vocabularies import BlankFirst, outputs_in_order
 from hra_jax.text.vocabularies import Vocabulary
 
 _LEAST_FRAMES, _LEAST_TOKENS = 64, 16  # of a batch that is searched, padded: few compiled shapes
-_ONE_TABLE_BYTES = 2**26  # of all models, dense; beyond it only those of a batch are put into its table
+_ONE_TABLE_BYTES = 2**28  # of all models, with arcs; beyond it only those of a batch are put into its table
 _LISTS, _TABLES = 1024, 4  # lists of phrases, and batches of them, that are kept
 _Value = TypeVar("_Value")
 
@@ -86,6 +86,7 @@ class Decoder:
       vocabularies: of each task that will be decoded. Column i of the log-probabilities of its rows is id i.
       adapter: what an adapter holds of language models and weights.
       train: gives the language model that `decode.lm='train'` stands for, by task; None where there is no run.
+      like: another decoder for the same vocabularies, with which it shares what was made of phrases; None for none.
 
     Raises:
       UserError: a language model that is not there, or of another vocabulary; phrases that the vocabulary of a task
@@ -99,6 +100,7 @@ class Decoder:
         vocabularies: Mapping[str, Vocabulary],
         adapter: Held = NOTHING_HELD,
         train: Callable[[str], LanguageModel] | None = None,
+        like: "Decoder | None" = None,
     ):
         self.settings = settings or DecodeSettings()
         models = chosen(self.settings, vocabularies, adapter=adapter, train=train)
@@ -114,11 +116,16 @@ class Decoder:
                 read(self.settings.phrases_of(name)),
                 _columns(vocabulary),
             )
-        self._lists: dict[Hashable, Automaton] = {}
-        self._phrase_tables: dict[Hashable, Any] = {}
+        self._lists: dict[Hashable, Automaton] = {} if like is None else like._lists
+        self._phrase_tables: dict[Hashable, Any] = {} if like is None else like._phrase_tables
         for task in self._tasks.values():
             if task.phrases:
                 self._automaton(task, task.phrases, where="decode.phrases")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those that it decodes."""
+        return tuple(self._tasks)
 
     def check_phrases(self, task: str, phrases: Sequence[Any], *, where: str = "phrases") -> None:
         """Refuses phrases of an utterance of a task, before anything is recognised.
@@ -301,7 +308,7 @@ class Decoder:
         every = (task.model for task in self._tasks.values() if task.model is not None)
         # One table for all batches, unless there are so many models that their table would be large.
         known = {model.digest: model for model in every if model.automaton.vocabulary_size <= size}
-        if sum(model.automaton.dense_bytes for model in known.values()) > _ONE_TABLE_BYTES:
+        if sum(model.automaton.sparse_bytes for model in known.values()) > _ONE_TABLE_BYTES:
             known = {model.digest: model for model in used}
         table, starts = _table_of_models(tuple(_ByDigest(known[digest]) for digest in sorted(known)), size)
         at = dict(zip(sorted(known), starts.tolist(), strict=True))

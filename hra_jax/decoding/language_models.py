@@ -54,8 +54,15 @@ class Held(NamedTuple):
 
 
 def _same_decoding(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two entries decode alike, whatever their error rates are."""
-    return all(one.get(name) == other.get(name) for name in ("lm", "beam", *DEFAULT_WEIGHTS))
+    """Whether two entries decode alike, whatever their error rates are, and whatever their models are called."""
+    alike = all(one.get(name) == other.get(name) for name in ("beam", *DEFAULT_WEIGHTS))
+    return alike and _digest_of(one) == _digest_of(other)
+
+
+def _digest_of(entry: Mapping[str, Any] | None) -> str:
+    """Of the language model that an entry was tuned for; '' for none."""
+    lm = (entry or {}).get("lm")
+    return str(lm.get("digest", "")) if isinstance(lm, dict) else ""
 
 
 NOTHING_HELD = Held({}, {}, "")
@@ -197,8 +204,6 @@ def _tuned(
     name: str, otherwise: Any, model: LanguageModel | None, stored: Mapping[str, Any] | None, *, task: str
 ) -> Any:
     """What is stored under a key of decoding, where that was tuned for this model, or for none as here."""
-    lm = (stored or {}).get("lm")
-    tuned_for = lm.get("digest", "") if isinstance(lm, dict) else ""
-    if stored is None or name not in stored or tuned_for != ("" if model is None else model.digest):
+    if stored is None or name not in stored or _digest_of(stored) != ("" if model is None else model.digest):
         return otherwise
     return getattr(decode_settings({name: stored[name]}, where=f"tasks.json, task {task!r}, decode"), name)

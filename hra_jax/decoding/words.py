@@ -17,6 +17,7 @@ Letters: T frames, V vocabulary.
 
 import bisect
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -245,9 +246,9 @@ def words_of_chunks(
 
 
 def _stretches(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
-    """The numbers [first, last) of the chunks between two pauses."""
+    """The numbers [first, last) of the chunks between two pauses; none where all of it is a pause."""
     edges = [number for number, chunk in enumerate(chunks) if chunk.after_pause]
-    return list(zip(edges, [*edges[1:], len(chunks)], strict=True))
+    return list(itertools.pairwise([*edges, len(chunks)]))
 
 
 def calibrated(posterior: float, *, temperature: float) -> float:

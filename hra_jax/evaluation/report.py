@@ -110,13 +110,17 @@ def _summary_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def _calibration_lines(results: Mapping[str, Any]) -> list[str]:
-    """By how much confidences of words were off, before they were calibrated and after; one line for each suite."""
+    """By how much confidences of words were off, before they were calibrated and after; one line for each suite.
+
+    Words are calibrated as they are decoded here: of tasks that are searched and were not, nothing is told.
+    """
     by_suite: dict[str, list[tuple[float, float]]] = {}
-    greedy = (results["decoding"] or {}).get("method", "greedy") == "greedy"
-    for facts in results.get("calibration", {}).values():
-        prefix = "" if greedy or "search_ece_before" not in facts else "search_"
-        pair = (facts[f"{prefix}ece_before"], facts.get(f"{prefix}ece_after", facts["ece_after"]))
-        by_suite.setdefault(facts["suite"], []).append(pair)
+    methods = (results["decoding"] or {}).get("method", "greedy")
+    for task, facts in results.get("calibration", {}).items():
+        method = methods.get(task, "greedy") if isinstance(methods, dict) else methods
+        names = [f"{'' if method == 'greedy' else 'search_'}ece_{when}" for when in ("before", "after")]
+        if facts.keys() >= set(names):
+            by_suite.setdefault(facts["suite"], []).append((facts[names[0]], facts[names[1]]))
     return [
         f"confidences of words were calibrated on suite {suite}: they were off by {percent(fmean(before))}, and are by "
         f"{percent(fmean(after))} (expected calibration error, mean of {len(pairs):,} tasks)"

@@ -124,7 +124,7 @@ def tuned_entries(
         return {}
 
     def decoder_of(values: Mapping[str, float], stored: Held = NOTHING_HELD) -> Decoder:
-        return Decoder(tuning.with_values(given, values), vocabularies=vocabularies, adapter=stored)
+        return Decoder(tuning.with_values(given, values), vocabularies=vocabularies, adapter=stored, like=plain)
 
     suite, heard = runner.suite.name, tuning.Heard(log_probs())
     tuned = tuning.tune(runner, heard, decoder_of, axes, per_task=per_task, progress=True)

@@ -9,15 +9,17 @@ import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from hra_jax import api
+from hra_jax.console import listed, tell
 from hra_jax.data import audio, pauses
 from hra_jax.data.report import DataReport
 from hra_jax.data.utterance import Utterance
 from hra_jax.decoding import unknown_task
 from hra_jax.decoding.unknown_task import Choice
-from hra_jax.errors import UserError
+from hra_jax.errors import UserError, printable
 from hra_jax.evaluation import error_rates
 from hra_jax.evaluation.predictions import UtteranceResult
 from hra_jax.evaluation.suites import Suite, SuiteTask
@@ -112,14 +114,30 @@ def expand(
     return Expanded(dataclasses.replace(suite, tasks=tuple(tasks)), names, frozenset(own), found)
 
 
-def _found(
-    model: api.Model, entries: Sequence[tuple[SuiteTask, Utterance]], suite: Suite, report: DataReport
-) -> list[Found]:
-    """What is found of the utterances that can be read, session after session."""
+def sessions_of(entries: Sequence[tuple[SuiteTask, Utterance]], suite: Suite) -> dict[Hashable, list[int]]:
+    """The numbers of the utterances of each session; one without the tag is a session by itself.
+
+    Sessions that utterances of several own tasks have are told of: what is pooled there may not be one voice.
+    """
     sessions: dict[Hashable, list[int]] = {}
     for number, (_, row) in enumerate(entries):
         value = row.tag(suite.session) if suite.session else None
         sessions.setdefault(number if value is None else value, []).append(number)
+    own = {session: {entries[number][0].tag_value for number in members} for session, members in sessions.items()}
+    mixed = [session for session, values in own.items() if len(values) > 1]
+    if mixed and jax.process_index() == 0:
+        tell(
+            f"suite {suite.name!r}: {len(mixed)} of {len(sessions)} sessions are of several tasks, and each is taken "
+            f"for one voice; {suite.session}={printable(mixed[0], most=80)!r} is of {listed(sorted(own[mixed[0]]))}"
+        )
+    return sessions
+
+
+def _found(
+    model: api.Model, entries: Sequence[tuple[SuiteTask, Utterance]], suite: Suite, report: DataReport
+) -> list[Found]:
+    """What is found of the utterances that can be read, session after session."""
+    sessions = sessions_of(entries, suite)
     parts: list[list[tuple[int, int]]] = [[]]  # the utterances of a few sessions, each with the number of its session
     for session, members in enumerate(sessions.values()):
         if len(parts[-1]) >= _TOGETHER:

@@ -5,7 +5,7 @@ from typing import Any
 
 from hra_jax.adapters import task_records
 from hra_jax.adapters.adapter_folder import ExportedAdapter
-from hra_jax.console import listed, percent
+from hra_jax.console import listed, percent, tell
 from hra_jax.tasks.backbone import resolve_backbone
 
 
@@ -43,11 +43,29 @@ def measured(
 
 
 def with_calibrations(exported: ExportedAdapter, found: Mapping[str, Mapping[str, Any]]) -> ExportedAdapter:
-    """The adapter with the calibrations of some tasks; the others keep theirs."""
-    entries = [
-        {**entry, task_records.CALIBRATION: dict(found[entry["name"]])} if entry["name"] in found else entry
-        for entry in exported.tasks_json
-    ]
+    """The adapter with the calibrations of some tasks; the others keep theirs.
+
+    What was measured of searched words on the same suite stays, where it is not measured again: as a run does it with a
+    language model that its adapter does not hold. Of another suite it goes, which is told.
+    """
+    entries: list[dict[str, Any]] = []
+    lost: list[str] = []
+    for entry in exported.tasks_json:
+        if (name := entry["name"]) in found:
+            facts, earlier = dict(found[name]), entry.get(task_records.CALIBRATION) or {}
+            searched = {key: value for key, value in earlier.items() if key.startswith("search_")}
+            if searched and "search_temperature" not in facts:
+                if earlier.get("suite") == facts["suite"]:
+                    facts |= searched
+                else:
+                    lost.append(name)
+            entry = {**entry, task_records.CALIBRATION: facts}
+        entries.append(entry)
+    if lost:
+        tell(
+            f"words that are searched for are calibrated no longer, as the adapter holds no language model to search "
+            f"with: {listed(lost)}; that was measured on another suite"
+        )
     return ExportedAdapter(exported.config, exported.shared, exported.tasks, entries, exported.records)
 
 

@@ -80,6 +80,7 @@ def cues(words: Iterable[TimedWord]) -> list[Cue]:
     for first, last in itertools.pairwise(_cheapest_ends(pieces)):
         lines = _lines([piece.text for piece in pieces[first:last]])
         start, end = round(1000 * pieces[first].start), round(1000 * pieces[last - 1].end)
+        end = min(end, start + round(1000 * _LONGEST_SECONDS))  # of a word whose letters were heard far apart
         end = max(end, start + round(1000 * _SHORTEST_SECONDS))
         if last < len(pieces):
             end = min(end, max(round(1000 * pieces[last].start), start + 1))  # one that ends at once is no cue

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from reference import beam_reference
 
+from hra_jax.decoding import decoder as decoders
 from hra_jax.decoding import phrases as phrase_lists
 from hra_jax.decoding.decoder import Decoder
 from hra_jax.decoding.language_models import Held
@@ -124,6 +125,15 @@ def test_the_table_of_models_stays_on_the_device_and_a_list_that_was_seen_is_not
     monkeypatch.setattr(beam, "tables", None)  # nothing is put together again
     monkeypatch.setattr(phrase_lists, "automaton_of", None)
     decoder.paths(LOG_PROBS + 0.0, LENGTHS, TASKS, phrases=PHRASES)
+    # Nor for other tasks, as long as the arcs of all models are few.
+    arcs = sum(model.automaton.sparse_bytes for model in models.values())
+    assert arcs < sum(model.automaton.dense_bytes for model in models.values())
+    monkeypatch.setattr(decoders, "_ONE_TABLE_BYTES", arcs)
+    decoder.paths(LOG_PROBS, LENGTHS, TASKS[1:5] * 2)
+    # Nor for other weights, of which tuning tries many.
+    settings = dataclasses.replace(decoder.settings, lm_weight=0.3, phrase_weight=1.5)
+    other = Decoder(settings, vocabularies=dict.fromkeys(TASKS, LETTERS), like=decoder)
+    other.paths(LOG_PROBS, LENGTHS, TASKS, phrases=PHRASES)
 
 
 def test_tasks_are_searched_with_the_beams_that_were_tuned_for_their_models_and_get_what_each_gets_alone(models):

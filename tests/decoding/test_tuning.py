@@ -88,6 +88,7 @@ def test_what_is_stored_gives_the_decoder_the_weights_that_were_found():
     own = tuning.entries(together, beams, settings, models, suite="validation")
     assert [own[task]["wer"] for task in models] == [0.4, 0.0, 0.2]
     # What all have in common is that of a new task, whatever the error rates of the others are.
+    own["cy"]["lm"] = own["cy"]["lm"] | {"name": "the same"}
     assert Held(own, {}, "ADAPTER").tuned_for("new")["beam"] == 32 and Held(found, {}, "").tuned_for("new") is None
     decoder = Decoder(DecodeSettings(lm=MODEL), vocabularies={"ann": VOCABULARY}, adapter=Held(found, {}, "ADAPTER"))
     assert {name: decoder.facts()[name] for name in ("beam", "lm_weight", "token_bonus")} == {

@@ -163,6 +163,7 @@ def test_nothing_said_is_no_words():
     assert words.words_of(np.zeros(0, np.int32), np.zeros(0), CHARACTERS, frame_seconds=0.02) == ()
     spaces = np.array([0, 1, 0], np.int32)
     assert words.words_of(spaces, np.zeros(3), CHARACTERS, frame_seconds=0.02) == ()
+    assert words.words_of_chunks([], [], [], CHARACTERS, hop=160, sample_rate=8000) == ()  # all of it is a pause
 
 
 def test_the_words_of_chunks_have_their_times_in_the_whole_and_say_its_text():

@@ -47,6 +47,23 @@ def test_a_session_is_a_tag_that_there_is_and_another_suite(micro, tmp_path):
         load_suite(str(path), data_dir=str(micro.data), report=DataReport())
 
 
+def test_a_session_of_several_tasks_is_told_of(suite, capsys):
+    def of(tag_of):
+        return [
+            (task, dataclasses.replace(row, tags={**row.tags, **tag_of(task, number)}))
+            for task in suite.tasks
+            for number, row in enumerate(task.utterances)
+        ]
+
+    asked = dataclasses.replace(suite, session="talk")
+    found = unknown_tasks.sessions_of(of(lambda task, n: {"talk": task.name} if n else {}), asked)
+    assert found == {0: [0], "ann": [1], 2: [2], "bob": [3], 4: [4], "cy": [5]}
+    assert capsys.readouterr().out == ""
+    assert unknown_tasks.sessions_of(of(lambda task, n: {"talk": str(n)}), asked) == {"0": [0, 2, 4], "1": [1, 3, 5]}
+    told = "suite 'auto': 2 of 2 sessions are of several tasks, and each is taken for one voice; talk='0' is of 'ann', "
+    assert told in capsys.readouterr().out
+
+
 def test_results_are_those_of_the_suite_that_was_asked_for_with_what_the_own_task_makes_beside_them(suite):
     ann, bob, _ = suite.tasks
     choices = [Choice("ann", ("ann", "bob", "__base__"), 4), Choice("bob", ("bob", "cy", "__base__"), 4)]

@@ -86,6 +86,10 @@ def test_every_cue_ends_after_it_begins_also_of_words_without_a_duration():
     assert all(cue.end > cue.start for cue in cues)
 
 
+def test_a_word_that_is_heard_for_long_is_shown_for_seven_seconds():
+    assert [(cue.start, cue.end) for cue in subtitles.cues([Word("there", 1.0, 60.0)])] == [(1000, 8000)]
+
+
 def test_lines_are_of_equal_length():
     (cue,) = subtitles.cues(spoken("the bridge opens at eight fifty nine and closes at ten"))
     assert cue.lines == ("the bridge opens at eight", "fifty nine and closes at ten")
