@@ -473,9 +473,10 @@ class Model:
           UserError: the adapter does not say how its tasks sound; the line has the command that has it say so.
         """
         voices = auto.voices_of(self.records, self.tasks, where=self.folder, aside=self.set_aside)
+        given = [None] * len(parts) if sessions is None else sessions
         return auto.choose(
             parts,
-            [object() if session is None else session for session in sessions or [None] * len(parts)],
+            [object() if session is None else session for session in given],
             voices=voices,
             listen=self._listen,
             recognise=self._run,

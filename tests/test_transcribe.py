@@ -314,7 +314,9 @@ def test_a_line_whose_phrases_cannot_be_written_is_an_error_of_its_own(asked):
     first, second = map(recogniser.checked, made.make())
     assert first.error.startswith("unknown_phrase: ") and "'xyz' cannot be written" in first.error
     assert not second.error
-    assert recogniser.checked(second._replace(task="__mean__", phrases=first.phrases)).error == first.error
+    for task in ("__mean__", "__auto__"):
+        assert recogniser.checked(second._replace(task=task, phrases=first.phrases)).error == first.error
+        assert not recogniser.checked(second._replace(task=task)).error
 
 
 def test_lines_without_a_task_are_asked_for_one(asked, flag_values):

@@ -122,6 +122,11 @@ class Decoder:
             if task.phrases:
                 self._automaton(task, task.phrases, where="decode.phrases")
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those that it decodes."""
+        return tuple(self._tasks)
+
     def check_phrases(self, task: str, phrases: Sequence[Any], *, where: str = "phrases") -> None:
         """Refuses phrases of an utterance of a task, before anything is recognised.
 

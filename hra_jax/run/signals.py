@@ -60,6 +60,7 @@ class _Watcher:
         self.agree: Callable[[int], None] | None = None
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
+        self._ending = threading.Event()
 
     def install(self) -> None:
         """Installs the handlers and starts the thread; in the main thread."""
@@ -67,7 +68,9 @@ class _Watcher:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.in_main_thread)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        # Both now: from Python 3.12 on no thread starts once the interpreter has begun to end.
+        for target in (self._watch, self._end_at_last):
+            threading.Thread(target=target, name="signals", daemon=True).start()
         atexit.register(self._all_done)  # before all others, so that it is called last
 
     def _all_done(self) -> None:
@@ -101,15 +104,18 @@ class _Watcher:
     def _interrupted(self) -> NoReturn:
         self.interrupted = True
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        last = threading.Timer(_AT_MOST_SECONDS, os._exit, [INTERRUPTED])
-        last.daemon = True
-        last.start()
+        self._ending.set()
         if self.in_loop:
             _say("interrupted: saving, if a few seconds are enough; again ends at once")
         while time.monotonic() < deadline and (self.in_loop or self.stopping or writing.worth_waiting()):
             if self._next(0.02) == signal.SIGINT:
                 break
         end(INTERRUPTED, "error: interrupted", sys.stderr)
+
+    def _end_at_last(self) -> NoReturn:
+        self._ending.wait()
+        time.sleep(_AT_MOST_SECONDS)
+        os._exit(INTERRUPTED)
 
     def _told_to_stop(self) -> None:
         deadline, told, agreeing = time.monotonic() + _PATIENCE_SECONDS, False, False
@@ -252,7 +258,11 @@ def _say(line: str, descriptor: int | None = None) -> None:
 
 
 def _in_time(action: Callable[[], None], seconds: float) -> None:
-    """Calls it, and goes on where it takes too long."""
+    """Calls it, and goes on where it takes too long, unless the interpreter ends already."""
     thread = threading.Thread(target=action, daemon=True)
-    thread.start()
-    thread.join(seconds)
+    try:
+        thread.start()
+    except RuntimeError:  # see `install`
+        action()
+    else:
+        thread.join(seconds)

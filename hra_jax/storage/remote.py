@@ -262,7 +262,7 @@ def _path_of_no_bucket(path: str) -> epath.Path:
     why = why_unreachable(path)
     if why is not None:
         raise UserError(f"{path!r}: {why}")
-    return _Local(local_path(path))
+    return _LocalOfAddress(local_path(path))
 
 
 class _Classes(dict):
@@ -276,6 +276,15 @@ class _Classes(dict):
 
 _Local: Any = type(epath.Path("/"))
 _Parent: Any = type(epath.Path("gs://bucket"))
+
+
+class _LocalOfAddress(_Local):
+    """The local path of a `file://` address."""
+
+    if sys.version_info >= (3, 12):
+        # `epath.Path(address)` calls it once more on what it has made of the address, with the address itself.
+        def __init__(self, *parts: epath.PathLike):
+            super().__init__(*(local_path(os.fspath(part)) for part in parts))
 
 
 # Of az:// and hf:// epath knows too, and has no client for them here.

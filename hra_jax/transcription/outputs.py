@@ -264,7 +264,7 @@ class SubtitleFiles:
                 continue  # nothing is known of it but its name
             other = recordings.setdefault(request.name, request)
             if other.path != request.path:
-                raise _same_file(other.path, request.path, request.name)
+                raise _same_file(other.path, request.path, f"{os.path.splitext(request.name)[0]}.{form}")
         single = path.lower().endswith(f".{form}")
         if single and len(recordings) > 1:
             raise UserError(f"--output={path!r} is one file for {len(recordings):,} recordings; allowed: a folder")

@@ -102,15 +102,19 @@ class Recogniser:
         return Kind(AUTO_TASK, request.session) if unknown else ANY
 
     def checked(self, request: Request) -> Request:
-        """The request; with an error where the vocabulary of its task cannot write its phrases."""
-        if request.error or not request.phrases or request.task == AUTO_TASK:
+        """The request; with an error where the vocabulary of its task, whichever that is, cannot write its phrases."""
+        if request.error or not request.phrases:
             return request
-        try:
-            decoder = self._decoders[MEAN_TASK if request.task == MEAN_TASK else ""]
-            decoder.check_phrases(request.task, request.phrases)
-        except UserError as error:
-            return request._replace(error=f"unknown_phrase: {error}")
-        return request
+        decoder = self._decoders[MEAN_TASK if request.task == MEAN_TASK else ""]
+        refusal = ""
+        for task in decoder.tasks if request.task == AUTO_TASK else (request.task,):
+            try:
+                decoder.check_phrases(task, request.phrases)
+            except UserError as error:
+                refusal = str(error)
+            else:
+                return request
+        return request._replace(error=f"unknown_phrase: {refusal}")
 
     def _task(self, request: Request) -> str:
         return self.sessions.get(request.session, AUTO_TASK) if request.task == AUTO_TASK else request.task

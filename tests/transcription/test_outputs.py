@@ -162,7 +162,7 @@ def test_recordings_whose_names_differ_in_their_endings_have_a_file_each_and_one
     written = sorted(path.name for path in (tmp_path / "S").iterdir())
     assert written == ["a.flac.srt", "a.wav.srt", "b.srt", "parts.jsonl", "run.json"]
     twice = [request(f"{folder}/a.wav")._replace(name="a.wav") for folder in "xy"]
-    with pytest.raises(UserError, match=r"x/a.wav and y/a.wav would both be a.wav; allowed: a folder"):
+    with pytest.raises(UserError, match=r"x/a.wav and y/a.wav would both be a.srt; allowed: a folder"):
         finish(tmp_path / "T", "srt", twice)
 
 
