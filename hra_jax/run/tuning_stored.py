@@ -12,12 +12,13 @@ from ml_collections import ConfigDict
 
 from hra_jax.adapters import adapter_folder
 from hra_jax.adapters.adapter_folder import ExportedAdapter
-from hra_jax.adapters.task_records import DECODE
+from hra_jax.adapters.task_records import CALIBRATION, DECODE
 from hra_jax.config.keys import default_config, group
-from hra_jax.console import tell
+from hra_jax.console import listed, tell
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import read_sources
 from hra_jax.data.utterance import Utterance
+from hra_jax.decoding.language_models import same_decoding
 from hra_jax.errors import UserError
 from hra_jax.evaluation import suites
 from hra_jax.evaluation.suites import Suite, load_suite
@@ -116,6 +117,12 @@ def tune_stored(
         elif exported is not None:
             library.write(str(adapter), _with_entries(exported, entries))
     tell(f"stored with {adapter or workdir}")
+    stale = [] if exported is None else _calibrated_otherwise(exported, entries)
+    if stale:
+        tell(
+            f"the confidences of {listed(stale)} were calibrated for words that were searched for otherwise; python -m "
+            "hra_jax.tasks calibrate does it again for an adapter that holds its language model"
+        )
     return entries
 
 
@@ -186,6 +193,16 @@ def _with_entries(exported: ExportedAdapter, entries: Mapping[str, Mapping[str, 
         for entry in exported.tasks_json
     ]
     return ExportedAdapter(exported.config, exported.shared, exported.tasks, changed, exported.records)
+
+
+def _calibrated_otherwise(exported: ExportedAdapter, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The tasks whose words were searched for with other settings when their confidences were calibrated."""
+    return [
+        entry["name"]
+        for entry in exported.tasks_json
+        if "search_temperature" in (entry.get(CALIBRATION) or {})
+        and not same_decoding(entries.get(entry["name"], entry.get(DECODE) or {}), entry.get(DECODE) or {})
+    ]
 
 
 def _store_in_run(workdir: epath.Path, exported: ExportedAdapter, entries: Mapping[str, Mapping[str, Any]]) -> None:
