@@ -108,21 +108,7 @@ def tune_stored(
                 "0 for decode.beam"
             )
 
-        # -------------------------------------------------------------------------------------------------------- store
-        if workdir is not None:
-            with workdirs.changing_files(workdir):
-                own_models.write_tuned(workdir, own_models.read_tuned(workdir) | entries)
-                if exported is not None:
-                    _store_in_run(epath.Path(workdir), exported, entries)
-        elif exported is not None:
-            library.write(str(adapter), _with_entries(exported, entries))
-    tell(f"stored with {adapter or workdir}")
-    stale = [] if exported is None else _calibrated_otherwise(exported, entries)
-    if stale:
-        tell(
-            f"the confidences of {listed(stale)} were calibrated for words that were searched for otherwise; python -m "
-            "hra_jax.tasks calibrate does it again for an adapter that holds its language model"
-        )
+        _store(adapter, workdir, exported, entries)
     return entries
 
 
@@ -193,6 +179,29 @@ def _with_entries(exported: ExportedAdapter, entries: Mapping[str, Mapping[str, 
         for entry in exported.tasks_json
     ]
     return ExportedAdapter(exported.config, exported.shared, exported.tasks, changed, exported.records)
+
+
+def _store(
+    adapter: str | None,
+    workdir: str | None,
+    exported: ExportedAdapter | None,
+    entries: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Writes what was found into W/lm and into the adapter, if it is one, and tells it."""
+    if workdir is not None:
+        with workdirs.changing_files(workdir):
+            own_models.write_tuned(workdir, own_models.read_tuned(workdir) | entries)
+            if exported is not None:
+                _store_in_run(epath.Path(workdir), exported, entries)
+    elif exported is not None:
+        library.write(str(adapter), _with_entries(exported, entries))
+    tell(f"stored with {adapter or workdir}")
+    stale = [] if exported is None else _calibrated_otherwise(exported, entries)
+    if stale:
+        tell(
+            f"the confidences of {listed(stale)} were calibrated for words that were searched for otherwise; python -m "
+            "hra_jax.tasks calibrate does it again for an adapter that holds its language model"
+        )
 
 
 def _calibrated_otherwise(exported: ExportedAdapter, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
