@@ -255,6 +255,8 @@ def test_tasks_with_vocabularies_of_their_own_and_backbones_are_decoded_too(kind
         base = texts(W / "eval" / "test", "base_pred_text", "base_greedy_text")
         assert all(text == greedy for text, greedy in base.values())
     else:
+        with pytest.raises(UserError, match="--backbone='other' would do nothing"):
+            tune_stored(workdir=str(W), suite=micro.suite("validation"), backbone="other")
         (entry,) = own_models.read_tuned(W).values()
         assert {entry["lm"]["digest"]} == models and found["decoding"]["lm_weight"] == entry["lm_weight"]
     world.use_devices(monkeypatch, 1)

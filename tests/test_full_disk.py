@@ -159,8 +159,9 @@ from hra_jax.errors import UserError
 from hra_jax.training.checkpoints import Checkpoints
 state = {f"a{i}": jnp.full((64, 64), i) for i in range(12)}
 with small_disk(Path(sys.argv[1]), megabytes=4) as disk:
-    folder = disk.folder / "checkpoints"
     for left in range(0, 200_000, 12_288):
+        # Each in a folder of its own: threads of the one that failed may still be writing.
+        folder = disk.folder / f"checkpoints{left}"
         disk.leave(left)
         try:
             with Checkpoints(folder, keep_latest=1, keep_best=1, every_steps=1) as checkpoints:

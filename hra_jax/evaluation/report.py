@@ -200,11 +200,17 @@ def write_report(
 
 
 def evaluation_command(**flags: str | Sequence[str] | bool | None) -> str:
-    """The command that evaluates with some flags; one that is a list is given repeatedly, None and '' are left out."""
+    """The command that evaluates with some flags.
+
+    One that is a list is given repeatedly; None is left out, and so is '', but for the keys of decoding.
+    """
     words = ["python", "-m", "hra_jax.evaluate"]
     for name, values in flags.items():
         if isinstance(values, bool):
             words += [f"--{name}"] * values
+            continue
+        if name.startswith("decode."):  # '' is none, in place of what a run or a suite names
+            words.append(f"--{name}={values}")
             continue
         for value in [values] if isinstance(values, str) else values or ():
             words += [f"--{name}", value] * bool(value)

@@ -160,6 +160,10 @@ def _system(
     """What is decoded, and the adapter that gets the weights, if it is one."""
     dtype = config.backbone_dtype
     if workdir is not None and config.method != "adapter":
+        if backbone is not None:
+            raise UserError(
+                f"--backbone={backbone!r} would do nothing: the run {workdir} has exported a backbone itself"
+            )
         base = foundation.load(str(workdirs.named(workdir) / workdirs.BACKBONE))
         return systems.of_backbone("", base, dtype=dtype), None
     folder = adapter or str(workdirs.named(str(workdir)) / workdirs.ADAPTER)

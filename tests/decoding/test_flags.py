@@ -7,6 +7,7 @@ from absl import flags
 
 from hra_jax.decoding import flags as decode_flags
 from hra_jax.errors import UserError
+from hra_jax.evaluation.report import evaluation_command
 
 
 def given(*words):
@@ -49,3 +50,11 @@ def test_a_value_that_is_not_allowed_is_one_line(word):
     with pytest.raises(UserError, match=word[2:].split("=")[0]) as error:
         given(word)
     assert "\n" not in str(error.value)
+
+
+def test_the_command_that_repeats_an_evaluation_decodes_as_it_did():
+    asked = {"lm": "", "phrases": ("new york", ("it's", 2.0)), "lm_weight": 0.5}
+    words = shlex.split(
+        evaluation_command(workdir="W", **{f"decode.{key}": str(value) for key, value in asked.items()})
+    )
+    assert given(*(word for word in words if word.startswith("--decode."))) == asked

@@ -1,6 +1,7 @@
 """A full disk: for this process, or a small one of its own where this process may have one."""
 
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -37,9 +38,15 @@ class Disk:
     def leave(self, size: int | None) -> None:
         """Takes all but so many bytes; None gives everything back."""
         self._taken.unlink(missing_ok=True)
-        if size is not None and size < self.free:
+        while size is not None and size < self.free:
             with self._taken.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, self.free - size)
+                try:
+                    os.posix_fallocate(file.fileno(), 0, self.free - size)
+                except OSError as error:  # others are writing too
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    continue
+            return
 
 
 @contextlib.contextmanager
