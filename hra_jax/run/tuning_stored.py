@@ -190,7 +190,7 @@ def _store(
     """Writes what was found into W/lm and into the adapter, if it is one, and tells it."""
     if workdir is not None:
         with workdirs.changing_files(workdir):
-            own_models.write_tuned(workdir, own_models.read_tuned(workdir) | entries)
+            own_models.write_tuned(workdir, {**own_models.read_tuned(workdir), **entries})
             if exported is not None:
                 _store_in_run(epath.Path(workdir), exported, entries)
     elif exported is not None:
