@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from hra_jax.adapters import adapter_folder
 from hra_jax.adapters.adapter_folder import ExportedAdapter
-from hra_jax.adapters.task_records import DECODE
+from hra_jax.adapters.task_records import CALIBRATION, DECODE
 from hra_jax.config.keys import default_config, group
-from hra_jax.console import tell
+from hra_jax.console import listed, tell
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import read_sources
 from hra_jax.data.utterance import Utterance
@@ -116,6 +116,7 @@ def tune_stored(
         elif exported is not None:
             library.write(str(adapter), _with_entries(exported, entries))
     tell(f"stored with {adapter or workdir}")
+    _tell_not_calibrated([] if exported is None else exported.tasks_json, entries)
     return entries
 
 
@@ -186,6 +187,21 @@ def _with_entries(exported: ExportedAdapter, entries: Mapping[str, Mapping[str, 
         for entry in exported.tasks_json
     ]
     return ExportedAdapter(exported.config, exported.shared, exported.tasks, changed, exported.records)
+
+
+def _tell_not_calibrated(before: Sequence[Mapping[str, Any]], entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Says which tasks have words that were calibrated as they were searched for until now."""
+    tasks = [
+        entry["name"]
+        for entry in before
+        if "search_temperature" in entry.get(CALIBRATION, {})
+        and entries.get(entry["name"], entry.get(DECODE)) != entry.get(DECODE)
+    ]
+    if tasks:
+        tell(
+            f"words that are searched for with these weights are not calibrated yet: {listed(tasks)}; "
+            "python -m hra_jax.tasks calibrate ADAPTER --suite SUITE does that"
+        )
 
 
 def _store_in_run(workdir: epath.Path, exported: ExportedAdapter, entries: Mapping[str, Mapping[str, Any]]) -> None:
