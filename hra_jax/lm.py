@@ -305,7 +305,7 @@ def make(
     if dropped:
         say(
             console,
-            f"{dropped:,} texts have characters that the vocabulary of {written.name} lacks; these were left out",
+            f"of {dropped:,} texts characters were left out that the vocabulary of {written.name} lacks",
         )
 
 

@@ -199,7 +199,7 @@ def test_arpa_files_of_another_program_are_models(tmp_path):
         "",
         "\\end\\",
     ]
-    (tmp_path / "a.arpa").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "a.arpa").write_text("\r\n".join(lines) + "\r\n", encoding="utf-8-sig", newline="")
     lm.make(arpa_file=str(tmp_path / "a.arpa"), output=str(tmp_path / "a.lm"))
     model = ngram.read(tmp_path / "a.lm")
     assert model.automaton.score(tiny().encode("a a")) == pytest.approx(-2.7 * math.log(10), abs=1e-5)

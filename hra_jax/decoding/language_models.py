@@ -50,10 +50,10 @@ class Held(NamedTuple):
             if name in self.tuned:
                 return self.tuned[name]
         every = list(self.tuned.values())
-        return every[0] if every and all(_same_decoding(other, every[0]) for other in every) else None
+        return every[0] if every and all(same_decoding(other, every[0]) for other in every) else None
 
 
-def _same_decoding(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def same_decoding(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two entries decode alike, whatever their error rates are, and whatever their models are called."""
     alike = all(one.get(name) == other.get(name) for name in ("beam", *DEFAULT_WEIGHTS))
     return alike and _digest_of(one) == _digest_of(other)

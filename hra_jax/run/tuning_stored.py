@@ -18,6 +18,7 @@ from hra_jax.console import listed, tell
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import read_sources
 from hra_jax.data.utterance import Utterance
+from hra_jax.decoding.language_models import same_decoding
 from hra_jax.errors import UserError
 from hra_jax.evaluation import suites
 from hra_jax.evaluation.suites import Suite, load_suite
@@ -107,16 +108,7 @@ def tune_stored(
                 "0 for decode.beam"
             )
 
-        # -------------------------------------------------------------------------------------------------------- store
-        if workdir is not None:
-            with workdirs.changing_files(workdir):
-                own_models.write_tuned(workdir, own_models.read_tuned(workdir) | entries)
-                if exported is not None:
-                    _store_in_run(epath.Path(workdir), exported, entries)
-        elif exported is not None:
-            library.write(str(adapter), _with_entries(exported, entries))
-    tell(f"stored with {adapter or workdir}")
-    _tell_not_calibrated([] if exported is None else exported.tasks_json, entries)
+        _store(adapter, workdir, exported, entries)
     return entries
 
 
@@ -189,19 +181,37 @@ def _with_entries(exported: ExportedAdapter, entries: Mapping[str, Mapping[str, 
     return ExportedAdapter(exported.config, exported.shared, exported.tasks, changed, exported.records)
 
 
-def _tell_not_calibrated(before: Sequence[Mapping[str, Any]], entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Says which tasks have words that were calibrated as they were searched for until now."""
-    tasks = [
-        entry["name"]
-        for entry in before
-        if "search_temperature" in entry.get(CALIBRATION, {})
-        and entries.get(entry["name"], entry.get(DECODE)) != entry.get(DECODE)
-    ]
-    if tasks:
+def _store(
+    adapter: str | None,
+    workdir: str | None,
+    exported: ExportedAdapter | None,
+    entries: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Writes what was found into W/lm and into the adapter, if it is one, and tells it."""
+    if workdir is not None:
+        with workdirs.changing_files(workdir):
+            own_models.write_tuned(workdir, own_models.read_tuned(workdir) | entries)
+            if exported is not None:
+                _store_in_run(epath.Path(workdir), exported, entries)
+    elif exported is not None:
+        library.write(str(adapter), _with_entries(exported, entries))
+    tell(f"stored with {adapter or workdir}")
+    stale = [] if exported is None else _calibrated_otherwise(exported, entries)
+    if stale:
         tell(
-            f"words that are searched for with these weights are not calibrated yet: {listed(tasks)}; "
-            "python -m hra_jax.tasks calibrate ADAPTER --suite SUITE does that"
+            f"the confidences of {listed(stale)} were calibrated for words that were searched for otherwise; python -m "
+            "hra_jax.tasks calibrate does it again for an adapter that holds its language model"
         )
+
+
+def _calibrated_otherwise(exported: ExportedAdapter, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The tasks whose words were searched for with other settings when their confidences were calibrated."""
+    return [
+        entry["name"]
+        for entry in exported.tasks_json
+        if "search_temperature" in (entry.get(CALIBRATION) or {})
+        and not same_decoding(entries.get(entry["name"], entry.get(DECODE) or {}), entry.get(DECODE) or {})
+    ]
 
 
 def _store_in_run(workdir: epath.Path, exported: ExportedAdapter, entries: Mapping[str, Mapping[str, Any]]) -> None:

@@ -20,6 +20,7 @@ text, and `<unk>` has the probability of each token that the file does not name.
 program gives it texts in which these words stand apart.
 """
 
+import codecs
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -177,7 +178,7 @@ def from_bytes(content: bytes, vocabulary: Vocabulary, *, where: str, name: str 
 
 
 def _read(content: bytes, vocabulary: Vocabulary, *, where: str) -> list[_Section]:
-    lines = content.split(b"\n")
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     counts, at = _read_counts(lines, where=where)
     ids = _ids(vocabulary)
     sections: list[_Section] = []
