@@ -106,7 +106,8 @@ def measure(model: "Model", suite: Suite, *, decoder: Decoder | None = None) -> 
       Of each task: `temperature`; `lag_seconds`, the same for all of them, where there are joints enough; `words`
       and `right`, how many there were and the share that was right; `ece_before` and `ece_after`, the expected
       calibration error of these words without the temperature and with it; `joints`, of all tasks; `suite`. Of tasks
-      that are searched, `search_temperature` and the others of these once more.
+      that are searched, `search_temperature` and the others of these once more, and `search_digest`, with what they
+      were.
 
     Raises:
       NothingSaid: no word is recognised as a task of the model.
@@ -126,7 +127,9 @@ def measure(model: "Model", suite: Suite, *, decoder: Decoder | None = None) -> 
         for task, rows in chosen.items()
         if (task in models or task_records.SHARED in models if decoder is None else decoder.searches(task))
     }
-    searched = judged_words(model, held, normalizer=normalizer, decode=decoder or {"lm": ADAPTER})
+    if decoder is None and held:
+        decoder = model.decoder({"lm": ADAPTER}, held)
+    searched = judged_words(model, held, normalizer=normalizer, decode=decoder)
     searched = {task: words for task, words in searched.items() if task in judged}
     errors = lateness(model, chosen)
     common: dict[str, Any] = {"joints": len(errors), "suite": suite.name}
@@ -136,6 +139,9 @@ def measure(model: "Model", suite: Suite, *, decoder: Decoder | None = None) -> 
     for prefix, words_by_task in (("", judged), ("search_", searched)):
         for task, facts in _fitted(words_by_task).items():
             found[task] |= {f"{prefix}{name}": value for name, value in facts.items()}
+    for task in searched:
+        assert decoder is not None  # there is none where nothing is searched for
+        found[task]["search_digest"] = decoder.search_digest(task)
     return found
 
 

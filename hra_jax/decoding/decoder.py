@@ -217,6 +217,15 @@ class Decoder:
         }
         return hashlib.sha256(json.dumps(tasks, sort_keys=True).encode()).hexdigest()
 
+    def search_digest(self, name: str) -> str:
+        """A hash of the language model and the weights that a task is searched with: of what is likely, by its scores.
+
+        Neither the beam nor phrases are part of it.
+        """
+        model, weights = self._tasks[name].model, self._tasks[name].weights
+        parts = ("", 0.0) if model is None else (model.digest, weights.lm_weight)
+        return hashlib.sha256(json.dumps([*parts, weights.token_bonus]).encode()).hexdigest()[:16]
+
     def facts_of(self, name: str, phrases: Sequence[Any] = ()) -> dict[str, Any]:
         """What decodes an utterance of a task that has phrases of its own, or none."""
         task = self._tasks[name]

@@ -129,7 +129,13 @@ def recognise(
             paths=tuple(paths),
         )
         if words:
-            calibration = (calibrations or {}).get(task)
+            calibration, temperature = (calibrations or {}).get(task, NOT_CALIBRATED), None
+            if any(part.searched for part in mine):
+                temperature = calibration.temperature_of_search(decoder.search_digest(task))
+            elif calibration is not NOT_CALIBRATED:
+                temperature = calibration.temperature
+            one = dataclasses.replace(one, calibrated=temperature is not None)
+            calibration = calibration._replace(temperature=temperature or 1.0)
             one = _with_words(one, mine, vocabularies[task], calibration, hop=hop, sample_rate=sample_rate)
         found.append(one)
     return found
@@ -166,14 +172,11 @@ def _with_words(
     one: Recognition,
     heard: Sequence[_Heard],
     vocabulary: Vocabulary,
-    calibration: Calibration | None,
+    calibration: Calibration,
     *,
     hop: int,
     sample_rate: int,
 ) -> Recognition:
-    searched = any(part.searched for part in heard)
-    known = calibration is not None and (not searched or calibration.search_temperature is not None)
-    calibration = calibration or NOT_CALIBRATED
     words = words_of_chunks(
         one.chunks,
         one.paths,
@@ -181,6 +184,6 @@ def _with_words(
         vocabulary,
         hop=hop,
         sample_rate=sample_rate,
-        calibration=calibration.of_search() if searched else calibration,
+        calibration=calibration,
     )
-    return dataclasses.replace(one, words=words, confidence=confidence_of(words), calibrated=known)
+    return dataclasses.replace(one, words=words, confidence=confidence_of(words))

@@ -64,15 +64,18 @@ class Calibration(NamedTuple):
       temperature: by which the log odds of a word's posterior are divided.
       lag_seconds: by which labels come late.
       search_temperature: as `temperature`, where the text was searched for; None where that was not calibrated.
+      search_digest: of the language model and the weights that it was searched for with, `Decoder.search_digest`; None
+        where that is not known.
     """
 
     temperature: float = 1.0
     lag_seconds: float = 0.0
     search_temperature: float | None = None
+    search_digest: str | None = None
 
-    def of_search(self) -> "Calibration":
-        """That of words that were searched for."""
-        return self._replace(temperature=self.search_temperature or 1.0)
+    def temperature_of_search(self, digest: str) -> float | None:
+        """The temperature of words that were searched for with this; None where they are not calibrated."""
+        return self.search_temperature if self.search_digest in (None, digest) else None
 
 
 NOT_CALIBRATED = Calibration()
@@ -82,7 +85,7 @@ def stored_calibrations(entries: Iterable[Mapping[str, Any]], *, where: str) -> 
     """The calibrations in the entries of tasks.json, by task; of tasks without one, nothing.
 
     Raises:
-      UserError: something else than finite numbers, or a temperature that is not above 0.
+      UserError: something else than finite numbers, a temperature that is not above 0, or a digest that is no text.
     """
     found = {}
     for entry in entries:
@@ -91,8 +94,13 @@ def stored_calibrations(entries: Iterable[Mapping[str, Any]], *, where: str) -> 
             continue
         values = {field: facts[field] for field in Calibration._fields if field in facts}
         for field, value in values.items():
-            if not is_number(value) or not math.isfinite(value) or (field != "lag_seconds" and value <= 0):
-                allowed = "finite numbers" + (" above 0" if field != "lag_seconds" else "")
+            if field == "search_digest":
+                right, allowed = isinstance(value, str), "a text"
+            else:
+                least = -math.inf if field == "lag_seconds" else 0
+                right = is_number(value) and math.isfinite(value) and value > least
+                allowed = "finite numbers" + ("" if field == "lag_seconds" else " above 0")
+            if not right:
                 raise UserError(
                     f"{where}: task {printable(entry['name'], most=80)!r}: calibration has {field} {value!r:.40}; "
                     f"allowed: {allowed}"

@@ -140,7 +140,11 @@ def test_what_is_stored_of_a_calibration_is_checked():
     ]
     found = words.stored_calibrations(entries, where="A")
     assert found == {"a": Calibration(2, -0.01, None), "b": Calibration(2.0, 0.0, 0.5)}
-    assert [found[name].of_search().temperature for name in "ab"] == [1.0, 0.5]
+    assert [found[name].temperature_of_search("any") for name in "ab"] == [None, 0.5]
+    known = found["b"]._replace(search_digest="one")
+    assert [known.temperature_of_search(digest) for digest in ("one", "other")] == [0.5, None]
+    with pytest.raises(UserError, match="calibration has search_digest 3; allowed: a text"):
+        words.stored_calibrations([{"name": "d", "calibration": {"search_digest": 3}}], where="A")
     for wrong in ({"temperature": 0.0}, {"temperature": "1"}, {"lag_seconds": float("nan")}, {"temperature": True}):
         with pytest.raises(UserError, match=r"^A: task 'd': calibration has \w+ .*; allowed: finite numbers"):
             words.stored_calibrations([{"name": "d", "calibration": wrong}], where="A")

@@ -61,6 +61,9 @@ def test_words_that_are_searched_for_have_a_temperature_of_their_own(micro, tmp_
         (["bob"] * 2, decoder, True),
         (["bob"] * 2, None, True),
         (["ann"] * 2, decoder, False),
+        (["bob"] * 2, model.decoder({"lm": {"bob": lm}, "beam": 4, "phrases": ["bad"]}, ["bob"]), True),
+        (["bob"] * 2, model.decoder({"lm": {"bob": lm}, "lm_weight": 0.7}, ["bob"]), False),
+        (["bob"] * 2, model.decoder({"beam": 4}, ["bob"]), False),
     ):
         pair = calibrated.recognise(sounds, sample_rate=world.RATE, tasks=tasks, decode=decode, words=True)
         assert {one.calibrated for one in pair} == {known}
