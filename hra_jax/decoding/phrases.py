@@ -100,7 +100,8 @@ def read_phrases(path: epath.PathLike) -> tuple[Weighted, ...]:
     except StorageUnavailable:
         raise
     except OSError as error:
-        raise UserError(f"{where}: no phrases can be read there: {error.strerror or error}") from error
+        needed = f"a file with a phrase in each line; phrases themselves are a tuple, ({where!r},)"
+        raise UserError(f"{where}: cannot be read ({error.strerror or error}); needed is {needed}") from error
     if len(content) > _MOST_BYTES:
         raise UserError(f"{where}: more than {_MOST_BYTES:,} bytes; allowed: {_MOST_BYTES:,} of phrases")
     try:

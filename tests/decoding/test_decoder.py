@@ -247,7 +247,7 @@ def test_what_cannot_decode_is_refused_in_one_line_before_anything_is_loaded(mod
     assert "'adapter': the backbone alone holds no language model for task 'a'" in refusal({"lm": "adapter"}, one)
     assert "'xyz'" in refusal({"phrases": ["xyz"]}, one)
     assert "empty phrase" in refusal({"phrases": {"a": [" "]}}, one)
-    assert "none.txt" in refusal({"phrases": "none.txt"}, one)
+    assert "phrases themselves are a tuple, ('new york',)" in refusal({"phrases": "new york"}, one)
     with pytest.raises(UserError, match="xyz"):
         Decoder(vocabularies=one).paths(LOG_PROBS[:1], LENGTHS[:1], ["a"], phrases=[["xyz"]])
     with pytest.raises(UserError, match="a decoder of the tasks 'a' has none for 'b'"):
