@@ -470,7 +470,10 @@ def test_what_cannot_decode_is_refused_in_one_line_before_anything_is_loaded(ask
         (dict(lm="train"), "decode.lm = 'train': there is no run here"),
         (dict(n_best=0), "decode.n_best"),
         (dict(phrases=str(tmp_path / "empty.txt")), "a weight of 1000.0; allowed: finite numbers from -100 to 100"),
-        (dict(phrases=str(tmp_path / "none.txt")), "decode.phrases: .* cannot be read .*needed is a file with a phrase"),
+        (
+            dict(phrases=str(tmp_path / "none.txt")),
+            "decode.phrases: .* cannot be read .*needed is a file with a phrase",
+        ),
     ]
     for change, told in cases:
         flag_values(**asked, decode=change)
