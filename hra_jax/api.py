@@ -95,7 +95,7 @@ class Backbone:
         """Log-probabilities without an adapter.
 
         Args:
-          waveforms: a list of 1-D float arrays, mono, any lengths.
+          waveforms: a list of 1-D arrays, mono, any lengths: floats of full scale 1, or PCM of 8, 16 or 32 bits.
           sample_rate: their rate, Hz.
 
         Returns:
@@ -337,7 +337,7 @@ class Model:
         """Log-probabilities of utterances, each through the adapter of its task.
 
         Args:
-          waveforms: a list of 1-D float arrays, mono, any lengths.
+          waveforms: a list of 1-D arrays, mono, any lengths: floats of full scale 1, or PCM of 8, 16 or 32 bits.
           sample_rate: their rate, Hz; resampled to the backbone's.
           tasks: a task name per waveform, `__base__` for no adapter; None means `__base__` for all.
 
@@ -394,11 +394,7 @@ class Model:
                 return audio.decode_file(os.fspath(samples), self.backbone.sample_rate)
             except audio.AudioError as error:
                 raise UserError(f"{os.fspath(samples)}: {error}") from error
-        waveform = np.asarray(samples, np.float32)
-        if waveform.ndim != 1 or not waveform.size:
-            raise UserError(f"a waveform has shape {waveform.shape}; allowed is 1-D (mono) and not empty")
-        if not np.isfinite(waveform).all():
-            raise UserError("a waveform holds NaN or infinite samples")
+        waveform = audio.from_array(samples, what="a waveform")
         if not isinstance(sample_rate, numbers.Real) or not 1 <= sample_rate < math.inf:
             raise UserError(f"sample_rate = {sample_rate!r}: allowed are numbers of Hz from 1")
         return resample(waveform, sample_rate, self.backbone.sample_rate)
@@ -502,7 +498,8 @@ class Model:
         """What is said in recordings, each through the adapter of its task; long ones are cut at pauses.
 
         Args:
-          waveforms: 1-D float arrays, mono, any lengths, or paths of audio files.
+          waveforms: 1-D arrays, mono, any lengths, of floats of full scale 1 or of PCM of 8, 16 or 32 bits; or paths of
+            audio files.
           sample_rate: of the arrays, Hz; resampled to the backbone's.
           tasks: a task name per recording, `__base__` for no adapter; None means `__base__` for all. `__auto__` is
             the task that sounds most like the recording, see `choose_tasks`; `Recognition.task` says which.

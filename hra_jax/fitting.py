@@ -29,6 +29,7 @@ from hra_jax.api import Backbone, Model
 from hra_jax.config.files import config_of, near_key
 from hra_jax.config.keys import default_config, flatten_config, group, method_groups
 from hra_jax.console import listed, tell
+from hra_jax.data import audio
 from hra_jax.data.learnt_vocabularies import own_vocabularies
 from hra_jax.data.loader import TrainLoader
 from hra_jax.data.report import DataReport
@@ -52,7 +53,7 @@ from hra_jax.training.progress import Progress
 from hra_jax.training.task_bank import TaskBank
 from hra_jax.training.train_state import TrainState
 
-Examples = Mapping[str, Sequence[tuple[ArrayLike, str]]]  # by task: waveforms (1-D, mono, float) and their texts
+Examples = Mapping[str, Sequence[tuple[ArrayLike, str]]]  # by task: waveforms (1-D, mono) and their texts
 
 _SOURCE = "examples"  # what the data report calls them
 _LOOK_STEPS = 20  # steps between two looks at the loss, each of which waits for the device
@@ -81,7 +82,7 @@ def fit(
 
     Args:
       backbone: from `hra_jax.load_backbone`; its weights stay as they are.
-      examples: {task: [(waveform, text), ...]}; a waveform is 1-D, mono, full scale 1.
+      examples: {task: [(waveform, text), ...]}; a waveform is 1-D, mono, as for `recognise`.
       sample_rate: of the waveforms, Hz; None for the backbone's own.
       steps: optimizer steps.
       start: the adapter to go on from. Its settings are kept, its tasks are in the result too, and what they share
@@ -227,11 +228,7 @@ def _recordings(examples: Examples, rate: int) -> list[Recording]:
 def _recording(pair: tuple[ArrayLike, str], key: str, *, task: str, rate: int) -> Recording:
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], str):
         raise UserError(f"examples: {key} is {type(pair).__name__}; allowed is a pair (waveform, text)")
-    samples = np.asarray(pair[0], np.float32)
-    if samples.ndim != 1 or not samples.size:
-        raise UserError(f"examples: {key} has shape {samples.shape}; allowed is 1-D (mono) and not empty")
-    if not np.isfinite(samples).all():
-        raise UserError(f"examples: {key} holds NaN or infinite samples")
+    samples = audio.from_array(pair[0], what=f"examples: {key}")
     return Recording(
         audio_filepath="",
         duration=len(samples) / rate,

@@ -106,8 +106,12 @@ def test_other_sample_rates_are_resampled(model, waveforms):
 
 
 def test_loudness_and_integer_samples_do_not_matter(model, waveforms):
-    loud, _ = model.log_probs([(20000 * waveforms[0]).astype(np.int16)], sample_rate=8000, tasks=["ann"])
-    quiet, _ = model.log_probs([(20000 * waveforms[0]).astype(np.int16) / 32768], sample_rate=8000, tasks=["ann"])
+    integers = (20000 * waveforms[0]).astype(np.int16)
+    as_file, loud, quiet = (
+        model.log_probs([samples], sample_rate=8000, tasks=["ann"])[0]
+        for samples in (integers, integers.astype(np.float32), integers / 32768)
+    )
+    assert np.array_equal(as_file, quiet)
     np.testing.assert_allclose(loud, quiet, rtol=1e-3, atol=1e-3)
 
 
@@ -289,6 +293,8 @@ def test_a_task_with_a_vocabulary_of_its_own_brings_it_along(backbone, waveforms
         (np.array([0.1, np.inf] * 400), "NaN or infinite"),
         (np.zeros((2, 800)), r"shape \(2, 800\); allowed is 1-D"),
         (np.zeros(0), r"shape \(0,\); allowed is 1-D .* not empty"),
+        ([0, 100] * 400, "samples of type int64; allowed are floats of full scale 1, and integers"),
+        (np.zeros(800, bool), "samples of type bool"),
     ],
 )
 def test_a_waveform_that_is_none_is_one_line(model, waveform, told):

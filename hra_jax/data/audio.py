@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 import soxr
+from numpy.typing import ArrayLike
 
 from hra_jax.data import shards
 from hra_jax.data.examples import Example
@@ -13,6 +14,7 @@ from hra_jax.data.sample_hashes import SampleHash
 from hra_jax.data.shards import Sharded
 from hra_jax.data.sound_files import LEAST_RATE, MOST_RATE, AudioError, Sound
 from hra_jax.data.utterance import Recording, Utterance
+from hra_jax.errors import UserError
 
 __all__ = [
     "AudioError",
@@ -20,6 +22,7 @@ __all__ = [
     "decode",
     "decode_file",
     "decode_hashed",
+    "from_array",
     "rate_of",
     "resample",
     "sample_hash",
@@ -136,6 +139,31 @@ def decode_hashed(utterance: Utterance, sample_rate: int) -> tuple[np.ndarray, i
         start, count = _segment(sound, offset=utterance.offset, duration=utterance.duration)
         samples = _read(sound, start=start, count=count, sample_rate=sample_rate, found=found)
         return samples, found.finish(sound, start + count)
+
+
+def from_array(samples: ArrayLike, *, what: str) -> np.ndarray:
+    """Mono samples that somebody has in memory as float32 `[S]`, full scale 1.
+
+    Args:
+      samples: floats of full scale 1, or integers of 8, 16 or 32 bits as files of PCM have them.
+      what: they are, for the error.
+
+    Raises:
+      UserError: other shapes or types, no samples, or samples that are not finite.
+    """
+    given = np.asarray(samples)
+    if given.ndim != 1 or not given.size:
+        raise UserError(f"{what} has shape {given.shape}; allowed is 1-D (mono) and not empty")
+    # Integers of 64 bits are those of a list: nothing says what their full scale is.
+    if given.dtype.kind not in "fiu" or (given.dtype.kind in "iu" and given.dtype.itemsize > 4):
+        raise UserError(
+            f"{what} has samples of type {given.dtype}; allowed are floats of full scale 1, and integers of 8, 16 or "
+            "32 bits as in files"
+        )
+    waveform = _full_scale(given)[:, 0]
+    if not np.isfinite(waveform).all():
+        raise UserError(f"{what} holds NaN or infinite samples")
+    return waveform
 
 
 def decode_example(example: Example, sample_rate: int) -> tuple[np.ndarray, int]:

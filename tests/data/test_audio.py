@@ -205,6 +205,16 @@ def test_channels_that_cancel_each_other_are_named_and_silence_is_not(tmp_path):
     assert not decode(Utterance(str(tmp_path / "silence.wav"), 1.0, ""), RATE).any()
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "float64", "float16"])
+def test_arrays_are_of_full_scale_as_files_are(dtype):
+    wanted = np.array([0.0, 0.5, -0.25, -1.0])
+    kind = np.dtype(dtype).kind
+    steps = 2 ** (8 * np.dtype(dtype).itemsize - 1)
+    given = wanted if kind == "f" else wanted * steps + (steps if kind == "u" else 0)
+    found = audio.from_array(given.astype(dtype), what="it")
+    assert found.dtype == np.float32 and found.tolist() == wanted.tolist()
+
+
 def test_a_file_uri_is_a_path(tmp_path):
     soundfile.write(tmp_path / "a b%.wav", _sine(440, 1.0), RATE)
     for uri in (f"file://{tmp_path}/a%20b%25.wav", f"file://localhost{tmp_path}/a%20b%25.wav"):
