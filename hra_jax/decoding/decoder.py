@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hra_jax.console import listed
+from hra_jax.decoding import language_models
 from hra_jax.decoding import phrases as phrase_lists
 from hra_jax.decoding.language_models import NOTHING_HELD, Held, TaskWeights, chosen, weights_of, width_of
 from hra_jax.decoding.phrases import Weighted
@@ -218,13 +219,10 @@ class Decoder:
         return hashlib.sha256(json.dumps(tasks, sort_keys=True).encode()).hexdigest()
 
     def search_digest(self, name: str) -> str:
-        """A hash of the language model and the weights that a task is searched with: of what is likely, by its scores.
-
-        Neither the beam nor phrases are part of it.
-        """
+        """That of `language_models.search_digest` for a task, whether it is searched for by itself or not."""
         model, weights = self._tasks[name].model, self._tasks[name].weights
-        parts = ("", 0.0) if model is None else (model.digest, weights.lm_weight)
-        return hashlib.sha256(json.dumps([*parts, weights.token_bonus]).encode()).hexdigest()[:16]
+        lm = {} if model is None else {"lm": {"digest": model.digest}}
+        return language_models.search_digest({**lm, **weights._asdict()})
 
     def facts_of(self, name: str, phrases: Sequence[Any] = ()) -> dict[str, Any]:
         """What decodes an utterance of a task that has phrases of its own, or none."""

@@ -4,6 +4,8 @@ A model may give back the texts that it was made from. So an exported adapter ha
 there: it has the name and the digest of the model that its weights were tuned for.
 """
 
+import hashlib
+import json
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -57,6 +59,22 @@ def same_decoding(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two entries decode alike, whatever their error rates are, and whatever their models are called."""
     alike = all(one.get(name) == other.get(name) for name in ("beam", *DEFAULT_WEIGHTS))
     return alike and _digest_of(one) == _digest_of(other)
+
+
+def search_digest(entry: Mapping[str, Any]) -> str:
+    """A hash of the language model and the weights that a search goes by: of what is likely, by its scores.
+
+    Neither the beam nor phrases are part of it.
+
+    Args:
+      entry: `lm`, `lm_weight` and `token_bonus`, as tasks.json and results have them; without a model there is no
+        weight of one.
+    """
+    lm = _digest_of(entry)
+    weight, bonus = (
+        float(entry.get(name, DEFAULT_WEIGHTS[name] if lm else 0.0)) for name in ("lm_weight", "token_bonus")
+    )
+    return hashlib.sha256(json.dumps([lm, weight if lm else 0.0, bonus]).encode()).hexdigest()[:16]
 
 
 def _digest_of(entry: Mapping[str, Any] | None) -> str:

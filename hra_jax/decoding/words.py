@@ -113,8 +113,8 @@ def calibration_errors(entries: Iterable[Mapping[str, Any]]) -> dict[str, dict[s
     """By how much the confidences of tasks were off where they were calibrated, from the entries of tasks.json.
 
     Returns:
-      {task: {"suite", "ece_before", "ece_after"}}, of words that were searched for with "search_ece_before" and
-      "search_ece_after" beside them; without tasks that do not say so much.
+      {task: {"suite", "ece_before", "ece_after"}}, of words that were searched for with "search_ece_before",
+      "search_ece_after" and "search_digest" beside them; without tasks that do not say so much.
     """
     found = {}
     for entry in entries:
@@ -125,6 +125,8 @@ def calibration_errors(entries: Iterable[Mapping[str, Any]]) -> dict[str, dict[s
             for when in ("before", "after")
         }
         known = {name: value for name, value in errors.items() if is_number(value)}
+        if isinstance(digest := facts.get("search_digest"), str):
+            known["search_digest"] = digest
         if {"ece_before", "ece_after"} <= known.keys() and isinstance(facts.get("suite"), str):
             found[entry["name"]] = {"suite": facts["suite"], **known}
     return found

@@ -17,9 +17,10 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from hra_jax.console import bounds, markdown_cell, percent, points, say, stdout, table
+from hra_jax.decoding.language_models import search_digest
 from hra_jax.evaluation import error_rates, report_page, shots
 from hra_jax.evaluation.predictions import Unscored, UtteranceResult, prediction_line
-from hra_jax.evaluation.results import decoding_words, mean_scores
+from hra_jax.evaluation.results import decoding_of, decoding_words, mean_scores
 from hra_jax.storage.files import make_folder, remove_file, replaced_name, write_file
 from hra_jax.storage.json_files import json_text
 from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, task_file_names
@@ -112,13 +113,16 @@ def _summary_lines(results: Mapping[str, Any]) -> list[str]:
 def _calibration_lines(results: Mapping[str, Any]) -> list[str]:
     """By how much confidences of words were off, before they were calibrated and after; one line for each suite.
 
-    Words are calibrated as they are decoded here: of tasks that are searched and were not, nothing is told.
+    Words are calibrated as they are decoded here: nothing is told of tasks that are searched and were not, or that are
+    searched with another language model, or other weights, than they were calibrated with.
     """
     by_suite: dict[str, list[tuple[float, float]]] = {}
-    methods = (results["decoding"] or {}).get("method", "greedy")
     for task, facts in results.get("calibration", {}).items():
-        method = methods.get(task, "greedy") if isinstance(methods, dict) else methods
-        names = [f"{'' if method == 'greedy' else 'search_'}ece_{when}" for when in ("before", "after")]
+        decoding = decoding_of(results["decoding"], task)
+        searched = decoding.get("method", "greedy") != "greedy"
+        if searched and facts.get("search_digest") not in (None, search_digest(decoding)):
+            continue
+        names = [f"{'search_' if searched else ''}ece_{when}" for when in ("before", "after")]
         if facts.keys() >= set(names):
             by_suite.setdefault(facts["suite"], []).append((facts[names[0]], facts[names[1]]))
     return [

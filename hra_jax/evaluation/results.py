@@ -341,6 +341,17 @@ def decoding_words(decoding: Mapping[str, Any] | None) -> str:
     return ", ".join(said)
 
 
+def decoding_of(decoding: Mapping[str, Any] | None, task: str) -> dict[str, Any]:
+    """What of a field `decoding` is true of one task, as `decoding.decoder.Decoder.facts_of` says it."""
+
+    def own(name: str, value: Any) -> Any:
+        for_all = not isinstance(value, Mapping) or (name == "lm" and isinstance(value.get("digest"), str))
+        return value if for_all else value.get(task)
+
+    found = {name: own(name, value) for name, value in (decoding or {}).items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else "by task"
 

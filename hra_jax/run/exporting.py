@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from hra_jax.adapters import adapter_folder, initial, methods, task_records
-from hra_jax.adapters.task_records import CENTROID, WHITENING
+from hra_jax.adapters.task_records import CALIBRATION, CENTROID, DECODE, WHITENING
 from hra_jax.config.files import config_to_json
 from hra_jax.config.settings import boolean, check_settings, one_of, setting
 from hra_jax.console import tell
@@ -157,15 +157,11 @@ def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[st
     if jax.process_index():
         return True
     scored, material = _scores(results), run.material
-    base, start, own = material.base, material.start, material.own
-    earlier = {} if start is None else {entry["name"]: entry for entry in start.tasks_json}
-    moved = bool(jax.tree.leaves(shared)) and not run.state.fixed
-    entries = []
+    base, own = material.base, material.own
+    earlier, entries = _came_along(run, rows["count"]), []
     for row, (name, trained) in enumerate(zip(run.layout.tasks, rows["count"] > 0, strict=True)):
         # A task that only came along says what it said where it was trained; one that was never drawn says step 0.
         entry = {"step": task_steps[name]} if trained else dict(earlier.get(name, {"step": 0}))
-        if moved:
-            entry.pop(task_records.CALIBRATION, None)  # with what all tasks share it is another adapter
         if results is not None and name in scored:
             entry = {**entry, "wer": scored[name], "suite": results["suite"]}
         if own is not None and own.shared is None:
@@ -184,12 +180,46 @@ def _export_adapter(run: Run, *, task_steps: Mapping[str, int], results: dict[st
             vocabulary=vocabulary.to_json(),
             accounting=accounting(run),
             results=results,
-            records=_records(run, shared=moved),
+            records=_records(run, shared=_has_moved(run)),
             trained_seconds=run.layout.table.max_seconds,
             durable=False,  # whoever replaces the folder puts it on the disk
         )
 
     return own_exports.replace_adapter(run.workdir, write, tasks=run.layout.tasks)
+
+
+def decoded_as_before(run: Run) -> dict[str, Any]:
+    """The fields `decode` of the tasks that only came along with `adapter.start`, as `export` keeps them; a collective.
+
+    {} where what all tasks share has been trained: what was tuned holds for the adapter as it was.
+    """
+    if run.material.start is None:
+        return {}
+    entries = _came_along(run, run.bank.counts(run.state))
+    return {name: entry[DECODE] for name, entry in entries.items() if entry.get(DECODE) is not None}
+
+
+def _came_along(run: Run, counts: Iterable[int]) -> dict[str, dict[str, Any]]:
+    """The entries that the tasks without a step have in the adapter that the run started from, as far as they hold.
+
+    Args:
+      run: the run.
+      counts: steps that the tasks have had.
+    """
+    start = run.material.start
+    still = {task for task, count in zip(run.layout.tasks, counts, strict=False) if not count}
+    # With what all tasks share it is another adapter.
+    gone = {CALIBRATION, DECODE} if _has_moved(run) else set()
+    return {
+        entry["name"]: {field: value for field, value in entry.items() if field not in gone}
+        for entry in ([] if start is None else start.tasks_json)
+        if entry["name"] in still
+    }
+
+
+def _has_moved(run: Run) -> bool:
+    """Whether what all tasks share is trained."""
+    return bool(jax.tree.leaves(run.state.weights["shared"])) and not run.state.fixed
 
 
 def _records(run: Run, *, shared: bool) -> task_records.Records:

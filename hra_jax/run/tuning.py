@@ -22,7 +22,7 @@ from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.evaluation.runner import SuiteRunner
 from hra_jax.run import decoders, own_models
 from hra_jax.run.decoders import Models
-from hra_jax.run.exporting import add_field
+from hra_jax.run.exporting import add_field, decoded_as_before
 from hra_jax.run.place import Run
 from hra_jax.run.scoring import suite_weights
 from hra_jax.text.ngram import LanguageModel
@@ -64,14 +64,23 @@ def tune(run: Run, config: ConfigDict, train: Models | None, *, task_steps: Mapp
       train: from `training_models`.
       task_steps: as for `exporting.export`.
     """
-    runner = run.layout.select
-    if runner is None:
-        return
+    runner, kept = run.layout.select, decoded_as_before(run)
+    found = {} if runner is None else _found(run, config, runner, train)
+    if found or run.material.start is not None:
+        first_alone(lambda: _write(run, kept, found))
+    if found:
+        run.fields[DECODE] = found
+        if run.settings.method == "adapter":
+            add_field(run, DECODE, found, task_steps=task_steps)
+
+
+def _found(run: Run, config: ConfigDict, runner: SuiteRunner, train: Models | None) -> dict[str, dict[str, Any]]:
+    """What is found for the weights of a run on its selection suite; {} for nothing."""
     settings = _settings(config, runner)
     if train is None and decoders.needs_training_texts(settings):
-        return
+        return {}
     weights = suite_weights(run, runner)
-    found = tuned_entries(
+    return tuned_entries(
         runner,
         settings,
         lambda: runner.log_probs(
@@ -81,11 +90,15 @@ def tune(run: Run, config: ConfigDict, train: Models | None, *, task_steps: Mapp
         train=train,
         tasks=run.layout.tasks,
     )
-    if found:
-        run.fields[DECODE] = found
-        first_alone(lambda: own_models.write_tuned(run.workdir, found))
-        if run.settings.method == "adapter":
-            add_field(run, DECODE, found, task_steps=task_steps)
+
+
+def _write(run: Run, kept: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Writes into W/lm what the adapter of the run has: what it kept of the one it started from, and what was found."""
+    known = own_models.read_tuned(run.workdir) if not found else {}
+    before = _held(run).tuned  # of a task that was trained since, it may be known from when it was not
+    now = {task: entry for task, entry in known.items() if entry != before.get(task)} | {**kept, **found}
+    if now != known:
+        own_models.write_tuned(run.workdir, now)
 
 
 def tuned_entries(
@@ -171,12 +184,14 @@ def decoder_of(run: Run, config: ConfigDict, runner: SuiteRunner, train: Models 
     settings = _settings(config, runner)
     if train is None and decoders.needs_training_texts(settings):
         return None
-    # Not what the adapter was tuned to that it started from: its tasks are others now, and are exported without that.
-    adapter = _held(run)._replace(tuned=run.fields.get(DECODE, {}))
+    # Tasks that were trained are others than those that were tuned before; what is scored is what is exported.
+    adapter = _held(run)._replace(tuned=decoded_as_before(run) | run.fields.get(DECODE, {}))
     decoder = agreed(lambda: decoders.make_decoder(settings, runner, adapter=adapter, train=train))
     if decoder is not None and jax.process_index() == 0 and run.layout.select is None:
+        along = ", those that came along with adapter.start" if adapter.tuned else ""
         tell(
-            "decoding is not tuned, as there is no eval.select_suite; weights and beam are those given, or the defaults"
+            f"decoding is not tuned, as there is no eval.select_suite; weights and beam are those given{along}, or the "
+            "defaults"
         )
     return decoder
 

@@ -18,7 +18,7 @@ from hra_jax.console import listed, tell
 from hra_jax.data.report import DataReport
 from hra_jax.data.sources import read_sources
 from hra_jax.data.utterance import Utterance
-from hra_jax.decoding.language_models import same_decoding
+from hra_jax.decoding.language_models import search_digest
 from hra_jax.errors import UserError
 from hra_jax.evaluation import suites
 from hra_jax.evaluation.suites import Suite, load_suite
@@ -205,12 +205,13 @@ def _store(
 
 
 def _calibrated_otherwise(exported: ExportedAdapter, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The tasks whose words were searched for with other settings when their confidences were calibrated."""
+    """The tasks with new entries whose searched words were calibrated with another language model, or other weights."""
     return [
         entry["name"]
         for entry in exported.tasks_json
-        if "search_temperature" in (entry.get(CALIBRATION) or {})
-        and not same_decoding(entries.get(entry["name"], entry.get(DECODE) or {}), entry.get(DECODE) or {})
+        if entry["name"] in entries
+        and "search_temperature" in (facts := entry.get(CALIBRATION) or {})
+        and facts.get("search_digest") not in (None, search_digest(entries[entry["name"]]))
     ]
 
 

@@ -143,6 +143,8 @@ def test_what_is_stored_of_a_calibration_is_checked():
     assert [found[name].temperature_of_search("any") for name in "ab"] == [None, 0.5]
     known = found["b"]._replace(search_digest="one")
     assert [known.temperature_of_search(digest) for digest in ("one", "other")] == [0.5, None]
+    told = {"suite": "v", "ece_before": 0.2, "ece_after": 0.1, "search_digest": "one"}
+    assert words.calibration_errors([{"name": "a", "calibration": told}, *entries]) == {"a": told}
     with pytest.raises(UserError, match="calibration has search_digest 3; allowed: a text"):
         words.stored_calibrations([{"name": "d", "calibration": {"search_digest": 3}}], where="A")
     for wrong in ({"temperature": 0.0}, {"temperature": "1"}, {"lag_seconds": float("nan")}, {"temperature": True}):

@@ -10,6 +10,7 @@ import pytest
 import rich.console
 from reference.scored import ODD, ROWS, evaluate, make_rows, make_suite
 
+from hra_jax.decoding.language_models import search_digest
 from hra_jax.evaluation.predictions import Unscored, UtteranceResult
 from hra_jax.evaluation.report import print_table, write_report
 
@@ -144,24 +145,36 @@ def test_greedy_rates_have_a_column_in_every_report_where_not_all_is_greedy(tmp_
 
 
 def test_reports_say_by_how_much_confidences_are_off_before_and_after_calibration(tmp_path):
+    mixed = {"method": {"george": "greedy", "jackson": "beam"}}
     errors = {
         "george": {"suite": "chosen", "ece_before": 0.10, "ece_after": 0.02},
         "jackson": {"suite": "chosen", "ece_before": 0.20, "ece_after": 0.04}
         | {"search_ece_before": 0.06, "search_ece_after": 0.05},
     }
-    mixed = {"method": {"george": "greedy", "jackson": "beam"}}
-    for decoding, before, after in (
-        ({"method": "greedy"}, "15.0%", "3.0%"),
-        ({"method": "beam"}, "6.0%", "5.0%"),  # of the task whose searched words were calibrated
-        (mixed, "8.0%", "3.5%"),
+    digest = search_digest({"lm": {"digest": "f0"}, "lm_weight": 0.8, "token_bonus": 1.0})
+    beam = {"method": "beam", "beam": 8, "lm": {"name": "a", "digest": "f0"}, "lm_weight": 0.8, "token_bonus": 1.0}
+    by_task = beam | {"method": mixed["method"], "lm": {"jackson": beam["lm"]}, "lm_weight": {"jackson": 0.8}}
+    for decoding, measured, before, after in (
+        ({"method": "greedy"}, {}, "15.0%", "3.0%"),
+        (beam, {}, "6.0%", "5.0%"),  # of the task whose searched words were calibrated
+        (mixed, {}, "8.0%", "3.5%"),
+        # What was measured with the model and the weights that are searched with, whatever the beam, or with others.
+        (beam | {"beam": 16}, {"search_digest": digest}, "6.0%", "5.0%"),
+        (by_task, {"search_digest": digest}, "8.0%", "3.5%"),
+        (beam | {"lm": {"name": "a", "digest": "f1"}}, {"search_digest": digest}, "", ""),
+        (beam | {"token_bonus": {"jackson": 0.0, "george": 1.0}}, {"search_digest": digest}, "", ""),
+        (mixed, {"search_digest": digest}, "10.0%", "2.0%"),
     ):
+        errors["jackson"] = {name: value for name, value in errors["jackson"].items() if name != "search_digest"}
+        errors["jackson"] |= measured
         results = evaluate(decoding=decoding) | {"calibration": errors}
         write_report(tmp_path, results, ROWS)
         stream = io.StringIO()
         print_table(results, console=rich.console.Console(file=stream, width=200))
         markdown, page = ((tmp_path / name).read_text() for name in ("report.md", "report.html"))
         for told in (stream.getvalue(), markdown, page):
-            assert f"calibrated on suite chosen: they were off by {before}, and are by {after}" in told
+            line = f"calibrated on suite chosen: they were off by {before}, and are by {after}"
+            assert line in told if before else "calibrated on suite" not in told
         assert "| jackson | chosen | 20.0% | 4.0% | 6.0% | 5.0% |" in markdown
 
 

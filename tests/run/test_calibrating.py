@@ -1,6 +1,7 @@
 """The calibration at the end of a run: in the adapter that it exports, beside what the run says of its tasks anyway."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hra_jax.adapters.hra import HierarchicalRecurrentAdapter
 from hra_jax.data.report import DataReport
 from hra_jax.decoding import calibration
 from hra_jax.evaluation.suites import load_suite
+from hra_jax.run import own_models
 from hra_jax.tasks import library
 from hra_jax.text import ngram
 
@@ -84,14 +86,29 @@ def test_a_run_that_says_nothing_is_exported_without_a_calibration(micro, tmp_pa
 
 
 @pytest.mark.parametrize("train", ["all", "tasks"])
-def test_a_calibration_does_not_outlive_the_controller_that_it_was_measured_with(train, micro, tmp_path):
+def test_what_was_measured_of_a_task_does_not_outlive_the_controller_and_decodes_results_as_it_is_exported(
+    train, micro, tmp_path
+):
     start = world.train(micro.config(steps=1), tmp_path / "start").workdir / "adapter"
     exported = adapter_folder.read_adapter(start)
     facts = {"temperature": 2.0, "lag_seconds": 0.1}
-    entries = [{**entry, "calibration": facts} for entry in exported.tasks_json]
+    decode = {name: {"beam": 8, "token_bonus": bonus} for name, bonus in (("ann", 0.7), ("bob", 0.6), ("cy", 0.5))}
+    entries = [{**entry, "calibration": facts, "decode": decode[entry["name"]]} for entry in exported.tasks_json]
     library.write(start, dataclasses.replace(exported, tasks_json=entries))
     asked = {"adapter__start": str(start), "adapter__train": train, "data__tasks": ("bob",), "steps": 1}
-    assert world.train(micro.config(**asked), tmp_path / "W").status == 0
+    asked |= {"eval__suite": micro.suite("test"), "decode__beam": 3}
+    done = world.train(micro.config(**asked), tmp_path / "W")
+    assert done.status == 0 and ("those that came along" in done.printed) == (train == "tasks")
     tasks = adapter_folder.read_tasks(tmp_path / "W" / "adapter")
     kept = [entry["name"] for entry in tasks if entry.get("calibration") == facts]
     assert kept == ([] if train == "all" else ["ann", "cy"])
+    assert {entry["name"]: entry["decode"] for entry in tasks if "decode" in entry} == {
+        name: decode[name] for name in kept
+    }
+    model = hra_jax.load_adapter(tmp_path / "W" / "adapter", hra_jax.load_backbone(micro.backbone))
+    expected = model.decoder({"beam": 3}, [*model.tasks, "__base__"]).facts()
+    found = json.loads((tmp_path / "W" / "eval" / "test" / "results.json").read_text())["decoding"]
+    assert found["beam"] == expected["beam"] == 3 and found["token_bonus"] == (
+        0.0 if train == "all" else {"ann": 0.7, "bob": 0.0, "cy": 0.5}
+    )
+    assert own_models.read_tuned(tmp_path / "W") == {name: decode[name] for name in kept}
