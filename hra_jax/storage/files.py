@@ -280,10 +280,12 @@ class GrowingFile:
         else:
             self._handle.flush()
 
-    def flush_if_cheap(self) -> None:
-        """`flush`, but to an object store once a minute at most. Raises OSError."""
-        if not self._remote or time.monotonic() - self._uploaded > _REMOTE_SECONDS:
+    def flush_if_cheap(self) -> bool:
+        """`flush`, but to an object store once a minute at most; whether it did. Raises OSError."""
+        cheap = not self._remote or time.monotonic() - self._uploaded > _REMOTE_SECONDS
+        if cheap:
             self.flush()
+        return cheap
 
     def close(self) -> None:
         """Flushes and closes. Raises OSError."""
