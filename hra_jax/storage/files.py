@@ -377,7 +377,7 @@ def check_regular(path: epath.PathLike) -> None:
 def stamp(path: epath.PathLike) -> tuple[int, int, int] | None:
     """What is another where a local file was written again; None where there is none, and for a path of a bucket."""
     try:
-        found = os.stat(path)
+        found = os.stat(remote.local_path(os.fspath(path)))
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
