@@ -25,11 +25,12 @@ import functools
 import itertools
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from keyword import iskeyword
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -149,7 +150,7 @@ def run(
         away = remote.unavailable(error)
         if away is not None:
             _fail(_storage_away(error, away), status=remote.UNAVAILABLE, argv=argv)
-        if isinstance(error, BrokenPipeError):
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
             _end_unread()
         reason = str(error) if isinstance(error, UserError) else _storage_trouble(error)
         if reason is None:
@@ -324,7 +325,16 @@ def _end_unread() -> NoReturn:
     """Exits without a word where nobody reads standard output any more, as after `| head`."""
     # Else Python would fail once more where it flushes at the end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for action in _before_failing:
+        action(UNREAD)
     raise SystemExit(UNREAD)
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether it is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(stream, 0)  # what is wrong with it is told in any case
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def before_failing(action: Callable[[int], None]) -> None:
@@ -358,7 +368,9 @@ def _storage_trouble(error: BaseException) -> str | None:
         link = link if found is None else found
         if isinstance(link, OSError) and link.errno in _STORAGE_ERRNOS:
             where = f": {link.filename!r}" if link.filename else ""
-            return f"{link.strerror}{where}; allowed: a folder that can be written, with free space"
+            long = link.errno == errno.ENAMETOOLONG
+            allowed = "a shorter name" if long else "a folder that can be written, with free space"
+            return f"{link.strerror}{where}; allowed: {allowed}"
         for text in _STORAGE_TEXTS:
             if text in str(link):
                 return f"{text}: {' '.join(str(link).split())[:300]}"

@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--{name} needs --manifest: files alone have no fields and no {{dir}}")
     decode = _decode(form)
     setup_jax()
-    asked, task = _asked(argv[1:])
+    asked, task = _asked(argv[1:], form)
     if FLAGS.session and AUTO_TASK not in asked.tasks:
         raise UserError(
             f"--session={FLAGS.session!r} would do nothing: no recording is of {AUTO_TASK}; allowed: beside "
@@ -234,11 +234,12 @@ def _format(output: str | None, form: str | None, *, short: bool) -> str:
     return form
 
 
-def _asked(words: Sequence[str]) -> tuple[Requests, str | None]:
+def _asked(words: Sequence[str], form: str) -> tuple[Requests, str | None]:
     """The requests of the command line, and the task of those that name none; None where each names one.
 
     Raises:
-      UserError: something is missing, is not there, or names no task that there is.
+      UserError: something is missing, is not there, or names no task that there is; the output, in its format, would
+        be written over the manifest.
     """
     refusal: UserError | None = None
     task: str | None = None
@@ -257,6 +258,8 @@ def _asked(words: Sequence[str]) -> tuple[Requests, str | None]:
         names = [] if FLAGS.adapter is None else [entry["name"] for entry in adapter_folder.read_tasks(FLAGS.adapter)]
         known = _known_tasks(names)
         source = sources.located(FLAGS.manifest, data_dir=FLAGS.data_dir, key="--manifest", modules=FLAGS.modules)
+        if FLAGS.output is not None:
+            outputs.check_apart(FLAGS.output, form, source)
         parts.append(
             requests.of_manifest(
                 source,

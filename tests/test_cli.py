@@ -46,6 +46,10 @@ def main(argv):
             raise RuntimeError("the checkpointer stopped") from error
     if FLAGS.do == "bug":
         raise ValueError("a bug")
+    if FLAGS.do == "long":
+        raise OSError(errno.ENAMETOOLONG, "File name too long", "W/aaa")
+    if FLAGS.do == "other pipe":
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
     if FLAGS.do == "interrupt":
         raise KeyboardInterrupt
     if FLAGS.do == "tell":
@@ -196,6 +200,7 @@ def test_a_missing_required_flag_is_named(call):
         ("full", ["No space left on device", "W/checkpoints/7"]),
         ("tensorstore", ["No space left on device", "W/checkpoints/7"]),
         ("denied", ["Permission denied", "W/config.json"]),
+        ("long", ["File name too long: 'W/aaa'; allowed: a shorter name"]),
     ],
 )
 def test_an_error_of_the_users_is_one_line_and_status_2(call, what, told):
@@ -208,10 +213,13 @@ def test_the_traceback_is_shown_where_it_is_asked_for(call):
     assert "Traceback" in done.stderr and done.stderr.splitlines()[-1] == "error: rate is 3; allowed: 4"
 
 
-def test_a_bug_keeps_its_traceback_and_is_no_user_error(call):
-    done = call("--workdir=w", "--do=bug")
+@pytest.mark.parametrize(
+    ("what", "told"), [("bug", "ValueError: a bug"), ("other pipe", "BrokenPipeError: [Errno 32] Broken pipe")]
+)
+def test_a_bug_keeps_its_traceback_and_is_no_user_error(call, what, told):
+    done = call("--workdir=w", f"--do={what}")
     assert done.returncode == 1
-    assert "Traceback" in done.stderr and "ValueError: a bug" in done.stderr
+    assert "Traceback" in done.stderr and told in done.stderr
 
 
 @pytest.mark.parametrize(("what", "status"), [("75", 75), ("interrupt", 130)])

@@ -46,7 +46,8 @@ def same_adapter(found: Path, expected: Path) -> None:
         np.testing.assert_allclose(leaf, sides[1][name], rtol=1e-3, atol=1e-5, err_msg=name)
     tasks = [json.loads((folder / "adapter" / "tasks.json").read_text())["tasks"] for folder in (found, expected)]
     for one, other in zip(*tasks, strict=True):
-        assert one.pop("calibration", {}) == pytest.approx(other.pop("calibration", {}), abs=2e-3)
+        # Temperatures are found on a grid of steps of 1%.
+        assert one.pop("calibration", {}) == pytest.approx(other.pop("calibration", {}), rel=0.03, abs=2e-3)
     assert tasks[0] == tasks[1]
     records = [
         safetensors.numpy.load_file(folder / "adapter" / "task_records.safetensors") for folder in (found, expected)
@@ -172,8 +173,10 @@ if jax.process_count() == 3:
     assert done_by(0, StorageUnavailable(11, "away")) == "UserError"
     mesh = sharding.make_mesh(data=1, fsdp=3)
     split = sharding.place(np.arange(6.0), sharding.sharding_for(mesh, ("embed",), shape=(6,)))
-    whole = sharding.by_itself({"split": split})["split"]
-    assert not split.is_fully_addressable and whole.is_fully_addressable and whole.tolist() == [0, 1, 2, 3, 4, 5]
+    same = sharding.place(np.ones(6), sharding.sharding_for(mesh, (None,), shape=(6,)))
+    own = sharding.by_itself({"split": split, "same": same})
+    assert not split.is_fully_addressable and own["split"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert jax.jit(lambda tree: tree["split"] + tree["same"])(own).tolist() == [1, 2, 3, 4, 5, 6]
 assert not agreement.is_agreed(UserError("yours"))
 agreement.check_agreement({"seed": "1", "data": "x"})
 try:

@@ -1,7 +1,11 @@
 """The end of one process is the end of all of them, and the run goes on from what was saved."""
 
+import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +14,7 @@ from reference import launching
 from reference import micro as world
 from reference.launching import SETTINGS, TRAIN, same_losses
 
+from hra_jax.cli import UNREAD as UNREAD_STATUS
 from hra_jax.train import NOT_SCORED
 from hra_jax.training.preemption import PREEMPTED
 
@@ -204,3 +209,40 @@ def test_a_validation_that_fails_in_one_process_costs_no_step_of_any(micro, tmp_
     assert "error: the calibration failed: RuntimeError: process 1: a library that reads gave up" in launched.errors
     assert saved(tmp_path / "W")[-1] == 4 and len(launching.logged_losses(tmp_path / "W")) == 4
     assert (tmp_path / "W" / "adapter" / "adapter_config.json").exists()
+
+
+UNREAD = """
+import jax
+from hra_jax import cli
+from hra_jax.console import tell
+from hra_jax.run import processes
+from hra_jax.training import agreement
+
+def main(argv):
+    processes.initialize(heartbeat_seconds=100)
+    agreement.barrier("begin")
+    if jax.process_index() == 0:
+        tell("a line")
+    agreement.barrier("never")
+
+cli.run(main, define_flags=processes.define_flags)
+"""
+
+
+def test_a_process_whose_output_nobody_reads_ends_the_other(command_env):
+    read, write = os.pipe()
+    os.close(read)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    words = [sys.executable, "-c", UNREAD, f"--coordinator_address={address}", "--num_processes=2"]
+    started = [
+        subprocess.Popen([*words, f"--process_id={number}"], env=command_env, stdout=write, stderr=subprocess.DEVNULL)
+        for number in range(2)
+    ]
+    os.close(write)
+    try:
+        assert [process.wait(timeout=60) for process in started] == [UNREAD_STATUS] * 2
+    finally:
+        for process in started:
+            process.kill()

@@ -326,7 +326,10 @@ def test_lines_without_a_task_are_asked_for_one(asked, flag_values):
 
 
 def test_flags_that_do_not_fit_each_other_are_refused_in_one_line(asked, flag_values, tmp_path):
+    (tmp_path / "S").mkdir()
+    own = shutil.copy(asked["manifest"], str(tmp_path / "S" / "parts.jsonl"))
     cases = [
+        (dict(output=str(tmp_path / "S"), format="srt", manifest=own), "would be written over the manifest .*S/parts"),
         (dict(json=True), "--json is short lines on stdout"),
         (dict(output=None, format="srt"), "--format=srt needs --output: a folder"),
         (dict(output=str(tmp_path)), "is a folder; allowed: the path of a file"),

@@ -155,7 +155,8 @@ def from_array(samples: ArrayLike, *, what: str) -> np.ndarray:
     if given.ndim != 1 or not given.size:
         raise UserError(f"{what} has shape {given.shape}; allowed is 1-D (mono) and not empty")
     # Integers of 64 bits are those of a list: nothing says what their full scale is.
-    if given.dtype.kind not in "fiu" or (given.dtype.kind in "iu" and given.dtype.itemsize > 4):
+    known = given.dtype.kind in "fiu" or given.dtype.name == "bfloat16"
+    if not known or (given.dtype.kind in "iu" and given.dtype.itemsize > 4):
         raise UserError(
             f"{what} has samples of type {given.dtype}; allowed are floats of full scale 1, and integers of 8, 16 or "
             "32 bits as in files"

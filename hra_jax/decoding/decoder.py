@@ -7,6 +7,7 @@ the likeliest path of the tokens that the search has found. So everything after 
 import functools
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,6 +33,7 @@ from hra_jax.text.vocabularies import Vocabulary
 _LEAST_FRAMES, _LEAST_TOKENS = 64, 16  # of a batch that is searched, padded: few compiled shapes
 _ONE_TABLE_BYTES = 2**28  # of all models, with arcs; beyond it only those of a batch are put into its table
 _LISTS, _TABLES = 1024, 4  # lists of phrases, and batches of them, that are kept
+_KEEPING = threading.Lock()  # phrases are checked in the threads that decode audio
 _Value = TypeVar("_Value")
 
 
@@ -373,10 +375,14 @@ def _table_of_models(models: tuple[_ByDigest, ...], size: int) -> tuple[Any, np.
 
 def kept(store: dict[Hashable, _Value], key: Hashable, make: Callable[[], _Value], *, most: int) -> _Value:
     """What is stored under a key, made where it is not; what was not asked for the longest goes."""
-    found = store.pop(key) if key in store else make()
-    while len(store) >= most:
-        del store[next(iter(store))]
-    store[key] = found
+    with _KEEPING:
+        found = store.pop(key, None)
+    if found is None:
+        found = make()
+    with _KEEPING:
+        store[key] = found
+        while len(store) > most:
+            del store[next(iter(store))]
     return found
 
 

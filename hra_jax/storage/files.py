@@ -280,10 +280,12 @@ class GrowingFile:
         else:
             self._handle.flush()
 
-    def flush_if_cheap(self) -> None:
-        """`flush`, but to an object store once a minute at most. Raises OSError."""
-        if not self._remote or time.monotonic() - self._uploaded > _REMOTE_SECONDS:
+    def flush_if_cheap(self) -> bool:
+        """`flush`, but to an object store once a minute at most; whether it did. Raises OSError."""
+        cheap = not self._remote or time.monotonic() - self._uploaded > _REMOTE_SECONDS
+        if cheap:
             self.flush()
+        return cheap
 
     def close(self) -> None:
         """Flushes and closes. Raises OSError."""
@@ -375,7 +377,7 @@ def check_regular(path: epath.PathLike) -> None:
 def stamp(path: epath.PathLike) -> tuple[int, int, int] | None:
     """What is another where a local file was written again; None where there is none, and for a path of a bucket."""
     try:
-        found = os.stat(path)
+        found = os.stat(remote.local_path(os.fspath(path)))
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns

@@ -75,8 +75,9 @@ def with_centroids(
     names = list(exported.tasks)
     voices, heard = _voices(adapter, exported, [rows[n] for n in chosen], backbone=backbone)
     found = [names[tasks[chosen[n]]] for n in heard]
-    told = [name for name in names if name in found]
-    lost = [name for name in names if name not in {*found, *earlier}]
+    now = set(found)
+    told = [name for name in names if name in now]
+    lost = [name for name in names if name not in now and name not in earlier]
     if lost:
         raise UserError(f"no recording of {listed(lost)} could be read; needed: one of each task that was never heard")
     records = unknown_task.records_of(voices, found)

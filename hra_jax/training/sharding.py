@@ -251,14 +251,13 @@ def to_host(tree: Any) -> Any:
 def by_itself(tree: Any) -> Any:
     """Weights that this process can compute with, without the others; a collective where they are split over processes.
 
-    Weights that every device has whole are taken from one of them; those that are split over the devices of this
-    process alone stay as they are.
+    They lie on one device of this process; where there is no other process they stay as they are.
     """
+    if jax.process_count() == 1:
+        return tree
 
     def own(leaf: jax.Array) -> jax.Array:
-        if leaf.is_fully_replicated:
-            return leaf.addressable_data(0)
-        return leaf if leaf.is_fully_addressable else jnp.asarray(to_host(leaf))
+        return leaf.addressable_data(0) if leaf.is_fully_replicated else jnp.asarray(to_host(leaf))
 
     return jax.tree.map(own, tree)
 

@@ -16,7 +16,7 @@ from etils import epath
 
 from hra_jax.console import printable, tell
 from hra_jax.errors import UserError
-from hra_jax.storage.files import GrowingFile, check_no_link, check_regular, remove_file, write_file
+from hra_jax.storage.files import GrowingFile, check_no_link, check_regular, real_path, remove_file, write_file
 from hra_jax.storage.json_files import check_fields, json_text, parse_json, read_object
 from hra_jax.tasks.names import AUTO_TASK
 from hra_jax.transcription.requests import Request, Requests
@@ -158,7 +158,7 @@ class Lines:
         self._path, self._form = epath.Path(path), form
         self.sessions: dict[str, str] = {}
         check_no_link(self._path)
-        _claim(epath.Path(f"{path}.{_RUN}"), path, run, begun=self._path.exists() and self._path.stat().length > 0)
+        _claim(_beside(path, form, _RUN), path, run, begun=self._path.exists() and self._path.stat().length > 0)
         content, self._done = self._kept()
         self._file = GrowingFile(self._path, content=content)
 
@@ -237,7 +237,7 @@ class SubtitleFiles:
     Recordings go by their names below a folder of results. Beside the files stands which parts of which recording each
     of them holds (FILE.parts.jsonl, or parts.jsonl in a folder). Where that is not what is asked for, the file is
     removed, then its new parts are written down, and then the file: whenever a process is killed, what is there is what
-    is said of it.
+    is said of it. In a bucket files wait for the upload of what is said of them.
     """
 
     def __init__(self, path: str, form: str, run: Mapping[str, Any], requests: Requests):
@@ -279,11 +279,16 @@ class SubtitleFiles:
             )
             for name, file in files.items()
         }
-        beside = f"{path}." if single else f"{path}/"
-        content, said = _said(epath.Path(beside + _PARTS))
+        beside, claim = _beside(path, form, _PARTS), _beside(path, form, _RUN)
+        old = _bytes_in(beside)
+        foreign = bool(old) and not claim.exists()  # lines of whoever; nothing of it is read or changed
+        content = old[: old.rfind(b"\n") + 1]
+        said = {} if foreign else _said(content, file=beside)
         there = {name for name, one in self._recordings.items() if one.file.exists()}
-        begun = bool(there) or any((self._root / file).exists() for file in said)
-        _claim(epath.Path(beside + _RUN), path, run, begun=begun)
+        begun = foreign or bool(there) or any((self._root / file).exists() for file in said)
+        _claim(claim, path, run, begun=begun)
+        if content != old:
+            write_file(beside, content)
         for name in there:
             file, wanted = self._recordings[name]
             was = said.get(self._below(file), wanted)  # nothing is said of what an earlier version wrote
@@ -291,7 +296,8 @@ class SubtitleFiles:
                 raise UserError(f"{file} is of {was['audio']}, not of {wanted['audio']}; allowed: another --output")
             if was == wanted:
                 self._left[name] = 0
-        self._said = GrowingFile(epath.Path(beside + _PARTS), content=content)
+        self._said = GrowingFile(beside, content=content)
+        self._waiting: list[tuple[epath.Path, str]] = []  # files that are said to be there, and are not yet
         self._results: dict[str, dict[tuple[str, str], Result]] = collections.defaultdict(dict)
         self.sessions: dict[str, str] = {}
 
@@ -320,33 +326,40 @@ class SubtitleFiles:
         remove_file(file)
         line = json.dumps({"file": self._below(file), **said}, ensure_ascii=False)
         self._said.write(line.encode() + b"\n")
-        self._said.flush_if_cheap()
-        write_file(file, subtitles_of(results, self._form))
+        self._waiting.append((file, subtitles_of(results, self._form)))
+        self.flush()
 
     def flush(self) -> None:
-        """Each file is whole when it is there."""
+        """As `Output.flush`; to a bucket once a minute at most."""
+        if self._waiting and self._said.flush_if_cheap():
+            self._write_waiting()
 
     def close(self) -> None:
         """As `Output.close`."""
         self._said.close()
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        for file, content in self._waiting:
+            write_file(file, content)
+        self._waiting.clear()
 
 
-def _said(file: epath.Path) -> tuple[bytes, dict[str, dict[str, str]]]:
-    """The whole lines of what is written down of files of subtitles, and what the last one of each file says."""
-    if not file.exists():
-        return b"", {}
+def _bytes_in(file: epath.Path) -> bytes:
+    """What a file holds; nothing where it is absent."""
     check_no_link(file)
     check_regular(file)
-    old = file.read_bytes()
-    content = old[: old.rfind(b"\n") + 1]
-    if content != old:
-        write_file(file, content)
+    return file.read_bytes() if file.exists() else b""
+
+
+def _said(content: bytes, *, file: epath.Path) -> dict[str, dict[str, str]]:
+    """What the last line of each file of subtitles says, of all lines that are written down of them in `file`."""
     said = {}
     for number, line in enumerate(content.splitlines(), start=1):
         where = f"{file}:{number}"
         row = check_fields(parse_json(line, where=where), {"file": str, "audio": str, "parts": str}, where=where)
         said[row["file"]] = {"audio": row["audio"], "parts": row["parts"]}
-    return content, said
+    return said
 
 
 def subtitles_of(results: Sequence[Result], form: str) -> str:
@@ -395,6 +408,29 @@ def digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def _beside(path: str, form: str, name: str) -> epath.Path:
+    """A file beside an output: in a folder of subtitles, or next to a file under its name."""
+    in_folder = form in SUBTITLES and not path.lower().endswith(f".{form}")
+    return epath.Path(f"{path}/{name}" if in_folder else f"{path}.{name}")
+
+
+def check_apart(path: str, form: str, manifest: str) -> None:
+    """Refuses an output whose own files would be the manifest that is read.
+
+    Args:
+      path: the output.
+      form: its format.
+      manifest: the file that says what is asked for; a folder is none.
+
+    Raises:
+      UserError: the manifest is the output, or a file that is written beside it.
+    """
+    names = (_RUN, _PARTS) if form in SUBTITLES else (_RUN,)
+    written = (epath.Path(path), *(_beside(path, form, name) for name in names))
+    if real_path(manifest) in map(real_path, written) and not epath.Path(manifest).is_dir():
+        raise UserError(f"--output={path!r} would be written over the manifest {manifest}; allowed: another path")
+
+
 def _claim(file: epath.Path, output: str, run: Mapping[str, Any], *, begun: bool) -> None:
     """Writes down what was asked for, or compares it with what is written.
 
@@ -413,7 +449,7 @@ def _claim(file: epath.Path, output: str, run: Mapping[str, Any], *, begun: bool
     if begun and not there:
         raise UserError(f"--output={output!r} is there, and is not of this command; allowed: another path")
     stored = read_object(file, what="what an earlier run was asked for") if there else wanted
-    if stored.keys().isdisjoint(wanted):
+    if stored.keys().isdisjoint(wanted) or (not begun and stored.keys() != wanted.keys()):
         raise UserError(f"--output={output!r}: {file} is not of this command; allowed: another path")
     if begun:
         for name in sorted({*stored, *wanted}):

@@ -2,6 +2,7 @@
 
 import os
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -205,12 +206,12 @@ def test_channels_that_cancel_each_other_are_named_and_silence_is_not(tmp_path):
     assert not decode(Utterance(str(tmp_path / "silence.wav"), 1.0, ""), RATE).any()
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "float64", "float16"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "float64", "float16", "bfloat16"])
 def test_arrays_are_of_full_scale_as_files_are(dtype):
-    wanted = np.array([0.0, 0.5, -0.25, -1.0])
-    kind = np.dtype(dtype).kind
-    steps = 2 ** (8 * np.dtype(dtype).itemsize - 1)
-    given = wanted if kind == "f" else wanted * steps + (steps if kind == "u" else 0)
+    wanted, dtype = np.array([0.0, 0.5, -0.25, -1.0]), jnp.dtype(dtype)
+    steps = 2 ** (8 * dtype.itemsize - 1)
+    zero = steps if dtype.kind == "u" else 0
+    given = wanted * steps + zero if dtype.kind in "iu" else wanted
     found = audio.from_array(given.astype(dtype), what="it")
     assert found.dtype == np.float32 and found.tolist() == wanted.tolist()
 

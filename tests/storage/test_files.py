@@ -252,3 +252,13 @@ def test_names_of_temporary_files_are_told_from_others(tmp_path):
     (tmp_path / ".b.json.tmp").touch()
     remove_leftovers(tmp_path, ("a.json", "a"))
     assert names(tmp_path) == {"a.json.tmp", ".hidden", "a", ".b.json.tmp"}
+
+
+def test_a_file_that_was_written_again_has_another_stamp_also_by_its_address(tmp_path):
+    file = tmp_path / "a b.txt"
+    assert files.stamp(file) is None and files.stamp("gs://bucket/a") is None
+    file.write_text("one")
+    first = files.stamp(file)
+    assert first is not None and files.stamp(file.as_uri()) == first
+    file.write_text("longer")
+    assert files.stamp(file.as_uri()) not in (None, first)

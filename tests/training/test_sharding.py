@@ -173,6 +173,18 @@ def test_a_constraint_changes_no_value_and_its_gradient_is_constrained_too():
     assert gradient.sharding.shard_shape(gradient.shape) == (1, 2)
 
 
+@needs_eight
+def test_weights_that_this_process_alone_holds_still_fit_into_one_program():
+    mesh = sharding.make_mesh(data=1, fsdp=8)
+    shardings = {
+        "split": sharding.sharding_for(mesh, ("embed",), shape=(8,)),
+        "whole": sharding.sharding_for(mesh, (None,), shape=(8,)),
+    }
+    placed = {name: sharding.place(np.arange(8.0), where) for name, where in shardings.items()}
+    found = jax.jit(lambda tree: tree["split"] + tree["whole"])(sharding.by_itself(placed))
+    assert found.tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+
+
 def test_without_a_mesh_a_constraint_is_nothing():
     x = jnp.ones((2, 3))
     assert sharding.constrain(x, None, ("batch", "embed")) is x

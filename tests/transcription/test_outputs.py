@@ -8,6 +8,7 @@ import pytest
 
 from hra_jax.data.utterance import Utterance
 from hra_jax.errors import UserError
+from hra_jax.storage import files
 from hra_jax.transcription import outputs
 from hra_jax.transcription.outputs import Result
 from hra_jax.transcription.requests import Request, Requests
@@ -125,6 +126,46 @@ def test_what_another_command_wrote_is_left_as_it_is(tmp_path, form):
     with pytest.raises(UserError, match="run.json is not of this command; allowed: another path"):
         finish(path, form, ASKED)
     assert other.read_text() == '{"mine": 1}'
+    other.write_text('{"audio_filepath": "0.wav", "task": "ann"}')  # of no other name, and yet not of this command
+    with pytest.raises(UserError, match="run.json is not of this command; allowed: another path"):
+        finish(path, form, ASKED)
+    assert other.read_text().startswith('{"audio')
+
+
+@pytest.mark.parametrize("beside", ["S/parts.jsonl", "0.srt.parts.jsonl"])
+@pytest.mark.parametrize("lines", ['{"audio_filepath": "0.wav"}', '{"audio_filepath": "0.wav"}\n' * 2 + "{}", "\n"])
+def test_what_another_command_wrote_beside_subtitles_is_left_as_it_is(tmp_path, beside, lines):
+    mine = tmp_path / beside
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text(lines)
+    with pytest.raises(UserError, match="is there, and is not of this command; allowed: another path"):
+        finish(tmp_path / beside.removesuffix("parts.jsonl").rstrip("/."), "srt", ASKED[:1])
+    assert mine.read_text() == lines and list(mine.parent.iterdir()) == [mine]
+
+
+def test_half_a_line_beside_subtitles_is_cut_off(tmp_path):
+    finish(tmp_path / "S", "srt", ASKED[:2])
+    said = (tmp_path / "S" / "parts.jsonl").read_bytes()
+    (tmp_path / "S" / "parts.jsonl").write_bytes(said[:-5])
+    (tmp_path / "S" / "1.srt").unlink()
+    assert finish(tmp_path / "S", "srt", ASKED[:2]) == 1
+    assert (tmp_path / "S" / "parts.jsonl").read_bytes() == said
+
+
+def test_no_manifest_is_written_over(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    for path, form, manifest in (
+        ("S", "srt", "S/parts.jsonl"),
+        ("S", "vtt", "link/S/run.json"),
+        ("a.srt", "srt", "a.srt.parts.jsonl"),
+        ("t.jsonl", "jsonl", "t.jsonl.run.json"),
+        ("t.jsonl", "jsonl", "t.jsonl"),
+    ):
+        with pytest.raises(UserError, match=f"would be written over the manifest .*{manifest}; allowed: another path"):
+            outputs.check_apart(str(tmp_path / path), form, str(tmp_path / manifest))
+        outputs.check_apart(str(tmp_path / path), form, str(tmp_path / "m.jsonl"))
+    outputs.check_apart("t.txt", "text", "t.txt.parts.jsonl")  # nothing of that name lies beside lines
+    outputs.check_apart(str(tmp_path), "srt", str(tmp_path))  # shards may have subtitles beside them
 
 
 def test_a_line_that_is_none_of_this_command_is_named(tmp_path):
@@ -199,6 +240,23 @@ def test_subtitles_are_made_anew_where_other_parts_of_a_recording_are_asked_for(
     # As earlier versions wrote them: nothing is said of the files.
     (folder / "parts.jsonl").unlink()
     assert finish(folder, "srt", parts) == 4
+
+
+@pytest.mark.slow(minutes=0.5)
+def test_in_a_bucket_no_subtitles_are_there_of_which_nothing_is_said(gcs_storage, monkeypatch):
+    parts = [utterance(name, offset) for offset in (0.0, 1.0) for name in ("a.wav", "b.wav")]
+    for seconds, there in ((60.0, 0), (-1.0, 2)):  # killed before an upload, and after it
+        monkeypatch.setattr(files, "_REMOTE_SECONDS", seconds)
+        gcs_storage.clear()
+        output = outputs.open_output("gs://bucket/S", "srt", RUN, all_of(parts[:2]))
+        for one in parts[:2]:
+            output.write(result(one, words=[word("one", 0.0, 0.5)]))
+        written = [name for name in gcs_storage.names("gs://bucket/S/") if name.endswith(".srt")]
+        assert len(written) == there
+        assert finish("gs://bucket/S", "srt", parts[:3]) == there // 2  # there is more of a.wav
+        assert finish("gs://bucket/S", "srt", parts) == 2 and finish("gs://bucket/S", "srt", parts) == 4
+        for name in "ab":
+            assert gcs_storage.read(f"gs://bucket/S/{name}.srt").count(b"one two") == 2
 
 
 def test_subtitles_of_another_recording_or_another_run_are_neither_taken_nor_mixed(tmp_path):
