@@ -5,8 +5,6 @@ the likeliest path of the tokens that the search has found. So everything after 
 """
 
 import functools
-import hashlib
-import json
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +22,7 @@ from hra_jax.decoding.settings import DecodeSettings
 from hra_jax.errors import UserError
 from hra_jax.models import alignment, beam
 from hra_jax.models.padding import padded_size
+from hra_jax.storage.checksums import sha256_of_json
 from hra_jax.text import ngram
 from hra_jax.text.automaton import Automaton
 from hra_jax.text.ngram import LanguageModel
@@ -218,7 +217,7 @@ class Decoder:
             ]
             for name, task in self._tasks.items()
         }
-        return hashlib.sha256(json.dumps(tasks, sort_keys=True).encode()).hexdigest()
+        return sha256_of_json(tasks)
 
     def search_digest(self, name: str) -> str:
         """That of `language_models.search_digest` for a task, whether it is searched for by itself or not."""

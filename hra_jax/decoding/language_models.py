@@ -4,8 +4,6 @@ A model may give back the texts that it was made from. So an exported adapter ha
 there: it has the name and the digest of the model that its weights were tuned for.
 """
 
-import hashlib
-import json
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ from hra_jax.adapters.task_records import DECODE, LM, SHARED
 from hra_jax.console import listed, printable
 from hra_jax.decoding.settings import ADAPTER, DEFAULT_WEIGHTS, TRAIN, TUNED, DecodeSettings, decode_settings
 from hra_jax.errors import UserError
+from hra_jax.storage.checksums import sha256_of_json
 from hra_jax.storage.files import stamp
 from hra_jax.text import ngram
 from hra_jax.text.ngram import LanguageModel
@@ -74,7 +73,7 @@ def search_digest(entry: Mapping[str, Any]) -> str:
     weight, bonus = (
         float(entry.get(name, DEFAULT_WEIGHTS[name] if lm else 0.0)) for name in ("lm_weight", "token_bonus")
     )
-    return hashlib.sha256(json.dumps([lm, weight if lm else 0.0, bonus]).encode()).hexdigest()[:16]
+    return sha256_of_json([lm, weight if lm else 0.0, bonus])[:16]
 
 
 def _digest_of(entry: Mapping[str, Any] | None) -> str:

@@ -36,9 +36,7 @@ So `('*', '{dir}/test.jsonl', 'speaker=*', '*')` scores every speaker of a manif
 
 import collections
 import dataclasses
-import hashlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,6 +52,7 @@ from hra_jax.data.sources import located, read_source
 from hra_jax.data.utterance import Refused, Utterance
 from hra_jax.decoding.settings import decode_settings
 from hra_jax.errors import UserError
+from hra_jax.storage.checksums import sha256_of_json
 from hra_jax.tasks.names import AUTO_TASK, BASE_TASK, FEW_TASK, MEAN_TASK, RESERVED_NAMES
 from hra_jax.text.normalization import versioned
 
@@ -233,21 +232,17 @@ def suite_digest(suite: Suite) -> str:
     asked = (suite.name, suite.normalizer, suite.metric, suite.block, suite.slices, suite.shots, suite.draws)
     more: list[object] = [suite.chunk_seconds] if suite.chunk_seconds or suite.decode else []
     more += [dict(suite.decode)] if suite.decode else []
-    return _digest([asked, tasks, *more, *([["session", suite.session]] if suite.session else [])])
+    return sha256_of_json([asked, tasks, *more, *([["session", suite.session]] if suite.session else [])])
 
 
 def data_digest(suite: Suite) -> str:
     """A hash of the utterances of a suite, as the manifests have them: keys, texts, durations, tags; not of audio."""
-    return _digest(
+    return sha256_of_json(
         [
             [task.name, [(row.key, row.text, row.duration, row.tags) for row in task.utterances]]
             for task in sorted(suite.tasks, key=lambda task: task.name)
         ]
     )
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _few_settings(config: ml_collections.ConfigDict, data_dir: str, modules: Sequence[str]) -> dict[str, Any]:

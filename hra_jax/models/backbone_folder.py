@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,6 +42,7 @@ from hra_jax.models.features import FeatureConfig
 from hra_jax.models.stored_settings import fingerprinted, from_json, to_json
 from hra_jax.models.weight_hashes import Hashes
 from hra_jax.storage import folders
+from hra_jax.storage.checksums import sha256_of_json
 from hra_jax.storage.files import is_remote, remove_file, remove_leftovers, replaced_name, write_file
 from hra_jax.storage.json_files import Kind, check_fields, check_shown, json_text, read_object
 from hra_jax.storage.safetensors_reader import TensorFiles
@@ -225,7 +225,7 @@ def _shapes(features: FeatureConfig, encoder: EncoderConfig) -> dict[str, tuple[
 
 def _fingerprint(hashes: dict, features: FeatureConfig, encoder: EncoderConfig, vocabulary: dict) -> str:
     settings = [hashes, fingerprinted(features), fingerprinted(encoder), vocabulary]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(settings)
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------

@@ -112,8 +112,8 @@ def make_decoder(
 
 def searched(decoder: Decoder, runner: SuiteRunner) -> set[str]:
     """The tasks of which any utterance of a suite is searched for, and not decoded greedily."""
-    adapters = zip(runner.table.source.tolist(), range(len(runner.table)), strict=True)
-    own = {runner.adapters[source] for source, number in adapters if runner.phrases_of(number)}
+    sources = enumerate(runner.table.source.tolist())
+    own = {runner.adapters[source] for number, source in sources if runner.phrases_of(number)}
     return own | {name for name in vocabularies_of(runner) if decoder.searches(name)}
 
 

@@ -40,6 +40,7 @@ from hra_jax.run import decoders, layout, programs, scoring, unknown_tasks
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.settings import RunSettings
 from hra_jax.run.systems import System, suite_weights
+from hra_jax.storage.checksums import sha256_of_json
 from hra_jax.storage.files import make_folder, remove_file, write_file
 from hra_jax.storage.json_files import COUNT, Kind, read_lines, read_object
 from hra_jax.tasks.names import AUTO_TASK, MEAN_TASK, task_file_names
@@ -221,7 +222,7 @@ def job(
         system,
         output,
         f"{runner.suite.name}/{system.name}",
-        hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
+        sha256_of_json(facts),
         decoder,
         decoding,
     )

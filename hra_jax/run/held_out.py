@@ -6,8 +6,6 @@ The run has a work directory of its own, R/<suite>.heads/<system>, so one that w
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +26,7 @@ from hra_jax.run import systems
 from hra_jax.run.evaluating import BaseTexts
 from hra_jax.run.systems import System
 from hra_jax.run.workdirs import ADAPTER
+from hra_jax.storage.checksums import sha256_of_json
 from hra_jax.tasks import few_shot
 from hra_jax.tasks.names import FEW_TASK
 from hra_jax.training.agreement import agreed, first_alone
@@ -103,7 +102,7 @@ def _with_heads(system: System, heads: Sequence[Head], settings: Mapping[str, An
         # `data.tasks=()` of the training takes them sorted, after those of the adapter.
         tasks=(*system.tasks, *sorted(head.name for head in heads)),
         averaged=len(system.tasks),
-        digest=hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
+        digest=sha256_of_json(facts),
         weights=functools.cache(functools.partial(_trained, system, heads, settings, workdir)),
     )
 

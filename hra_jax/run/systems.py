@@ -6,9 +6,7 @@ whether a suite fits, and whether it was scored already; weights of backbones ar
 
 import dataclasses
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,6 +29,7 @@ from hra_jax.run.checkpoint_export import stored_hashes
 from hra_jax.run.foundation import Foundation
 from hra_jax.run.place import backbone_weights
 from hra_jax.run.saving import take
+from hra_jax.storage.checksums import sha256_of_json
 from hra_jax.tasks import library
 from hra_jax.tasks.descriptions import is_untrained
 from hra_jax.text.task_vocabularies import OwnVocabularies
@@ -152,7 +151,7 @@ def of_adapter(name: str, folder: epath.PathLike, base: Foundation) -> System:
         facts={"method": "adapter"}
         | ({"set_aside": sorted(aside)} if aside else {})
         | ({"calibration": errors} if (errors := calibration_errors(exported.tasks_json)) else {}),
-        digest=_digest({"weights": initial.content_hash(str(folder)), "meaning": meaning}),
+        digest=sha256_of_json({"weights": initial.content_hash(str(folder)), "meaning": meaning}),
         trained_on=_trained_on(base, **{f"the adapter {str(folder)!r}": task_records.all_hashes(exported.records)}),
         trained_seconds=model.trained_seconds or base.files.trained_seconds,
         weights=lambda mesh: {"shared": model.shared, "tasks": model.rows},
@@ -205,7 +204,7 @@ def _of_checkpoint(
         "base": base,
         "beside": config.method != "pretrain",
         "facts": {"step": step, "seed": config.seed, "method": config.method},
-        "digest": _digest(known),
+        "digest": sha256_of_json(known),
     }
     start_tasks, start_hashes = _start(config.adapter.start)
     hashes = {f"the adapter {config.adapter.start!r}": start_hashes, "this run": stored_hashes(checkpoints, step)[0]}
@@ -284,10 +283,6 @@ def _trained_on(base: Foundation, **more: np.ndarray) -> dict[str, np.ndarray]:
     found = {f"the backbone {base.name!r}": task_records.all_hashes(backbone), **more}
     known = {what: np.unique(hashes[hashes != 0]) for what, hashes in found.items()}
     return {what: hashes for what, hashes in known.items() if len(hashes)}
-
-
-def _digest(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def suite_weights(weights: dict[str, Any], tasks: int, runner: SuiteRunner, mesh: Mesh) -> dict[str, Any]:

@@ -264,7 +264,7 @@ def add_rows(source: Source, output: epath.PathLike, tasks: Sequence[str]) -> Wr
                 f"{part} {fingerprint[:12]}; allowed: the same one, or an export without --task"
             )
     content = {task_file(task): source.row_bytes(task) for task in tasks}
-    # What is listed of the other files stays: computed anew, it would call a damaged or missing one right.
+    # What is listed of the other files stays: recomputed, it would call a damaged or missing one right.
     added = {name: list(checksums.of_bytes(data)) for name, data in content.items()}
     listing = dict(sorted((checksums.listed(output) | added).items()))
 

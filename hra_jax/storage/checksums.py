@@ -32,6 +32,11 @@ def of_json(value: object) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
+def sha256_of_json(value: object) -> str:
+    """The SHA-256 of a JSON value, however it is written, in hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def sha256(file: epath.PathLike, *, told: Callable[[int], object] = lambda count: None) -> str:
     """The SHA-256 of a file's content, in hexadecimal digits.
 
